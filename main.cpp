@@ -1,0 +1,185 @@
+// claude-openai: the command line of claude-openai.hpp. Flags, environment, signals.
+#include "claude-openai.hpp"
+
+#include <CLI/CLI.hpp>
+
+#include <iostream>
+
+namespace {
+
+namespace proxy = claude_openai;
+
+proxy::server* running = nullptr;
+
+extern "C" void stop_running(int) {
+  if (running != nullptr) running->stop();
+}
+
+/// A bare MAX_TIMEOUT of 10000 or more is milliseconds, as the Python wrapper's .env has it.
+std::chrono::milliseconds parse_timeout(const std::string& value) {
+  const auto bare = proxy::text::try_number<std::int64_t>(value);
+  if (bare && *bare >= 10'000) return std::chrono::milliseconds(*bare);
+  const auto timeout = proxy::try_duration(value);
+  if (!timeout) throw CLI::ValidationError("--timeout", "'" + value + "' is not a duration");
+  return *timeout;
+}
+
+proxy::logger make_logger(const std::string& level) {
+  const auto& names = proxy::log_level_names;
+  const auto found = std::find(names.begin(), names.end(), level);
+  return proxy::logger(static_cast<proxy::log_level>(found - names.begin()),
+                       [](proxy::log_level at, const std::string& line) {
+                         const auto name = proxy::log_level_names.at(static_cast<std::size_t>(at));
+                         std::cerr << proxy::text::iso_time(std::chrono::system_clock::now()) << ' '
+                                   << name << ' ' << line << std::endl;
+                       });
+}
+
+/// Flags, environment variables and defaults, in that order of precedence.
+struct command_line {
+  proxy::options settings;
+  std::string timeout = "600s";
+  std::string auth;
+  std::string log_level = "info";
+  std::vector<std::string> keys;
+  CLI::App app{"An OpenAI-compatible proxy over living `claude` processes.", "claude-openai"};
+
+  command_line() {
+    app.footer(
+        "Every flag can be set by the environment variable in brackets; a flag wins over it.\n"
+        "Point any OpenAI client at http://127.0.0.1:8000/v1.");
+    app.set_version_flag("--version", "claude-openai " CLAUDE_OPENAI_VERSION);
+    app.add_option("--host", settings.host, "Address to listen on; beyond loopback a key is needed")
+        ->envname("CLAUDE_WRAPPER_HOST")
+        ->capture_default_str();
+    app.add_option("port,--port", settings.port, "Port; 0 takes any free one")
+        ->envname("PORT")
+        ->check(CLI::Range(0, 65535))
+        ->capture_default_str();
+    app.add_option("--auth-method", auth, "How claude reaches a model (default: detect)")
+        ->envname("CLAUDE_AUTH_METHOD")
+        ->check(CLI::IsMember({"cli", "api_key", "bedrock", "vertex", "claude_cli", "anthropic",
+                               "detect"}));
+    app.add_option("--claude-path", settings.claude_path, "The claude program (default: on PATH)")
+        ->envname("CLAUDE_CLI_PATH");
+    app.add_option("--cwd", settings.working_directory,
+                   "Working directory of claude (default: a private temporary one)")
+        ->envname("CLAUDE_CWD")
+        ->check(CLI::ExistingDirectory);
+    app.add_option("--timeout", timeout, "Longest time for one request: 90s, 10m, or seconds")
+        ->envname("MAX_TIMEOUT")
+        ->capture_default_str();
+    app.add_option("--model", settings.default_model, "Model of requests that name none")
+        ->envname("DEFAULT_MODEL")
+        ->capture_default_str();
+    app.add_option("--spares", settings.spares, "claude processes kept ready")
+        ->envname("CLAUDE_SPARES")
+        ->check(CLI::Range(0, 64))
+        ->capture_default_str();
+    app.add_option("--max-processes", settings.max_processes,
+                   "Most claude processes at once (default: one per 250 MiB of memory, at most 32)")
+        ->envname("CLAUDE_MAX_PROCESSES")
+        ->check(CLI::Range(1, 1024));
+    app.add_option("--max-request-size", settings.max_body_bytes, "Largest request body in bytes")
+        ->envname("MAX_REQUEST_SIZE")
+        ->capture_default_str();
+    app.add_option("--api-key", keys,
+                   "Key that clients must present; repeatable [API_KEY, API_KEYS]")
+        ->take_all();
+    app.add_option("--log-level", log_level, "debug, info, warning, error or off")
+        ->envname("LOG_LEVEL")
+        ->check(CLI::IsMember({"debug", "info", "warning", "error", "off"}))
+        ->capture_default_str();
+  }
+
+  proxy::options finish() {
+    settings.environment = proxy::current_environment();
+    settings.port_required = app.count("--port") > 0 ||
+                             settings.environment.count("PORT") > 0;
+    settings.auth = proxy::try_auth_method(auth).value_or(proxy::auth_method::detect);
+    settings.timeout = parse_timeout(timeout);
+    settings.log = make_logger(log_level);
+    settings.api_keys = keys;
+    if (keys.empty()) {
+      const auto& variables = settings.environment;
+      settings.api_keys = proxy::text::split(proxy::value_or(variables, "API_KEYS"), ',');
+      const auto single = proxy::value_or(variables, "API_KEY");
+      if (!single.empty()) settings.api_keys.push_back(single);
+    }
+    return settings;
+  }
+};
+
+void print_start(const proxy::server& server, bool key_was_made) {
+  const auto& settings = server.settings();
+  const auto url = server.url();
+  std::cout << "claude-openai " CLAUDE_OPENAI_VERSION " is listening on " << url << "\n"
+            << "  OpenAI base URL    " << url << "/v1\n"
+            << "  claude             " << settings.claude_path << "\n"
+            << "  auth method        " << proxy::name_of(proxy::resolve_auth(settings)) << "\n"
+            << "  working directory  " << settings.working_directory << "\n"
+            << "  spares             " << settings.spares << "\n";
+  if (key_was_made) {
+    std::cout << "  client key         " << settings.api_keys.front()
+              << "  (made for this run: the address is not loopback; set your own by --api-key)\n";
+  } else if (settings.api_keys.empty()) {
+    std::cout << "  client key         none: every user of this machine may use it (--api-key)\n";
+  }
+  const auto header = settings.api_keys.empty() ? std::string()
+                      : key_was_made
+                          ? " -H 'Authorization: Bearer " + settings.api_keys.front() + "'"
+                          : std::string(" -H \"Authorization: Bearer $API_KEY\"");
+  std::cout << "  try it             curl " << url << "/v1/chat/completions" << header
+            << " -d '{\"messages\":[{\"role\":\"user\",\"content\":\"Say hello\"}]}'" << std::endl;
+}
+
+void print_inspection(const proxy::server& server, const proxy::cli_facts& facts) {
+  const auto missing = proxy::missing_credentials(server.settings());
+  if (!facts.version.empty()) std::cout << "  claude version     " << facts.version << "\n";
+  if (facts.problem.empty() && missing.empty()) {
+    std::cout << "  login              valid" << std::endl;
+    return;
+  }
+  for (const auto& problem : missing) std::cout << "  login              " << problem << "\n";
+  if (!facts.problem.empty()) std::cout << "  PROBLEM            " << facts.problem << "\n";
+  std::cout << std::flush;
+}
+
+int serve(const proxy::options& settings) {
+  proxy::server server(settings);
+  server.bind();
+  if (settings.port != 0 && server.port() != settings.port) {
+    std::cout << "port " << settings.port << " is busy; using " << server.port() << " instead\n";
+  }
+  std::atomic<bool> refused{false};
+  server.on_inspected = [&](const proxy::cli_facts& facts) {
+    print_inspection(server, facts);
+    if (!facts.too_old) return;
+    refused = true;
+    server.stop();
+  };
+  running = &server;
+  std::signal(SIGINT, stop_running);
+  std::signal(SIGTERM, stop_running);
+  print_start(server, settings.api_keys.empty() && !server.settings().api_keys.empty());
+  server.run();
+  std::signal(SIGINT, SIG_DFL);
+  std::signal(SIGTERM, SIG_DFL);
+  running = nullptr;
+  return refused ? 1 : 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  command_line line;
+  try {
+    line.app.parse(argc, argv);
+    return serve(line.finish());
+  } catch (const CLI::ParseError& wrong) {
+    return line.app.exit(wrong);
+  } catch (const std::exception& failure) {
+    std::cerr << "claude-openai: " << failure.what() << std::endl;
+    return 1;
+  }
+}
