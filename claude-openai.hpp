@@ -658,8 +658,8 @@ struct message {
   std::vector<content_part> parts;
 };
 
-/// What a client asks for. Messages alternate between user and assistant, begin anywhere and end
-/// with the user: `normalize` sees to it.
+/// What a client asks for. Messages alternate between user and assistant, and the user speaks
+/// first and last: `normalize` sees to it.
 struct turn_request {
   std::string model;   ///< empty: the operator's default
   std::string system;  ///< empty: none
@@ -672,12 +672,19 @@ struct turn_request {
 /// (a "continue" button): the CLI has no prefill, a turn always begins with the user.
 constexpr std::string_view continue_prompt = "Please continue.";
 
+/// What the user says before a history that begins with the assistant (a bot's greeting): the
+/// Messages API wants the user first.
+constexpr std::string_view opening_prompt = "Hello.";
+
 /// Joins neighbours of one role and drops empty messages, as the Messages API wants them, and
-/// makes sure that the user speaks last.
+/// makes sure that the user speaks first and last.
 inline void normalize(std::vector<message>& messages) {
   std::vector<message> joined;
   for (auto& next : messages) {
     if (next.parts.empty()) continue;
+    if (joined.empty() && next.author == role::assistant) {
+      joined.push_back({role::user, {text_part{std::string(opening_prompt)}}});
+    }
     if (joined.empty() || joined.back().author != next.author) {
       joined.push_back(std::move(next));
       continue;
@@ -709,8 +716,8 @@ inline std::string parse_model(const reader& field) {
 //
 // The grammar, which every decoder keeps and every dialect relies on:
 //
-//   turn  := turn_started block* ( turn_stopped | turn_failed )    turn_failed may come any time
-//   block := block_started(i) block_delta(i)* block_stopped(i)     i = 0, 1, 2…, never interleaved
+//   turn  := turn_started block* ( turn_stopped | turn_failed )   turn_failed may come at any time
+//   block := block_started(i) block_delta(i)* block_stopped(i)     i = 0, 1, 2, never interleaved
 
 enum class block_kind { text, thinking, tool_call };
 
@@ -1307,7 +1314,8 @@ inline std::string upstream_message(std::string_view told) {
   }
   const auto status_end = told.find(' ');
   if (status_end == 3 && text::try_number<int>(told.substr(0, 3))) told.remove_prefix(4);
-  return std::string(told);
+  const auto advice = told.find(". This is a server-side issue");  // the CLI's, not the API's
+  return std::string(told.substr(0, advice));
 }
 
 /// The API's status to the kind that tells it to a client.
@@ -1414,8 +1422,13 @@ class turn_decoder {
   void decode_stream_event(const json& said, events& out) {
     const auto type = string_of(said, "type");
     if (type == "message_start") begin_message(member_of(said, "message"), true, out);
-    if (type == "content_block_start") begin_block(member_of(said, "content_block"), out);
-    if (type == "content_block_delta") decode_delta(member_of(said, "delta"), out);
+    if (type == "content_block_start") {
+      api_index_ = integer_of(said, "index");
+      begin_block(member_of(said, "content_block"), out);
+    }
+    if (type == "content_block_delta" && integer_of(said, "index") == api_index_) {
+      decode_delta(member_of(said, "delta"), out);
+    }
     if (type == "message_delta") {
       read_usage(member_of(said, "usage"), message_usage_);
       const auto& delta = member_of(said, "delta");
@@ -1606,6 +1619,7 @@ class turn_decoder {
   std::size_t first_ = 0;                ///< where the incoming message's blocks begin
   std::size_t next_ = 0;                 ///< where its next block goes
   std::optional<std::size_t> incoming_;  ///< the block that is coming in
+  std::int64_t api_index_ = 0;           ///< what the API calls it
   std::size_t position_ = 0;             ///< how much of it came in
 };
 
@@ -2000,6 +2014,13 @@ class child_process {
            info.si_pid == pid_;
   }
 
+  /// Waits a moment for the end of a process that has closed its streams.
+  bool wait_for_exit(std::chrono::milliseconds longest) const {
+    const auto until = std::chrono::steady_clock::now() + longest;
+    while (!has_exited() && std::chrono::steady_clock::now() < until) ::usleep(1'000);
+    return has_exited();
+  }
+
   /// Takes an exited process off the system's list and kills what it left in its group.
   bool try_reap() {
     if (pid_ < 0) return true;
@@ -2249,14 +2270,9 @@ class worker {
 
   /// Moves all bytes that can be moved without waiting, and reads what the process says.
   void pump() {
-    const bool exited = child_->has_exited();
+    const bool exited = child_->has_exited();  // before the last read, so that nothing is missed
     send({});
-    if (child_->errors && !read_available(child_->errors.get(), complaints_)) {
-      child_->errors.reset();
-    }
-    if (complaints_.size() > longest_complaint) {
-      complaints_.erase(0, complaints_.size() - longest_complaint);
-    }
+    read_complaints();
     std::string said;
     const bool open = child_->output && read_available(child_->output.get(), said);
     splitter_.feed(said);
@@ -2317,11 +2333,19 @@ class worker {
     send_batch();
   }
 
+  void read_complaints() {
+    if (child_->errors && !read_available(child_->errors.get(), complaints_)) {
+      child_->errors.reset();
+    }
+    if (complaints_.size() > longest_complaint) {
+      complaints_.erase(0, complaints_.size() - longest_complaint);
+    }
+  }
+
   void lose_exited() {
-    const bool reaped = child_->try_reap();
-    std::string reason = "claude ended unexpectedly";
-    if (reaped && !child_->ending().empty()) reason += " (" + child_->ending() + ")";
-    lose(reason);
+    const bool reaped = child_->wait_for_exit(std::chrono::milliseconds(100)) && child_->try_reap();
+    read_complaints();
+    lose("claude ended unexpectedly" + (reaped ? " (" + child_->ending() + ")" : std::string()));
   }
 
   void lose(const std::string& reason) {
@@ -2435,13 +2459,14 @@ class pool {
     std::unique_lock<std::mutex> lock(mutex_);
     remember(profile);
     last_taken_ = std::chrono::steady_clock::now();
-    if (auto spare = take_spare(profile)) {
-      ++busy_;
-      wake_.raise();
-      return lease(*this, std::move(spare), true);
+    auto spare = take_spare(profile);
+    while (!spare && total() >= maximum_) {
+      wait_for_change(lock);
+      spare = take_spare(profile);
     }
-    wait_for_slot(lock);
-    ++busy_;  // the slot is taken before the process starts: no race can pass the cap
+    ++busy_;  // the slot is taken before a process starts: no race can pass the cap
+    wake_.raise();
+    if (spare) return lease(*this, std::move(spare), true);
     lock.unlock();
     try {
       return lease(*this, start_worker(profile), false);
@@ -2526,19 +2551,15 @@ class pool {
     return process;
   }
 
-  void wait_for_slot(std::unique_lock<std::mutex>& lock) {
-    if (total() >= maximum_ && !spares_.empty()) {
+  /// Waits for a slot or a spare that is about to be there. Throws when there is none to wait for.
+  void wait_for_change(std::unique_lock<std::mutex>& lock) {
+    if (!spares_.empty() && stopping_.empty()) {
       stop(spares_.back().process->take_child());
       spares_.pop_back();
       wake_.raise();
     }
-    const auto has_room = [&] { return total() < maximum_; };
-    const auto has_hope = [&] { return !stopping_.empty() || starting_ > 0; };
-    const auto deadline = std::chrono::steady_clock::now() + longest_slot_wait;
-    while (!has_room() && has_hope()) {
-      if (slot_freed_.wait_until(lock, deadline) == std::cv_status::timeout) break;
-    }
-    if (has_room()) return;
+    const bool hope = !stopping_.empty() || starting_ > 0;
+    if (hope && changed_.wait_for(lock, longest_slot_wait) == std::cv_status::no_timeout) return;
     api_error busy(error_kind::rate_limited,
                    "all " + std::to_string(maximum_) +
                        " claude processes are busy; try again, or start the proxy with a larger "
@@ -2569,10 +2590,11 @@ class pool {
 
   void run_janitor() {
     std::unique_lock<std::mutex> lock(mutex_);
-    while (!closing_ || !stopping_.empty() || busy_ > 0) {
+    for (;;) {
       if (closing_) stop_spares();
       tend_spares();
       reap();
+      if (closing_ && stopping_.empty() && busy_ == 0) return;
       const auto due = start_spare(lock);
       auto entries = poll_entries();
       lock.unlock();
@@ -2580,8 +2602,6 @@ class pool {
       wake_.clear();
       lock.lock();
     }
-    stop_spares();
-    stopping_.clear();
   }
 
   std::vector<pollfd> poll_entries() const {
@@ -2619,9 +2639,10 @@ class pool {
         process->child->signal_group(SIGKILL);
         process->killed = true;
       }
-      process = process->child->try_reap() ? stopping_.erase(process) : std::next(process);
+      const bool gone = process->child->try_reap();
+      process = gone ? stopping_.erase(process) : std::next(process);
+      if (gone) changed_.notify_all();
     }
-    slot_freed_.notify_all();
   }
 
   /// A `claude` that dies at its start would otherwise be started again without end.
@@ -2650,6 +2671,7 @@ class pool {
     }
     lock.lock();
     --starting_;
+    changed_.notify_all();
     if (fresh) {
       spares_.push_back({*profile, std::move(fresh)});
     } else {
@@ -2687,7 +2709,7 @@ class pool {
   int maximum_ = 0;
 
   mutable std::mutex mutex_;  ///< guards all below but the janitor itself
-  std::condition_variable slot_freed_;
+  std::condition_variable changed_;
   std::deque<launch_profile> profiles_;
   std::list<spare_process> spares_;
   std::list<stopping_process> stopping_;

@@ -163,9 +163,7 @@ int serve(const proxy::options& settings) {
   std::signal(SIGTERM, stop_running);
   print_start(server, settings.api_keys.empty() && !server.settings().api_keys.empty());
   server.run();
-  std::signal(SIGINT, SIG_DFL);
-  std::signal(SIGTERM, SIG_DFL);
-  running = nullptr;
+  running = nullptr;  // a further signal changes nothing: all that is left is to clean up
   return refused ? 1 : 0;
 }
 
