@@ -298,28 +298,33 @@ enum class log_level { debug, info, warning, error, off };
 constexpr std::array<std::string_view, 5> log_level_names = {"debug", "info", "warning", "error",
                                                              "off"};
 
-/// The text with whatever looks like a credential masked: `sk-…` keys and tokens, bearer values.
+/// Length of the credential's mark (`sk-`, `Bearer `, `AKIA`) at the front; 0 when there is none.
+inline std::size_t credential_mark_length(std::string_view line) {
+  for (const std::string_view mark : {"sk-", "bearer ", "akia"}) {
+    if (text::to_lower(line.substr(0, mark.size())) == mark) return mark.size();
+  }
+  return 0;
+}
+
+/// The line with whatever looks like a credential masked.
 inline std::string redact(std::string_view line) {
-  constexpr std::array<std::string_view, 4> marks = {"sk-", "Bearer ", "bearer ", "AKIA"};
-  const auto in_secret = [](char c) {
-    return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '-' || c == '_' || c == '.';
+  constexpr std::string_view token_punctuation = "-_./+=~";
+  const auto in_word = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0; };
+  const auto in_token = [&](char c) {
+    return in_word(c) || token_punctuation.find(c) != std::string_view::npos;
   };
   std::string safe;
   while (!line.empty()) {
-    const auto mark = std::find_if(marks.begin(), marks.end(), [&](std::string_view candidate) {
-      return text::starts_with(line, candidate);
-    });
-    if (mark == marks.end()) {
-      safe += line.front();
-      line.remove_prefix(1);
-      continue;
-    }
-    safe += *mark;
-    line.remove_prefix(mark->size());
-    const auto end = std::find_if_not(line.begin(), line.end(), in_secret);
+    const bool word_begins = safe.empty() || !in_word(safe.back());
+    const auto mark = word_begins ? credential_mark_length(line) : 0;
+    const auto end = std::find_if_not(line.begin() + static_cast<std::ptrdiff_t>(mark), line.end(),
+                                      in_token);
     const auto length = static_cast<std::size_t>(end - line.begin());
-    safe += length >= 8 ? "***" : std::string(line.substr(0, length));
-    line.remove_prefix(length);
+    const bool secret = mark > 0 && length - mark >= 6;
+    const auto shown = secret ? mark : std::max<std::size_t>(mark, 1);
+    safe += line.substr(0, shown);
+    if (secret) safe += "***";
+    line.remove_prefix(secret ? length : shown);
   }
   return safe;
 }
@@ -369,12 +374,14 @@ class logger {
 using json = nlohmann::ordered_json;
 
 constexpr std::size_t max_json_depth = 128;
-constexpr std::size_t max_json_members = 10'000;
+/// Name comparisons that parsing may cost: one object of 6,000 members, or many small ones.
+constexpr std::size_t max_json_comparisons = 20'000'000;
 
-/// Throws when the text nests deeper or has more members in one object than a parser can take
-/// safely: nlohmann's recursion overflows the stack, and ordered objects look names up one by one.
+/// Throws when the text nests deeper or has larger objects than a parser can take safely:
+/// nlohmann's recursion overflows the stack, and ordered objects look names up one by one.
 inline void check_json_bounds(std::string_view body) {
-  std::vector<std::size_t> separators;
+  std::vector<std::size_t> members;  // of each object and array around the current byte
+  std::size_t comparisons = 0;
   bool in_string = false;
   for (std::size_t i = 0; i < body.size(); ++i) {
     const char c = body[i];
@@ -384,13 +391,13 @@ inline void check_json_bounds(std::string_view body) {
       continue;
     }
     if (c == '"') in_string = true;
-    if (c == '[' || c == '{') separators.push_back(0);
-    if ((c == ']' || c == '}') && !separators.empty()) separators.pop_back();
-    if (c == ':' && !separators.empty()) ++separators.back();
-    if (separators.size() > max_json_depth) {
-      throw api_error(error_kind::invalid_request, "the JSON body is nested too deeply");
+    if (c == '[' || c == '{') members.push_back(0);
+    if ((c == ']' || c == '}') && !members.empty()) members.pop_back();
+    if (c == ':' && !members.empty()) comparisons += members.back()++;
+    if (members.size() > max_json_depth) {
+      throw api_error(error_kind::invalid_request, "the JSON is nested too deeply");
     }
-    if (!separators.empty() && separators.back() > max_json_members) {
+    if (comparisons > max_json_comparisons) {
       throw api_error(error_kind::invalid_request, "an object in the JSON has too many fields");
     }
   }
@@ -408,6 +415,8 @@ inline json parse_body(std::string_view body) {
   } catch (const json::parse_error& broken) {
     throw api_error(error_kind::invalid_request, "the request body is not valid JSON (byte " +
                                                      std::to_string(broken.byte) + ")");
+  } catch (const json::exception&) {
+    throw api_error(error_kind::invalid_request, "the request body holds a number out of range");
   }
   throw api_error(error_kind::invalid_request, "the request body must be a JSON object");
 }
@@ -599,9 +608,16 @@ inline std::optional<std::chrono::milliseconds> try_duration(std::string_view va
   return std::nullopt;
 }
 
-inline bool is_loopback_name(std::string_view host) {
-  return host == "localhost" || host == "::1" || host == "[::1]" ||
-         text::starts_with(host, "127.");
+inline bool is_ip_literal(const std::string& host) {
+  std::array<unsigned char, sizeof(in6_addr)> address{};
+  return ::inet_pton(AF_INET, host.c_str(), address.data()) == 1 ||
+         ::inet_pton(AF_INET6, host.c_str(), address.data()) == 1;
+}
+
+/// `127.evil.example` is none: only addresses and the reserved name are (RFC 6761).
+inline bool is_loopback_name(const std::string& host) {
+  if (!is_ip_literal(host)) return host == "localhost";
+  return host == "::1" || text::starts_with(host, "127.");
 }
 
 /// One sentence per problem; empty when the options can be run with.
@@ -911,14 +927,11 @@ inline std::string render_error(const api_error& error) {
     return {"server_error", ""};
   }();
   const std::string code = error.code.empty() ? default_code : error.code;
-  json body = json::object();
-  body["message"] = error.message;
-  body["type"] = type;
-  body["param"] = error.param.empty() ? json() : json(error.param);
-  body["code"] = code.empty() ? json() : json(code);
-  json whole = json::object();
-  whole["error"] = std::move(body);
-  return dump(whole);
+  const json body = json::object({{"message", error.message},
+                                  {"type", type},
+                                  {"param", error.param.empty() ? json() : json(error.param)},
+                                  {"code", code.empty() ? json() : json(code)}});
+  return dump(json::object({{"error", body}}));
 }
 
 inline const char* finish_reason(stop_reason reason) {
@@ -935,20 +948,16 @@ inline const char* finish_reason(stop_reason reason) {
 /// OpenAI's counts, and beside them the API's own cache counts and the cost, under the names that
 /// clients of several providers look for.
 inline json render_usage(const token_usage& usage) {
-  json prompt_details = json::object();
-  prompt_details["cached_tokens"] = usage.cache_read;
-  prompt_details["cache_write_tokens"] = usage.cache_write;
-  json cache_creation = json::object();
-  cache_creation["ephemeral_5m_input_tokens"] = usage.cache_write_5m;
-  cache_creation["ephemeral_1h_input_tokens"] = usage.cache_write_1h;
-  json rendered = json::object();
-  rendered["prompt_tokens"] = usage.prompt();
-  rendered["completion_tokens"] = usage.output;
-  rendered["total_tokens"] = usage.prompt() + usage.output;
-  rendered["prompt_tokens_details"] = std::move(prompt_details);
-  rendered["cache_read_input_tokens"] = usage.cache_read;
-  rendered["cache_creation_input_tokens"] = usage.cache_write;
-  rendered["cache_creation"] = std::move(cache_creation);
+  json rendered = json::object(
+      {{"prompt_tokens", usage.prompt()},
+       {"completion_tokens", usage.output},
+       {"total_tokens", usage.prompt() + usage.output},
+       {"prompt_tokens_details", json::object({{"cached_tokens", usage.cache_read},
+                                               {"cache_write_tokens", usage.cache_write}})},
+       {"cache_read_input_tokens", usage.cache_read},
+       {"cache_creation_input_tokens", usage.cache_write},
+       {"cache_creation", json::object({{"ephemeral_5m_input_tokens", usage.cache_write_5m},
+                                        {"ephemeral_1h_input_tokens", usage.cache_write_1h}})}});
   if (usage.cost_usd) rendered["cost"] = *usage.cost_usd;
   return rendered;
 }
@@ -980,31 +989,27 @@ class chat_reply final : public reply {
     for (const auto& block : result.blocks) {
       if (block.kind == block_kind::text) content += block.text;
     }
-    json said = json::object();
-    said["role"] = "assistant";
-    said["content"] = content;
-    said["refusal"] = json();
-    said["annotations"] = json::array();
-    json choice = json::object();
-    choice["index"] = 0;
-    choice["message"] = std::move(said);
-    choice["logprobs"] = json();
-    choice["finish_reason"] = finish_reason(result.reason);
+    const json said = json::object({{"role", "assistant"},
+                                    {"content", content},
+                                    {"refusal", json()},
+                                    {"annotations", json::array()}});
+    const json choice = json::object({{"index", 0},
+                                      {"message", said},
+                                      {"logprobs", json()},
+                                      {"finish_reason", finish_reason(result.reason)}});
     json whole = head("chat.completion", result.model);
-    whole["choices"] = json::array({std::move(choice)});
+    whole["choices"] = json::array({choice});
     whole["usage"] = render_usage(result.usage);
     return dump(whole);
   }
 
  private:
   json head(const char* object, const std::string& model) const {
-    json whole = json::object();
-    whole["id"] = id_;
-    whole["object"] = object;
-    whole["created"] = created_;
-    whole["model"] = model;
-    whole["system_fingerprint"] = json();
-    return whole;
+    return json::object({{"id", id_},
+                         {"object", object},
+                         {"created", created_},
+                         {"model", model},
+                         {"system_fingerprint", json()}});
   }
 
   /// Everything before the delta is the same in all chunks, so it is written once.
@@ -1238,21 +1243,16 @@ inline std::vector<model_entry> make_catalog(const std::string& default_model,
 }
 
 inline json render_model(const model_entry& entry) {
-  json model = json::object();
-  model["id"] = entry.id;
-  model["object"] = "model";
-  model["created"] = entry.created;
-  model["owned_by"] = "anthropic";
-  return model;
+  return json::object({{"id", entry.id},
+                       {"object", "model"},
+                       {"created", entry.created},
+                       {"owned_by", "anthropic"}});
 }
 
 inline json render_models(const std::vector<model_entry>& catalog) {
   json rows = json::array();
   for (const auto& entry : catalog) rows.push_back(render_model(entry));
-  json list = json::object();
-  list["object"] = "list";
-  list["data"] = std::move(rows);
-  return list;
+  return json::object({{"object", "list"}, {"data", rows}});
 }
 
 //================================================================================================
@@ -1623,51 +1623,43 @@ class turn_decoder {
   std::size_t position_ = 0;             ///< how much of it came in
 };
 
-inline json encode_control_request(const std::string& id, json request) {
-  json line = json::object();
-  line["type"] = "control_request";
-  line["request_id"] = id;
-  line["request"] = std::move(request);
-  return line;
+inline std::string encode_control_request(const std::string& id, const json& request) {
+  return dump(json::object(
+             {{"type", "control_request"}, {"request_id", id}, {"request", request}})) +
+         '\n';
 }
 
 /// Gives a fresh process its system prompt, in place of Claude Code's own.
 inline std::string encode_initialize(const std::string& id, const std::string& system) {
-  json request = json::object();
-  request["subtype"] = "initialize";
-  request["systemPrompt"] = json::array({system});
-  return dump(encode_control_request(id, std::move(request))) + '\n';
+  return encode_control_request(
+      id, json::object({{"subtype", "initialize"}, {"systemPrompt", json::array({system})}}));
 }
 
 /// Changes nothing; the answer proves that the process is up.
 inline std::string encode_probe(const std::string& id) {
-  json request = json::object();
-  request["subtype"] = "apply_flag_settings";
-  request["settings"] = json::object();
-  return dump(encode_control_request(id, std::move(request))) + '\n';
+  return encode_control_request(
+      id, json::object({{"subtype", "apply_flag_settings"}, {"settings", json::object()}}));
 }
 
 inline json encode_part(const content_part& part) {
-  json block = json::object();
-  std::visit(overloaded{
-                 [&](const text_part& said) {
-                   block["type"] = "text";
-                   block["text"] = said.text;
-                 },
-                 [&](const tool_call_part& call) {
-                   block["type"] = "tool_use";
-                   block["id"] = call.id;
-                   block["name"] = call.name;
-                   block["input"] = call.input;
-                 },
-                 [&](const tool_result_part& result) {
-                   block["type"] = "tool_result";
-                   block["tool_use_id"] = result.call_id;
-                   block["content"] = result.text;
-                 },
-             },
-             part);
-  return block;
+  return std::visit(
+      overloaded{
+          [](const text_part& said) {
+            return json::object({{"type", "text"}, {"text", said.text}});
+          },
+          [](const tool_call_part& call) {
+            return json::object({{"type", "tool_use"},
+                                 {"id", call.id},
+                                 {"name", call.name},
+                                 {"input", call.input}});
+          },
+          [](const tool_result_part& result) {
+            return json::object({{"type", "tool_result"},
+                                 {"tool_use_id", result.call_id},
+                                 {"content", result.text}});
+          },
+      },
+      part);
 }
 
 /// A user's last text that begins with '/' would be run as a command of Claude Code's (`/clear`,
@@ -1689,14 +1681,11 @@ inline std::string encode_message(const message& said, bool ask) {
   const bool from_user = said.author == role::user;
   if (from_user) shield_slash_command(content);
   const char* author = from_user ? "user" : "assistant";
-  json inner = json::object();
-  inner["role"] = author;
-  inner["content"] = std::move(content);
-  json line = json::object();
-  line["type"] = author;
-  line["message"] = std::move(inner);
-  line["parent_tool_use_id"] = json();
-  line["session_id"] = "";
+  json line = json::object(
+      {{"type", author},
+       {"message", json::object({{"role", author}, {"content", std::move(content)}})},
+       {"parent_tool_use_id", json()},
+       {"session_id", ""}});
   if (from_user && !ask) line["shouldQuery"] = false;
   return dump(line) + '\n';
 }
@@ -1892,6 +1881,11 @@ class wake_signal {
     const ssize_t written = ::write(ends_.write.get(), "!", 1);
     static_cast<void>(written);  // a full pipe wakes as well
     errno = saved;
+  }
+
+  bool is_raised() const {
+    pollfd entry{fd(), POLLIN, 0};
+    return ::poll(&entry, 1, 0) > 0;
   }
 
   /// How often it was raised since the last call.
@@ -2141,14 +2135,15 @@ struct command_output {
   std::string errors;
 };
 
-/// Runs a short command to its end. Throws `std::system_error` when it cannot be started.
+/// Runs a short command to its end, or until `stop` is raised. Throws `std::system_error` when it
+/// cannot be started.
 inline command_output run_command(const command& what, const child_guard& guard,
-                                  std::chrono::milliseconds timeout) {
+                                  std::chrono::milliseconds timeout, const wake_signal& stop) {
   child_process child(what, guard);
   child.input.reset();
   const auto deadline = std::chrono::steady_clock::now() + timeout;
   command_output said;
-  while (std::chrono::steady_clock::now() < deadline) {
+  while (std::chrono::steady_clock::now() < deadline && !stop.is_raised()) {
     std::array<pollfd, 2> fds{{{child.output.get(), POLLIN, 0}, {child.errors.get(), POLLIN, 0}}};
     ::poll(fds.data(), fds.size(), 10);
     const bool exited = child.has_exited();  // before the last read, so that nothing is missed
@@ -2857,18 +2852,16 @@ struct credentials {
   std::string api_key;        ///< `X-Api-Key` header
 };
 
-/// `example.org:8000` and `[::1]:8000` without the port and brackets, in lower case.
+/// `example.org:8000` and `[::1]:8000` without the port and brackets, in lower case. What is no
+/// host and port stays as it is, and so is nobody's name.
 inline std::string host_name(std::string_view host) {
-  if (text::starts_with(host, "[")) {
-    return text::to_lower(host.substr(1, host.find(']') - 1));
-  }
-  return text::to_lower(host.substr(0, host.find(':')));
-}
-
-inline bool is_ip_literal(const std::string& host) {
-  std::array<unsigned char, sizeof(in6_addr)> address{};
-  return ::inet_pton(AF_INET, host.c_str(), address.data()) == 1 ||
-         ::inet_pton(AF_INET6, host.c_str(), address.data()) == 1;
+  const bool bracketed = text::starts_with(host, "[");
+  const auto end = bracketed ? host.find(']') : std::min(host.find(':'), host.size());
+  if (end == std::string_view::npos) return std::string(host);
+  const auto rest = host.substr(end + (bracketed ? 1 : 0));
+  const bool port = text::starts_with(rest, ":") && text::try_number<int>(rest.substr(1));
+  if (!rest.empty() && !port) return std::string(host);
+  return text::to_lower(host.substr(bracketed ? 1 : 0, end - (bracketed ? 1 : 0)));
 }
 
 /// The key that a client presents: `Authorization: Bearer KEY` or `X-Api-Key: KEY`.
@@ -2998,9 +2991,10 @@ inline std::vector<std::string> missing_credentials(const options& settings) {
 }
 
 /// Asks `claude --version`.
-inline void inspect_version(const options& settings, const child_guard& guard, cli_facts& facts) {
+inline void inspect_version(const options& settings, const child_guard& guard,
+                            const wake_signal& stop, cli_facts& facts) {
   command ask{{settings.claude_path, "--version"}, child_environment(settings), {}};
-  const auto said = run_command(ask, guard, std::chrono::seconds(10));
+  const auto said = run_command(ask, guard, std::chrono::seconds(10), stop);
   const auto version = parse_version(said.output);
   if (!version) {
     facts.problem = settings.claude_path + " does not tell its version (" + said.ending + ")";
@@ -3032,13 +3026,15 @@ inline void read_introduction(const json& introduction, cli_facts& facts) {
 }
 
 /// Asks one process for its models and account. It is taken from the pool, so it counts.
-inline void inspect_account(const options& settings, pool& processes, cli_facts& facts) {
+inline void inspect_account(const options& settings, pool& processes, const wake_signal& stop,
+                            cli_facts& facts) {
   const auto process = processes.acquire({settings.default_model});
   auto& asked = process.worker();
   asked.begin_introduction();
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
   std::vector<pollfd> entries;
-  while (asked.introduction().is_null() && std::chrono::steady_clock::now() < deadline) {
+  while (asked.introduction().is_null()) {
+    if (std::chrono::steady_clock::now() >= deadline || stop.is_raised()) return;
     if (const auto failure = asked.pop()) {
       if (const auto* failed = std::get_if<turn_failed>(&*failure)) {
         facts.problem = failed->error.message;
@@ -3372,10 +3368,7 @@ class http_service : public httplib::Server {
                                                      is_stopping(), closed, prepare);
   }
 
-  bool is_stopping() const {
-    pollfd entry{services_.stop.fd(), POLLIN, 0};
-    return ::poll(&entry, 1, 0) > 0;
-  }
+  bool is_stopping() const { return services_.stop.is_raised(); }
 
   // From a request to its route, and the one place where exceptions end.
 
@@ -3677,49 +3670,41 @@ class http_service : public httplib::Server {
       static_cast<void>(value);
       names.push_back(name);
     }
-    json status = json::object();
-    status["method"] = name_of(resolve_auth(settings));
-    status["valid"] = errors.empty() && facts.logged_in.value_or(true);
-    status["errors"] = errors;
-    status["config"] = json::object();
-    status["config"]["claude_path"] = settings.claude_path;
-    status["config"]["claude_version"] = facts.version;
-    json auth = json::object();
-    auth["method"] = status["method"];
-    auth["status"] = status;
-    auth["environment_variables"] = names;
-    json server = json::object();
-    server["api_key_required"] = !settings.api_keys.empty();
-    server["api_key_source"] = settings.api_keys.empty() ? "none" : "environment";
-    server["version"] = CLAUDE_OPENAI_VERSION;
-    json whole = json::object();
-    whole["claude_code_auth"] = auth;
-    whole["server_info"] = server;
-    now.response.set_content(dump(whole), json_type);
+    const auto method = name_of(resolve_auth(settings));
+    const json status = json::object(
+        {{"method", method},
+         {"valid", errors.empty() && facts.logged_in.value_or(true)},
+         {"errors", errors},
+         {"config", json::object({{"claude_path", settings.claude_path},
+                                  {"claude_version", facts.version}})}});
+    const json auth = json::object(
+        {{"method", method}, {"status", status}, {"environment_variables", names}});
+    const bool keyed = !settings.api_keys.empty();
+    const json server = json::object({{"api_key_required", keyed},
+                                      {"api_key_source", keyed ? "environment" : "none"},
+                                      {"version", CLAUDE_OPENAI_VERSION}});
+    now.response.set_content(
+        dump(json::object({{"claude_code_auth", auth}, {"server_info", server}})), json_type);
   }
 
   void answer_health(exchange& now) {
     const auto facts = services_.status.get();
     const auto counts = services_.processes.counts();
-    json processes = json::object();
-    processes["spare"] = counts.spare;
-    processes["warm"] = counts.warm;
-    processes["busy"] = counts.busy;
-    processes["stopping"] = counts.stopping;
-    processes["maximum"] = counts.maximum;
-    json whole = json::object();
-    whole["status"] = facts.problem.empty() ? "healthy" : "degraded";
-    whole["service"] = "claude-openai";
+    json whole = json::object({{"status", facts.problem.empty() ? "healthy" : "degraded"},
+                               {"service", "claude-openai"},
+                               {"processes", json::object({{"spare", counts.spare},
+                                                           {"warm", counts.warm},
+                                                           {"busy", counts.busy},
+                                                           {"stopping", counts.stopping},
+                                                           {"maximum", counts.maximum}})}});
     if (!facts.problem.empty()) whole["problem"] = facts.problem;
-    whole["processes"] = processes;
     now.response.set_content(dump(whole), json_type);
   }
 
   void answer_version(exchange& now) {
-    json whole = json::object();
-    whole["version"] = CLAUDE_OPENAI_VERSION;
-    whole["service"] = "claude-openai";
-    whole["api_version"] = "v1";
+    const json whole = json::object({{"version", CLAUDE_OPENAI_VERSION},
+                                     {"service", "claude-openai"},
+                                     {"api_version", "v1"}});
     now.response.set_content(dump(whole), json_type);
   }
 
@@ -3815,11 +3800,11 @@ class server {
   void inspect() {
     cli_facts facts;
     try {
-      inspect_version(settings_, *guard_, facts);
+      inspect_version(settings_, *guard_, closing_, facts);
       status_.set(facts);
       if (facts.problem.empty()) {
         pool_.keep_spares();
-        inspect_account(settings_, pool_, facts);
+        inspect_account(settings_, pool_, closing_, facts);
       }
     } catch (const std::exception& failure) {
       facts.problem = failure.what();
