@@ -317,14 +317,15 @@ inline std::string redact(std::string_view line) {
   while (!line.empty()) {
     const bool word_begins = safe.empty() || !in_word(safe.back());
     const auto mark = word_begins ? credential_mark_length(line) : 0;
-    const auto end = std::find_if_not(line.begin() + static_cast<std::ptrdiff_t>(mark), line.end(),
-                                      in_token);
-    const auto length = static_cast<std::size_t>(end - line.begin());
-    const bool secret = mark > 0 && length - mark >= 6;
-    const auto shown = secret ? mark : std::max<std::size_t>(mark, 1);
+    const auto shown = std::max<std::size_t>(mark, 1);
     safe += line.substr(0, shown);
-    if (secret) safe += "***";
-    line.remove_prefix(secret ? length : shown);
+    line.remove_prefix(shown);
+    if (mark == 0) continue;
+    const auto end = std::find_if_not(line.begin(), line.end(), in_token);
+    const auto length = static_cast<std::size_t>(end - line.begin());
+    if (length < 6) continue;  // a word of a sentence
+    safe += "***";
+    line.remove_prefix(length);
   }
   return safe;
 }
