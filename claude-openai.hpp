@@ -1423,11 +1423,11 @@ class turn_decoder {
   void decode_stream_event(const json& said, events& out) {
     const auto type = string_of(said, "type");
     if (type == "message_start") begin_message(member_of(said, "message"), true, out);
-    if (type == "content_block_start") {
-      api_index_ = integer_of(said, "index");
-      begin_block(member_of(said, "content_block"), out);
-    }
-    if (type == "content_block_delta" && integer_of(said, "index") == api_index_) {
+    const bool starts = type == "content_block_start";
+    if (starts || type == "content_block_delta") {
+      if (starts) ++api_index_;
+      if (integer_of(said, "index") != api_index_) return fail_disordered(out);
+      if (starts) return begin_block(member_of(said, "content_block"), out);
       decode_delta(member_of(said, "delta"), out);
     }
     if (type == "message_delta") {
@@ -1513,6 +1513,7 @@ class turn_decoder {
     message_complete_ = false;
     next_ = first_;
     incoming_.reset();
+    api_index_ = -1;
   }
 
   /// A block of a kind that no dialect can tell is skipped with its deltas.
@@ -1602,6 +1603,10 @@ class turn_decoder {
          out);
   }
 
+  void fail_disordered(events& out) {
+    fail(api_error(error_kind::bad_gateway, "claude told the answer's blocks out of order"), out);
+  }
+
   bool started_ = false;
   bool finished_ = false;
   bool cut_ = false;
@@ -1620,7 +1625,7 @@ class turn_decoder {
   std::size_t first_ = 0;                ///< where the incoming message's blocks begin
   std::size_t next_ = 0;                 ///< where its next block goes
   std::optional<std::size_t> incoming_;  ///< the block that is coming in
-  std::int64_t api_index_ = 0;           ///< what the API calls it
+  std::int64_t api_index_ = -1;          ///< what the API calls it
   std::size_t position_ = 0;             ///< how much of it came in
 };
 
@@ -1777,6 +1782,10 @@ inline environment_map child_environment(const options& settings) {
   // Without these two an `@/path` in a prompt is replaced by that file, and CLAUDE.md is read.
   variables["CLAUDE_CODE_DISABLE_ATTACHMENTS"] = "1";
   variables["CLAUDE_CODE_DISABLE_CLAUDE_MDS"] = "1";
+  // Without these two a long conversation is replaced by a summary of it, at the cost of another
+  // call, or refused before the API has seen it.
+  variables["DISABLE_COMPACT"] = "1";
+  variables["CLAUDE_CODE_BLOCKING_LIMIT_OVERRIDE"] = "1000000000";
   return variables;
 }
 
