@@ -15,14 +15,14 @@
 //   translators  [08] sse               [09] openai_chat      [10] catalog
 //                [11] cli_protocol      [12] cli_command
 //   processes    [13] process           [14] worker           [15] pool
-//                [16] engine
-//   edge         [17] guard             [18] status           [19] http
-//                [20] server
+//                [16] sessions          [17] engine
+//   edge         [18] guard             [19] status           [20] http
+//                [21] server
 //
 // The way a request goes:
 //
 //   httplib request -> parse_body -> reader -> openai_chat::parse -> turn_request
-//   turn_request -> engine: pool lease -> worker -> child stdin
+//   turn_request -> engine: session, pool ticket -> lease -> worker -> child stdin
 //   child stdout -> line_splitter -> turn_decoder -> event -> turn::next
 //     stream:      reply::write(event) -> SSE bytes -> socket
 //     not stream:  collector -> turn_result -> reply::render -> body
@@ -62,6 +62,7 @@
 #include <string_view>
 #include <system_error>
 #include <thread>
+#include <tuple>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -586,9 +587,14 @@ struct options {
   std::vector<std::string> api_keys;  ///< empty: open, on loopback only
   int spares = 2;                     ///< processes kept ready
   int max_processes = 0;              ///< 0: from the machine's memory
+  int max_queue = 64;                 ///< requests that may wait for a process
   std::size_t max_body_bytes = 10 * 1024 * 1024;
   int max_connections = 1024;
   std::chrono::milliseconds timeout{600'000};          ///< of one request, from start to end
+  std::chrono::milliseconds queue_timeout{60'000};     ///< longest wait for a process
+  std::chrono::milliseconds idle_timeout{600'000};     ///< of a conversation's process
+  std::chrono::milliseconds session_ttl{3'600'000};    ///< of a session nobody uses
+  std::string session_directory;  ///< where sessions survive a restart; empty: in memory alone
   std::chrono::milliseconds keep_alive_interval{15'000};  ///< of silence in a stream
   std::chrono::milliseconds stop_grace{500};  ///< between SIGTERM and SIGKILL of a `claude`
   std::chrono::milliseconds drain_timeout{30'000};  ///< for running requests, after `stop`
@@ -675,11 +681,47 @@ struct message {
   std::vector<content_part> parts;
 };
 
+/// Everything that a process was told and has said, as one string: two conversations are the same
+/// if and only if their traces are. Compared whole, never by hash alone, so that no conversation
+/// can be taken for another.
+struct conversation_trace {
+  std::string words;
+  std::vector<std::size_t> replies;  ///< length of `words` after each assistant message
+};
+
+/// Length and bytes, so that no content can look like a border.
+inline void append_field(std::string& words, char kind, std::string_view bytes) {
+  words.append(1, kind).append(std::to_string(bytes.size())).append(1, ':').append(bytes);
+}
+
+/// An assistant's texts count as one, without blanks at the ends: clients join and trim them.
+inline void append_message(conversation_trace& trace, const message& said) {
+  std::string reply;
+  for (const auto& part : said.parts) {
+    if (const auto* words = std::get_if<text_part>(&part)) {
+      if (said.author == role::user) append_field(trace.words, 'u', words->text);
+      if (said.author == role::assistant) reply += words->text;
+    } else if (const auto* call = std::get_if<tool_call_part>(&part)) {
+      append_field(trace.words, 'c', call->id);
+      append_field(trace.words, 'n', call->name);
+      append_field(trace.words, 'i', dump(call->input));
+    } else if (const auto* result = std::get_if<tool_result_part>(&part)) {
+      append_field(trace.words, 'r', result->call_id);
+      append_field(trace.words, 't', result->text);
+    }
+  }
+  if (said.author == role::user) return;
+  append_field(trace.words, 'a', text::trim(reply));
+  trace.replies.push_back(trace.words.size());
+}
+
 /// What a client asks for. Messages alternate between user and assistant, and the user speaks
 /// first and last: `normalize` sees to it.
 struct turn_request {
-  std::string model;   ///< empty: the operator's default
-  std::string system;  ///< empty: none
+  std::string client;   ///< who asks: one client's conversations are never another's
+  std::string session;  ///< id of the session that holds the history; empty: none
+  std::string model;    ///< empty: the operator's default
+  std::string system;   ///< empty: none
   std::vector<message> messages;
   bool stream = false;
   std::vector<std::string> ignored_params;  ///< known fields that are not honoured, by name
@@ -713,6 +755,25 @@ inline void normalize(std::vector<message>& messages) {
     joined.push_back({role::user, {text_part{std::string(continue_prompt)}}});
   }
   messages = std::move(joined);
+}
+
+/// The trace of a request: who asks whom with what instructions, and what was said before.
+inline conversation_trace make_trace(const turn_request& request) {
+  conversation_trace trace;
+  append_field(trace.words, 'k', request.client);
+  append_field(trace.words, 'm', request.model);
+  append_field(trace.words, 's', request.system);
+  for (const auto& said : request.messages) append_message(trace, said);
+  return trace;
+}
+
+/// Ids of sessions are free text: up to 256 bytes without control characters.
+inline std::string parse_session_id(const reader& field) {
+  const auto& id = field.string();
+  const auto is_control = [](char c) { return static_cast<unsigned char>(c) < ' ' || c == '\x7f'; };
+  if (id.empty() || id.size() > 256) field.fail("must be 1 to 256 bytes long");
+  if (std::any_of(id.begin(), id.end(), is_control)) field.fail("holds a control character");
+  return id;
 }
 
 /// A model id goes to the CLI as an argument: it must not look like a flag.
@@ -1058,7 +1119,7 @@ struct ignored_field {
   const char* neutral;
 };
 
-constexpr std::array<ignored_field, 28> ignored_fields = {{
+constexpr std::array<ignored_field, 27> ignored_fields = {{
     {"temperature", ignored_field::shape::number, 0, 2, "1"},
     {"top_p", ignored_field::shape::number, 0, 1, "1"},
     {"presence_penalty", ignored_field::shape::number, -2, 2, "0"},
@@ -1084,7 +1145,6 @@ constexpr std::array<ignored_field, 28> ignored_fields = {{
     {"prediction", ignored_field::shape::any, 0, 0, ""},
     {"verbosity", ignored_field::shape::any, 0, 0, ""},
     {"web_search_options", ignored_field::shape::any, 0, 0, ""},
-    {"session_id", ignored_field::shape::any, 0, 0, ""},
     {"service_tier", ignored_field::shape::any, 0, 0, R"("auto")"},
     {"store", ignored_field::shape::boolean, 0, 0, "false"},
 }};
@@ -1178,6 +1238,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   }
   normalize(turn.messages);
   if (const auto model = root.find("model")) turn.model = parse_model(*model);
+  if (const auto session = root.find("session_id")) turn.session = parse_session_id(*session);
   if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
   bool include_usage = false;
   if (const auto stream_options = root.find("stream_options")) {
@@ -1386,6 +1447,12 @@ class turn_decoder {
  public:
   using events = std::vector<event>;
 
+  /// The CLI tells what its process has cost so far, in USD: what it cost before is no turn's.
+  explicit turn_decoder(double cost_before = 0) : cost_before_(cost_before), cost_(cost_before) {}
+
+  /// What the process has cost so far.
+  double cost() const { return cost_; }
+
   /// True once the turn has ended; later lines mean nothing.
   bool finished() const { return finished_; }
 
@@ -1496,7 +1563,8 @@ class turn_decoder {
                   out);
     }
     if (member_of(line, "total_cost_usd").is_number()) {
-      total_usage_.cost_usd = member_of(line, "total_cost_usd").get<double>();
+      cost_ = member_of(line, "total_cost_usd").get<double>();
+      total_usage_.cost_usd = cost_ - cost_before_;
     }
     if (!message_complete_) end_message(string_of(line, "stop_reason"), {}, out);
     if (!finished_) finish(out);
@@ -1607,6 +1675,8 @@ class turn_decoder {
     fail(api_error(error_kind::bad_gateway, "claude told the answer's blocks out of order"), out);
   }
 
+  double cost_before_;
+  double cost_;
   bool started_ = false;
   bool finished_ = false;
   bool cut_ = false;
@@ -2114,6 +2184,16 @@ inline bool read_available(int fd, std::string& bytes) {
   return true;
 }
 
+/// Writes everything to a file. False when it does not fit.
+inline bool write_all(int fd, std::string_view bytes) {
+  while (!bytes.empty()) {
+    const ssize_t count = ::write(fd, bytes.data(), bytes.size());
+    if (count < 0 && errno != EINTR) return false;
+    if (count > 0) bytes.remove_prefix(static_cast<std::size_t>(count));
+  }
+  return true;
+}
+
 /// Bytes on their way to a descriptor that does not block.
 class write_buffer {
  public:
@@ -2232,16 +2312,24 @@ class worker {
   /// The process ended, or said what nobody understands, before it told anything of a turn.
   bool lost() const { return lost_; }
 
-  /// Tells the process a conversation; its answer comes as events. Once per worker.
-  void begin(const turn_request& request) {
-    std::string batch = encode_initialize(initialize_id, request.system);
-    for (const auto& said : request.messages) {
-      const bool last = &said == &request.messages.back();
-      batch += encode_message(said, last);
-      if (said.author != role::user) continue;
+  /// The process holds the conversation after this turn as the client knows it, and can go on.
+  bool can_go_on() const {
+    return decoder_.finished() && !decoder_.was_cut() && !failed_ && events_.empty();
+  }
+
+  /// Tells the process the conversation from message `first` on, which is 0 for a fresh one; its
+  /// answer comes as events. The turn before must have ended.
+  void begin(const turn_request& request, std::size_t first) {
+    std::string batch;
+    if (first == 0) batch = encode_initialize(initialize_id, request.system);
+    for (std::size_t i = first; i < request.messages.size(); ++i) {
+      batch += encode_message(request.messages[i], i + 1 == request.messages.size());
+      if (request.messages[i].author != role::user) continue;
       batches_.push_back(std::move(batch));
       batch.clear();
     }
+    decoder_ = turn_decoder(decoder_.cost());
+    told_ = false;
     expecting_ = expectation::turn;
     send_batch();
   }
@@ -2354,7 +2442,8 @@ class worker {
   }
 
   void lose(const std::string& reason) {
-    if (events_.empty() && !told_) lost_ = true;
+    failed_ = true;
+    if (events_.empty() && (!told_ || decoder_.finished())) lost_ = true;
     const auto complaint = text::repair_utf8(text::trim(redact(complaints_)));
     std::vector<event> decoded;
     decoder_.fail(api_error(error_kind::bad_gateway,
@@ -2369,6 +2458,7 @@ class worker {
   std::string complaints_;  ///< the last of its stderr
   bool warm_ = false;
   bool lost_ = false;
+  bool failed_ = false;
   bool told_ = false;
 
   expectation expecting_ = expectation::nothing;
@@ -2379,17 +2469,20 @@ class worker {
 };
 
 //================================================================================================
-// [15] pool - spares, the cap, and the end of processes
-// uses: text, errors, log, options, cli_command, process, worker | thread-safe, owns a thread
+// [15] pool - spares, living conversations, the cap, the queue, and the end of processes
+// uses: text, errors, log, options, conversation, cli_command, process, worker | thread-safe
 //================================================================================================
 
 /// Processes by state. Their sum never exceeds the cap.
 struct process_counts {
   int spare = 0;     ///< ready, or soon
   int warm = 0;      ///< of the spares: have answered already
-  int busy = 0;      ///< serve a conversation
+  int busy = 0;      ///< serve a request
+  int idle = 0;      ///< hold a conversation that may go on
   int stopping = 0;  ///< told to end, not yet gone
   int maximum = 0;
+  int queued = 0;    ///< requests that wait for a process
+  std::chrono::milliseconds stalled{0};  ///< how long requests wait and nothing has moved
 };
 
 /// As many processes as the memory carries, at 250 MiB each and at most 32.
@@ -2398,33 +2491,56 @@ inline int default_max_processes(std::uint64_t memory_bytes) {
   return static_cast<int>(std::clamp<std::uint64_t>(memory_bytes / each, 2, 32));
 }
 
+/// What a request wants of the pool.
+struct process_demand {
+  launch_profile profile;
+  std::string client;        ///< the queue is fair between clients
+  conversation_trace trace;  ///< of the request; a process that holds a part of it goes on
+};
+
 class pool;
 
-/// The right to use one process. Gives it back when it goes: the process ends, since one process
-/// serves one conversation. Move-only; must not outlive the pool.
+/// The right to use one process. When it goes the process ends, unless `keep` was said. Move-only;
+/// must not outlive the pool.
 class lease {
  public:
-  lease(pool& owner, std::unique_ptr<claude_openai::worker> process, bool was_spare)
-      : pool_(&owner), worker_(std::move(process)), was_spare_(was_spare) {}
+  lease(pool& owner, std::unique_ptr<claude_openai::worker> process, launch_profile profile,
+        std::size_t known_replies, bool was_waiting)
+      : pool_(&owner),
+        worker_(std::move(process)),
+        profile_(std::move(profile)),
+        known_replies_(known_replies),
+        was_waiting_(was_waiting) {}
   lease(lease&&) noexcept = default;
   lease& operator=(lease&&) = delete;
   inline ~lease();
 
   claude_openai::worker& worker() const { return *worker_; }
 
+  /// How many of the request's assistant messages the process holds already, with all before.
+  std::size_t known_replies() const { return known_replies_; }
+
   /// True when the process was started before the request came, so that it may have died since.
-  bool was_spare() const { return was_spare_; }
+  bool was_waiting() const { return was_waiting_; }
+
+  /// The process now holds the conversation of this trace, for a request that goes on with it.
+  void keep(std::string words) { kept_ = std::move(words); }
 
  private:
   pool* pool_;
   std::unique_ptr<claude_openai::worker> worker_;
-  bool was_spare_;
+  launch_profile profile_;
+  std::size_t known_replies_;
+  bool was_waiting_;
+  std::optional<std::string> kept_;
 };
 
 /// Owns every process. Requests take them; one thread, the janitor, starts spares in the
 /// background and ends what is given back.
 class pool {
  public:
+  class ticket;
+
   pool(const options& settings, std::shared_ptr<const child_guard> guard)
       : settings_(settings), guard_(std::move(guard)) {
     maximum_ = settings.max_processes > 0 ? settings.max_processes
@@ -2433,7 +2549,7 @@ class pool {
   pool(const pool&) = delete;
   pool& operator=(const pool&) = delete;
 
-  /// Kills what is left. No lease may be out.
+  /// Kills what is left. No lease and no ticket may be out.
   ~pool() {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -2458,38 +2574,20 @@ class pool {
     wake_.raise();
   }
 
-  /// A process of that profile: a spare, or a new one. At the cap a spare of another profile makes
-  /// room. Throws `api_error`: all processes are busy, or `claude` cannot be started.
-  lease acquire(const launch_profile& profile) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    remember(profile);
-    last_taken_ = std::chrono::steady_clock::now();
-    auto spare = take_spare(profile);
-    while (!spare && total() >= maximum_) {
-      wait_for_change(lock);
-      spare = take_spare(profile);
-    }
-    ++busy_;  // the slot is taken before a process starts: no race can pass the cap
-    wake_.raise();
-    if (spare) return lease(*this, std::move(spare), true);
-    lock.unlock();
-    try {
-      return lease(*this, start_worker(profile), false);
-    } catch (...) {
-      lock.lock();
-      --busy_;
-      throw;
-    }
-  }
-
   process_counts counts() const {
     const std::lock_guard<std::mutex> lock(mutex_);
     process_counts now;
     now.spare = static_cast<int>(spares_.size()) + starting_;
     now.busy = busy_;
+    now.idle = static_cast<int>(idle_.size());
     now.stopping = static_cast<int>(stopping_.size());
     now.maximum = maximum_;
+    now.queued = static_cast<int>(queued_);
     for (const auto& spare : spares_) now.warm += spare.process->warm() ? 1 : 0;
+    if (queued_ > 0) {
+      now.stalled = std::chrono::duration_cast<std::chrono::milliseconds>(
+          std::chrono::steady_clock::now() - last_moved_);
+    }
     return now;
   }
 
@@ -2501,14 +2599,31 @@ class pool {
     std::unique_ptr<worker> process;
   };
 
+  struct idle_process {
+    std::string words;  ///< trace of the conversation that it holds
+    std::unique_ptr<worker> process;
+    steady_time since;
+  };
+
   struct stopping_process {
     std::unique_ptr<child_process> child;
     steady_time kill_at;
     bool killed = false;
   };
 
-  /// A slot that is about to be free is worth this wait; a busy one is not.
-  static constexpr std::chrono::seconds longest_slot_wait{5};
+  /// A slot for one request: a process that waited, or the right to start one.
+  struct grant {
+    std::unique_ptr<worker> process;
+    std::size_t known_replies = 0;
+  };
+
+  /// A request in the queue. Owned by its ticket.
+  struct waiter {
+    const process_demand* demand;
+    std::optional<grant> granted;
+    wake_signal wake;
+  };
+
   /// A burst of requests comes first; new spares would only take its processor time.
   static constexpr std::chrono::milliseconds refill_delay{200};
   static constexpr std::chrono::milliseconds reap_interval{5};
@@ -2530,8 +2645,11 @@ class pool {
     }
   }
 
+  // From here to the janitor's part everything needs the lock.
+
   int total() const {
-    return busy_ + starting_ + static_cast<int>(spares_.size() + stopping_.size());
+    return busy_ + starting_ +
+           static_cast<int>(spares_.size() + idle_.size() + stopping_.size());
   }
 
   /// Most recently asked-for profiles first: they get the spares.
@@ -2539,6 +2657,42 @@ class pool {
     profiles_.erase(std::remove(profiles_.begin(), profiles_.end(), profile), profiles_.end());
     profiles_.push_front(profile);
     if (profiles_.size() > 4) profiles_.pop_back();
+  }
+
+  /// A slot for the request, if there is one: the process that holds most of its history, else a
+  /// spare, else room for a new one. Where there is none, the least useful process makes room.
+  std::optional<grant> try_grant(const process_demand& demand) {
+    last_taken_ = std::chrono::steady_clock::now();
+    remember(demand.profile);
+    grant found = take_idle(demand.trace);
+    if (!found.process) found.process = take_spare(demand.profile);
+    if (!found.process && total() >= maximum_) {
+      if (stopping_.empty()) stop_least_useful();
+      return std::nullopt;
+    }
+    ++busy_;  // the slot is taken before a process starts: no race can pass the cap
+    last_moved_ = last_taken_;
+    wake_.raise();
+    return found;
+  }
+
+  /// The process that holds the longest part of the history, up to one of its replies.
+  grant take_idle(const conversation_trace& trace) {
+    grant found;
+    auto best = idle_.end();
+    for (auto idle = idle_.begin(); idle != idle_.end(); ++idle) {
+      const auto length = idle->words.size();
+      const auto reply = std::find(trace.replies.begin(), trace.replies.end(), length);
+      const bool longer = best == idle_.end() || length > best->words.size();
+      if (reply == trace.replies.end() || !longer || idle->process->lost()) continue;
+      if (trace.words.compare(0, length, idle->words) != 0) continue;
+      best = idle;
+      found.known_replies = static_cast<std::size_t>(reply - trace.replies.begin()) + 1;
+    }
+    if (best == idle_.end()) return found;
+    found.process = std::move(best->process);
+    idle_.erase(best);
+    return found;
   }
 
   /// The spare of that profile that is warm, else any of it; null when there is none.
@@ -2556,25 +2710,20 @@ class pool {
     return process;
   }
 
-  /// Waits for a slot or a spare that is about to be there. Throws when there is none to wait for.
-  void wait_for_change(std::unique_lock<std::mutex>& lock) {
-    if (!spares_.empty() && stopping_.empty()) {
+  /// The least recently used conversation costs only a replay; a spare of another model less still
+  /// when no conversation is left.
+  void stop_least_useful() {
+    if (!idle_.empty()) {
+      stop(idle_.front().process->take_child());
+      idle_.pop_front();
+    } else if (!spares_.empty()) {
       stop(spares_.back().process->take_child());
       spares_.pop_back();
-      wake_.raise();
     }
-    const bool hope = !stopping_.empty() || starting_ > 0;
-    if (hope && changed_.wait_for(lock, longest_slot_wait) == std::cv_status::no_timeout) return;
-    api_error busy(error_kind::rate_limited,
-                   "all " + std::to_string(maximum_) +
-                       " claude processes are busy; try again, or start the proxy with a larger "
-                       "--max-processes");
-    busy.code = "processes_busy";
-    busy.retry_after = std::chrono::seconds(1);
-    throw busy;
+    wake_.raise();
   }
 
-  /// Ends a process without waiting for it. Needs the lock.
+  /// Ends a process without waiting for it.
   void stop(std::unique_ptr<child_process> child) {
     child->input.reset();
     child->signal_group(SIGTERM);
@@ -2582,12 +2731,49 @@ class pool {
         {std::move(child), std::chrono::steady_clock::now() + settings_.stop_grace, false});
   }
 
-  void give_back(std::unique_ptr<worker> process) {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      --busy_;
+  /// Grants slots to the requests that wait, clients in turn.
+  void serve_queue() {
+    while (queued_ > 0) {
+      auto& waiting = queue_.front().second;
+      auto granted = try_grant(*waiting.front()->demand);
+      if (!granted) return;
+      auto* served = waiting.front();
+      leave_queue(*served);
+      served->granted = std::move(granted);
+      served->wake.raise();
+    }
+  }
+
+  void enter_queue(waiter& waiting) {
+    const auto& client = waiting.demand->client;
+    auto row = std::find_if(queue_.begin(), queue_.end(),
+                            [&](const auto& entry) { return entry.first == client; });
+    if (row == queue_.end()) row = queue_.insert(queue_.end(), {client, {}});
+    row->second.push_back(&waiting);
+    if (queued_++ == 0) last_moved_ = std::chrono::steady_clock::now();
+  }
+
+  /// Takes a request out of the queue; its client goes to the end of the round.
+  void leave_queue(waiter& waiting) {
+    const auto& client = waiting.demand->client;
+    const auto row = std::find_if(queue_.begin(), queue_.end(),
+                                  [&](const auto& entry) { return entry.first == client; });
+    auto& requests = row->second;
+    requests.erase(std::find(requests.begin(), requests.end(), &waiting));
+    if (!requests.empty()) queue_.emplace_back(client, std::move(requests));
+    queue_.erase(row);
+    --queued_;
+  }
+
+  void give_back(std::unique_ptr<worker> process, std::optional<std::string> kept) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    --busy_;
+    if (kept && !closing_ && settings_.idle_timeout.count() > 0) {
+      idle_.push_back({std::move(*kept), std::move(process), std::chrono::steady_clock::now()});
+    } else if (process) {
       stop(process->take_child());
     }
+    serve_queue();
     wake_.raise();
   }
 
@@ -2596,9 +2782,11 @@ class pool {
   void run_janitor() {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
-      if (closing_) stop_spares();
+      if (closing_) stop_waiting();
       tend_spares();
+      tend_idle();
       reap();
+      serve_queue();
       if (closing_ && stopping_.empty() && busy_ == 0) return;
       const auto due = start_spare(lock);
       auto entries = poll_entries();
@@ -2612,12 +2800,15 @@ class pool {
   std::vector<pollfd> poll_entries() const {
     std::vector<pollfd> entries{{wake_.fd(), POLLIN, 0}};
     for (const auto& spare : spares_) spare.process->add_poll_entries(entries);
+    for (const auto& idle : idle_) idle.process->add_poll_entries(entries);
     return entries;
   }
 
-  void stop_spares() {
+  void stop_waiting() {
     for (auto& spare : spares_) stop(spare.process->take_child());
+    for (auto& idle : idle_) stop(idle.process->take_child());
     spares_.clear();
+    idle_.clear();
   }
 
   /// Reads what spares say, and drops those that died or that nobody will ask for.
@@ -2637,6 +2828,20 @@ class pool {
     }
   }
 
+  /// Drops conversations whose process died or that nobody went on with; the oldest come first.
+  void tend_idle() {
+    const auto oldest = std::chrono::steady_clock::now() - settings_.idle_timeout;
+    for (auto idle = idle_.begin(); idle != idle_.end();) {
+      idle->process->pump();
+      if (idle->process->lost() || idle->since < oldest) {
+        stop(idle->process->take_child());
+        idle = idle_.erase(idle);
+      } else {
+        ++idle;
+      }
+    }
+  }
+
   void reap() {
     const auto now = std::chrono::steady_clock::now();
     for (auto process = stopping_.begin(); process != stopping_.end();) {
@@ -2644,9 +2849,7 @@ class pool {
         process->child->signal_group(SIGKILL);
         process->killed = true;
       }
-      const bool gone = process->child->try_reap();
-      process = gone ? stopping_.erase(process) : std::next(process);
-      if (gone) changed_.notify_all();
+      process = process->child->try_reap() ? stopping_.erase(process) : std::next(process);
     }
   }
 
@@ -2660,12 +2863,16 @@ class pool {
   /// Starts a spare if one is due. Returns when the janitor has to look again.
   steady_time start_spare(std::unique_lock<std::mutex>& lock) {
     const auto now = std::chrono::steady_clock::now();
-    const auto idle = now + std::chrono::minutes(1);
-    const auto next = stopping_.empty() ? idle : now + reap_interval;
+    auto next = now + (stopping_.empty() ? std::chrono::minutes(1) : reap_interval);
+    if (!idle_.empty()) next = std::min(next, idle_.front().since + settings_.idle_timeout);
     const auto profile = missing_spare();
     if (!profile) return next;
     const auto due = std::max(last_taken_ + refill_delay, refill_not_before_);
     if (now < due) return std::min(due, next);
+    if (total() >= maximum_) {
+      if (stopping_.empty()) stop_least_useful();
+      return now + reap_interval;
+    }
     ++starting_;
     lock.unlock();
     std::unique_ptr<worker> fresh;
@@ -2676,7 +2883,6 @@ class pool {
     }
     lock.lock();
     --starting_;
-    changed_.notify_all();
     if (fresh) {
       spares_.push_back({*profile, std::move(fresh)});
     } else {
@@ -2685,9 +2891,11 @@ class pool {
     return now;
   }
 
-  /// The first profile that has fewer spares than its share.
+  /// The first profile that has fewer spares than its share. At the cap an old conversation makes
+  /// room for one spare, so that a new client need not wait; the latest conversation stays.
   std::optional<launch_profile> missing_spare() const {
-    if (closing_ || total() >= maximum_) return std::nullopt;
+    const bool makes_room = spares_.empty() && idle_.size() > 1;
+    if (closing_ || queued_ > 0 || (total() >= maximum_ && !makes_room)) return std::nullopt;
     for (const auto& profile : profiles_) {
       if (count_spares(profile) < share_of(profile)) return profile;
     }
@@ -2714,15 +2922,18 @@ class pool {
   int maximum_ = 0;
 
   mutable std::mutex mutex_;  ///< guards all below but the janitor itself
-  std::condition_variable changed_;
   std::deque<launch_profile> profiles_;
   std::list<spare_process> spares_;
+  std::list<idle_process> idle_;  ///< the least recently used first
   std::list<stopping_process> stopping_;
+  std::list<std::pair<std::string, std::deque<waiter*>>> queue_;  ///< by client, next one first
+  std::size_t queued_ = 0;
   int busy_ = 0;
   int starting_ = 0;
   int wanted_ = 0;  ///< spares
   int failures_ = 0;
   steady_time last_taken_{};
+  steady_time last_moved_{};  ///< when a request last got a process
   steady_time refill_not_before_{};
   bool closing_ = false;
 
@@ -2731,82 +2942,516 @@ class pool {
 };
 
 inline lease::~lease() {
-  if (worker_) pool_->give_back(std::move(worker_));
+  if (worker_) pool_->give_back(std::move(worker_), std::move(kept_));
 }
 
+/// One request's place: at a process, or in the queue for one. One thread; must not outlive the
+/// pool. Its owner polls `fd` while it waits.
+class pool::ticket {
+ public:
+  /// Throws a 429 when the queue is full.
+  ticket(pool& owner, process_demand demand)
+      : pool_(owner),
+        demand_(std::move(demand)),
+        deadline_(std::chrono::steady_clock::now() + owner.settings_.queue_timeout) {
+    const std::lock_guard<std::mutex> lock(pool_.mutex_);
+    if (pool_.queued_ == 0) granted_ = pool_.try_grant(demand_);
+    if (granted_) return;
+    if (pool_.queued_ >= static_cast<std::size_t>(pool_.settings_.max_queue)) throw busy("full");
+    waiting_ = std::make_unique<waiter>(waiter{&demand_, std::nullopt, {}});
+    pool_.enter_queue(*waiting_);
+  }
+  ticket(const ticket&) = delete;
+  ticket& operator=(const ticket&) = delete;
+
+  ~ticket() {
+    std::optional<grant> unclaimed = std::move(granted_);
+    {
+      const std::lock_guard<std::mutex> lock(pool_.mutex_);
+      if (waiting_ && !waiting_->granted) pool_.leave_queue(*waiting_);
+      if (waiting_ && waiting_->granted) unclaimed = std::move(waiting_->granted);
+    }
+    if (unclaimed) pool_.give_back(std::move(unclaimed->process), std::nullopt);
+  }
+
+  /// Readable when it may be worth to `try_take`; -1 when it is already.
+  int fd() const { return waiting_ ? waiting_->wake.fd() : -1; }
+
+  /// The process, once there is one. Throws a 429 when the wait was too long, and a 503 when
+  /// `claude` cannot be started.
+  std::optional<lease> try_take() {
+    if (waiting_ && !claim()) return std::nullopt;
+    if (!granted_) return std::nullopt;
+    grant mine = std::move(*granted_);
+    granted_.reset();
+    const bool was_waiting = mine.process != nullptr;
+    try {
+      if (!was_waiting) mine.process = pool_.start_worker(demand_.profile);
+    } catch (...) {
+      pool_.give_back(nullptr, std::nullopt);
+      throw;
+    }
+    return lease(pool_, std::move(mine.process), demand_.profile, mine.known_replies, was_waiting);
+  }
+
+ private:
+  /// Fetches what the queue granted. Throws when the wait was too long.
+  bool claim() {
+    const std::lock_guard<std::mutex> lock(pool_.mutex_);
+    if (!waiting_->granted) {
+      if (std::chrono::steady_clock::now() < deadline_) return false;
+      throw busy("stuck");
+    }
+    granted_ = std::move(waiting_->granted);
+    waiting_.reset();
+    return true;
+  }
+
+  api_error busy(const char* how) const {
+    api_error error(error_kind::rate_limited,
+                    "all " + std::to_string(pool_.maximum_) + " claude processes are busy and the "
+                        "queue is " + how +
+                        "; try again, or start the proxy with a larger --max-processes");
+    error.code = "processes_busy";
+    error.retry_after = std::chrono::seconds(1);
+    return error;
+  }
+
+  pool& pool_;
+  process_demand demand_;
+  steady_time deadline_;
+  std::optional<grant> granted_;
+  std::unique_ptr<waiter> waiting_;
+};
+
 //================================================================================================
-// [16] engine - one turn: a process, a deadline, a client who may leave
-// uses: errors, options, conversation, events, cli_command, process, worker, pool | thread-safe
+// [16] sessions - histories that the proxy keeps for a client
+// uses: text, log, json_access, options, conversation, cli_protocol, process | thread-safe
+//================================================================================================
+
+/// What is told of a session.
+struct session_info {
+  std::string id;
+  std::chrono::system_clock::time_point created;
+  std::chrono::system_clock::time_point last_accessed;
+  std::chrono::system_clock::time_point expires;
+  std::size_t messages = 0;
+};
+
+/// A message of a stored session; nullopt when it is none.
+inline std::optional<message> decode_message(const json& stored) {
+  message said;
+  if (string_of(stored, "role") == "assistant") said.author = role::assistant;
+  const auto& content = member_of(stored, "content");
+  if (!content.is_array()) return std::nullopt;
+  for (const auto& block : content) {
+    const auto type = string_of(block, "type");
+    if (type == "text") said.parts.emplace_back(text_part{string_of(block, "text")});
+    if (type == "tool_use") {
+      said.parts.emplace_back(tool_call_part{string_of(block, "id"), string_of(block, "name"),
+                                             member_of(block, "input")});
+    }
+    if (type == "tool_result") {
+      said.parts.emplace_back(
+          tool_result_part{string_of(block, "tool_use_id"), string_of(block, "content")});
+    }
+  }
+  return said;
+}
+
+/// Keeps sessions by client and id, in memory and, with `options::session_directory`, in a file
+/// each. A session is used by one request at a time; others wait in order.
+class session_store {
+ public:
+  class visit;
+  using system_time = std::chrono::system_clock::time_point;
+
+  /// Reads what is stored. Throws `std::system_error` when the directory cannot be used.
+  explicit session_store(const options& settings) : settings_(settings) {
+    if (settings_.session_directory.empty()) return;
+    std::filesystem::create_directories(settings_.session_directory);
+    ::chmod(settings_.session_directory.c_str(), 0700);
+    for (const auto& file : std::filesystem::directory_iterator(settings_.session_directory)) {
+      if (file.path().extension() == ".json") load(file.path().string());
+    }
+  }
+  session_store(const session_store&) = delete;
+  session_store& operator=(const session_store&) = delete;
+
+  /// The client's sessions, oldest first.
+  std::vector<session_info> list(const std::string& client) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    sweep();
+    std::vector<session_info> found;
+    for (const auto& [key, kept] : sessions_) {
+      if (key.first == client && !kept->history.empty()) found.push_back(describe(*kept));
+    }
+    std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) {
+      return std::tie(a.created, a.id) < std::tie(b.created, b.id);
+    });
+    return found;
+  }
+
+  /// One of them; asking for it counts as use.
+  std::optional<session_info> get(const std::string& client, const std::string& id) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    sweep();
+    const auto found = sessions_.find({client, id});
+    if (found == sessions_.end() || found->second->history.empty()) return std::nullopt;
+    found->second->last_accessed = std::chrono::system_clock::now();
+    return describe(*found->second);
+  }
+
+  /// False when there is none. A request that is using it ends as if nothing had happened.
+  bool remove(const std::string& client, const std::string& id) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    sweep();
+    const auto found = sessions_.find({client, id});
+    if (found == sessions_.end() || found->second->history.empty()) return false;
+    forget(found);
+    return true;
+  }
+
+ private:
+  using client_and_id = std::pair<std::string, std::string>;
+
+  struct session {
+    std::string client;
+    std::string id;
+    std::string file;  ///< empty: not stored
+    std::string system;
+    std::vector<message> history;
+    system_time created;
+    system_time last_accessed;
+    bool busy = false;
+    std::deque<const wake_signal*> waiting;
+  };
+  using sessions = std::map<client_and_id, std::shared_ptr<session>>;
+
+  // Everything below needs the lock, but for the files, which only their user writes.
+
+  session_info describe(const session& kept) const {
+    return {kept.id, kept.created, kept.last_accessed, kept.last_accessed + settings_.session_ttl,
+            kept.history.size()};
+  }
+
+  sessions::iterator forget(sessions::iterator gone) {
+    if (!gone->second->file.empty()) ::unlink(gone->second->file.c_str());
+    return sessions_.erase(gone);
+  }
+
+  void sweep() {
+    const auto oldest = std::chrono::system_clock::now() - settings_.session_ttl;
+    for (auto kept = sessions_.begin(); kept != sessions_.end();) {
+      const bool expired = !kept->second->busy && kept->second->last_accessed < oldest;
+      kept = expired ? forget(kept) : std::next(kept);
+    }
+  }
+
+  static std::int64_t to_ms(system_time time) {
+    using namespace std::chrono;
+    return duration_cast<milliseconds>(time.time_since_epoch()).count();
+  }
+
+  static std::string encode(const session& kept) {
+    json messages = json::array();
+    for (const auto& said : kept.history) {
+      json content = json::array();
+      for (const auto& part : said.parts) content.push_back(encode_part(part));
+      messages.push_back(
+          json::object({{"role", said.author == role::user ? "user" : "assistant"},
+                        {"content", content}}));
+    }
+    return dump(json::object({{"version", 1},
+                              {"client", kept.client},
+                              {"id", kept.id},
+                              {"system", kept.system},
+                              {"created_ms", to_ms(kept.created)},
+                              {"last_accessed_ms", to_ms(kept.last_accessed)},
+                              {"messages", messages}}));
+  }
+
+  /// Whole or not at all: written beside the file, then put in its place.
+  void store(session& kept) const {
+    if (settings_.session_directory.empty()) return;
+    if (kept.file.empty()) {
+      kept.file = settings_.session_directory + "/" + text::random_id("", 24) + ".json";
+    }
+    const auto fresh = kept.file + ".new";
+    const auto bytes = encode(kept);
+    unique_fd file(::open(fresh.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+    const bool written = file && write_all(file.get(), bytes) && ::fsync(file.get()) == 0 &&
+                         ::rename(fresh.c_str(), kept.file.c_str()) == 0;
+    if (!written) {
+      settings_.log.error("session not stored: " + last_system_error().message());
+      ::unlink(fresh.c_str());
+    }
+  }
+
+  void load(const std::string& path) {
+    unique_fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    std::string bytes;
+    while (file && read_available(file.get(), bytes)) {}
+    const json stored = json::parse(bytes, nullptr, false);
+    const auto kept = std::make_shared<session>();
+    kept->client = string_of(stored, "client");
+    kept->id = string_of(stored, "id");
+    kept->file = path;
+    kept->system = string_of(stored, "system");
+    kept->created = system_time(std::chrono::milliseconds(integer_of(stored, "created_ms")));
+    kept->last_accessed =
+        system_time(std::chrono::milliseconds(integer_of(stored, "last_accessed_ms")));
+    for (const auto& said : member_of(stored, "messages")) {
+      if (auto decoded = decode_message(said)) kept->history.push_back(std::move(*decoded));
+    }
+    if (kept->id.empty() || kept->history.empty()) {
+      settings_.log.warning("session file skipped, it is not whole: " + path);
+      return;
+    }
+    sessions_[{kept->client, kept->id}] = kept;
+  }
+
+  const options& settings_;
+  std::mutex mutex_;
+  sessions sessions_;
+};
+
+/// One request's use of a session. Waits for its turn; its owner polls `fd` meanwhile. One thread;
+/// must not outlive the store.
+class session_store::visit {
+ public:
+  visit(session_store& owner, const std::string& client, const std::string& id) : store_(owner) {
+    const std::lock_guard<std::mutex> lock(store_.mutex_);
+    store_.sweep();
+    auto& slot = store_.sessions_[{client, id}];
+    const auto now = std::chrono::system_clock::now();
+    if (!slot) {
+      slot = std::make_shared<session>();
+      slot->client = client;
+      slot->id = id;
+      slot->created = now;
+    }
+    slot->last_accessed = now;
+    session_ = slot;
+    entered_ = !session_->busy && session_->waiting.empty();
+    if (entered_) {
+      session_->busy = true;
+    } else {
+      session_->waiting.push_back(&wake_);
+    }
+  }
+  visit(const visit&) = delete;
+  visit& operator=(const visit&) = delete;
+
+  ~visit() {
+    const std::lock_guard<std::mutex> lock(store_.mutex_);
+    auto& waiting = session_->waiting;
+    if (!entered_) {
+      const bool was_next = !session_->busy && waiting.front() == &wake_;
+      waiting.erase(std::find(waiting.begin(), waiting.end(), &wake_));
+      if (!was_next) return;
+    }
+    session_->busy = false;
+    if (!waiting.empty()) {
+      waiting.front()->raise();
+    } else if (session_->history.empty()) {  // a first turn that failed leaves nothing
+      const auto found = store_.sessions_.find({session_->client, session_->id});
+      if (found != store_.sessions_.end() && found->second == session_) {
+        store_.sessions_.erase(found);
+      }
+    }
+  }
+
+  /// Readable when it may be worth to `try_enter`.
+  int fd() const { return entered_ ? -1 : wake_.fd(); }
+
+  /// True once the session is this request's alone.
+  bool try_enter() {
+    if (entered_) return true;
+    const std::lock_guard<std::mutex> lock(store_.mutex_);
+    if (session_->busy || session_->waiting.front() != &wake_) return false;
+    session_->waiting.pop_front();
+    session_->busy = true;
+    entered_ = true;
+    return true;
+  }
+
+  const std::string& system() const { return session_->system; }
+  const std::vector<message>& history() const { return session_->history; }
+
+  /// The session as it is after a turn that went well. One that was deleted meanwhile stays so.
+  void commit(std::string system, std::vector<message> history) {
+    const std::lock_guard<std::mutex> lock(store_.mutex_);
+    session_->system = std::move(system);
+    session_->history = std::move(history);
+    session_->last_accessed = std::chrono::system_clock::now();
+    const auto found = store_.sessions_.find({session_->client, session_->id});
+    if (found != store_.sessions_.end() && found->second == session_) store_.store(*session_);
+  }
+
+ private:
+  session_store& store_;
+  std::shared_ptr<session> session_;
+  wake_signal wake_;
+  bool entered_ = false;
+};
+
+//================================================================================================
+// [17] engine - one turn: a session, a process, a deadline, a client who may leave
+// uses: errors, options, conversation, events, cli_command, process, worker, pool,
+//       sessions | thread-safe
 //================================================================================================
 
 /// What a client without a system prompt gets, in place of Claude Code's persona.
 constexpr std::string_view neutral_system_prompt = "You are a helpful assistant.";
 
+/// True when the messages begin with that history, its last reply included.
+inline bool begins_with(const std::vector<message>& messages, const std::vector<message>& history) {
+  conversation_trace all;
+  conversation_trace begin;
+  for (const auto& said : messages) append_message(all, said);
+  for (const auto& said : history) append_message(begin, said);
+  return std::find(all.replies.begin(), all.replies.end(), begin.words.size()) !=
+             all.replies.end() &&
+         all.words.compare(0, begin.words.size(), begin.words) == 0;
+}
+
+/// What the client will send back as the assistant's message.
+inline message make_reply(const turn_result& result) {
+  message said{role::assistant, {}};
+  std::string words;
+  for (const auto& block : result.blocks) {
+    if (block.kind == block_kind::text) words += block.text;
+  }
+  if (!words.empty()) said.parts.emplace_back(text_part{words});
+  return said;
+}
+
 /// One turn under way. It is pulled: whoever wants its next event lends the thread that moves the
-/// process's bytes, so that a slow client slows the process and a client that leaves ends it.
+/// process's bytes, so that a slow client slows the process and a client that leaves ends it, in
+/// the queue as well as in mid-answer.
 class turn {
  public:
   enum class pulled { arrived, silence, client_left };
 
-  turn(pool& processes, turn_request request, const options& settings, int client_fd)
+  turn(pool& processes, session_store& sessions, turn_request request, const options& settings,
+       int client_fd)
       : pool_(processes),
+        settings_(settings),
         request_(std::move(request)),
         deadline_(std::chrono::steady_clock::now() + settings.timeout),
-        timeout_(settings.timeout),
         client_fd_(client_fd) {
-    take_process();
+    if (!request_.session.empty()) session_.emplace(sessions, request_.client, request_.session);
   }
 
   /// Waits for the next event until `until`. After an event that ends the turn there is none.
   pulled next(event& out, steady_time until) {
     const auto stop_at = std::min(until, deadline_);
     for (;;) {
-      if (auto known = lease_->worker().pop()) {
+      if (auto known = known_event()) {
         if (try_again(*known)) continue;
-        told_ = true;
+        note(*known);
         out = std::move(*known);
         return pulled::arrived;
       }
       const auto now = std::chrono::steady_clock::now();
       if (now >= deadline_) {
-        out = turn_failed{api_error(error_kind::timed_out, "no complete answer within " +
-                                                               std::to_string(timeout_.count()) +
-                                                               " ms (see --timeout)")};
+        out = turn_failed{
+            api_error(error_kind::timed_out, "no complete answer within " +
+                                                 std::to_string(settings_.timeout.count()) +
+                                                 " ms (see --timeout)")};
         return pulled::arrived;
       }
       if (now >= stop_at) return pulled::silence;
       if (!wait(stop_at)) return pulled::client_left;
-      lease_->worker().pump();
+      if (lease_) lease_->worker().pump();
     }
   }
-
-  /// True when a process answered that had been started before the request came.
-  bool used_spare() const { return lease_->was_spare(); }
 
  private:
   /// Longest wait in one go: a process whose pipes a grandchild holds open ends without a sign.
   static constexpr std::chrono::milliseconds longest_wait{100};
 
-  void take_process() {
-    lease_.emplace(pool_.acquire({request_.model}));
-    lease_->worker().begin(request_);
+  std::optional<event> known_event() {
+    try {
+      if (!has_process()) return std::nullopt;
+    } catch (const api_error& failure) {
+      return turn_failed{failure};
+    }
+    return lease_->worker().pop();
   }
 
-  /// A spare may have died before the request came; then another process answers. Once.
-  bool try_again(const event& what) {
-    const bool lost_spare = std::holds_alternative<turn_failed>(what) && !told_ &&
-                            lease_->worker().lost() && lease_->was_spare() && !tried_again_;
-    if (!lost_spare) return false;
-    tried_again_ = true;
-    lease_.reset();
-    take_process();
+  /// Goes from the session's queue to the pool's and on to a process, as far as it can.
+  bool has_process() {
+    if (lease_) return true;
+    if (session_ && !session_->try_enter()) return false;
+    if (!ticket_) {
+      compose();
+      ticket_.emplace(pool_, process_demand{{request_.model}, request_.client, trace_});
+    }
+    auto taken = ticket_->try_take();
+    if (!taken) return false;
+    ticket_.reset();
+    lease_.emplace(std::move(*taken));
+    // Messages alternate and the user begins, so each reply stands for two of them.
+    lease_->worker().begin(request_, 2 * lease_->known_replies());
     return true;
   }
 
-  /// Waits for bytes. False when the client has gone.
+  /// Puts the session's history before what is new, and settles what the client left open. A
+  /// client that sends the whole history with its session's id is not doubled.
+  void compose() {
+    if (composed_) return;
+    composed_ = true;
+    if (session_) {
+      if (request_.system.empty()) request_.system = session_->system();
+      const auto& history = session_->history();
+      if (!history.empty() && !begins_with(request_.messages, history)) {
+        request_.messages.insert(request_.messages.begin(), history.begin(), history.end());
+        normalize(request_.messages);
+      }
+    }
+    given_system_ = request_.system;
+    if (request_.model.empty()) request_.model = settings_.default_model;
+    if (request_.system.empty()) request_.system = neutral_system_prompt;
+    trace_ = make_trace(request_);
+  }
+
+  /// A process that waited may have died before the request came; then another answers. Once.
+  bool try_again(const event& what) {
+    const bool lost = std::holds_alternative<turn_failed>(what) && !told_ && lease_ &&
+                      lease_->worker().lost() && lease_->was_waiting() && !tried_again_;
+    if (!lost) return false;
+    tried_again_ = true;
+    lease_.reset();
+    return true;
+  }
+
+  /// Remembers the answer, and at its end lets session and process go on with it.
+  void note(const event& what) {
+    told_ = true;
+    if (std::holds_alternative<turn_failed>(what)) return;
+    answer_.add(what);
+    if (!ends_turn(what)) return;
+    const auto reply = make_reply(answer_.result());
+    append_message(trace_, reply);
+    if (session_) {
+      request_.messages.push_back(reply);
+      session_->commit(given_system_, std::move(request_.messages));
+    }
+    if (lease_->worker().can_go_on()) lease_->keep(std::move(trace_.words));
+    lease_.reset();
+    session_.reset();
+  }
+
+  /// Waits for bytes, or for a place. False when the client has gone.
   bool wait(steady_time until) {
     entries_.clear();
-    lease_->worker().add_poll_entries(entries_);
+    if (lease_) {
+      lease_->worker().add_poll_entries(entries_);
+    } else {
+      entries_.push_back({ticket_ ? ticket_->fd() : session_->fd(), POLLIN, 0});
+    }
 #ifdef POLLRDHUP
     constexpr short gone = POLLRDHUP | POLLHUP | POLLERR | POLLNVAL;
     entries_.push_back({client_fd_, POLLRDHUP, 0});
@@ -2821,11 +3466,17 @@ class turn {
   }
 
   pool& pool_;
+  const options& settings_;
   turn_request request_;
+  std::string given_system_;  ///< the client's own, for the session
+  conversation_trace trace_;
   steady_time deadline_;
-  std::chrono::milliseconds timeout_;
   int client_fd_;
+  std::optional<session_store::visit> session_;
+  std::optional<pool::ticket> ticket_;
   std::optional<lease> lease_;
+  collector answer_;
+  bool composed_ = false;
   bool told_ = false;
   bool tried_again_ = false;
   std::vector<pollfd> entries_;
@@ -2834,23 +3485,23 @@ class turn {
 /// Turns requests into turns.
 class engine {
  public:
-  engine(const options& settings, pool& processes) : settings_(settings), pool_(processes) {}
+  engine(const options& settings, pool& processes, session_store& sessions)
+      : settings_(settings), pool_(processes), sessions_(sessions) {}
 
-  /// Throws `api_error` when no process can be had. `client_fd` is the client's socket, watched
-  /// for its end; -1 for none.
+  /// Nothing can fail before the turn is pulled. `client_fd` is the client's socket, watched for
+  /// its end; -1 for none.
   std::unique_ptr<turn> start(turn_request request, int client_fd) {
-    if (request.model.empty()) request.model = settings_.default_model;
-    if (request.system.empty()) request.system = neutral_system_prompt;
-    return std::make_unique<turn>(pool_, std::move(request), settings_, client_fd);
+    return std::make_unique<turn>(pool_, sessions_, std::move(request), settings_, client_fd);
   }
 
  private:
   const options& settings_;
   pool& pool_;
+  session_store& sessions_;
 };
 
 //================================================================================================
-// [17] guard - who may come in: client keys, Host and Origin
+// [18] guard - who may come in: client keys, Host and Origin
 // uses: text, errors, options | pure
 //================================================================================================
 
@@ -2906,9 +3557,19 @@ inline bool is_own_origin(std::string_view origin) {
   return is_loopback_name(host_name(origin.substr(scheme_end + 3)));
 }
 
-/// Throws a 401 or 403 for whoever may not come in. A client with a key proves more than its Host
-/// header does; without keys only names of this machine are answered (DNS rebinding).
-inline void check_access(const credentials& shown, const options& settings, bool needs_key) {
+/// A name for whoever holds that key, which does not tell the key (FNV-1a); empty without one.
+inline std::string client_name(std::string_view key) {
+  if (key.empty()) return {};
+  std::uint64_t hash = 14695981039346656037ULL;
+  for (const char c : key) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211ULL;
+  return std::to_string(hash);
+}
+
+/// Names the client, or throws a 401 or 403 for whoever may not come in. A client with a key proves
+/// more than its Host header does; without keys only names of this machine are answered (DNS
+/// rebinding).
+inline std::string check_access(const credentials& shown, const options& settings,
+                                bool needs_key) {
   if (!shown.origin.empty() && !is_own_origin(shown.origin)) {
     throw api_error(error_kind::permission, "pages of origin '" + text::repair_utf8(shown.origin) +
                                                 "' may not use this proxy");
@@ -2920,14 +3581,15 @@ inline void check_access(const credentials& shown, const options& settings, bool
                     "this proxy does not answer to the host name '" +
                         text::repair_utf8(shown.host) + "'; use its address or a client key");
   }
-  if (!needs_key || known || settings.api_keys.empty()) return;
+  if (known) return client_name(key);
+  if (!needs_key || settings.api_keys.empty()) return {};
   throw api_error(error_kind::authentication,
                   key.empty() ? "Missing API key: send 'Authorization: Bearer KEY' or 'x-api-key'"
                               : "Invalid API key");
 }
 
 //================================================================================================
-// [18] status - what is known of the CLI and its login
+// [19] status - what is known of the CLI and its login
 // uses: text, json_access, options, events, cli_command, process, worker, pool | thread-safe
 //================================================================================================
 
@@ -3038,11 +3700,18 @@ inline void read_introduction(const json& introduction, cli_facts& facts) {
 /// Asks one process for its models and account. It is taken from the pool, so it counts.
 inline void inspect_account(const options& settings, pool& processes, const wake_signal& stop,
                             cli_facts& facts) {
-  const auto process = processes.acquire({settings.default_model});
-  auto& asked = process.worker();
-  asked.begin_introduction();
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
   std::vector<pollfd> entries;
+  pool::ticket place(processes, {{settings.default_model}, {}, {}});
+  std::optional<lease> process;
+  while (!process) {
+    if (auto taken = place.try_take()) process.emplace(std::move(*taken));
+    if (std::chrono::steady_clock::now() >= deadline || stop.is_raised()) return;
+    pollfd entry{place.fd(), POLLIN, 0};
+    if (!process) ::poll(&entry, 1, 50);
+  }
+  auto& asked = process->worker();
+  asked.begin_introduction();
   while (asked.introduction().is_null()) {
     if (std::chrono::steady_clock::now() >= deadline || stop.is_raised()) return;
     if (const auto failure = asked.pop()) {
@@ -3064,9 +3733,9 @@ inline void inspect_account(const options& settings, pool& processes, const wake
 }
 
 //================================================================================================
-// [19] http - connections, routes, streaming; the only section that names httplib
+// [20] http - connections, routes, streaming; the only section that names httplib
 // uses: text, errors, log, json_access, options, events, sse, openai_chat, catalog, cli_command,
-//       process, pool, engine, guard, status | thread-safe
+//       process, pool, sessions, engine, guard, status | thread-safe
 //================================================================================================
 
 /// Listening sockets of a host and port; port 0 takes any. Throws `std::system_error`.
@@ -3255,6 +3924,7 @@ struct services {
   const options& settings;
   pool& processes;
   engine& turns;
+  session_store& sessions;
   status_board& status;
   const wake_signal& stop;
 };
@@ -3266,6 +3936,8 @@ struct exchange {
   httplib::Response& response;
   const httplib::ContentReader* body;  ///< null for methods without one
   std::string id;
+  std::string client_id = {};  ///< see `client_name`
+  std::string path = {};       ///< without `/v1` and a last slash
   steady_time started = std::chrono::steady_clock::now();
 };
 
@@ -3316,6 +3988,7 @@ class http_service : public httplib::Server {
 
  private:
   static constexpr const char* json_type = "application/json";
+  static constexpr std::chrono::seconds longest_stall{30};
 
   using handler = void (http_service::*)(exchange&);
 
@@ -3331,6 +4004,10 @@ class http_service : public httplib::Server {
         {"POST", "/chat/completions", true, &http_service::answer_chat},
         {"GET", "/models", true, &http_service::answer_models},
         {"GET", "/models/*", true, &http_service::answer_model},
+        {"GET", "/sessions", true, &http_service::answer_sessions},
+        {"GET", "/sessions/stats", true, &http_service::answer_session_stats},
+        {"GET", "/sessions/*", true, &http_service::answer_session},
+        {"DELETE", "/sessions/*", true, &http_service::delete_session},
         {"GET", "/auth/status", true, &http_service::answer_auth_status},
         {"GET", "/health", false, &http_service::answer_health},
         {"GET", "/version", false, &http_service::answer_version},
@@ -3404,20 +4081,21 @@ class http_service : public httplib::Server {
 
   void enter(exchange& now) {
     const bool preflight = now.request.method == "OPTIONS";
-    const auto path = canonical_path(now.request.path);
-    const auto* found = find_route(now.request.method, path);
+    now.path = canonical_path(now.request.path);
+    const auto* found = find_route(now.request.method, now.path);
     const credentials shown{now.request.get_header_value("Host"),
                             now.request.get_header_value("Origin"),
                             now.request.get_header_value("Authorization"),
                             now.request.get_header_value("X-Api-Key")};
-    check_access(shown, services_.settings, !preflight && (found == nullptr || found->needs_key));
+    const bool needs_key = !preflight && (found == nullptr || found->needs_key);
+    now.client_id = check_access(shown, services_.settings, needs_key);
     if (preflight) {
       now.response.status = 204;
     } else if (found != nullptr) {
       now.response.status = 200;
       (this->*found->answer)(now);
     } else {
-      refuse_route(now, path);
+      refuse_route(now);
     }
   }
 
@@ -3442,15 +4120,15 @@ class http_service : public httplib::Server {
     return nullptr;
   }
 
-  [[noreturn]] static void refuse_route(exchange& now, const std::string& path) {
+  [[noreturn]] static void refuse_route(exchange& now) {
     std::vector<std::string> allowed;
     std::vector<std::string> known;
     for (const auto& row : routes()) {
-      if (matches(row, path)) allowed.emplace_back(row.method);
+      if (matches(row, now.path)) allowed.emplace_back(row.method);
       known.push_back(std::string(row.method) + " /v1" + std::string(row.path));
     }
     if (allowed.empty()) {
-      throw api_error(error_kind::not_found, "unknown path " + text::repair_utf8(path) +
+      throw api_error(error_kind::not_found, "unknown path " + text::repair_utf8(now.path) +
                                                  "; this server has " + text::join(known, ", "));
     }
     now.response.set_header("Allow", text::join(allowed, ", "));
@@ -3565,6 +4243,11 @@ class http_service : public httplib::Server {
       now.response.set_header("x-ignored-params", text::join(parsed.turn.ignored_params, ", "));
     }
     const bool stream = parsed.turn.stream;
+    parsed.turn.client = now.client_id;
+    if (parsed.turn.session.empty() && now.request.has_header("X-Session-Id")) {
+      const json id = now.request.get_header_value("X-Session-Id");
+      parsed.turn.session = parse_session_id(reader(id, "X-Session-Id"));
+    }
     auto running = services_.turns.start(std::move(parsed.turn), now.client.fd());
     if (stream) {
       answer_stream(now, std::move(running), std::move(parsed.reply));
@@ -3654,6 +4337,11 @@ class http_service : public httplib::Server {
     return "done";
   }
 
+  /// What a route's '*' stands for.
+  static std::string last_of_path(const exchange& now) {
+    return now.path.substr(now.path.find('/', 1) + 1);
+  }
+
   std::vector<model_entry> catalog() const {
     return make_catalog(services_.settings.default_model, services_.status.get().models);
   }
@@ -3664,10 +4352,56 @@ class http_service : public httplib::Server {
 
   /// Any id is passed on to the CLI, so any is described.
   void answer_model(exchange& now) {
-    const auto path = canonical_path(now.request.path);
-    const json id = path.substr(path.find('/', 1) + 1);
+    const json id = last_of_path(now);
     const auto model = parse_model(reader(id, "model"));
     now.response.set_content(dump(render_model({model, release_time(model)})), json_type);
+  }
+
+  static json render_session(const session_info& kept) {
+    return json::object({{"session_id", kept.id},
+                         {"created_at", text::iso_time(kept.created)},
+                         {"last_accessed", text::iso_time(kept.last_accessed)},
+                         {"message_count", kept.messages},
+                         {"expires_at", text::iso_time(kept.expires)}});
+  }
+
+  void answer_sessions(exchange& now) {
+    json rows = json::array();
+    for (const auto& kept : services_.sessions.list(now.client_id)) {
+      rows.push_back(render_session(kept));
+    }
+    const auto total = rows.size();
+    now.response.set_content(dump(json::object({{"sessions", rows}, {"total", total}})), json_type);
+  }
+
+  /// Expired sessions are gone before they are counted.
+  void answer_session_stats(exchange& now) {
+    const auto all = services_.sessions.list(now.client_id);
+    std::size_t messages = 0;
+    for (const auto& kept : all) messages += kept.messages;
+    const std::chrono::duration<double, std::ratio<3600>> ttl = services_.settings.session_ttl;
+    const json stats = json::object({{"active_sessions", all.size()},
+                                     {"expired_sessions", 0},
+                                     {"total_messages", messages}});
+    now.response.set_content(dump(json::object({{"session_stats", stats},
+                                                {"cleanup_interval_minutes", 0},
+                                                {"default_ttl_hours", ttl.count()}})),
+                             json_type);
+  }
+
+  static api_error no_session() { return {error_kind::not_found, "Session not found"}; }
+
+  void answer_session(exchange& now) {
+    const auto kept = services_.sessions.get(now.client_id, last_of_path(now));
+    if (!kept) throw no_session();
+    now.response.set_content(dump(render_session(*kept)), json_type);
+  }
+
+  void delete_session(exchange& now) {
+    const auto id = last_of_path(now);
+    if (!services_.sessions.remove(now.client_id, id)) throw no_session();
+    const auto told = "Session " + id + " deleted successfully";
+    now.response.set_content(dump(json::object({{"message", told}})), json_type);
   }
 
   void answer_auth_status(exchange& now) {
@@ -3697,17 +4431,24 @@ class http_service : public httplib::Server {
         dump(json::object({{"claude_code_auth", auth}, {"server_info", server}})), json_type);
   }
 
+  /// Healthy means that a request would be answered.
   void answer_health(exchange& now) {
-    const auto facts = services_.status.get();
     const auto counts = services_.processes.counts();
-    json whole = json::object({{"status", facts.problem.empty() ? "healthy" : "degraded"},
+    auto problem = services_.status.get().problem;
+    if (problem.empty() && counts.stalled > longest_stall) {
+      problem = std::to_string(counts.queued) + " requests wait, and none has got a process for " +
+                std::to_string(counts.stalled.count() / 1000) + " s";
+    }
+    json whole = json::object({{"status", problem.empty() ? "healthy" : "degraded"},
                                {"service", "claude-openai"},
                                {"processes", json::object({{"spare", counts.spare},
                                                            {"warm", counts.warm},
                                                            {"busy", counts.busy},
+                                                           {"idle", counts.idle},
                                                            {"stopping", counts.stopping},
-                                                           {"maximum", counts.maximum}})}});
-    if (!facts.problem.empty()) whole["problem"] = facts.problem;
+                                                           {"maximum", counts.maximum}})},
+                               {"queued", counts.queued}});
+    if (!problem.empty()) whole["problem"] = problem;
     now.response.set_content(dump(whole), json_type);
   }
 
@@ -3722,8 +4463,9 @@ class http_service : public httplib::Server {
 };
 
 //================================================================================================
-// [20] server - the whole proxy as one object
-// uses: text, log, options, cli_command, process, pool, engine, status, http | owns threads
+// [21] server - the whole proxy as one object
+// uses: text, log, options, cli_command, process, pool, sessions, engine, status,
+//       http | owns threads
 //================================================================================================
 
 /// The proxy. Construct, `bind`, `run`; `stop` from another thread or a signal handler.
@@ -3735,8 +4477,9 @@ class server {
       : settings_(prepare(std::move(settings), scratch_)),
         guard_(std::make_shared<child_guard>()),
         pool_(settings_, guard_),
-        engine_(settings_, pool_),
-        http_({settings_, pool_, engine_, status_, closing_}) {}
+        sessions_(settings_),
+        engine_(settings_, pool_, sessions_),
+        http_({settings_, pool_, engine_, sessions_, status_, closing_}) {}
   server(const server&) = delete;
   server& operator=(const server&) = delete;
   ~server() = default;
@@ -3893,6 +4636,7 @@ class server {
   wake_signal all_gone_;
   status_board status_;
   pool pool_;
+  session_store sessions_;
   engine engine_;
   http_service http_;
   std::vector<unique_fd> listeners_;

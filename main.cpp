@@ -80,6 +80,23 @@ struct command_line {
                    "Most claude processes at once (default: one per 250 MiB of memory, at most 32)")
         ->envname("CLAUDE_MAX_PROCESSES")
         ->check(CLI::Range(1, 1024));
+    app.add_option("--max-queue", settings.max_queue, "Requests that may wait for a process")
+        ->envname("CLAUDE_MAX_QUEUE")
+        ->check(CLI::Range(0, 100'000))
+        ->capture_default_str();
+    add_duration("--queue-timeout", settings.queue_timeout, "Longest wait for a process",
+                 "CLAUDE_QUEUE_TIMEOUT");
+    add_duration("--idle-timeout", settings.idle_timeout,
+                 "How long a conversation's process waits for its next turn",
+                 "CLAUDE_IDLE_TIMEOUT");
+    add_duration("--session-ttl", settings.session_ttl, "How long an unused session is kept",
+                 "CLAUDE_SESSION_TTL");
+    app.add_option("--session-dir", settings.session_directory,
+                   "Directory where sessions survive a restart (default: memory alone)")
+        ->envname("CLAUDE_SESSION_DIR");
+    add_duration("--drain-timeout", settings.drain_timeout,
+                 "How long running requests may take to finish after SIGTERM",
+                 "CLAUDE_DRAIN_TIMEOUT");
     app.add_option("--max-request-size", settings.max_body_bytes, "Largest request body in bytes")
         ->envname("MAX_REQUEST_SIZE")
         ->capture_default_str();
@@ -90,6 +107,20 @@ struct command_line {
         ->envname("LOG_LEVEL")
         ->check(CLI::IsMember({"debug", "info", "warning", "error", "off"}))
         ->capture_default_str();
+  }
+
+  void add_duration(const char* flag, std::chrono::milliseconds& value, const char* help,
+                    const char* variable) {
+    app.add_option_function<std::string>(
+           flag,
+           [flag, &value](const std::string& given) {
+             const auto duration = proxy::try_duration(given);
+             if (!duration) throw CLI::ValidationError(flag, "'" + given + "' is not a duration");
+             value = *duration;
+           },
+           help)
+        ->envname(variable)
+        ->default_str(std::to_string(value.count() / 1000) + "s");
   }
 
   proxy::options finish() {
