@@ -1589,7 +1589,7 @@ class turn_decoder {
     settle(out);
     incoming_.reset();
     const auto type = string_of(block, "type");
-    if (finished_ || !started_) return;
+    if (finished_ || !started_ || message_complete_) return;
     if (type == "text") add_block(block_kind::text, block, out);
     if (type == "thinking") add_block(block_kind::thinking, block, out);
     if (type == "tool_use") add_block(block_kind::tool_call, block, out);
@@ -4521,10 +4521,10 @@ class server {
   void run() {
     pool_.start();
     std::thread inspector([this] { inspect(); });
-    accept_connections();
+    const auto stops = accept_connections();
     listeners_.clear();
     closing_.raise();
-    drain();
+    drain(stops > 1);
     inspector.join();
   }
 
@@ -4566,12 +4566,13 @@ class server {
     if (on_inspected) on_inspected(facts);
   }
 
-  void accept_connections() {
+  /// Returns how often `stop` was called.
+  std::size_t accept_connections() {
     std::vector<pollfd> entries{{stop_.fd(), POLLIN, 0}};
     for (const auto& listener : listeners_) entries.push_back({listener.get(), POLLIN, 0});
     for (;;) {
       ::poll(entries.data(), static_cast<nfds_t>(entries.size()), -1);
-      if (entries[0].revents != 0 && stop_.clear() > 0) return;
+      if (const auto stops = entries[0].revents != 0 ? stop_.clear() : 0) return stops;
       for (std::size_t i = 1; i < entries.size(); ++i) {
         if (entries[i].revents != 0) accept_one(entries[i].fd);
       }
@@ -4614,17 +4615,17 @@ class server {
 
   /// Waits for the connections' threads. At the timeout, or at a second `stop`, their sockets are
   /// shut, which ends every turn as if the client had left.
-  void drain() {
+  void drain(bool cut) {
     const auto deadline = std::chrono::steady_clock::now() + settings_.drain_timeout;
-    bool cut = false;
     while (has_clients()) {
+      if (cut) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        for (const int fd : clients_) ::shutdown(fd, SHUT_RDWR);
+      }
       std::array<pollfd, 2> fds{{{stop_.fd(), POLLIN, 0}, {all_gone_.fd(), POLLIN, 0}}};
       ::poll(fds.data(), fds.size(), cut ? 100 : poll_timeout(deadline));
       all_gone_.clear();
-      if (!cut && stop_.clear() == 0 && std::chrono::steady_clock::now() < deadline) continue;
-      cut = true;
-      const std::lock_guard<std::mutex> lock(mutex_);
-      for (const int fd : clients_) ::shutdown(fd, SHUT_RDWR);
+      cut = cut || stop_.clear() > 0 || std::chrono::steady_clock::now() >= deadline;
     }
   }
 
