@@ -1564,7 +1564,8 @@ class turn_decoder {
     }
     if (member_of(line, "total_cost_usd").is_number()) {
       cost_ = member_of(line, "total_cost_usd").get<double>();
-      total_usage_.cost_usd = cost_ - cost_before_;
+      constexpr double precision = 1e12;  // the difference of sums shall not show their rounding
+      total_usage_.cost_usd = std::round((cost_ - cost_before_) * precision) / precision;
     }
     if (!message_complete_) end_message(string_of(line, "stop_reason"), {}, out);
     if (!finished_) finish(out);
@@ -2957,7 +2958,7 @@ class pool::ticket {
     const std::lock_guard<std::mutex> lock(pool_.mutex_);
     if (pool_.queued_ == 0) granted_ = pool_.try_grant(demand_);
     if (granted_) return;
-    if (pool_.queued_ >= static_cast<std::size_t>(pool_.settings_.max_queue)) throw busy("full");
+    if (pool_.queued_ >= static_cast<std::size_t>(pool_.settings_.max_queue)) throw busy("the queue is full");
     waiting_ = std::make_unique<waiter>(waiter{&demand_, std::nullopt, {}});
     pool_.enter_queue(*waiting_);
   }
@@ -3000,7 +3001,7 @@ class pool::ticket {
     const std::lock_guard<std::mutex> lock(pool_.mutex_);
     if (!waiting_->granted) {
       if (std::chrono::steady_clock::now() < deadline_) return false;
-      throw busy("stuck");
+      throw busy("none was free in time");
     }
     granted_ = std::move(waiting_->granted);
     waiting_.reset();
@@ -3009,9 +3010,8 @@ class pool::ticket {
 
   api_error busy(const char* how) const {
     api_error error(error_kind::rate_limited,
-                    "all " + std::to_string(pool_.maximum_) + " claude processes are busy and the "
-                        "queue is " + how +
-                        "; try again, or start the proxy with a larger --max-processes");
+                    "all " + std::to_string(pool_.maximum_) + " claude processes are busy and " +
+                        how + "; try again, or start the proxy with a larger --max-processes");
     error.code = "processes_busy";
     error.retry_after = std::chrono::seconds(1);
     return error;
@@ -3171,21 +3171,21 @@ class session_store {
                               {"messages", messages}}));
   }
 
-  /// Whole or not at all: written beside the file, then put in its place.
-  void store(session& kept) const {
-    if (settings_.session_directory.empty()) return;
-    if (kept.file.empty()) {
-      kept.file = settings_.session_directory + "/" + text::random_id("", 24) + ".json";
-    }
-    const auto fresh = kept.file + ".new";
-    const auto bytes = encode(kept);
+  /// Whole or not at all: written beside the file, then put in its place. Needs no lock.
+  void write_file(const std::string& path, const std::string& bytes) const {
+    const auto fresh = path + ".new";
     unique_fd file(::open(fresh.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
     const bool written = file && write_all(file.get(), bytes) && ::fsync(file.get()) == 0 &&
-                         ::rename(fresh.c_str(), kept.file.c_str()) == 0;
-    if (!written) {
-      settings_.log.error("session not stored: " + last_system_error().message());
-      ::unlink(fresh.c_str());
-    }
+                         ::rename(fresh.c_str(), path.c_str()) == 0;
+    if (written) return;
+    settings_.log.error("session not stored: " + last_system_error().message());
+    ::unlink(fresh.c_str());
+  }
+
+  /// The session is still the one that its id names.
+  bool is_kept(const std::shared_ptr<session>& asked) const {
+    const auto found = sessions_.find({asked->client, asked->id});
+    return found != sessions_.end() && found->second == asked;
   }
 
   void load(const std::string& path) {
@@ -3254,11 +3254,8 @@ class session_store::visit {
     session_->busy = false;
     if (!waiting.empty()) {
       waiting.front()->raise();
-    } else if (session_->history.empty()) {  // a first turn that failed leaves nothing
-      const auto found = store_.sessions_.find({session_->client, session_->id});
-      if (found != store_.sessions_.end() && found->second == session_) {
-        store_.sessions_.erase(found);
-      }
+    } else if (session_->history.empty() && store_.is_kept(session_)) {
+      store_.sessions_.erase({session_->client, session_->id});  // a failed first turn
     }
   }
 
@@ -3281,12 +3278,22 @@ class session_store::visit {
 
   /// The session as it is after a turn that went well. One that was deleted meanwhile stays so.
   void commit(std::string system, std::vector<message> history) {
+    std::string bytes;
+    {
+      const std::lock_guard<std::mutex> lock(store_.mutex_);
+      session_->system = std::move(system);
+      session_->history = std::move(history);
+      session_->last_accessed = std::chrono::system_clock::now();
+      const auto& directory = store_.settings_.session_directory;
+      if (directory.empty() || !store_.is_kept(session_)) return;
+      if (session_->file.empty()) {
+        session_->file = directory + "/" + text::random_id("", 24) + ".json";
+      }
+      bytes = encode(*session_);
+    }
+    store_.write_file(session_->file, bytes);
     const std::lock_guard<std::mutex> lock(store_.mutex_);
-    session_->system = std::move(system);
-    session_->history = std::move(history);
-    session_->last_accessed = std::chrono::system_clock::now();
-    const auto found = store_.sessions_.find({session_->client, session_->id});
-    if (found != store_.sessions_.end() && found->second == session_) store_.store(*session_);
+    if (!store_.is_kept(session_)) ::unlink(session_->file.c_str());
   }
 
  private:
