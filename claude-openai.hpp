@@ -1376,8 +1376,12 @@ inline std::string upstream_message(std::string_view told) {
   }
   const auto status_end = told.find(' ');
   if (status_end == 3 && text::try_number<int>(told.substr(0, 3))) told.remove_prefix(4);
-  const auto advice = told.find(". This is a server-side issue");  // the CLI's, not the API's
-  return std::string(told.substr(0, advice));
+  // What the CLI advises its own users, at the end of what the API said.
+  constexpr std::array<std::string_view, 4> advices = {
+      ". This is a server-side issue", " Run --model", " \xC2\xB7 Fix external API key",
+      " Check the gateway"};
+  for (const auto advice : advices) told = told.substr(0, told.find(advice));
+  return std::string(told);
 }
 
 /// The API's status to the kind that tells it to a client.
@@ -1410,7 +1414,10 @@ inline api_error upstream_error(std::int64_t status, std::string_view told) {
   const auto message = upstream_message(told);
   api_error error(kind_of_upstream_status(status),
                   message.empty() ? "the API failed without a message" : message);
-  if (error.kind == error_kind::authentication) error.code = "upstream_authentication_failed";
+  if (error.kind == error_kind::authentication) {
+    error.message = "the API refused this proxy's own credentials: " + error.message;
+    error.code = "upstream_authentication_failed";
+  }
   if (error.kind == error_kind::not_found) error.code = "model_not_found";
   return error;
 }
@@ -1554,7 +1561,8 @@ class turn_decoder {
     const auto told = string_of(line, "result");
     if (boolean_of(line, "is_error") || string_of(line, "subtype") != "success") {
       auto error = upstream_error(integer_of(line, "api_error_status"),
-                                  told.empty() ? string_of(line, "subtype") : told);
+                                  told.empty() ? "claude ended with " + string_of(line, "subtype")
+                                               : told);
       error.retry_after = retry_after_;
       return fail(std::move(error), out);
     }
@@ -2958,7 +2966,9 @@ class pool::ticket {
     const std::lock_guard<std::mutex> lock(pool_.mutex_);
     if (pool_.queued_ == 0) granted_ = pool_.try_grant(demand_);
     if (granted_) return;
-    if (pool_.queued_ >= static_cast<std::size_t>(pool_.settings_.max_queue)) throw busy("the queue is full");
+    if (pool_.queued_ >= static_cast<std::size_t>(pool_.settings_.max_queue)) {
+      throw busy("the queue is full");
+    }
     waiting_ = std::make_unique<waiter>(waiter{&demand_, std::nullopt, {}});
     pool_.enter_queue(*waiting_);
   }
