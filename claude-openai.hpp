@@ -592,7 +592,7 @@ struct options {
   int max_connections = 1024;
   std::chrono::milliseconds timeout{600'000};          ///< of one request, from start to end
   std::chrono::milliseconds queue_timeout{60'000};     ///< longest wait for a process
-  std::chrono::milliseconds idle_timeout{600'000};     ///< of a conversation's process
+  std::chrono::milliseconds idle_timeout{600'000};  ///< of a conversation's process; 0: ends with its answer
   std::chrono::milliseconds session_ttl{3'600'000};    ///< of a session nobody uses
   std::string session_directory;  ///< where sessions survive a restart; empty: in memory alone
   std::chrono::milliseconds keep_alive_interval{15'000};  ///< of silence in a stream
@@ -2728,6 +2728,8 @@ class pool {
     } else if (!spares_.empty()) {
       stop(spares_.back().process->take_child());
       spares_.pop_back();
+    } else {
+      return;
     }
     wake_.raise();
   }
@@ -2982,7 +2984,13 @@ class pool::ticket {
       if (waiting_ && !waiting_->granted) pool_.leave_queue(*waiting_);
       if (waiting_ && waiting_->granted) unclaimed = std::move(waiting_->granted);
     }
-    if (unclaimed) pool_.give_back(std::move(unclaimed->process), std::nullopt);
+    if (!unclaimed) return;
+    std::optional<std::string> kept;  // a conversation's process goes back to where it was
+    if (unclaimed->known_replies > 0) {
+      const auto length = demand_.trace.replies[unclaimed->known_replies - 1];
+      kept = demand_.trace.words.substr(0, length);
+    }
+    pool_.give_back(std::move(unclaimed->process), std::move(kept));
   }
 
   /// Readable when it may be worth to `try_take`; -1 when it is already.

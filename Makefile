@@ -1,0 +1,186 @@
+# claude-openai: `make run` is all that a user needs, `make test` all that a contributor needs.
+#
+# GNU make 4.3 or newer. CXX, CPPFLAGS, CXXFLAGS, LDFLAGS, PREFIX and DESTDIR are honoured. V=1 shows
+# whole commands. HTTPLIB_INCLUDE=dir takes a header-only httplib.h from there.
+
+# The CLI that `make run` installs when there is none on PATH.
+CLAUDE_VERSION = 2.1.330
+
+PREFIX ?= /usr/local
+JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
+Q      := $(if $(V),,@)
+
+# A configuration is a set of flags with a folder of its own: plain in build/, NAME in build/NAME/.
+CONFIG ?= plain
+B      := build$(if $(filter-out plain,$(CONFIG)),/$(CONFIG))
+
+flags_plain := -O2
+flags_asan  := -O1 -g -fno-omit-frame-pointer -D_GLIBCXX_ASSERTIONS \
+               -fsanitize=address,undefined -fno-sanitize-recover=all
+flags_tsan  := -O1 -g -fno-omit-frame-pointer -fsanitize=thread
+
+ifeq ($(origin CXX),default)
+CXX := $(if $(filter plain,$(CONFIG)),g++,clang++)
+endif
+export CXX CPPFLAGS CXXFLAGS HTTPLIB_INCLUDE
+
+# Expanded when a recipe runs, so after what pkg-config tells about has been installed. Debian's
+# cpp-httplib is a split build: without the flags of its .pc file its classes change size.
+pkg_config = $(foreach p,cpp-httplib nlohmann_json CLI11,$(shell pkg-config $1 $p 2>/dev/null))
+cflags     = $(if $(HTTPLIB_INCLUDE),-isystem $(HTTPLIB_INCLUDE),$(call pkg_config,--cflags))
+libs       = $(if $(HTTPLIB_INCLUDE),,$(call pkg_config,--libs))
+compile    = $(CXX) -std=c++17 $(flags_$(CONFIG)) -Wall -Wextra -Wpedantic -Wconversion -Wshadow \
+             -pthread -I. $(cflags) $(CPPFLAGS) $(CXXFLAGS)
+link       = $(CXX) $(flags_$(CONFIG)) -pthread $(CXXFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(libs)
+
+all: build/claude-openai ## build the proxy (this is the default)
+
+# ---- running -------------------------------------------------------------------------------------
+
+cli_folder := build/cli/$(CLAUDE_VERSION)
+cli        := $(cli_folder)/node_modules/@anthropic-ai/claude-code/bin/claude.exe
+
+# Not empty when the user has a CLI: on PATH, in the environment or among the flags.
+own_cli := $(CLAUDE_CLI_PATH)$(findstring --claude-path,$(ARGS))$(shell command -v claude 2>/dev/null)
+
+run: build/claude-openai $(if $(own_cli),,$(cli_folder)/installed) ## build and start, flags in ARGS="--port 9000"
+	@$(if $(own_cli),,CLAUDE_CLI_PATH=$(abspath $(cli))) build/claude-openai $(ARGS)
+
+# A newer npm may skip the package's install script, which puts the program in place of a stub.
+$(cli_folder)/installed:
+	@.ci/deps node
+	npm install --prefix $(cli_folder) --no-audit --no-fund --loglevel=error \
+	  @anthropic-ai/claude-code@$(CLAUDE_VERSION)
+	@$(cli) --version >/dev/null 2>&1 || node $(cli_folder)/node_modules/@anthropic-ai/claude-code/install.cjs
+	@$(cli) --version && touch $@
+
+# ---- building ------------------------------------------------------------------------------------
+
+object    = $(patsubst %.cpp,$B/obj/%.o,$1)
+stand_in := tests/protocol/stand_in.cpp
+unit     := $(call object,$(wildcard tests/unit/*.cpp))
+golden   := $(call object,$(wildcard tests/golden/*.cpp))
+protocol := $(call object,$(filter-out $(stand_in),$(wildcard tests/protocol/*.cpp)))
+# A suite that has no sources yet has no program.
+programs := $(foreach suite,unit golden protocol,$(if $($(suite)),$B/tests/$(suite)))
+
+build/claude-openai: $(call object,main.cpp)
+$B/tests/unit: $(unit)
+$B/tests/golden: $(golden)
+$B/tests/protocol: $(protocol)
+build/tests/stand-in: $(call object,$(stand_in))
+$(programs): $(call object,tests/main.cpp)
+
+build/claude-openai build/tests/stand-in $(programs):
+	@echo "link $@"
+	@mkdir -p $(@D)
+	$Q$(link)
+
+# The big headers of the tests are compiled once for a configuration.
+pch := $B/tests/pch.hpp
+$(pch).gch: tests/pch.hpp $B/flags | need-test
+	@echo "c++  $<"
+	@mkdir -p $(@D)
+	$Q$(compile) -MMD -MP -MF $@.d -x c++-header -o $@ $<
+
+$(unit) $(golden) $(protocol): $(pch).gch | need-test
+$(unit) $(golden) $(protocol): use_pch = -include $(pch)
+$(call object,tests/main.cpp): | need-test
+
+$B/obj/%.o: %.cpp $B/flags | need-build
+	@echo "c++  $<"
+	@mkdir -p $(@D)
+	$Q$(compile) $(use_pch) -MMD -MP -c -o $@ $<
+
+-include $(shell find $B/obj $B/tests -name '*.d' 2>/dev/null)
+
+# Changes when the compiler or its flags do, and then everything is built again.
+$B/flags: | need-build
+	@mkdir -p $(@D)
+	@echo '$(strip $(compile))' > $@
+ifneq ($(shell cat $B/flags 2>/dev/null),$(strip $(compile)))
+$B/flags: FORCE
+endif
+
+# ---- testing -------------------------------------------------------------------------------------
+
+test: ## build and run every test; the last line counts them
+	@.ci/deps build test node
+	@$(MAKE) --no-print-directory -j$(JOBS) programs e2e-modules
+	@tests/run unit golden protocol build e2e
+
+unit protocol golden: ## build and run one suite
+	@.ci/deps build test
+	@$(MAKE) --no-print-directory -j$(JOBS) programs
+	@tests/run $@
+
+e2e: build/claude-openai e2e-modules ## run the real server, the real CLI and real clients
+	@tests/run e2e
+
+header: stand-in ## check the header itself (linkage, macros, warnings, sections, shape)
+	@.ci/deps build test node
+	@tests/run build
+
+# The stand-in for the CLI is not under test, so it is never the sanitized one.
+asan tsan: ## run unit, golden and protocol tests under address+undefined or thread sanitizer
+	@.ci/deps build test sanitize
+	@$(MAKE) --no-print-directory -j$(JOBS) stand-in
+	@$(MAKE) --no-print-directory -j$(JOBS) CONFIG=$@ programs
+	@CONFIG=$@ tests/run unit golden protocol
+
+bench: build/claude-openai e2e-modules ## measure what a request costs
+	@node tests/bench/bench.mjs
+
+programs: $(programs) $(if $(filter plain,$(CONFIG)),build/claude-openai stand-in) ; @:
+stand-in: $(if $(wildcard $(stand_in)),build/tests/stand-in) ; @:
+
+e2e-modules: $(if $(wildcard tests/e2e/package-lock.json),tests/e2e/node_modules/.package-lock.json) ; @:
+tests/e2e/node_modules/.package-lock.json: tests/e2e/package-lock.json
+	@.ci/deps node
+	cd tests/e2e && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+# ---- keeping -------------------------------------------------------------------------------------
+
+sources = $(wildcard claude-openai.hpp main.cpp tests/*.?pp tests/*/*.?pp)
+
+format: ## lay out the sources by .clang-format
+	@.ci/deps format
+	clang-format -i $(sources)
+
+format-check: ## say which sources `make format` would change
+	@.ci/deps format
+	clang-format --dry-run --Werror $(sources)
+
+tidy: ## look for bugs by .clang-tidy
+	@.ci/deps build tidy
+	clang-tidy --quiet main.cpp -- -std=c++17 -I. $(cflags) $(CPPFLAGS)
+
+install: build/claude-openai ## install the proxy and the header below PREFIX
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include
+	install -m 755 build/claude-openai $(DESTDIR)$(PREFIX)/bin/
+	install -m 644 claude-openai.hpp $(DESTDIR)$(PREFIX)/include/
+
+uninstall: ## remove what `make install` installed
+	rm -f $(DESTDIR)$(PREFIX)/bin/claude-openai $(DESTDIR)$(PREFIX)/include/claude-openai.hpp
+
+clean: ## remove everything that was built, and the CLI in build/cli
+	rm -rf build
+
+deps: ## install what building and testing need
+	@.ci/deps build test sanitize node
+
+need-build:
+	@.ci/deps build
+need-test: need-build
+	@.ci/deps build test
+
+help: ## say this
+	@echo "make TARGET, where TARGET is one of:"
+	@sed -n 's/^\([a-z][a-z0-9 -]*\):[^#]*## /\1:/p' $(firstword $(MAKEFILE_LIST)) | \
+	  awk -F: '{ printf "  %-24s%s\n", $$1, $$2 }'
+
+FORCE:
+.DELETE_ON_ERROR:
+.PHONY: all run test unit protocol golden e2e header asan tsan bench programs stand-in e2e-modules \
+        format format-check tidy install uninstall clean deps need-build need-test help FORCE

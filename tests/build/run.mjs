@@ -1,0 +1,330 @@
+// Checks what the header promises to a program that includes it, and what the house rules ask of it.
+// The last line counts: "N passed, N failed, N skipped". Run it by `make header`.
+//
+//   node tests/build/run.mjs [WORD...]     only the checks whose names hold one of the words
+//
+// HEADER=file takes another header than claude-openai.hpp (to try the checks themselves).
+
+import { execFile, spawn } from 'node:child_process';
+import { existsSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { cpus } from 'node:os';
+import { dirname, join, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { functions_of, sections_of, tokens_of } from './header.mjs';
+
+const root = resolve(dirname(fileURLToPath(import.meta.url)), '../..');
+const header_path = resolve(process.env.HEADER ?? join(root, 'claude-openai.hpp'));
+const header_folder = dirname(header_path);
+const header_name = header_path.slice(header_folder.length + 1);
+const scratch = join(root, 'build/header-tests');
+rmSync(scratch, { recursive: true, force: true });
+mkdirSync(scratch, { recursive: true });
+
+const header = readFileSync(header_path, 'utf8');
+const { prologue, sections, epilogue, problems } = sections_of(header);
+
+// ---- running programs ---------------------------------------------------------------------------
+
+// { code, out, err }; a program that is not there has the code ENOENT.
+const run = (command, args, options = {}) =>
+  new Promise((done) => {
+    const limits = { maxBuffer: 1 << 28, timeout: 300_000, cwd: scratch, ...options };
+    execFile(command, args, limits, (error, out, err) => done({ code: error ? (error.code ?? error.signal) : 0, out, err }));
+  });
+
+const words = (text) => text.split(/\s+/).filter(Boolean);
+
+async function pkg_config(what) {
+  if (process.env.HTTPLIB_INCLUDE) return what === '--cflags' ? ['-isystem', process.env.HTTPLIB_INCLUDE] : [];
+  const found = [];
+  for (const name of ['cpp-httplib', 'nlohmann_json', 'CLI11']) {
+    const { code, out } = await run('pkg-config', [what, name]);
+    if (code === 0) found.push(...words(out));
+  }
+  return found;
+}
+
+const cxx = process.env.CXX || 'g++';
+const cflags = ['-pthread', ...(await pkg_config('--cflags')), ...words(process.env.CPPFLAGS ?? '')];
+const libs = await pkg_config('--libs');
+const include = ['-I', header_folder];
+const warnings = ['-Wall', '-Wextra', '-Wpedantic', '-Wconversion', '-Wshadow', '-Werror'];
+
+function file(name, text) {
+  const path = join(scratch, name);
+  writeFileSync(path, text);
+  return path;
+}
+
+async function compile(compiler, args) {
+  const { code, out, err } = await run(compiler, args);
+  if (code === 'ENOENT') return skip(`${compiler} is not here`);
+  if (code !== 0) throw new Error(head(err || out || `${compiler} ended with ${code}`));
+}
+
+const head = (text, lines = 25) => text.split('\n').slice(0, lines).join('\n');
+
+// ---- checks -------------------------------------------------------------------------------------
+
+const checks = [];
+const check = (name, body) => checks.push({ name, body });
+class skipped extends Error {}
+const skip = (why) => {
+  throw new skipped(why);
+};
+const none = (list, what) => {
+  if (list.length) throw new Error(`${what}:\n  ${list.slice(0, 25).join('\n  ')}`);
+};
+
+check('two translation units link, and the program runs', async () => {
+  const use = `#include "${header_name}"\n`;
+  const one = file('one.cpp', `${use}const char* other();\nint main() { return other() == nullptr; }\n`);
+  const two = file('two.cpp', `${use}const char* other();\nconst char* other() { return CLAUDE_OPENAI_VERSION; }\n`);
+  const program = join(scratch, 'two_units');
+  // Without optimization, so that what is not inline is really there twice.
+  await compile(cxx, ['-std=c++17', '-O0', ...cflags, ...include, one, two, '-o', program, ...libs]);
+  const { code, err } = await run(program, []);
+  if (code !== 0) throw new Error(`the program ended with ${code}: ${head(err)}`);
+});
+
+check('leaks no macro but CLAUDE_OPENAI_*', async () => {
+  const directives = prologue.split('\n').filter((line) => /^\s*#\s*(include|if|el|endif)/.test(line));
+  const guard = directives.findIndex((line) => /^\s*#\s*ifndef/.test(line));
+  if (guard >= 0) directives.splice(guard, 1);
+  const macros = async (name, text) => {
+    const { code, out, err } = await run(cxx, ['-std=c++17', ...cflags, ...include, '-E', '-dM', file(name, text)]);
+    if (code !== 0) throw new Error(head(err));
+    return out.split('\n').filter(Boolean).map((line) => /^#define (\w+)/.exec(line)[1]);
+  };
+  const before = new Set(await macros('includes.cpp', directives.join('\n') + '\n'));
+  const after = await macros('header.cpp', `#include "${header_name}"\n`);
+  none(after.filter((name) => !before.has(name) && !name.startsWith('CLAUDE_OPENAI_')), 'leaked');
+});
+
+const stricter = {
+  'g++': ['-Wold-style-cast', '-Wnon-virtual-dtor', '-Woverloaded-virtual', '-Wsign-conversion', '-Wextra-semi'],
+};
+// The last two together: a switch over an enum names every value and has no default.
+stricter['clang++'] = [...stricter['g++'], '-Wcovered-switch-default', '-Wswitch-enum'];
+
+const consumer = file('consumer.cpp', `#include "${header_name}"\nint main() {}\n`);
+for (const compiler of ['g++', 'clang++']) {
+  for (const standard of ['c++17', 'c++20']) {
+    check(`no warning from ${compiler} in ${standard}`, () =>
+      compile(compiler, [`-std=${standard}`, '-fsyntax-only', ...warnings, ...cflags, ...include, consumer]));
+  }
+  check(`no warning from ${compiler} for a consumer with stricter flags`, () =>
+    compile(compiler, ['-std=c++17', '-fsyntax-only', ...warnings, ...stricter[compiler], ...cflags, ...include, consumer]));
+}
+
+check('main.cpp compiles with a header-only cpp-httplib', async () => {
+  const folder = process.env.HTTPLIB_INCLUDE;
+  if (!folder) skip('HTTPLIB_INCLUDE is not set');
+  if (!existsSync(join(root, 'main.cpp'))) skip('there is no main.cpp');
+  await compile(cxx, ['-std=c++17', '-fsyntax-only', ...warnings, ...cflags, ...include, join(root, 'main.cpp')]);
+});
+
+// ---- sections -----------------------------------------------------------------------------------
+
+check('the banners are well formed', () => none(problems, 'in the header'));
+
+check('sections are numbered from 01 and have names of their own', () => {
+  none(sections.filter((section, i) => Number(section.number) !== i + 1).map((section) => section.number + ' ' + section.name), 'out of order');
+  const names = sections.map((section) => section.name);
+  none(names.filter((name, i) => names.indexOf(name) !== i), 'twice');
+});
+
+check('the table of contents lists the sections in their order', () => {
+  const list = (rows) => rows.map(({ number, name }) => `[${number}] ${name}`);
+  const contents = [...prologue.matchAll(/\[(\d\d)\] ([a-z_]+)/g)].map(([, number, name]) => ({ number, name }));
+  const [said, there] = [list(contents), list(sections)];
+  none(said.filter((row) => !there.includes(row)), 'in the table only');
+  none(there.filter((row) => !said.includes(row)), 'not in the table');
+  if (said.join() !== there.join()) throw new Error(`the table has another order: ${said.join(' ')}`);
+});
+
+check('a section uses only sections above it', () => {
+  const wrong = [];
+  sections.forEach((section, i) => {
+    const above = sections.slice(0, i).map((other) => other.name);
+    for (const name of section.uses) if (!above.includes(name)) wrong.push(`${section.name} uses ${name}`);
+  });
+  none(wrong, 'not above');
+});
+
+check('every include stands before the first section', () => {
+  const wrong = sections.filter((section) => /^\s*#\s*include/m.test(section.text));
+  none(wrong.map((section) => section.name), 'include something');
+});
+
+// The section's own sections, and theirs, in order.
+function closure(section, into = new Set()) {
+  for (const name of section.uses) {
+    const other = sections.find((candidate) => candidate.name === name);
+    if (other && !into.has(other)) closure(other, into.add(other));
+  }
+  return sections.filter((other) => into.has(other));
+}
+
+// The includes are compiled once. Kept out of it is the guard, so the rest can follow in the unit.
+const is_directive = (line) => /^\s*#/.test(line);
+const guard_name = /^\s*#\s*ifndef\s+(\w+)/m.exec(prologue)?.[1];
+const includes = prologue.split('\n')
+  .filter((line) => is_directive(line) && !new RegExp(`^\\s*#\\s*(ifndef|define)\\s+${guard_name}\\b`).test(line));
+const opening = prologue.split('\n').filter((line) => !is_directive(line)).join('\n') + '\n';
+const closing = epilogue.replace(/^#endif.*$/m, '');
+const precompiled = file('prologue.hpp', includes.join('\n') + '\n');
+let precompile;
+
+for (const section of sections) {
+  check(`section ${section.name} compiles with only the sections it names`, async () => {
+    precompile ??= compile(cxx, ['-std=c++17', ...cflags, '-x', 'c++-header', precompiled, '-o', precompiled + '.gch']);
+    await precompile;
+    const parts = [...closure(section), section].map((part) => part.text);
+    const text = ['#include "prologue.hpp"\n', opening, ...parts, closing].join('');
+    await compile(cxx, ['-std=c++17', '-fsyntax-only', ...cflags, file(`section_${section.name}.cpp`, text)]);
+  });
+}
+
+// ---- house rules --------------------------------------------------------------------------------
+
+check('only section http names httplib', () => {
+  const wrong = [];
+  for (const section of sections) {
+    if (section.name === 'http') continue;
+    for (const token of tokens_of(section.text)) {
+      if (token.text === 'httplib') wrong.push(`${section.name}, line ${section.line + token.line - 1}`);
+    }
+  }
+  none(wrong, 'named');
+});
+
+// Calls of the operating system. The short names are common words, so only `::name(` counts for them.
+const POSIX = `fork vfork posix_spawn posix_spawnp execv execve execvp pipe pipe2 dup2 dup3 fcntl waitpid
+  waitid setpgid getpgid killpg prctl sigaction pidfd_open syscall ppoll epoll_create1 epoll_wait
+  eventfd socketpair mkdtemp setsockopt getsockname getaddrinfo getenv sysconf`.split(/\s+/);
+const POSIX_SHORT = 'poll kill read write open close select wait send recv socket bind listen accept connect unlink rmdir'.split(' ');
+const POSIX_SECTIONS = ['process', 'http'];
+// Elsewhere, with the reason.
+const POSIX_EXCEPTIONS = {
+  pool: ['poll'],             // the janitor waits for its spares and for its wake-up
+  sessions: ['open', 'close', 'write', 'read', 'unlink'],  // a session's file
+  engine: ['poll'],           // a turn waits for the process and the client's socket at once
+  status: ['poll'],           // the probe waits for the first answer of a CLI
+  server: ['poll', 'accept', 'accept4', 'fcntl'],  // the accept loop
+};
+
+check('only sections process and http call the operating system', () => {
+  const wrong = [];
+  for (const section of sections) {
+    if (POSIX_SECTIONS.includes(section.name)) continue;
+    const tokens = tokens_of(section.text);
+    tokens.forEach((token, i) => {
+      if (tokens[i + 1]?.text !== '(' || ['.', '->'].includes(tokens[i - 1]?.text)) return;
+      const before = tokens[i - 2];
+      const global = tokens[i - 1]?.text === '::' && (before?.kind !== 'word' || before.text === 'return');
+      if (!POSIX.includes(token.text) && !(global && POSIX_SHORT.includes(token.text))) return;
+      if (POSIX_EXCEPTIONS[section.name]?.includes(token.text)) return;
+      wrong.push(`${token.text}( in ${section.name}, line ${section.line + token.line - 1}`);
+    });
+  }
+  none(wrong, 'calls');
+});
+
+const lines = header.split('\n');
+
+check('no line is over 100 columns', () => {
+  none(lines.flatMap((line, i) => ([...line].length > 100 ? [`line ${i + 1}: ${[...line].length}`] : [])), 'too long');
+});
+
+check('no tab and no space at a line end', () => {
+  none(lines.flatMap((line, i) => (/\t|[ \r]$/.test(line) ? [`line ${i + 1}`] : [])), 'found');
+});
+
+check('the header is under 6,000 lines', () => {
+  if (lines.length >= 6000) throw new Error(`${lines.length} lines`);
+});
+
+let functions;
+function all_functions() {
+  const of = (path) => functions_of(readFileSync(path, 'utf8')).map((one) => ({ ...one, file: path.slice(dirname(path).length + 1) }));
+  const main = join(root, 'main.cpp');
+  return (functions ??= [...of(header_path), ...(existsSync(main) ? of(main) : [])]);
+}
+
+check('no function is over 40 lines', () => {
+  const wrong = all_functions().filter((one) => one.lines > 40);
+  none(wrong.map((one) => `${one.file}:${one.line}: ${one.name} has ${one.lines} lines`), 'too long');
+});
+
+check('no function nests over 3 deep', () => {
+  const wrong = all_functions().filter((one) => one.nesting > 3);
+  none(wrong.map((one) => `${one.file}:${one.line}: ${one.name} is ${one.nesting} deep`), 'too deep');
+});
+
+
+// ---- the README's snippet -----------------------------------------------------------------------
+
+check('the README\'s program that includes the header compiles and runs', async () => {
+  const readme = join(root, 'README.md');
+  if (!existsSync(readme)) skip('there is no README.md');
+  const blocks = [...readFileSync(readme, 'utf8').matchAll(/^```cpp\n([^]*?)^```/gm)].map(([, block]) => block);
+  const snippet = blocks.find((block) => block.includes('#include "claude-openai.hpp"') && /\bint main\b/.test(block));
+  if (!snippet) throw new Error('no ```cpp block with the header and a main');
+  const program = join(scratch, 'snippet');
+  await compile(cxx, ['-std=c++17', ...warnings, ...cflags, ...include, file('snippet.cpp', snippet), '-o', program, ...libs]);
+
+  const stand_in = process.env.STAND_IN ?? join(root, 'build/tests/stand-in');
+  if (!existsSync(stand_in)) skip(`compiled; not run, because there is no ${stand_in}`);
+  const path = join(scratch, 'path');
+  mkdirSync(path);
+  symlinkSync(stand_in, join(path, 'claude'));  // the snippet finds `claude` on PATH, as a user's would
+  const environment = { ...process.env, PATH: `${path}:${process.env.PATH}`, CLAUDE_CLI_PATH: stand_in };
+  const ended = await runs_for(5000, program, environment);
+  if (ended && ended.code !== 0) throw new Error(`it ended with ${ended.code}: ${head(ended.err)}`);
+});
+
+// Null when the program was still running after so many milliseconds, as a server should; it is ended.
+function runs_for(milliseconds, program, env) {
+  return new Promise((done) => {
+    const child = spawn(program, [], { cwd: scratch, env, stdio: ['ignore', 'ignore', 'pipe'] });
+    let err = '';
+    let still_running = false;
+    child.stderr.on('data', (data) => (err += data));
+    const enough = setTimeout(() => {
+      still_running = true;
+      child.kill('SIGTERM');
+      setTimeout(() => child.kill('SIGKILL'), 5000).unref();
+    }, milliseconds);
+    child.on('error', (error) => done({ code: error.code, err: '' }));
+    child.on('exit', (code, signal) => {
+      clearTimeout(enough);
+      done(still_running ? null : { code: code ?? signal, err });
+    });
+  });
+}
+
+// ---- running them -------------------------------------------------------------------------------
+
+const wanted = checks.filter(({ name }) => process.argv.length < 3 || process.argv.slice(2).some((word) => name.includes(word)));
+const count = { passed: 0, failed: 0, skipped: 0 };
+
+async function worker(queue) {
+  for (let one = queue.shift(); one; one = queue.shift()) {
+    let outcome = 'passed';
+    let why = '';
+    try {
+      await one.body();
+    } catch (error) {
+      outcome = error instanceof skipped ? 'skipped' : 'failed';
+      why = error.message;
+    }
+    count[outcome]++;
+    console.log(`${outcome}: ${one.name}${why && (outcome === 'skipped' ? ` (${why})` : `\n${why}`)}`);
+  }
+}
+
+const queue = [...wanted];
+await Promise.all(cpus().map(() => worker(queue)));
+console.log(`${count.passed} passed, ${count.failed} failed, ${count.skipped} skipped`);
+process.exitCode = count.failed ? 1 : 0;

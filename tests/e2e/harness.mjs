@@ -1,0 +1,419 @@
+// Starts the proxy under test, talks to it, and proves afterwards that nothing of it is left. And a small test runner.
+
+import { spawn } from 'node:child_process';
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs';
+import http from 'node:http';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { DEFAULT_MODEL } from './claude_cli.mjs';
+
+const HERE = path.dirname(fileURLToPath(import.meta.url));
+export const PROXY = process.env.PROXY ?? path.join(HERE, '..', '..', 'build', 'claude-openai');
+export const API_KEY_OF_CLAUDE = 'sk-ant-test-key-0000';
+
+export const sleep = (ms) =>
+  new Promise((resolve) => {
+    setTimeout(resolve, ms);
+  });
+
+/** Asks until it holds, and returns what held; says what it waited for when the time is up. */
+export async function eventually(what, holds, ms = 3000) {
+  const end = performance.now() + ms;
+  for (;;) {
+    const value = await holds();
+    if (value) return value;
+    if (performance.now() > end) throw new Error(`${what}: not within ${ms} ms`);
+    await sleep(20);
+  }
+}
+
+// ---- processes -----------------------------------------------------------------------------------
+
+const readProc = (pid, file) => {
+  try {
+    return readFileSync(`/proc/${pid}/${file}`, 'utf8');
+  } catch {
+    return '';
+  }
+};
+const linkOf = (pid, file) => {
+  try {
+    return readlinkSync(`/proc/${pid}/${file}`);
+  } catch {
+    return '';
+  }
+};
+const strings = (text) => text.split('\0').slice(0, -1); // an argument may be empty
+
+/** Living processes (no zombies) that carry the marker in their environment. */
+export function processesMarked(marker) {
+  return readdirSync('/proc')
+    .filter((name) => /^\d+$/.test(name))
+    .filter((pid) => readProc(pid, 'environ').includes(marker) && !/^State:\s+Z/m.test(readProc(pid, 'status')))
+    .map((pid) => ({
+      pid: Number(pid),
+      group: Number(readProc(pid, 'stat').split(') ').pop().split(' ')[2]),
+      argv: strings(readProc(pid, 'cmdline')),
+      executable: linkOf(pid, 'exe'),
+      cwd: linkOf(pid, 'cwd'),
+      environment: Object.fromEntries(strings(readProc(pid, 'environ')).map((line) => line.split(/=([^]*)/, 2))),
+    }));
+}
+
+// ---- the proxy -----------------------------------------------------------------------------------
+
+class Proxy {
+  /** `url` of the API; `cli` the path of a claude; `env` over the clean environment, undefined removes. */
+  constructor({ url, cli, args = [], env = {} }) {
+    this.apiUrl = url;
+    this.scratch = mkdtempSync(path.join(tmpdir(), 'claude-openai-e2e-'));
+    this.home = path.join(this.scratch, 'home');
+    this.temporary = path.join(this.scratch, 'tmp');
+    [this.home, this.temporary].forEach((folder) => mkdirSync(folder));
+    this.output = '';
+    const environment = {
+      HOME: this.home,
+      TMPDIR: this.temporary,
+      PATH: process.env.PATH,
+      ANTHROPIC_BASE_URL: url,
+      // The spares are of the default model: with that of most tests none is started in vain.
+      DEFAULT_MODEL,
+      ANTHROPIC_API_KEY: API_KEY_OF_CLAUDE,
+      CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC: '1',
+      DISABLE_AUTOUPDATER: '1',
+      ...env,
+    };
+    Object.keys(environment).forEach((name) => environment[name] === undefined && delete environment[name]);
+    this.command = [
+      PROXY,
+      ...(args.some((arg) => arg === '--port' || /^\d{4,}$/.test(arg)) ? [] : ['--port', '0']),
+      ...(cli ? ['--claude-path', cli] : []),
+      ...args,
+    ];
+    this.environment = environment;
+  }
+
+  start() {
+    const [program, ...args] = this.command;
+    this.startedAt = performance.now();
+    this.child = spawn(program, args, { env: this.environment, cwd: this.scratch, stdio: ['ignore', 'pipe', 'pipe'] });
+    this.pid = this.child.pid;
+    for (const stream of [this.child.stdout, this.child.stderr])
+      stream.setEncoding('utf8').on('data', (text) => this.#heard(text));
+    this.exited = new Promise((resolve) =>
+      this.child.once('exit', (code, signal) => resolve((this.exit = { code, signal, at: performance.now() }))),
+    );
+    this.child.once('error', (error) => {
+      this.output += error.message;
+    });
+  }
+
+  #heard(text) {
+    this.output += text;
+    if (this.port) return;
+    const url = this.output
+      .match(/http:\/\/(?:127\.0\.0\.1|localhost|0\.0\.0\.0):\d+/g)
+      ?.find((one) => one !== this.apiUrl);
+    if (!url) return;
+    this.listeningAt = performance.now();
+    this.port = Number(new URL(url).port);
+    this.url = `http://127.0.0.1:${this.port}`;
+  }
+
+  async listening(ms = 10_000) {
+    await eventually('the proxy listens', () => this.port || this.exit, ms).catch((error) => {
+      throw new Error(`${error.message}; it said: ${this.output}`);
+    });
+    if (this.exit) throw new Error(`the proxy ended with ${JSON.stringify(this.exit)}; it said: ${this.output}`);
+  }
+
+  /** Waits until the CLI was looked at, which takes a process too. */
+  async inspected() {
+    await eventually('the start tells the login', () => /login|PROBLEM/.test(this.output), 25_000);
+  }
+
+  /** The `claude` processes that live now: each leads a group. A child of one looks just like it until it has called exec. */
+  claudes() {
+    return processesMarked(this.scratch).filter((one) => one.group === one.pid && one.argv.includes('stream-json'));
+  }
+
+  kill(signal = 'SIGTERM') {
+    if (!this.exit) this.child.kill(signal);
+  }
+
+  /** Ends it and returns what should not be there any more. */
+  async stop(signal = 'SIGTERM') {
+    this.kill(signal);
+    const late = setTimeout(() => this.kill('SIGKILL'), 8000);
+    const asked = performance.now();
+    await this.exited;
+    clearTimeout(late);
+    const faults = [];
+    if (signal === 'SIGTERM' && this.exit.signal === 'SIGKILL') faults.push('ignored SIGTERM for 8 s');
+    const none = () => processesMarked(this.scratch).length === 0;
+    await eventually('no process is left', none, 2000).catch(() =>
+      faults.push(
+        `processes live on: ${processesMarked(this.scratch)
+          .map((one) => `${one.pid} ${one.argv.join(' ')}`)
+          .join('; ')}`,
+      ),
+    );
+    const left = readdirSync(this.temporary);
+    if (signal === 'SIGTERM' && left.length) faults.push(`temporary files are left: ${left.join(' ')}`);
+    for (const one of processesMarked(this.scratch)) process.kill(one.pid, 'SIGKILL');
+    rmSync(this.scratch, { recursive: true, force: true });
+    return { faults, took: this.exit.at - asked };
+  }
+}
+
+/** A started proxy that listens. */
+export async function startProxy(options) {
+  const proxy = new Proxy(options);
+  options.prepare?.(proxy);
+  proxy.start();
+  try {
+    await proxy.listening(options.ms);
+  } catch (error) {
+    await proxy.stop();
+    throw error;
+  }
+  return proxy;
+}
+
+/** A proxy that is expected to refuse to start. Resolves to {exit, output}; `exit` is null when it stays. */
+export async function startAndExpectExit(options, ms = 5000) {
+  const proxy = new Proxy(options);
+  proxy.start();
+  const exit = await Promise.race([proxy.exited, sleep(ms).then(() => null)]);
+  const { faults } = await proxy.stop();
+  return { exit, output: proxy.output, faults };
+}
+
+// ---- HTTP ----------------------------------------------------------------------------------------
+
+/** The frames of an event stream: {at, comment} or {at, data}. */
+function parseFrames(chunks) {
+  const frames = [];
+  let rest = '';
+  for (const { at, text } of chunks) {
+    const parts = (rest + text).split('\n\n');
+    rest = parts.pop();
+    for (const frame of parts) {
+      const data = frame
+        .split('\n')
+        .filter((line) => line.startsWith('data:'))
+        .map((line) => line.slice(5).trimStart());
+      frames.push(data.length ? { at, data: data.join('\n') } : { at, comment: frame });
+    }
+  }
+  if (rest.trim()) frames.push({ at: chunks.at(-1).at, cut: rest });
+  return frames;
+}
+
+/**
+ * One request over a connection of its own. Returns at once: {sentAt, head, done, abort()}; `head` resolves at the response's head,
+ * `done` to {status, headers, text, json, frames, data, at, error}. `data` are the parsed data frames, '[DONE]' as it is.
+ */
+export function send(proxy, { method = 'POST', path: where = '/v1/chat/completions', headers = {}, body, host } = {}) {
+  const payload =
+    body === undefined ? undefined : typeof body === 'string' || Buffer.isBuffer(body) ? body : JSON.stringify(body);
+  const all = {
+    ...(payload === undefined
+      ? {}
+      : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(payload) }),
+    ...headers,
+  };
+  Object.keys(all).forEach((name) => all[name] === undefined && delete all[name]);
+  const exchange = { sentAt: performance.now(), method, path: where, body: payload, chunks: [] };
+  const request = http.request({
+    host: '127.0.0.1',
+    port: proxy.port,
+    method,
+    path: where,
+    headers: all,
+    agent: false,
+    setHost: host === undefined,
+  });
+  if (host) request.setHeader('host', host);
+  const decoder = new TextDecoder();
+  exchange.head = new Promise((resolve, reject) => {
+    request.once('response', resolve).once('error', reject);
+  });
+  exchange.head.catch(() => {}); // `done` tells it
+  exchange.done = new Promise((resolve) => {
+    const finish = (error) => resolve((exchange.result = finished(exchange, error)));
+    request.once('error', finish);
+    request.once('response', (response) => {
+      Object.assign(exchange, { status: response.statusCode, headers: response.headers });
+      response.on('data', (bytes) =>
+        exchange.chunks.push({ at: performance.now(), text: decoder.decode(bytes, { stream: true }) }),
+      );
+      response.once('end', () => finish()).once('error', finish);
+    });
+  });
+  exchange.abort = () => request.destroy();
+  request.end(payload);
+  return exchange;
+}
+
+function finished(exchange, error) {
+  const text = exchange.chunks.map((chunk) => chunk.text).join('');
+  const result = {
+    status: exchange.status,
+    headers: exchange.headers ?? {},
+    text,
+    error,
+    at: performance.now(),
+    sentAt: exchange.sentAt,
+  };
+  if (/event-stream/.test(result.headers['content-type'] ?? '')) {
+    result.frames = parseFrames(exchange.chunks);
+    result.data = result.frames
+      .filter((frame) => frame.data !== undefined)
+      .map((frame) => (frame.data === '[DONE]' ? '[DONE]' : JSON.parse(frame.data)));
+  } else {
+    try {
+      result.json = JSON.parse(text);
+    } catch {
+      /* the test that needs it says so */
+    }
+  }
+  return result;
+}
+
+// ---- the runner ----------------------------------------------------------------------------------
+
+const shorten = (text, length = 1500) =>
+  text.length > length ? `${text.slice(0, length)}… (${text.length} characters)` : text;
+
+/** What a test gets: ways to ask that remember both ends, so that a failure can show them. */
+export class Conversation {
+  static #count = 0;
+
+  constructor({ api, proxy }) {
+    Object.assign(this, { api, proxy, exchanges: [], cleanups: [] });
+    this.token = `test-${++Conversation.#count}-${process.pid}`;
+  }
+
+  /** User text that makes the API play the scenario and that is told apart from every other test's. */
+  text(scenario, more = '') {
+    return `[[scenario:${scenario}]] ${this.token} ${more}`.trim();
+  }
+
+  messages(scenario) {
+    return [{ role: 'user', content: this.text(scenario) }];
+  }
+
+  send(options) {
+    const exchange = send(options.proxy ?? this.proxy, options);
+    this.exchanges.push(exchange);
+    return exchange;
+  }
+
+  /** A chat request; resolves to the finished answer. */
+  chat(body, options = {}) {
+    return this.send({ ...options, body: { model: 'claude-sonnet-4-5-20250929', ...body } }).done;
+  }
+
+  get(where, options = {}) {
+    return this.send({ ...options, method: 'GET', path: where }).done;
+  }
+
+  /** The calls of this test that reached the API. */
+  calls() {
+    return this.api.requests.filter((request) => request.path === '/v1/messages' && request.raw?.includes(this.token));
+  }
+
+  waitForCall(ms) {
+    return this.api.waitFor((request) => request.path === '/v1/messages' && request.raw?.includes(this.token), ms);
+  }
+
+  /** Undoes at the end of the test, whatever its outcome. */
+  defer(cleanup) {
+    this.cleanups.push(cleanup);
+  }
+
+  /** A proxy of this test's own; what it leaves behind fails the test. */
+  async start(options) {
+    const proxy = await startProxy({ url: this.api.url, ...options });
+    this.defer(async () => {
+      if (proxy.stopped) return;
+      const { faults } = await proxy.stop();
+      if (faults.length) throw new Error(`after the stop: ${faults.join('; ')}`);
+    });
+    this.proxy ??= proxy;
+    this.ownProxy = proxy;
+    return proxy;
+  }
+
+  async finish() {
+    let failure;
+    for (const cleanup of this.cleanups.reverse())
+      await cleanup().catch((error) => {
+        failure ??= error;
+      });
+    if (failure) throw failure;
+  }
+
+  evidence() {
+    const client = this.exchanges.map((exchange) => {
+      const got = exchange.result ?? {
+        status: exchange.status,
+        headers: exchange.headers,
+        text: exchange.chunks.map((chunk) => chunk.text).join(''),
+      };
+      return (
+        `  client sent ${exchange.method} ${exchange.path} ${shorten(exchange.body?.toString() ?? '', 600)}\n` +
+        `  client got  ${got.status ?? 'nothing'} ${JSON.stringify(got.headers ?? {})} ${got.error ? `(${got.error.message}) ` : ''}${shorten(got.text)}`
+      );
+    });
+    const upstream = this.calls().map(
+      (call) =>
+        `  API got     ${shorten(JSON.stringify(call.body), 900)} → ${call.status ?? 'nothing yet'}${call.clientLeft ? ', the CLI left' : ''}`,
+    );
+    const proxy = this.ownProxy ?? this.proxy;
+    return [...client, ...upstream, ...(proxy ? [`  proxy said  ${shorten(proxy.output.slice(-1500))}`] : [])].join(
+      '\n',
+    );
+  }
+}
+
+/**
+ * A list of tests and the function that adds one. Options: `deadline` in ms; `alone`: measures time, so nothing else may run;
+ * `slow`: begins early, since it waits more than it works.
+ */
+export function suite() {
+  const tests = [];
+  const test = (name, options, body = options) => {
+    tests.push({ name, deadline: 30_000, ...(body === options ? {} : options), body });
+  };
+  return { tests, test };
+}
+
+/** Runs the body of one test with its deadline; resolves to the error, if any. */
+export async function runTest({ name, deadline, body }, context, label) {
+  let timer;
+  const started = performance.now();
+  const late = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`not done within ${deadline} ms`)), deadline);
+  });
+  let failure;
+  try {
+    await Promise.race([body(context), late]);
+  } catch (error) {
+    failure = error;
+  }
+  clearTimeout(timer);
+  const evidence = failure && context.evidence();
+  await context.finish().catch((error) => {
+    failure ??= error;
+  });
+  const took = `${Math.round(performance.now() - started)} ms`;
+  console.log(
+    failure
+      ? `FAIL ${label}${name} (${took})\n  ${failure.stack?.split('\n').slice(0, 12).join('\n  ') ?? failure}\n${evidence ?? context.evidence()}`
+      : `ok   ${label}${name} (${took})`,
+  );
+  return failure;
+}

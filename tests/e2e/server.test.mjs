@@ -1,0 +1,627 @@
+// The proxy around the chat: routes, validation, who may come in, secrets, processes, start and end. Run once, with the newest CLI.
+
+import assert from 'node:assert/strict';
+import { chmodSync, existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import http from 'node:http';
+import net from 'node:net';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
+import { assertError, assertKeys } from './chat.test.mjs';
+import { API_KEY_OF_CLAUDE, eventually, processesMarked, send, sleep, startAndExpectExit, suite } from './harness.mjs';
+
+export const server = suite();
+const { test } = server;
+
+/** A program that stands where claude should be. */
+function fakeClaude(t, script) {
+  const folder = mkdtempSync(path.join(tmpdir(), 'fake-claude-'));
+  t.defer(async () => rmSync(folder, { recursive: true }));
+  const file = path.join(folder, 'claude');
+  writeFileSync(file, `#!/bin/sh\n${script}\n`);
+  chmodSync(file, 0o755);
+  return file;
+}
+
+function assertRefused(result, status, message = /./) {
+  assert.equal(result.status, status, result.text);
+  assertKeys(result.json, ['error']);
+  assertError(result.json.error);
+  assert.match(result.json.error.message, message);
+}
+
+// ---- routes --------------------------------------------------------------------------------------
+
+test('health, version and auth status, with and without /v1', async (t) => {
+  for (const prefix of ['', '/v1']) {
+    const health = await t.get(`${prefix}/health`);
+    assert.equal(health.status, 200);
+    assert.equal(health.json.status, 'healthy');
+    assert.equal(typeof health.json.service, 'string');
+    const version = await t.get(`${prefix}/version`);
+    assert.match(version.json.version, /^\d+\.\d+\.\d+/);
+    assert.equal(version.json.service, health.json.service);
+    assert.equal(version.json.api_version, 'v1');
+    const {
+      json: { claude_code_auth: auth, server_info: info },
+    } = await t.get(`${prefix}/auth/status`);
+    assert.equal(auth.method, 'api_key');
+    assert.deepEqual([auth.status.method, auth.status.valid, auth.status.errors], ['api_key', true, []]);
+    assert.ok(auth.environment_variables.includes('ANTHROPIC_API_KEY'), 'names');
+    assert.equal(info.api_key_required, false);
+    assert.equal(typeof info.version, 'string');
+    assert.ok(!JSON.stringify(auth).includes(API_KEY_OF_CLAUDE), 'no values');
+  }
+});
+
+test("the model list holds the CLI's models and the well-known ids", async (t) => {
+  const listed = async (where) => (await t.get(where)).json;
+  await eventually(
+    'the CLI has reported',
+    async () => (await listed('/v1/models')).data.some(({ id }) => id === 'opus'),
+    25_000,
+  );
+  for (const where of ['/models', '/v1/models']) {
+    const list = await listed(where);
+    assertKeys(list, ['object', 'data']);
+    assert.equal(list.object, 'list');
+    for (const model of list.data) {
+      assertKeys(model, ['id', 'object', 'created', 'owned_by']);
+      assert.deepEqual([model.object, typeof model.created, typeof model.owned_by], ['model', 'number', 'string']);
+    }
+    const ids = list.data.map(({ id }) => id);
+    for (const id of [MODEL, 'claude-opus-4-1-20250805', 'claude-haiku-4-5-20251001', 'haiku'])
+      assert.ok(ids.includes(id), `${id} in ${ids}`);
+    assert.equal(new Set(ids).size, ids.length, 'each once');
+  }
+  const one = await t.get(`/v1/models/${MODEL}`);
+  assert.deepEqual([one.status, one.json.id, one.json.object], [200, MODEL, 'model']);
+});
+
+test("an unknown path is 404 and a wrong method 405, in OpenAI's shape", async (t) => {
+  assertRefused(await t.get('/v1/nothing'), 404, /nothing/);
+  assertRefused(await t.get('/'), 404);
+  const wrong = await t.get('/v1/chat/completions');
+  assertRefused(wrong, 405);
+  assert.match(wrong.headers.allow, /POST/);
+  assertRefused(await t.send({ path: '/v1/models', body: {} }).done, 405);
+});
+
+test('chat works without /v1, with a last slash and with any content type', async (t) => {
+  const asked = [
+    { path: '/chat/completions' },
+    { path: '/v1/chat/completions/' },
+    { headers: { 'content-type': 'text/plain' } },
+    { headers: { 'content-type': 'application/x-www-form-urlencoded' } },
+    { headers: { 'content-type': 'multipart/form-data; boundary=x' } },
+    { headers: { 'content-type': undefined } },
+  ];
+  for (const result of await Promise.all(asked.map((options) => t.chat({ messages: t.messages('plain') }, options)))) {
+    assert.equal(result.status, 200, result.text);
+  }
+});
+
+test('a stream that is silent for 15 s says `: keep-alive`', { slow: true, deadline: 60_000 }, async (t) => {
+  const result = await t.chat({ stream: true, messages: t.messages('plain ttft=17000') });
+  assert.deepEqual(
+    result.frames.slice(0, 1).map(({ comment }) => comment),
+    [': keep-alive'],
+  );
+  const [first, ...rest] = result.data;
+  assert.deepEqual(first.choices[0].delta, { role: 'assistant', content: '' });
+  assert.equal(rest.at(-1), '[DONE]');
+});
+
+test("the client's request id is kept, or one is made", async (t) => {
+  assert.equal((await t.get('/health', { headers: { 'x-request-id': 'mine-1' } })).headers['x-request-id'], 'mine-1');
+  const [one, two] = [await t.get('/health'), await t.get('/health')].map(({ headers }) => headers['x-request-id']);
+  assert.ok(one && two && one !== two);
+});
+
+test('many requests go over one connection', async (t) => {
+  const agent = new http.Agent({ keepAlive: true, maxSockets: 1 });
+  const ports = new Set();
+  for (let i = 0; i < 3; i++) {
+    const body = JSON.stringify({ model: MODEL, stream: i === 1, messages: t.messages('plain') });
+    const status = await new Promise((resolve, reject) => {
+      const request = http.request(
+        {
+          port: t.proxy.port,
+          agent,
+          method: 'POST',
+          path: '/v1/chat/completions',
+          headers: { 'content-length': body.length },
+        },
+        (response) => response.resume().once('end', () => resolve(response.statusCode)),
+      );
+      request.once('socket', (socket) => {
+        const note = () => ports.add(socket.localPort);
+        if (socket.connecting) socket.once('connect', note);
+        else note();
+      });
+      request.once('error', reject).end(body);
+    });
+    assert.equal(status, 200);
+  }
+  agent.destroy();
+  assert.equal(ports.size, 1);
+});
+
+// ---- what a request may hold ---------------------------------------------------------------------
+
+const USER = { role: 'user', content: 'x' };
+for (const [param, body] of [
+  ['messages', {}],
+  ['messages', { messages: null }],
+  ['messages', { messages: 'hi' }],
+  ['messages', { messages: [] }],
+  ['messages', { messages: {} }],
+  ['messages[0]', { messages: ['hi'] }],
+  ['messages[0].role', { messages: [{ content: 'hi' }] }],
+  ['messages[1].role', { messages: [USER, { role: 'robot', content: 'hi' }] }],
+  ['messages[0].role', { messages: [{ role: 7, content: 'hi' }] }],
+  ['messages[0].content', { messages: [{ role: 'user', content: 7 }] }],
+  ['messages[0].content[0].type', { messages: [{ role: 'user', content: [{ text: 'hi' }] }] }],
+  [
+    'messages[0].content[1].text',
+    {
+      messages: [
+        {
+          role: 'user',
+          content: [
+            { type: 'text', text: 'a' },
+            { type: 'text', text: 7 },
+          ],
+        },
+      ],
+    },
+  ],
+  ['messages[0].content[0].type', { messages: [{ role: 'user', content: [{ type: 'hologram' }] }] }],
+  ['messages[1].tool_call_id', { messages: [USER, { role: 'tool', content: 'x' }] }],
+  ['model', { model: 7, messages: [USER] }],
+  ['stream', { stream: 'maybe', messages: [USER] }],
+  ['stream_options', { stream_options: 'x', messages: [USER] }],
+  ['stream_options.include_usage', { stream_options: { include_usage: 'x' }, messages: [USER] }],
+  ['temperature', { temperature: 'hot', messages: [USER] }],
+  ['temperature', { temperature: 9, messages: [USER] }],
+  ['max_tokens', { max_tokens: 'many', messages: [USER] }],
+]) {
+  test(`400 names ${param} of ${JSON.stringify(body)}`, async (t) => {
+    const result = await t.send({ body }).done;
+    assertRefused(result, 400);
+    assert.equal(result.json.error.type, 'invalid_request_error');
+    assert.equal(result.json.error.param, param);
+  });
+}
+
+test('what is no JSON object is 400', async (t) => {
+  for (const body of [
+    '',
+    '{',
+    '[]',
+    '"text"',
+    '{"messages":[{"role":"user","content":"\u00ff',
+    `${'['.repeat(100_000)}`,
+  ]) {
+    const result = await t.send({ body }).done;
+    assertRefused(result, 400);
+    assert.equal(result.json.error.param, null);
+  }
+});
+
+test('unknown fields are accepted, known ones that are not honoured are named', async (t) => {
+  const result = await t.chat({
+    messages: [{ ...t.messages('plain')[0], name: 'me', cache_control: {} }],
+    not_a_field: { a: 1 },
+    user: 'me',
+    metadata: {},
+    temperature: 0.3,
+    top_p: 0.5,
+    stop: ['END'],
+    max_tokens: 5,
+    max_completion_tokens: 5,
+    seed: 1,
+    presence_penalty: 0.5,
+    frequency_penalty: 0.5,
+    tools: [{ type: 'function', function: { name: 'f', parameters: {} } }],
+    tool_choice: 'auto',
+    response_format: { type: 'json_object' },
+    n: 2,
+    logit_bias: { 1: 1 },
+    logprobs: true,
+    top_logprobs: 2,
+    reasoning_effort: 'low',
+  });
+  assert.equal(result.status, 200, result.text);
+  const named = result.headers['x-ignored-params'].split(/,\s*/);
+  for (const name of [
+    'temperature',
+    'top_p',
+    'stop',
+    'max_tokens',
+    'max_completion_tokens',
+    'seed',
+    'presence_penalty',
+    'frequency_penalty',
+    'tools',
+    'tool_choice',
+    'response_format',
+    'n',
+    'logit_bias',
+    'logprobs',
+    'reasoning_effort',
+  ])
+    assert.ok(named.includes(name), `${name} in ${named}`);
+  for (const name of ['messages', 'model', 'not_a_field']) assert.ok(!named.includes(name), `${name} in ${named}`);
+  const plain = await t.chat({ messages: t.messages('plain'), temperature: null, tools: null });
+  assert.equal(plain.headers['x-ignored-params'], undefined, 'null is "not set"');
+});
+
+test('a body over 10 MiB is 413, announced or chunked; one just under is taken', async (t) => {
+  const large = 'x'.repeat(10 * 1024 * 1024 + 1);
+  assertRefused(await t.send({ body: large }).done, 413, /10485760/);
+  assertRefused(
+    await t.send({ body: large, headers: { 'content-length': undefined, 'transfer-encoding': 'chunked' } }).done,
+    413,
+    /10485760/,
+  );
+  assertRefused(await t.send({ body: `{"messages":[],"padding":"${large.slice(100)}"}` }).done, 400, /messages/);
+});
+
+// ---- who may come in -----------------------------------------------------------------------------
+
+test("only this machine's names are answered, and no foreign page", async (t) => {
+  const { port } = t.proxy;
+  for (const host of [
+    `evil.example:${port}`,
+    'evil.example',
+    `127.0.0.1.evil.example:${port}`,
+    `localhost.evil.example:${port}`,
+  ]) {
+    assertRefused(await t.get('/v1/models', { host }), 403);
+    assertRefused(await t.get('/health', { host }), 403);
+    assertRefused(await t.send({ host, body: { messages: [USER] } }).done, 403);
+  }
+  for (const host of [`127.0.0.1:${port}`, `localhost:${port}`, `[::1]:${port}`])
+    assert.equal((await t.get('/v1/models', { host })).status, 200, host);
+  for (const origin of ['https://evil.example', 'null', `http://127.0.0.1.evil.example:${port}`, 'file://']) {
+    assertRefused(await t.get('/v1/models', { headers: { origin } }), 403);
+    assertRefused(
+      await t.send({ headers: { origin, 'content-type': 'text/plain' }, body: { messages: [USER] } }).done,
+      403,
+    );
+  }
+  assert.equal((await t.get('/v1/models', { headers: { origin: `http://localhost:${port}` } })).status, 200);
+});
+
+test('with keys every route but health and version wants one', async (t) => {
+  const proxy = await t.start({
+    cli: t.cli,
+    args: ['--api-key', 'first-client-key', '--api-key', 'second-client-key', '--spares', '0'],
+  });
+  const models = async (headers) => (await t.get('/v1/models', { proxy, headers })).status;
+  for (const key of ['first-client-key', 'second-client-key']) {
+    assert.deepEqual(
+      [
+        await models({ authorization: `Bearer ${key}` }),
+        await models({ authorization: `bearer ${key}` }),
+        await models({ 'x-api-key': key }),
+      ],
+      [200, 200, 200],
+    );
+  }
+  const bad = [
+    {},
+    { authorization: 'Bearer wrong' },
+    { authorization: 'Bearer first-client-ke' },
+    { authorization: 'Basic first-client-key' },
+    { 'x-api-key': '' },
+    { authorization: 'Bearer ' },
+  ];
+  for (const headers of bad) {
+    for (const route of ['/v1/models', `/v1/models/${MODEL}`, '/v1/auth/status', '/auth/status']) {
+      const result = await t.get(route, { proxy, headers });
+      assertRefused(result, 401);
+      assert.equal(result.json.error.code, 'invalid_api_key');
+    }
+    assertRefused(await t.send({ proxy, headers, body: { messages: t.messages('plain') } }).done, 401);
+  }
+  for (const route of ['/health', '/version', '/v1/health', '/v1/version'])
+    assert.equal((await t.get(route, { proxy })).status, 200);
+  const { json } = await t.get('/v1/auth/status', { proxy, headers: { 'x-api-key': 'first-client-key' } });
+  assert.equal(json.server_info.api_key_required, true);
+  assert.equal(t.calls().length, 0);
+});
+
+test('keys come from API_KEY and API_KEYS too', async (t) => {
+  const proxy = await t.start({
+    cli: t.cli,
+    args: ['--spares', '0'],
+    env: { API_KEY: 'key-one', API_KEYS: 'key-two, key-three' },
+  });
+  assert.equal((await t.get('/v1/models', { proxy })).status, 401);
+  for (const key of ['key-one', 'key-two', 'key-three']) {
+    assert.equal((await t.get('/v1/models', { proxy, headers: { 'x-api-key': key } })).status, 200, key);
+  }
+});
+
+test('beyond loopback a key is made, printed and wanted', async (t) => {
+  const proxy = await t.start({ cli: t.cli, args: ['--host', '0.0.0.0', '--spares', '0'] });
+  assert.equal((await t.get('/v1/models', { proxy })).status, 401);
+  const words = proxy.output.split(/[\s'"]+/).filter((word) => word.length >= 24);
+  const statuses = await Promise.all(
+    words.map(
+      async (word) => (await t.get('/v1/models', { proxy, headers: { 'x-api-key': encodeURIComponent(word) } })).status,
+    ),
+  );
+  assert.ok(statuses.includes(200), `no printed word is the key: ${proxy.output}`);
+});
+
+// ---- secrets -------------------------------------------------------------------------------------
+
+const SECRETS = {
+  API_KEY: 'client-secret-one',
+  API_KEYS: 'client-secret-two',
+  AWS_SECRET_ACCESS_KEY: 'aws-secret',
+  DATABASE_URL: 'database-secret',
+  GITHUB_TOKEN: 'github-secret',
+};
+
+test('a claude gets no secret but its own, the prompt is in no argv, and the log holds neither', async (t) => {
+  const proxy = await t.start({ cli: t.cli, args: ['--log-level', 'debug', '--spares', '1'], env: SECRETS });
+  const exchange = t.send({
+    proxy,
+    headers: { 'x-api-key': 'client-secret-one' },
+    body: { stream: true, messages: [{ role: 'system', content: `system ${t.token}` }, ...t.messages('hang after=2')] },
+  });
+  await t.waitForCall(20_000);
+  const children = await eventually(
+    'the spare and the busy one',
+    () => {
+      const all = proxy.claudes();
+      return all.length === 2 && all;
+    },
+    20_000,
+  );
+  for (const { environment, argv } of children) {
+    const values = JSON.stringify(environment);
+    for (const secret of Object.values(SECRETS)) assert.ok(!values.includes(secret), `${secret} in ${values}`);
+    assert.equal(environment.ANTHROPIC_API_KEY, API_KEY_OF_CLAUDE);
+    assert.ok(!argv.join(' ').includes(t.token) && !argv.join(' ').includes(API_KEY_OF_CLAUDE), argv.join(' '));
+    assert.equal(argv[argv.indexOf('--tools') + 1], '', argv.join(' '));
+  }
+  assert.ok(!processesMarked(proxy.scratch).some(({ argv }) => argv.join(' ').includes(t.token)));
+  exchange.abort();
+  await sleep(100);
+  for (const secret of [...Object.values(SECRETS), API_KEY_OF_CLAUDE, t.token])
+    assert.ok(!proxy.output.includes(secret), `${secret} in the log`);
+});
+
+test("with the CLI's login no API key reaches it", async (t) => {
+  const proxy = await t.start({ cli: t.cli, args: ['--auth-method', 'cli', '--spares', '1'] });
+  const [{ environment }] = await eventually(
+    'a spare',
+    () => {
+      const all = proxy.claudes();
+      return all.length > 0 && all;
+    },
+    20_000,
+  );
+  assert.equal(environment.ANTHROPIC_API_KEY, undefined);
+  assert.equal(environment.HOME, proxy.home, 'its login lies there');
+});
+
+// ---- what is missing -----------------------------------------------------------------------------
+
+test('not logged in is 503 with the command', async (t) => {
+  const proxy = await t.start({ cli: t.cli, args: ['--auth-method', 'cli', '--spares', '0'] });
+  for (const stream of [false, true]) {
+    const result = await t.chat({ stream, messages: t.messages('plain') }, { proxy });
+    assertRefused(result, 503, /claude auth login/);
+    assert.match(result.headers['retry-after'] ?? '', /^\d+$/);
+  }
+  assert.equal(t.calls().length, 0);
+  await eventually(
+    'the status tells it',
+    async () => (await t.get('/v1/auth/status', { proxy })).json.claude_code_auth.status.valid === false,
+    20_000,
+  );
+});
+
+test('a missing claude is 503 with the command that installs it', async (t) => {
+  const proxy = await t.start({ cli: '/nowhere/claude', args: ['--spares', '1'] });
+  const result = await t.chat({ messages: t.messages('plain') }, { proxy });
+  assertRefused(result, 503, /npm install -g @anthropic-ai\/claude-code/);
+  assert.match(result.headers['retry-after'] ?? '', /^\d+$/);
+  assert.equal((await t.get('/v1/models', { proxy })).status, 200);
+});
+
+test('no claude on PATH is 503 as well', async (t) => {
+  const proxy = await t.start({ env: { PATH: '/nowhere' }, args: ['--spares', '1'] });
+  assertRefused(
+    await t.chat({ messages: t.messages('plain') }, { proxy }),
+    503,
+    /npm install -g @anthropic-ai\/claude-code/,
+  );
+});
+
+test('a claude older than 2.1.120 is refused at start with the upgrade line', async (t) => {
+  const { exit, output, faults } = await startAndExpectExit({
+    url: t.api.url,
+    cli: fakeClaude(t, 'echo "2.1.119 (Claude Code)"'),
+  });
+  assert.notEqual(exit, null, 'it ended');
+  assert.notEqual(exit.code, 0);
+  assert.match(output, /2\.1\.119/);
+  assert.match(output, /npm install -g @anthropic-ai\/claude-code/);
+  assert.deepEqual(faults, []);
+});
+
+test('a claude that dies at once is an error, not a hang', async (t) => {
+  const proxy = await t.start({
+    cli: fakeClaude(
+      t,
+      '[ "$1" = --version ] && echo "2.1.330 (Claude Code)" && exit 0; echo "cannot start: no luck" >&2; exit 7',
+    ),
+    args: ['--spares', '1'],
+  });
+  const result = await t.chat({ messages: t.messages('plain') }, { proxy });
+  assert.ok(result.status >= 500, result.text);
+  assertError(result.json.error);
+});
+
+// ---- start, time and end -------------------------------------------------------------------------
+
+test('it listens before any claude is up, and ends though none ever will be', { alone: true }, async (t) => {
+  const proxy = await t.start({ cli: fakeClaude(t, 'exec sleep 60') });
+  assert.ok(proxy.listeningAt - proxy.startedAt < 500, `after ${proxy.listeningAt - proxy.startedAt} ms`);
+  const health = await t.get('/health', { proxy });
+  assert.equal(health.status, 200);
+  assert.ok(health.at - proxy.startedAt < 1000);
+  const { faults, took } = await proxy.stop();
+  proxy.stopped = true;
+  assert.deepEqual(faults, []);
+  assert.ok(took < 2000, `SIGTERM took ${took} ms`);
+});
+
+test('the start tells what a user wants to know', async (t) => {
+  const proxy = await t.start({ cli: t.cli, args: ['--spares', '1'] });
+  await eventually('the version', () => proxy.output.includes('2.1.'), 25_000);
+  for (const fact of [proxy.url, t.cli, /api_key/, /spares\W+1/, /login|auth/, /curl /])
+    assert.match(proxy.output, fact instanceof RegExp ? fact : new RegExp(fact.replaceAll('.', '\\.')));
+  const [private_] = readdirSync(proxy.temporary);
+  assert.ok(proxy.output.includes(path.join(proxy.temporary, private_)), 'the private working directory');
+});
+
+test('the printed curl line works as printed, with the newest Sonnet by default', async (t) => {
+  const proxy = await t.start({ cli: t.cli, args: ['--spares', '1'], env: { DEFAULT_MODEL: undefined } });
+  const line = await eventually('the line', () => /curl .*$/m.exec(proxy.output)?.[0]);
+  const { execFile } = await import('node:child_process');
+  const output = await new Promise((resolve, reject) => {
+    execFile('sh', ['-c', `${line} -s`], (error, text) => (error ? reject(error) : resolve(text)));
+  });
+  assert.equal(JSON.parse(output).choices[0].message.content, 'Hello from the loopback API.');
+  assert.match(JSON.parse(output).model, /^claude-sonnet-/);
+});
+
+test('--timeout ends a request with 504 and its process', { alone: true }, async (t) => {
+  const proxy = await t.start({ cli: t.cli, args: ['--timeout', '3s', '--spares', '0'] });
+  await proxy.inspected();
+  const whole = await t.chat({ messages: t.messages('hang') }, { proxy });
+  assertRefused(whole, 504);
+  await eventually('no claude is left', () => proxy.claudes().length === 0, 1000);
+  const streamed = await t.chat({ stream: true, messages: t.messages('hang after=2') }, { proxy });
+  assert.equal(streamed.status, 200);
+  const last = streamed.data.filter((one) => one !== '[DONE]').at(-1);
+  assertError(last.error);
+  await eventually('no claude is left', () => proxy.claudes().length === 0, 1000);
+});
+
+test('there are never more processes than --max-processes', async (t) => {
+  const proxy = await t.start({ cli: t.cli, args: ['--spares', '1', '--max-processes', '2'] });
+  let most = 0;
+  let done = false;
+  const watch = (async () => {
+    while (!done) {
+      most = Math.max(most, proxy.claudes().length);
+      await sleep(15);
+    }
+  })();
+  const results = await Promise.all(
+    Array.from({ length: 6 }, () => t.chat({ messages: t.messages('plain delay=100') }, { proxy })),
+  );
+  done = true;
+  await watch;
+  assert.ok(most > 0 && most <= 2, `${most} at once`);
+  for (const result of results.filter(({ status }) => status !== 200)) {
+    assertRefused(result, 429);
+    assert.match(result.headers['retry-after'] ?? '', /^\d+$/);
+  }
+  assert.ok(
+    results.some(({ status }) => status === 200),
+    'those that fit are answered',
+  );
+});
+
+test('a busy port that was asked for ends it with a clear line', async (t) => {
+  const holder = net.createServer();
+  await new Promise((resolve) => {
+    holder.listen(0, '127.0.0.1', resolve);
+  });
+  t.defer(async () => holder.close());
+  const { port } = holder.address();
+  for (const args of [['--port', String(port)], [String(port)]]) {
+    const { exit, output } = await startAndExpectExit({ url: t.api.url, cli: t.cli, args });
+    assert.equal(exit?.code, 1, output);
+    assert.match(output, new RegExp(`${port}`));
+    assert.match(output, /in use|busy/i);
+  }
+});
+
+test('SIGKILL of the proxy leaves no claude behind', async (t) => {
+  const proxy = await t.start({ cli: t.cli, args: ['--spares', '2'] });
+  t.send({ proxy, body: { stream: true, messages: t.messages('hang after=2') } });
+  await t.waitForCall(20_000);
+  await eventually('spares and a busy one', () => proxy.claudes().length >= 2, 20_000);
+  const { faults } = await proxy.stop('SIGKILL');
+  proxy.stopped = true;
+  assert.deepEqual(faults, []);
+});
+
+for (const signal of ['SIGTERM', 'SIGINT']) {
+  test(`${signal} ends an idle proxy at once, status 0, and removes its folder`, async (t) => {
+    const proxy = await t.start({ cli: t.cli, args: ['--spares', '2'] });
+    assert.equal((await t.chat({ messages: t.messages('plain') }, { proxy })).status, 200);
+    const [folder] = readdirSync(proxy.temporary);
+    const { faults, took } = await proxy.stop(signal);
+    proxy.stopped = true;
+    assert.deepEqual(faults, []);
+    assert.ok(!existsSync(path.join(proxy.temporary, folder)));
+    assert.equal(proxy.exit.code, 0);
+    assert.ok(took < 2000, `took ${took} ms`);
+  });
+}
+
+test('a second SIGTERM ends it while an answer hangs', async (t) => {
+  const proxy = await t.start({ cli: t.cli, args: ['--spares', '0'] });
+  const exchange = t.send({ proxy, body: { stream: true, messages: t.messages('hang after=2') } });
+  await t.waitForCall(20_000);
+  await eventually('the first delta', () => exchange.chunks.length > 0, 20_000);
+  proxy.kill('SIGTERM');
+  await sleep(300);
+  const { faults, took } = await proxy.stop();
+  proxy.stopped = true;
+  assert.deepEqual(faults, []);
+  assert.ok(took < 2000, `took ${took} ms`);
+});
+
+test('an answer under way at SIGTERM is finished', async (t) => {
+  const proxy = await t.start({ cli: t.cli, args: ['--spares', '0'] });
+  const exchange = t.send({ proxy, body: { stream: true, messages: t.messages('plain deltas=6 delay=200') } });
+  await eventually('the first delta', () => exchange.chunks.length > 0, 20_000);
+  proxy.kill('SIGTERM');
+  const result = await exchange.done;
+  assert.equal(result.data?.at(-1), '[DONE]', result.text);
+  await assert.rejects(send(proxy, { method: 'GET', path: '/health' }).head, /ECONNREFUSED|ECONNRESET/);
+});
+
+test('thirty aborted requests leave nothing behind', { alone: true }, async (t) => {
+  const proxy = await t.start({ cli: t.cli, args: ['--spares', '1', '--max-processes', '4'] });
+  const descriptors = () => readdirSync(`/proc/${proxy.pid}/fd`).length;
+  const threads = () => readdirSync(`/proc/${proxy.pid}/task`).length;
+  await t.get('/health', { proxy });
+  await eventually('the spare', () => proxy.claudes().length === 1, 20_000);
+  await sleep(500);
+  const before = [descriptors(), threads()];
+  for (let i = 0; i < 30; i++) {
+    const exchange = t.send({ proxy, body: { stream: i % 2 === 0, messages: t.messages('hang') } });
+    await sleep(20 + (i % 3) * 60);
+    exchange.abort();
+  }
+  await eventually('one spare is left', () => proxy.claudes().length === 1, 20_000);
+  await eventually(
+    'descriptors and threads are as before',
+    () => descriptors() <= before[0] && threads() <= before[1],
+    3000,
+  ).catch((error) => assert.fail(`${error.message}; before ${before}, now ${[descriptors(), threads()]}`));
+});

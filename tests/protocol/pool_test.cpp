@@ -1,0 +1,419 @@
+// Processes by the dozen: the cap, the spares, and that every one of them ends.
+#include "proxy_support.hpp"
+
+#include <sys/stat.h>
+
+using namespace protocol_test;
+using claude_openai::api_error;
+using claude_openai::child_guard;
+using claude_openai::error_kind;
+using claude_openai::launch_profile;
+using claude_openai::lease;
+using claude_openai::options;
+using claude_openai::pool;
+
+namespace {
+
+const launch_profile usual{"claude-test"};
+const launch_profile other{"claude-other"};
+
+/// A pool whose janitor runs.
+struct running_pool {
+  explicit running_pool(options chosen)
+      : settings(std::move(chosen)), processes(settings, std::make_shared<child_guard>()) {
+    processes.start();
+    if (settings.spares > 0) processes.keep_spares();
+  }
+  options settings;
+  pool processes;
+};
+
+options with_spares(const stand_in& program, int spares, int maximum) {
+  auto settings = options_for(program);
+  settings.spares = spares;
+  settings.max_processes = maximum;
+  return settings;
+}
+
+bool has_warm(const pool& processes, int count) {
+  return eventually([&] { return processes.counts().warm == count; });
+}
+
+/// One whole turn on that process.
+outcome finish_turn(claude_openai::worker& process, const claude_openai::turn_request& request) {
+  outcome got;
+  process.begin(request, 0);
+  const auto deadline = steady::now() + 10s * slowness;
+  while (!got.ended() && steady::now() < deadline) {
+    std::vector<pollfd> entries;
+    process.add_poll_entries(entries);
+    ::poll(entries.data(), static_cast<nfds_t>(entries.size()), 50);
+    process.pump();
+    while (const auto what = process.pop()) got.add(*what);
+  }
+  return got;
+}
+
+/// A process of that profile, waited for as a request does.
+lease take(pool& processes, const launch_profile& profile, const std::string& client = "") {
+  pool::ticket place(processes, {profile, client, {}});
+  const auto deadline = steady::now() + 20s * slowness;
+  while (steady::now() < deadline) {
+    if (auto taken = place.try_take()) return std::move(*taken);
+    pollfd readable{place.fd(), POLLIN, 0};
+    ::poll(&readable, 1, 20);
+  }
+  throw std::runtime_error("no process in time");
+}
+
+pid_t pid_of(claude_openai::worker& process) {
+  const auto got = finish_turn(process, asking("echo"));
+  REQUIRE(got.stopped);
+  return json::parse(got.text)["pid"].get<pid_t>();
+}
+
+}  // namespace
+
+TEST_CASE("pool: spares are started in the background, and only as many as wanted") {
+  const stand_in program;
+  const running_pool running(with_spares(program, 2, 8));
+  REQUIRE(has_warm(running.processes, 2));
+  std::this_thread::sleep_for(400ms);
+  CHECK(program.started() == 2);
+  CHECK(running.processes.counts().spare == 2);
+  CHECK(running.processes.counts().busy == 0);
+}
+
+TEST_CASE("pool: a request adopts a warm spare, and another takes its place") {
+  const stand_in program;
+  running_pool running(with_spares(program, 1, 4));
+  REQUIRE(has_warm(running.processes, 1));
+  const auto spare = program.live();
+  REQUIRE(spare.size() == 1);
+  {
+    const auto taken = take(running.processes, usual);
+    CHECK(taken.was_waiting());
+    CHECK(pid_of(taken.worker()) == spare.front());
+    CHECK(running.processes.counts().busy == 1);
+    CHECK(has_warm(running.processes, 1));
+    CHECK(program.live().size() == 2);
+  }
+  CHECK(eventually([&] { return process_state(spare.front()) == '\0'; }));
+  CHECK(running.processes.counts().busy == 0);
+}
+
+TEST_CASE("pool: of two spares the warm one is taken") {
+  const stand_in program;
+  running_pool running(with_spares(program, 1, 4));
+  REQUIRE(has_warm(running.processes, 1));
+  const auto warm = program.live().front();
+  program.configure("slow_start ms=20000\n");
+  running.settings.spares = 2;
+  running.processes.keep_spares();
+  REQUIRE(eventually([&] { return program.live().size() == 2; }));
+  const auto taken = take(running.processes, usual);
+  CHECK(pid_of(taken.worker()) == warm);
+}
+
+TEST_CASE("pool: a spare of another profile is never adopted") {
+  const stand_in program;
+  running_pool running(with_spares(program, 1, 4));
+  REQUIRE(has_warm(running.processes, 1));
+  const auto taken = take(running.processes, other);
+  CHECK_FALSE(taken.was_waiting());
+  const auto got = finish_turn(taken.worker(), asking("echo"));
+  REQUIRE(got.stopped);
+  const auto argv = json::parse(got.text)["argv"].get<std::vector<std::string>>();
+  CHECK(std::count(argv.begin(), argv.end(), "--model=claude-other") == 1);
+}
+
+TEST_CASE("pool: at the cap a spare of another profile makes room") {
+  const stand_in program;
+  running_pool running(with_spares(program, 2, 2));
+  REQUIRE(has_warm(running.processes, 2));
+  watcher watched(program);
+  {
+    const auto taken = take(running.processes, other);
+    CHECK_FALSE(taken.was_waiting());
+    CHECK(finish_turn(taken.worker(), asking("text")).stopped);
+  }
+  CHECK(watched.most() <= 2);
+}
+
+TEST_CASE("pool: with one process at all, requests for any profile are served one by one") {
+  const stand_in program;
+  running_pool running(with_spares(program, 1, 1));
+  REQUIRE(has_warm(running.processes, 1));
+  watcher watched(program);
+  for (int i = 0; i < 12; ++i) {
+    const auto taken = take(running.processes, i % 3 == 0 ? other : usual);
+    CHECK(finish_turn(taken.worker(), asking("text n=1")).stopped);
+    if (i % 4 == 3) std::this_thread::sleep_for(250ms);  // a spare may come back
+  }
+  CHECK(watched.most() == 1);
+}
+
+TEST_CASE("pool: when all processes are busy, the next request is told so and when to come again") {
+  const stand_in program;
+  auto settings = with_spares(program, 0, 2);
+  settings.queue_timeout = 300ms;
+  running_pool running(settings);
+  const auto first = take(running.processes, usual);
+  auto second = std::make_unique<lease>(take(running.processes, usual));
+  const auto start = steady::now();
+  try {
+    const auto third = take(running.processes, usual);
+    FAIL("three leases of two processes");
+  } catch (const api_error& busy) {
+    CHECK(busy.kind == error_kind::rate_limited);
+    CHECK(busy.message.find("--max-processes") != std::string::npos);
+    CHECK(busy.retry_after);
+  }
+  CHECK(elapsed_since(start) < 1s * slowness);
+  second.reset();
+  CHECK_NOTHROW(take(running.processes, usual));  // waits for the one that is ending
+}
+
+TEST_CASE("pool: a full queue refuses the next request at once") {
+  const stand_in program;
+  auto settings = with_spares(program, 0, 1);
+  settings.max_queue = 2;
+  running_pool running(settings);
+  const auto first = take(running.processes, usual);
+  pool::ticket second(running.processes, {usual, "a", {}});
+  auto third = std::make_unique<pool::ticket>(running.processes,
+                                              claude_openai::process_demand{usual, "b", {}});
+  CHECK(running.processes.counts().queued == 2);
+  try {
+    pool::ticket fourth(running.processes, {usual, "c", {}});
+    FAIL("three wait in a queue of two");
+  } catch (const api_error& full) {
+    CHECK(full.kind == error_kind::rate_limited);
+    CHECK(full.message.find("queue is full") != std::string::npos);
+  }
+  third.reset();  // who leaves the queue makes room in it
+  CHECK(running.processes.counts().queued == 1);
+  CHECK_NOTHROW(pool::ticket(running.processes, {usual, "c", {}}));
+  CHECK_FALSE(second.try_take());
+}
+
+TEST_CASE("pool: the queue serves clients in turn, and each client's requests in order") {
+  const stand_in program;
+  running_pool running(with_spares(program, 0, 1));
+  auto held = std::make_unique<lease>(take(running.processes, usual));
+  std::vector<std::pair<std::string, std::unique_ptr<pool::ticket>>> waiting;
+  for (const auto* name : {"a1", "a2", "a3", "b1", "c1", "b2"}) {
+    waiting.emplace_back(name, std::make_unique<pool::ticket>(
+                                   running.processes,
+                                   claude_openai::process_demand{usual, std::string(name, 1), {}}));
+  }
+  std::string order;
+  held.reset();
+  const auto deadline = steady::now() + 20s * slowness;
+  while (!waiting.empty() && steady::now() < deadline) {
+    for (auto place = waiting.begin(); place != waiting.end(); ++place) {
+      const auto taken = place->second->try_take();
+      if (!taken) continue;
+      order += place->first + " ";
+      waiting.erase(place);
+      break;
+    }
+    std::this_thread::sleep_for(1ms);
+  }
+  CHECK(order == "a1 b1 c1 a2 b2 a3 ");
+}
+
+TEST_CASE("pool: requests that wait while all is busy cost no processor time") {
+  const stand_in program;
+  running_pool running(with_spares(program, 1, 2));
+  const auto first = take(running.processes, usual);
+  const auto second = take(running.processes, usual);
+  const pool::ticket waiting(running.processes, {usual, "a", {}});
+  std::this_thread::sleep_for(50ms);
+  const auto before = processor_time();
+  std::this_thread::sleep_for(500ms);
+  CHECK((processor_time() - before).count() < 100);
+}
+
+TEST_CASE("pool: the cap holds under a stampede, counted from outside") {
+  const stand_in program;
+  constexpr int cap = 4;
+  running_pool running(with_spares(program, 2, cap));
+  watcher watched(program);
+  std::atomic<int> served{0}, refused{0}, most_counted{0};
+  std::vector<std::thread> crowd;
+  for (int i = 0; i < 200; ++i) {
+    crowd.emplace_back([&, i] {
+      try {
+        const auto taken = take(running.processes, i % 5 == 0 ? other : usual);
+        const auto counts = running.processes.counts();
+        const auto sum = counts.busy + counts.spare + counts.stopping;
+        for (int seen = most_counted; sum > seen && !most_counted.compare_exchange_weak(seen, sum);) {}
+        std::this_thread::sleep_for(milliseconds(i % 7));
+        ++served;
+      } catch (const api_error&) {
+        ++refused;
+      }
+    });
+  }
+  for (auto& each : crowd) each.join();
+  CHECK(served + refused == 200);
+  CHECK(served >= cap);
+  CHECK(most_counted <= cap);
+  CHECK(watched.most() <= cap);
+  CHECK(watched.rounds() > 3);
+  MESSAGE("served " << served.load() << ", refused " << refused.load());
+}
+
+TEST_CASE("pool: a claude that ignores SIGTERM is killed after the grace period") {
+  const stand_in program("ignore_sigterm\nignore_eof\n");
+  auto settings = options_for(program);
+  settings.stop_grace = 400ms;
+  running_pool running(settings);
+  pid_t pid = 0;
+  {
+    const auto taken = take(running.processes, usual);
+    pid = pid_of(taken.worker());
+  }
+  const auto given_back = steady::now();
+  std::this_thread::sleep_for(200ms);
+  CHECK(process_state(pid) != '\0');  // the grace is real …
+  CHECK(running.processes.counts().stopping == 1);
+  CHECK(eventually([&] { return process_state(pid) == '\0'; }));
+  CHECK(elapsed_since(given_back) < 1500ms * slowness);  // … and short
+  CHECK(eventually([&] { return running.processes.counts().stopping == 0; }));
+}
+
+TEST_CASE("pool: a claude that hears SIGTERM is gone long before the grace is over") {
+  const stand_in program;
+  auto settings = options_for(program);
+  settings.stop_grace = 20s;
+  running_pool running(settings);
+  pid_t pid = 0;
+  {
+    const auto taken = take(running.processes, usual);
+    pid = pid_of(taken.worker());
+  }
+  CHECK(eventually([&] { return process_state(pid) == '\0'; }, 2s));
+}
+
+TEST_CASE("pool: a grandchild that holds the pipes is killed with its parent, and blocks nothing") {
+  const stand_in program;
+  running_pool running(options_for(program));
+  const auto before = resources_now();
+  {
+    const auto taken = take(running.processes, usual);
+    auto request = asking("text n=1");
+    request.messages.back().parts.push_back(claude_openai::text_part{told("grandchild")});
+    CHECK(finish_turn(taken.worker(), request).stopped);
+    CHECK(members_of_group(program.sessions().front()) == 2);
+  }
+  CHECK(program.gone());
+  CHECK(eventually([&] { return members_of_group(program.sessions().front()) == 0; }));
+  CHECK(eventually([&] { return resources_now().descriptors == before.descriptors; }));
+}
+
+TEST_CASE("pool: a claude that dies leaving a grandchild with its pipes is an error at once") {
+  const stand_in program;
+  running_pool running(options_for(program));
+  const auto start = steady::now();
+  {
+    const auto taken = take(running.processes, usual);
+    auto request = asking("crash after=1");
+    request.messages.back().parts.push_back(claude_openai::text_part{told("grandchild")});
+    check_failed(finish_turn(taken.worker(), request), error_kind::bad_gateway, "ended");
+  }
+  CHECK(elapsed_since(start) < 3s * slowness);
+  CHECK(eventually([&] { return members_of_group(program.sessions().front()) == 0; }));
+}
+
+TEST_CASE("pool: a spare that was killed is replaced") {
+  const stand_in program;
+  running_pool running(with_spares(program, 1, 4));
+  REQUIRE(has_warm(running.processes, 1));
+  const auto victim = program.live().front();
+  ::kill(victim, SIGKILL);
+  CHECK(eventually([&] {
+    const auto live = program.live();
+    return process_state(victim) == '\0' && live.size() == 1 && live.front() != victim;
+  }));
+}
+
+TEST_CASE("pool: a claude that dies at its start is not started again without end") {
+  const stand_in program("crash_at_start\n");
+  const running_pool running(with_spares(program, 2, 8));
+  std::this_thread::sleep_for(1500ms);
+  CHECK(program.started() >= 1);
+  CHECK(program.started() <= 8);
+}
+
+TEST_CASE("pool: spares come back when claude is well again") {
+  const stand_in program("crash_at_start\n");
+  const running_pool running(with_spares(program, 1, 8));
+  CHECK(eventually([&] { return program.started() >= 1; }));
+  program.configure("");
+  CHECK(eventually([&] { return running.processes.counts().warm == 1; }, 15s));
+}
+
+TEST_CASE("pool: a spare that floods stderr or stdout does not block the others") {
+  const stand_in program("stderr_flood bytes=3000000\n");
+  running_pool running(with_spares(program, 2, 8));
+  CHECK(has_warm(running.processes, 2));
+}
+
+TEST_CASE("pool: when claude is missing or no program, the request is told what to do") {
+  const stand_in program;
+  std::ofstream(program.folder() + "/no-program") << "text";
+  ::chmod((program.folder() + "/no-program").c_str(), 0755);
+  struct broken {
+    std::string path, words;
+  };
+  for (const auto& each :
+       {broken{"/no/such/claude", "npm install -g @anthropic-ai/claude-code"},
+        broken{program.folder(), "npm install -g"},
+        broken{program.folder() + "/no-program", "no-program"}}) {
+    auto settings = options_for(program);
+    settings.claude_path = each.path;
+    settings.spares = 1;
+    const auto before = resources_now();
+    running_pool running(settings);
+    for (int i = 0; i < 20; ++i) {
+      try {
+        const auto taken = take(running.processes, usual);
+        FAIL("started " << each.path);
+      } catch (const api_error& missing) {
+        CAPTURE(missing.message);
+        REQUIRE(missing.kind == error_kind::unavailable);
+        REQUIRE(missing.message.find(each.words) != std::string::npos);
+      }
+    }
+    CHECK(running.processes.counts().busy == 0);
+    CHECK(program.started() == 0);
+    // The pool's own: its guard's pipe and its wake signal.
+    CHECK(eventually([&] { return resources_now().descriptors <= before.descriptors + 3; }));
+  }
+}
+
+TEST_CASE("pool: its end leaves no process, descriptor, thread or zombie") {
+  const stand_in program("ignore_sigterm\nignore_eof\n");
+  const auto before = resources_now();
+  {
+    running_pool running(with_spares(program, 3, 8));
+    REQUIRE(has_warm(running.processes, 3));
+    const auto taken = take(running.processes, usual);
+    CHECK(finish_turn(taken.worker(), asking("text")).stopped);
+  }
+  CHECK(program.live().empty());  // at once: the destructor has waited for them
+  CHECK(program.zombies() == 0);
+  const auto after = resources_now();
+  CHECK(after.descriptors == before.descriptors);
+  CHECK(after.threads == before.threads);
+}
+
+TEST_CASE("pool: the default cap follows the memory, within bounds") {
+  constexpr std::uint64_t mib = 1024 * 1024;
+  CHECK(claude_openai::default_max_processes(0) == 2);
+  CHECK(claude_openai::default_max_processes(250 * mib) == 2);
+  CHECK(claude_openai::default_max_processes(2500 * mib) == 10);
+  CHECK(claude_openai::default_max_processes(1'000'000 * mib) == 32);
+}

@@ -1,0 +1,316 @@
+// [12] cli_command: how `claude` is started.
+#include <algorithm>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tests/support.hpp"
+
+using namespace claude_openai;
+using strings = std::vector<std::string>;
+
+namespace {
+
+/// An environment with all that a proxy may meet: good, secret and odd.
+environment_map full_environment() {
+  environment_map all;
+  for (const std::string name : {"HOME",
+                                 "PATH",
+                                 "USER",
+                                 "LOGNAME",
+                                 "SHELL",
+                                 "LANG",
+                                 "LC_ALL",
+                                 "LC_CTYPE",
+                                 "TZ",
+                                 "TMPDIR",
+                                 "XDG_CONFIG_HOME",
+                                 "HTTPS_PROXY",
+                                 "https_proxy",
+                                 "NO_PROXY",
+                                 "NODE_EXTRA_CA_CERTS",
+                                 "CLAUDE_CONFIG_DIR",
+                                 "API_KEY",
+                                 "API_KEYS",
+                                 "OPENAI_API_KEY",
+                                 "PORT",
+                                 "DEFAULT_MODEL",
+                                 "MAX_TIMEOUT",
+                                 "ANTHROPIC_API_KEY",
+                                 "ANTHROPIC_AUTH_TOKEN",
+                                 "ANTHROPIC_BASE_URL",
+                                 "ANTHROPIC_MODEL",
+                                 "CLAUDE_CODE_OAUTH_TOKEN",
+                                 "CLAUDE_CODE_USE_BEDROCK",
+                                 "CLAUDE_CODE_USE_VERTEX",
+                                 "CLAUDE_CODE_MAX_RETRIES",
+                                 "MAX_THINKING_TOKENS",
+                                 "AWS_REGION",
+                                 "AWS_ACCESS_KEY_ID",
+                                 "AWS_SECRET_ACCESS_KEY",
+                                 "AWS_SESSION_TOKEN",
+                                 "AWS_PROFILE",
+                                 "AWS_BEARER_TOKEN_BEDROCK",
+                                 "ANTHROPIC_BEDROCK_BASE_URL",
+                                 "ANTHROPIC_VERTEX_PROJECT_ID",
+                                 "ANTHROPIC_VERTEX_BASE_URL",
+                                 "CLOUD_ML_REGION",
+                                 "GOOGLE_APPLICATION_CREDENTIALS",
+                                 "GCLOUD_PROJECT",
+                                 "LD_PRELOAD",
+                                 "LD_LIBRARY_PATH",
+                                 "NODE_OPTIONS",
+                                 "BASH_ENV",
+                                 "GITHUB_TOKEN",
+                                 "DATABASE_URL",
+                                 "SSH_AUTH_SOCK",
+                                 "CLAUDECODE",
+                                 "CLAUDE_CODE_ENTRYPOINT",
+                                 "CLAUDE_WRAPPER_HOST",
+                                 "LC",
+                                 "XDG",
+                                 "HOMER",
+                                 "AWS",
+                                 "PATHX",
+                                 "ANTHROPIC_API_KEY_OLD",
+                                 "random_thing"}) {
+    all[name] = std::string("value of ") + name;
+  }
+  return all;
+}
+
+options settings_for(auth_method method) {
+  options settings;
+  settings.auth = method;
+  settings.claude_path = "/opt/claude";
+  settings.working_directory = "/scratch";
+  settings.environment = full_environment();
+  settings.api_keys = {"client-key-one", "client-key-two"};
+  return settings;
+}
+
+/// The names of the child's variables that came from the proxy's environment, value and all.
+std::set<std::string> inherited(auth_method method) {
+  std::set<std::string> names;
+  const auto settings = settings_for(method);
+  for (const auto& [name, value] : child_environment(settings)) {
+    if (value == "value of " + name) names.insert(name);
+  }
+  return names;
+}
+
+const std::vector<auth_method> methods = {auth_method::cli, auth_method::api_key,
+                                          auth_method::bedrock, auth_method::vertex};
+
+const std::set<std::string> common = {"HOME",
+                                      "PATH",
+                                      "USER",
+                                      "LOGNAME",
+                                      "SHELL",
+                                      "LANG",
+                                      "LC_ALL",
+                                      "LC_CTYPE",
+                                      "TZ",
+                                      "TMPDIR",
+                                      "XDG_CONFIG_HOME",
+                                      "HTTPS_PROXY",
+                                      "https_proxy",
+                                      "NO_PROXY",
+                                      "NODE_EXTRA_CA_CERTS",
+                                      "CLAUDE_CONFIG_DIR"};
+
+std::set<std::string> common_and(const std::set<std::string>& more) {
+  auto all = common;
+  all.insert(more.begin(), more.end());
+  return all;
+}
+
+}  // namespace
+
+TEST_CASE("child environment: each auth method gets its own credentials and no other's") {
+  CHECK(inherited(auth_method::cli) ==
+        common_and({"CLAUDE_CODE_OAUTH_TOKEN", "ANTHROPIC_BASE_URL"}));
+  CHECK(inherited(auth_method::api_key) ==
+        common_and({"ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL"}));
+  CHECK(inherited(auth_method::bedrock) ==
+        common_and({"AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
+                    "AWS_PROFILE", "AWS_BEARER_TOKEN_BEDROCK", "ANTHROPIC_BEDROCK_BASE_URL"}));
+  CHECK(inherited(auth_method::vertex) ==
+        common_and({"ANTHROPIC_VERTEX_PROJECT_ID", "ANTHROPIC_VERTEX_BASE_URL", "CLOUD_ML_REGION",
+                    "GOOGLE_APPLICATION_CREDENTIALS", "GCLOUD_PROJECT"}));
+}
+
+TEST_CASE("child environment: with the CLI's own login no API key passes") {
+  const auto variables = child_environment(settings_for(auth_method::cli));
+  CHECK(variables.count("ANTHROPIC_API_KEY") == 0);
+  CHECK(variables.count("ANTHROPIC_AUTH_TOKEN") == 0);
+}
+
+TEST_CASE("child environment: client keys, loaders and unknown variables never pass") {
+  for (const auto method : methods) {
+    const auto variables = child_environment(settings_for(method));
+    for (const std::string name : {"API_KEY",
+                                   "API_KEYS",
+                                   "OPENAI_API_KEY",
+                                   "LD_PRELOAD",
+                                   "LD_LIBRARY_PATH",
+                                   "NODE_OPTIONS",
+                                   "BASH_ENV",
+                                   "GITHUB_TOKEN",
+                                   "DATABASE_URL",
+                                   "SSH_AUTH_SOCK",
+                                   "CLAUDECODE",
+                                   "CLAUDE_CODE_ENTRYPOINT",
+                                   "LC",
+                                   "XDG",
+                                   "HOMER",
+                                   "AWS",
+                                   "PATHX",
+                                   "ANTHROPIC_API_KEY_OLD",
+                                   "random_thing",
+                                   "ANTHROPIC_MODEL"}) {
+      CAPTURE(name);
+      CHECK(variables.count(name) == 0);
+    }
+    for (const auto& [name, value] : variables) {
+      CAPTURE(name);
+      CHECK(value.find("client-key") == std::string::npos);
+    }
+  }
+}
+
+TEST_CASE("child environment: what the proxy decides is not the environment's to change") {
+  for (const auto method : methods) {
+    const auto variables = child_environment(settings_for(method));
+    CHECK(variables.at("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC") == "1");
+    CHECK(variables.at("DISABLE_AUTOUPDATER") == "1");
+    CHECK(text::try_number<int>(variables.at("CLAUDE_CODE_MAX_RETRIES")).value_or(99) <= 2);
+    CHECK(variables.at("MAX_THINKING_TOKENS") == "0");
+    CHECK(variables.at("CLAUDE_CODE_DISABLE_ATTACHMENTS") == "1");
+    CHECK(variables.at("CLAUDE_CODE_DISABLE_CLAUDE_MDS") == "1");
+    const bool bedrock = method == auth_method::bedrock;
+    const bool vertex = method == auth_method::vertex;
+    CHECK(variables.count("CLAUDE_CODE_USE_BEDROCK") == (bedrock ? 1 : 0));
+    CHECK(variables.count("CLAUDE_CODE_USE_VERTEX") == (vertex ? 1 : 0));
+    if (bedrock) CHECK(variables.at("CLAUDE_CODE_USE_BEDROCK") == "1");
+    if (vertex) CHECK(variables.at("CLAUDE_CODE_USE_VERTEX") == "1");
+  }
+}
+
+TEST_CASE("child environment: any other variable stays with the proxy") {
+  CAPTURE(test::seed());
+  test::generator random(17);
+  const std::string letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ_";
+  for (const auto method : methods) {
+    options settings;
+    settings.auth = method;
+    const auto own = child_environment(settings);
+    for (int i = 0; i < 500; ++i) {
+      std::string name = "Q";
+      for (std::size_t n = random.between(1, 12); n > 0; --n) name += random.pick(letters);
+      settings.environment[name] = "secret";
+    }
+    CHECK(child_environment(settings) == own);
+  }
+}
+
+TEST_CASE("auth: the operator's choice is taken before what the environment says") {
+  for (const auto method : methods) {
+    CHECK(resolve_auth(settings_for(method)) == method);
+  }
+}
+
+TEST_CASE("auth: the method is found out from the environment") {
+  const std::vector<std::pair<environment_map, auth_method>> cases = {
+      {{}, auth_method::cli},
+      {{{"ANTHROPIC_API_KEY", ""}}, auth_method::cli},
+      {{{"CLAUDE_CODE_OAUTH_TOKEN", "t"}}, auth_method::cli},
+      {{{"ANTHROPIC_API_KEY", "k"}}, auth_method::api_key},
+      {{{"ANTHROPIC_AUTH_TOKEN", "k"}}, auth_method::api_key},
+      {{{"CLAUDE_CODE_USE_BEDROCK", "1"}}, auth_method::bedrock},
+      {{{"CLAUDE_CODE_USE_BEDROCK", "0"}}, auth_method::cli},
+      {{{"CLAUDE_CODE_USE_VERTEX", "1"}}, auth_method::vertex},
+      {{{"CLAUDE_CODE_USE_VERTEX", ""}}, auth_method::cli},
+      {{{"CLAUDE_CODE_USE_BEDROCK", "1"}, {"ANTHROPIC_API_KEY", "k"}}, auth_method::bedrock},
+      {{{"CLAUDE_CODE_USE_VERTEX", "1"}, {"ANTHROPIC_API_KEY", "k"}}, auth_method::vertex},
+      {{{"AWS_REGION", "eu-west-1"}}, auth_method::cli}};
+  for (const auto& [environment, method] : cases) {
+    options settings;
+    settings.environment = environment;
+    CAPTURE(name_of(method));
+    CHECK(resolve_auth(settings) == method);
+  }
+}
+
+TEST_CASE("command: the whole line, for an API key and for the CLI's own login") {
+  const strings expected = {"/opt/claude",
+                            "-p",
+                            "--input-format",
+                            "stream-json",
+                            "--output-format",
+                            "stream-json",
+                            "--verbose",
+                            "--include-partial-messages",
+                            "--model=sonnet",
+                            "--tools",
+                            "",
+                            "--setting-sources",
+                            "",
+                            "--strict-mcp-config",
+                            "--no-session-persistence",
+                            "--disable-slash-commands",
+                            "--permission-mode",
+                            "default"};
+  auto with_bare = expected;
+  with_bare.emplace_back("--bare");
+  CHECK(make_command(settings_for(auth_method::cli), {"sonnet"}).arguments == expected);
+  CHECK(make_command(settings_for(auth_method::api_key), {"sonnet"}).arguments == with_bare);
+  CHECK(make_command(settings_for(auth_method::bedrock), {"sonnet"}).arguments == with_bare);
+  CHECK(make_command(settings_for(auth_method::vertex), {"sonnet"}).arguments == with_bare);
+}
+
+TEST_CASE("command: it runs in the proxy's folder with the child's own environment") {
+  const auto settings = settings_for(auth_method::api_key);
+  const auto made = make_command(settings, {"sonnet"});
+  CHECK(made.working_directory == "/scratch");
+  CHECK(made.environment == child_environment(settings));
+}
+
+TEST_CASE("command: a model is one argument that no parser can take for a flag") {
+  for (const std::string model : {"--dangerously-skip-permissions", "-p", "a b", "", "x=y"}) {
+    const auto made = make_command(settings_for(auth_method::cli), {model});
+    const auto expected = "--model=" + model;
+    CHECK(std::count(made.arguments.begin(), made.arguments.end(), expected) == 1);
+    CHECK(std::count(made.arguments.begin(), made.arguments.end(), model) == (model.empty()   ? 2
+                                                                              : model == "-p" ? 1
+                                                                                              : 0));
+  }
+}
+
+TEST_CASE("command: no built-in tool, no settings, no rights are ever given") {
+  for (const auto method : methods) {
+    const auto line = text::join(make_command(settings_for(method), {"m"}).arguments, "\n") + "\n";
+    CHECK(line.find("--tools\n\n") != std::string::npos);
+    CHECK(line.find("--setting-sources\n\n") != std::string::npos);
+    CHECK(line.find("--strict-mcp-config\n") != std::string::npos);
+    CHECK(line.find("--permission-mode\ndefault\n") != std::string::npos);
+    CHECK(line.find("bypass") == std::string::npos);
+    CHECK(line.find("skip-permissions") == std::string::npos);
+    CHECK(line.find("allowed") == std::string::npos);
+    CHECK(line.find("system-prompt") == std::string::npos);
+  }
+}
+
+TEST_CASE("command: no client key is in it") {
+  for (const auto method : methods) {
+    const auto line = text::join(make_command(settings_for(method), {"m"}).arguments, " ");
+    CHECK(line.find("client-key") == std::string::npos);
+    CHECK(line.find("value of") == std::string::npos);
+  }
+}
+
+TEST_CASE("profile: spares of one model are alike, of another they are not") {
+  CHECK(launch_profile{"a"} == launch_profile{"a"});
+  CHECK_FALSE(launch_profile{"a"} == launch_profile{"b"});
+}

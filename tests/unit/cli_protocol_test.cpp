@@ -1,0 +1,367 @@
+// [11] cli_protocol: lines, errors' wordings and what is written to `claude`.
+// The decoder of its turns is in turn_decoder_test.cpp.
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tests/support.hpp"
+
+using namespace claude_openai;
+using strings = std::vector<std::string>;
+
+namespace {
+
+void take_lines(line_splitter& splitter, strings& lines) {
+  while (const auto line = splitter.next()) lines.emplace_back(*line);
+}
+
+strings lines_of(const strings& pieces) {
+  line_splitter splitter;
+  strings lines;
+  for (const auto& piece : pieces) {
+    splitter.feed(piece);
+    take_lines(splitter, lines);
+  }
+  return lines;
+}
+
+message says(role author, const strings& texts) {
+  message said;
+  said.author = author;
+  for (const auto& text : texts) said.parts.emplace_back(text_part{text});
+  return said;
+}
+
+/// The texts of an encoded message's blocks.
+strings sent_texts(const message& said, bool ask) {
+  strings texts;
+  const auto line = json::parse(encode_message(said, ask));
+  for (const auto& block : line["message"]["content"]) texts.push_back(string_of(block, "text"));
+  return texts;
+}
+
+}  // namespace
+
+// ---- line_splitter -----------------------------------------------------------------------------
+
+TEST_CASE("lines: a line is what stands before each line feed") {
+  CHECK(lines_of({"a\nb\n"}) == strings{"a", "b"});
+  CHECK(lines_of({"\n\na\n"}) == strings{"", "", "a"});
+  CHECK(lines_of({"a\r\n"}) == strings{"a\r"});
+  CHECK(lines_of({std::string("a\0b\n", 4)}) == strings{std::string("a\0b", 3)});
+}
+
+TEST_CASE("lines: what has no line feed yet is no line") {
+  CHECK(lines_of({"a"}).empty());
+  CHECK(lines_of({""}).empty());
+  CHECK(lines_of({"a\nb"}) == strings{"a"});
+  CHECK(lines_of({"a", "b", "", "\n"}) == strings{"ab"});
+}
+
+TEST_CASE("lines: a line feed alone ends what came before") {
+  CHECK(lines_of({"a", "\n", "\n", "b\nc", "\n"}) == strings{"a", "", "b", "c"});
+}
+
+TEST_CASE("lines: lines left unread are there after the next bytes") {
+  line_splitter splitter;
+  splitter.feed("a\nb\nc");
+  CHECK(splitter.next() == "a");
+  splitter.feed("d\ne");
+  strings lines;
+  take_lines(splitter, lines);
+  CHECK(lines == strings{"b", "cd"});
+  splitter.feed("\n");
+  CHECK(splitter.next() == "e");
+  CHECK_FALSE(splitter.next());
+  CHECK_FALSE(splitter.next());
+}
+
+TEST_CASE("lines: however the bytes are cut, the lines are the same") {
+  CAPTURE(test::seed());
+  test::generator random(12);
+  for (int i = 0; i < 500; ++i) {
+    std::string all;
+    strings expected;
+    for (std::size_t n = random.below(8); n > 0; --n) {
+      std::string line;
+      for (const char c : random.bytes(40)) line += c == '\n' ? ' ' : c;
+      expected.push_back(line);
+      all += line + '\n';
+    }
+    all += "rest";
+    line_splitter splitter;
+    strings lines;
+    for (std::size_t at = 0; at < all.size();) {
+      const auto size = random.between(1, 9);
+      splitter.feed(std::string_view(all).substr(at, size));
+      at += size;
+      if (random.chance(60)) take_lines(splitter, lines);
+    }
+    take_lines(splitter, lines);
+    REQUIRE(lines == expected);
+    splitter.feed("\n");
+    REQUIRE(splitter.next() == "rest");
+  }
+}
+
+TEST_CASE("lines: a line longer than the limit overflows, one of the limit does not") {
+  line_splitter splitter(10);
+  splitter.feed("0123456789");
+  CHECK_FALSE(splitter.overflowed());
+  splitter.feed("x");
+  CHECK(splitter.overflowed());
+}
+
+TEST_CASE("lines: many short lines are no overflow once they are read") {
+  line_splitter splitter(10);
+  for (int i = 0; i < 100; ++i) {
+    splitter.feed("0123456\n01");
+    splitter.feed("234\n");
+    strings lines;
+    take_lines(splitter, lines);
+    CHECK(lines == strings{"0123456", "01234"});
+    CHECK_FALSE(splitter.overflowed());
+  }
+}
+
+TEST_CASE("lines: a long line in small pieces takes time in proportion to its length") {
+  line_splitter splitter;
+  const std::string piece(64, 'x');
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < 100'000; ++i) {
+    splitter.feed(piece);
+    REQUIRE_FALSE(splitter.next());
+  }
+  splitter.feed("\n");
+  CHECK(splitter.next()->size() == 6'400'000);
+  CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(10));
+}
+
+// ---- the API's errors in the CLI's words --------------------------------------------------------
+
+TEST_CASE("upstream message: what the API said, out of every wording that the CLI has for it") {
+  const std::vector<std::pair<std::string, std::string>> wordings = {
+      {R"(API Error: 400 {"type":"error","error":{"type":"invalid_request_error",)"
+       R"("message":"messages.0.content: is bad"},"request_id":"req_1"})",
+       "messages.0.content: is bad"},
+      {"API Error: 400 messages.0.content: is bad", "messages.0.content: is bad"},
+      {R"(Failed to authenticate. API Error: 403 {"type":"error","error":{)"
+       R"("type":"permission_error","message":"loopback forbids this"},"request_id":"req_2"})",
+       "loopback forbids this"},
+      {"Failed to authenticate. API Error: 403 loopback forbids this", "loopback forbids this"},
+      {"API Error: Request rejected (429) · rate limit reached", "rate limit reached"},
+      {"API Error: Unable to connect to API (ECONNRESET)", "Unable to connect to API (ECONNRESET)"},
+      {"Invalid API key · Fix external API key", "Invalid API key"},
+      {"There's an issue with the selected model (x). It may not exist or you may not have access "
+       "to it. Run --model to pick a different model.",
+       "There's an issue with the selected model (x). It may not exist or you may not have access "
+       "to it."},
+      {"API Error: Connection dropped (ECONNRESET). Check the gateway set in ANTHROPIC_BASE_URL, "
+       "then try again.",
+       "Connection dropped (ECONNRESET)."},
+      {"Request too large (max 32MB). Try with a smaller file.",
+       "Request too large (max 32MB). Try with a smaller file."},
+      {"", ""}};
+  for (const auto& [told, said] : wordings) {
+    CAPTURE(told);
+    CHECK(upstream_message(told) == said);
+  }
+}
+
+TEST_CASE("upstream message: the CLI's advice about servers and gateways is none of the API's") {
+  const std::string advice =
+      ". This is a server-side issue, usually temporary — try again in a moment. If it persists, ";
+  for (const std::string where :
+       {"check status.claude.com.", "check your inference gateway (127.0.0.1:1)."}) {
+    CHECK(upstream_message("API Error: 500 Internal server error" + advice + where) ==
+          "Internal server error");
+    CHECK(upstream_message("API Error: 529 Overloaded" + advice + where) == "Overloaded");
+  }
+}
+
+TEST_CASE("upstream message: braces that are no error of the API's are left in the text") {
+  for (const std::string told :
+       {"API Error: 400 unexpected '{' in schema", R"(API Error: 400 {"type":"error"} is odd)",
+        "API Error: 400 {}"}) {
+    CAPTURE(told);
+    CHECK(upstream_message(told) == std::string(told).substr(15));
+  }
+}
+
+TEST_CASE("upstream message: a message may hold numbers and quotes of its own") {
+  CHECK(upstream_message("API Error: 400 max_tokens: 500 > 400") == "max_tokens: 500 > 400");
+  CHECK(upstream_message("API Error: 200000 tokens are too many") == "200000 tokens are too many");
+  CHECK(upstream_message(R"(API Error: 400 {"error":{"message":"a \"b\" {c}"}})") ==
+        R"(a "b" {c})");
+}
+
+TEST_CASE("upstream message: any text gives some text and never a crash") {
+  CAPTURE(test::seed());
+  test::generator random(13);
+  const strings pieces = {"API Error: ",
+                          "400 ",
+                          "{",
+                          "}",
+                          "\"error\":",
+                          "{\"message\":\"m\"}",
+                          "· ",
+                          "Request rejected (",
+                          "429",
+                          ") ",
+                          "[[[[",
+                          "\xFF",
+                          " "};
+  for (int i = 0; i < 5'000; ++i) {
+    std::string told;
+    for (std::size_t n = random.below(9); n > 0; --n) told += random.pick(pieces);
+    CAPTURE(told);
+    REQUIRE(upstream_message(told).size() <= told.size());
+  }
+  const auto bomb = "API Error: 400 {\"a\":" + std::string(500'000, '[');
+  CHECK(upstream_message(bomb) == bomb.substr(15));
+}
+
+TEST_CASE("upstream status: the API's statuses keep their meaning for the client") {
+  const std::vector<std::pair<int, int>> statuses = {
+      {400, 400}, {401, 401}, {403, 403}, {404, 404}, {413, 413}, {422, 400},
+      {429, 429}, {500, 500}, {503, 503}, {504, 504}, {529, 503}, {502, 500},
+      {520, 500}, {0, 502},   {302, 502}, {418, 502}};
+  for (const auto& [upstream, told] : statuses) {
+    CAPTURE(upstream);
+    CHECK(http_status(kind_of_upstream_status(upstream)) == told);
+  }
+}
+
+TEST_CASE("upstream error: a missing login names the command that mends it, and is not retried") {
+  const auto error = upstream_error(0, "Not logged in · Please run /login");
+  CHECK(http_status(error.kind) == 503);
+  CHECK(error.code == "not_logged_in");
+  CHECK(error.message.find("claude auth login") != std::string::npos);
+  CHECK(error.message.find("/login") == std::string::npos);
+  CHECK(error.retry_is_futile);
+}
+
+TEST_CASE("upstream error: the proxy's own refused key is not taken for the client's") {
+  const auto error = upstream_error(401, "Invalid API key · Fix external API key");
+  CHECK(error.kind == error_kind::authentication);
+  CHECK(error.code == "upstream_authentication_failed");
+  CHECK(error.message.find("proxy's own") != std::string::npos);
+  CHECK(error.message.find("Invalid API key") != std::string::npos);
+}
+
+TEST_CASE("upstream error: an unknown model has a code of its own") {
+  CHECK(upstream_error(404, "There's an issue with the selected model (x).").code ==
+        "model_not_found");
+  CHECK(upstream_error(429, "API Error: Request rejected (429) · slow").code.empty());
+  CHECK_FALSE(upstream_error(500, "").message.empty());
+}
+
+// ---- what is written ----------------------------------------------------------------------------
+
+TEST_CASE("encode: initialize gives the system prompt, as one line") {
+  CHECK(encode_initialize("1", "Be \"brief\".\nAlways.") ==
+        R"({"type":"control_request","request_id":"1","request":{"subtype":"initialize",)"
+        R"("systemPrompt":["Be \"brief\".\nAlways."]}})"
+        "\n");
+}
+
+TEST_CASE("encode: a probe changes no settings") {
+  CHECK(encode_probe("p") ==
+        R"({"type":"control_request","request_id":"p","request":{"subtype":"apply_flag_settings",)"
+        R"("settings":{}}})"
+        "\n");
+}
+
+TEST_CASE("encode: the live user message") {
+  CHECK(encode_message(says(role::user, {"Hi", "you"}), true) ==
+        R"({"type":"user","message":{"role":"user","content":[{"type":"text","text":"Hi"},)"
+        R"({"type":"text","text":"you"}]},"parent_tool_use_id":null,"session_id":""})"
+        "\n");
+}
+
+TEST_CASE("encode: a past user message asks nothing") {
+  CHECK(encode_message(says(role::user, {"Hi"}), false) ==
+        R"({"type":"user","message":{"role":"user","content":[{"type":"text","text":"Hi"}]},)"
+        R"("parent_tool_use_id":null,"session_id":"","shouldQuery":false})"
+        "\n");
+}
+
+TEST_CASE("encode: a past assistant message") {
+  CHECK(encode_message(says(role::assistant, {"Hello"}), false) ==
+        R"({"type":"assistant","message":{"role":"assistant","content":[)"
+        R"({"type":"text","text":"Hello"}]},"parent_tool_use_id":null,"session_id":""})"
+        "\n");
+}
+
+TEST_CASE("encode: tool calls and results are the Messages API's blocks") {
+  message call;
+  call.author = role::assistant;
+  call.parts.emplace_back(tool_call_part{"c1", "look", json::parse(R"({"b":1,"a":2})")});
+  CHECK(encode_message(call, false) ==
+        R"({"type":"assistant","message":{"role":"assistant","content":[)"
+        R"({"type":"tool_use","id":"c1","name":"look","input":{"b":1,"a":2}}]},)"
+        R"("parent_tool_use_id":null,"session_id":""})"
+        "\n");
+  message result;
+  result.parts.emplace_back(tool_result_part{"c1", "sunny"});
+  result.parts.emplace_back(text_part{"So?"});
+  CHECK(encode_message(result, true) ==
+        R"({"type":"user","message":{"role":"user","content":[)"
+        R"({"type":"tool_result","tool_use_id":"c1","content":"sunny"},)"
+        R"({"type":"text","text":"So?"}]},"parent_tool_use_id":null,"session_id":""})"
+        "\n");
+}
+
+TEST_CASE("encode: whatever is said, it is one line of JSON that says the same") {
+  CAPTURE(test::seed());
+  test::generator random(14);
+  for (int i = 0; i < 2'000; ++i) {
+    const auto words = "x" + random.words(10);
+    const auto author = random.chance(50) ? role::user : role::assistant;
+    const auto line = encode_message(says(author, {words}), random.chance(50));
+    CAPTURE(line);
+    REQUIRE(line.find('\n') == line.size() - 1);
+    REQUIRE(json::parse(line)["message"]["content"][0]["text"] == words);
+  }
+}
+
+TEST_CASE("encode: bytes that are no UTF-8 do not throw") {
+  CHECK(sent_texts(says(role::user, {"a\xFF"}), true) == strings{"a\xEF\xBF\xBD"});
+  CHECK(json::parse(encode_initialize("1", "\xC3"))["request"]["systemPrompt"][0] ==
+        "\xEF\xBF\xBD");
+}
+
+// ---- commands of Claude Code's ------------------------------------------------------------------
+
+TEST_CASE("shield: a user's text that begins with a slash is not a command, live or replayed") {
+  for (const bool ask : {true, false}) {
+    CAPTURE(ask);
+    CHECK(sent_texts(says(role::user, {"/clear"}), ask) == strings{" /clear"});
+    CHECK(sent_texts(says(role::user, {"/"}), ask) == strings{" /"});
+    CHECK(sent_texts(says(role::user, {"//x"}), ask) == strings{" //x"});
+  }
+}
+
+TEST_CASE("shield: only the last text is looked at, wherever it stands") {
+  CHECK(sent_texts(says(role::user, {"/a", "/b"}), true) == strings{"/a", " /b"});
+  CHECK(sent_texts(says(role::user, {"/a", "b"}), true) == strings{"/a", "b"});
+  message with_result = says(role::user, {"/a", "/b"});
+  with_result.parts.emplace_back(tool_result_part{"c1", "/c"});
+  const auto line = json::parse(encode_message(with_result, true));
+  const auto& content = line["message"]["content"];
+  CHECK(content[0]["text"] == "/a");
+  CHECK(content[1]["text"] == " /b");
+  CHECK(content[2]["content"] == "/c");
+}
+
+TEST_CASE("shield: any other text is left as it is") {
+  for (const std::string words :
+       {"", "a/b", " /clear", "\n/clear", "\\clear", "a\n/clear", "／clear"}) {
+    CAPTURE(words);
+    CHECK(sent_texts(says(role::user, {words}), true) == strings{words});
+  }
+}
+
+TEST_CASE("shield: the assistant's texts are no commands and stay") {
+  CHECK(sent_texts(says(role::assistant, {"/clear"}), false) == strings{"/clear"});
+}

@@ -1,0 +1,293 @@
+// [16] sessions: histories that the proxy keeps for a client. Waiting and turns are in protocol/.
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "tests/support.hpp"
+
+using namespace claude_openai;
+namespace files = std::filesystem;
+using strings = std::vector<std::string>;
+using visit = session_store::visit;
+
+namespace {
+
+/// A folder that lives as long as the test.
+struct scratch_folder {
+  scratch_folder() : path(files::temp_directory_path() / text::random_id("sessions-", 16)) {}
+  scratch_folder(const scratch_folder&) = delete;
+  scratch_folder& operator=(const scratch_folder&) = delete;
+  ~scratch_folder() { files::remove_all(path); }
+  files::path path;
+};
+
+message says(role author, const std::string& words) { return {author, {text_part{words}}}; }
+
+std::vector<message> exchange_of(const std::string& asked, const std::string& answered) {
+  return {says(role::user, asked), says(role::assistant, answered)};
+}
+
+void put(session_store& store, const std::string& client, const std::string& id,
+         const std::string& words) {
+  visit here(store, client, id);
+  REQUIRE(here.try_enter());
+  here.commit("system", exchange_of(words, "answer"));
+}
+
+strings ids_of(session_store& store, const std::string& client) {
+  strings ids;
+  for (const auto& info : store.list(client)) ids.push_back(info.id);
+  return ids;
+}
+
+std::string first_words(session_store& store, const std::string& client, const std::string& id) {
+  const visit here(store, client, id);
+  return here.history().empty() ? "" : std::get<text_part>(here.history()[0].parts[0]).text;
+}
+
+options with_folder(const files::path& path) {
+  options settings;
+  settings.session_directory = path.string();
+  return settings;
+}
+
+unsigned mode_of(const files::path& path) {
+  struct stat info {};
+  REQUIRE(::stat(path.c_str(), &info) == 0);
+  return info.st_mode & 0777U;
+}
+
+std::vector<files::path> files_in(const files::path& folder) {
+  std::vector<files::path> found;
+  for (const auto& file : files::directory_iterator(folder)) found.push_back(file.path());
+  return found;
+}
+
+}  // namespace
+
+TEST_CASE("sessions: what was committed is there at the next visit") {
+  const options settings;
+  session_store store(settings);
+  {
+    visit here(store, "k", "chat");
+    REQUIRE(here.try_enter());
+    CHECK(here.history().empty());
+    CHECK(here.system().empty());
+    here.commit("Be brief.", exchange_of("Hi", "Hello"));
+  }
+  visit again(store, "k", "chat");
+  CHECK(again.system() == "Be brief.");
+  REQUIRE(again.history().size() == 2);
+  CHECK(again.history()[1].author == role::assistant);
+}
+
+TEST_CASE("sessions: a turn that failed leaves no session behind") {
+  const options settings;
+  session_store store(settings);
+  { const visit here(store, "k", "chat"); }
+  CHECK(ids_of(store, "k").empty());
+  CHECK_FALSE(store.get("k", "chat"));
+  CHECK_FALSE(store.remove("k", "chat"));
+}
+
+TEST_CASE("sessions: one client's sessions are not another's, whatever the ids") {
+  const options settings;
+  session_store store(settings);
+  put(store, "a", "chat", "words of a");
+  put(store, "b", "chat", "words of b");
+  put(store, "", "chat", "words of nobody");
+  CHECK(first_words(store, "a", "chat") == "words of a");
+  CHECK(first_words(store, "b", "chat") == "words of b");
+  CHECK(first_words(store, "", "chat") == "words of nobody");
+  CHECK(first_words(store, "c", "chat").empty());
+  CHECK_FALSE(store.get("c", "chat"));
+  CHECK_FALSE(store.remove("c", "chat"));
+  CHECK(store.remove("a", "chat"));
+  CHECK(first_words(store, "a", "chat").empty());
+  CHECK(first_words(store, "b", "chat") == "words of b");
+}
+
+TEST_CASE("sessions: they are listed oldest first, with what is told of each") {
+  const options settings;
+  session_store store(settings);
+  for (const std::string id : {"b", "a", "c"}) {
+    put(store, "k", id, "Hi");
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+  CHECK(ids_of(store, "k") == strings{"b", "a", "c"});
+  const auto info = store.get("k", "a").value();
+  CHECK(info.id == "a");
+  CHECK(info.messages == 2);
+  CHECK(info.created <= info.last_accessed);
+  CHECK(info.expires == info.last_accessed + settings.session_ttl);
+}
+
+TEST_CASE("sessions: a session is one request's at a time, and others get it in order") {
+  const options settings;
+  session_store store(settings);
+  auto first = std::make_unique<visit>(store, "k", "chat");
+  visit second(store, "k", "chat");
+  visit third(store, "k", "chat");
+  visit other(store, "k", "another chat");
+  CHECK(first->try_enter());
+  CHECK(other.try_enter());
+  CHECK_FALSE(second.try_enter());
+  CHECK_FALSE(third.try_enter());
+  first->commit("", exchange_of("Hi", "Hello"));
+  first.reset();
+  CHECK_FALSE(third.try_enter());
+  CHECK(second.try_enter());
+  CHECK(second.history().size() == 2);
+  CHECK_FALSE(third.try_enter());
+}
+
+TEST_CASE("sessions: whoever gives up waiting is passed over") {
+  const options settings;
+  session_store store(settings);
+  auto first = std::make_unique<visit>(store, "k", "chat");
+  auto second = std::make_unique<visit>(store, "k", "chat");
+  visit third(store, "k", "chat");
+  second.reset();
+  CHECK_FALSE(third.try_enter());
+  SUBCASE("after the one before it left") {
+    first.reset();
+    CHECK(third.try_enter());
+  }
+  SUBCASE("when it was its turn") {
+    auto fourth = std::make_unique<visit>(store, "k", "chat");
+    first.reset();
+    CHECK(third.try_enter());
+    fourth.reset();
+  }
+}
+
+TEST_CASE("sessions: a session that is deleted within a turn stays deleted") {
+  const scratch_folder folder;
+  const auto settings = with_folder(folder.path);
+  session_store store(settings);
+  put(store, "k", "chat", "old");
+  visit here(store, "k", "chat");
+  REQUIRE(here.try_enter());
+  CHECK(store.remove("k", "chat"));
+  here.commit("", exchange_of("new", "answer"));
+  CHECK(ids_of(store, "k").empty());
+  CHECK(files_in(folder.path).empty());
+}
+
+TEST_CASE("sessions: unused for longer than they live, they are gone, file and all") {
+  const scratch_folder folder;
+  auto settings = with_folder(folder.path);
+  settings.session_ttl = std::chrono::milliseconds(50);
+  session_store store(settings);
+  put(store, "k", "chat", "Hi");
+  CHECK(files_in(folder.path).size() == 1);
+  const visit busy(store, "k", "busy");
+  std::this_thread::sleep_for(std::chrono::milliseconds(120));
+  CHECK(ids_of(store, "k").empty());
+  CHECK_FALSE(store.get("k", "chat"));
+  CHECK(files_in(folder.path).empty());
+}
+
+TEST_CASE("sessions: a session in use does not expire") {
+  auto settings = options{};
+  settings.session_ttl = std::chrono::milliseconds(50);
+  session_store store(settings);
+  put(store, "k", "chat", "Hi");
+  visit here(store, "k", "chat");
+  REQUIRE(here.try_enter());
+  std::this_thread::sleep_for(std::chrono::milliseconds(120));
+  CHECK(ids_of(store, "k") == strings{"chat"});
+}
+
+TEST_CASE("sessions: they survive a restart whole, tools and odd bytes included") {
+  const scratch_folder folder;
+  const auto settings = with_folder(folder.path);
+  std::vector<message> history = exchange_of("é\n\"😀", "Let me look.");
+  history[1].parts.emplace_back(tool_call_part{"c1", "look", json::parse(R"({"b":1,"a":[]})")});
+  history.push_back({role::user, {tool_result_part{"c1", "sunny"}, text_part{"/clear"}}});
+  history.push_back(says(role::assistant, "Sunny."));
+  turn_request request;
+  request.messages = history;
+  const auto words = make_trace(request).words;
+  {
+    session_store store(settings);
+    visit here(store, "client", "../my chat");
+    REQUIRE(here.try_enter());
+    here.commit("Be \"brief\".", history);
+  }
+  session_store store(settings);
+  CHECK(ids_of(store, "client") == strings{"../my chat"});
+  CHECK(ids_of(store, "other").empty());
+  visit here(store, "client", "../my chat");
+  CHECK(here.system() == "Be \"brief\".");
+  request.messages = here.history();
+  CHECK(make_trace(request).words == words);
+}
+
+TEST_CASE("sessions: their folder and files are their owner's alone, whatever their ids") {
+  const scratch_folder folder;
+  const auto settings = with_folder(folder.path / "deep" / "er");
+  const auto mask = ::umask(0);
+  session_store store(settings);
+  for (const std::string id : {"../../escaped", "/etc/passwd", "a", ".."})
+    put(store, "k", id, "Hi");
+  ::umask(mask);
+  const auto inside = files_in(folder.path / "deep" / "er");
+  CHECK(mode_of(folder.path / "deep" / "er") == 0700);
+  CHECK(inside.size() == 4);
+  for (const auto& file : inside) {
+    CAPTURE(file.filename().string());
+    CHECK(mode_of(file) == 0600);
+    CHECK(file.extension() == ".json");
+  }
+  CHECK(files_in(folder.path).size() == 1);
+  CHECK(files_in(folder.path / "deep").size() == 1);
+}
+
+TEST_CASE("sessions: a file that is damaged or foreign is skipped and not touched") {
+  const scratch_folder folder;
+  files::create_directories(folder.path);
+  const std::vector<std::pair<std::string, std::string>> foreign = {
+      {"empty.json", ""},
+      {"cut.json", R"({"version":1,"client":"k","id":"cut","messages":[{"role":"us)"},
+      {"list.json", "[1,2]"},
+      {"odd.json", R"({"id":"odd","client":"k","messages":7,"created_ms":"x"})"},
+      {"nameless.json", R"({"client":"k","messages":[{"role":"user","content":[]}]})"},
+      {"bytes.json", "\xFF\xFE{"},
+      {"note.txt", "not mine"}};
+  for (const auto& [name, bytes] : foreign) {
+    std::ofstream(folder.path / name, std::ios::binary) << bytes;
+  }
+  const auto settings = with_folder(folder.path);
+  session_store store(settings);
+  CHECK(ids_of(store, "k").empty());
+  CHECK(files_in(folder.path).size() == foreign.size());
+  put(store, "k", "mine", "Hi");
+  CHECK(ids_of(store, "k") == strings{"mine"});
+}
+
+TEST_CASE("sessions: a stored message reads back as it was written") {
+  message said = says(role::assistant, "words");
+  said.parts.emplace_back(tool_call_part{"c", "f", json::parse(R"({"a":1})")});
+  json content = json::array();
+  for (const auto& part : said.parts) content.push_back(encode_part(part));
+  const auto back =
+      decode_message(json::object({{"role", "assistant"}, {"content", content}})).value();
+  conversation_trace before;
+  conversation_trace after;
+  append_message(before, said);
+  append_message(after, back);
+  CHECK(before.words == after.words);
+  for (const std::string odd : {"null", "1", "[]", "{}", R"({"role":"user","content":"x"})"}) {
+    CAPTURE(odd);
+    CHECK_FALSE(decode_message(json::parse(odd)));
+  }
+}

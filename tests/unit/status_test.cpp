@@ -1,0 +1,124 @@
+// [18] status: what is known of the CLI and its login.
+#include <algorithm>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tests/support.hpp"
+
+using namespace claude_openai;
+using strings = std::vector<std::string>;
+using version = std::array<int, 3>;
+
+namespace {
+
+cli_facts facts_of(const std::string& introduction) {
+  cli_facts facts;
+  read_introduction(json::parse(introduction), facts);
+  return facts;
+}
+
+strings missing(auth_method method, const environment_map& environment) {
+  options settings;
+  settings.auth = method;
+  settings.environment = environment;
+  return missing_credentials(settings);
+}
+
+}  // namespace
+
+TEST_CASE("version: what `claude --version` prints is read") {
+  CHECK(parse_version("2.1.330 (Claude Code)\n") == version{2, 1, 330});
+  CHECK(parse_version("2.1.120") == version{2, 1, 120});
+  CHECK(parse_version("  2.1.120\r\n") == version{2, 1, 120});
+  CHECK(parse_version("2.1.330-beta (Claude Code)") == version{2, 1, 330});
+  CHECK(parse_version("10.0.0 (Claude Code)") == version{10, 0, 0});
+}
+
+TEST_CASE("version: what is no version is none") {
+  for (const std::string said :
+       {"", "\n", "2", "2.1", "v2.1.3", "Claude Code 2.1.330", "a.b.c", "2.1.x", "-1.2.3",
+        "2.1.99999999999", "command not found: claude", "error: 2.1.3"}) {
+    CAPTURE(said);
+    CHECK_FALSE(parse_version(said));
+  }
+}
+
+TEST_CASE("version: versions are ordered by number, not by letter") {
+  CHECK(parse_version("2.1.119").value() < oldest_cli);
+  CHECK(parse_version("2.1.99").value() < oldest_cli);
+  CHECK(parse_version("2.0.999").value() < oldest_cli);
+  CHECK(parse_version("1.9.999").value() < oldest_cli);
+  CHECK(parse_version("2.1.120").value() >= oldest_cli);
+  CHECK(parse_version("2.2.0").value() >= oldest_cli);
+  CHECK(parse_version("10.0.0").value() >= oldest_cli);
+}
+
+TEST_CASE("login: a key, a token or a cloud is a login, nothing is none") {
+  CHECK(facts_of(R"({"account":{"tokenSource":"none","apiProvider":"firstParty"}})").logged_in ==
+        false);
+  CHECK(facts_of(R"({"account":{"tokenSource":"none","apiKeySource":"ANTHROPIC_API_KEY",
+                                "apiProvider":"firstParty"}})")
+            .logged_in == true);
+  CHECK(facts_of(R"({"account":{"tokenSource":"claude.ai"}})").logged_in == true);
+  CHECK(facts_of(R"({"account":{"tokenSource":"none","apiProvider":"bedrock"}})").logged_in ==
+        true);
+  CHECK(facts_of(R"({"account":{"apiProvider":"vertex"}})").logged_in == true);
+  CHECK(facts_of(R"({"account":{}})").logged_in == false);
+  CHECK(facts_of("{}").logged_in == false);
+}
+
+TEST_CASE("models: ids and aliases that the CLI reports are listed, `default` is not") {
+  CHECK(facts_of(R"({"models":[{"value":"default","resolvedModel":"claude-a"},
+                               {"value":"opus"},
+                               {"value":"haiku","resolvedModel":"claude-b"}]})")
+            .models == strings{"claude-a", "opus", "haiku", "claude-b"});
+}
+
+TEST_CASE("models: an odd report does no harm") {
+  for (const std::string text : {"null", "[]", R"({"models":null})", R"({"models":{}})",
+                                 R"({"models":[null,1,"x",{},{"value":7},{"value":""}]})"}) {
+    CAPTURE(text);
+    CHECK(facts_of(text).models.empty());
+  }
+}
+
+TEST_CASE("credentials: each method says what it lacks, and is silent when it has it") {
+  CHECK(missing(auth_method::cli, {}).empty());
+  CHECK(missing(auth_method::api_key, {}).size() == 1);
+  CHECK(missing(auth_method::api_key, {{"ANTHROPIC_API_KEY", ""}}).size() == 1);
+  CHECK(missing(auth_method::api_key, {{"ANTHROPIC_API_KEY", "k"}}).empty());
+  CHECK(missing(auth_method::api_key, {{"ANTHROPIC_AUTH_TOKEN", "k"}}).empty());
+  CHECK(missing(auth_method::bedrock, {}).size() == 1);
+  CHECK(missing(auth_method::bedrock, {{"AWS_REGION", "r"}}).empty());
+  CHECK(missing(auth_method::bedrock, {{"AWS_DEFAULT_REGION", "r"}}).empty());
+  CHECK(missing(auth_method::vertex, {}).size() == 2);
+  CHECK(missing(auth_method::vertex, {{"CLOUD_ML_REGION", "r"}}).size() == 1);
+  CHECK(
+      missing(auth_method::vertex, {{"CLOUD_ML_REGION", "r"}, {"ANTHROPIC_VERTEX_PROJECT_ID", "p"}})
+          .empty());
+  CHECK(missing(auth_method::api_key, {})[0].find("ANTHROPIC_API_KEY") != std::string::npos);
+}
+
+TEST_CASE("credentials: no secret is in what is said of them") {
+  for (const auto method : {auth_method::api_key, auth_method::bedrock, auth_method::vertex}) {
+    for (const auto& sentence : missing(method, {{"AWS_SECRET_ACCESS_KEY", "hunter2"}})) {
+      CHECK(sentence.find("hunter2") == std::string::npos);
+    }
+  }
+}
+
+TEST_CASE("status board: what was set last is what is told") {
+  status_board board;
+  CHECK(board.get().version.empty());
+  CHECK_FALSE(board.get().logged_in);
+  CHECK_FALSE(board.get().too_old);
+  cli_facts facts;
+  facts.version = "2.1.330";
+  facts.logged_in = true;
+  facts.models = {"a"};
+  board.set(facts);
+  CHECK(board.get().version == "2.1.330");
+  CHECK(board.get().logged_in == true);
+  CHECK(board.get().models == strings{"a"});
+}
