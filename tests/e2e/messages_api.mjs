@@ -352,7 +352,7 @@ const faults = {
     return exchange.message(plain, {
       after: scenario.after,
       act: async () => {
-        await exchange.sleep(30); // what was written must leave before the reset does
+        await exchange.sleep(250); // a busy client loses what it has not read when the connection breaks
         exchange.drop();
       },
     });
