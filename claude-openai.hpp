@@ -4106,7 +4106,7 @@ class http_service : public httplib::Server {
 
   void enter(exchange& now) {
     const bool preflight = now.request.method == "OPTIONS";
-    now.path = canonical_path(now.request.path);
+    now.path = canonical_path(now.request);
     const auto* found = find_route(now.request.method, now.path);
     const credentials shown{now.request.get_header_value("Host"),
                             now.request.get_header_value("Origin"),
@@ -4124,10 +4124,13 @@ class http_service : public httplib::Server {
     }
   }
 
-  /// Without `/v1` and without a last slash.
-  static std::string canonical_path(std::string_view path) {
+  /// Without `/v1` and without a last slash, but with one that was percent-encoded: it belongs to
+  /// an id.
+  static std::string canonical_path(const httplib::Request& request) {
+    std::string_view path = request.path;
+    const auto target = std::string_view(request.target).substr(0, request.target.find('?'));
     if (text::starts_with(path, "/v1/")) path.remove_prefix(3);
-    if (path.size() > 1 && path.back() == '/') path.remove_suffix(1);
+    if (path.size() > 1 && target.back() == '/') path.remove_suffix(1);
     return std::string(path);
   }
 

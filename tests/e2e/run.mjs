@@ -6,6 +6,7 @@
 
 import { CLI_VERSIONS, claudePath } from './claude_cli.mjs';
 import { chat, furnishHome } from './chat.test.mjs';
+import { conversations, everyVersion } from './conversations.test.mjs';
 import { server } from './server.test.mjs';
 import { Conversation, runTest, startProxy } from './harness.mjs';
 import { startMessagesApi } from './messages_api.mjs';
@@ -80,8 +81,10 @@ async function runSuite({ tests }, version, label) {
 }
 
 const begin = performance.now();
-for (const version of versions) await runSuite(chat, version, `[${version}] `);
+const ofEachVersion = { tests: [...chat.tests, ...everyVersion.tests] };
+for (const version of versions) await runSuite(ofEachVersion, version, `[${version}] `);
 await runSuite(server, versions.at(-1), '[server] ');
+await runSuite(conversations, versions.at(-1), '[conversations] ');
 console.log(`${Math.round((performance.now() - begin) / 1000)} s`);
 failures.forEach((name) => console.log(`failed: ${name}`));
 console.log(`${counts.passed} passed, ${counts.failed} failed`);
