@@ -4130,7 +4130,8 @@ class http_service : public httplib::Server {
     std::string_view path = request.path;
     const auto target = std::string_view(request.target).substr(0, request.target.find('?'));
     if (text::starts_with(path, "/v1/")) path.remove_prefix(3);
-    if (path.size() > 1 && target.back() == '/') path.remove_suffix(1);
+    const bool slash = !target.empty() && target.back() == '/';
+    if (path.size() > 1 && slash) path.remove_suffix(1);
     return std::string(path);
   }
 
