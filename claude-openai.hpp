@@ -2968,9 +2968,9 @@ class pool::ticket {
     const std::lock_guard<std::mutex> lock(pool_.mutex_);
     if (pool_.queued_ == 0) granted_ = pool_.try_grant(demand_);
     if (granted_) return;
-    if (pool_.queued_ >= static_cast<std::size_t>(pool_.settings_.max_queue)) {
-      throw busy("the queue is full");
-    }
+    // A process that is ending makes room for one request, which is not what the queue bounds.
+    const auto places = static_cast<std::size_t>(pool_.settings_.max_queue);
+    if (pool_.queued_ >= places + pool_.stopping_.size()) throw busy("the queue is full");
     waiting_ = std::make_unique<waiter>(waiter{&demand_, std::nullopt, {}});
     pool_.enter_queue(*waiting_);
   }
@@ -3330,15 +3330,11 @@ class session_store::visit {
 /// What a client without a system prompt gets, in place of Claude Code's persona.
 constexpr std::string_view neutral_system_prompt = "You are a helpful assistant.";
 
-/// True when the messages begin with that history, its last reply included.
-inline bool begins_with(const std::vector<message>& messages, const std::vector<message>& history) {
-  conversation_trace all;
-  conversation_trace begin;
-  for (const auto& said : messages) append_message(all, said);
-  for (const auto& said : history) append_message(begin, said);
-  return std::find(all.replies.begin(), all.replies.end(), begin.words.size()) !=
-             all.replies.end() &&
-         all.words.compare(0, begin.words.size(), begin.words) == 0;
+/// A client that sends replies keeps the history itself: what it sends is the whole conversation,
+/// also where it cut or changed it. One that relies on its session sends only what the user says.
+inline bool holds_replies(const std::vector<message>& messages) {
+  return std::any_of(messages.begin(), messages.end(),
+                     [](const message& said) { return said.author == role::assistant; });
 }
 
 /// What the client will send back as the assistant's message.
@@ -3423,15 +3419,14 @@ class turn {
     return true;
   }
 
-  /// Puts the session's history before what is new, and settles what the client left open. A
-  /// client that sends the whole history with its session's id is not doubled.
+  /// Puts the session's history before what is new, and settles what the client left open.
   void compose() {
     if (composed_) return;
     composed_ = true;
     if (session_) {
       if (request_.system.empty()) request_.system = session_->system();
-      const auto& history = session_->history();
-      if (!history.empty() && !begins_with(request_.messages, history)) {
+      if (!holds_replies(request_.messages)) {
+        const auto& history = session_->history();
         request_.messages.insert(request_.messages.begin(), history.begin(), history.end());
         normalize(request_.messages);
       }

@@ -157,7 +157,11 @@ async function mostProcesses(proxy, work) {
 async function startQuiet(t, args = []) {
   const proxy = await t.start({ cli: t.cli, args: ['--spares', '0', ...args] });
   await proxy.inspected();
-  await eventually('no claude is left of the start', () => proxy.claudes().length === 0, 10_000);
+  const none = async () => {
+    const { spare, busy, idle, stopping } = (await health(t, proxy)).processes;
+    return spare + busy + idle + stopping + proxy.claudes().length === 0;
+  };
+  await eventually('no claude is left of the start', none, 10_000);
   return proxy;
 }
 
@@ -563,6 +567,13 @@ test('at the cap the least recently used conversation makes room, and goes on by
   fresh.assertProcesses(2);
 });
 
+test('an idle conversation makes room at once, even without a queue', { deadline: LONG }, async (t) => {
+  const proxy = await startQuiet(t, ['--max-processes', '1', '--max-queue', '0']);
+  const clients = times(2, () => new Client(t, { proxy }));
+  for (const client of [...clients, ...clients]) await client.ask();
+  for (const client of clients) client.assertProcesses(2);
+});
+
 test('idle processes end after --idle-timeout, and their conversations go on', { deadline: LONG }, async (t) => {
   const proxy = await startQuiet(t, ['--idle-timeout', '1s']);
   const client = new Client(t, { proxy });
@@ -744,7 +755,9 @@ function randomFrom(seed) {
 }
 
 const SOAK = process.env.SOAK === '1';
-const size = SOAK ? { chats: 50, turns: 12, processes: 8, minutes: 20 } : { chats: 8, turns: 4, processes: 4, minutes: 2 };
+const size = SOAK 
+  ? { chats: 50, turns: 12, kills: 150, processes: 8, minutes: 20 }
+  : { chats: 8, turns: 4, kills: 8, processes: 4, minutes: 3 };
 
 test(
   `${size.chats} conversations at once with kills and disconnects never mix`,
@@ -757,6 +770,7 @@ test(
     const proxy = await t.start({ cli: t.cli, args: ['--spares', '1', ...limits] });
     const words = times(size.chats, (i) => `secret${i}x${Math.floor(random() * 2 ** 40).toString(36)}x`);
     const counts = { whole: 0, left: 0, killed: 0 };
+    const pasts = new Map(); // what a client that keeps the history itself had before each of its questions
 
     /** One conversation. Each has numbers of its own, so that a seed means the same whatever comes first. */
     const converse = async (word, i) => {
@@ -768,6 +782,7 @@ test(
         const leaves = own() < 0.2;
         const answer = `the answer ${turn} is ${word}`;
         const question = { role: 'user', content: t.text(`plain text="${answer}" deltas=3 delay=40`, `turn ${turn} of ${word}`) };
+        if (!session) pasts.set(question.content, history);
         const exchange = send(proxy, {
           body: {
             model: MODEL,
@@ -796,7 +811,7 @@ test(
 
     let done = false;
     const kills = (async () => {
-      while (!done) {
+      while (!done && counts.killed < size.kills) {
         await sleep(300 + random() * 700);
         const living = pids(proxy);
         if (!living.length || random() < 0.3) continue;
@@ -821,6 +836,8 @@ test(
         assert.equal(role, at % 2 ? 'assistant' : 'user');
         assert.ok(content.includes(held[0]), `each message is of its conversation: ${content}`);
       });
+      const past = pasts.get(texts.at(-1).content);
+      if (past) assert.deepEqual(texts.slice(0, -1), past);
       assert.equal(callerSystem(call), `You keep ${held[0]}.`);
     }
     // One process serves one conversation.
