@@ -592,7 +592,7 @@ struct options {
   int max_connections = 1024;
   std::chrono::milliseconds timeout{600'000};          ///< of one request, from start to end
   std::chrono::milliseconds queue_timeout{60'000};     ///< longest wait for a process
-  std::chrono::milliseconds idle_timeout{600'000};  ///< of a conversation's process; 0: ends with its answer
+  std::chrono::milliseconds idle_timeout{600'000};  ///< of a conversation's process; 0: none stays
   std::chrono::milliseconds session_ttl{3'600'000};    ///< of a session nobody uses
   std::string session_directory;  ///< where sessions survive a restart; empty: in memory alone
   std::chrono::milliseconds keep_alive_interval{15'000};  ///< of silence in a stream

@@ -756,8 +756,8 @@ function randomFrom(seed) {
 
 const SOAK = process.env.SOAK === '1';
 const size = SOAK 
-  ? { chats: 50, turns: 12, kills: 150, processes: 8, minutes: 20 }
-  : { chats: 8, turns: 4, kills: 8, processes: 4, minutes: 3 };
+  ? { chats: 50, turns: 12, kills: 150, processes: 24, pause: 4000, minutes: 20 }
+  : { chats: 8, turns: 4, kills: 6, processes: 8, pause: 200, minutes: 3 };
 
 test(
   `${size.chats} conversations at once with kills and disconnects never mix`,
@@ -778,7 +778,7 @@ test(
       const session = i % 2 ? `session of ${word}` : undefined;
       let history = [];
       for (let turn = 0; turn < size.turns; ) {
-        await sleep(own() * 200);
+        await sleep(own() * size.pause);
         const leaves = own() < 0.2;
         const answer = `the answer ${turn} is ${word}`;
         const question = { role: 'user', content: t.text(`plain text="${answer}" deltas=3 delay=40`, `turn ${turn} of ${word}`) };
@@ -847,6 +847,7 @@ test(
       assert.equal(owners.get(processOf(call)) ?? word, word, 'a process served two conversations');
       owners.set(processOf(call), word);
     }
+    assert.ok(owners.size < calls.length, 'some processes served more than one turn');
     assert.ok(most <= size.processes, `${most} processes at once`);
     console.log(`     ${JSON.stringify(counts)}, ${calls.length} calls by ${owners.size} processes`);
   },

@@ -400,7 +400,7 @@ TEST_CASE("golden: no answer says what the CLI says of itself") {
 
 TEST_CASE("golden: byte by byte, and in any pieces, the lines give the same events") {
   for (const auto& one : transcripts()) {
-    for (const std::size_t chunk : {1, 2, 3, 7, 64, 1000, 4096}) {
+    for (const std::size_t chunk : {1U, 2U, 3U, 7U, 64U, 1000U, 4096U}) {
       const auto turns = turns_of(parse_lines(one.bytes, chunk));
       CAPTURE(one.name);
       CAPTURE(chunk);
@@ -513,7 +513,9 @@ TEST_CASE("golden: what the CLI answers to initialize tells the login and the mo
       {"2.1.120", {"sonnet[1m]", "opus[1m]", "haiku", "claude-sonnet-4-5-20250929"}},
       {"2.1.197", {"claude-sonnet-4-5-20250929"}},
       {"2.1.330", {"opus", "fable", "sonnet", "haiku", "claude-opus-5-5"}}};
-  for (const auto& [version, some] : models) {
+  for (const auto& each : models) {
+    const auto& version = each.first;
+    const auto& some = each.second;
     CAPTURE(version);
     const auto answer = json::parse(read_file(folder() / ("initialize." + version + ".json")));
     cli_facts facts;

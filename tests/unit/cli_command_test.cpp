@@ -173,7 +173,9 @@ TEST_CASE("child environment: client keys, loaders and unknown variables never p
       CAPTURE(name);
       CHECK(variables.count(name) == 0);
     }
-    for (const auto& [name, value] : variables) {
+    for (const auto& each : variables) {
+      const auto& name = each.first;
+      const auto& value = each.second;
       CAPTURE(name);
       CHECK(value.find("client-key") == std::string::npos);
     }
@@ -235,7 +237,9 @@ TEST_CASE("auth: the method is found out from the environment") {
       {{{"CLAUDE_CODE_USE_BEDROCK", "1"}, {"ANTHROPIC_API_KEY", "k"}}, auth_method::bedrock},
       {{{"CLAUDE_CODE_USE_VERTEX", "1"}, {"ANTHROPIC_API_KEY", "k"}}, auth_method::vertex},
       {{{"AWS_REGION", "eu-west-1"}}, auth_method::cli}};
-  for (const auto& [environment, method] : cases) {
+  for (const auto& each : cases) {
+    const auto& environment = each.first;
+    const auto& method = each.second;
     options settings;
     settings.environment = environment;
     CAPTURE(name_of(method));

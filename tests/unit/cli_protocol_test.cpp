@@ -162,7 +162,9 @@ TEST_CASE("upstream message: what the API said, out of every wording that the CL
       {"Request too large (max 32MB). Try with a smaller file.",
        "Request too large (max 32MB). Try with a smaller file."},
       {"", ""}};
-  for (const auto& [told, said] : wordings) {
+  for (const auto& each : wordings) {
+    const auto& told = each.first;
+    const auto& said = each.second;
     CAPTURE(told);
     CHECK(upstream_message(told) == said);
   }
@@ -226,7 +228,9 @@ TEST_CASE("upstream status: the API's statuses keep their meaning for the client
       {400, 400}, {401, 401}, {403, 403}, {404, 404}, {413, 413}, {422, 400},
       {429, 429}, {500, 500}, {503, 503}, {504, 504}, {529, 503}, {502, 500},
       {520, 500}, {0, 502},   {302, 502}, {418, 502}};
-  for (const auto& [upstream, told] : statuses) {
+  for (const auto& each : statuses) {
+    const auto& upstream = each.first;
+    const auto& told = each.second;
     CAPTURE(upstream);
     CHECK(http_status(kind_of_upstream_status(upstream)) == told);
   }

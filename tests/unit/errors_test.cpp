@@ -17,7 +17,9 @@ TEST_CASE("errors: every kind has the HTTP status that clients act on") {
       {error_kind::upstream_failed, 500},    {error_kind::bad_gateway, 502},
       {error_kind::unavailable, 503},        {error_kind::overloaded, 503},
       {error_kind::timed_out, 504}};
-  for (const auto& [kind, status] : statuses) {
+  for (const auto& each : statuses) {
+    const auto& kind = each.first;
+    const auto& status = each.second;
     CAPTURE(status);
     CHECK(claude_openai::http_status(kind) == status);
   }

@@ -79,7 +79,9 @@ TEST_CASE("parse_body: broken JSON is a 400 that tells the byte") {
       {"{} x", 4},     {"{}{}", 3},        {"{'a':1}", 2},         {"{\"a\":01}", 7},
       {"{\"a\":1", 7}, {"{\"a\":\"x", 8},  {"{\"a\":tru}", 9},     {"{\"a\":[1,2}", 10},
       {"hello", 1},    {"{\"a\":NaN}", 6}, {"{\"a\":\"\\x\"}", 8}, {"{\"a\":\"\n\"}", 7}};
-  for (const auto& [body, byte] : cases) {
+  for (const auto& each : cases) {
+    const auto& body = each.first;
+    const auto& byte = each.second;
     CAPTURE(body);
     const auto error = error_of([&, &text = body] { parse_body(text); });
     check_400(error, "not valid JSON");
@@ -162,7 +164,7 @@ TEST_CASE("bounds: a long array is no object of many members") {
 
 TEST_CASE("bounds: no body of the largest size takes more than a few seconds") {
   const std::string body = "{\"a\":[0";
-  for (const std::size_t members : {10'000, 4'000, 1'000, 100}) {
+  for (const std::size_t members : {10'000U, 4'000U, 1'000U, 100U}) {
     const auto piece = "," + object_of(members);
     std::string whole = body;
     while (whole.size() + piece.size() < 10 * 1024 * 1024) whole += piece;
@@ -286,7 +288,9 @@ TEST_CASE("reader: the root of a path is called the body, unless it has a name")
 
 TEST_CASE("reader: each type takes its own kind of JSON and no other") {
   const auto kinds = json::parse(R"({"s":"x","b":true,"i":1,"f":1.5,"a":[],"o":{}})");
-  for (const auto& [name, value] : kinds.items()) {
+  for (const auto& each : kinds.items()) {
+    const auto& name = each.key();
+    const auto& value = each.value();
     CAPTURE(name);
     const reader one(value, "field");
     const auto takes = [&](auto&& read) {

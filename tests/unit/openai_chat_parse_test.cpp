@@ -209,7 +209,9 @@ TEST_CASE("chat request: a bad field is a 400 that names it") {
        "messages[0].content[0].refusal"},
       {with_messages(R"([{"role":"user","content":"x"},{"role":"user","content":[null]}])"),
        "messages[1].content[0]"}};
-  for (const auto& [body, param] : cases) {
+  for (const auto& each : cases) {
+    const auto& body = each.first;
+    const auto& param = each.second;
     CAPTURE(body);
     CHECK(param_of(body) == param);
   }
@@ -246,7 +248,9 @@ TEST_CASE("chat request: a bad tool call is a 400 that names it") {
       {R"({"function":{"name":"f","arguments":"{}"}})", at + ".id"},
       {R"({"id":7,"function":{"name":"f","arguments":"{}"}})", at + ".id"},
       {R"({"id":"1","function":{"arguments":"{}"}})", at + ".function.name"}};
-  for (const auto& [one, param] : cases) {
+  for (const auto& each : cases) {
+    const auto& one = each.first;
+    const auto& param = each.second;
     CAPTURE(one);
     CHECK(param_of(call(one)) == param);
   }
@@ -294,7 +298,9 @@ TEST_CASE("chat request: bad settings are 400s that name them") {
       {R"("session_id":7)", "session_id"},
       {R"("session_id":"")", "session_id"},
       {R"("session_id":"a\nb")", "session_id"}};
-  for (const auto& [field, param] : cases) {
+  for (const auto& each : cases) {
+    const auto& field = each.first;
+    const auto& param = each.second;
     CAPTURE(field);
     CHECK(param_of(with_fields(field)) == param);
   }
@@ -331,7 +337,9 @@ TEST_CASE("chat request: known fields that are not honoured are named, each once
       {R"("web_search_options":{})", "web_search_options"},
       {R"("service_tier":"flex")", "service_tier"},
       {R"("store":true)", "store"}};
-  for (const auto& [field, name] : cases) {
+  for (const auto& each : cases) {
+    const auto& field = each.first;
+    const auto& name = each.second;
     CAPTURE(field);
     CHECK(ignored_of(field) == strings{name});
   }

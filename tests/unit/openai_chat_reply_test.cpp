@@ -96,7 +96,9 @@ TEST_CASE("chat: every stop reason has OpenAI's word, streamed and whole") {
       {stop_reason::max_tokens, "length"},
       {stop_reason::tool_use, "tool_calls"},
       {stop_reason::refusal, "content_filter"}};
-  for (const auto& [reason, word] : words) {
+  for (const auto& each : words) {
+    const auto& reason = each.first;
+    const auto& word = each.second;
     CAPTURE(word);
     CHECK(openai_chat::finish_reason(reason) == word);
     CHECK(test::read_chat_stream(stream_of(hello(reason), false)).finish_reason == word);
@@ -206,7 +208,9 @@ TEST_CASE("chat error: message, type, param and code are always there") {
       {error_kind::unavailable, {"server_error", "unavailable"}},
       {error_kind::overloaded, {"server_error", "overloaded"}},
       {error_kind::timed_out, {"server_error", "timeout"}}};
-  for (const auto& [kind, words] : kinds) {
+  for (const auto& each : kinds) {
+    const auto& kind = each.first;
+    const auto& words = each.second;
     const auto body = json::parse(openai_chat::render_error(api_error(kind, "what")));
     CAPTURE(words.first);
     REQUIRE(body.size() == 1);

@@ -64,7 +64,9 @@ TEST_CASE("options: durations are a number and a unit") {
   const std::vector<std::pair<const char*, std::int64_t>> cases = {
       {"600", 600'000}, {"90s", 90'000}, {"10m", 600'000}, {"2h", 7'200'000}, {"500ms", 500},
       {"0", 0},         {"0ms", 0},      {"007s", 7'000},  {"1", 1'000}};
-  for (const auto& [text, ms] : cases) {
+  for (const auto& each : cases) {
+    const auto& text = each.first;
+    const auto& ms = each.second;
     CAPTURE(text);
     CHECK(try_duration(text) == milliseconds(ms));
   }
@@ -132,7 +134,9 @@ TEST_CASE("validate: each wrong setting gives one sentence that names it") {
          o.api_keys = {"good", " bad"};
        }},
       {"key", [](options& o) { o.api_keys = {"bad\n"}; }}};
-  for (const auto& [word, change] : cases) {
+  for (const auto& each : cases) {
+    const auto& word = each.first;
+    const auto& change = each.second;
     const auto problems = problems_with(change);
     CAPTURE(word);
     REQUIRE(problems.size() == 1);

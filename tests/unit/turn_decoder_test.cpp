@@ -191,7 +191,9 @@ TEST_CASE("decoder: every stop reason") {
       {"refusal", stop_reason::refusal},
       {"pause_turn", stop_reason::end_turn},
       {"something_new", stop_reason::end_turn}};
-  for (const auto& [name, reason] : reasons) {
+  for (const auto& each : reasons) {
+    const auto& name = each.first;
+    const auto& reason = each.second;
     CAPTURE(name);
     const auto all = decode(hello('"' + name + '"') + std::vector<json>{result()});
     CHECK(test::end_of(all.told).value().reason == reason);
