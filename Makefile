@@ -20,8 +20,10 @@ flags_asan  := -O1 -g -fno-omit-frame-pointer -D_GLIBCXX_ASSERTIONS \
 flags_tsan  := -O1 -g -fno-omit-frame-pointer -fsanitize=thread
 
 ifeq ($(origin CXX),default)
-CXX := $(if $(filter plain,$(CONFIG)),g++,clang++)
+CXX := g++
 endif
+# Compiles sanitized code twice as fast.
+SANITIZE_CXX ?= clang++
 export CXX CPPFLAGS CXXFLAGS HTTPLIB_INCLUDE
 
 # Expanded when a recipe runs, so after what pkg-config tells about has been installed. Debian's
@@ -125,7 +127,7 @@ header: stand-in ## check the header itself (linkage, macros, warnings, sections
 asan tsan: ## run unit, golden and protocol tests under address+undefined or thread sanitizer
 	@.ci/deps build test sanitize
 	@$(MAKE) --no-print-directory -j$(JOBS) stand-in
-	@$(MAKE) --no-print-directory -j$(JOBS) CONFIG=$@ programs
+	@$(MAKE) --no-print-directory -j$(JOBS) CONFIG=$@ CXX=$(SANITIZE_CXX) programs
 	@CONFIG=$@ tests/run unit golden protocol
 
 bench: build/claude-openai e2e-modules ## measure what a request costs
