@@ -1,5 +1,6 @@
-// Conversations that go on: their processes, sessions, the cap and the queue, clients that leave, the end. Both ends are looked at:
-// what the client got, and what the API was sent. `everyVersion` runs for every pinned CLI, `conversations` once, with the newest.
+// Conversations that go on: their processes, sessions, the cap and the queue, clients that leave, the end. Both ends are
+// looked at: what the client got, and what the API was sent. `everyVersion` runs for every pinned CLI, `conversations`
+// once, with the newest.
 //
 // TEST_SEED repeats the random interleaving of the isolation test, SOAK=1 runs it at its large size.
 
@@ -44,8 +45,8 @@ const answerOf = (result) =>
     ? result.data.map((chunk) => chunk.choices?.[0]?.delta.content ?? '').join('')
     : result.json?.choices?.[0].message.content;
 
-const isWhole = (result) =>
-  result.status === 200 && !result.error && (result.data ? result.data.at(-1) === '[DONE]' && !result.data.some((chunk) => chunk.error) : true);
+const isWhole = ({ status, error, data }) =>
+  status === 200 && !error && (!data || (data.at(-1) === '[DONE]' && !data.some((chunk) => chunk.error)));
 
 function assertRefused(result, status, param) {
   assert.equal(result.status, status, result.text);
@@ -91,7 +92,10 @@ class Client {
   begin({ scenario = '', name = 'plain', ...fields } = {}) {
     const label = `${this.name}${++this.turns}-`;
     this.answer = `answer ${label}`;
-    this.question = { role: 'user', content: this.t.text(`${name} text="${this.answer}" ${scenario}`, `question ${label}`) };
+    this.question = {
+      role: 'user',
+      content: this.t.text(`${name} text="${this.answer}" ${scenario}`, `question ${label}`),
+    };
     const { body, headers } = WAYS[this.way](this);
     if (this.system && (this.way === 'whole history' || !this.history.length))
       body.messages = [{ role: 'system', content: this.system }, ...body.messages];
@@ -176,13 +180,17 @@ async function stop(proxy, signal) {
 // ---- one process, turn after turn ----------------------------------------------------------------
 
 for (const way of Object.keys(WAYS)) {
-  everyVersion.test(`20 turns with ${way}: one process, 20 calls, one pair more each`, { deadline: LONG }, async (t) => {
-    const client = new Client(t, { way, system: `Be brief with ${way}.` });
-    await client.askTimes(20);
-    client.assertProcesses(1);
-    assert.equal(t.calls().length, 20);
-    t.calls().forEach((call, i) => assert.equal(conversationOf(call).length, 2 * i + 1));
-  });
+  everyVersion.test(
+    `20 turns with ${way}: one process, 20 calls, one pair more each`,
+    { deadline: LONG },
+    async (t) => {
+      const client = new Client(t, { way, system: `Be brief with ${way}.` });
+      await client.askTimes(20);
+      client.assertProcesses(1);
+      assert.equal(t.calls().length, 20);
+      t.calls().forEach((call, i) => assert.equal(conversationOf(call).length, 2 * i + 1));
+    },
+  );
 }
 
 for (const way of ['whole history', 'session_id']) {
@@ -239,7 +247,12 @@ test('20 turns go on after restarts with --session-dir', { deadline: LONG }, asy
 
   // Torn in every way: half of a whole one, nothing, no object, an object of something else, and a write that did not end.
   const whole = readFileSync(path.join(folder, stored()[0]), 'utf8');
-  const torn = { 'half.json': whole.slice(0, whole.length / 2), 'empty.json': '', 'list.json': '[1]', 'other.json': '{"id":"x"}' };
+  const torn = {
+    'half.json': whole.slice(0, whole.length / 2),
+    'empty.json': '',
+    'list.json': '[1]',
+    'other.json': '{"id":"x"}',
+  };
   Object.entries(torn).forEach(([name, text]) => writeFileSync(path.join(folder, name), text, { mode: 0o600 }));
   writeFileSync(path.join(folder, 'x.json.new'), whole.slice(0, 40), { mode: 0o600 });
 
@@ -264,24 +277,28 @@ test('20 turns go on after restarts with --session-dir', { deadline: LONG }, asy
   assert.equal(stored().filter((name) => name.endsWith('.json') && !(name in torn)).length, 1, 'its file is gone');
 });
 
-test('what was deleted stays so after a restart, and a session expires after --session-ttl', { deadline: LONG }, async (t) => {
-  const folder = temporaryFolder(t);
-  const args = ['--session-dir', folder, '--session-ttl', '2s'];
-  let proxy = await startQuiet(t, args);
-  const [gone, expired] = times(2, () => new Client(t, { way: 'session_id', proxy }));
-  await gone.ask();
-  await t.send({ proxy, method: 'DELETE', path: sessionPath(gone.id) }).done;
-  await expired.ask();
-  await stop(proxy);
-  await sleep(2100);
-  proxy = await startQuiet(t, args);
-  for (const client of [gone, expired]) assertRefused(await t.get(sessionPath(client.id), { proxy }), 404);
-  Object.assign(expired, { proxy, history: [] });
-  await expired.ask(); // starts afresh
-  await sleep(2100);
-  assert.equal((await t.get('/v1/sessions', { proxy })).json.total, 0);
-  assert.deepEqual(readdirSync(folder), []);
-});
+test(
+  'what was deleted stays so after a restart, and a session expires after --session-ttl',
+  { deadline: LONG },
+  async (t) => {
+    const folder = temporaryFolder(t);
+    const args = ['--session-dir', folder, '--session-ttl', '2s'];
+    let proxy = await startQuiet(t, args);
+    const [gone, expired] = times(2, () => new Client(t, { way: 'session_id', proxy }));
+    await gone.ask();
+    await t.send({ proxy, method: 'DELETE', path: sessionPath(gone.id) }).done;
+    await expired.ask();
+    await stop(proxy);
+    await sleep(2100);
+    proxy = await startQuiet(t, args);
+    for (const client of [gone, expired]) assertRefused(await t.get(sessionPath(client.id), { proxy }), 404);
+    Object.assign(expired, { proxy, history: [] });
+    await expired.ask(); // starts afresh
+    await sleep(2100);
+    assert.equal((await t.get('/v1/sessions', { proxy })).json.total, 0);
+    assert.deepEqual(readdirSync(folder), []);
+  },
+);
 
 // ---- what is the same conversation, and what is not ----------------------------------------------
 
@@ -337,7 +354,10 @@ test('identical histories of two client keys never share a process', { deadline:
   assert.notEqual(one.processes[0], two.processes[0]);
   assert.equal(pids(proxy).length, 2);
   // The same bytes, once more, by both: neither is given the other's.
-  const body = { model: MODEL, messages: [...one.history.slice(0, 2), { role: 'user', content: t.text('plain', 'the same') }] };
+  const body = {
+    model: MODEL,
+    messages: [...one.history.slice(0, 2), { role: 'user', content: t.text('plain', 'the same') }],
+  };
   for (const key of ['key-one', 'key-two']) await t.send({ proxy, headers: bearer(key), body }).done;
   const same = t.calls().filter((call) => call.text.endsWith('the same'));
   assert.equal(same.length, 2);
@@ -353,7 +373,9 @@ function assertSession(session, { id, count }) {
   assert.equal(session.session_id, id);
   assert.equal(session.message_count, count);
   for (const field of ['created_at', 'last_accessed', 'expires_at']) assert.match(session[field], ISO);
-  const [created, accessed, expires] = ['created_at', 'last_accessed', 'expires_at'].map((field) => Date.parse(session[field]));
+  const [created, accessed, expires] = ['created_at', 'last_accessed', 'expires_at'].map((field) =>
+    Date.parse(session[field]),
+  );
   assert.ok(Math.abs(Date.now() - created) < 120_000 && created <= accessed, JSON.stringify(session));
   assert.ok(Math.abs(expires - accessed - 3_600_000) < 2000, JSON.stringify(session));
 }
@@ -366,7 +388,7 @@ test('sessions are listed, told, counted and deleted, for their own key alone', 
   const remove = (id, key) => t.send({ ...as(key), method: 'DELETE', path: sessionPath(id) }).done;
   assert.deepEqual(await list('key-one'), { sessions: [], total: 0 });
 
-  const ids = ['a/b c', 'stats', 'Zürich 世界 🙂', '%2F?#&=+..', 'ü'.repeat(128)];
+  const ids = ['a/b c', 'ends/', 'stats', 'Zürich 世界 🙂', '%2F?#&=+..', 'ü'.repeat(128)];
   const clients = ids.map((id) => new Client(t, { way: 'session_id', proxy, key: 'key-one', id }));
   for (const client of clients) await client.ask();
   await clients[0].ask();
@@ -392,11 +414,14 @@ test('sessions are listed, told, counted and deleted, for their own key alone', 
   assert.deepEqual(await list('key-two'), { sessions: [], total: 0 });
   const other = new Client(t, { way: 'session_id', proxy, key: 'key-two', id: ids[0] });
   await other.ask(); // its history is its own
-  assert.deepEqual((await list('key-two')).sessions.map(({ message_count: count }) => count), [2]);
+  assert.deepEqual(
+    (await list('key-two')).sessions.map(({ message_count: count }) => count),
+    [2],
+  );
   assert.equal((await stats('key-two')).session_stats.total_messages, 2);
-  assertRefused(await t.get(sessionPath(ids[2]), as('key-two')), 404);
-  assertRefused(await remove(ids[2], 'key-two'), 404);
-  await clients[2].ask();
+  assertRefused(await t.get(sessionPath(clients.at(-1).id), as('key-two')), 404);
+  assertRefused(await remove(clients.at(-1).id, 'key-two'), 404);
+  await clients.at(-1).ask();
 
   for (const id of ids) {
     const removed = await remove(id, 'key-one');
@@ -454,12 +479,28 @@ test('a failed turn leaves the session as it was', { deadline: LONG }, async (t)
   assert.equal((await described()).message_count, 6);
 });
 
+test('a session follows a client that cuts the history it sends', { deadline: LONG }, async (t) => {
+  const first = new Client(t, { way: 'session_id and whole history' });
+  await first.askTimes(3);
+  const second = first.branch(1, { id: first.id }); // has taken two questions back
+  await second.ask();
+  assert.equal((await t.get(sessionPath(first.id))).json.message_count, 4);
+  second.way = 'session_id'; // the session is what was said last
+  await second.ask();
+  second.assertProcesses(1);
+  assert.notEqual(second.processes[0], first.processes[0]);
+});
+
 test('requests of one session at once are answered one after the other', { deadline: LONG }, async (t) => {
   const id = `shared ${t.token}`;
   const text = (i) => t.text(`plain text=answer-${i} deltas=4 delay=60`, `question ${i}`);
   const sent = [];
   for (let i = 0; i < 4; i++) {
-    sent.push(t.send({ body: { model: MODEL, session_id: id, stream: i % 2 === 0, messages: [{ role: 'user', content: text(i) }] } }));
+    sent.push(
+      t.send({
+        body: { model: MODEL, session_id: id, stream: i % 2 === 0, messages: [{ role: 'user', content: text(i) }] },
+      }),
+    );
     await sleep(100); // their order is that of arrival
   }
   const results = await Promise.all(sent.map(({ done }) => done));
@@ -491,7 +532,8 @@ test('a session that is deleted while it is asked stays deleted', { deadline: LO
 
 test('a client that leaves in the queue, in replay or in mid-answer stops its work', { deadline: LONG }, async (t) => {
   const proxy = await startQuiet(t, ['--max-processes', '1']);
-  const queued = (count) => eventually(`${count} in the queue`, async () => (await health(t, proxy)).queued === count, SOON);
+  const queued = (count) =>
+    eventually(`${count} in the queue`, async () => (await health(t, proxy)).queued === count, SOON);
   const none = () => eventually('its process is gone', () => proxy.claudes().length === 0, SOON);
   const asked = (client) => eventually('the API is asked', () => client.calls()[0], 30_000);
 
@@ -513,7 +555,10 @@ test('a client that leaves in the queue, in replay or in mid-answer stops its wo
   assert.equal(leaver.calls().length, 0);
 
   // In replay, and before it. The process of `waiter` makes room.
-  const history = times(400, (i) => ({ role: i % 2 ? 'assistant' : 'user', content: `line ${i} ${'word '.repeat(200)}` }));
+  const history = times(400, (i) => ({
+    role: i % 2 ? 'assistant' : 'user',
+    content: `line ${i} ${'word '.repeat(200)}`,
+  }));
   for (const wait of [0, 400]) {
     const replayed = new Client(t, { proxy, history });
     const exchange = replayed.begin({ name: 'hang' });
@@ -548,24 +593,28 @@ test('six conversations share two processes and all go on right', { deadline: LO
   assert.equal(t.calls().length, 12);
 });
 
-test('at the cap the least recently used conversation makes room, and goes on by replay', { deadline: LONG }, async (t) => {
-  const proxy = await startQuiet(t, ['--max-processes', '2']);
-  const [oldest, kept, fresh] = times(3, () => new Client(t, { proxy }));
-  const most = await mostProcesses(proxy, async () => {
-    await kept.ask();
-    await oldest.ask();
-    await kept.ask(); // now `oldest` is the least recently used
-    await fresh.ask();
-    await kept.ask();
-    await oldest.ask(); // in the place of `fresh`
-    await kept.ask();
-    await fresh.ask();
-  });
-  assert.ok(most <= 2, `${most} at once`);
-  kept.assertProcesses(1);
-  oldest.assertProcesses(2);
-  fresh.assertProcesses(2);
-});
+test(
+  'at the cap the least recently used conversation makes room, and goes on by replay',
+  { deadline: LONG },
+  async (t) => {
+    const proxy = await startQuiet(t, ['--max-processes', '2']);
+    const [oldest, kept, fresh] = times(3, () => new Client(t, { proxy }));
+    const most = await mostProcesses(proxy, async () => {
+      await kept.ask();
+      await oldest.ask();
+      await kept.ask(); // now `oldest` is the least recently used
+      await fresh.ask();
+      await kept.ask();
+      await oldest.ask(); // in the place of `fresh`
+      await kept.ask();
+      await fresh.ask();
+    });
+    assert.ok(most <= 2, `${most} at once`);
+    kept.assertProcesses(1);
+    oldest.assertProcesses(2);
+    fresh.assertProcesses(2);
+  },
+);
 
 test('an idle conversation makes room at once, even without a queue', { deadline: LONG }, async (t) => {
   const proxy = await startQuiet(t, ['--max-processes', '1', '--max-queue', '0']);
@@ -601,30 +650,36 @@ function assertBusy(result) {
   return result.at - result.sentAt;
 }
 
-test('a full queue is 429 at once, a wait too long is 429 after --queue-timeout, and health is instant', { deadline: LONG }, async (t) => {
-  const { proxy: full } = await startBusy(t, ['--max-queue', '0']);
-  const took = assertBusy(await t.chat({ messages: t.messages('plain') }, { proxy: full }));
-  assert.ok(took < 1000, `${took} ms`);
+test(
+  'a full queue is 429 at once, a wait too long is 429 after --queue-timeout, and health is instant',
+  { deadline: LONG },
+  async (t) => {
+    const { proxy: full } = await startBusy(t, ['--max-queue', '0']);
+    const took = assertBusy(await t.chat({ messages: t.messages('plain') }, { proxy: full }));
+    assert.ok(took < 1000, `${took} ms`);
 
-  const { proxy } = await startBusy(t, ['--max-queue', '2', '--queue-timeout', '1500ms']);
-  const waiting = times(2, () => t.send({ proxy, body: { model: MODEL, stream: true, messages: t.messages('plain') } }));
-  await eventually('both wait', async () => (await health(t, proxy)).queued === 2, SOON);
-  const third = t.send({ proxy, body: { model: MODEL, messages: t.messages('plain') } });
-  const replies = [];
-  for (let i = 0; i < 11; i++) {
-    const { status, sentAt, at } = await t.get('/health', { proxy });
-    assert.equal(status, 200);
-    replies.push(Math.round(at - sentAt));
-  }
-  const median = replies.sort((a, b) => a - b)[5];
-  assert.ok(median < 100, `health took ${replies} ms`);
-  assert.ok(assertBusy(await third.done) < 1200, 'the queue was full');
-  for (const { done } of waiting) {
-    const waited = assertBusy(await done);
-    assert.ok(waited > 1400 && waited < 1500 + SOON, `${waited} ms`);
-  }
-  assert.equal((await health(t, proxy)).queued, 0);
-});
+    const { proxy } = await startBusy(t, ['--max-queue', '2', '--queue-timeout', '1500ms']);
+    const waiting = times(2, () =>
+      t.send({ proxy, body: { model: MODEL, stream: true, messages: t.messages('plain') } }),
+    );
+    await eventually('both wait', async () => (await health(t, proxy)).queued === 2, SOON);
+    const third = t.send({ proxy, body: { model: MODEL, messages: t.messages('plain') } });
+    const replies = [];
+    for (let i = 0; i < 11; i++) {
+      const { status, sentAt, at } = await t.get('/health', { proxy });
+      assert.equal(status, 200);
+      replies.push(Math.round(at - sentAt));
+    }
+    const median = replies.sort((a, b) => a - b)[5];
+    assert.ok(median < 100, `health took ${replies} ms`);
+    assert.ok(assertBusy(await third.done) < 1200, 'the queue was full');
+    for (const { done } of waiting) {
+      const waited = assertBusy(await done);
+      assert.ok(waited > 1400 && waited < 1500 + SOON, `${waited} ms`);
+    }
+    assert.equal((await health(t, proxy)).queued, 0);
+  },
+);
 
 test('the queue serves client keys in turn', { deadline: LONG }, async (t) => {
   const { proxy, held } = await startBusy(t, ['--api-key', 'key-one', '--api-key', 'key-two']);
@@ -637,7 +692,8 @@ test('the queue serves client keys in turn', { deadline: LONG }, async (t) => {
   }
   held.abort();
   for (const { client, exchange } of sent) client.finish(await exchange.done);
-  for (const call of t.calls().slice(1)) order.push(sent.findIndex(({ client }) => client.processes[0] === processOf(call)));
+  for (const call of t.calls().slice(1))
+    order.push(sent.findIndex(({ client }) => client.processes[0] === processOf(call)));
   assert.deepEqual(order, [0, 3, 1, 4, 2]);
 });
 
@@ -685,7 +741,9 @@ test('256 idle connections and 16 streams do not starve health', { deadline: LON
   assert.ok(statuses.every((status) => status === 200));
   assert.equal(Object.values(agent.freeSockets).flat().length, 256, 'all are kept alive');
   // Two of the streams are in mid-answer, the others wait for a process, all of them connected.
-  const streams = times(16, () => t.send({ proxy, body: { model: MODEL, stream: true, messages: t.messages('hang after=1') } }));
+  const streams = times(16, () =>
+    t.send({ proxy, body: { model: MODEL, stream: true, messages: t.messages('hang after=1') } }),
+  );
   await eventually('two are in mid-answer', () => streams.filter(({ chunks }) => chunks.length).length === 2, 40_000);
   await eventually('the others wait', async () => (await health(t, proxy)).queued === 14, SOON);
   const took = [];
@@ -701,29 +759,39 @@ test('256 idle connections and 16 streams do not starve health', { deadline: LON
 
 // ---- the end -------------------------------------------------------------------------------------
 
-test('at SIGTERM a stream is finished, new connections are refused, idle conversations end', { deadline: LONG }, async (t) => {
-  const proxy = await startQuiet(t, ['--drain-timeout', '20s']);
-  const [idle, running] = times(2, () => new Client(t, { proxy }));
-  await idle.ask();
-  const stream = running.begin({ scenario: 'deltas=8 delay=250', stream: true });
-  await eventually('the first delta', () => stream.chunks.length > 0, 30_000);
-  proxy.kill();
-  const refused = async () => (await send(proxy, { method: 'GET', path: '/health' }).done).error?.code === 'ECONNREFUSED';
-  await eventually('new connections are refused', refused, 1500);
-  assert.equal(stream.result, undefined, 'the stream goes on');
-  running.finish(await stream.done);
-  assert.equal(stream.result.data.at(-1), '[DONE]');
-  await stop(proxy);
-  assert.equal(proxy.exit.code, 0);
-});
+test(
+  'at SIGTERM a stream is finished, new connections are refused, idle conversations end',
+  { deadline: LONG },
+  async (t) => {
+    const proxy = await startQuiet(t, ['--drain-timeout', '20s']);
+    const [idle, running] = times(2, () => new Client(t, { proxy }));
+    await idle.ask();
+    const stream = running.begin({ scenario: 'deltas=8 delay=250', stream: true });
+    await eventually('the first delta', () => stream.chunks.length > 0, 30_000);
+    proxy.kill();
+    const refused = async () =>
+      (await send(proxy, { method: 'GET', path: '/health' }).done).error?.code === 'ECONNREFUSED';
+    await eventually('new connections are refused', refused, 1500);
+    assert.equal(stream.result, undefined, 'the stream goes on');
+    running.finish(await stream.done);
+    assert.equal(stream.result.data.at(-1), '[DONE]');
+    await stop(proxy);
+    assert.equal(proxy.exit.code, 0);
+  },
+);
 
 test('SIGTERM waits for --drain-timeout and not longer, a second one not at all', { deadline: LONG }, async (t) => {
   const end = async (drain, again) => {
     const proxy = await startQuiet(t, ['--drain-timeout', drain]);
     const [idle, stuck, whole] = times(3, () => new Client(t, { proxy }));
     await idle.ask();
-    const exchanges = [stuck.begin({ name: 'hang', scenario: 'after=1', stream: true }), whole.begin({ name: 'hang', stream: false })];
-    const calls = await Promise.all([stuck, whole].map((client) => eventually('asked', () => client.calls()[0], 30_000)));
+    const exchanges = [
+      stuck.begin({ name: 'hang', scenario: 'after=1', stream: true }),
+      whole.begin({ name: 'hang', stream: false }),
+    ];
+    const calls = await Promise.all(
+      [stuck, whole].map((client) => eventually('asked', () => client.calls()[0], 30_000)),
+    );
     const began = performance.now();
     proxy.kill();
     if (again) await sleep(300).then(() => proxy.kill());
@@ -755,7 +823,7 @@ function randomFrom(seed) {
 }
 
 const SOAK = process.env.SOAK === '1';
-const size = SOAK 
+const size = SOAK
   ? { chats: 50, turns: 12, kills: 150, processes: 24, pause: 4000, minutes: 20 }
   : { chats: 8, turns: 4, kills: 6, processes: 8, pause: 200, minutes: 3 };
 
@@ -777,11 +845,14 @@ test(
       const own = randomFrom(seed + i);
       const session = i % 2 ? `session of ${word}` : undefined;
       let history = [];
-      for (let turn = 0; turn < size.turns; ) {
+      for (let turn = 0; turn < size.turns;) {
         await sleep(own() * size.pause);
         const leaves = own() < 0.2;
         const answer = `the answer ${turn} is ${word}`;
-        const question = { role: 'user', content: t.text(`plain text="${answer}" deltas=3 delay=40`, `turn ${turn} of ${word}`) };
+        const question = {
+          role: 'user',
+          content: t.text(`plain text="${answer}" deltas=3 delay=40`, `turn ${turn} of ${word}`),
+        };
         if (!session) pasts.set(question.content, history);
         const exchange = send(proxy, {
           body: {
@@ -803,7 +874,10 @@ test(
           counts.whole++;
         } else {
           // Its process was killed, or it left itself. Then it asks again.
-          assert.ok(result.error || result.status === 502 || result.data?.some((chunk) => chunk.error), `${result.status} ${result.text}`);
+          assert.ok(
+            result.error || result.status === 502 || result.data?.some((chunk) => chunk.error),
+            `${result.status} ${result.text}`,
+          );
           counts.left++;
         }
       }

@@ -111,6 +111,7 @@ TEST_CASE("pool: of two spares the warm one is taken") {
   running.settings.spares = 2;
   running.processes.keep_spares();
   REQUIRE(eventually([&] { return program.live().size() == 2; }));
+  std::this_thread::sleep_for(100ms);  // it runs a moment before the pool can give it away
   const auto taken = take(running.processes, usual);
   CHECK(pid_of(taken.worker()) == warm);
 }

@@ -142,7 +142,7 @@ TEST_CASE("server: silence in a stream is filled with comments, before and betwe
   CHECK(late <= 6);
 }
 
-TEST_CASE("server: 1,000 aborted requests leave no process, descriptor or thread behind") {
+TEST_CASE("server: a thousand aborted requests leave no process, descriptor or thread behind") {
   const stand_in program;
   auto settings = options_for(program);
   settings.max_processes = 6;
