@@ -87,6 +87,8 @@ $(pch).gch: tests/pch.hpp $B/flags | need-test
 
 $(unit) $(golden) $(protocol): $(pch).gch | need-test
 $(unit) $(golden) $(protocol): use_pch = -include $(pch)
+# Tests are compiled far longer than they run.
+$(unit) $(golden) $(protocol) $(pch).gch: flags_plain = -O0
 $(call object,tests/main.cpp): | need-test
 
 $B/obj/%.o: %.cpp $B/flags | need-build

@@ -325,8 +325,9 @@ TEST_CASE("conversations: no word of one conversation ever reaches another") {
           continue;
         }
         const auto got = client.answer();
-        const auto text = got.status != 200 ? std::string()
-                          : got.parsed()["choices"][0]["message"]["content"].get<std::string>();
+        const auto text = got.status != 200
+                              ? std::string()
+                              : got.parsed()["choices"][0]["message"]["content"].get<std::string>();
         const auto known = json::parse(text, nullptr, false);
         if (!known.is_object()) {  // killed under it
           ++failed;
@@ -334,8 +335,8 @@ TEST_CASE("conversations: no word of one conversation ever reaches another") {
           continue;
         }
         ++turns;
-        const bool right = known["secrets"] == json::array({secret}) &&
-                           known["messages"] == chat.messages.size();
+        const bool right =
+            known["secrets"] == json::array({secret}) && known["messages"] == chat.messages.size();
         strange += right ? 0 : 1;
         chat.messages.push_back({{"role", "assistant"}, {"content", text}});
       }
@@ -480,7 +481,9 @@ TEST_CASE("sessions: a failed turn leaves the session as it was") {
   {
     connection client(proxy.port());
     client.post("/v1/chat/completions",
-                json{{"model", "claude-test"}, {"session_id", "one"}, {"stream", true},
+                json{{"model", "claude-test"},
+                     {"session_id", "one"},
+                     {"stream", true},
                      {"messages", {{{"role", "user"}, {"content", "[[hang after=1]]"}}}}}
                     .dump());
     REQUIRE(client.wait_for("w0"));
@@ -500,7 +503,8 @@ TEST_CASE("sessions: requests of one session are answered one by one, in order")
     clients.push_back(std::make_unique<connection>(proxy.port()));
     const auto words = "[[text say=\"a b c\" delay_ms=10]] " + std::to_string(i);
     clients.back()->post("/v1/chat/completions",
-                         json{{"model", "claude-test"}, {"session_id", "one"},
+                         json{{"model", "claude-test"},
+                              {"session_id", "one"},
                               {"messages", {{{"role", "user"}, {"content", words}}}}}
                              .dump());
     std::this_thread::sleep_for(20ms * slowness);  // so that their order is known
@@ -518,7 +522,8 @@ TEST_CASE("sessions: a client that leaves while it waits for a session lets the 
   const stand_in program;
   const running_proxy proxy(living(program));
   const auto body = [](const std::string& wish) {
-    return json{{"model", "claude-test"}, {"session_id", "one"},
+    return json{{"model", "claude-test"},
+                {"session_id", "one"},
                 {"messages", {{{"role", "user"}, {"content", told(wish)}}}}}
         .dump();
   };

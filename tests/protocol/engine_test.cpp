@@ -52,8 +52,10 @@ outcome finish(turn& under_way, milliseconds within = 30s) {
   while (!got.ended() && steady::now() < deadline) {
     claude_openai::event what;
     const auto pulled = under_way.next(what, deadline);
-    if (pulled == turn::pulled::client_left) got.client_left = true;
-    else if (pulled != turn::pulled::silence) got.add(what);
+    if (pulled == turn::pulled::client_left)
+      got.client_left = true;
+    else if (pulled != turn::pulled::silence)
+      got.add(what);
   }
   return got;
 }
@@ -209,8 +211,10 @@ TEST_CASE("engine: silence is told at the time that was asked for, and loses not
   while (!got.ended() && steady::now() < deadline) {
     claude_openai::event what;
     const auto pulled = under_way->next(what, steady::now() + 50ms);
-    if (pulled == turn::pulled::silence) ++silences;
-    else got.add(what);
+    if (pulled == turn::pulled::silence)
+      ++silences;
+    else
+      got.add(what);
   }
   CHECK(got.text == "at last");
   CHECK(silences >= 3);

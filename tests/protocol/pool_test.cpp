@@ -249,7 +249,9 @@ TEST_CASE("pool: the cap holds under a stampede, counted from outside") {
         const auto taken = take(running.processes, i % 5 == 0 ? other : usual);
         const auto counts = running.processes.counts();
         const auto sum = counts.busy + counts.spare + counts.stopping;
-        for (int seen = most_counted; sum > seen && !most_counted.compare_exchange_weak(seen, sum);) {}
+        for (int seen = most_counted;
+             sum > seen && !most_counted.compare_exchange_weak(seen, sum);) {
+        }
         std::this_thread::sleep_for(milliseconds(i % 7));
         ++served;
       } catch (const api_error&) {
@@ -369,10 +371,9 @@ TEST_CASE("pool: when claude is missing or no program, the request is told what 
   struct broken {
     std::string path, words;
   };
-  for (const auto& each :
-       {broken{"/no/such/claude", "npm install -g @anthropic-ai/claude-code"},
-        broken{program.folder(), "npm install -g"},
-        broken{program.folder() + "/no-program", "no-program"}}) {
+  for (const auto& each : {broken{"/no/such/claude", "npm install -g @anthropic-ai/claude-code"},
+                           broken{program.folder(), "npm install -g"},
+                           broken{program.folder() + "/no-program", "no-program"}}) {
     auto settings = options_for(program);
     settings.claude_path = each.path;
     settings.spares = 1;

@@ -107,12 +107,14 @@ TEST_CASE("process: a program that is not there, or is none, cannot be started")
   CHECK(resources_now().descriptors == before.descriptors);
 }
 
-TEST_CASE("process: a child gets its own environment, directory and group, and no other descriptor") {
+TEST_CASE(
+    "process: a child gets its own environment, directory and group, and no other descriptor") {
   const child_guard guard;
   const auto leak = ::open("/dev/null", O_RDONLY);  // without O_CLOEXEC
   ::setenv("CLAUDE_OPENAI_TEST_LEAK", "1", 1);
-  auto what = shell("env; pwd; ls /proc/self/fd | tr '\\n' ' '; echo; grep SigIgn /proc/self/status;"
-                    "grep SigBlk /proc/self/status");
+  auto what = shell(
+      "env; pwd; ls /proc/self/fd | tr '\\n' ' '; echo; grep SigIgn /proc/self/status;"
+      "grep SigBlk /proc/self/status");
   what.environment["ONLY"] = "this";
   const auto said = run_short(what, guard, enough);
   ::close(leak);
@@ -191,7 +193,8 @@ TEST_CASE("process: without a free descriptor nothing starts, and nothing is los
   REQUIRE(::getrlimit(RLIMIT_NOFILE, &usual) == 0);
   const auto before = resources_now();
   int failed = 0;
-  for (rlim_t limit = 3; limit < 40; ++limit) {  // wherever it stops: in the first pipe, the second …
+  for (rlim_t limit = 3; limit < 40;
+       ++limit) {  // wherever it stops: in the first pipe, the second …
     rlimit tight = usual;
     tight.rlim_cur = limit;
     REQUIRE(::setrlimit(RLIMIT_NOFILE, &tight) == 0);

@@ -43,10 +43,14 @@ TEST_CASE("server: a client that leaves frees its process within a second, at an
         connection client(proxy.port());
         client.post("/v1/chat/completions", chat_with_past(each.wish, stream).dump());
         const auto pid = wait_for_process(program, before);
-        if (stream && each.wish == "hang after=2") REQUIRE(client.wait_for("w1"));
-        else std::this_thread::sleep_for(20ms);
-        if (abruptly) client.abort();
-        else client.close();
+        if (stream && each.wish == "hang after=2")
+          REQUIRE(client.wait_for("w1"));
+        else
+          std::this_thread::sleep_for(20ms);
+        if (abruptly)
+          client.abort();
+        else
+          client.close();
         CHECK(is_gone_within(pid, 1s));
       }
     }
@@ -79,7 +83,8 @@ TEST_CASE("server: a slow reader slows the process instead of filling the proxy'
   };
   const auto before = resident_kib();
   connection client(proxy.port());
-  client.post("/v1/chat/completions", chat_asking("text n=60000 size=2000", true).dump());  // 120 MB
+  client.post("/v1/chat/completions",
+              chat_asking("text n=60000 size=2000", true).dump());  // 120 MB
   REQUIRE(client.wait_for("w1"));
   std::this_thread::sleep_for(1s);
   CHECK(resident_kib() - before < 60'000 * slowness);
@@ -131,7 +136,8 @@ TEST_CASE("server: silence in a stream is filled with comments, before and betwe
   REQUIRE(first_word != std::string::npos);
   const auto count = [](const std::string& text) {
     int comments = 0;
-    for (size_t at = 0; (at = text.find(": keep-alive\n\n", at)) != std::string::npos; ++at) ++comments;
+    for (size_t at = 0; (at = text.find(": keep-alive\n\n", at)) != std::string::npos; ++at)
+      ++comments;
     return comments;
   };
   const auto early = count(got.body.substr(0, first_word));
@@ -158,13 +164,17 @@ TEST_CASE("server: a thousand aborted requests leave no process, descriptor or t
   for (int c = 0; c < clients; ++c) {
     crowd.emplace_back([&, c] {
       for (int i = 0; i < 1000 / clients; ++i) {
-        const auto wish = i % 3 == 0 ? "hang" : i % 3 == 1 ? "hang after=1" : "text n=500 delay_ms=1";
+        const auto wish = i % 3 == 0   ? "hang"
+                          : i % 3 == 1 ? "hang after=1"
+                                       : "text n=500 delay_ms=1";
         connection client(proxy.port());
         if (!client.connected()) continue;
         client.post("/v1/chat/completions", chat_with_past(wish, i % 2 == 0).dump());
         std::this_thread::sleep_for(milliseconds((i * 7 + c) % 12));
-        if (i % 5 < 3) client.abort();
-        else client.close();
+        if (i % 5 < 3)
+          client.abort();
+        else
+          client.close();
         ++aborted;
       }
     });
@@ -219,9 +229,7 @@ TEST_CASE("server: told to stop, it finishes what runs, takes no more, and ends"
                chat_asking("text say=\"to the end\" delay_ms=150", true).dump());
   REQUIRE(running.wait_for("to"));
   const auto port = proxy.port();
-  std::thread stopping([&] {
-    proxy.server().stop();
-  });
+  std::thread stopping([&] { proxy.server().stop(); });
   stopping.join();
   CHECK(eventually([&] { return !connection(port).connected(); }));
   const auto got = running.answer();

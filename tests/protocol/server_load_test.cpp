@@ -9,8 +9,8 @@ json health(const running_proxy& proxy) { return proxy.get("/health").parsed()["
 
 pid_t pid_in(const http_answer& got) {
   REQUIRE(got.status == 200);
-  const auto echo = json::parse(
-      got.parsed()["choices"][0]["message"]["content"].get<std::string>(), nullptr, false);
+  const auto echo = json::parse(got.parsed()["choices"][0]["message"]["content"].get<std::string>(),
+                                nullptr, false);
   return echo["pid"].get<pid_t>();
 }
 
@@ -45,7 +45,8 @@ TEST_CASE("server: 200 requests at once are all answered, and the cap holds") {
   CHECK(eventually([&] { return health(proxy)["busy"] == 0; }));
 }
 
-TEST_CASE("server: a request is answered by a spare that was there before, and another is started") {
+TEST_CASE(
+    "server: a request is answered by a spare that was there before, and another is started") {
   const stand_in program;
   auto settings = options_for(program);
   settings.spares = 1;
@@ -155,8 +156,8 @@ TEST_CASE("server: 64 streams at once come through whole") {
   for (int i = 0; i < 64; ++i) {
     crowd.emplace_back([&, i] {
       const auto word = "stream-" + std::to_string(i);
-      const auto got = proxy.chat(
-          chat_asking("text say=\"" + word + " a b c d e f g\" delay_ms=10", true));
+      const auto got =
+          proxy.chat(chat_asking("text say=\"" + word + " a b c d e f g\" delay_ms=10", true));
       whole += streamed_text(got.body) == word + " a b c d e f g";
     });
   }

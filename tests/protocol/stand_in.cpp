@@ -25,11 +25,11 @@ output out;
 std::map<string, directive> configuration;
 
 json arguments = json::array();
-json settings = json::object();         // of apply_flag_settings, merged
-json told = json::object();             // what the other control requests asked for
-json history = json::array();           // every message so far, in the order of arrival
-std::deque<json> lines_to_do;           // user and assistant lines
-std::map<string, json> answers;         // to our control requests, by id
+json settings = json::object();  // of apply_flag_settings, merged
+json told = json::object();      // what the other control requests asked for
+json history = json::array();    // every message so far, in the order of arrival
+std::deque<json> lines_to_do;    // user and assistant lines
+std::map<string, json> answers;  // to our control requests, by id
 bool interrupt_asked = false;
 bool last_turn_failed = false;
 int replayed = 0, unacknowledged = 0, requests_sent = 0;
@@ -64,8 +64,8 @@ void initialize(const json& id, const json& request) {
   lines::serves_tools = request.contains("sdkMcpServers");
   if (lines::serves_tools) {
     const json about{{"name", "claude-code"}, {"version", lines::version}};
-    const json params{{"protocolVersion", "2025-11-25"}, {"capabilities", json::object()},
-                      {"clientInfo", about}};
+    const json params{
+        {"protocolVersion", "2025-11-25"}, {"capabilities", json::object()}, {"clientInfo", about}};
     request_client({{"method", "initialize"}, {"params", params}, {"jsonrpc", "2.0"}, {"id", 0}});
   }
   out.line(lines::initialize_success(id));
@@ -127,8 +127,10 @@ void pause(int ms) {
   const auto deadline = clock::now() + std::chrono::milliseconds(ms);
   if (ms > 0) out.flush();
   for (;;) {
-    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - clock::now());
-    if (const auto line = in.next_line(std::max(0, static_cast<int>(left.count())))) take_line(*line);
+    const auto left =
+        std::chrono::duration_cast<std::chrono::milliseconds>(deadline - clock::now());
+    if (const auto line = in.next_line(std::max(0, static_cast<int>(left.count()))))
+      take_line(*line);
     if (interrupt_asked) throw interrupted{};
     if (clock::now() >= deadline) return;
   }
@@ -259,11 +261,15 @@ void answer_echo(const directive&) {
     }
   }
   char directory[4096] = "";
-  const json echo{{"pid", ::getpid()},       {"turn", lines::turns},
+  const json echo{{"pid", ::getpid()},
+                  {"turn", lines::turns},
                   {"cwd", ::getcwd(directory, sizeof directory)},
-                  {"argv", arguments},       {"environment", environment_names()},
-                  {"values", values},        {"settings", settings},
-                  {"told", told},            {"unacknowledged", unacknowledged},
+                  {"argv", arguments},
+                  {"environment", environment_names()},
+                  {"values", values},
+                  {"settings", settings},
+                  {"told", told},
+                  {"unacknowledged", unacknowledged},
                   {"history", history}};
   answer_whole(echo.dump(-1, ' ', false, json::error_handler_t::replace));
 }
@@ -279,9 +285,12 @@ void answer_who(const directive&) {
   }
   std::sort(secrets.begin(), secrets.end());
   secrets.erase(std::unique(secrets.begin(), secrets.end()), secrets.end());
-  answer_whole(json{{"pid", ::getpid()}, {"turn", lines::turns}, {"messages", history.size()},
-                    {"secrets", secrets}}
-                   .dump());
+  answer_whole(json{
+      {"pid", ::getpid()},
+      {"turn", lines::turns},
+      {"messages", history.size()},
+      {"secrets",
+       secrets}}.dump());
 }
 
 void answer_thinking(const directive& wish) {
@@ -328,9 +337,11 @@ void answer_refusal(const directive& wish) {
 
 void answer_rate_limit(const directive& wish) {
   const auto status = wish.word("status", "allowed_warning");
-  out.line(lines::rate_limit_event({{"status", status}, {"resetsAt", 1'795'380'000},
+  out.line(lines::rate_limit_event({{"status", status},
+                                    {"resetsAt", 1'795'380'000},
                                     {"rateLimitType", wish.word("type", "five_hour")},
-                                    {"utilization", 0.91}, {"isUsingOverage", false}}));
+                                    {"utilization", 0.91},
+                                    {"isUsingOverage", false}}));
   answer_text(wish);
 }
 
@@ -345,7 +356,8 @@ const api_failure api_failures[] = {
     {400, "unknown", "invalid_request_error", "API Error: 400 ", ""},
     {401, "authentication_failed", "authentication_error",
      "Failed to authenticate. API Error: 401 ", ""},
-    {403, "authentication_failed", "permission_error", "Failed to authenticate. API Error: 403 ", ""},
+    {403, "authentication_failed", "permission_error", "Failed to authenticate. API Error: 403 ",
+     ""},
     {404, "model_not_found", "not_found_error", "There's an issue with the selected model (", ")."},
     {413, "unknown", "request_too_large", "Request too large ", ""},
     {429, "rate_limit", "rate_limit_error", "API Error: Request rejected (429) · ", ""},
@@ -373,8 +385,11 @@ void answer_api_error(const directive& wish) {
     out.line(lines::api_retry(attempt, retries, delay_ms, status, row->error));
     pause(wish.number("wait_ms", 0));
   }
-  const json more{{"error", row->error}, {"request_id", "req_1"}, {"is_api_error_message", true},
-                  {"api_error_status", status}, {"api_error_type", row->type}};
+  const json more{{"error", row->error},
+                  {"request_id", "req_1"},
+                  {"is_api_error_message", true},
+                  {"api_error_status", status},
+                  {"api_error_type", row->type}};
   write_failure(row->before + wish.word("say", "said " + std::to_string(status)) + row->after, more,
                 {{"api_error_status", status}, {"api_error_type", row->type}});
 }
@@ -388,11 +403,11 @@ void answer_not_logged_in(const directive&) {
 void answer_error_result(const directive& wish) {
   const auto after = wish.number("after", 0);
   if (after > 0) write_beginning(std::vector<string>(static_cast<size_t>(after), "w "));
-  out.line(lines::without(
-      lines::with(lines::result("", nullptr),
-                  {{"is_error", true}, {"subtype", wish.word("subtype", "error_max_turns")},
-                   {"errors", json::array({"the stand-in was told to fail"})}}),
-      {"result"}));
+  out.line(lines::without(lines::with(lines::result("", nullptr),
+                                      {{"is_error", true},
+                                       {"subtype", wish.word("subtype", "error_max_turns")},
+                                       {"errors", json::array({"the stand-in was told to fail"})}}),
+                          {"result"}));
   last_turn_failed = true;
 }
 
@@ -465,7 +480,8 @@ void answer_huge_line(const directive& wish) {
 
 string event_lines(std::initializer_list<const char*> events) {
   string text;
-  for (const auto* event : events) text += R"({"type":"stream_event","event":)" + string(event) + "}\n";
+  for (const auto* event : events)
+    text += R"({"type":"stream_event","event":)" + string(event) + "}\n";
   return text;
 }
 
@@ -484,17 +500,19 @@ const std::map<string, string>& malformed_lines() {
                         R"({"type":"message_delta","delta":3,"usage":"much"})"})},
       {"unknown_types",
        "{\"type\":\"from_the_future\",\"x\":1}\n{\"type\":\"system\",\"subtype\":\"news\"}\n" +
-           event_lines({R"({"type":"ping"})", R"({"type":"from_the_future"})",
-                        R"({"type":"content_block_delta","index":0,"delta":{"type":"new_delta"}})"})},
+           event_lines(
+               {R"({"type":"ping"})", R"({"type":"from_the_future"})",
+                R"({"type":"content_block_delta","index":0,"delta":{"type":"new_delta"}})"})},
       {"invalid_utf8", event_lines({"{\"type\":\"content_block_delta\",\"index\":0,\"delta\":"
                                     "{\"type\":\"text_delta\",\"text\":\"<\xff\xc3\x28>\"}}"})},
       {"nul", string("{\"type\":\"sys\0tem\"}\n\0\0\n", 22)},
       {"deep", "{\"type\":" + string(200'000, '[') + string(200'000, ']') + "}\n"},
       {"out_of_order",
-       event_lines({R"({"type":"content_block_stop","index":7})",
-                    R"({"type":"content_block_delta","index":5,)"
-                    R"("delta":{"type":"text_delta","text":"stray"}})",
-                    R"({"type":"content_block_start","index":-1,"content_block":{"type":"text"}})"})},
+       event_lines(
+           {R"({"type":"content_block_stop","index":7})",
+            R"({"type":"content_block_delta","index":5,)"
+            R"("delta":{"type":"text_delta","text":"stray"}})",
+            R"({"type":"content_block_start","index":-1,"content_block":{"type":"text"}})"})},
       {"cut_off", R"({"type":"stream_eve)"},
   };
   return kinds;
@@ -600,14 +618,16 @@ const behaviour behaviours_aside[] = {
 };
 
 const behaviour turn_behaviours[] = {
-    {"text", answer_text, "n=3 size=0 say=\"…\" delay_ms=0 first_ms=0 in= out= cache_read= cache_write="},
+    {"text", answer_text,
+     "n=3 size=0 say=\"…\" delay_ms=0 first_ms=0 in= out= cache_read= cache_write="},
     {"echo", answer_echo, "answers with JSON: everything that this process has been told"},
     {"who", answer_who, "answers with JSON: pid, turn, number of messages, secrets it was told"},
     {"thinking", answer_thinking, "n=2: thinks, then answers as `text`"},
     {"stop_sequence", answer_stop_sequence, "value=END: stops at it"},
     {"max_tokens", answer_max_tokens, "go_on_ms=5: stops at the limit; goes on by itself"},
     {"refusal", answer_refusal, "go_on_ms=5: is stopped by the classifier; goes on by itself"},
-    {"tool", answer_tool, "names=a,b say= parallel=1: calls the client's tools, answers their results"},
+    {"tool", answer_tool,
+     "names=a,b say= parallel=1: calls the client's tools, answers their results"},
     {"rate_limit", answer_rate_limit, "status=allowed_warning type=five_hour: tells, then `text`"},
     {"api_error", answer_api_error, "status=500 retries=1 delay_ms=500 wait_ms=0 after=0 say="},
     {"not_logged_in", answer_not_logged_in, "says so, as a result that is an error"},
@@ -660,8 +680,10 @@ directive wish_in(const json& message) {
   if (configured("answer")) wish = configuration["answer"];
   for (const auto& found : find_directives(text_of(message["content"]))) {
     const auto* aside = find_behaviour(behaviours_aside, found.name);
-    if (aside != nullptr) aside->run(found);
-    else wish = found;
+    if (aside != nullptr)
+      aside->run(found);
+    else
+      wish = found;
   }
   if (configured("not_logged_in")) wish.name = "not_logged_in";
   return wish;
@@ -670,7 +692,8 @@ directive wish_in(const json& message) {
 void end_interrupted() {
   const auto text = lines::open_text;
   if (!text.empty()) {
-    out.line(lines::with(lines::assistant({{"type", "text"}, {"text", text}}), {{"aborted", true}}));
+    out.line(
+        lines::with(lines::assistant({{"type", "text"}, {"text", text}}), {{"aborted", true}}));
   }
   out.line(lines::user("[Request interrupted by user]"));
   if (!text.empty()) out.line(lines::block_stop(0));
@@ -692,8 +715,10 @@ void run_turn(const json& message) {
   }
   const auto* behaviour = find_behaviour(turn_behaviours, wish.name);
   try {
-    if (behaviour != nullptr) behaviour->run(wish);
-    else answer_whole("the stand-in knows no " + wish.name);
+    if (behaviour != nullptr)
+      behaviour->run(wish);
+    else
+      answer_whole("the stand-in knows no " + wish.name);
   } catch (const interrupted&) {
     end_interrupted();
   }
@@ -720,12 +745,17 @@ int run_session() {
     while (!lines_to_do.empty()) {
       const auto line = lines_to_do.front();
       lines_to_do.pop_front();
-      if (line["type"] == "assistant") history.push_back(line["message"]);
-      else if (!line.value("shouldQuery", true)) replay(line);
-      else run_turn(line["message"]);
+      if (line["type"] == "assistant")
+        history.push_back(line["message"]);
+      else if (!line.value("shouldQuery", true))
+        replay(line);
+      else
+        run_turn(line["message"]);
     }
-    if (const auto line = in.next_line(-1)) take_line(*line);
-    else if (in.ended() && !in.ignore_eof) return last_turn_failed ? 1 : 0;
+    if (const auto line = in.next_line(-1))
+      take_line(*line);
+    else if (in.ended() && !in.ignore_eof)
+      return last_turn_failed ? 1 : 0;
   }
 }
 
@@ -771,7 +801,8 @@ void misbehave_at_start() {
 /// A misspelt behaviour would make a test pass for the wrong reason.
 void check_configuration() {
   for (const auto& row : configuration) {
-    if (find_behaviour(start_behaviours, row.first) || find_behaviour(behaviours_aside, row.first)) {
+    if (find_behaviour(start_behaviours, row.first) ||
+        find_behaviour(behaviours_aside, row.first)) {
       continue;
     }
     std::fprintf(stderr, "stand-in: knows no %s\n", row.first.c_str());

@@ -52,14 +52,19 @@ inline directive parse_directive(std::string_view text) {
   bool quoted = false;
   const auto take = [&] {
     const auto equals = piece.find('=');
-    if (parsed.name.empty()) parsed.name = piece;
-    else if (!piece.empty()) parsed.values[piece.substr(0, equals)] = piece.substr(equals + 1);
+    if (parsed.name.empty())
+      parsed.name = piece;
+    else if (!piece.empty())
+      parsed.values[piece.substr(0, equals)] = piece.substr(equals + 1);
     piece.clear();
   };
   for (const char c : text) {
-    if (c == '"') quoted = !quoted;
-    else if (std::isspace(static_cast<unsigned char>(c)) && !quoted) take();
-    else piece += c;
+    if (c == '"')
+      quoted = !quoted;
+    else if (std::isspace(static_cast<unsigned char>(c)) && !quoted)
+      take();
+    else
+      piece += c;
   }
   take();
   return parsed;
@@ -106,7 +111,8 @@ inline void write_end_to_journal() {
   char* at = line + sizeof line;
   for (const char* word = "\ndne "; *word != 0; ++word) *--at = *word;
   for (long pid = ::getpid(); pid != 0; pid /= 10) *--at = static_cast<char>('0' + pid % 10);
-  if (journal >= 0 && ::write(journal, at, static_cast<size_t>(line + sizeof line - at)) < 0) return;
+  if (journal >= 0 && ::write(journal, at, static_cast<size_t>(line + sizeof line - at)) < 0)
+    return;
 }
 
 [[noreturn]] inline void leave(int status) {
@@ -221,7 +227,8 @@ class input {
         return line;
       }
       searched = buffer_.size();
-      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - clock::now());
+      const auto left =
+          std::chrono::duration_cast<std::chrono::milliseconds>(deadline - clock::now());
       if (!read_more(timeout_ms < 0 ? -1 : std::max(0, static_cast<int>(left.count())))) return {};
     }
   }

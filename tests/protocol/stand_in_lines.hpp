@@ -50,7 +50,8 @@ inline json parsed(const char* text) { return json::parse(text); }
 // ---- the session --------------------------------------------------------------------------------
 
 inline json init() {
-  static const auto line = parsed(R"json({"type":"system","subtype":"init","cwd":"/","session_id":"",
+  static const auto line =
+      parsed(R"json({"type":"system","subtype":"init","cwd":"/","session_id":"",
     "tools":[],"mcp_servers":[],"model":"","permissionMode":"default","slash_commands":["clear"],
     "terminal_slash_commands":["doctor"],"apiKeySource":"ANTHROPIC_API_KEY",
     "claude_code_version":"","output_style":"default","agents":["claude"],"skills":["dataviz"],
@@ -60,13 +61,15 @@ inline json init() {
     "additional_directories":[],"fast_mode_state":"off",
     "fast_mode_disabled_reason":"sdk_opt_in_required","per_turn_effort_active":false,
     "ultrathink_available":false,"ultrathink_typed_raises":false,"view_mode":"default"})json");
-  auto own = with(line, {{"session_id", session}, {"model", model}, {"uuid", uuid()},
+  auto own = with(line, {{"session_id", session},
+                         {"model", model},
+                         {"uuid", uuid()},
                          {"claude_code_version", version}});
   if (!bare) own["memory_paths"] = {{"auto", "/memory/"}};
   if (!bare) own["messaging_socket_path"] = "/0.sock";
   if (serves_tools) {
-    own["mcp_servers"] = json::array({{{"name", "client"}, {"status", "connected"},
-                                       {"source", "sdk"}}});
+    own["mcp_servers"] =
+        json::array({{{"name", "client"}, {"status", "connected"}, {"source", "sdk"}}});
   }
   return own;
 }
@@ -80,8 +83,10 @@ inline json status() { return system("status", {{"status", "requesting"}}); }
 
 inline json api_retry(int attempt, int retries, const json& delay_ms, const json& status,
                       const char* error) {
-  return system("api_retry", {{"attempt", attempt}, {"max_retries", retries},
-                              {"retry_delay_ms", delay_ms}, {"error_status", status},
+  return system("api_retry", {{"attempt", attempt},
+                              {"max_retries", retries},
+                              {"retry_delay_ms", delay_ms},
+                              {"error_status", status},
                               {"error", error}});
 }
 
@@ -94,7 +99,8 @@ inline json account() {
     return {{"tokenSource", "claude.ai"}, {"apiProvider", "firstParty"}};
   }
   if (auth_method == "third_party") return {{"tokenSource", "none"}, {"apiProvider", "bedrock"}};
-  return {{"tokenSource", "none"}, {"apiKeySource", "ANTHROPIC_API_KEY"},
+  return {{"tokenSource", "none"},
+          {"apiKeySource", "ANTHROPIC_API_KEY"},
           {"apiProvider", "firstParty"}};
 }
 
@@ -119,8 +125,8 @@ inline json initialize_answer() {
     "remote_control_auto_on_by_default":false,"ide_rc_auto_enable_gate":false,
     "fast_mode_state":"off","fast_mode_disabled_reason":"sdk_opt_in_required",
     "session_state":"idle","capabilities":["ui_surface_v1"]})json");
-  return with(answer, {{"account", account()}, {"pid", ::getpid()},
-                       {"claude_code_version", version}});
+  return with(answer,
+              {{"account", account()}, {"pid", ::getpid()}, {"claude_code_version", version}});
 }
 
 inline json control_success(const json& id, const json& response) {
@@ -152,8 +158,8 @@ inline json api_usage(int output_tokens) {
   return {{"input_tokens", tokens.input},
           {"cache_creation_input_tokens", tokens.cache_write},
           {"cache_read_input_tokens", tokens.cache_read},
-          {"cache_creation", {{"ephemeral_5m_input_tokens", tokens.cache_write},
-                              {"ephemeral_1h_input_tokens", 0}}},
+          {"cache_creation",
+           {{"ephemeral_5m_input_tokens", tokens.cache_write}, {"ephemeral_1h_input_tokens", 0}}},
           {"output_tokens", output_tokens},
           {"service_tier", "standard"}};
 }
@@ -167,9 +173,9 @@ inline json event(const json& what) {
 }
 
 inline json api_message(const json& content, const json& stop_reason) {
-  return {{"id", message_id()},         {"type", "message"},        {"role", "assistant"},
-          {"model", model},             {"content", content},       {"stop_reason", stop_reason},
-          {"stop_sequence", nullptr},   {"usage", api_usage(1)}};
+  return {{"id", message_id()},       {"type", "message"},    {"role", "assistant"},
+          {"model", model},           {"content", content},   {"stop_reason", stop_reason},
+          {"stop_sequence", nullptr}, {"usage", api_usage(1)}};
 }
 
 inline json message_start() {
@@ -179,7 +185,9 @@ inline json message_start() {
 }
 
 /// Lines of a message that shows its thinking say how.
-inline json with_thinking(const json& line) { return with(line, {{"thinking_display", "updates"}}); }
+inline json with_thinking(const json& line) {
+  return with(line, {{"thinking_display", "updates"}});
+}
 
 inline json block_start(int index, const json& block) {
   return event({{"type", "content_block_start"}, {"index", index}, {"content_block", block}});
@@ -191,7 +199,8 @@ inline json text_block_start(int index) {
 }
 
 inline json block_delta(int index, const char* type, const char* member, const string& text) {
-  return event({{"type", "content_block_delta"}, {"index", index},
+  return event({{"type", "content_block_delta"},
+                {"index", index},
                 {"delta", {{"type", type}, {member, text}}}});
 }
 
@@ -214,19 +223,25 @@ inline json message_delta(const string& reason, const json& stop_sequence) {
 inline json message_stop() { return event({{"type", "message_stop"}}); }
 
 inline json abandoned_message_delta() {
-  const json delta{{"container", nullptr}, {"stop_details", nullptr}, {"stop_reason", nullptr},
+  const json delta{{"container", nullptr},
+                   {"stop_details", nullptr},
+                   {"stop_reason", nullptr},
                    {"stop_sequence", nullptr}};
-  return event({{"type", "message_delta"}, {"context_management", nullptr}, {"delta", delta},
+  return event({{"type", "message_delta"},
+                {"context_management", nullptr},
+                {"delta", delta},
                 {"usage", api_usage(1)}});
 }
 
 inline json abandoned_message_stop() {
-  return with(message_stop(), {{"abandoned_blocks", {{"api_message_id", message_id()},
-                                                     {"from_block_index", 0}}}});
+  return with(message_stop(),
+              {{"abandoned_blocks", {{"api_message_id", message_id()}, {"from_block_index", 0}}}});
 }
 
 inline json with_ids(const json& line) {
-  return with(line, {{"parent_tool_use_id", nullptr}, {"session_id", session}, {"uuid", uuid()},
+  return with(line, {{"parent_tool_use_id", nullptr},
+                     {"session_id", session},
+                     {"uuid", uuid()},
                      {"timestamp", time}});
 }
 
@@ -237,7 +252,8 @@ inline json assistant(const json& block, const json& stop_reason = nullptr) {
   line["request_id"] = "req_" + std::to_string(messages);
   if (block["type"] == "thinking") line["thinking_duration_ms"] = 1;
   if (block["type"] == "tool_use") {
-    line["tool_use_meta"] = json::array({{{"id", block["id"]}, {"display_name", block["name"]},
+    line["tool_use_meta"] = json::array({{{"id", block["id"]},
+                                          {"display_name", block["name"]},
                                           {"server_display_name", "client"},
                                           {"tool_name", block["name"]}}});
   }
@@ -253,8 +269,8 @@ inline json user(const string& text, const json& more = json::object()) {
 
 inline json tool_result(const string& call, const json& content) {
   json block{{"tool_use_id", call}, {"type", "tool_result"}, {"content", content}};
-  auto line = with_ids({{"type", "user"},
-                        {"message", {{"role", "user"}, {"content", json::array({block})}}}});
+  auto line = with_ids(
+      {{"type", "user"}, {"message", {{"role", "user"}, {"content", json::array({block})}}}});
   line["tool_use_result"] = content;
   const json decision{{"decision", "accept"}, {"source", "config"}, {"reason_type", "rule"}};
   line["tool_result_meta"] = json::array({{{"id", call}, {"permission_decision", decision}}});
@@ -287,17 +303,24 @@ inline json replay_result() {
 /// A result of a turn that reached the API. The real order: `type` comes late.
 inline json result(const string& text, const json& stop_reason) {
   cost += 0.000135;
-  auto line = with(replay_result(), {{"terminal_reason", "completed"}, {"is_error", false},
-                                     {"num_turns", 1}, {"api_error_status", nullptr},
-                                     {"result", text}, {"stop_reason", stop_reason},
-                                     {"total_cost_usd", cost}, {"result_index", turns}});
-  line["usage"].update({{"input_tokens", tokens.input}, {"output_tokens", tokens.output},
+  auto line = with(replay_result(), {{"terminal_reason", "completed"},
+                                     {"is_error", false},
+                                     {"num_turns", 1},
+                                     {"api_error_status", nullptr},
+                                     {"result", text},
+                                     {"stop_reason", stop_reason},
+                                     {"total_cost_usd", cost},
+                                     {"result_index", turns}});
+  line["usage"].update({{"input_tokens", tokens.input},
+                        {"output_tokens", tokens.output},
                         {"cache_creation_input_tokens", tokens.cache_write},
                         {"cache_read_input_tokens", tokens.cache_read}});
-  line["modelUsage"] = {{model, {{"inputTokens", tokens.input}, {"outputTokens", tokens.output},
-                                 {"cacheReadInputTokens", tokens.cache_read},
-                                 {"cacheCreationInputTokens", tokens.cache_write},
-                                 {"costUSD", cost}}}};
+  line["modelUsage"] = {{model,
+                         {{"inputTokens", tokens.input},
+                          {"outputTokens", tokens.output},
+                          {"cacheReadInputTokens", tokens.cache_read},
+                          {"cacheCreationInputTokens", tokens.cache_write},
+                          {"costUSD", cost}}}};
   line["model_usage_since_last_result"] = line["modelUsage"];
   line["begun_message_ids"] = json::array({message_id()});
   for (const char* name : {"ttft_ms", "ttft_stream_ms", "time_to_request_ms"}) line[name] = 78;
@@ -312,10 +335,11 @@ inline json without(json line, std::initializer_list<const char*> names) {
 
 /// A result that tells of an error: nothing came from the API.
 inline json failed_result(const string& text, const json& more) {
-  const auto line = without(result(text, "stop_sequence"), {"ttft_ms", "ttft_stream_ms",
-                                                            "time_to_request_ms",
-                                                            "first_content_frame_ms"});
-  return with(with(line, {{"is_error", true}, {"terminal_reason", "api_error"},
+  const auto line =
+      without(result(text, "stop_sequence"),
+              {"ttft_ms", "ttft_stream_ms", "time_to_request_ms", "first_content_frame_ms"});
+  return with(with(line, {{"is_error", true},
+                          {"terminal_reason", "api_error"},
                           {"begun_message_ids", json::array()}}),
               more);
 }
@@ -338,16 +362,20 @@ inline json synthetic_assistant(const string& text, const json& more) {
 
 /// What an interrupted turn ends with.
 inline json interrupted_result() {
-  const auto line = without(result("", nullptr), {"result", "api_error_status", "ttft_ms",
-                                                  "ttft_stream_ms", "time_to_request_ms",
-                                                  "first_content_frame_ms"});
-  return with(line, {{"terminal_reason", "aborted_streaming"}, {"is_error", true},
-                     {"num_turns", 2}, {"subtype", "error_during_execution"},
+  const auto line =
+      without(result("", nullptr), {"result", "api_error_status", "ttft_ms", "ttft_stream_ms",
+                                    "time_to_request_ms", "first_content_frame_ms"});
+  return with(line, {{"terminal_reason", "aborted_streaming"},
+                     {"is_error", true},
+                     {"num_turns", 2},
+                     {"subtype", "error_during_execution"},
                      {"errors", json::array({"[ede_diagnostic] result_type=user"})}});
 }
 
 inline json rate_limit_event(const json& info) {
-  return {{"type", "rate_limit_event"}, {"rate_limit_info", info}, {"session_id", session},
+  return {{"type", "rate_limit_event"},
+          {"rate_limit_info", info},
+          {"session_id", session},
           {"uuid", uuid()}};
 }
 

@@ -20,11 +20,22 @@ std::string kind_of(const json& line) {
 
 /// Members whose names or values are data: the API's, the caller's or the machine's.
 bool is_data(const std::string& path) {
-  static const std::set<std::string> names{
-      ".modelUsage", ".model_usage_since_last_result", ".event.usage", ".event.message.usage",
-      ".message.usage", ".request.message.params.arguments", ".message.content[].input", ".errors",
-      ".event.delta.stop_reason", ".event.delta.stop_sequence", ".stop_reason", ".result",
-      ".message.stop_reason", ".error_status", ".api_error_status", ".num_turns"};
+  static const std::set<std::string> names{".modelUsage",
+                                           ".model_usage_since_last_result",
+                                           ".event.usage",
+                                           ".event.message.usage",
+                                           ".message.usage",
+                                           ".request.message.params.arguments",
+                                           ".message.content[].input",
+                                           ".errors",
+                                           ".event.delta.stop_reason",
+                                           ".event.delta.stop_sequence",
+                                           ".stop_reason",
+                                           ".result",
+                                           ".message.stop_reason",
+                                           ".error_status",
+                                           ".api_error_status",
+                                           ".num_turns"};
   return names.count(path) != 0;
 }
 
@@ -89,8 +100,10 @@ json request_line(const char* id, const json& request) {
 }
 
 json user_line(const std::string& text) {
-  return {{"type", "user"}, {"message", {{"role", "user"}, {"content", text}}},
-          {"parent_tool_use_id", nullptr}, {"session_id", ""}};
+  return {{"type", "user"},
+          {"message", {{"role", "user"}, {"content", text}}},
+          {"parent_tool_use_id", nullptr},
+          {"session_id", ""}};
 }
 
 /// Lines that it reads, each when the line of this kind came (or at once).
@@ -235,8 +248,8 @@ TEST_CASE("stand-in: history is acknowledged as recorded") {
     talk.write(past);
     take(talk.read_to("result"));
     talk.write({{"type", "assistant"},
-                {"message", {{"role", "assistant"},
-                             {"content", {{{"type", "text"}, {"text", "well"}}}}}}});
+                {"message",
+                 {{"role", "assistant"}, {"content", {{{"type", "text"}, {"text", "well"}}}}}}});
   }
   talk.write(user_line("live"));
   take(talk.read_to("result"));
@@ -261,8 +274,10 @@ TEST_CASE("stand-in: the client's tools are called as recorded") {
     const auto& message = request["request"]["message"];
     const json reply{{"jsonrpc", "2.0"}, {"id", message.value("id", 0)}, {"result", result}};
     talk.write({{"type", "control_response"},
-                {"response", {{"subtype", "success"}, {"request_id", request["request_id"]},
-                              {"response", {{"mcp_response", reply}}}}}});
+                {"response",
+                 {{"subtype", "success"},
+                  {"request_id", request["request_id"]},
+                  {"response", {{"mcp_response", reply}}}}}});
   };
   talk.write(request_line("1", {{"subtype", "initialize"}, {"sdkMcpServers", {"client"}}}));
   const auto opening = talk.read_to("control_response");

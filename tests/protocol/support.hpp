@@ -268,8 +268,7 @@ class connection {
     address.sin_family = AF_INET;
     address.sin_port = htons(static_cast<std::uint16_t>(port));
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    connected_ =
-        ::connect(socket_, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0;
+    connected_ = ::connect(socket_, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0;
     const int on = 1;
     ::setsockopt(socket_, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
   }
@@ -300,7 +299,8 @@ class connection {
     return true;
   }
 
-  void post(const std::string& path, const std::string& body, const std::string& headers = "") const {
+  void post(const std::string& path, const std::string& body,
+            const std::string& headers = "") const {
     write("POST " + path + " HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n" +
           headers + "Content-Length: " + std::to_string(body.size()) + "\r\n\r\n" + body);
   }
@@ -331,8 +331,10 @@ class connection {
     const auto whole = length.empty() ? 0 : static_cast<std::size_t>(std::stoul(length));
     for (;;) {
       const auto rest = std::string_view(received_).substr(head_end);
-      if (chunked) got.complete = decode_chunks(rest, got.body);
-      else if (!length.empty()) got.complete = rest.size() >= whole;
+      if (chunked)
+        got.complete = decode_chunks(rest, got.body);
+      else if (!length.empty())
+        got.complete = rest.size() >= whole;
       if (got.complete || !read_some(deadline)) break;
     }
     if (!chunked) got.body = received_.substr(head_end, length.empty() ? std::string::npos : whole);
@@ -343,7 +345,8 @@ class connection {
   /// True when the peer has closed, or does so within the time.
   bool closed_by_peer(milliseconds within = 5s) {
     const auto deadline = steady::now() + within * slowness;
-    while (read_some(deadline)) {}
+    while (read_some(deadline)) {
+    }
     return ended_;
   }
 

@@ -293,11 +293,13 @@ TEST_CASE("worker: long lines come whole, endless ones are an error") {
 
 TEST_CASE("worker: a flood on stderr blocks nothing, and its end is kept for the error") {
   turn_request request = asking("text n=2");
-  request.messages.back().parts.push_back(claude_openai::text_part{told("stderr_flood bytes=4000000")});
+  request.messages.back().parts.push_back(
+      claude_openai::text_part{told("stderr_flood bytes=4000000")});
   const auto got = run(request);
   CHECK(got.stopped);
   request = asking("crash");
-  request.messages.back().parts.push_back(claude_openai::text_part{told("stderr_flood bytes=4000000")});
+  request.messages.back().parts.push_back(
+      claude_openai::text_part{told("stderr_flood bytes=4000000")});
   const auto crashed = run(request);
   check_failed(crashed, error_kind::bad_gateway, "going down as told");
   CHECK(crashed.error->message.size() < 4096);
@@ -306,7 +308,8 @@ TEST_CASE("worker: a flood on stderr blocks nothing, and its end is kept for the
 TEST_CASE("worker: 5 MB go to a slow reader that itself talks before it reads on") {
   turn_request request = asking("echo");
   request.messages.back().parts.push_back(claude_openai::text_part{std::string(5'000'000, 'p')});
-  const auto got = run(request, "slow_reader chunk=65536 pause_ms=1\nwrite_before_read bytes=400000\n");
+  const auto got =
+      run(request, "slow_reader chunk=65536 pause_ms=1\nwrite_before_read bytes=400000\n");
   REQUIRE(got.stopped);
   const auto echo = json::parse(got.text);  // 5 MB came back as well
   CHECK(echo["history"][0]["content"][1]["text"].get_ref<const std::string&>().size() == 5'000'000);
