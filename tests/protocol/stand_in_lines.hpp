@@ -1,4 +1,4 @@
-// The lines that `claude` 2.1.330 prints, taken from tests/golden/*.2.1.330.jsonl with the long lists
+// The lines that `claude` 2.1.330 prints, out of tests/golden/*.2.1.330.jsonl with the long lists
 // cut short. stand_in_test.cpp compares their members with the recordings'.
 #pragma once
 

@@ -1,4 +1,5 @@
 // [06] conversation: one request in neutral form, whatever API it came by.
+#include <map>
 #include <set>
 #include <string>
 #include <utility>
@@ -181,6 +182,39 @@ TEST_CASE("trace: no words can look like a border between parts or messages") {
     traces.insert(make_trace(request).words);
   }
   CHECK(traces.size() == conversations.size());
+}
+
+TEST_CASE("trace: two conversations that differ never have one trace") {
+  CAPTURE(test::seed());
+  test::generator random(19);
+  const std::vector<std::string> pieces = {"a", "u", ":", "1", "u1:a", "u:a", "a1:u", "2", "c0:"};
+  std::map<std::string, std::string> known;
+  for (int i = 0; i < 20'000; ++i) {
+    claude_openai::turn_request request;
+    json told = json::array();
+    for (std::size_t n = random.between(1, 3); n > 0; --n) {
+      std::vector<std::string> texts;
+      for (std::size_t k = random.between(1, 2); k > 0; --k) {
+        texts.push_back(random.pick(pieces));
+        if (random.chance(40)) texts.back() += random.pick(pieces);
+      }
+      const bool from_user = random.chance(60);
+      if (!from_user) texts = {texts.front() + texts.back()};
+      request.messages.push_back(from_user ? user(texts) : assistant(texts));
+      told.push_back(json::array({from_user, texts}));
+    }
+    // Two messages of one role in a row do not come out of `normalize`.
+    bool alternates = true;
+    for (std::size_t m = 1; m < request.messages.size(); ++m) {
+      alternates = alternates && request.messages[m].author != request.messages[m - 1].author;
+    }
+    if (!alternates) continue;
+    const auto words = make_trace(request).words;
+    const auto told_as = claude_openai::dump(told);
+    const auto twin = known.emplace(words, told_as).first->second;
+    REQUIRE(twin == told_as);
+  }
+  CHECK(known.size() > 2'000);
 }
 
 TEST_CASE("trace: tool calls and results are in it, with ids, names, input and text") {
