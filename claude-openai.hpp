@@ -767,11 +767,15 @@ inline conversation_trace make_trace(const turn_request& request) {
   return trace;
 }
 
-/// Ids of sessions are free text: up to 256 bytes without control characters.
+/// Ids of sessions are free text: up to 256 characters, none of them a control character.
 inline std::string parse_session_id(const reader& field) {
   const auto& id = field.string();
   const auto is_control = [](char c) { return static_cast<unsigned char>(c) < ' ' || c == '\x7f'; };
-  if (id.empty() || id.size() > 256) field.fail("must be 1 to 256 bytes long");
+  const auto begins_character = [](char c) {
+    return (static_cast<unsigned char>(c) & 0xC0U) != 0x80U;
+  };
+  const auto characters = std::count_if(id.begin(), id.end(), begins_character);
+  if (characters < 1 || characters > 256) field.fail("must be 1 to 256 characters long");
   if (std::any_of(id.begin(), id.end(), is_control)) field.fail("holds a control character");
   return id;
 }
@@ -1825,8 +1829,12 @@ inline std::vector<std::string_view> variables_of(auth_method method) {
 inline auth_method resolve_auth(const options& settings) {
   if (settings.auth != auth_method::detect) return settings.auth;
   const auto& variables = settings.environment;
-  if (value_or(variables, "CLAUDE_CODE_USE_BEDROCK") == "1") return auth_method::bedrock;
-  if (value_or(variables, "CLAUDE_CODE_USE_VERTEX") == "1") return auth_method::vertex;
+  const auto is_on = [&](const char* name) {
+    const auto value = text::to_lower(value_or(variables, name));
+    return value == "1" || value == "true" || value == "yes" || value == "on";
+  };
+  if (is_on("CLAUDE_CODE_USE_BEDROCK")) return auth_method::bedrock;
+  if (is_on("CLAUDE_CODE_USE_VERTEX")) return auth_method::vertex;
   const bool has_key = !value_or(variables, "ANTHROPIC_API_KEY").empty() ||
                        !value_or(variables, "ANTHROPIC_AUTH_TOKEN").empty();
   return has_key ? auth_method::api_key : auth_method::cli;
@@ -2093,8 +2101,10 @@ class child_process {
   bool has_exited() const {
     siginfo_t info{};
     if (pid_ < 0) return true;
-    return ::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
-           info.si_pid == pid_;
+    const int asked =
+        ::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT);
+    if (asked != 0) return errno == ECHILD;  // the program ignores SIGCHLD: it is gone already
+    return info.si_pid == pid_;
   }
 
   /// Waits a moment for the end of a process that has closed its streams.
@@ -2150,8 +2160,8 @@ class child_process {
     posix_spawnattr_setsigmask(&attributes, &signals);
     posix_spawnattr_setflags(&attributes, flags);
     pid_t pid = -1;
-    const int failed = ::posix_spawn(&pid, arguments.front().c_str(), &actions, &attributes,
-                                     pointers_to(arguments).data(), pointers_to(variables).data());
+    const int failed = ::posix_spawnp(&pid, arguments.front().c_str(), &actions, &attributes,
+                                      pointers_to(arguments).data(), pointers_to(variables).data());
     posix_spawn_file_actions_destroy(&actions);
     posix_spawnattr_destroy(&attributes);
     if (failed != 0) {
@@ -3087,9 +3097,16 @@ class session_store {
   /// Reads what is stored. Throws `std::system_error` when the directory cannot be used.
   explicit session_store(const options& settings) : settings_(settings) {
     if (settings_.session_directory.empty()) return;
-    std::filesystem::create_directories(settings_.session_directory);
-    ::chmod(settings_.session_directory.c_str(), 0700);
-    for (const auto& file : std::filesystem::directory_iterator(settings_.session_directory)) {
+    namespace files = std::filesystem;
+    const files::path directory = settings_.session_directory;
+    files::create_directories(directory);
+    constexpr auto shared = files::perms::others_write | files::perms::sticky_bit;
+    if ((files::status(directory).permissions() & shared) != files::perms::none) {
+      throw std::system_error(std::make_error_code(std::errc::permission_denied),
+                              "sessions need a directory of their own, not " + directory.string());
+    }
+    files::permissions(directory, files::perms::owner_all);
+    for (const auto& file : files::directory_iterator(directory)) {
       if (file.path().extension() == ".json") load(file.path().string());
     }
   }
@@ -3398,6 +3415,8 @@ class turn {
       if (!has_process()) return std::nullopt;
     } catch (const api_error& failure) {
       return turn_failed{failure};
+    } catch (const std::exception& fault) {  // no descriptor left, for one
+      return turn_failed{api_error(error_kind::internal, fault.what())};
     }
     return lease_->worker().pop();
   }
@@ -3414,6 +3433,10 @@ class turn {
     if (!taken) return false;
     ticket_.reset();
     lease_.emplace(std::move(*taken));
+    const char* source = lease_->known_replies() > 0 ? "the conversation's"
+                         : lease_->was_waiting()     ? "a spare"
+                                                     : "a new";
+    settings_.log.debug(std::string("turn on ") + source + " process, model " + request_.model);
     // Messages alternate and the user begins, so each reply stands for two of them.
     lease_->worker().begin(request_, 2 * lease_->known_replies());
     return true;
@@ -3782,6 +3805,8 @@ inline std::vector<unique_fd> listen_on(const std::string& host, int port) {
     }
     if (::bind(socket.get(), address->ai_addr, address->ai_addrlen) != 0 ||
         ::listen(socket.get(), 1024) != 0) {
+      const bool other_may_do = errno == EADDRNOTAVAIL && address->ai_next != nullptr;
+      if (other_may_do) continue;  // `localhost` where IPv6 is off
       throw std::system_error(last_system_error(), host + ":" + std::to_string(port));
     }
     set_nonblocking(socket.get());
@@ -3898,7 +3923,11 @@ class connection final : public httplib::Stream {
 
   bool wait(short events, int timeout_ms) const {
     pollfd entry{socket_.get(), events, 0};
-    return ::poll(&entry, 1, timeout_ms) > 0;
+    int ready = 0;
+    do {
+      ready = ::poll(&entry, 1, timeout_ms);
+    } while (ready < 0 && errno == EINTR);
+    return ready > 0;
   }
 
   bool fill() {
@@ -3958,6 +3987,7 @@ struct exchange {
   std::string id;
   std::string client_id = {};  ///< see `client_name`
   std::string path = {};       ///< without `/v1` and a last slash
+  std::string failure = {};    ///< for the log
   steady_time started = std::chrono::steady_clock::now();
 };
 
@@ -3965,20 +3995,22 @@ struct exchange {
 class http_service : public httplib::Server {
  public:
   explicit http_service(const services& given) : services_(given) {
-    const auto serve = [this](const httplib::Request& request, httplib::Response& response) {
-      dispatch(request, response, nullptr);
-    };
     const auto serve_body = [this](const httplib::Request& request, httplib::Response& response,
                                    const httplib::ContentReader& body) {
       dispatch(request, response, &body);
     };
     constexpr const char* any = "[^]*";
-    Get(any, serve);
-    Options(any, serve);
     Post(any, serve_body);
     Put(any, serve_body);
     Patch(any, serve_body);
     Delete(any, serve_body);
+    // Whatever takes no body is answered before httplib could read one.
+    set_pre_routing_handler([this](const httplib::Request& request, httplib::Response& response) {
+      if (takes_body(request.method)) return HandlerResponse::Unhandled;
+      if (announces_body(request)) current()->close_after_reply();
+      dispatch(request, response, nullptr);
+      return HandlerResponse::Handled;
+    });
     svr_sock_ = 0;  // httplib cuts streams short while it thinks that it does not listen
     set_keep_alive_timeout(75);
     set_keep_alive_max_count(10'000);
@@ -4077,6 +4109,15 @@ class http_service : public httplib::Server {
 
   bool is_stopping() const { return services_.stop.is_raised(); }
 
+  static bool takes_body(std::string_view method) {
+    return method == "POST" || method == "PUT" || method == "PATCH" || method == "DELETE";
+  }
+
+  static bool announces_body(const httplib::Request& request) {
+    return request.has_header("Transfer-Encoding") ||
+           request.get_header_value("Content-Length") != "0";
+  }
+
   // From a request to its route, and the one place where exceptions end.
 
   void dispatch(const httplib::Request& request, httplib::Response& response,
@@ -4084,7 +4125,6 @@ class http_service : public httplib::Server {
     exchange now{*current(), request, response, body, request_id(request)};
     response.set_header("x-request-id", now.id);
     response.set_header("openai-version", "2020-10-01");
-    const bool has_body = request.get_header_value("Content-Length") != "0";
     try {
       allow_origin(now);
       enter(now);
@@ -4094,9 +4134,9 @@ class http_service : public httplib::Server {
       services_.settings.log.error("request " + now.id + ": " + fault.what());
       answer_error(now, api_error(error_kind::internal, "internal error; see the proxy's log"));
     }
-    if (has_body && now.body != nullptr) now.client.close_after_reply();
+    if (now.body != nullptr && announces_body(request)) now.client.close_after_reply();
     response.set_header("openai-processing-ms", std::to_string(elapsed_ms(now)));
-    if (!response.content_provider_) log_request(now, response.status, {});
+    if (!response.content_provider_) log_request(now, response.status, now.failure);
   }
 
   void enter(exchange& now) {
@@ -4199,6 +4239,7 @@ class http_service : public httplib::Server {
 
   static void answer_error(exchange& now, const api_error& error) {
     now.response.status = http_status(error.kind);
+    if (!error.code.empty()) now.failure = " " + error.code;
     now.response.set_content(openai_chat::render_error(error), json_type);
     const bool says_when = error.kind == error_kind::rate_limited ||
                            error.kind == error_kind::unavailable ||
@@ -4234,10 +4275,14 @@ class http_service : public httplib::Server {
                                                   std::to_string(limit) + " bytes");
     };
     const auto announced = now.request.get_header_value("Content-Length");
-    const bool chunked = now.request.has_header("Transfer-Encoding");
+    const auto encoding = text::to_lower(now.request.get_header_value("Transfer-Encoding"));
+    const bool chunked = encoding == "chunked";
     const auto length = text::try_number<std::uint64_t>(announced);
-    if (!chunked && !length) {
-      throw api_error(error_kind::invalid_request, "the Content-Length is not a number");
+    const bool doubtful = now.request.get_header_value_count("Content-Length") > 1 ||
+                          (!encoding.empty() && (!chunked || !announced.empty()));
+    if (doubtful || (!chunked && !length)) {
+      throw api_error(error_kind::invalid_request,
+                      "the length of the body is not told, or told in two ways");
     }
     if (!chunked && *length > limit) throw refuse();
     std::string bytes;
@@ -4573,21 +4618,34 @@ class server {
     return settings;
   }
 
-  /// Looks at the CLI once, in the background: the port is open long before.
+  /// Looks at the CLI in the background, the port is open long before, and again as long as there
+  /// is a problem: the user may install it or log in meanwhile.
   void inspect() {
+    constexpr std::chrono::seconds pause{15};
+    for (;;) {
+      const auto facts = inspect_once();
+      const bool news = facts.problem != status_.get().problem || !facts.version.empty();
+      status_.set(facts);
+      if (on_inspected && news) on_inspected(facts);
+      if (facts.problem.empty() || facts.too_old) return;
+      pollfd entry{closing_.fd(), POLLIN, 0};
+      if (::poll(&entry, 1, static_cast<int>(pause.count()) * 1000) > 0) return;
+    }
+  }
+
+  cli_facts inspect_once() {
     cli_facts facts;
     try {
       inspect_version(settings_, *guard_, closing_, facts);
-      status_.set(facts);
-      if (facts.problem.empty()) {
-        pool_.keep_spares();
-        inspect_account(settings_, pool_, closing_, facts);
-      }
+      if (!facts.problem.empty()) return facts;
+      pool_.keep_spares();
+      inspect_account(settings_, pool_, closing_, facts);
+    } catch (const api_error& failure) {  // busy processes are no problem of the CLI's
+      if (failure.kind != error_kind::rate_limited) facts.problem = failure.message;
     } catch (const std::exception& failure) {
       facts.problem = failure.what();
     }
-    status_.set(facts);
-    if (on_inspected) on_inspected(facts);
+    return facts;
   }
 
   /// Returns how often `stop` was called.
@@ -4620,7 +4678,11 @@ class server {
     clients_.push_back(fd);
     try {
       std::thread([this, fd, owned = std::move(client)]() mutable {
-        http_.serve_connection(*owned);
+        try {
+          http_.serve_connection(*owned);
+        } catch (const std::exception& fault) {  // one connection's trouble is not the others'
+          settings_.log.error(std::string("a connection ended: ") + fault.what());
+        }
         const std::lock_guard<std::mutex> inner(mutex_);
         clients_.erase(std::find(clients_.begin(), clients_.end(), fd));
         owned.reset();  // under the lock: until then `drain` may still name the descriptor

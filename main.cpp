@@ -3,6 +3,8 @@
 
 #include <CLI/CLI.hpp>
 
+#include <sys/resource.h>
+
 #include <iostream>
 
 namespace {
@@ -102,6 +104,7 @@ struct command_line {
         ->capture_default_str();
     app.add_option("--api-key", keys,
                    "Key that clients must present; repeatable [API_KEY, API_KEYS]")
+        ->allow_extra_args(false)  // `--api-key KEY 9000`: the number is the port
         ->take_all();
     app.add_option("--log-level", log_level, "debug, info, warning, error or off")
         ->envname("LOG_LEVEL")
@@ -168,7 +171,8 @@ void print_inspection(const proxy::server& server, const proxy::cli_facts& facts
   const auto missing = proxy::missing_credentials(server.settings());
   if (!facts.version.empty()) std::cout << "  claude version     " << facts.version << "\n";
   if (facts.problem.empty() && missing.empty()) {
-    std::cout << "  login              valid" << std::endl;
+    const char* login = facts.logged_in ? "valid" : "not known: claude did not tell it in time";
+    std::cout << "  login              " << login << std::endl;
     return;
   }
   for (const auto& problem : missing) std::cout << "  login              " << problem << "\n";
@@ -176,7 +180,16 @@ void print_inspection(const proxy::server& server, const proxy::cli_facts& facts
   std::cout << std::flush;
 }
 
+/// A process, a queued request and a connection each take some descriptors; the usual 1024 are few.
+void allow_many_descriptors() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = std::min<rlim_t>(limit.rlim_max, 65'536);
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 int serve(const proxy::options& settings) {
+  allow_many_descriptors();
   proxy::server server(settings);
   server.bind();
   if (settings.port != 0 && server.port() != settings.port) {
