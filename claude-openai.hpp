@@ -1210,7 +1210,7 @@ inline void parse_message(const reader& source, turn_request& request) {
     return;
   }
   if (name.string() == "tool") {
-    const auto& call_id = source.require("tool_call_id").string();
+    const std::string call_id = source.require("tool_call_id").string();
     said.parts.emplace_back(tool_result_part{call_id, text::join(texts, "\n")});
   } else if (name.string() == "user" || name.string() == "assistant") {
     for (const auto& text : texts) {

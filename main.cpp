@@ -48,9 +48,16 @@ struct command_line {
 
   command_line() {
     app.footer(
-        "Every flag can be set by the environment variable in brackets; a flag wins over it.\n"
+        "Every flag can be set by the environment variable named with it; a flag wins over it.\n"
         "Point any OpenAI client at http://127.0.0.1:8000/v1.");
     app.set_version_flag("--version", "claude-openai " CLAUDE_OPENAI_VERSION);
+    add_server_options();
+    add_claude_options();
+    add_limits();
+    add_sessions();
+  }
+
+  void add_server_options() {
     app.add_option("--host", settings.host, "Address to listen on; beyond loopback a key is needed")
         ->envname("CLAUDE_WRAPPER_HOST")
         ->capture_default_str();
@@ -58,6 +65,20 @@ struct command_line {
         ->envname("PORT")
         ->check(CLI::Range(0, 65535))
         ->capture_default_str();
+    app.add_option("--api-key", keys,
+                   "Key that clients must present; repeatable [API_KEY, API_KEYS]")
+        ->allow_extra_args(false)  // `--api-key KEY 9000`: the number is the port
+        ->take_all();
+    app.add_option("--log-level", log_level, "debug, info, warning, error or off")
+        ->envname("LOG_LEVEL")
+        ->check(CLI::IsMember({"debug", "info", "warning", "error", "off"}))
+        ->capture_default_str();
+    add_duration("--drain-timeout", settings.drain_timeout,
+                 "How long running requests may take to finish after SIGTERM",
+                 "CLAUDE_DRAIN_TIMEOUT");
+  }
+
+  void add_claude_options() {
     app.add_option("--auth-method", auth, "How claude reaches a model (default: detect)")
         ->envname("CLAUDE_AUTH_METHOD")
         ->check(CLI::IsMember({"cli", "api_key", "bedrock", "vertex", "claude_cli", "anthropic",
@@ -68,9 +89,6 @@ struct command_line {
                    "Working directory of claude (default: a private temporary one)")
         ->envname("CLAUDE_CWD")
         ->check(CLI::ExistingDirectory);
-    app.add_option("--timeout", timeout, "Longest time for one request: 90s, 10m, or seconds")
-        ->envname("MAX_TIMEOUT")
-        ->capture_default_str();
     app.add_option("--model", settings.default_model, "Model of requests that name none")
         ->envname("DEFAULT_MODEL")
         ->capture_default_str();
@@ -82,6 +100,12 @@ struct command_line {
                    "Most claude processes at once (default: one per 250 MiB of memory, at most 32)")
         ->envname("CLAUDE_MAX_PROCESSES")
         ->check(CLI::Range(1, 1024));
+  }
+
+  void add_limits() {
+    app.add_option("--timeout", timeout, "Longest time for one request: 90s, 10m, or seconds")
+        ->envname("MAX_TIMEOUT")
+        ->capture_default_str();
     app.add_option("--max-queue", settings.max_queue, "Requests that may wait for a process")
         ->envname("CLAUDE_MAX_QUEUE")
         ->check(CLI::Range(0, 100'000))
@@ -91,25 +115,17 @@ struct command_line {
     add_duration("--idle-timeout", settings.idle_timeout,
                  "How long a conversation's process waits for its next turn",
                  "CLAUDE_IDLE_TIMEOUT");
+    app.add_option("--max-request-size", settings.max_body_bytes, "Largest request body in bytes")
+        ->envname("MAX_REQUEST_SIZE")
+        ->capture_default_str();
+  }
+
+  void add_sessions() {
     add_duration("--session-ttl", settings.session_ttl, "How long an unused session is kept",
                  "CLAUDE_SESSION_TTL");
     app.add_option("--session-dir", settings.session_directory,
                    "Directory where sessions survive a restart (default: memory alone)")
         ->envname("CLAUDE_SESSION_DIR");
-    add_duration("--drain-timeout", settings.drain_timeout,
-                 "How long running requests may take to finish after SIGTERM",
-                 "CLAUDE_DRAIN_TIMEOUT");
-    app.add_option("--max-request-size", settings.max_body_bytes, "Largest request body in bytes")
-        ->envname("MAX_REQUEST_SIZE")
-        ->capture_default_str();
-    app.add_option("--api-key", keys,
-                   "Key that clients must present; repeatable [API_KEY, API_KEYS]")
-        ->allow_extra_args(false)  // `--api-key KEY 9000`: the number is the port
-        ->take_all();
-    app.add_option("--log-level", log_level, "debug, info, warning, error or off")
-        ->envname("LOG_LEVEL")
-        ->check(CLI::IsMember({"debug", "info", "warning", "error", "off"}))
-        ->capture_default_str();
   }
 
   void add_duration(const char* flag, std::chrono::milliseconds& value, const char* help,

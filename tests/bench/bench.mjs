@@ -10,6 +10,7 @@ import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import net from 'node:net';
+import { cpus, loadavg } from 'node:os';
 import { CLI_VERSIONS, claudePath } from '../e2e/claude_cli.mjs';
 import { eventually, send, sleep, startProxy } from '../e2e/harness.mjs';
 import { startMessagesApi } from '../e2e/messages_api.mjs';
@@ -189,6 +190,7 @@ async function startup() {
 // ---- the run -----------------------------------------------------------------------------------------
 
 console.log(`claude ${version}, a loopback Messages API, ${ROUNDS} rounds; times are medians [quartiles] in ms`);
+if (loadavg()[0] > cpus().length / 2) console.log(`The machine is busy (load ${loadavg()[0].toFixed(1)}): do not trust what follows.`);
 
 const proxy = await startProxy({ url: api.url, cli, args: ['--spares', '1', '--log-level', 'warning'] });
 try {

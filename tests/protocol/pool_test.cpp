@@ -366,33 +366,43 @@ TEST_CASE("pool: a spare that floods stderr or stdout does not block the others"
 
 TEST_CASE("pool: when claude is missing or no program, the request is told what to do") {
   const stand_in program;
-  std::ofstream(program.folder() + "/no-program") << "text";
-  ::chmod((program.folder() + "/no-program").c_str(), 0755);
-  struct broken {
-    std::string path, words;
-  };
-  for (const auto& each : {broken{"/no/such/claude", "npm install -g @anthropic-ai/claude-code"},
-                           broken{program.folder(), "npm install -g"},
-                           broken{program.folder() + "/no-program", "no-program"}}) {
+  for (const std::string path : {std::string("/no/such/claude"), program.folder()}) {
     auto settings = options_for(program);
-    settings.claude_path = each.path;
+    settings.claude_path = path;
     settings.spares = 1;
     const auto before = resources_now();
     running_pool running(settings);
     for (int i = 0; i < 20; ++i) {
       try {
         const auto taken = take(running.processes, usual);
-        FAIL("started " << each.path);
+        FAIL("started " << path);
       } catch (const api_error& missing) {
         CAPTURE(missing.message);
         REQUIRE(missing.kind == error_kind::unavailable);
-        REQUIRE(missing.message.find(each.words) != std::string::npos);
+        REQUIRE(missing.message.find("npm install -g @anthropic-ai/claude-code") !=
+                std::string::npos);
       }
     }
     CHECK(running.processes.counts().busy == 0);
     CHECK(program.started() == 0);
     // The pool's own: its guard's pipe and its wake signal.
     CHECK(eventually([&] { return resources_now().descriptors <= before.descriptors + 3; }));
+  }
+}
+
+TEST_CASE("pool: a claude that is no program in any sense ends as one that cannot start") {
+  const stand_in program;
+  const auto path = program.folder() + "/no-program";
+  std::ofstream(path) << "no-such-command-of-the-shell\n";
+  ::chmod(path.c_str(), 0755);
+  auto settings = options_for(program);
+  settings.claude_path = path;
+  running_pool running(settings);
+  try {
+    const auto taken = take(running.processes, usual);
+    check_failed(finish_turn(taken.worker(), asking("text")), error_kind::bad_gateway, "exit code");
+  } catch (const api_error& refused) {
+    CHECK(refused.kind == error_kind::unavailable);
   }
 }
 

@@ -253,3 +253,21 @@ TEST_CASE("server: a stop that takes too long cuts what still runs") {
   CHECK(elapsed_since(start) < 2s * slowness);
   CHECK(program.gone());
 }
+
+TEST_CASE("server: a second stop ends what runs at once, however quickly it follows") {
+  for (const auto pause : {0ms, 50ms}) {
+    const stand_in program;
+    auto settings = options_for(program);
+    settings.drain_timeout = 20s;
+    running_proxy proxy(settings);
+    connection running(proxy.port());
+    running.post("/v1/chat/completions", chat_asking("hang after=1", true).dump());
+    REQUIRE(running.wait_for("w0"));
+    const auto start = steady::now();
+    proxy.server().stop();
+    std::this_thread::sleep_for(pause);
+    proxy.server().stop();
+    CHECK(running.closed_by_peer());
+    CHECK(elapsed_since(start) < 2s * slowness);
+  }
+}

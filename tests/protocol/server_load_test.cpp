@@ -180,3 +180,57 @@ TEST_CASE("server: several requests follow each other on one connection, errors 
     CHECK(client.answer().status == 200);
   }
 }
+
+TEST_CASE("server: over max_connections the next client is turned away, and served when one goes") {
+  const stand_in program;
+  auto settings = options_for(program);
+  settings.max_connections = 3;
+  running_proxy proxy(settings);
+  std::vector<std::unique_ptr<connection>> held;
+  for (int i = 0; i < 3; ++i) {
+    held.push_back(std::make_unique<connection>(proxy.port()));
+    held.back()->get("/health");
+    REQUIRE(held.back()->answer().status == 200);
+  }
+  {
+    connection fourth(proxy.port());
+    fourth.get("/health");
+    CHECK(fourth.closed_by_peer());
+  }
+  held.pop_back();
+  CHECK(eventually([&] { return proxy.get("/health").status == 200; }));
+}
+
+TEST_CASE("server: without a free descriptor a request fails as one, and the next ones are well") {
+  const stand_in program;
+  running_proxy proxy(options_for(program));
+  rlimit usual{};
+  REQUIRE(::getrlimit(RLIMIT_NOFILE, &usual) == 0);
+  REQUIRE(program.gone());
+  const auto before = resources_now();
+  int served = 0, failed = 0;
+  for (rlim_t limit = 8; limit < 60; ++limit) {
+    CAPTURE(limit);
+    connection client(proxy.port());
+    client.get("/health");
+    REQUIRE(client.answer().status == 200);
+    rlimit tight = usual;
+    tight.rlim_cur = limit;
+    REQUIRE(::setrlimit(RLIMIT_NOFILE, &tight) == 0);
+    client.post("/v1/chat/completions", chat_asking("text n=1").dump());
+    const auto got = client.answer();
+    REQUIRE(::setrlimit(RLIMIT_NOFILE, &usual) == 0);
+    REQUIRE(got.complete);
+    if (got.status == 200) {
+      ++served;
+    } else {
+      ++failed;
+      CHECK((got.status == 503 || got.status == 500));
+      check_error_body(got.parsed(), "");
+    }
+    CHECK(program.gone());
+  }
+  CHECK(served > 5);
+  CHECK(failed > 5);
+  CHECK(eventually([&] { return resources_now().descriptors <= before.descriptors; }));
+}

@@ -319,7 +319,7 @@ TEST_CASE("chat: what a stream adds up to is what the whole answer says, for any
     } else {
       REQUIRE(answer.usage.is_null());
     }
-    const auto& usage = test::end_of(events)->usage;
+    const auto usage = test::end_of(events).value().usage;
     REQUIRE(whole["usage"]["total_tokens"] == usage.prompt() + usage.output);
   }
 }
