@@ -4582,7 +4582,7 @@ class server {
   const options& settings() const { return settings_; }
   cli_facts facts() const { return status_.get(); }
 
-  /// Called by `run` in its own thread, once when `claude` was looked at.
+  /// Called in a thread of `run` when `claude` was looked at, and when its problem has changed.
   std::function<void(const cli_facts&)> on_inspected;
 
   /// Serves until `stop`. Requests that run then are finished, for up to the drain timeout; a
@@ -4621,12 +4621,13 @@ class server {
   /// Looks at the CLI in the background, the port is open long before, and again as long as there
   /// is a problem: the user may install it or log in meanwhile.
   void inspect() {
-    constexpr std::chrono::seconds pause{15};
-    for (;;) {
+    constexpr std::chrono::seconds pause{30};
+    for (bool news = true;;) {
       const auto facts = inspect_once();
-      const bool news = facts.problem != status_.get().problem || !facts.version.empty();
+      news = news || facts.problem != status_.get().problem;
       status_.set(facts);
       if (on_inspected && news) on_inspected(facts);
+      news = false;
       if (facts.problem.empty() || facts.too_old) return;
       pollfd entry{closing_.fd(), POLLIN, 0};
       if (::poll(&entry, 1, static_cast<int>(pause.count()) * 1000) > 0) return;
