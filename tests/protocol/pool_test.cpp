@@ -366,7 +366,7 @@ TEST_CASE("pool: a spare that floods stderr or stdout does not block the others"
 
 TEST_CASE("pool: when claude is missing or no program, the request is told what to do") {
   const stand_in program;
-  for (const std::string path : {std::string("/no/such/claude"), program.folder()}) {
+  for (const auto& path : {std::string("/no/such/claude"), program.folder()}) {
     auto settings = options_for(program);
     settings.claude_path = path;
     settings.spares = 1;

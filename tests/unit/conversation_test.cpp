@@ -266,7 +266,7 @@ TEST_CASE("trace: a longer conversation begins with the shorter one, up to each 
   CHECK(later.words.substr(0, first.words.size()) == first.words);
 }
 
-TEST_CASE("session id: free text of 1 to 256 bytes without control characters") {
+TEST_CASE("session id: free text of 1 to 256 characters, none of them a control character") {
   const auto parsed = [](const json& id) {
     return parse_session_id(claude_openai::reader(id, "session_id"));
   };
@@ -275,9 +275,12 @@ TEST_CASE("session id: free text of 1 to 256 bytes without control characters") 
     CHECK(parsed(id) == id);
   }
   CHECK(parsed(std::string(256, 'x')).size() == 256);
+  std::string accents;
+  for (int i = 0; i < 256; ++i) accents += "é";
+  CHECK(parsed(accents) == accents);
   for (const json& wrong :
-       {json(""), json(std::string(257, 'x')), json("a\nb"), json("a\tb"), json("a\x7f"),
-        json(std::string("a\0b", 3)), json(1), json(true), json::array()}) {
+       {json(""), json(std::string(257, 'x')), json(accents + "é"), json("a\nb"), json("a\tb"),
+        json("a\x7f"), json(std::string("a\0b", 3)), json(1), json(true), json::array()}) {
     CAPTURE(claude_openai::dump(wrong));
     CHECK(test::error_of([&] { parsed(wrong); }).param == "session_id");
   }

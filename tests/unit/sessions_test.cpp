@@ -29,6 +29,15 @@ struct scratch_folder {
   files::path path;
 };
 
+/// Files are made with all the rights that their maker asks for.
+struct wide_open {
+  wide_open() : before(::umask(0)) {}
+  wide_open(const wide_open&) = delete;
+  wide_open& operator=(const wide_open&) = delete;
+  ~wide_open() { ::umask(before); }
+  mode_t before;
+};
+
 message says(role author, const std::string& words) { return {author, {text_part{words}}}; }
 
 std::vector<message> exchange_of(const std::string& asked, const std::string& answered) {
@@ -108,6 +117,8 @@ TEST_CASE("sessions: one client's sessions are not another's, whatever the ids")
   CHECK(first_words(store, "b", "chat") == "words of b");
   CHECK(first_words(store, "", "chat") == "words of nobody");
   CHECK(first_words(store, "c", "chat").empty());
+  CHECK(ids_of(store, "a") == strings{"chat"});
+  CHECK(ids_of(store, "c").empty());
   CHECK_FALSE(store.get("c", "chat"));
   CHECK_FALSE(store.remove("c", "chat"));
   CHECK(store.remove("a", "chat"));
@@ -185,12 +196,12 @@ TEST_CASE("sessions: a session that is deleted within a turn stays deleted") {
 TEST_CASE("sessions: unused for longer than they live, they are gone, file and all") {
   const scratch_folder folder;
   auto settings = with_folder(folder.path);
-  settings.session_ttl = std::chrono::milliseconds(50);
+  settings.session_ttl = std::chrono::milliseconds(300);
   session_store store(settings);
   put(store, "k", "chat", "Hi");
   CHECK(files_in(folder.path).size() == 1);
   const visit busy(store, "k", "busy");
-  std::this_thread::sleep_for(std::chrono::milliseconds(120));
+  std::this_thread::sleep_for(std::chrono::milliseconds(600));
   CHECK(ids_of(store, "k").empty());
   CHECK_FALSE(store.get("k", "chat"));
   CHECK(files_in(folder.path).empty());
@@ -198,12 +209,12 @@ TEST_CASE("sessions: unused for longer than they live, they are gone, file and a
 
 TEST_CASE("sessions: a session in use does not expire") {
   auto settings = options{};
-  settings.session_ttl = std::chrono::milliseconds(50);
+  settings.session_ttl = std::chrono::milliseconds(300);
   session_store store(settings);
   put(store, "k", "chat", "Hi");
   visit here(store, "k", "chat");
   REQUIRE(here.try_enter());
-  std::this_thread::sleep_for(std::chrono::milliseconds(120));
+  std::this_thread::sleep_for(std::chrono::milliseconds(600));
   CHECK(ids_of(store, "k") == strings{"chat"});
 }
 
@@ -235,11 +246,13 @@ TEST_CASE("sessions: they survive a restart whole, tools and odd bytes included"
 TEST_CASE("sessions: their folder and files are their owner's alone, whatever their ids") {
   const scratch_folder folder;
   const auto settings = with_folder(folder.path / "deep" / "er");
-  const auto mask = ::umask(0);
   session_store store(settings);
-  for (const std::string id : {"../../escaped", "/etc/passwd", "a", ".."})
-    put(store, "k", id, "Hi");
-  ::umask(mask);
+  {
+    const wide_open no_mask;
+    for (const std::string id : {"../../escaped", "/etc/passwd", "a", ".."}) {
+      put(store, "k", id, "Hi");
+    }
+  }
   const auto inside = files_in(folder.path / "deep" / "er");
   CHECK(mode_of(folder.path / "deep" / "er") == 0700);
   CHECK(inside.size() == 4);
@@ -250,6 +263,25 @@ TEST_CASE("sessions: their folder and files are their owner's alone, whatever th
   }
   CHECK(files_in(folder.path).size() == 1);
   CHECK(files_in(folder.path / "deep").size() == 1);
+}
+
+TEST_CASE("sessions: a folder that others may write to is refused") {
+  const scratch_folder folder;
+  files::create_directories(folder.path);
+  files::permissions(folder.path, files::perms::all);
+  const auto settings = with_folder(folder.path);
+  CHECK_THROWS_AS(session_store{settings}, std::system_error);
+  files::permissions(folder.path, files::perms::owner_all | files::perms::group_read);
+  CHECK_NOTHROW(session_store{settings});
+  CHECK(mode_of(folder.path) == 0700);
+}
+
+TEST_CASE("sessions: a folder of the store's own making is not refused, whatever the umask") {
+  const scratch_folder folder;
+  const wide_open no_mask;
+  const auto settings = with_folder(folder.path);
+  CHECK_NOTHROW(session_store{settings});
+  CHECK(mode_of(folder.path) == 0700);
 }
 
 TEST_CASE("sessions: a file that is damaged or foreign is skipped and not touched") {

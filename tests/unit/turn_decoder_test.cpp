@@ -395,6 +395,21 @@ TEST_CASE("decoder: after a broken attempt only what is new is told, each part o
   }
 }
 
+TEST_CASE("decoder: no token of a broken attempt is counted") {
+  const auto all = decode(
+      {message_start("m1", R"({"input_tokens":9,"output_tokens":5,
+                               "cache_read_input_tokens":300,"cache_creation_input_tokens":50,
+                               "cache_creation":{"ephemeral_5m_input_tokens":50}})"),
+       text_start(), text_delta("One"), message_start("m2", R"({"input_tokens":11})"), text_start(),
+       text_delta("One"), block_stop(), message_delta(R"("end_turn")", "{}"), result()});
+  const auto usage = test::end_of(all.told).value().usage;
+  CHECK(usage.input == 11);
+  CHECK(usage.output == 0);
+  CHECK(usage.cache_read == 0);
+  CHECK(usage.cache_write == 0);
+  CHECK(usage.cache_write_5m == 0);
+}
+
 TEST_CASE("decoder: a whole message after a broken stream tells the rest") {
   const auto all = decode({message_start("m1"), text_start(), text_delta("One t"),
                            assistant("m2", dump(text_block("One two"))), result()});
