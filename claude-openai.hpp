@@ -3099,9 +3099,9 @@ class session_store {
     if (settings_.session_directory.empty()) return;
     namespace files = std::filesystem;
     const files::path directory = settings_.session_directory;
-    files::create_directories(directory);
+    const bool own = files::create_directories(directory);
     constexpr auto shared = files::perms::others_write | files::perms::sticky_bit;
-    if ((files::status(directory).permissions() & shared) != files::perms::none) {
+    if (!own && (files::status(directory).permissions() & shared) != files::perms::none) {
       throw std::system_error(std::make_error_code(std::errc::permission_denied),
                               "sessions need a directory of their own, not " + directory.string());
     }
