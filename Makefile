@@ -86,9 +86,9 @@ $(pch).gch: tests/pch.hpp $B/flags | need-test
 	$Q$(compile) -MMD -MP -MF $@.d -x c++-header -o $@ $<
 
 $(unit) $(golden) $(protocol): $(pch).gch | need-test
-$(unit) $(golden) $(protocol): use_pch = -include $(pch)
+$(unit) $(golden) $(protocol): private use_pch = -include $(pch)
 # Tests are compiled far longer than they run.
-$(unit) $(golden) $(protocol) $(pch).gch: flags_plain = -O0
+$(unit) $(golden) $(protocol) $(pch).gch: private flags_plain = -O0
 $(call object,tests/main.cpp): | need-test
 
 $B/obj/%.o: %.cpp $B/flags | need-build
@@ -121,6 +121,9 @@ unit protocol golden: ## build and run one suite
 e2e: build/claude-openai e2e-modules ## run the real server, the real CLI and real clients
 	@tests/run e2e
 
+e2e-clients: build/claude-openai e2e-modules ## run Codex, opencode and Claude Code against the real server
+	@cd tests/e2e && node run.mjs --suite coding_agents
+
 header: stand-in ## check the header itself (linkage, macros, warnings, sections, shape)
 	@.ci/deps build test node
 	@tests/run build
@@ -132,8 +135,11 @@ asan tsan: ## run unit, golden and protocol tests under address+undefined or thr
 	@$(MAKE) --no-print-directory -j$(JOBS) CONFIG=$@ CXX=$(SANITIZE_CXX) programs
 	@CONFIG=$@ tests/run unit golden protocol
 
-bench: build/claude-openai e2e-modules ## measure what a request costs
+bench: build/claude-openai stand-in e2e-modules ## measure what requests, sessions and streams cost
 	@node tests/bench/bench.mjs
+
+soak: build/claude-openai e2e-modules ## run the isolation test with 50 conversations, for some minutes
+	@SOAK=1 node tests/e2e/run.mjs --only 'never mix'
 
 programs: $(programs) $(if $(filter plain,$(CONFIG)),build/claude-openai stand-in) ; @:
 stand-in: $(if $(wildcard $(stand_in)),build/tests/stand-in) ; @:
@@ -186,5 +192,6 @@ help: ## say this
 
 FORCE:
 .DELETE_ON_ERROR:
-.PHONY: all run test unit protocol golden e2e header asan tsan bench programs stand-in e2e-modules \
-        format format-check tidy install uninstall clean deps need-build need-test help FORCE
+.PHONY: all run test unit protocol golden e2e e2e-clients header asan tsan bench soak programs \
+        stand-in e2e-modules format format-check tidy install uninstall clean deps need-build need-test \
+        help FORCE

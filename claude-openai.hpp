@@ -1,5 +1,5 @@
-// claude-openai: makes the `claude` CLI answer OpenAI clients, over processes that stay alive.
-// One header, C++17. It needs cpp-httplib and nlohmann/json; `main.cpp` beside it is the program.
+// claude-openai: makes the `claude` CLI answer OpenAI and Anthropic clients, over processes that
+// stay alive. One header, C++17. It needs cpp-httplib and nlohmann/json; `main.cpp` is the program.
 //
 //   claude_openai::options settings;
 //   settings.environment = claude_openai::current_environment();
@@ -9,23 +9,29 @@
 //
 // Table of contents. A section uses only sections above it; the compiler proves the order.
 //
-//   values       [01] text              [02] errors           [03] log
-//                [04] json_access       [05] options          [06] conversation
-//                [07] events
-//   translators  [08] sse               [09] openai_chat      [10] catalog
-//                [11] cli_protocol      [12] cli_command
-//   processes    [13] process           [14] worker           [15] pool
-//                [16] sessions          [17] engine
-//   edge         [18] guard             [19] status           [20] http
-//                [21] server
+//   values       [01] text               [02] errors              [03] log
+//                [04] json_access        [05] options             [06] conversation
+//                [07] fields             [08] events
+//   dialects     [09] sse                [10] openai_chat         [11] anthropic_messages
+//                [12] openai_responses   [13] openai_completions  [14] catalog
+//   the CLI      [15] cli_protocol       [16] cli_command
+//   processes    [17] process            [18] worker              [19] pool
+//   state        [20] sessions           [21] responses           [22] engine
+//                [23] agents
+//   edge         [24] guard              [25] status              [26] http
+//                [27] server
 //
 // The way a request goes:
 //
-//   httplib request -> parse_body -> reader -> openai_chat::parse -> turn_request
-//   turn_request -> engine: session, pool ticket -> lease -> worker -> child stdin
-//   child stdout -> line_splitter -> turn_decoder -> event -> turn::next
+//   httplib request -> parse_body -> reader -> a dialect's parse -> turn_request
+//   turn_request -> settle (what the model and the operator allow)
+//                -> engine: session, pool ticket -> lease -> worker -> child stdin
+//   child stdout -> line_splitter -> turn_decoder -> event -> turn -> answer::next
 //     stream:      reply::write(event) -> SSE bytes -> socket
 //     not stream:  collector -> turn_result -> reply::render -> body
+//
+// A tool of the client's is served to the process as an MCP server within this program; the model's
+// call of it ends the answer, and stays unanswered until the request that brings its result.
 //
 // Threads: one accepts, one per connection serves (it polls the child's pipes and the client's
 // socket itself: pull, not push), one janitor starts spares and reaps.
@@ -188,6 +194,57 @@ inline std::string repair_utf8(std::string_view bytes) {
   return repaired;
 }
 
+/// True for standard base64 of at least one byte (RFC 4648), with or without its padding.
+inline bool is_base64(std::string_view value) {
+  const auto data = value.substr(0, value.find_last_not_of('=') + 1);
+  const auto in_alphabet = [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '+' || c == '/';
+  };
+  return !data.empty() && value.size() - data.size() <= 2 && data.size() % 4 != 1 &&
+         std::all_of(data.begin(), data.end(), in_alphabet);
+}
+
+/// Standard base64 with padding (RFC 4648).
+inline std::string to_base64(std::string_view bytes) {
+  constexpr std::string_view alphabet =
+      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  std::string encoded;
+  for (std::size_t i = 0; i < bytes.size(); i += 3) {
+    const auto three = bytes.substr(i, 3);
+    unsigned bits = 0;
+    for (std::size_t k = 0; k < 3; ++k) {
+      bits = bits << 8U | (k < three.size() ? static_cast<unsigned char>(three[k]) : 0U);
+    }
+    for (std::size_t k = 0; k < 4; ++k) {
+      encoded += k <= three.size() ? alphabet[bits >> (18U - 6U * k) & 63U] : '=';
+    }
+  }
+  return encoded;
+}
+
+/// The bytes of valid base64 (`is_base64`).
+inline std::string from_base64(std::string_view encoded) {
+  std::string bytes;
+  unsigned bits = 0;
+  unsigned count = 0;
+  for (const char c : encoded) {
+    const bool upper = c >= 'A' && c <= 'Z';
+    const bool lower = c >= 'a' && c <= 'z';
+    const bool digit = c >= '0' && c <= '9';
+    if (!upper && !lower && !digit && c != '+' && c != '/') break;
+    const int value = upper      ? c - 'A'
+                      : lower    ? c - 'a' + 26
+                      : digit    ? c - '0' + 52
+                      : c == '+' ? 62
+                                 : 63;
+    bits = bits << 6U | static_cast<unsigned>(value);
+    if ((count += 6) < 8) continue;
+    count -= 8;
+    bytes += static_cast<char>(bits >> count & 255U);
+  }
+  return bytes;
+}
+
 /// Compares in a time that depends on the presented length only, so that a key cannot be guessed
 /// byte by byte.
 inline bool constant_time_equal(std::string_view presented, std::string_view secret) {
@@ -338,8 +395,7 @@ class logger {
 
   /// A logger without a sink says nothing.
   logger() : logger(log_level::off, nullptr) {}
-  logger(log_level least, sink write)
-      : state_(std::make_shared<state>(least, std::move(write))) {}
+  logger(log_level least, sink write) : state_(std::make_shared<state>(least, std::move(write))) {}
 
   bool wants(log_level level) const {
     return state_->write != nullptr && level >= state_->least && level != log_level::off;
@@ -581,22 +637,33 @@ struct options {
   int port = 8000;             ///< 0: any free port
   bool port_required = false;  ///< false: a busy port gives way to one of the next ten
   auth_method auth = auth_method::detect;
-  std::string claude_path;        ///< empty: `claude` on the environment's PATH
-  std::string working_directory;  ///< empty: a private temporary one, removed at the end
+  std::string claude_path;               ///< empty: `claude` on the environment's PATH
+  std::string working_directory;         ///< empty: a private temporary one, removed at the end
   std::string default_model = "sonnet";  ///< an alias never goes stale
-  std::vector<std::string> api_keys;  ///< empty: open, on loopback only
-  int spares = 2;                     ///< processes kept ready
-  int max_processes = 0;              ///< 0: from the machine's memory
-  int max_queue = 64;                 ///< requests that may wait for a process
+  std::vector<std::string> api_keys;     ///< empty: open, on loopback only
+  bool strict = false;        ///< what a request asks for in vain is a 400 instead of a header
+  bool builtin_tools = true;  ///< clients may ask for Claude Code's own tools (`enable_tools`)
+  std::vector<std::string> allowed_tools;       ///< most that an agent may have; empty: all known
+  std::vector<std::string> disallowed_tools;    ///< rules that no agent gets around
+  std::string permission_mode = "acceptEdits";  ///< most that a client may ask for
+  int max_turns = 0;                            ///< most that a client may ask for; 0: no limit
+  double max_budget_usd = 0;                    ///< of one agent's process; 0: no limit
+  std::vector<std::string> agent_directories;   ///< that agents may use beside their own
+  std::vector<std::string> agent_roots;  ///< where a client may let its agent work, and below
+  std::string mcp_config;  ///< file with the MCP servers of agents, in Claude Code's own form
+  bool allow_mcp_registration = false;  ///< without a client key too
+  int spares = 2;                       ///< processes kept ready
+  int max_processes = 0;                ///< 0: from the machine's memory
+  int max_queue = 64;                   ///< requests that may wait for a process
   std::size_t max_body_bytes = 10 * 1024 * 1024;
   int max_connections = 1024;
-  std::chrono::milliseconds timeout{600'000};          ///< of one request, from start to end
-  std::chrono::milliseconds queue_timeout{60'000};     ///< longest wait for a process
-  std::chrono::milliseconds idle_timeout{600'000};  ///< of a conversation's process; 0: none stays
-  std::chrono::milliseconds session_ttl{3'600'000};    ///< of a session nobody uses
+  std::chrono::milliseconds timeout{600'000};        ///< of one request, from start to end
+  std::chrono::milliseconds queue_timeout{60'000};   ///< longest wait for a process
+  std::chrono::milliseconds idle_timeout{600'000};   ///< of a conversation's process; 0: none stays
+  std::chrono::milliseconds session_ttl{3'600'000};  ///< of a session nobody uses
   std::string session_directory;  ///< where sessions survive a restart; empty: in memory alone
   std::chrono::milliseconds keep_alive_interval{15'000};  ///< of silence in a stream
-  std::chrono::milliseconds stop_grace{500};  ///< between SIGTERM and SIGKILL of a `claude`
+  std::chrono::milliseconds stop_grace{500};        ///< between SIGTERM and SIGKILL of a `claude`
   std::chrono::milliseconds drain_timeout{30'000};  ///< for running requests, after `stop`
   environment_map environment;  ///< what `claude` may inherit from; see `child_environment`
   logger log;
@@ -641,6 +708,8 @@ inline std::vector<std::string> validate(const options& settings) {
           "max-processes must be between 1 and 1024, or 0 for as many as the memory allows");
   require(settings.max_body_bytes > 0, "the largest request size must be more than nothing");
   require(settings.max_connections > 0, "max-connections must be more than nothing");
+  require(settings.max_turns >= 0, "max-turns must not be negative");
+  require(settings.max_budget_usd >= 0, "max-budget-usd must not be negative");
   require(!settings.default_model.empty(), "the model must not be empty");
   require(!text::starts_with(settings.default_model, "-"), "the model must not begin with '-'");
   for (const auto& key : settings.api_keys) {
@@ -655,10 +724,27 @@ inline std::vector<std::string> validate(const options& settings) {
 // uses: text, errors, json_access | pure
 //================================================================================================
 
+template <class... Lambdas>
+struct overloaded : Lambdas... {
+  using Lambdas::operator()...;
+};
+template <class... Lambdas>
+overloaded(Lambdas...) -> overloaded<Lambdas...>;
+
 enum class role { user, assistant };
 
 struct text_part {
   std::string text;
+};
+
+/// An image or a PDF: its bytes, or a URL from which the API fetches it.
+struct media_part {
+  enum class media_kind { image, document };
+  media_kind kind = media_kind::image;
+  std::string media_type;  ///< `image/png`; empty with a URL
+  std::string data;        ///< base64; empty with a URL
+  std::string url;
+  std::string title;  ///< a document's file name
 };
 
 /// The model asked for a tool of the client's.
@@ -671,10 +757,20 @@ struct tool_call_part {
 /// The client's answer to a tool call.
 struct tool_result_part {
   std::string call_id;
-  std::string text;
+  std::vector<std::variant<text_part, media_part>> content;
+  bool is_error = false;
 };
 
-using content_part = std::variant<text_part, tool_call_part, tool_result_part>;
+/// What the model thought, signed by the API, which wants it back unchanged; clients of some APIs
+/// bring it. `redacted` is the API's own ciphertext in place of words.
+struct thinking_part {
+  std::string text;
+  std::string signature;
+  std::string redacted;
+};
+
+using content_part =
+    std::variant<text_part, media_part, thinking_part, tool_call_part, tool_result_part>;
 
 struct message {
   role author = role::user;
@@ -694,26 +790,131 @@ inline void append_field(std::string& words, char kind, std::string_view bytes) 
   words.append(1, kind).append(std::to_string(bytes.size())).append(1, ':').append(bytes);
 }
 
-/// An assistant's texts count as one, without blanks at the ends: clients join and trim them.
-inline void append_message(conversation_trace& trace, const message& said) {
-  std::string reply;
-  for (const auto& part : said.parts) {
-    if (const auto* words = std::get_if<text_part>(&part)) {
-      if (said.author == role::user) append_field(trace.words, 'u', words->text);
-      if (said.author == role::assistant) reply += words->text;
-    } else if (const auto* call = std::get_if<tool_call_part>(&part)) {
-      append_field(trace.words, 'c', call->id);
-      append_field(trace.words, 'n', call->name);
-      append_field(trace.words, 'i', dump(call->input));
-    } else if (const auto* result = std::get_if<tool_result_part>(&part)) {
-      append_field(trace.words, 'r', result->call_id);
-      append_field(trace.words, 't', result->text);
+inline void append_media(std::string& words, const media_part& media) {
+  const bool image = media.kind == media_part::media_kind::image;
+  append_field(words, image ? 'f' : 'g', media.media_type);
+  append_field(words, 'd', media.url.empty() ? media.data : media.url);
+  append_field(words, 'h', media.title);
+}
+
+inline void append_result(std::string& words, const tool_result_part& result) {
+  append_field(words, result.is_error ? 'e' : 'r', result.call_id);
+  append_field(words, 'z', std::to_string(result.content.size()));
+  for (const auto& part : result.content) {
+    if (const auto* said = std::get_if<text_part>(&part)) append_field(words, 't', said->text);
+    if (const auto* media = std::get_if<media_part>(&part)) append_media(words, *media);
+  }
+}
+
+/// The same text for the same value, however a client has written it down again: members sorted,
+/// whole numbers without a fraction.
+inline nlohmann::json canonical(const json& value) {
+  if (value.is_object()) {
+    nlohmann::json sorted = nlohmann::json::object();
+    for (const auto& [name, member] : value.items()) sorted[name] = canonical(member);
+    return sorted;
+  }
+  if (value.is_array()) {
+    nlohmann::json same = nlohmann::json::array();
+    for (const auto& element : value) same.push_back(canonical(element));
+    return same;
+  }
+  if (value.is_number_float()) {
+    const auto number = value.get<double>();
+    constexpr double exact = 9'007'199'254'740'992.0;  // 2^53
+    if (std::abs(number) < exact && std::trunc(number) == number) {
+      return static_cast<std::int64_t>(number);
     }
   }
+  return nlohmann::json(value);
+}
+
+inline void append_call(std::string& words, const tool_call_part& call) {
+  append_field(words, 'c', call.id);
+  append_field(words, 'n', call.name);
+  append_field(
+      words, 'i',
+      canonical(call.input).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+}
+
+/// An assistant's texts count as one, without blanks at the ends: clients join and trim them.
+/// Thoughts do not count: most clients never see them.
+inline void append_message(conversation_trace& trace, const message& said) {
+  std::string reply;
+  const auto append = overloaded{
+      [&](const text_part& part) {
+        if (said.author == role::user) append_field(trace.words, 'u', part.text);
+        if (said.author == role::assistant) reply += part.text;
+      },
+      [&](const media_part& part) { append_media(trace.words, part); },
+      [](const thinking_part&) {},
+      [&](const tool_call_part& part) { append_call(trace.words, part); },
+      [&](const tool_result_part& part) { append_result(trace.words, part); },
+  };
+  for (const auto& part : said.parts) std::visit(append, part);
   if (said.author == role::user) return;
   append_field(trace.words, 'a', text::trim(reply));
   trace.replies.push_back(trace.words.size());
 }
+
+/// A tool that the client runs.
+struct tool_definition {
+  std::string name;
+  std::string description;
+  json schema;  ///< JSON Schema of its input, an object
+};
+
+/// What the model may do with the client's tools.
+struct tool_choice {
+  enum class how { automatic, none, any, named };
+  how kind = how::automatic;
+  std::string name;      ///< of the tool that must be called, with `named`
+  bool parallel = true;  ///< several calls in one message
+};
+
+/// How the model picks its words; what is not set is the API's to choose.
+struct sampling_settings {
+  std::optional<double> temperature;
+  std::optional<double> top_p;
+  std::optional<std::int64_t> top_k;
+  std::optional<std::int64_t> max_tokens;
+  std::vector<std::string> stop;
+};
+
+/// How much the model thinks before it answers, the field's words for it.
+enum class reasoning_effort { none, minimal, low, medium, high, xhigh, max };
+
+constexpr std::array<std::string_view, 7> reasoning_effort_names = {
+    "none", "minimal", "low", "medium", "high", "xhigh", "max"};
+
+inline std::string_view name_of(reasoning_effort effort) {
+  return reasoning_effort_names.at(static_cast<std::size_t>(effort));
+}
+
+/// Thinking tokens for each effort, on models that take a number; the others take the word.
+inline std::int64_t thinking_budget(reasoning_effort effort) {
+  switch (effort) {
+    case reasoning_effort::none: return 0;
+    case reasoning_effort::minimal: return 1024;
+    case reasoning_effort::low: return 2048;
+    case reasoning_effort::medium: return 4096;
+    case reasoning_effort::high: return 8192;
+    case reasoning_effort::xhigh: return 16384;
+    case reasoning_effort::max: return 31999;
+  }
+  return 0;
+}
+
+/// What Claude Code's own tools may do in this request. All of it is fixed when a process starts.
+struct agent_request {
+  std::vector<std::string> tools;       ///< that exist for the model and need no permission
+  std::vector<std::string> disallowed;  ///< rules such as `Bash(rm:*)`
+  std::string permission_mode;
+  int max_turns = 0;           ///< 0: without a limit
+  std::string directory;       ///< empty: the operator's working directory
+  std::string mcp_config;      ///< file with the MCP servers it may use; empty: none
+  bool show_activity = false;  ///< tell the client what the tools were asked and have answered
+};
 
 /// What a client asks for. Messages alternate between user and assistant, and the user speaks
 /// first and last: `normalize` sees to it.
@@ -723,7 +924,19 @@ struct turn_request {
   std::string model;    ///< empty: the operator's default
   std::string system;   ///< empty: none
   std::vector<message> messages;
+  std::vector<tool_definition> tools;
+  tool_choice choice;          ///< of the tools
+  std::optional<json> schema;  ///< of the answer, which is JSON then
+  std::string schema_field;    ///< where the client gave it
+  sampling_settings sampling;
+  reasoning_effort effort = reasoning_effort::none;
+  std::optional<std::int64_t> thinking_tokens;      ///< asked for by number, else by the effort
+  const char* thinking_field = "reasoning_effort";  ///< where the client asked for it
+  const char* stop_field = "stop";                  ///< where it gave stop sequences
+  bool thinks = false;  ///< the model will: asked to, or because it cannot do otherwise
+  std::optional<agent_request> agent;  ///< unset: the model has no tools but the client's
   bool stream = false;
+  bool strict = false;                      ///< what is not honoured is an error
   std::vector<std::string> ignored_params;  ///< known fields that are not honoured, by name
 };
 
@@ -736,7 +949,7 @@ constexpr std::string_view continue_prompt = "Please continue.";
 constexpr std::string_view opening_prompt = "Hello.";
 
 /// Joins neighbours of one role and drops empty messages, as the Messages API wants them, and
-/// makes sure that the user speaks first and last.
+/// makes sure that the user speaks first and last, tool results before all else.
 inline void normalize(std::vector<message>& messages) {
   std::vector<message> joined;
   for (auto& next : messages) {
@@ -754,7 +967,54 @@ inline void normalize(std::vector<message>& messages) {
   if (joined.empty() || joined.back().author != role::user) {
     joined.push_back({role::user, {text_part{std::string(continue_prompt)}}});
   }
+  for (auto& said : joined) {
+    std::stable_partition(said.parts.begin(), said.parts.end(), [](const content_part& part) {
+      return std::holds_alternative<tool_result_part>(part);
+    });
+  }
   messages = std::move(joined);
+}
+
+/// The ids of a message's tool calls.
+inline std::vector<std::string> call_ids(const message& said) {
+  std::vector<std::string> ids;
+  for (const auto& part : said.parts) {
+    if (const auto* call = std::get_if<tool_call_part>(&part)) ids.push_back(call->id);
+  }
+  return ids;
+}
+
+/// Throws a 400 unless each tool call is answered in the message after it, once, and nothing else
+/// is. The API would refuse it too, in words about blocks that the client has never seen.
+inline void check_tool_results(const std::vector<message>& messages) {
+  std::vector<std::string> open;
+  for (const auto& said : messages) {
+    for (const auto& part : said.parts) {
+      const auto* result = std::get_if<tool_result_part>(&part);
+      if (result == nullptr) continue;
+      const auto found = std::find(open.begin(), open.end(), result->call_id);
+      if (found == open.end()) {
+        throw bad_field("messages", "holds a result for tool call '" + result->call_id +
+                                        "', which the assistant's message before it did not make "
+                                        "or which is answered already");
+      }
+      open.erase(found);
+    }
+    if (!open.empty()) {
+      throw bad_field("messages", "must hold a result for each tool call right after it; '" +
+                                      text::join(open, "', '") + "' has none");
+    }
+    open = call_ids(said);
+  }
+}
+
+inline void append_agent(std::string& words, const agent_request& agent) {
+  append_field(words, 'A', text::join(agent.tools, "\n"));
+  append_field(words, 'D', text::join(agent.disallowed, "\n"));
+  append_field(words, 'P', agent.permission_mode);
+  append_field(words, 'T', std::to_string(agent.max_turns));
+  append_field(words, 'W', agent.directory);
+  append_field(words, 'M', agent.mcp_config);
 }
 
 /// The trace of a request: who asks whom with what instructions, and what was said before.
@@ -763,9 +1023,22 @@ inline conversation_trace make_trace(const turn_request& request) {
   append_field(trace.words, 'k', request.client);
   append_field(trace.words, 'm', request.model);
   append_field(trace.words, 's', request.system);
+  for (const auto& tool : request.tools) {
+    append_field(trace.words, 'o', tool.name);
+    append_field(trace.words, 'p', tool.description);
+    append_field(trace.words, 'q', dump(tool.schema));
+  }
+  if (request.schema) append_field(trace.words, 'j', dump(*request.schema));
+  append_field(trace.words, 'x', name_of(request.effort));
+  if (request.agent) append_agent(trace.words, *request.agent);
   for (const auto& said : request.messages) append_message(trace, said);
   return trace;
 }
+
+//================================================================================================
+// [07] fields - what the dialects read and write alike
+// uses: text, errors, json_access, conversation | pure
+//================================================================================================
 
 /// Ids of sessions are free text: up to 256 characters, none of them a control character.
 inline std::string parse_session_id(const reader& field) {
@@ -791,9 +1064,251 @@ inline std::string parse_model(const reader& field) {
   return model;
 }
 
+/// The bytes of a `data:TYPE;base64,…` URI (RFC 2397), or nullopt when it is none.
+inline std::optional<media_part> try_data_uri(std::string_view uri) {
+  constexpr std::string_view mark = ";base64,";
+  const auto comma = uri.find(mark);
+  if (!text::starts_with(uri, "data:") || comma == std::string_view::npos) return std::nullopt;
+  media_part media;
+  media.media_type = text::to_lower(uri.substr(5, comma - 5));
+  media.data = uri.substr(comma + mark.size());
+  return media;
+}
+
+/// What the first bytes say that the data is; clients often send every image as a JPEG, and the API
+/// refuses what is not what it is called.
+inline std::string_view sniff_media_type(std::string_view base64) {
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 5> marks = {
+      {{"iVBORw0KGgo", "image/png"},
+       {"/9j/", "image/jpeg"},
+       {"R0lGOD", "image/gif"},
+       {"UklGR", "image/webp"},
+       {"JVBERi0", "application/pdf"}}};
+  for (const auto& [mark, type] : marks) {
+    if (text::starts_with(base64, mark)) return type;
+  }
+  return {};
+}
+
+/// The types that the API reads.
+constexpr std::array<std::string_view, 5> media_types = {"image/png", "image/jpeg", "image/gif",
+                                                         "image/webp", "application/pdf"};
+
+/// Settles the type, and throws a 400 for what the API would refuse after all of it was sent.
+inline void check_media(const reader& field, media_part& media) {
+  if (!text::is_base64(media.data)) field.fail("is not valid base64");
+  if (const auto type = sniff_media_type(media.data); !type.empty()) media.media_type = type;
+  if (std::find(media_types.begin(), media_types.end(), media.media_type) == media_types.end()) {
+    field.fail("is of the type '" + media.media_type +
+               "'; image/png, image/jpeg, image/gif, image/webp and application/pdf are supported");
+  }
+  const std::size_t megabytes = media.media_type == "application/pdf" ? 32 : 5;
+  if (media.data.size() / 4 * 3 > megabytes * 1024 * 1024) {
+    field.fail("is too large; the limit is " + std::to_string(megabytes) + " MiB");
+  }
+}
+
+/// An address that the API fetches.
+inline const std::string& parse_address(const reader& field) {
+  const auto scheme = text::to_lower(std::string_view(field.string()).substr(0, 8));
+  if (!text::starts_with(scheme, "http://") && scheme != "https://") {
+    field.fail("must be an http or https URL");
+  }
+  return field.string();
+}
+
+/// The schema of a tool's input or of an answer: the API takes only that of an object.
+inline json parse_object_schema(const reader& field) {
+  if (!field.value().is_object()) field.fail("must be a JSON Schema object");
+  json schema = field.value();
+  if (schema.find("type") == schema.end()) schema["type"] = "object";
+  if (schema["type"] != "object") field.fail("must have the type 'object' at its root");
+  return schema;
+}
+
+inline reasoning_effort parse_reasoning_effort(const reader& field) {
+  const auto& names = reasoning_effort_names;
+  const auto found = std::find(names.begin(), names.end(), field.string());
+  if (found == names.end()) {
+    field.fail("must be none, minimal, low, medium, high, xhigh or max");
+  }
+  return static_cast<reasoning_effort>(found - names.begin());
+}
+
+/// Notes, once, that a field asks for what the answer will not show.
+inline void name_ignored(turn_request& request, const char* field) {
+  auto& names = request.ignored_params;
+  if (std::find(names.begin(), names.end(), field) == names.end()) names.emplace_back(field);
+}
+
+/// True unless the value is one of those in `neutral`, a JSON array.
+inline bool asks_for_something(const reader& value, const char* neutral) {
+  const json values = json::parse(neutral);
+  return std::find(values.begin(), values.end(), value.value()) == values.end();
+}
+
+/// To who is strict, what is asked for in vain is an error.
+inline void refuse_ignored(const turn_request& request) {
+  if (!request.strict || request.ignored_params.empty()) return;
+  throw bad_field(request.ignored_params.front(),
+                  "cannot be honoured for this request (strict mode)");
+}
+
+/// Adds a text, or the texts of an array of text parts, to the system prompt.
+inline void append_instructions(const reader& content, turn_request& request) {
+  const auto append = [&](const std::string& words) {
+    if (!request.system.empty() && !words.empty()) request.system += '\n';
+    request.system += words;
+  };
+  if (content.is_string()) return append(content.string());
+  if (!content.is_array()) content.fail("must be a string or an array of text parts");
+  for (const auto& part : content.elements()) {
+    const auto type = part.require("type");
+    if (type.string() != "text" && type.string() != "input_text") {
+      type.fail("'" + type.string() + "' is not supported here; only text is");
+    }
+    append(part.require("text").string());
+  }
+}
+
+inline void add_tool(const reader& source, tool_definition tool, turn_request& request) {
+  if (tool.name.empty() || tool.name.size() > 256) {
+    source.require("name").fail("must be 1 to 256 characters long");
+  }
+  const auto same = [&](const tool_definition& other) { return other.name == tool.name; };
+  if (std::any_of(request.tools.begin(), request.tools.end(), same)) {
+    source.fail("has the name '" + tool.name + "', as another one has");
+  }
+  request.tools.push_back(std::move(tool));
+}
+
+/// Throws a 400 for a choice that the tools of the request do not leave.
+inline void check_tool_choice(const reader& choice, const turn_request& request) {
+  const auto& wanted = request.choice;
+  const auto is_it = [&](const tool_definition& tool) { return tool.name == wanted.name; };
+  if (wanted.kind == tool_choice::how::named &&
+      std::none_of(request.tools.begin(), request.tools.end(), is_it)) {
+    choice.fail("names '" + wanted.name + "', which is not among the tools");
+  }
+  if (wanted.kind == tool_choice::how::any && request.tools.empty()) {
+    choice.fail("needs tools to choose from");
+  }
+}
+
+/// Where a content part or block of that type belongs; empty when nowhere.
+inline std::string_view endpoint_of_part(std::string_view type) {
+  for (const char* one : {"tool_use", "tool_result", "image", "document", "thinking"}) {
+    if (type == one) return "/v1/messages";
+  }
+  for (const char* one : {"input_text", "input_image", "input_file", "output_text"}) {
+    if (type == one) return "/v1/responses";
+  }
+  return type == "image_url" ? "/v1/chat/completions" : "";
+}
+
+/// Throws a 400 for a content part of a type that is not taken here, and names where it is.
+[[noreturn]] inline void refuse_part(const reader& type, std::string_view taken) {
+  const auto endpoint = endpoint_of_part(type.string());
+  type.fail(
+      "'" + type.string() + "' is not supported here; " +
+      (endpoint.empty() ? std::string(taken) + " are" : "send it to " + std::string(endpoint)));
+}
+
+/// Throws a 400 for a body that was meant for another endpoint, told by the field that each of them
+/// requires.
+inline void refuse_foreign_body(const reader& root, const char* own) {
+  constexpr std::array<std::pair<const char*, const char*>, 3> fields = {
+      {{"messages", "/v1/chat/completions or /v1/messages"},
+       {"input", "/v1/responses"},
+       {"prompt", "/v1/completions"}}};
+  if (root.find(own)) return;
+  for (const auto& [field, endpoint] : fields) {
+    if (const auto foreign = root.find(field)) {
+      foreign->fail("is not a field of this endpoint, which takes '" + std::string(own) +
+                    "'; send this body to " + endpoint);
+    }
+  }
+}
+
+/// Throws a 400 for a tool in the form of another endpoint: each of the three has its own.
+inline void refuse_foreign_tool(const reader& tool, const char* own) {
+  const char* endpoint = nullptr;
+  if (tool.value().is_object()) {
+    if (tool.find("input_schema")) endpoint = "/v1/messages";
+    if (tool.find("function")) endpoint = "/v1/chat/completions";
+    const bool flat = string_of(tool.value(), "type") == "function" && tool.find("name");
+    if (!endpoint && flat) endpoint = "/v1/responses";
+  }
+  if (endpoint == nullptr || std::string_view(endpoint) == own) return;
+  tool.fail("has the form of another endpoint's tools; send this body to " + std::string(endpoint));
+}
+
+/// `enable_tools` and `show_activity`: this proxy's own fields, the same in every dialect. What the
+/// tools may do is settled where the operator's limits are known.
+inline void parse_agent(const reader& root, turn_request& request) {
+  const auto enabled = root.find("enable_tools");
+  const auto shown = root.find("show_activity");
+  if (enabled && enabled->boolean()) request.agent.emplace();
+  if (shown && shown->boolean() && request.agent) request.agent->show_activity = true;
+}
+
+inline json render_media(const media_part& media) {
+  const bool image = media.kind == media_part::media_kind::image;
+  json source =
+      json::object({{"type", "base64"}, {"media_type", media.media_type}, {"data", media.data}});
+  if (media.media_type == "text/plain") source["type"] = "text";
+  if (!media.url.empty()) source = json::object({{"type", "url"}, {"url", media.url}});
+  json block = json::object({{"type", image ? "image" : "document"}, {"source", source}});
+  if (!media.title.empty()) block["title"] = media.title;
+  return block;
+}
+
+inline json render_result(const tool_result_part& result) {
+  json content = json::array();
+  for (const auto& piece : result.content) {
+    content.push_back(
+        std::visit(overloaded{[](const text_part& said) {
+                                return json::object({{"type", "text"}, {"text", said.text}});
+                              },
+                              [](const media_part& media) { return render_media(media); }},
+                   piece));
+  }
+  json block = json::object(
+      {{"type", "tool_result"}, {"tool_use_id", result.call_id}, {"content", content}});
+  if (result.is_error) block["is_error"] = true;
+  return block;
+}
+
+/// A part of a message as a content block of the Messages API, which the CLI speaks as well.
+inline json render_part(const content_part& part) {
+  return std::visit(
+      overloaded{
+          [](const text_part& said) {
+            return json::object({{"type", "text"}, {"text", said.text}});
+          },
+          [](const media_part& media) { return render_media(media); },
+          [](const thinking_part& thought) {
+            if (!thought.redacted.empty()) {
+              return json::object({{"type", "redacted_thinking"}, {"data", thought.redacted}});
+            }
+            return json::object({{"type", "thinking"},
+                                 {"thinking", thought.text},
+                                 {"signature", thought.signature}});
+          },
+          [](const tool_call_part& call) {
+            return json::object({{"type", "tool_use"},
+                                 {"id", call.id},
+                                 {"name", call.name},
+                                 {"input", call.input}});
+          },
+          [](const tool_result_part& result) { return render_result(result); },
+      },
+      part);
+}
+
 //================================================================================================
-// [07] events - one answer in neutral form, as it comes
-// uses: errors, json_access | pure
+// [08] events - one answer in neutral form, as it comes
+// uses: errors, json_access, conversation | pure
 //================================================================================================
 //
 // The grammar, which every decoder keeps and every dialect relies on:
@@ -801,10 +1316,11 @@ inline std::string parse_model(const reader& field) {
 //   turn  := turn_started block* ( turn_stopped | turn_failed )   turn_failed may come at any time
 //   block := block_started(i) block_delta(i)* block_stopped(i)     i = 0, 1, 2, never interleaved
 
-enum class block_kind { text, thinking, tool_call };
+/// `activity` is what Claude Code's own tools were asked and have answered.
+enum class block_kind { text, thinking, redacted_thinking, tool_call, activity };
 
-/// Why the model stopped; the Messages API's names.
-enum class stop_reason { end_turn, max_tokens, stop_sequence, tool_use, refusal };
+/// Why the model stopped, in the Messages API's names. `turn_limit`: the agent was not done.
+enum class stop_reason { end_turn, max_tokens, stop_sequence, tool_use, refusal, turn_limit };
 
 /// Tokens as the API counts them: the four kinds of input do not overlap.
 struct token_usage {
@@ -814,10 +1330,22 @@ struct token_usage {
   std::int64_t cache_write_5m = 0;
   std::int64_t cache_write_1h = 0;
   std::int64_t output = 0;
+  std::int64_t thinking = 0;       ///< part of the output; estimated where the API does not tell it
   std::optional<double> cost_usd;  ///< unknown when an answer was cut before the CLI told it
 
   std::int64_t prompt() const { return input + cache_read + cache_write; }
 };
+
+inline void add_usage(token_usage& sum, const token_usage& more) {
+  sum.input += more.input;
+  sum.output += more.output;
+  sum.thinking += more.thinking;
+  sum.cache_read += more.cache_read;
+  sum.cache_write += more.cache_write;
+  sum.cache_write_5m += more.cache_write_5m;
+  sum.cache_write_1h += more.cache_write_1h;
+  if (more.cost_usd) sum.cost_usd = sum.cost_usd.value_or(0) + *more.cost_usd;
+}
 
 struct turn_started {
   std::string model;  ///< the id that the API resolved to
@@ -833,7 +1361,7 @@ struct block_started {
 
 struct block_delta {
   std::size_t index = 0;
-  std::string text;  ///< more text, more thinking, or more of a tool call's JSON
+  std::string text;  ///< more text, thinking (or its ciphertext), or more of a tool call's JSON
 };
 
 struct block_stopped {
@@ -858,13 +1386,6 @@ inline bool ends_turn(const event& what) {
   return std::holds_alternative<turn_stopped>(what) || std::holds_alternative<turn_failed>(what);
 }
 
-template <class... Lambdas>
-struct overloaded : Lambdas... {
-  using Lambdas::operator()...;
-};
-template <class... Lambdas>
-overloaded(Lambdas...) -> overloaded<Lambdas...>;
-
 /// A whole answer, for clients that do not stream.
 struct turn_result {
   struct block {
@@ -886,23 +1407,22 @@ struct turn_result {
 class collector {
  public:
   void add(const event& what) {
-    std::visit(overloaded{
-                   [&](const turn_started& e) { result_.model = e.model; },
-                   [&](const block_started& e) {
-                     result_.blocks.push_back({e.kind, {}, e.id, e.name, {}});
-                   },
-                   [&](const block_delta& e) { result_.blocks.at(e.index).text += e.text; },
-                   [&](const block_stopped& e) {
-                     result_.blocks.at(e.index).signature = e.signature;
-                   },
-                   [&](const turn_stopped& e) {
-                     result_.reason = e.reason;
-                     result_.stop_sequence = e.stop_sequence;
-                     result_.usage = e.usage;
-                   },
-                   [&](const turn_failed& e) { throw e.error; },
-               },
-               what);
+    std::visit(
+        overloaded{
+            [&](const turn_started& e) { result_.model = e.model; },
+            [&](const block_started& e) {
+              result_.blocks.push_back({e.kind, {}, e.id, e.name, {}});
+            },
+            [&](const block_delta& e) { result_.blocks.at(e.index).text += e.text; },
+            [&](const block_stopped& e) { result_.blocks.at(e.index).signature = e.signature; },
+            [&](const turn_stopped& e) {
+              result_.reason = e.reason;
+              result_.stop_sequence = e.stop_sequence;
+              result_.usage = e.usage;
+            },
+            [&](const turn_failed& e) { throw e.error; },
+        },
+        what);
   }
 
   const turn_result& result() const { return result_; }
@@ -912,7 +1432,7 @@ class collector {
 };
 
 //================================================================================================
-// [08] sse - server-sent events, and what a dialect has to offer
+// [09] sse - server-sent events, and what a dialect has to offer
 // uses: errors, json_access, conversation, events | pure
 //================================================================================================
 
@@ -927,22 +1447,24 @@ inline std::string sse_data(std::string_view payload) {
 struct reply_context {
   std::string id;            ///< random part of the answer's id
   std::int64_t created = 0;  ///< unix seconds
+  std::string request_id = {};
+  std::function<void(const json&)> keep = {};  ///< takes the whole answer, where it is kept
 };
 
-/// Writes the answer to one request in one dialect: whole, or event by event. Owned by the
-/// request that it answers; used by one thread.
+/// Writes the answer to one request in one dialect: whole, or event by event. An answer may hold
+/// several choices (`n`), each a turn of its own. Owned by the request; used by one thread.
 class reply {
  public:
   virtual ~reply() = default;
 
-  /// Appends the bytes that tell one event to a client that streams.
-  virtual void write(const event& what, std::string& out) = 0;
+  /// Appends the bytes that tell one event of one choice to a client that streams.
+  virtual void write(std::size_t choice, const event& what, std::string& out) = 0;
 
   /// Appends what resets an idle client's clock and changes nothing.
   virtual void write_keep_alive(std::string& out) = 0;
 
-  /// The body for a client that does not stream.
-  virtual std::string render(const turn_result& result) const = 0;
+  /// The body for a client that does not stream; one result for each choice.
+  virtual std::string render(const std::vector<turn_result>& results) const = 0;
 
  protected:
   reply() = default;
@@ -950,22 +1472,23 @@ class reply {
   reply& operator=(const reply&) = default;
 };
 
-/// A request, and how to answer it.
+/// A request, and how to answer it. Each choice is a turn of its own; all are of one client.
 struct parsed_request {
-  turn_request turn;
+  std::vector<turn_request> turns;
   std::unique_ptr<claude_openai::reply> reply;
 };
 
-/// One dialect: a row of the route table.
+/// One dialect: what the route table needs to know of it.
 struct surface {
   std::string_view name;
   parsed_request (*parse)(const json& body, const reply_context& context);
-  std::string (*render_error)(const api_error& error);
+  std::string (*render_error)(const api_error& error, const std::string& request_id);
+  int (*status)(error_kind kind);
 };
 
 //================================================================================================
-// [09] openai_chat - chat completions: parses requests, writes answers
-// uses: text, errors, json_access, conversation, events, sse | pure
+// [10] openai_chat - chat completions: parses requests, writes answers
+// uses: text, errors, json_access, conversation, fields, events, sse | pure
 //================================================================================================
 //
 // https://platform.openai.com/docs/api-reference/chat
@@ -973,7 +1496,7 @@ struct surface {
 namespace openai_chat {
 
 /// `{"error":{message,type,param,code}}`: the SDKs raise by status and show these.
-inline std::string render_error(const api_error& error) {
+inline std::string render_error(const api_error& error, const std::string& = {}) {
   const auto [type, default_code] = [&]() -> std::pair<const char*, const char*> {
     switch (error.kind) {
       case error_kind::invalid_request: return {"invalid_request_error", ""};
@@ -1004,6 +1527,7 @@ inline const char* finish_reason(stop_reason reason) {
   switch (reason) {
     case stop_reason::end_turn:
     case stop_reason::stop_sequence: return "stop";
+    case stop_reason::turn_limit:
     case stop_reason::max_tokens: return "length";
     case stop_reason::tool_use: return "tool_calls";
     case stop_reason::refusal: return "content_filter";
@@ -1020,6 +1544,7 @@ inline json render_usage(const token_usage& usage) {
        {"total_tokens", usage.prompt() + usage.output},
        {"prompt_tokens_details", json::object({{"cached_tokens", usage.cache_read},
                                                {"cache_write_tokens", usage.cache_write}})},
+       {"completion_tokens_details", json::object({{"reasoning_tokens", usage.thinking}})},
        {"cache_read_input_tokens", usage.cache_read},
        {"cache_creation_input_tokens", usage.cache_write},
        {"cache_creation", json::object({{"ephemeral_5m_input_tokens", usage.cache_write_5m},
@@ -1028,19 +1553,33 @@ inline json render_usage(const token_usage& usage) {
   return rendered;
 }
 
+/// How a client wants its answer written.
+struct reply_style {
+  bool include_usage = false;     ///< in a stream; the whole answer always has it
+  bool legacy_functions = false;  ///< `function_call` instead of `tool_calls`
+  std::size_t choices = 1;
+};
+
 /// Writes `chat.completion` and `chat.completion.chunk` objects.
 class chat_reply final : public reply {
  public:
-  chat_reply(const reply_context& context, bool include_usage)
-      : id_("chatcmpl-" + context.id), created_(context.created), include_usage_(include_usage) {}
+  chat_reply(const reply_context& context, const reply_style& style)
+      : id_("chatcmpl-" + context.id),
+        created_(context.created),
+        style_(style),
+        choices_(style.choices) {}
 
-  void write(const event& what, std::string& out) override {
+  void write(std::size_t choice, const event& what, std::string& out) override {
+    auto& state = choices_.at(choice);
     std::visit(overloaded{
-                   [&](const turn_started& e) { write_start(e, out); },
-                   [&](const block_started& e) { kind_ = e.kind; },
-                   [&](const block_delta& e) { write_delta(e, out); },
+                   [&](const turn_started& e) { write_start(choice, e, out); },
+                   [&](const block_started& e) { write_block(choice, e, out); },
+                   [&](const block_delta& e) {
+                     if (state.kind == block_kind::redacted_thinking) return;
+                     write_choice(choice, delta_of(state, e.text), "null", out);
+                   },
                    [](const block_stopped&) {},
-                   [&](const turn_stopped& e) { write_stop(e, out); },
+                   [&](const turn_stopped& e) { write_stop(choice, e, out); },
                    [&](const turn_failed& e) {
                      out += sse_data(render_error(e.error)) + sse_data("[DONE]");
                    },
@@ -1050,26 +1589,66 @@ class chat_reply final : public reply {
 
   void write_keep_alive(std::string& out) override { out += ": keep-alive\n\n"; }
 
-  std::string render(const turn_result& result) const override {
-    std::string content;
-    for (const auto& block : result.blocks) {
-      if (block.kind == block_kind::text) content += block.text;
-    }
-    const json said = json::object({{"role", "assistant"},
-                                    {"content", content},
-                                    {"refusal", json()},
-                                    {"annotations", json::array()}});
-    const json choice = json::object({{"index", 0},
-                                      {"message", said},
+  std::string render(const std::vector<turn_result>& results) const override {
+    json choices = json::array();
+    token_usage usage;
+    for (const auto& result : results) {
+      choices.push_back(json::object({{"index", choices.size()},
+                                      {"message", render_message(result)},
                                       {"logprobs", json()},
-                                      {"finish_reason", finish_reason(result.reason)}});
-    json whole = head("chat.completion", result.model);
-    whole["choices"] = json::array({choice});
-    whole["usage"] = render_usage(result.usage);
+                                      {"finish_reason", finish_reason(result.reason)}}));
+      add_usage(usage, result.usage);
+    }
+    json whole = head("chat.completion", results.front().model);
+    whole["choices"] = std::move(choices);
+    whole["usage"] = render_usage(usage);
     return dump(whole);
   }
 
  private:
+  struct choice_state {
+    block_kind kind = block_kind::text;
+    std::size_t calls = 0;
+  };
+
+  /// Clients of the old kind know one call only, under another name.
+  const char* finish_reason(stop_reason reason) const {
+    if (reason == stop_reason::tool_use && style_.legacy_functions) return "function_call";
+    return openai_chat::finish_reason(reason);
+  }
+
+  json render_message(const turn_result& result) const {
+    std::string content;
+    std::string reasoning;
+    json calls = json::array();
+    for (const auto& block : result.blocks) {
+      switch (block.kind) {
+        case block_kind::text: content += block.text; break;
+        case block_kind::thinking:
+        case block_kind::activity: reasoning += block.text; break;
+        case block_kind::redacted_thinking: break;
+        case block_kind::tool_call:
+          calls.push_back(json::object(
+              {{"id", block.id},
+               {"type", "function"},
+               {"function", json::object({{"name", block.name}, {"arguments", block.text}})}}));
+      }
+    }
+    const bool silent = content.empty() && !calls.empty();
+    json said = json::object({{"role", "assistant"},
+                              {"content", silent ? json() : json(content)},
+                              {"refusal", json()},
+                              {"annotations", json::array()}});
+    if (!reasoning.empty()) said["reasoning_content"] = std::move(reasoning);
+    if (calls.empty()) return said;
+    if (style_.legacy_functions) {
+      said["function_call"] = calls[0]["function"];
+    } else {
+      said["tool_calls"] = std::move(calls);
+    }
+    return said;
+  }
+
   json head(const char* object, const std::string& model) const {
     return json::object({{"id", id_},
                          {"object", object},
@@ -1079,41 +1658,73 @@ class chat_reply final : public reply {
   }
 
   /// Everything before the delta is the same in all chunks, so it is written once.
-  void write_start(const turn_started& started, std::string& out) {
-    chunk_head_ = dump(head("chat.completion.chunk", started.model));
-    chunk_head_.back() = ',';
-    write_choice(R"({"role":"assistant","content":""})", "null", out);
-  }
-
-  void write_delta(const block_delta& delta, std::string& out) const {
-    if (kind_ == block_kind::text) {
-      write_choice(R"({"content":)" + dump(json(delta.text)) + "}", "null", out);
+  void write_start(std::size_t choice, const turn_started& started, std::string& out) {
+    if (chunk_head_.empty()) {
+      chunk_head_ = dump(head("chat.completion.chunk", started.model));
+      chunk_head_.back() = ',';
     }
+    write_choice(choice, R"({"role":"assistant","content":""})", "null", out);
   }
 
-  void write_stop(const turn_stopped& stopped, std::string& out) const {
-    write_choice("{}", '"' + std::string(finish_reason(stopped.reason)) + '"', out);
-    if (include_usage_) {
-      out += sse_data(chunk_head_ + R"("choices":[],"usage":)" +
-                      dump(render_usage(stopped.usage)) + "}");
+  /// A call is announced with its id and name; its arguments follow piece by piece.
+  void write_block(std::size_t choice, const block_started& started, std::string& out) {
+    auto& state = choices_.at(choice);
+    state.kind = started.kind;
+    if (started.kind != block_kind::tool_call) return;
+    ++state.calls;
+    const json function = json::object({{"name", started.name}, {"arguments", ""}});
+    if (style_.legacy_functions) {
+      return write_choice(choice, dump(json::object({{"function_call", function}})), "null", out);
+    }
+    const json call = json::object({{"index", state.calls - 1},
+                                    {"id", started.id},
+                                    {"type", "function"},
+                                    {"function", function}});
+    write_choice(choice, dump(json::object({{"tool_calls", json::array({call})}})), "null", out);
+  }
+
+  std::string delta_of(const choice_state& state, const std::string& more) const {
+    const auto quoted = dump(json(more));
+    switch (state.kind) {
+      case block_kind::text: return R"({"content":)" + quoted + "}";
+      case block_kind::thinking:
+      case block_kind::activity: return R"({"reasoning_content":)" + quoted + "}";
+      case block_kind::redacted_thinking:
+      case block_kind::tool_call: break;
+    }
+    if (style_.legacy_functions) return R"({"function_call":{"arguments":)" + quoted + "}}";
+    return R"({"tool_calls":[{"index":)" + std::to_string(state.calls - 1) +
+           R"(,"function":{"arguments":)" + quoted + "}}]}";
+  }
+
+  void write_stop(std::size_t choice, const turn_stopped& stopped, std::string& out) {
+    write_choice(choice, "{}", '"' + std::string(finish_reason(stopped.reason)) + '"', out);
+    add_usage(usage_, stopped.usage);
+    if (++stopped_ < choices_.size()) return;
+    if (style_.include_usage) {
+      out += sse_data(chunk_head_ + R"("choices":[],"usage":)" + dump(render_usage(usage_)) + "}");
     }
     out += sse_data("[DONE]");
   }
 
-  void write_choice(const std::string& delta, const std::string& reason, std::string& out) const {
-    out += sse_data(chunk_head_ + R"("choices":[{"index":0,"delta":)" + delta +
-                    R"(,"logprobs":null,"finish_reason":)" + reason + "}]}");
+  void write_choice(std::size_t choice, const std::string& delta, const std::string& reason,
+                    std::string& out) const {
+    out +=
+        sse_data(chunk_head_ + R"("choices":[{"index":)" + std::to_string(choice) + R"(,"delta":)" +
+                 delta + R"(,"logprobs":null,"finish_reason":)" + reason + "}]}");
   }
 
   std::string id_;
   std::int64_t created_;
-  bool include_usage_;
+  reply_style style_;
+  std::vector<choice_state> choices_;
   std::string chunk_head_;
-  block_kind kind_ = block_kind::text;
+  token_usage usage_;        ///< of the choices that have stopped
+  std::size_t stopped_ = 0;  ///< how many these are
 };
 
-/// A field that is known and checked, but not honoured yet. `neutral` is the JSON value that asks
-/// for nothing, so that it need not be reported.
+/// A field that is known and checked, but never honoured: the API has nothing like it. `neutral` is
+/// a JSON array of the values that ask for nothing, so that they need not be reported.
 struct ignored_field {
   enum class shape { number, integer, boolean, any };
   const char* name;
@@ -1123,35 +1734,49 @@ struct ignored_field {
   const char* neutral;
 };
 
-constexpr std::array<ignored_field, 27> ignored_fields = {{
-    {"temperature", ignored_field::shape::number, 0, 2, "1"},
-    {"top_p", ignored_field::shape::number, 0, 1, "1"},
-    {"presence_penalty", ignored_field::shape::number, -2, 2, "0"},
-    {"frequency_penalty", ignored_field::shape::number, -2, 2, "0"},
-    {"max_tokens", ignored_field::shape::integer, 1, 1e9, ""},
-    {"max_completion_tokens", ignored_field::shape::integer, 1, 1e9, ""},
-    {"n", ignored_field::shape::integer, 1, 128, "1"},
-    {"seed", ignored_field::shape::integer, -9.2e18, 9.2e18, ""},
-    {"top_logprobs", ignored_field::shape::integer, 0, 20, "0"},
-    {"logprobs", ignored_field::shape::boolean, 0, 0, "false"},
-    {"parallel_tool_calls", ignored_field::shape::boolean, 0, 0, "true"},
-    {"enable_tools", ignored_field::shape::boolean, 0, 0, "false"},
-    {"stop", ignored_field::shape::any, 0, 0, "[]"},
-    {"tools", ignored_field::shape::any, 0, 0, "[]"},
-    {"tool_choice", ignored_field::shape::any, 0, 0, R"("none")"},
-    {"functions", ignored_field::shape::any, 0, 0, "[]"},
-    {"function_call", ignored_field::shape::any, 0, 0, R"("none")"},
-    {"response_format", ignored_field::shape::any, 0, 0, R"({"type":"text"})"},
-    {"logit_bias", ignored_field::shape::any, 0, 0, "{}"},
-    {"reasoning_effort", ignored_field::shape::any, 0, 0, R"("none")"},
-    {"modalities", ignored_field::shape::any, 0, 0, R"(["text"])"},
-    {"audio", ignored_field::shape::any, 0, 0, ""},
-    {"prediction", ignored_field::shape::any, 0, 0, ""},
-    {"verbosity", ignored_field::shape::any, 0, 0, ""},
-    {"web_search_options", ignored_field::shape::any, 0, 0, ""},
-    {"service_tier", ignored_field::shape::any, 0, 0, R"("auto")"},
-    {"store", ignored_field::shape::boolean, 0, 0, "false"},
+constexpr std::array<ignored_field, 13> ignored_fields = {{
+    {"presence_penalty", ignored_field::shape::number, -2, 2, "[0]"},
+    {"frequency_penalty", ignored_field::shape::number, -2, 2, "[0]"},
+    {"seed", ignored_field::shape::integer, -9.2e18, 9.2e18, "[]"},
+    {"top_logprobs", ignored_field::shape::integer, 0, 20, "[0]"},
+    {"logprobs", ignored_field::shape::boolean, 0, 0, "[false]"},
+    {"logit_bias", ignored_field::shape::any, 0, 0, "[{}]"},
+    {"modalities", ignored_field::shape::any, 0, 0, R"([["text"]])"},
+    {"audio", ignored_field::shape::any, 0, 0, "[]"},
+    {"prediction", ignored_field::shape::any, 0, 0, "[]"},
+    {"verbosity", ignored_field::shape::any, 0, 0, R"(["medium"])"},
+    {"web_search_options", ignored_field::shape::any, 0, 0, "[]"},
+    {"service_tier", ignored_field::shape::any, 0, 0, R"(["auto","default"])"},
+    {"reasoning", ignored_field::shape::any, 0, 0, "[]"},
 }};
+
+/// The fields that are honoured.
+constexpr std::array<std::string_view, 26> known_fields = {"model",
+                                                           "messages",
+                                                           "stream",
+                                                           "stream_options",
+                                                           "temperature",
+                                                           "top_p",
+                                                           "max_tokens",
+                                                           "stop",
+                                                           "n",
+                                                           "max_completion_tokens",
+                                                           "tools",
+                                                           "functions",
+                                                           "tool_choice",
+                                                           "function_call",
+                                                           "parallel_tool_calls",
+                                                           "user",
+                                                           "metadata",
+                                                           "store",
+                                                           "service_tier",
+                                                           "response_format",
+                                                           "session_id",
+                                                           "logprobs",
+                                                           "enable_tools",
+                                                           "show_activity",
+                                                           "reasoning_effort",
+                                                           "safety_identifier"};
 
 /// True when the field asks for something that the answer will not show.
 inline bool check_ignored(const ignored_field& field, const reader& value) {
@@ -1163,76 +1788,264 @@ inline bool check_ignored(const ignored_field& field, const reader& value) {
     case ignored_field::shape::boolean: value.boolean(); break;
     case ignored_field::shape::any: break;
   }
-  return *field.neutral == '\0' || value.value() != json::parse(field.neutral);
+  return asks_for_something(value, field.neutral);
 }
 
-/// A string, or the texts of an array of text parts; nothing when absent or null.
-inline std::vector<std::string> parse_texts(const reader& message) {
+/// An image's `data:` URI, or an address that the API fetches.
+inline media_part parse_image(const reader& url, const std::optional<reader>& detail,
+                              turn_request& request) {
+  if (detail && detail->string() != "auto") name_ignored(request, "image_url.detail");
+  if (auto media = try_data_uri(url.string())) {
+    check_media(url, *media);
+    if (!text::starts_with(media->media_type, "image/")) url.fail("is not an image");
+    return *media;
+  }
+  const auto scheme = text::to_lower(std::string_view(url.string()).substr(0, 8));
+  if (!text::starts_with(scheme, "http://") && scheme != "https://") {
+    url.fail("must be a data:image/…;base64 URI or an http or https URL");
+  }
+  media_part media;
+  media.url = url.string();
+  return media;
+}
+
+/// `{"file_data", "filename"}`; the API reads PDF.
+inline media_part parse_file(const reader& source) {
+  if (const auto id = source.find("file_id")) {
+    id->fail("is not supported: this server keeps no files; send 'file_data'");
+  }
+  const auto data = source.require("file_data");
+  auto media = try_data_uri(data.string()).value_or(media_part{});
+  if (media.data.empty()) media.data = data.string();
+  check_media(data, media);
+  media.kind = media_part::media_kind::document;
+  if (media.media_type != "application/pdf") data.fail("must be a PDF");
+  if (const auto name = source.find("filename")) media.title = name->string();
+  return media;
+}
+
+/// The content of a message: a string, parts, or nothing at all.
+inline std::vector<content_part> parse_content(const reader& message, turn_request& request,
+                                               bool takes_media) {
   const auto content = message.find("content");
-  if (!content) return {};
-  if (content->is_string()) return {content->string()};
+  std::vector<content_part> parts;
+  if (!content) return parts;
+  if (content->is_string()) {
+    if (!content->string().empty()) parts.emplace_back(text_part{content->string()});
+    return parts;
+  }
   if (!content->is_array()) content->fail("must be a string or an array of content parts");
-  std::vector<std::string> texts;
   for (const auto& part : content->elements()) {
     const auto type = part.require("type");
-    if (type.string() == "text") {
-      texts.push_back(part.require("text").string());
-    } else if (type.string() == "refusal") {
-      texts.push_back(part.require("refusal").string());
+    const auto& kind = type.string();
+    if (kind == "text" || kind == "refusal") {
+      const auto& words = part.require(kind.c_str()).string();
+      if (!words.empty()) parts.emplace_back(text_part{words});
+    } else if (kind == "image_url" && takes_media) {
+      const auto image = part.require("image_url");
+      parts.emplace_back(parse_image(image.require("url"), image.find("detail"), request));
+    } else if (kind == "file" && takes_media) {
+      parts.emplace_back(parse_file(part.require("file")));
     } else {
-      type.fail("'" + type.string() + "' is not supported; only text parts are");
+      refuse_part(type, takes_media ? "text, image_url and file parts" : "only text parts");
     }
   }
-  return texts;
+  return parts;
 }
 
-inline tool_call_part parse_tool_call(const reader& call) {
-  const auto function = call.require("function");
+inline tool_call_part parse_function_call(const reader& function, std::string id) {
   const auto arguments = function.require("arguments");
   check_json_bounds(arguments.string());
-  tool_call_part part{call.require("id").string(), function.require("name").string(),
+  tool_call_part part{std::move(id), function.require("name").string(),
                       json::parse(arguments.string(), nullptr, false)};
   if (arguments.string().empty()) part.input = json::object();
   if (!part.input.is_object()) arguments.fail("must be the JSON text of an object");
   return part;
 }
 
+/// Functions of the old kind have no ids: there is one call in a message, so its place will do.
+inline std::string make_call_id(const turn_request& request) {
+  return "call_" + std::to_string(request.messages.size());
+}
+
+/// The id of the last call in the history; empty when there is none.
+inline std::string last_call_id(const turn_request& request) {
+  const auto& messages = request.messages;
+  for (auto said = messages.rbegin(); said != messages.rend(); ++said) {
+    const auto ids = call_ids(*said);
+    if (!ids.empty()) return ids.back();
+  }
+  return {};
+}
+
+inline void parse_calls(const reader& source, const turn_request& request, message& said) {
+  if (const auto calls = source.find("tool_calls")) {
+    for (const auto& call : calls->elements()) {
+      said.parts.emplace_back(
+          parse_function_call(call.require("function"), call.require("id").string()));
+    }
+  }
+  if (const auto function = source.find("function_call")) {
+    said.parts.emplace_back(parse_function_call(*function, make_call_id(request)));
+  }
+}
+
+inline tool_result_part parse_result(const reader& source, turn_request& request, bool legacy) {
+  tool_result_part result;
+  result.call_id = legacy ? last_call_id(request) : source.require("tool_call_id").string();
+  for (auto& part : parse_content(source, request, !legacy)) {
+    if (auto* words = std::get_if<text_part>(&part)) result.content.emplace_back(std::move(*words));
+    if (auto* media = std::get_if<media_part>(&part)) {
+      result.content.emplace_back(std::move(*media));
+    }
+  }
+  return result;
+}
+
 /// Adds one message; instructions (system, developer) go to the system prompt in order.
 inline void parse_message(const reader& source, turn_request& request) {
   const auto name = source.require("role");
-  const auto texts = parse_texts(source);
+  const auto& speaker = name.string();
   message said;
-  if (name.string() == "system" || name.string() == "developer") {
-    for (const auto& text : texts) {
-      if (!request.system.empty() && !text.empty()) request.system += '\n';
-      request.system += text;
-    }
+  if (speaker == "system" || speaker == "developer") {
+    if (const auto content = source.find("content")) append_instructions(*content, request);
     return;
   }
-  if (name.string() == "tool") {
-    const std::string call_id = source.require("tool_call_id").string();
-    said.parts.emplace_back(tool_result_part{call_id, text::join(texts, "\n")});
-  } else if (name.string() == "user" || name.string() == "assistant") {
-    for (const auto& text : texts) {
-      if (!text.empty()) said.parts.emplace_back(text_part{text});
-    }
+  if (speaker == "tool" || speaker == "function") {
+    said.parts.emplace_back(parse_result(source, request, speaker == "function"));
+  } else if (speaker == "user" || speaker == "assistant") {
+    said.parts = parse_content(source, request, speaker == "user");
   } else {
     name.fail("must be system, developer, user, assistant or tool");
   }
-  if (name.string() == "assistant") {
+  if (speaker == "assistant") {
     said.author = role::assistant;
-    if (const auto calls = source.find("tool_calls")) {
-      for (const auto& call : calls->elements()) said.parts.emplace_back(parse_tool_call(call));
-    }
+    parse_calls(source, request, said);
   }
   request.messages.push_back(std::move(said));
+}
+
+inline tool_definition parse_function(const reader& function) {
+  tool_definition tool{function.require("name").string(), {}, json::object()};
+  if (const auto told = function.find("description")) tool.description = told->string();
+  if (const auto schema = function.find("parameters")) {
+    tool.schema = parse_object_schema(*schema);
+  } else {
+    tool.schema = json::object({{"type", "object"}, {"properties", json::object()}});
+  }
+  return tool;
+}
+
+inline void parse_tools(const reader& root, turn_request& request) {
+  if (const auto tools = root.find("tools")) {
+    for (const auto& tool : tools->elements()) {
+      refuse_foreign_tool(tool, "/v1/chat/completions");
+      const auto type = tool.require("type");
+      if (type.string() != "function") type.fail("must be 'function': no other tools run here");
+      const auto function = tool.require("function");
+      add_tool(function, parse_function(function), request);
+    }
+  }
+  if (const auto functions = root.find("functions")) {
+    for (const auto& function : functions->elements()) {
+      add_tool(function, parse_function(function), request);
+    }
+  }
+}
+
+/// `"auto"`, `"none"`, `"required"`, or the function that must be called.
+inline void parse_tool_choice(const reader& choice, const reader& function, turn_request& request) {
+  auto& wanted = request.choice;
+  if (choice.is_string()) {
+    const auto& word = choice.string();
+    if (word == "none") wanted.kind = tool_choice::how::none;
+    if (word == "required") wanted.kind = tool_choice::how::any;
+    if (word != "auto" && word != "none" && word != "required") {
+      choice.fail("must be auto, none, required or a function");
+    }
+  } else {
+    wanted.kind = tool_choice::how::named;
+    wanted.name = function.require("name").string();
+  }
+  check_tool_choice(choice, request);
+}
+
+inline void parse_tool_choices(const reader& root, turn_request& request) {
+  if (const auto choice = root.find("tool_choice")) {
+    if (choice->is_string()) {
+      parse_tool_choice(*choice, *choice, request);
+    } else {
+      parse_tool_choice(*choice, choice->require("function"), request);
+    }
+  }
+  if (const auto choice = root.find("function_call")) {
+    parse_tool_choice(*choice, *choice, request);
+  }
+  if (root.find("functions")) request.choice.parallel = false;
+  if (const auto parallel = root.find("parallel_tool_calls")) {
+    request.choice.parallel = parallel->boolean();
+  }
+}
+
+/// What the answer has to look like. `strict` needs no thought: the CLI always validates.
+inline void parse_response_format(const reader& format, turn_request& request) {
+  const auto type = format.require("type");
+  if (type.string() == "json_schema") {
+    const auto schema = format.require("json_schema").require("schema");
+    request.schema = parse_object_schema(schema);
+    request.schema_field = schema.path();
+  } else if (type.string() == "json_object") {
+    request.schema = json::object({{"type", "object"}});
+  } else if (type.string() != "text") {
+    type.fail("must be text, json_object or json_schema");
+  }
+}
+
+inline void parse_sampling(const reader& root, turn_request& request) {
+  auto& sampling = request.sampling;
+  if (const auto value = root.find("temperature")) sampling.temperature = value->number(0, 2);
+  if (const auto value = root.find("top_p")) sampling.top_p = value->number(0, 1);
+  constexpr std::int64_t most = 1'000'000'000;
+  for (const char* name : {"max_tokens", "max_completion_tokens"}) {  // the latter wins
+    if (const auto value = root.find(name)) sampling.max_tokens = value->integer(1, most);
+  }
+  if (const auto stop = root.find("stop")) {
+    if (stop->is_string()) sampling.stop.push_back(stop->string());
+    if (!stop->is_string()) {
+      for (const auto& one : stop->elements()) sampling.stop.push_back(one.string());
+    }
+    if (sampling.stop.size() > 4) stop->fail("must be at most 4 texts");
+  }
+  if (const auto effort = root.find("reasoning_effort")) {
+    request.effort = parse_reasoning_effort(*effort);
+  }
+}
+
+/// How the answer is to be written.
+inline reply_style parse_style(const reader& root, const turn_request& request) {
+  reply_style style;
+  if (const auto n = root.find("n")) style.choices = static_cast<std::size_t>(n->integer(1, 8));
+  if (style.choices > 1 && !request.session.empty()) {
+    throw bad_field("n", "must be 1 in a session, which goes on with one answer");
+  }
+  const auto functions = root.find("functions");
+  style.legacy_functions = functions && !functions->elements().empty();
+  if (const auto stream_options = root.find("stream_options")) {
+    const auto wanted = stream_options->find("include_usage");
+    style.include_usage = wanted && wanted->boolean();
+  }
+  return style;
 }
 
 /// Chat completion request to neutral request. Unknown fields are accepted: clients send many.
 inline parsed_request parse(const json& body, const reply_context& context) {
   const reader root(body);
   parsed_request parsed;
-  auto& turn = parsed.turn;
+  turn_request turn;
+  refuse_foreign_body(root, "messages");
+  if (const auto system = root.find("system")) {
+    system->fail("is a field of the Messages API; send this body to /v1/messages");
+  }
   const auto messages = root.require("messages");
   const auto all = messages.elements();
   if (all.empty()) messages.fail("must hold at least one message");
@@ -1241,29 +2054,1354 @@ inline parsed_request parse(const json& body, const reply_context& context) {
     throw bad_field(all.back().path() + ".content", "must not be empty in the last message");
   }
   normalize(turn.messages);
+  parse_tools(root, turn);
+  parse_tool_choices(root, turn);
+  if (const auto format = root.find("response_format")) parse_response_format(*format, turn);
+  parse_sampling(root, turn);
   if (const auto model = root.find("model")) turn.model = parse_model(*model);
   if (const auto session = root.find("session_id")) turn.session = parse_session_id(*session);
   if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
+  parse_agent(root, turn);
+  const auto style = parse_style(root, turn);
+  for (const auto& field : ignored_fields) {
+    const auto value = root.find(field.name);
+    if (value && check_ignored(field, *value)) name_ignored(turn, field.name);
+  }
+  parsed.turns.assign(style.choices, turn);
+  parsed.reply = std::make_unique<chat_reply>(context, style);
+  return parsed;
+}
+
+/// The report of `POST /v1/compatibility`, in the reference wrapper's shape.
+inline json render_compatibility(const json& body, const std::vector<std::string>& ignored) {
+  json supported = json::array();
+  json warnings = json::array();
+  json suggestions = json::array();
+  for (const auto& [name, value] : body.items()) {
+    if (value.is_null() || std::find(ignored.begin(), ignored.end(), name) != ignored.end()) {
+      continue;
+    }
+    const auto is_it = [key = std::string_view(name)](const ignored_field& field) {
+      return field.name == key;
+    };
+    if (std::find(known_fields.begin(), known_fields.end(), name) != known_fields.end() ||
+        std::any_of(ignored_fields.begin(), ignored_fields.end(), is_it)) {
+      supported.push_back(name);
+    } else {
+      warnings.push_back("'" + name + "' is not a field of chat completions; it is not read");
+    }
+  }
+  for (const auto& name : ignored) {
+    suggestions.push_back("Leave out '" + name + "': it would change nothing here.");
+  }
+  const json report = json::object({{"supported_parameters", supported},
+                                    {"unsupported_parameters", ignored},
+                                    {"warnings", warnings},
+                                    {"suggestions", suggestions}});
+  const json agent = json::object(
+      {{"supported", json::array({"model", "system_prompt", "max_turns", "allowed_tools",
+                                  "disallowed_tools", "permission_mode", "max_thinking_tokens",
+                                  "continue_conversation", "resume", "cwd"})},
+       {"custom_headers",
+        json::array({"X-Claude-Max-Turns", "X-Claude-Allowed-Tools", "X-Claude-Disallowed-Tools",
+                     "X-Claude-Permission-Mode", "X-Claude-Max-Thinking-Tokens",
+                     "X-Claude-Show-Activity", "X-Claude-Cwd"})}});
+  return json::object({{"compatibility_report", report}, {"claude_agent_sdk_options", agent}});
+}
+
+constexpr surface dialect{"openai_chat", parse, render_error, http_status};
+
+}  // namespace openai_chat
+
+//================================================================================================
+// [11] anthropic_messages - the Messages API: parses requests, writes answers
+// uses: text, errors, json_access, conversation, fields, events, sse | pure
+//================================================================================================
+//
+// https://platform.claude.com/docs/en/api/messages
+
+namespace anthropic_messages {
+
+/// The API's own statuses; 529 is known to its SDKs.
+inline int status(error_kind kind) {
+  return kind == error_kind::overloaded ? 529 : http_status(kind);
+}
+
+inline const char* error_type(error_kind kind) {
+  switch (kind) {
+    case error_kind::invalid_request:
+    case error_kind::method_not_allowed: return "invalid_request_error";
+    case error_kind::authentication: return "authentication_error";
+    case error_kind::permission: return "permission_error";
+    case error_kind::not_found: return "not_found_error";
+    case error_kind::too_large: return "request_too_large";
+    case error_kind::rate_limited: return "rate_limit_error";
+    case error_kind::overloaded: return "overloaded_error";
+    case error_kind::timed_out: return "timeout_error";
+    case error_kind::internal:
+    case error_kind::upstream_failed:
+    case error_kind::bad_gateway:
+    case error_kind::unavailable: return "api_error";
+  }
+  return "api_error";
+}
+
+/// `{"type":"error","error":{type,message},"request_id"}`
+inline std::string render_error(const api_error& error, const std::string& request_id) {
+  const json told = json::object({{"type", error_type(error.kind)}, {"message", error.message}});
+  return dump(json::object({{"type", "error"}, {"error", told}, {"request_id", request_id}}));
+}
+
+inline const char* stop_name(stop_reason reason) {
+  switch (reason) {
+    case stop_reason::end_turn: return "end_turn";
+    case stop_reason::turn_limit:
+    case stop_reason::max_tokens: return "max_tokens";
+    case stop_reason::stop_sequence: return "stop_sequence";
+    case stop_reason::tool_use: return "tool_use";
+    case stop_reason::refusal: return "refusal";
+  }
+  return "end_turn";
+}
+
+inline json render_usage(const token_usage& usage) {
+  json rendered = json::object(
+      {{"input_tokens", usage.input},
+       {"cache_creation_input_tokens", usage.cache_write},
+       {"cache_read_input_tokens", usage.cache_read},
+       {"cache_creation", json::object({{"ephemeral_5m_input_tokens", usage.cache_write_5m},
+                                        {"ephemeral_1h_input_tokens", usage.cache_write_1h}})},
+       {"output_tokens", usage.output},
+       {"service_tier", "standard"}});
+  if (usage.cost_usd) rendered["cost"] = *usage.cost_usd;
+  return rendered;
+}
+
+/// Writes a `message`, or its events.
+class messages_reply final : public reply {
+ public:
+  explicit messages_reply(const reply_context& context)
+      : id_("msg_" + context.id), request_id_(context.request_id) {}
+
+  void write(std::size_t, const event& what, std::string& out) override {
+    std::visit(overloaded{
+                   [&](const turn_started& e) {
+                     json message = head(e.model, json::array(), render_usage(e.usage));
+                     write_event("message_start", "message", message, out);
+                   },
+                   [&](const block_started& e) { write_block(e, out); },
+                   [&](const block_delta& e) { write_delta(e, out); },
+                   [&](const block_stopped& e) { write_block_end(e, out); },
+                   [&](const turn_stopped& e) { write_stop(e, out); },
+                   [&](const turn_failed& e) {
+                     out += "event: error\n" + sse_data(render_error(e.error, request_id_));
+                   },
+               },
+               what);
+  }
+
+  void write_keep_alive(std::string& out) override {
+    out += "event: ping\n" + sse_data(R"({"type":"ping"})");
+  }
+
+  std::string render(const std::vector<turn_result>& results) const override {
+    const auto& result = results.front();
+    json content = json::array();
+    for (const auto& block : result.blocks) content.push_back(render_block(block));
+    json message = head(result.model, content, render_usage(result.usage));
+    message["stop_reason"] = stop_name(result.reason);
+    message["stop_sequence"] = sequence(result.reason, result.stop_sequence);
+    return dump(message);
+  }
+
+ private:
+  json head(const std::string& model, json content, json usage) const {
+    return json::object({{"id", id_},
+                         {"type", "message"},
+                         {"role", "assistant"},
+                         {"model", model},
+                         {"content", std::move(content)},
+                         {"stop_reason", json()},
+                         {"stop_sequence", json()},
+                         {"usage", std::move(usage)}});
+  }
+
+  static json sequence(stop_reason reason, const std::string& words) {
+    return reason == stop_reason::stop_sequence ? json(words) : json();
+  }
+
+  /// What the agent's tools did is told as thinking, which nobody signed.
+  static json render_block(const turn_result::block& block) {
+    switch (block.kind) {
+      case block_kind::text: return json::object({{"type", "text"}, {"text", block.text}});
+      case block_kind::thinking:
+      case block_kind::activity:
+        return json::object(
+            {{"type", "thinking"}, {"thinking", block.text}, {"signature", block.signature}});
+      case block_kind::redacted_thinking:
+        return json::object({{"type", "redacted_thinking"}, {"data", block.text}});
+      case block_kind::tool_call: break;
+    }
+    const json input = json::parse(block.text, nullptr, false);
+    return json::object({{"type", "tool_use"},
+                         {"id", block.id},
+                         {"name", block.name},
+                         {"input", input.is_object() ? input : json::object()}});
+  }
+
+  static void write_event(const char* type, const char* name, const json& value, std::string& out) {
+    out += std::string("event: ") + type + "\n" +
+           sse_data(dump(json::object({{"type", type}, {name, value}})));
+  }
+
+  static void write_indexed(const char* type, std::size_t index, const char* name,
+                            const json& value, std::string& out) {
+    json data = json::object({{"type", type}, {"index", index}});
+    if (name != nullptr) data[name] = value;
+    out += std::string("event: ") + type + "\n" + sse_data(dump(data));
+  }
+
+  /// A redacted thought comes whole, so its start waits for its only delta.
+  void write_block(const block_started& started, std::string& out) {
+    kind_ = started.kind;
+    begun_ = kind_ != block_kind::redacted_thinking;
+    if (!begun_) return;
+    const turn_result::block empty{kind_, {}, started.id, started.name, {}};
+    write_indexed("content_block_start", started.index, "content_block", render_block(empty), out);
+  }
+
+  void write_delta(const block_delta& delta, std::string& out) {
+    json told;
+    switch (kind_) {
+      case block_kind::text:
+        told = json::object({{"type", "text_delta"}, {"text", delta.text}});
+        break;
+      case block_kind::thinking:
+      case block_kind::activity:
+        told = json::object({{"type", "thinking_delta"}, {"thinking", delta.text}});
+        break;
+      case block_kind::tool_call:
+        told = json::object({{"type", "input_json_delta"}, {"partial_json", delta.text}});
+        break;
+      case block_kind::redacted_thinking:
+        begun_ = true;
+        return write_indexed("content_block_start", delta.index, "content_block",
+                             json::object({{"type", "redacted_thinking"}, {"data", delta.text}}),
+                             out);
+    }
+    write_indexed("content_block_delta", delta.index, "delta", told, out);
+  }
+
+  void write_block_end(const block_stopped& stopped, std::string& out) {
+    if (!begun_) write_delta({stopped.index, {}}, out);  // nothing was sealed in it
+    if (kind_ == block_kind::thinking && !stopped.signature.empty()) {
+      write_indexed("content_block_delta", stopped.index, "delta",
+                    json::object({{"type", "signature_delta"}, {"signature", stopped.signature}}),
+                    out);
+    }
+    write_indexed("content_block_stop", stopped.index, nullptr, {}, out);
+  }
+
+  static void write_stop(const turn_stopped& stopped, std::string& out) {
+    const json delta =
+        json::object({{"stop_reason", stop_name(stopped.reason)},
+                      {"stop_sequence", sequence(stopped.reason, stopped.stop_sequence)}});
+    out += "event: message_delta\n" +
+           sse_data(dump(json::object({{"type", "message_delta"},
+                                       {"delta", delta},
+                                       {"usage", render_usage(stopped.usage)}})));
+    out += "event: message_stop\n" + sse_data(R"({"type":"message_stop"})");
+  }
+
+  std::string id_;
+  std::string request_id_;
+  block_kind kind_ = block_kind::text;
+  bool begun_ = false;  ///< the client knows of the block
+};
+
+/// `{"type":"base64"|"url"|"text"|"file", …}` of an image or a document.
+inline media_part parse_source(const reader& block, media_part::media_kind kind) {
+  const auto source = block.require("source");
+  const auto type = source.require("type");
+  media_part media;
+  if (type.string() == "base64") {
+    const auto data = source.require("data");
+    media.media_type = source.require("media_type").string();
+    media.data = data.string();
+    check_media(data, media);
+    const bool image = text::starts_with(media.media_type, "image/");
+    if (image != (kind == media_part::media_kind::image)) {
+      data.fail(image ? "is an image; documents are PDF" : "is not an image");
+    }
+  } else if (type.string() == "url") {
+    media.url = parse_address(source.require("url"));
+  } else if (type.string() == "text" && kind == media_part::media_kind::document) {
+    media.media_type = "text/plain";
+    media.data = source.require("data").string();
+  } else {
+    type.fail("'" + type.string() + "' is not supported here; base64, url and text are");
+  }
+  media.kind = kind;
+  if (const auto title = block.find("title")) media.title = title->string();
+  return media;
+}
+
+inline tool_result_part parse_result(const reader& block) {
+  tool_result_part result{block.require("tool_use_id").string(), {}, false};
+  if (const auto failed = block.find("is_error")) result.is_error = failed->boolean();
+  const auto content = block.find("content");
+  if (!content) return result;
+  if (content->is_string()) {
+    result.content.emplace_back(text_part{content->string()});
+    return result;
+  }
+  for (const auto& piece : content->elements()) {
+    const auto type = piece.require("type");
+    if (type.string() == "text") {
+      result.content.emplace_back(text_part{piece.require("text").string()});
+    } else if (type.string() == "image") {
+      result.content.emplace_back(parse_source(piece, media_part::media_kind::image));
+    } else if (type.string() == "document") {
+      result.content.emplace_back(parse_source(piece, media_part::media_kind::document));
+    } else {
+      type.fail("'" + type.string() + "' is not supported in a tool result");
+    }
+  }
+  return result;
+}
+
+/// A thought without a signature is none that the API would take back.
+inline void add_thinking(const reader& block, message& said) {
+  thinking_part thought;
+  if (const auto words = block.find("thinking")) thought.text = words->string();
+  if (const auto signature = block.find("signature")) thought.signature = signature->string();
+  if (const auto data = block.find("data")) thought.redacted = data->string();
+  if (thought.signature.empty() && thought.redacted.empty()) return;
+  said.parts.emplace_back(std::move(thought));
+}
+
+inline void parse_block(const reader& block, message& said) {
+  const auto type = block.require("type");
+  const auto& kind = type.string();
+  const bool user = said.author == role::user;
+  if (kind == "text") {
+    const auto& words = block.require("text").string();
+    if (!words.empty()) said.parts.emplace_back(text_part{words});
+  } else if (kind == "image" && user) {
+    said.parts.emplace_back(parse_source(block, media_part::media_kind::image));
+  } else if (kind == "document" && user) {
+    said.parts.emplace_back(parse_source(block, media_part::media_kind::document));
+  } else if (kind == "tool_result" && user) {
+    said.parts.emplace_back(parse_result(block));
+  } else if (kind == "tool_use" && !user) {
+    const auto input = block.require("input");
+    if (!input.value().is_object()) input.fail("must be an object");
+    said.parts.emplace_back(tool_call_part{block.require("id").string(),
+                                           block.require("name").string(), input.value()});
+  } else if ((kind == "thinking" || kind == "redacted_thinking") && !user) {
+    add_thinking(block, said);
+  } else {
+    refuse_part(type,
+                user ? "text, image, document and tool_result" : "text, tool_use and thinking");
+  }
+}
+
+inline void parse_message(const reader& source, turn_request& request) {
+  const auto speaker = source.require("role");
+  message said;
+  if (speaker.string() == "assistant") {
+    said.author = role::assistant;
+  } else if (speaker.string() == "system") {  // newer clients put reminders there
+    const auto content = source.require("content");
+    append_instructions(content, request);
+    return;
+  } else if (speaker.string() == "tool" || speaker.string() == "developer") {
+    speaker.fail("must be user or assistant; send this body to /v1/chat/completions");
+  } else if (speaker.string() != "user") {
+    speaker.fail("must be user or assistant");
+  }
+  const auto content = source.require("content");
+  if (content.is_string()) {
+    if (!content.string().empty()) said.parts.emplace_back(text_part{content.string()});
+  } else {
+    for (const auto& block : content.elements()) parse_block(block, said);
+  }
+  request.messages.push_back(std::move(said));
+}
+
+/// Tools of the client's. Those that only the API can run would be another account's business.
+inline void parse_tools(const reader& root, turn_request& request) {
+  const auto tools = root.find("tools");
+  if (!tools) return;
+  for (const auto& tool : tools->elements()) {
+    refuse_foreign_tool(tool, "/v1/messages");
+    if (const auto type = tool.find("type")) {
+      if (type->string() != "custom") {
+        type->fail("'" + type->string() + "' is a tool of the API's own, which is not supported");
+      }
+    }
+    tool_definition fresh{tool.require("name").string(), {}, {}};
+    if (const auto told = tool.find("description")) fresh.description = told->string();
+    fresh.schema = parse_object_schema(tool.require("input_schema"));
+    add_tool(tool, std::move(fresh), request);
+  }
+}
+
+inline void parse_tool_choice(const reader& choice, turn_request& request) {
+  auto& wanted = request.choice;
+  const auto type = choice.require("type");
+  if (type.string() == "none") {
+    wanted.kind = tool_choice::how::none;
+  } else if (type.string() == "any") {
+    wanted.kind = tool_choice::how::any;
+  } else if (type.string() == "tool") {
+    wanted.kind = tool_choice::how::named;
+    wanted.name = choice.require("name").string();
+  } else if (type.string() != "auto") {
+    type.fail("must be auto, any, tool or none");
+  }
+  check_tool_choice(choice, request);
+  if (const auto single = choice.find("disable_parallel_tool_use")) {
+    wanted.parallel = !single->boolean();
+  }
+}
+
+/// `thinking`, `effort` and the format of the answer.
+inline void parse_output(const reader& root, turn_request& request) {
+  request.thinking_field = "thinking";
+  request.stop_field = "stop_sequences";
+  request.thinking_tokens = 0;  // here an effort alone does not make the model think
+  const auto output = root.find("output_config");
+  if (output) {
+    if (const auto effort = output->find("effort")) {
+      request.effort = parse_reasoning_effort(*effort);
+    }
+  }
+  if (const auto thinking = root.find("thinking")) {
+    const auto type = thinking->require("type");
+    if (type.string() == "enabled") {
+      request.thinking_tokens = thinking->require("budget_tokens").integer(1024, 1'000'000);
+    } else if (type.string() == "adaptive") {
+      const bool told = request.effort != reasoning_effort::none;
+      request.thinking_tokens = thinking_budget(told ? request.effort : reasoning_effort::high);
+    } else if (type.string() != "disabled") {
+      type.fail("must be enabled, adaptive or disabled");
+    }
+  }
+  auto format = output ? output->find("format") : std::nullopt;
+  if (!format) format = root.find("output_format");
+  if (!format) return;
+  const auto type = format->require("type");
+  if (type.string() != "json_schema") type.fail("must be json_schema");
+  const auto schema = format->require("schema");
+  request.schema = parse_object_schema(schema);
+  request.schema_field = schema.path();
+}
+
+inline void parse_sampling(const reader& root, turn_request& request) {
+  auto& sampling = request.sampling;
+  sampling.max_tokens = root.require("max_tokens").integer(1, 1'000'000'000);
+  if (const auto value = root.find("temperature")) sampling.temperature = value->number(0, 1);
+  if (const auto value = root.find("top_p")) sampling.top_p = value->number(0, 1);
+  if (const auto value = root.find("top_k")) sampling.top_k = value->integer(0, 1'000'000);
+  if (const auto stops = root.find("stop_sequences")) {
+    for (const auto& stop : stops->elements()) sampling.stop.push_back(stop.string());
+  }
+}
+
+/// The system prompt. Claude Code, as a client, begins with a billing tag of its own; passed on,
+/// the CLI would take the whole prompt for its tag, and neither tag nor cache it.
+inline void parse_system(const reader& system, turn_request& request) {
+  constexpr std::string_view tag = "x-anthropic-billing-header:";
+  if (!system.value().is_array()) return append_instructions(system, request);
+  json kept = json::array();
+  for (const auto& block : system.value()) {
+    if (!text::starts_with(string_of(block, "text"), tag)) kept.push_back(block);
+  }
+  append_instructions(reader(kept, system.path()), request);
+}
+
+/// Messages request to neutral request; also that of `count_tokens`, which needs no `max_tokens`.
+inline turn_request parse_request(const json& body, bool counts_only) {
+  const reader root(body);
+  turn_request turn;
+  refuse_foreign_body(root, "messages");
+  const auto messages = root.require("messages");
+  if (messages.elements().empty()) messages.fail("must hold at least one message");
+  if (const auto system = root.find("system")) parse_system(*system, turn);
+  for (const auto& element : messages.elements()) parse_message(element, turn);
+  const auto last = messages.elements().back();
+  if (last.require("role").string() == "user" && turn.messages.back().parts.empty()) {
+    last.require("content").fail("must not be empty in the last message");
+  }
+  normalize(turn.messages);
+  parse_tools(root, turn);
+  if (const auto choice = root.find("tool_choice")) parse_tool_choice(*choice, turn);
+  if (!counts_only) parse_sampling(root, turn);
+  parse_output(root, turn);
+  turn.model = parse_model(root.require("model"));
+  if (const auto session = root.find("session_id")) turn.session = parse_session_id(*session);
+  if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
+  parse_agent(root, turn);
+  for (const char* name : {"mcp_servers", "container", "context_management", "service_tier",
+                           "inference_geo", "speed"}) {
+    const auto value = root.find(name);
+    if (value && asks_for_something(*value, R"(["auto"])")) name_ignored(turn, name);
+  }
+  return turn;
+}
+
+inline parsed_request parse(const json& body, const reply_context& context) {
+  parsed_request parsed;
+  parsed.turns.push_back(parse_request(body, false));
+  parsed.reply = std::make_unique<messages_reply>(context);
+  return parsed;
+}
+
+constexpr surface dialect{"anthropic_messages", parse, render_error, status};
+
+/// The body of a `count_tokens` request to the API: the client's own, without what the API does not
+/// take there, and with the tools that a history needs.
+inline json make_count_request(const json& body, const turn_request& request) {
+  json asked = json::object();
+  for (const char* name : {"model", "messages", "system", "tools", "tool_choice", "thinking",
+                           "output_config", "cache_control"}) {
+    if (!member_of(body, name).is_null()) asked[name] = member_of(body, name);
+  }
+  if (!member_of(asked, "tools").is_null()) return asked;
+  json tools = json::array();
+  for (const auto& tool : request.tools) {
+    tools.push_back(json::object(
+        {{"name", tool.name}, {"description", tool.description}, {"input_schema", tool.schema}}));
+  }
+  if (!tools.empty()) asked["tools"] = tools;
+  return asked;
+}
+
+/// Tokens of a request, guessed from its size: four bytes of text make one, an image about 1,600, a
+/// page of a PDF as many.
+inline std::int64_t estimate_tokens(const turn_request& request) {
+  std::size_t bytes = request.system.size();
+  std::int64_t tokens = 0;
+  for (const auto& tool : request.tools) {
+    bytes += tool.name.size() + tool.description.size() + dump(tool.schema).size();
+  }
+  const auto weigh_media = [&](const media_part& media) {
+    tokens +=
+        media.media_type == "text/plain" ? static_cast<std::int64_t>(media.data.size() / 4) : 1600;
+  };
+  const auto weigh = overloaded{
+      [&](const text_part& part) { bytes += part.text.size(); },
+      [&](const media_part& part) { weigh_media(part); },
+      [&](const thinking_part& part) { bytes += part.text.size(); },
+      [&](const tool_call_part& part) { bytes += part.name.size() + dump(part.input).size(); },
+      [&](const tool_result_part& part) {
+        for (const auto& piece : part.content) {
+          if (const auto* said = std::get_if<text_part>(&piece)) bytes += said->text.size();
+          if (const auto* media = std::get_if<media_part>(&piece)) weigh_media(*media);
+        }
+      },
+  };
+  for (const auto& said : request.messages) {
+    tokens += 4;
+    for (const auto& part : said.parts) std::visit(weigh, part);
+  }
+  return tokens + static_cast<std::int64_t>(bytes / 4) + 1;
+}
+
+}  // namespace anthropic_messages
+
+//================================================================================================
+// [12] openai_responses - the Responses API: parses requests, writes answers
+// uses: text, errors, json_access, conversation, fields, events, sse, openai_chat | pure
+//================================================================================================
+//
+// https://platform.openai.com/docs/api-reference/responses
+
+namespace openai_responses {
+
+inline json render_usage(const token_usage& usage) {
+  json rendered = json::object(
+      {{"input_tokens", usage.prompt()},
+       {"input_tokens_details", json::object({{"cached_tokens", usage.cache_read},
+                                              {"cache_write_tokens", usage.cache_write}})},
+       {"output_tokens", usage.output},
+       {"output_tokens_details", json::object({{"reasoning_tokens", usage.thinking}})},
+       {"total_tokens", usage.prompt() + usage.output}});
+  if (usage.cost_usd) rendered["cost"] = *usage.cost_usd;
+  return rendered;
+}
+
+/// A signed thought as the text that clients keep for us in a reasoning item.
+inline std::string seal(const thinking_part& thought) {
+  return text::to_base64(dump(json::object({{"thinking", thought.text},
+                                            {"signature", thought.signature},
+                                            {"redacted", thought.redacted}})));
+}
+
+/// A tool of a namespace, as clients (Codex, for MCP servers and its own agents) name it.
+struct qualified_name {
+  std::string space;
+  std::string name;
+
+  std::string joined() const { return space + "." + name; }
+};
+
+/// What of the request its answer repeats, and how its items are to be written.
+struct response_style {
+  json echo = json::object();         ///< members of the response object that are the request's
+  bool summarizes = false;            ///< thoughts are shown as a summary
+  bool seals = false;                 ///< and given along for the client to bring back
+  std::vector<std::string> freeform;  ///< names of custom tools, whose input is plain text
+  std::map<std::string, qualified_name> spaced;  ///< tools of a namespace, by our name of them
+};
+
+/// What the response object repeats of the request, with OpenAI's defaults.
+inline json make_echo(const json& body) {
+  json echo = json::object();
+  const auto repeat = [&](const char* name, json fallback) {
+    const auto& given = member_of(body, name);
+    echo[name] = given.is_null() ? std::move(fallback) : given;
+  };
+  repeat("instructions", json());
+  repeat("max_output_tokens", json());
+  repeat("max_tool_calls", json());
+  repeat("metadata", json::object());
+  repeat("parallel_tool_calls", true);
+  repeat("previous_response_id", json());
+  repeat("reasoning", json::object({{"effort", json()}, {"summary", json()}}));
+  repeat("service_tier", "default");
+  repeat("store", true);
+  repeat("temperature", 1.0);
+  repeat("text", json::object({{"format", json::object({{"type", "text"}})}}));
+  repeat("tool_choice", "auto");
+  repeat("tools", json::array());
+  repeat("top_p", 1.0);
+  repeat("truncation", "disabled");
+  repeat("user", json());
+  return echo;
+}
+
+inline json make_response(const reply_context& context, const std::string& model,
+                          const char* status, json output, const json& echo) {
+  json whole = json::object({{"id", "resp_" + context.id},
+                             {"object", "response"},
+                             {"created_at", context.created},
+                             {"status", status},
+                             {"background", false},
+                             {"error", json()},
+                             {"incomplete_details", json()},
+                             {"model", model},
+                             {"output", std::move(output)}});
+  whole.update(echo);
+  whole["usage"] = json();
+  return whole;
+}
+
+/// A response of which nothing is known but what was asked.
+inline json make_begun_response(const reply_context& context, const json& body) {
+  return make_response(context, string_of(body, "model"), "in_progress", json::array(),
+                       make_echo(body));
+}
+
+/// Builds the response object, and the events that tell it. Each block is an item of its own.
+class response_reply final : public reply {
+ public:
+  response_reply(const reply_context& context, response_style style)
+      : context_(context), style_(std::move(style)) {}
+
+  void write(std::size_t, const event& what, std::string& out) override {
+    std::visit(overloaded{
+                   [&](const turn_started& e) { write_start(e, out); },
+                   [&](const block_started& e) { write_block(e, out); },
+                   [&](const block_delta& e) { write_delta(e, out); },
+                   [&](const block_stopped& e) { write_block_end(e, out); },
+                   [&](const turn_stopped& e) { write_stop(e, out); },
+                   [&](const turn_failed& e) { write_failure(e.error, out); },
+               },
+               what);
+  }
+
+  void write_keep_alive(std::string& out) override { out += ": keep-alive\n\n"; }
+
+  std::string render(const std::vector<turn_result>& results) const override {
+    const auto& result = results.front();
+    json output = json::array();
+    for (const auto& block : result.blocks) {
+      output.push_back(finished_item(block, item_id(block, output.size())));
+    }
+    const json whole = finished(result.model, output, result.reason, result.usage);
+    if (context_.keep) context_.keep(whole);
+    return dump(whole);
+  }
+
+ private:
+  bool is_freeform(const std::string& name) const {
+    return std::find(style_.freeform.begin(), style_.freeform.end(), name) != style_.freeform.end();
+  }
+
+  std::string item_id(const turn_result::block& block, std::size_t index) const {
+    const char* prefix = "rs_";
+    if (block.kind == block_kind::text) prefix = "msg_";
+    if (block.kind == block_kind::tool_call) prefix = is_freeform(block.name) ? "ctc_" : "fc_";
+    return prefix + context_.id + "_" + std::to_string(index);
+  }
+
+  json response(const std::string& model, const char* status, json output) const {
+    return make_response(context_, model, status, std::move(output), style_.echo);
+  }
+
+  json finished(const std::string& model, const json& output, stop_reason reason,
+                const token_usage& usage) const {
+    const bool cut = reason == stop_reason::max_tokens || reason == stop_reason::turn_limit;
+    const bool filtered = reason == stop_reason::refusal;
+    json whole = response(model, cut || filtered ? "incomplete" : "completed", output);
+    if (cut) whole["incomplete_details"] = json::object({{"reason", "max_output_tokens"}});
+    if (filtered) whole["incomplete_details"] = json::object({{"reason", "content_filter"}});
+    whole["usage"] = render_usage(usage);
+    return whole;
+  }
+
+  static json text_content(const std::string& words) {
+    return json::object({{"type", "output_text"},
+                         {"text", words},
+                         {"annotations", json::array()},
+                         {"logprobs", json::array()}});
+  }
+
+  json reasoning_item(const turn_result::block& block, const std::string& id) const {
+    json summary = json::array();
+    const bool shown = style_.summarizes || block.kind == block_kind::activity;
+    if (shown && block.kind != block_kind::redacted_thinking && !block.text.empty()) {
+      summary.push_back(json::object({{"type", "summary_text"}, {"text", block.text}}));
+    }
+    json item = json::object({{"id", id}, {"type", "reasoning"}, {"summary", summary}});
+    const bool redacted = block.kind == block_kind::redacted_thinking;
+    if (style_.seals && (redacted || !block.signature.empty())) {
+      item["encrypted_content"] = seal(redacted ? thinking_part{{}, {}, block.text}
+                                                : thinking_part{block.text, block.signature, {}});
+    }
+    return item;
+  }
+
+  /// The text that a custom tool is called with: the only member of its input.
+  static std::string freeform_input(const std::string& arguments) {
+    return string_of(json::parse(arguments, nullptr, false), "input");
+  }
+
+  json finished_item(const turn_result::block& block, const std::string& id) const {
+    switch (block.kind) {
+      case block_kind::text:
+        return json::object({{"id", id},
+                             {"type", "message"},
+                             {"status", "completed"},
+                             {"role", "assistant"},
+                             {"content", json::array({text_content(block.text)})}});
+      case block_kind::thinking:
+      case block_kind::redacted_thinking:
+      case block_kind::activity: return reasoning_item(block, id);
+      case block_kind::tool_call: break;
+    }
+    const bool freeform = is_freeform(block.name);
+    json item = json::object({{"id", id},
+                              {"type", freeform ? "custom_tool_call" : "function_call"},
+                              {"status", "completed"},
+                              {"call_id", block.id},
+                              {"name", block.name}});
+    if (const auto spaced = style_.spaced.find(block.name); spaced != style_.spaced.end()) {
+      item["name"] = spaced->second.name;
+      item["namespace"] = spaced->second.space;
+    }
+    item[freeform ? "input" : "arguments"] = freeform ? freeform_input(block.text) : block.text;
+    return item;
+  }
+
+  json empty_item(const turn_result::block& block, const std::string& id) const {
+    json item = finished_item(block, id);
+    item.erase("encrypted_content");
+    if (block.kind == block_kind::text) item["content"] = json::array();
+    if (item.contains("status")) item["status"] = "in_progress";
+    return item;
+  }
+
+  /// Each event bears the type, the members, and its place in the stream.
+  void emit(const char* type, json members, std::string& out) {
+    json data = json::object({{"type", type}});
+    data.update(members);
+    data["sequence_number"] = sequence_++;
+    out += std::string("event: ") + type + "\n" + sse_data(dump(data));
+  }
+
+  void write_start(const turn_started& started, std::string& out) {
+    model_ = started.model;
+    const json whole = response(model_, "in_progress", json::array());
+    emit("response.created", json::object({{"response", whole}}), out);
+    emit("response.in_progress", json::object({{"response", whole}}), out);
+  }
+
+  json place(bool in_item) const {
+    json at = json::object({{"item_id", item_}, {"output_index", output_.size()}});
+    if (in_item) at["content_index"] = 0;
+    return at;
+  }
+
+  static json with(json members, const char* name, json value) {
+    members[name] = std::move(value);
+    return members;
+  }
+
+  json summary_place() const { return with(place(false), "summary_index", 0); }
+
+  bool shows_summary() const {
+    return block_.kind == block_kind::activity ||
+           (block_.kind == block_kind::thinking && style_.summarizes);
+  }
+
+  void write_block(const block_started& started, std::string& out) {
+    block_ = {started.kind, {}, started.id, started.name, {}};
+    item_ = item_id(block_, output_.size());
+    emit("response.output_item.added",
+         json::object({{"output_index", output_.size()}, {"item", empty_item(block_, item_)}}),
+         out);
+    if (block_.kind == block_kind::text) {
+      emit("response.content_part.added", with(place(true), "part", text_content({})), out);
+    }
+    if (shows_summary()) {
+      const json part = json::object({{"type", "summary_text"}, {"text", ""}});
+      emit("response.reasoning_summary_part.added", with(summary_place(), "part", part), out);
+    }
+  }
+
+  void write_delta(const block_delta& delta, std::string& out) {
+    block_.text += delta.text;
+    if (block_.kind == block_kind::text) {
+      emit("response.output_text.delta",
+           with(with(place(true), "delta", delta.text), "logprobs", json::array()), out);
+    }
+    if (shows_summary()) {
+      emit("response.reasoning_summary_text.delta", with(summary_place(), "delta", delta.text),
+           out);
+    }
+    if (block_.kind == block_kind::tool_call && !is_freeform(block_.name)) {
+      emit("response.function_call_arguments.delta", with(place(false), "delta", delta.text), out);
+    }
+  }
+
+  void write_block_end(const block_stopped& stopped, std::string& out) {
+    block_.signature = stopped.signature;
+    const json item = finished_item(block_, item_);
+    if (block_.kind == block_kind::text) {
+      emit("response.output_text.done",
+           with(with(place(true), "text", block_.text), "logprobs", json::array()), out);
+      emit("response.content_part.done", with(place(true), "part", item["content"][0]), out);
+    }
+    if (shows_summary()) {
+      const json part = json::object({{"type", "summary_text"}, {"text", block_.text}});
+      emit("response.reasoning_summary_text.done", with(summary_place(), "text", block_.text), out);
+      emit("response.reasoning_summary_part.done", with(summary_place(), "part", part), out);
+    }
+    if (block_.kind == block_kind::tool_call) write_call_end(item, out);
+    emit("response.output_item.done",
+         json::object({{"output_index", output_.size()}, {"item", item}}), out);
+    output_.push_back(item);
+  }
+
+  /// A custom tool's text is known when its JSON is whole.
+  void write_call_end(const json& item, std::string& out) {
+    if (!is_freeform(block_.name)) {
+      return emit("response.function_call_arguments.done",
+                  with(with(place(false), "name", item["name"]), "arguments", block_.text), out);
+    }
+    emit("response.custom_tool_call_input.delta", with(place(false), "delta", item["input"]), out);
+    emit("response.custom_tool_call_input.done", with(place(false), "input", item["input"]), out);
+  }
+
+  void write_stop(const turn_stopped& stopped, std::string& out) {
+    const json whole = finished(model_, output_, stopped.reason, stopped.usage);
+    const bool complete = whole["status"] == "completed";
+    if (context_.keep) context_.keep(whole);
+    emit(complete ? "response.completed" : "response.incomplete",
+         json::object({{"response", whole}}), out);
+  }
+
+  void write_failure(const api_error& error, std::string& out) {
+    const json told = json::parse(openai_chat::render_error(error))["error"];
+    const bool cancelled = error.code == "cancelled";
+    json whole = response(model_, cancelled ? "cancelled" : "failed", output_);
+    const auto& code = told["code"];
+    whole["error"] =
+        json::object({{"code", code.is_null() ? told["type"] : code}, {"message", error.message}});
+    if (context_.keep) context_.keep(whole);
+    emit("response.failed", json::object({{"response", whole}}), out);
+  }
+
+  reply_context context_;
+  response_style style_;
+  std::string model_;
+  std::int64_t sequence_ = 0;
+  json output_ = json::array();  ///< the finished items
+  turn_result::block block_;     ///< the one that is being told
+  std::string item_;             ///< and its id
+};
+
+/// Items may be parts of a message or whole: text, images and files alike.
+inline content_part parse_content_part(const reader& part, turn_request& request) {
+  const auto type = part.require("type");
+  const auto& kind = type.string();
+  if (kind == "input_text" || kind == "output_text" || kind == "text" || kind == "summary_text" ||
+      kind == "reasoning_text") {
+    return text_part{part.require("text").string()};
+  }
+  if (kind == "refusal") return text_part{part.require("refusal").string()};
+  if (kind == "input_image") {
+    if (const auto id = part.find("file_id")) {
+      id->fail("is not supported: this server keeps no files; send 'image_url'");
+    }
+    return openai_chat::parse_image(part.require("image_url"), part.find("detail"), request);
+  }
+  if (kind == "input_file") {
+    if (const auto url = part.find("file_url")) {
+      media_part media;
+      media.kind = media_part::media_kind::document;
+      media.url = parse_address(*url);
+      return media;
+    }
+    return openai_chat::parse_file(part);
+  }
+  refuse_part(type, "input_text, input_image and input_file");
+}
+
+inline std::vector<content_part> parse_content(const reader& content, turn_request& request) {
+  std::vector<content_part> parts;
+  if (content.is_string()) {
+    parts.emplace_back(text_part{content.string()});
+  } else {
+    for (const auto& part : content.elements()) {
+      parts.push_back(parse_content_part(part, request));
+    }
+  }
+  const auto empty = [](const content_part& part) {
+    const auto* words = std::get_if<text_part>(&part);
+    return words != nullptr && words->text.empty();
+  };
+  parts.erase(std::remove_if(parts.begin(), parts.end(), empty), parts.end());
+  return parts;
+}
+
+inline void parse_message_item(const reader& item, turn_request& request) {
+  const auto speaker = item.require("role");
+  const auto content = item.require("content");
+  if (speaker.string() == "system" || speaker.string() == "developer") {
+    append_instructions(content, request);
+    return;
+  }
+  if (speaker.string() != "user" && speaker.string() != "assistant") {
+    speaker.fail("must be user, assistant, system or developer");
+  }
+  const auto author = speaker.string() == "user" ? role::user : role::assistant;
+  request.messages.push_back({author, parse_content(content, request)});
+}
+
+inline void parse_call_item(const reader& item, bool freeform, turn_request& request) {
+  tool_call_part call{item.require("call_id").string(), item.require("name").string(), {}};
+  if (freeform) {
+    call.input = json::object({{"input", item.require("input").string()}});
+  } else {
+    call = openai_chat::parse_function_call(item, call.id);
+  }
+  if (const auto space = item.find("namespace")) {
+    call.name = qualified_name{space->string(), call.name}.joined();
+  }
+  request.messages.push_back({role::assistant, {std::move(call)}});
+}
+
+inline void parse_output_item(const reader& item, turn_request& request) {
+  tool_result_part result{item.require("call_id").string(), {}, false};
+  for (auto& part : parse_content(item.require("output"), request)) {
+    if (auto* words = std::get_if<text_part>(&part)) result.content.emplace_back(std::move(*words));
+    if (auto* media = std::get_if<media_part>(&part)) {
+      result.content.emplace_back(std::move(*media));
+    }
+  }
+  request.messages.push_back({role::user, {std::move(result)}});
+}
+
+/// A thought that we sealed comes back as it was; of any other only the API that made it could make
+/// sense.
+inline void parse_reasoning_item(const reader& item, turn_request& request) {
+  const auto sealed = item.find("encrypted_content");
+  if (!sealed || !text::is_base64(sealed->string())) return;
+  const json opened = json::parse(text::from_base64(sealed->string()), nullptr, false);
+  thinking_part thought{string_of(opened, "thinking"), string_of(opened, "signature"),
+                        string_of(opened, "redacted")};
+  if (thought.signature.empty() && thought.redacted.empty()) return;
+  request.messages.push_back({role::assistant, {std::move(thought)}});
+}
+
+inline void parse_item(const reader& item, turn_request& request) {
+  const auto type = item.find("type");
+  const auto kind = type ? type->string() : "message";
+  if (kind == "message") return parse_message_item(item, request);
+  if (kind == "function_call") return parse_call_item(item, false, request);
+  if (kind == "custom_tool_call") return parse_call_item(item, true, request);
+  if (kind == "function_call_output" || kind == "custom_tool_call_output") {
+    return parse_output_item(item, request);
+  }
+  if (kind == "reasoning") return parse_reasoning_item(item, request);
+  if (kind == "item_reference") {
+    item.require("id").fail("is not an item that this server keeps; send the item itself");
+  }
+  type->fail("'" + kind + "' is not supported: it belongs to a tool that only OpenAI can run");
+}
+
+/// A tool that takes plain text is a function of one argument to the model.
+inline tool_definition parse_custom_tool(const reader& tool) {
+  tool_definition fresh{tool.require("name").string(), {}, {}};
+  if (const auto told = tool.find("description")) fresh.description = told->string();
+  if (const auto format = tool.find("format")) {
+    if (const auto grammar = format->find("definition")) {
+      fresh.description += "\n\nThe input must follow this grammar:\n" + grammar->string();
+    }
+  }
+  const json input = json::object({{"type", "string"}, {"description", "The whole input"}});
+  fresh.schema = json::object({{"type", "object"},
+                               {"properties", json::object({{"input", input}})},
+                               {"required", json::array({"input"})}});
+  return fresh;
+}
+
+inline void parse_tool(const reader& tool, const qualified_name& in, turn_request& request,
+                       response_style& style) {
+  const auto type = tool.require("type");
+  const bool freeform = type.string() == "custom";
+  if (!freeform && type.string() != "function") {
+    type.fail("'" + type.string() +
+              "' is a tool that only OpenAI can run; function and custom tools are supported");
+  }
+  auto fresh = freeform ? parse_custom_tool(tool) : openai_chat::parse_function(tool);
+  if (!in.space.empty()) {
+    const qualified_name full{in.space, fresh.name};
+    fresh.name = full.joined();
+    style.spaced[fresh.name] = full;
+  }
+  if (freeform) style.freeform.push_back(fresh.name);
+  add_tool(tool, std::move(fresh), request);
+}
+
+inline void parse_tools(const reader& root, turn_request& request, response_style& style) {
+  const auto tools = root.find("tools");
+  if (!tools) return;
+  for (const auto& tool : tools->elements()) {
+    refuse_foreign_tool(tool, "/v1/responses");
+    if (tool.require("type").string() != "namespace") {
+      parse_tool(tool, {}, request, style);
+      continue;
+    }
+    const qualified_name space{tool.require("name").string(), {}};
+    for (const auto& inner : tool.require("tools").elements()) {
+      parse_tool(inner, space, request, style);
+    }
+  }
+}
+
+inline void parse_tool_choice(const reader& root, turn_request& request) {
+  if (const auto choice = root.find("tool_choice")) {
+    openai_chat::parse_tool_choice(*choice, *choice, request);
+  }
+  if (const auto parallel = root.find("parallel_tool_calls")) {
+    request.choice.parallel = parallel->boolean();
+  }
+}
+
+inline void parse_reasoning(const reader& root, turn_request& request, response_style& style) {
+  if (const auto reasoning = root.find("reasoning")) {
+    if (const auto effort = reasoning->find("effort")) {
+      request.effort = parse_reasoning_effort(*effort);
+    }
+    style.summarizes =
+        reasoning->find("summary").has_value() || reasoning->find("generate_summary").has_value();
+  }
+  const auto include = root.find("include");
+  if (!include) return;
+  for (const auto& wanted : include->elements()) {
+    if (wanted.string() == "reasoning.encrypted_content") style.seals = true;
+  }
+}
+
+inline void parse_text(const reader& root, turn_request& request) {
+  const auto wanted = root.find("text");
+  if (!wanted) return;
+  if (const auto verbosity = wanted->find("verbosity")) {
+    if (verbosity->string() != "medium") name_ignored(request, "text.verbosity");
+  }
+  const auto format = wanted->find("format");
+  if (!format) return;
+  const auto type = format->require("type");
+  if (type.string() == "json_object") {
+    request.schema = json::object({{"type", "object"}});
+  } else if (type.string() == "json_schema") {
+    const auto schema = format->require("schema");
+    request.schema = parse_object_schema(schema);
+    request.schema_field = schema.path();
+  } else if (type.string() != "text") {
+    type.fail("must be text, json_object or json_schema");
+  }
+}
+
+inline void parse_sampling(const reader& root, turn_request& request) {
+  auto& sampling = request.sampling;
+  if (const auto value = root.find("temperature")) sampling.temperature = value->number(0, 2);
+  if (const auto value = root.find("top_p")) sampling.top_p = value->number(0, 1);
+  if (const auto value = root.find("max_output_tokens")) {
+    sampling.max_tokens = value->integer(1, 1'000'000'000);
+  }
+}
+
+/// Fields that are known and never honoured, and the values of each that ask for nothing.
+constexpr std::array<std::pair<const char*, const char*>, 6> ignored_fields = {
+    {{"truncation", R"(["disabled"])"},
+     {"top_logprobs", "[0]"},
+     {"max_tool_calls", "[]"},
+     {"background", "[false]"},
+     {"service_tier", R"(["auto","default"])"},
+     {"prompt_cache_retention", "[]"}}};
+
+/// Throws a 400 for what would have to be kept under an id that this server never gave.
+inline void refuse_kept(const reader& root) {
+  for (const char* name : {"conversation", "prompt"}) {
+    if (const auto field = root.find(name)) {
+      field->fail("is not kept by this server; send 'input' and 'previous_response_id'");
+    }
+  }
+}
+
+/// Responses request to neutral request. What it refers to (`previous_response_id`, items by their
+/// id) stands in `input` already: see `response_store`.
+inline parsed_request parse(const json& body, const reply_context& context) {
+  const reader root(body);
+  turn_request turn;
+  response_style style;
+  refuse_foreign_body(root, "input");
+  refuse_kept(root);
+  if (const auto told = root.find("instructions")) append_instructions(*told, turn);
+  const auto input = root.require("input");
+  if (input.is_string()) {
+    turn.messages.push_back({role::user, parse_content(input, turn)});
+  } else {
+    for (const auto& item : input.elements()) parse_item(item, turn);
+  }
+  const auto& said = turn.messages;
+  const bool silent = said.empty() ? turn.system.empty()
+                                   : said.back().author == role::user && said.back().parts.empty();
+  if (silent) input.fail("must say something");
+  normalize(turn.messages);
+  parse_tools(root, turn, style);
+  parse_tool_choice(root, turn);
+  parse_reasoning(root, turn, style);
+  parse_text(root, turn);
+  parse_sampling(root, turn);
+  turn.thinking_field = "reasoning";
+  if (const auto model = root.find("model")) turn.model = parse_model(*model);
+  if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
+  parse_agent(root, turn);
+  for (const auto& [name, neutral] : ignored_fields) {
+    const auto value = root.find(name);
+    if (value && asks_for_something(*value, neutral)) name_ignored(turn, name);
+  }
+  style.echo = make_echo(body);
+  parsed_request parsed;
+  parsed.turns.push_back(std::move(turn));
+  parsed.reply = std::make_unique<response_reply>(context, std::move(style));
+  return parsed;
+}
+
+constexpr surface dialect{"openai_responses", parse, openai_chat::render_error, http_status};
+
+}  // namespace openai_responses
+
+//================================================================================================
+// [13] openai_completions - the legacy completions API: parses requests, writes answers
+// uses: errors, json_access, conversation, fields, events, sse, openai_chat | pure
+//================================================================================================
+//
+// https://platform.openai.com/docs/api-reference/completions
+
+namespace openai_completions {
+
+constexpr std::string_view continue_instructions =
+    "You complete text. Reply with the text that follows the given text, beginning exactly where "
+    "it ends, and with nothing else: do not repeat it, explain or greet, and use no code fence.";
+
+constexpr std::string_view infill_instructions =
+    "You fill gaps in text and code. Reply with exactly the text that belongs between <prefix> and "
+    "<suffix>, and with nothing else: repeat neither of them, explain nothing, and use no code "
+    "fence.";
+
+/// Writes `text_completion` objects; streams use the same kind.
+class completion_reply final : public reply {
+ public:
+  /// `echoes` is what each choice begins with: its prompt, or nothing.
+  completion_reply(const reply_context& context, std::vector<std::string> echoes,
+                   bool include_usage)
+      : id_("cmpl-" + context.id),
+        created_(context.created),
+        echoes_(std::move(echoes)),
+        include_usage_(include_usage),
+        kinds_(echoes_.size(), block_kind::text) {}
+
+  void write(std::size_t choice, const event& what, std::string& out) override {
+    std::visit(overloaded{
+                   [&](const turn_started& e) {
+                     model_ = e.model;
+                     if (!echoes_[choice].empty()) {
+                       write_text(choice, echoes_[choice], json(), out);
+                     }
+                   },
+                   [&](const block_started& e) { kinds_[choice] = e.kind; },
+                   [&](const block_delta& e) {
+                     if (kinds_[choice] == block_kind::text) {
+                       write_text(choice, e.text, json(), out);
+                     }
+                   },
+                   [](const block_stopped&) {},
+                   [&](const turn_stopped& e) { write_stop(choice, e, out); },
+                   [&](const turn_failed& e) {
+                     out += sse_data(openai_chat::render_error(e.error)) + sse_data("[DONE]");
+                   },
+               },
+               what);
+  }
+
+  void write_keep_alive(std::string& out) override { out += ": keep-alive\n\n"; }
+
+  std::string render(const std::vector<turn_result>& results) const override {
+    json choices = json::array();
+    token_usage usage;
+    for (std::size_t i = 0; i < results.size(); ++i) {
+      std::string words = echoes_[i];
+      for (const auto& block : results[i].blocks) {
+        if (block.kind == block_kind::text) words += block.text;
+      }
+      choices.push_back(choice_of(i, words, openai_chat::finish_reason(results[i].reason)));
+      add_usage(usage, results[i].usage);
+    }
+    json whole = completion(results.front().model, std::move(choices));
+    whole["usage"] = openai_chat::render_usage(usage);
+    return dump(whole);
+  }
+
+ private:
+  json completion(const std::string& model, json choices) const {
+    return json::object({{"id", id_},
+                         {"object", "text_completion"},
+                         {"created", created_},
+                         {"model", model},
+                         {"system_fingerprint", json()},
+                         {"choices", std::move(choices)}});
+  }
+
+  static json choice_of(std::size_t index, const std::string& words, json reason) {
+    return json::object({{"text", words},
+                         {"index", index},
+                         {"logprobs", json()},
+                         {"finish_reason", std::move(reason)}});
+  }
+
+  void write_text(std::size_t choice, const std::string& words, json reason,
+                  std::string& out) const {
+    out += sse_data(
+        dump(completion(model_, json::array({choice_of(choice, words, std::move(reason))}))));
+  }
+
+  void write_stop(std::size_t choice, const turn_stopped& stopped, std::string& out) {
+    write_text(choice, {}, openai_chat::finish_reason(stopped.reason), out);
+    add_usage(usage_, stopped.usage);
+    if (++stopped_ < echoes_.size()) return;
+    if (include_usage_) {
+      json whole = completion(model_, json::array());
+      whole["usage"] = openai_chat::render_usage(usage_);
+      out += sse_data(dump(whole));
+    }
+    out += sse_data("[DONE]");
+  }
+
+  std::string id_;
+  std::int64_t created_;
+  std::vector<std::string> echoes_;
+  bool include_usage_;
+  std::vector<block_kind> kinds_;
+  std::string model_;
+  token_usage usage_;
+  std::size_t stopped_ = 0;
+};
+
+inline std::vector<std::string> parse_prompts(const reader& prompt) {
+  std::vector<std::string> prompts;
+  if (prompt.is_string()) return {prompt.string()};
+  for (const auto& one : prompt.elements()) {
+    if (!one.is_string()) one.fail("must be a text: token ids of other models mean nothing here");
+    prompts.push_back(one.string());
+  }
+  if (prompts.empty()) prompt.fail("must hold at least one text");
+  return prompts;
+}
+
+/// The question that makes a chat model complete text.
+inline void ask_for_completion(const std::string& prompt, const std::string& suffix,
+                               turn_request& request) {
+  request.system = suffix.empty() ? continue_instructions : infill_instructions;
+  const auto words =
+      suffix.empty() ? prompt : "<prefix>" + prompt + "</prefix><suffix>" + suffix + "</suffix>";
+  request.messages.clear();
+  if (!words.empty()) request.messages.push_back({role::user, {text_part{words}}});
+  normalize(request.messages);
+}
+
+inline parsed_request parse(const json& body, const reply_context& context) {
+  const reader root(body);
+  turn_request turn;
+  refuse_foreign_body(root, "prompt");
+  const auto prompts = parse_prompts(root.require("prompt"));
+  openai_chat::parse_sampling(root, turn);
+  if (const auto model = root.find("model")) turn.model = parse_model(*model);
+  if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
+  std::size_t n = 1;
+  if (const auto wanted = root.find("n")) n = static_cast<std::size_t>(wanted->integer(1, 8));
+  if (prompts.size() * n > 32) root.require("prompt").fail("asks for more than 32 completions");
+  const auto echo = root.find("echo");
+  const auto suffix = root.find("suffix");
+  for (const auto& field : openai_chat::ignored_fields) {
+    const auto value = root.find(field.name);
+    if (!value || field.name == std::string_view("logprobs")) continue;
+    if (openai_chat::check_ignored(field, *value)) name_ignored(turn, field.name);
+  }
+  if (root.find("logprobs")) name_ignored(turn, "logprobs");
+  if (const auto best = root.find("best_of")) {
+    if (best->integer(1, 20) > 1) name_ignored(turn, "best_of");
+  }
+  parsed_request parsed;
+  std::vector<std::string> echoes;
+  for (const auto& prompt : prompts) {
+    ask_for_completion(prompt, suffix ? suffix->string() : std::string(), turn);
+    parsed.turns.insert(parsed.turns.end(), n, turn);
+    echoes.insert(echoes.end(), n, echo && echo->boolean() ? prompt : std::string());
+  }
   bool include_usage = false;
   if (const auto stream_options = root.find("stream_options")) {
     const auto wanted = stream_options->find("include_usage");
     include_usage = wanted && wanted->boolean();
   }
-  for (const auto& field : ignored_fields) {
-    const auto value = root.find(field.name);
-    if (value && check_ignored(field, *value)) turn.ignored_params.emplace_back(field.name);
-  }
-  parsed.reply = std::make_unique<chat_reply>(context, include_usage);
+  parsed.reply = std::make_unique<completion_reply>(context, std::move(echoes), include_usage);
   return parsed;
 }
 
-constexpr surface dialect{"openai_chat", parse, render_error};
+constexpr surface dialect{"openai_completions", parse, openai_chat::render_error, http_status};
 
-}  // namespace openai_chat
+}  // namespace openai_completions
 
 //================================================================================================
-// [10] catalog - the models a client may name
-// uses: text, json_access | pure
+// [14] catalog - the models a client may name, and what each can be asked
+// uses: text, json_access, conversation, fields | pure
 //================================================================================================
 
 /// One row of the model list.
@@ -1273,11 +3411,18 @@ struct model_entry {
 };
 
 /// Ids that the reference wrapper's README names; clients are configured with them.
-constexpr std::array<std::string_view, 12> well_known_models = {
-    "claude-opus-4-5-20251101",   "claude-sonnet-4-5-20250929", "claude-haiku-4-5-20251001",
-    "claude-opus-4-1-20250805",   "claude-opus-4-20250514",     "claude-sonnet-4-20250514",
-    "claude-opus-4-5-20250929",   "claude-3-7-sonnet-20250219", "claude-3-5-sonnet-20241022",
-    "claude-3-5-haiku-20241022",  "sonnet",                     "haiku"};
+constexpr std::array<std::string_view, 12> well_known_models = {"claude-opus-4-5-20251101",
+                                                                "claude-sonnet-4-5-20250929",
+                                                                "claude-haiku-4-5-20251001",
+                                                                "claude-opus-4-1-20250805",
+                                                                "claude-opus-4-20250514",
+                                                                "claude-sonnet-4-20250514",
+                                                                "claude-opus-4-5-20250929",
+                                                                "claude-3-7-sonnet-20250219",
+                                                                "claude-3-5-sonnet-20241022",
+                                                                "claude-3-5-haiku-20241022",
+                                                                "sonnet",
+                                                                "haiku"};
 
 /// `…-20250929` to unix seconds at midnight UTC.
 inline std::int64_t release_time(std::string_view id) {
@@ -1308,6 +3453,102 @@ inline std::vector<model_entry> make_catalog(const std::string& default_model,
   return catalog;
 }
 
+/// What a model's API refuses.
+struct model_traits {
+  bool always_thinks = false;     ///< thinking cannot be turned off
+  bool one_sampling_knob = true;  ///< temperature and top_p only one at a time
+};
+
+/// The first two numbers of a model's id that are no date: `claude-opus-4-6` is 4 and 6, and so are
+/// `us.anthropic.claude-opus-4-6-v1:0`, `claude-opus-4-6@20260101` and `claude-opus-4-6[1m]`.
+inline std::pair<int, int> model_generation(std::string id) {
+  constexpr std::string_view separators = "@[]:.";
+  const auto separates = [&](char c) { return separators.find(c) != std::string_view::npos; };
+  std::replace_if(id.begin(), id.end(), separates, '-');
+  std::vector<int> numbers;
+  for (const auto& word : text::split(id, '-')) {
+    const auto number = text::try_number<int>(word);
+    if (number && *number < 100) numbers.push_back(*number);
+  }
+  numbers.resize(2);
+  return {numbers[0], numbers[1]};
+}
+
+/// By what the CLI reports of its models (`always_thinking`), else by the generation in the id
+/// (https://platform.claude.com/docs/en/build-with-claude/extended-thinking). An alias means the
+/// newest model.
+///
+/// In the place of Opus 4 and 4.1, which are retired, the CLI puts the newest Opus that it knows.
+inline model_traits traits_of(const std::string& id,
+                              const std::vector<std::string>& always_thinking) {
+  const auto generation = model_generation(id);
+  const bool retired = id.find("opus-4") != std::string::npos && generation < std::make_pair(4, 5);
+  const std::string known = retired ? "opus" : id;
+  const bool dated = generation.first > 0 && !retired;
+  const bool reported =
+      std::find(always_thinking.begin(), always_thinking.end(), known) != always_thinking.end();
+  model_traits traits;
+  traits.always_thinks = reported || (dated && generation >= std::make_pair(4, 7));
+  traits.one_sampling_knob = !dated || generation >= std::make_pair(4, 1);
+  return traits;
+}
+
+/// Whether, and how much, the model will think.
+inline void settle_thinking(turn_request& request, const model_traits& model) {
+  if (!request.thinking_tokens && request.effort != reasoning_effort::none) {
+    request.thinking_tokens = thinking_budget(request.effort);
+  }
+  constexpr std::int64_t least = 1024;
+  const bool forced = request.choice.kind == tool_choice::how::any ||
+                      request.choice.kind == tool_choice::how::named;
+  const auto room = request.sampling.max_tokens.value_or(1'000'000) - 1;
+  if (request.thinking_tokens.value_or(0) > 0 && !model.always_thinks) {
+    request.thinking_tokens = std::min(*request.thinking_tokens, room);
+    if (forced || room < least) {
+      name_ignored(request, request.thinking_field);
+      request.effort = reasoning_effort::none;
+      request.thinking_tokens.reset();
+    }
+  }
+  request.thinks = model.always_thinks || request.thinking_tokens.value_or(0) > 0;
+}
+
+inline void settle_sampling(turn_request& request, const model_traits& model) {
+  auto& sampling = request.sampling;
+  if (sampling.temperature && *sampling.temperature > 1) {
+    name_ignored(request, "temperature");
+    sampling.temperature = 1;
+  }
+  if (request.thinks) {
+    if (sampling.temperature && *sampling.temperature != 1) name_ignored(request, "temperature");
+    if (sampling.top_p && *sampling.top_p != 1) name_ignored(request, "top_p");
+    if (sampling.top_k) name_ignored(request, "top_k");
+    sampling.temperature.reset();
+    sampling.top_p.reset();
+    sampling.top_k.reset();
+  }
+  if (sampling.top_p && model.one_sampling_knob) {
+    if (*sampling.top_p != 1) name_ignored(request, "top_p");
+    sampling.top_p.reset();
+  }
+  const auto blank = [](const std::string& stop) { return text::trim(stop).empty(); };
+  const auto kept = std::remove_if(sampling.stop.begin(), sampling.stop.end(), blank);
+  if (kept != sampling.stop.end()) name_ignored(request, request.stop_field);
+  sampling.stop.erase(kept, sampling.stop.end());
+}
+
+/// Takes out of the request what the API would refuse, and names it. The one place that knows:
+///
+/// - thinking goes with no temperature, top_p or top_k, needs 1,024 tokens below `max_tokens`, and
+///   cannot be had where a tool must be called;
+/// - later models take temperature or top_p, not both, and the CLI always sends a temperature; none
+///   takes one above 1;
+/// - a stop sequence must hold more than blanks.
+inline void settle(turn_request& request, const model_traits& model) {
+  settle_thinking(request, model);
+  settle_sampling(request, model);
+}
+
 inline json render_model(const model_entry& entry) {
   return json::object({{"id", entry.id},
                        {"object", "model"},
@@ -1321,9 +3562,42 @@ inline json render_models(const std::vector<model_entry>& catalog) {
   return json::object({{"object", "list"}, {"data", rows}});
 }
 
+/// In the Messages API's shape (https://platform.claude.com/docs/en/api/models-list).
+inline json render_page_model(const model_entry& entry) {
+  const std::chrono::system_clock::time_point created{std::chrono::seconds(entry.created)};
+  return json::object({{"type", "model"},
+                       {"id", entry.id},
+                       {"display_name", entry.id},
+                       {"created_at", text::iso_time(created)}});
+}
+
+/// One page: at most `limit` models after or before an id. Empty parameters are not given.
+inline json render_model_page(const std::vector<model_entry>& catalog, const std::string& limit,
+                              const std::string& after, const std::string& before) {
+  const auto most =
+      limit.empty() ? std::optional<std::size_t>(20) : text::try_number<std::size_t>(limit);
+  if (!most || *most < 1 || *most > 1000) throw bad_field("limit", "must be from 1 to 1000");
+  const auto position = [&](const std::string& id) {
+    const auto found = std::find_if(catalog.begin(), catalog.end(),
+                                    [&](const model_entry& entry) { return entry.id == id; });
+    return static_cast<std::size_t>(found - catalog.begin());
+  };
+  std::size_t begin = after.empty() ? 0 : std::min(position(after) + 1, catalog.size());
+  std::size_t end = before.empty() ? catalog.size() : position(before);
+  const bool more = end > begin && end - begin > *most;
+  if (more && before.empty()) end = begin + *most;
+  if (more && !before.empty()) begin = end - *most;
+  json rows = json::array();
+  for (auto i = begin; i < end; ++i) rows.push_back(render_page_model(catalog[i]));
+  return json::object({{"data", rows},
+                       {"has_more", more},
+                       {"first_id", rows.empty() ? json() : rows.front()["id"]},
+                       {"last_id", rows.empty() ? json() : rows.back()["id"]}});
+}
+
 //================================================================================================
-// [11] cli_protocol - the lines that `claude` reads and writes (stream-json)
-// uses: text, errors, json_access, conversation, events | pure
+// [15] cli_protocol - the lines that `claude` reads and writes (stream-json)
+// uses: text, errors, json_access, conversation, fields, events | pure
 //================================================================================================
 //
 // One JSON object per line each way. Seen on the real CLI, 2.1.120 to 2.1.330; the transcripts in
@@ -1434,18 +3708,107 @@ inline void read_usage(const json& source, token_usage& usage) {
   take(source, "output_tokens", usage.output);
   take(source, "cache_read_input_tokens", usage.cache_read);
   take(source, "cache_creation_input_tokens", usage.cache_write);
+  take(member_of(source, "output_tokens_details"), "thinking_tokens", usage.thinking);
   const auto& lifetimes = member_of(source, "cache_creation");
   take(lifetimes, "ephemeral_5m_input_tokens", usage.cache_write_5m);
   take(lifetimes, "ephemeral_1h_input_tokens", usage.cache_write_1h);
 }
 
-inline void add_usage(token_usage& sum, const token_usage& more) {
-  sum.input += more.input;
-  sum.output += more.output;
-  sum.cache_read += more.cache_read;
-  sum.cache_write += more.cache_write;
-  sum.cache_write_5m += more.cache_write_5m;
-  sum.cache_write_1h += more.cache_write_1h;
+/// The CLI's own tool whose input is an answer that has to follow a schema.
+constexpr const char* structured_tool = "StructuredOutput";
+
+/// The client's tools under names that the API takes (`^[a-zA-Z0-9_-]{1,64}$`), and back. Beside
+/// Claude Code's own tools they bear their server's prefix, since both may have a `Read`.
+class tool_names {
+ public:
+  tool_names() = default;
+  tool_names(const std::vector<tool_definition>& tools, std::string prefix)
+      : prefix_(std::move(prefix)) {
+    for (const auto& tool : tools) {
+      if (clean(tool.name) == tool.name) add(tool.name, tool.name);
+    }
+    for (const auto& tool : tools) {
+      if (wire_.count(tool.name) > 0) continue;
+      auto wire = clean(tool.name);
+      for (int i = 2; client_.count(wire) > 0; ++i) {
+        wire = clean(tool.name).substr(0, longest - 4) + "_" + std::to_string(i);
+      }
+      add(tool.name, wire);
+    }
+  }
+
+  /// What the in-process server calls the tool.
+  std::string to_wire(const std::string& name) const {
+    const auto found = wire_.find(name);
+    return found == wire_.end() ? clean(name) : found->second;
+  }
+
+  /// What the model calls it.
+  std::string to_api(const std::string& name) const { return prefix_ + to_wire(name); }
+
+  /// The client's name of what the model called; nullptr when it is no tool of the client's.
+  const std::string* find_client(std::string_view api_name) const {
+    if (!text::starts_with(api_name, prefix_)) return nullptr;
+    const auto found = client_.find(std::string(api_name.substr(prefix_.size())));
+    return found == client_.end() ? nullptr : &found->second;
+  }
+
+ private:
+  static constexpr std::size_t longest = 64;
+
+  /// The CLI's own tool, and what every object of its language has a member of that name for.
+  static bool is_reserved(std::string_view name) {
+    for (const char* one : {structured_tool, "constructor", "toString", "toLocaleString", "valueOf",
+                            "hasOwnProperty", "isPrototypeOf", "propertyIsEnumerable"}) {
+      if (name == one) return true;
+    }
+    return text::starts_with(name, "__");
+  }
+
+  static std::string clean(std::string_view name) {
+    std::string wire(name.substr(0, longest));
+    for (char& c : wire) {
+      const bool plain = std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == '-';
+      if (!plain) c = '_';
+    }
+    return wire.empty() || is_reserved(wire) ? "tool_" + wire.substr(0, longest - 5) : wire;
+  }
+
+  void add(const std::string& name, const std::string& wire) {
+    wire_[name] = wire;
+    client_[wire] = name;
+  }
+
+  std::string prefix_;
+  std::map<std::string, std::string> wire_;    ///< by the client's name
+  std::map<std::string, std::string> client_;  ///< by the wire's name
+};
+
+/// What of a request decides how the lines of its answer are to be read.
+struct answer_shape {
+  tool_names names;
+  bool structured = false;      ///< the answer is JSON by a schema
+  std::string schema_field;     ///< where the client gave the schema
+  bool streamed = false;        ///< false: of a structured answer only the accepted one is told
+  bool agent = false;           ///< Claude Code's own tools run meanwhile; the answer goes on
+  bool shows_activity = false;  ///< and what they do is told
+  std::vector<std::string> answered;  ///< ids of the calls whose results the client has brought
+};
+
+inline answer_shape make_answer_shape(const turn_request& request) {
+  answer_shape shape;
+  shape.names = tool_names(request.tools, request.agent ? "mcp__client__" : "");
+  shape.structured = request.schema.has_value();
+  shape.schema_field = request.schema_field;
+  shape.streamed = request.stream;
+  shape.agent = request.agent.has_value();
+  shape.shows_activity = request.agent && request.agent->show_activity;
+  if (request.messages.empty()) return shape;
+  for (const auto& part : request.messages.back().parts) {
+    const auto* result = std::get_if<tool_result_part>(&part);
+    if (result != nullptr) shape.answered.push_back(result->call_id);
+  }
+  return shape;
 }
 
 /// Lines of one turn to events. Never throws; keeps the grammar whatever the lines say.
@@ -1459,7 +3822,8 @@ class turn_decoder {
   using events = std::vector<event>;
 
   /// The CLI tells what its process has cost so far, in USD: what it cost before is no turn's.
-  explicit turn_decoder(double cost_before = 0) : cost_before_(cost_before), cost_(cost_before) {}
+  explicit turn_decoder(double cost_before = 0, answer_shape shape = {})
+      : shape_(std::move(shape)), cost_before_(cost_before), cost_(cost_before) {}
 
   /// What the process has cost so far.
   double cost() const { return cost_; }
@@ -1472,13 +3836,27 @@ class turn_decoder {
   /// process must not live on.
   bool was_cut() const { return cut_; }
 
+  /// Ids of the client's tools that the turn ended with: the process waits for their results.
+  const std::vector<std::string>& calls() const { return calls_; }
+
+  /// The id under which the client knows a call: the API's first one, should a broken attempt have
+  /// been followed by another.
+  std::string told_id(const std::string& id) const {
+    const auto found = aliases_.find(id);
+    return found == aliases_.end() ? id : found->second;
+  }
+
   void decode(const json& line, events& out) {
     if (finished_ || !member_of(line, "parent_tool_use_id").is_null()) return;
     const auto type = string_of(line, "type");
     if (type == "stream_event") decode_stream_event(member_of(line, "event"), out);
     if (type == "assistant") decode_assistant(line, out);
+    if (type == "user") decode_tool_results(line);
+    // A message that was not streamed has no end of its own: the calls begin when it is complete.
+    if (type == "control_request" && !streamed_ && !calls_.empty())
+      end_message("tool_use", {}, out);
     if (type == "result") decode_result(line, out);
-    if (type == "system" && string_of(line, "subtype") == "api_retry") decode_retry(line, out);
+    if (type == "system") decode_system(line, out);
   }
 
   /// Ends the turn from outside: the process died, or a line was no JSON.
@@ -1491,8 +3869,13 @@ class turn_decoder {
  private:
   struct told_block {
     block_kind kind = block_kind::text;
-    std::string text;
-    std::string signature;
+    std::string_view source;  ///< what the API calls a block of this kind
+    bool hidden = false;      ///< not for the client
+    std::size_t index = 0;    ///< what the client calls it
+    std::string id = {};      ///< of a tool call
+    std::string name = {};
+    std::string text = {};
+    std::string signature = {};
   };
 
   /// A retry further away than this is the client's to make, since it knows how long it may wait.
@@ -1500,7 +3883,10 @@ class turn_decoder {
 
   void decode_stream_event(const json& said, events& out) {
     const auto type = string_of(said, "type");
-    if (type == "message_start") begin_message(member_of(said, "message"), true, out);
+    if (type == "message_start") {
+      if (accepted_) return finish_cut(out);
+      begin_message(member_of(said, "message"), true, out);
+    }
     const bool starts = type == "content_block_start";
     if (starts || type == "content_block_delta") {
       if (starts) ++api_index_;
@@ -1518,11 +3904,9 @@ class turn_decoder {
 
   void decode_delta(const json& delta, events& out) {
     const auto type = string_of(delta, "type");
-    if (type == "text_delta") add_text(block_kind::text, string_of(delta, "text"), out);
-    if (type == "thinking_delta") add_text(block_kind::thinking, string_of(delta, "thinking"), out);
-    if (type == "input_json_delta") {
-      add_text(block_kind::tool_call, string_of(delta, "partial_json"), out);
-    }
+    if (type == "text_delta") add_text("text", string_of(delta, "text"), out);
+    if (type == "thinking_delta") add_text("thinking", string_of(delta, "thinking"), out);
+    if (type == "input_json_delta") add_text("tool_use", string_of(delta, "partial_json"), out);
     if (type == "signature_delta" && incoming_) {
       told_[*incoming_].signature = string_of(delta, "signature");
     }
@@ -1540,13 +3924,57 @@ class turn_decoder {
     if (!content.is_array()) return;
     for (const auto& block : content) {
       begin_block(block, out);
-      add_text(block_kind::text, string_of(block, "text"), out);
-      add_text(block_kind::thinking, string_of(block, "thinking"), out);
-      if (member_of(block, "input").is_object()) {
-        add_text(block_kind::tool_call, dump(member_of(block, "input")), out);
-      }
+      add_text("text", string_of(block, "text"), out);
+      add_text("thinking", string_of(block, "thinking"), out);
+      const auto& input = member_of(block, "input");
+      if (input.is_object() && !input.empty()) add_text("tool_use", dump(input), out);
       if (incoming_) told_[*incoming_].signature = string_of(block, "signature");
     }
+  }
+
+  /// What the CLI itself has answered to the tools that it runs.
+  void decode_tool_results(const json& line) {
+    const auto& content = member_of(member_of(line, "message"), "content");
+    if (!content.is_array()) return;
+    for (const auto& block : content) {
+      if (string_of(block, "type") != "tool_result") continue;
+      const auto id = string_of(block, "tool_use_id");
+      if (shape_.structured && id == structured_id_) {
+        accepted_ = !boolean_of(block, "is_error");
+        rejected_ = !accepted_;
+        continue;
+      }
+      const auto& own = shape_.answered;
+      const bool foreign = std::find(own.begin(), own.end(), id) == own.end();
+      if (foreign && shape_.shows_activity) {
+        results_.push_back(text_of(member_of(block, "content")));
+      }
+    }
+  }
+
+  static std::string text_of(const json& content) {
+    if (content.is_string()) return content.get<std::string>();
+    std::string words;
+    for (const auto& block : content) words += string_of(block, "text");
+    return words;
+  }
+
+  void decode_system(const json& line, events& out) {
+    const auto subtype = string_of(line, "subtype");
+    if (subtype == "api_retry") decode_retry(line, out);
+    if (subtype == "thinking_tokens") {
+      message_thinking_ += integer_of(line, "estimated_tokens_delta");
+    }
+    // Older CLIs ask the model again after it has given a structured answer.
+    if (subtype == "status" && string_of(line, "status") == "requesting" && accepted_) {
+      finish_cut(out);
+    }
+    if (subtype != "init" || !shape_.structured) return;
+    const auto& tools = member_of(line, "tools");
+    if (std::find(tools.begin(), tools.end(), structured_tool) != tools.end()) return;
+    cut_ = true;  // the CLI drops a schema that it cannot compile, and would answer without it
+    fail(bad_field(shape_.schema_field, "is not a JSON schema that answers can be held against"),
+         out);
   }
 
   void decode_retry(const json& line, events& out) {
@@ -1554,33 +3982,85 @@ class turn_decoder {
     retry_after_ = std::chrono::milliseconds(delay);
     if (delay <= longest_retry_ms) return;
     const auto status = integer_of(line, "error_status");
-    auto error = upstream_error(status, "the API refused the request for now: " +
-                                            string_of(line, "error"));
+    auto error =
+        upstream_error(status, "the API refused the request for now: " + string_of(line, "error"));
     error.retry_after = retry_after_;
     cut_ = true;
     fail(std::move(error), out);
   }
 
   void decode_result(const json& line, events& out) {
-    const auto told = string_of(line, "result");
-    if (boolean_of(line, "is_error") || string_of(line, "subtype") != "success") {
-      auto error = upstream_error(integer_of(line, "api_error_status"),
-                                  told.empty() ? "claude ended with " + string_of(line, "subtype")
-                                               : told);
-      error.retry_after = retry_after_;
-      return fail(std::move(error), out);
-    }
-    if (!started_) {
-      return fail(api_error(error_kind::bad_gateway, "claude answered without the model: " + told),
-                  out);
-    }
     if (member_of(line, "total_cost_usd").is_number()) {
       cost_ = member_of(line, "total_cost_usd").get<double>();
       constexpr double precision = 1e12;  // the difference of sums shall not show their rounding
       total_usage_.cost_usd = std::round((cost_ - cost_before_) * precision) / precision;
     }
+    const auto subtype = string_of(line, "subtype");
+    const bool limited = subtype == "error_max_turns" || subtype == "error_max_budget_usd";
+    if (limited && started_) return end_at_limit(line, out);
+    if (boolean_of(line, "is_error") || subtype != "success") return decode_failure(line, out);
+    if (!started_) {
+      return fail(api_error(error_kind::bad_gateway,
+                            "claude answered without the model: " + string_of(line, "result")),
+                  out);
+    }
     if (!message_complete_) end_message(string_of(line, "stop_reason"), {}, out);
-    if (!finished_) finish(out);
+    if (finished_) return;
+    if (shape_.structured) return end_structured(member_of(line, "structured_output"), out);
+    finish(out);
+  }
+
+  void decode_failure(const json& line, events& out) {
+    auto told = string_of(line, "result");
+    const auto& errors = member_of(line, "errors");
+    if (told.empty() && errors.is_array() && !errors.empty() && errors[0].is_string()) {
+      told = errors[0].get<std::string>();
+    }
+    if (text::starts_with(told, "[")) told.clear();  // a diagnosis of its own makers'
+    if (told.empty()) told = "claude ended with " + string_of(line, "subtype");
+    auto error = upstream_error(integer_of(line, "api_error_status"), told);
+    error.retry_after = retry_after_;
+    fail(std::move(error), out);
+  }
+
+  /// The agent was not done when it ran out of turns or money: what it has said stands, and why it
+  /// says no more.
+  void end_at_limit(const json& line, events& out) {
+    const auto& errors = member_of(line, "errors");
+    const bool told = errors.is_array() && !errors.empty() && errors[0].is_string();
+    if (!message_complete_) add_usage(total_usage_, message_usage_);
+    message_complete_ = true;
+    cut_ = true;
+    reason_ = stop_reason::turn_limit;
+    const auto why = told ? errors[0].get<std::string>() : string_of(line, "subtype");
+    const char* seam = has_told_text() ? "\n\n[" : "[";
+    if (!shape_.structured) tell_block(block_kind::text, seam + why + "]", out);
+    finish(out);
+  }
+
+  void end_structured(const json& answer, events& out) {
+    if (answer.is_null()) {
+      return fail(api_error(error_kind::bad_gateway,
+                            "the model did not answer in the JSON that was asked for"),
+                  out);
+    }
+    if (!shape_.streamed) tell_block(block_kind::text, dump(answer), out);
+    reason_ = stop_reason::end_turn;
+    finish(out);
+  }
+
+  /// A structured answer was accepted, and the CLI goes on all the same.
+  void finish_cut(events& out) {
+    cut_ = true;
+    const auto answer = json::parse(structured_text(), nullptr, false);
+    end_structured(answer.is_discarded() ? json() : answer, out);
+  }
+
+  std::string structured_text() const {
+    for (auto block = told_.rbegin(); block != told_.rend(); ++block) {
+      if (block->kind == block_kind::text && block->source == "tool_use") return block->text;
+    }
+    return {};
   }
 
   void begin_message(const json& message, bool streamed, events& out) {
@@ -1590,7 +4070,12 @@ class turn_decoder {
     read_usage(member_of(message, "usage"), message_usage_);
     if (!started_) out.emplace_back(turn_started{string_of(message, "model"), message_usage_});
     started_ = true;
-    if (message_complete_) first_ = told_.size();
+    if (message_complete_ || told_.empty()) tell_results(out);
+    if (message_complete_) {
+      first_ = told_.size();
+      separate_ = reason_ != stop_reason::max_tokens;
+    }
+    message_thinking_ = 0;
     message_complete_ = false;
     next_ = first_;
     incoming_.reset();
@@ -1603,48 +4088,136 @@ class turn_decoder {
     incoming_.reset();
     const auto type = string_of(block, "type");
     if (finished_ || !started_ || message_complete_) return;
-    if (type == "text") add_block(block_kind::text, block, out);
-    if (type == "thinking") add_block(block_kind::thinking, block, out);
-    if (type == "tool_use") add_block(block_kind::tool_call, block, out);
+    if (type == "text") add_block({block_kind::text, "text", shape_.structured}, block, out);
+    if (type == "thinking") add_block({block_kind::thinking, "thinking", false}, block, out);
+    if (type == "redacted_thinking") {
+      add_block({block_kind::redacted_thinking, "data", false}, block, out);
+      add_text("data", string_of(block, "data"), out);
+    }
+    if (type == "tool_use") begin_tool(block, out);
   }
 
-  void add_block(block_kind kind, const json& block, events& out) {
+  /// A call is the client's to answer, unless it is a tool of the process's own.
+  void begin_tool(const json& block, events& out) {
+    const auto name = string_of(block, "name");
+    if (shape_.structured && name == structured_tool) {
+      if (shape_.streamed && (rejected_ || holds_structured())) return fail_unstructured(out);
+      structured_id_ = string_of(block, "id");
+      return add_block({block_kind::text, "tool_use", !shape_.streamed}, block, out);
+    }
+    const bool foreign = shape_.names.find_client(name) == nullptr;
+    if (foreign && shape_.agent) {
+      return add_block({block_kind::activity, "tool_use", !shape_.shows_activity}, block, out);
+    }
+    unknown_tool_ = unknown_tool_ || foreign;
+    add_block({block_kind::tool_call, "tool_use", false}, block, out);
+  }
+
+  /// The incoming message has begun with a structured answer, and now comes another.
+  bool holds_structured() const {
+    for (auto i = first_; i < std::min(next_, told_.size()); ++i) {
+      if (told_[i].name == structured_tool) return true;
+    }
+    return false;
+  }
+
+  /// A streamed answer that the schema refuses cannot be taken back.
+  void fail_unstructured(events& out) {
+    cut_ = true;
+    fail(api_error(error_kind::bad_gateway,
+                   "the model's answer does not follow the schema; ask again, or without a stream, "
+                   "where only an answer that follows it is told"),
+         out);
+  }
+
+  void add_block(told_block fresh, const json& block, events& out) {
     incoming_ = next_++;
     position_ = 0;
     if (*incoming_ < told_.size()) {
-      if (told_[*incoming_].kind != kind) fail_diverged(out);
+      const auto& told = told_[*incoming_];
+      const bool same = told.kind == fresh.kind && told.hidden == fresh.hidden &&
+                        told.name == string_of(block, "name");
+      if (!same) fail_diverged(out);
+      if (told.kind == block_kind::tool_call) aliases_[string_of(block, "id")] = told.id;
       return;
     }
     close_open_block(out);
-    told_.push_back({kind, {}, {}});
     open_ = true;
-    out.emplace_back(
-        block_started{*incoming_, kind, string_of(block, "id"), string_of(block, "name")});
+    if (!fresh.hidden) fresh.index = blocks_++;
+    fresh.id = string_of(block, "id");
+    fresh.name = string_of(block, "name");
+    told_.push_back(fresh);
+    if (!fresh.hidden) tell_start(fresh, block, out);
+  }
+
+  void tell_start(const told_block& fresh, const json& block, events& out) {
+    const auto name = string_of(block, "name");
+    if (fresh.kind == block_kind::tool_call) {
+      const auto* own = shape_.names.find_client(name);
+      calls_.push_back(string_of(block, "id"));
+      out.emplace_back(
+          block_started{fresh.index, fresh.kind, calls_.back(), own == nullptr ? name : *own});
+      return;
+    }
+    out.emplace_back(block_started{fresh.index, fresh.kind, {}, {}});
+    if (fresh.kind == block_kind::activity) out.emplace_back(block_delta{fresh.index, name + " "});
+    if (fresh.kind == block_kind::text && separate_ && has_told_text()) {
+      out.emplace_back(block_delta{fresh.index, "\n\n"});  // words of two turns are not one word
+    }
   }
 
   /// More of the incoming block: the part that a broken attempt told already is only compared.
-  void add_text(block_kind kind, std::string more, events& out) {
-    if (finished_ || !incoming_ || more.empty() || told_[*incoming_].kind != kind) return;
-    auto& told = told_[*incoming_].text;
-    const auto known = std::min(more.size(), told.size() - position_);
-    if (told.compare(position_, known, more, 0, known) != 0) return fail_diverged(out);
+  /// `source` is the kind of block that such a piece belongs to.
+  void add_text(std::string_view source, std::string more, events& out) {
+    if (finished_ || !incoming_ || more.empty() || source != told_[*incoming_].source) return;
+    auto& told = told_[*incoming_];
+    const auto known = std::min(more.size(), told.text.size() - position_);
+    if (told.text.compare(position_, known, more, 0, known) != 0) return fail_diverged(out);
     position_ += more.size();
     if (known == more.size()) return;
     if (!open_ || *incoming_ + 1 != told_.size()) return fail_diverged(out);
     more.erase(0, known);
-    told += more;
-    out.emplace_back(block_delta{*incoming_, std::move(more)});
+    told.text += more;
+    if (!told.hidden) out.emplace_back(block_delta{told.index, std::move(more)});
   }
 
   /// The incoming block is complete: it must hold all that was told of it.
   void settle(events& out) {
-    if (!finished_ && incoming_ && position_ != told_[*incoming_].text.size()) fail_diverged(out);
+    if (finished_ || !incoming_) return;
+    if (position_ != told_[*incoming_].text.size()) fail_diverged(out);
   }
 
   void close_open_block(events& out) {
     if (!open_) return;
     open_ = false;
-    out.emplace_back(block_stopped{told_.size() - 1, told_.back().signature});
+    const auto& last = told_.back();
+    if (last.hidden) return;
+    // A call without arguments comes without a byte of them.
+    if (last.kind == block_kind::tool_call && last.text.empty()) {
+      out.emplace_back(block_delta{last.index, "{}"});
+    }
+    if (last.kind == block_kind::activity) out.emplace_back(block_delta{last.index, "\n"});
+    out.emplace_back(block_stopped{last.index, last.signature});
+  }
+
+  /// A block of our own making, told at once. Only between messages.
+  void tell_block(block_kind kind, std::string words, events& out) {
+    close_open_block(out);
+    const auto index = blocks_++;
+    out.emplace_back(block_started{index, kind, {}, {}});
+    out.emplace_back(block_delta{index, std::move(words)});
+    out.emplace_back(block_stopped{index, {}});
+  }
+
+  void tell_results(events& out) {
+    for (auto& result : results_) tell_block(block_kind::activity, std::move(result) + "\n", out);
+    results_.clear();
+  }
+
+  bool has_told_text() const {
+    return std::any_of(told_.begin(), told_.end(), [](const told_block& block) {
+      return block.kind == block_kind::text && !block.hidden && !block.text.empty();
+    });
   }
 
   void end_message(const std::string& reason, const std::string& stop_sequence, events& out) {
@@ -1653,13 +4226,28 @@ class turn_decoder {
     if (next_ != told_.size()) return fail_diverged(out);
     close_open_block(out);
     add_usage(total_usage_, message_usage_);
+    estimated_thinking_ += message_thinking_;
     message_complete_ = true;
     stop_sequence_ = stop_sequence;
     reason_ = decode_reason(reason);
+    const bool cut_short = reason_ == stop_reason::max_tokens || reason_ == stop_reason::refusal;
+    if (!calls_.empty() && !cut_short) {
+      reason_ = stop_reason::tool_use;  // a stop sequence within the arguments is told as such
+      cut_ = unknown_tool_;             // the CLI itself tells the model that there is no such tool
+      return finish(out);
+    }
+    cut_ = goes_on_unasked();
+    if (!cut_) return;
+    if (shape_.structured && !cut_short) return end_structured({}, out);  // not a word of it
+    finish(out);
+  }
+
+  /// The CLI would call the API again, for something that nobody asked for.
+  bool goes_on_unasked() const {
+    if (reason_ == stop_reason::refusal) return true;
+    if (shape_.agent) return false;
     const auto has_text = [](const told_block& block) { return !block.text.empty(); };
-    cut_ = reason_ == stop_reason::max_tokens || reason_ == stop_reason::refusal ||
-           std::none_of(told_.begin(), told_.end(), has_text);
-    if (cut_) finish(out);
+    return reason_ == stop_reason::max_tokens || std::none_of(told_.begin(), told_.end(), has_text);
   }
 
   static stop_reason decode_reason(const std::string& reason) {
@@ -1673,7 +4261,11 @@ class turn_decoder {
   }
 
   void finish(events& out) {
+    close_open_block(out);
+    tell_results(out);
     finished_ = true;
+    if (reason_ == stop_reason::tool_use && calls_.empty()) reason_ = stop_reason::end_turn;
+    if (total_usage_.thinking == 0) total_usage_.thinking = estimated_thinking_;
     out.emplace_back(turn_stopped{reason_, stop_sequence_, total_usage_});
   }
 
@@ -1688,6 +4280,7 @@ class turn_decoder {
     fail(api_error(error_kind::bad_gateway, "claude told the answer's blocks out of order"), out);
   }
 
+  answer_shape shape_;
   double cost_before_;
   double cost_;
   bool started_ = false;
@@ -1698,18 +4291,30 @@ class turn_decoder {
   bool streamed_ = false;
   bool message_complete_ = false;
   token_usage message_usage_;
-  token_usage total_usage_;  ///< of the complete messages of this turn
+  token_usage total_usage_;              ///< of the complete messages of this turn
+  std::int64_t message_thinking_ = 0;    ///< as the CLI estimates the incoming message's
+  std::int64_t estimated_thinking_ = 0;  ///< and that of the complete ones
   stop_reason reason_ = stop_reason::end_turn;
   std::string stop_sequence_;
   std::optional<std::chrono::milliseconds> retry_after_;
 
-  std::vector<told_block> told_;         ///< all blocks of the turn, as the client knows them
+  std::vector<told_block> told_;         ///< all blocks of the turn
+  std::size_t blocks_ = 0;               ///< how many of them the client knows
   bool open_ = false;                    ///< the last of them was not told as stopped
+  bool separate_ = false;                ///< the incoming message is not the first one
   std::size_t first_ = 0;                ///< where the incoming message's blocks begin
   std::size_t next_ = 0;                 ///< where its next block goes
   std::optional<std::size_t> incoming_;  ///< the block that is coming in
   std::int64_t api_index_ = -1;          ///< what the API calls it
   std::size_t position_ = 0;             ///< how much of it came in
+
+  std::vector<std::string> calls_;              ///< ids of the tool calls that were told
+  std::map<std::string, std::string> aliases_;  ///< these, by their ids in a second attempt
+  bool unknown_tool_ = false;                   ///< one of them is of a tool that nobody has
+  std::string structured_id_;                   ///< the call that holds the structured answer
+  bool accepted_ = false;                       ///< and the CLI found that it follows the schema,
+  bool rejected_ = false;                       ///< or that it does not
+  std::vector<std::string> results_;  ///< of the agent's tools, to be told after this message
 };
 
 inline std::string encode_control_request(const std::string& id, const json& request) {
@@ -1718,10 +4323,234 @@ inline std::string encode_control_request(const std::string& id, const json& req
          '\n';
 }
 
-/// Gives a fresh process its system prompt, in place of Claude Code's own.
-inline std::string encode_initialize(const std::string& id, const std::string& system) {
+/// The in-process server by which a process knows the client's tools.
+constexpr const char* tool_server = "client";
+
+/// What a schema's keywords hold, as far as the CLI's validator knows them (JSON Schema, draft 7).
+enum class keyword_kind { value, schema, schemas, map, unknown };
+
+inline keyword_kind kind_of_keyword(std::string_view name) {
+  constexpr std::array<std::string_view, 9> one = {
+      "additionalProperties", "items", "contains", "propertyNames", "not", "if", "then", "else",
+      "additionalItems"};
+  constexpr std::array<std::string_view, 3> list = {"allOf", "anyOf", "oneOf"};
+  constexpr std::array<std::string_view, 4> map = {"properties", "patternProperties", "definitions",
+                                                   "$defs"};
+  constexpr std::array<std::string_view, 21> plain = {
+      "$ref",         "type",        "enum",        "const",    "title",
+      "default",      "description", "examples",    "required", "minimum",
+      "maximum",      "multipleOf",  "uniqueItems", "pattern",  "exclusiveMinimum",
+      "minLength",    "maxLength",   "minItems",    "maxItems", "exclusiveMaximum",
+      "minProperties"};
+  const auto holds = [&](const auto& names) {
+    return std::find(names.begin(), names.end(), name) != names.end();
+  };
+  if (holds(one)) return keyword_kind::schema;
+  if (holds(list)) return keyword_kind::schemas;
+  if (holds(map)) return keyword_kind::map;
+  return holds(plain) || name == "maxProperties" ? keyword_kind::value : keyword_kind::unknown;
+}
+
+/// The schema without what the CLI's validator does not know: it would drop the whole schema
+/// without a word for one such keyword. What it cannot hold an answer against the model is told.
+inline json encode_schema(const json& schema) {
+  if (schema.is_array()) {
+    json each = json::array();
+    for (const auto& one : schema) each.push_back(encode_schema(one));
+    return each;
+  }
+  if (!schema.is_object()) return schema;
+  json known = json::object();
+  std::string told;
+  for (const auto& [name, value] : schema.items()) {
+    switch (kind_of_keyword(name)) {
+      case keyword_kind::value: known[name] = value; break;
+      case keyword_kind::schema:
+      case keyword_kind::schemas: known[name] = encode_schema(value); break;
+      case keyword_kind::map:
+        known[name] = json::object();
+        for (const auto& [key, one] : value.items()) known[name][key] = encode_schema(one);
+        break;
+      case keyword_kind::unknown:
+        if (name == "prefixItems" && schema.find("items") == schema.end()) {
+          known["items"] = encode_schema(value);
+        } else if (name == "format" && value.is_string()) {
+          told = "(format: " + value.get<std::string>() + ")";
+        }
+    }
+  }
+  if (!told.empty()) {
+    const auto own = string_of(known, "description");
+    known["description"] = own.empty() ? told : own + " " + told;
+  }
+  return known;
+}
+
+/// Gives a fresh process what its conversation is about: the system prompt, in place of Claude
+/// Code's own or after it, the client's tools and the schema of the answers.
+inline std::string encode_initialize(const std::string& id, const turn_request& request) {
+  json wanted = json::object({{"subtype", "initialize"}});
+  if (!request.agent) {
+    wanted["systemPrompt"] = json::array({request.system});
+  } else if (!request.system.empty()) {
+    wanted["appendSystemPrompt"] = request.system;
+  }
+  if (!request.tools.empty()) wanted["sdkMcpServers"] = json::array({tool_server});
+  if (request.schema) wanted["jsonSchema"] = encode_schema(*request.schema);
+  return encode_control_request(id, wanted);
+}
+
+/// What the API is to be told of the client's choice of tools; null when nothing.
+inline json encode_tool_choice(const turn_request& request, const tool_names& names) {
+  json choice;
+  switch (request.choice.kind) {
+    case tool_choice::how::automatic:
+      if (!request.choice.parallel) choice = json::object({{"type", "auto"}});
+      break;
+    case tool_choice::how::none: return json::object({{"type", "none"}});
+    case tool_choice::how::any: choice = json::object({{"type", "any"}}); break;
+    case tool_choice::how::named:
+      choice = json::object({{"type", "tool"}, {"name", names.to_api(request.choice.name)}});
+  }
+  if (!choice.is_null() && !request.choice.parallel) choice["disable_parallel_tool_use"] = true;
+  return choice;
+}
+
+/// The client's tools word for word and in its order. As the in-process server lists them, the CLI
+/// would sort them, and cut each description at its first empty line (with `--bare`) or at 2,048
+/// characters.
+inline json encode_offered_tools(const turn_request& request, const tool_names& names) {
+  json offered = json::array();
+  for (const auto& tool : request.tools) {
+    offered.push_back(json::object({{"name", names.to_api(tool.name)},
+                                    {"description", tool.description},
+                                    {"input_schema", tool.schema}}));
+  }
+  if (request.schema) {
+    offered.push_back(json::object({{"name", structured_tool},
+                                    {"description", "Return the final response as structured JSON"},
+                                    {"input_schema", encode_schema(*request.schema)}}));
+  }
+  return offered;
+}
+
+/// What goes into the top level of the API's body as it is. A structured answer is asked for as a
+/// tool that must be called, where the API lets a tool be forced: not while the model thinks.
+inline json encode_body(const turn_request& request, const tool_names& names) {
+  const auto& sampling = request.sampling;
+  json body = json::object();
+  if (sampling.temperature) body["temperature"] = *sampling.temperature;
+  if (sampling.top_p) body["top_p"] = *sampling.top_p;
+  if (sampling.top_k) body["top_k"] = *sampling.top_k;
+  if (sampling.max_tokens) body["max_tokens"] = *sampling.max_tokens;
+  if (!sampling.stop.empty()) body["stop_sequences"] = sampling.stop;
+  json choice = request.tools.empty() ? json() : encode_tool_choice(request, names);
+  const bool no_calls = request.tools.empty() || request.choice.kind == tool_choice::how::none;
+  if (request.schema && no_calls) {
+    choice = json();
+    if (!request.thinks) choice = json::object({{"type", "tool"}, {"name", structured_tool}});
+  }
+  if (!choice.is_null()) body["tool_choice"] = choice;
+  if (!request.tools.empty() && !request.agent) {  // an agent has the CLI's own ones as well
+    body["tools"] = encode_offered_tools(request, names);
+  }
+  return body;
+}
+
+/// Gives a process the wishes of its next turn, in place of the last one's.
+inline std::string encode_settings(const std::string& id, const turn_request& request,
+                                   const tool_names& names) {
+  json settings = json::object(
+      {{"env", json::object({{"CLAUDE_CODE_EXTRA_BODY", dump(encode_body(request, names))}})}});
+  if (request.effort != reasoning_effort::none) {
+    const bool least = request.effort == reasoning_effort::minimal;  // the CLI begins with low
+    settings["effortLevel"] = least ? "low" : name_of(request.effort);
+  }
+  if (request.thinks) settings["showThinkingSummaries"] = true;
   return encode_control_request(
-      id, json::object({{"subtype", "initialize"}, {"systemPrompt", json::array({system})}}));
+      id, json::object({{"subtype", "apply_flag_settings"}, {"settings", settings}}));
+}
+
+inline std::string encode_thinking(const std::string& id, std::int64_t tokens) {
+  return encode_control_request(
+      id, json::object({{"subtype", "set_max_thinking_tokens"}, {"max_thinking_tokens", tokens}}));
+}
+
+/// Bytes of a tool's result that the CLI passes on whole; of larger ones it keeps the text in a
+/// file and tells the model so.
+constexpr std::size_t longest_tool_result = 400'000;
+
+/// The CLI cuts longer descriptions without a word (at 2,048 characters up to 2.1.197). What is
+/// more goes into the description of the schema, which it does not touch.
+inline void spread_description(std::string description, json& schema, json& tool) {
+  constexpr std::size_t longest = 2000;
+  if (description.size() > longest) {
+    auto cut = longest;
+    while (cut > 0 && (static_cast<unsigned char>(description[cut]) & 0xC0U) == 0x80U) --cut;
+    auto rest = description.substr(cut);
+    const auto own = string_of(schema, "description");
+    schema["description"] = own.empty() ? rest : rest + "\n\n" + own;
+    description.resize(cut);
+    description += " [continued in the description of the input schema]";
+  }
+  tool["description"] = description;
+}
+
+/// The client's tools, as the in-process server lists them. Read-only, so that the process calls
+/// all of a message's tools at once instead of one by one.
+inline json encode_tools(const std::vector<tool_definition>& tools, const tool_names& names) {
+  json listed = json::array();
+  for (const auto& tool : tools) {
+    json schema = tool.schema;
+    json shown = json::object({{"name", names.to_wire(tool.name)}});
+    spread_description(tool.description, schema, shown);
+    shown["inputSchema"] = std::move(schema);
+    shown["annotations"] = json::object({{"readOnlyHint", true}});
+    shown["_meta"] = json::object({{"anthropic/maxResultSizeChars", longest_tool_result}});
+    listed.push_back(std::move(shown));
+  }
+  return json::object({{"tools", listed}});
+}
+
+/// A tool's answer in the Model Context Protocol's form, which knows no URLs.
+inline json encode_tool_result(const tool_result_part& result) {
+  json content = json::array();
+  for (const auto& part : result.content) {
+    if (const auto* said = std::get_if<text_part>(&part)) {
+      content.push_back(json::object({{"type", "text"}, {"text", said->text}}));
+    } else if (const auto* media = std::get_if<media_part>(&part)) {
+      content.push_back(json::object(
+          {{"type", "image"}, {"data", media->data}, {"mimeType", media->media_type}}));
+    }
+  }
+  json encoded = json::object({{"content", content}});
+  if (result.is_error) encoded["isError"] = true;
+  return encoded;
+}
+
+/// The in-process server's answer to one of its requests: `{request_id, request: {message}}`.
+inline std::string encode_mcp_reply(const json& asked, const json& result) {
+  const auto& message = member_of(member_of(asked, "request"), "message");
+  const json reply =
+      json::object({{"jsonrpc", "2.0"},
+                    {"id", member_of(message, "id").is_null() ? json(0) : member_of(message, "id")},
+                    {"result", result}});
+  return dump(json::object(
+             {{"type", "control_response"},
+              {"response",
+               json::object({{"subtype", "success"},
+                             {"request_id", string_of(asked, "request_id")},
+                             {"response", json::object({{"mcp_response", reply}})}})}})) +
+         '\n';
+}
+
+inline std::string encode_refusal(const json& asked) {
+  return dump(json::object(
+             {{"type", "control_response"},
+              {"response", json::object({{"subtype", "error"},
+                                         {"request_id", string_of(asked, "request_id")},
+                                         {"error", "not supported"}})}})) +
+         '\n';
 }
 
 /// Changes nothing; the answer proves that the process is up.
@@ -1730,25 +4559,26 @@ inline std::string encode_probe(const std::string& id) {
       id, json::object({{"subtype", "apply_flag_settings"}, {"settings", json::object()}}));
 }
 
-inline json encode_part(const content_part& part) {
-  return std::visit(
-      overloaded{
-          [](const text_part& said) {
-            return json::object({{"type", "text"}, {"text", said.text}});
-          },
-          [](const tool_call_part& call) {
-            return json::object({{"type", "tool_use"},
-                                 {"id", call.id},
-                                 {"name", call.name},
-                                 {"input", call.input}});
-          },
-          [](const tool_result_part& result) {
-            return json::object({{"type", "tool_result"},
-                                 {"tool_use_id", result.call_id},
-                                 {"content", result.text}});
-          },
-      },
-      part);
+/// Ids of other makers may hold what the API refuses in one.
+inline std::string clean_call_id(std::string id) {
+  for (char& c : id) {
+    const bool plain = std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == '-';
+    if (!plain) c = '_';
+  }
+  return id;
+}
+
+/// A content block as the API is to see it: with ids and names that it takes.
+inline json encode_part(const content_part& part, const tool_names& names) {
+  json block = render_part(part);
+  if (const auto* call = std::get_if<tool_call_part>(&part)) {
+    block["id"] = clean_call_id(call->id);
+    block["name"] = names.to_api(call->name);
+  }
+  if (const auto* result = std::get_if<tool_result_part>(&part)) {
+    block["tool_use_id"] = clean_call_id(result->call_id);
+  }
+  return block;
 }
 
 /// A user's last text that begins with '/' would be run as a command of Claude Code's (`/clear`,
@@ -1763,32 +4593,47 @@ inline void shield_slash_command(json& content) {
 }
 
 /// One message of the conversation. `ask` is for the last one: the model answers it; the others
-/// are only remembered (a user's is acknowledged by a `result` line, an assistant's is not).
-inline std::string encode_message(const message& said, bool ask) {
+/// are only remembered (a user's is acknowledged by a `result` line, an assistant's is not). Each
+/// has a `number` of its own: the CLI takes assistant lines of one id for one message. `model` is
+/// the API's id of the process's model: the CLI drops the thoughts of any other.
+inline std::string encode_message(const message& said, bool ask, const tool_names& names,
+                                  std::size_t number = 0, const std::string& model = {}) {
   json content = json::array();
-  for (const auto& part : said.parts) content.push_back(encode_part(part));
+  for (const auto& part : said.parts) content.push_back(encode_part(part, names));
   const bool from_user = said.author == role::user;
   if (from_user) shield_slash_command(content);
   const char* author = from_user ? "user" : "assistant";
-  json line = json::object(
-      {{"type", author},
-       {"message", json::object({{"role", author}, {"content", std::move(content)}})},
-       {"parent_tool_use_id", json()},
-       {"session_id", ""}});
+  json told = json::object({{"role", author}, {"content", std::move(content)}});
+  if (!from_user) told["id"] = "msg_past_" + std::to_string(number);
+  json line = json::object({{"type", author},
+                            {"message", std::move(told)},
+                            {"parent_tool_use_id", json()},
+                            {"session_id", ""}});
   if (from_user && !ask) line["shouldQuery"] = false;
+  if (!from_user && !model.empty()) line["message"]["model"] = model;
   return dump(line) + '\n';
 }
 
 //================================================================================================
-// [12] cli_command - how `claude` is started
-// uses: text, options | pure
+// [16] cli_command - how `claude` is started
+// uses: text, options, conversation | pure
 //================================================================================================
 
 /// What is fixed when a process starts and cannot be changed after: the key of a spare.
 struct launch_profile {
   std::string model;
+  std::optional<agent_request> agent = {};
 
-  bool operator==(const launch_profile& other) const { return model == other.model; }
+  bool operator==(const launch_profile& other) const {
+    return model == other.model && words() == other.words();
+  }
+
+ private:
+  std::string words() const {
+    std::string told;
+    if (agent) append_agent(told, *agent);
+    return told;
+  }
 };
 
 /// What to execute.
@@ -1799,13 +4644,32 @@ struct command {
 };
 
 /// The variables' names or prefixes (ending in '*') that every `claude` may have.
-constexpr std::array<std::string_view, 26> common_variables = {
-    "HOME",        "PATH",        "USER",          "LOGNAME",        "SHELL",
-    "LANG",        "LC_*",        "TZ",            "TMPDIR",         "XDG_*",
-    "HTTP_PROXY",  "HTTPS_PROXY", "NO_PROXY",      "http_proxy",     "https_proxy",
-    "no_proxy",    "ALL_PROXY",   "all_proxy",     "SSL_CERT_FILE",  "SSL_CERT_DIR",
-    "NODE_EXTRA_CA_CERTS", "CLAUDE_CONFIG_DIR", "CLAUDE_CODE_GIT_BASH_PATH",
-    "CLAUDE_CODE_CLIENT_CERT", "CLAUDE_CODE_CLIENT_KEY", "ANTHROPIC_CUSTOM_HEADERS"};
+constexpr std::array<std::string_view, 26> common_variables = {"HOME",
+                                                               "PATH",
+                                                               "USER",
+                                                               "LOGNAME",
+                                                               "SHELL",
+                                                               "LANG",
+                                                               "LC_*",
+                                                               "TZ",
+                                                               "TMPDIR",
+                                                               "XDG_*",
+                                                               "HTTP_PROXY",
+                                                               "HTTPS_PROXY",
+                                                               "NO_PROXY",
+                                                               "http_proxy",
+                                                               "https_proxy",
+                                                               "no_proxy",
+                                                               "ALL_PROXY",
+                                                               "all_proxy",
+                                                               "SSL_CERT_FILE",
+                                                               "SSL_CERT_DIR",
+                                                               "NODE_EXTRA_CA_CERTS",
+                                                               "CLAUDE_CONFIG_DIR",
+                                                               "CLAUDE_CODE_GIT_BASH_PATH",
+                                                               "CLAUDE_CODE_CLIENT_CERT",
+                                                               "CLAUDE_CODE_CLIENT_KEY",
+                                                               "ANTHROPIC_CUSTOM_HEADERS"};
 
 /// What one auth method needs beside them, and no other gets.
 inline std::vector<std::string_view> variables_of(auth_method method) {
@@ -1816,8 +4680,14 @@ inline std::vector<std::string_view> variables_of(auth_method method) {
       return {"AWS_*", "ANTHROPIC_BEDROCK_BASE_URL", "CLAUDE_CODE_SKIP_BEDROCK_AUTH",
               "ANTHROPIC_SMALL_FAST_MODEL*", "ANTHROPIC_DEFAULT_*"};
     case auth_method::vertex:
-      return {"ANTHROPIC_VERTEX_*", "CLOUD_ML_REGION", "VERTEX_REGION_*", "GOOGLE_*", "GCLOUD_*",
-              "CLOUDSDK_*", "CLAUDE_CODE_SKIP_VERTEX_AUTH", "ANTHROPIC_SMALL_FAST_MODEL*",
+      return {"ANTHROPIC_VERTEX_*",
+              "CLOUD_ML_REGION",
+              "VERTEX_REGION_*",
+              "GOOGLE_*",
+              "GCLOUD_*",
+              "CLOUDSDK_*",
+              "CLAUDE_CODE_SKIP_VERTEX_AUTH",
+              "ANTHROPIC_SMALL_FAST_MODEL*",
               "ANTHROPIC_DEFAULT_*"};
     case auth_method::cli:
     case auth_method::detect: return {"CLAUDE_CODE_OAUTH_TOKEN", "ANTHROPIC_BASE_URL"};
@@ -1845,6 +4715,10 @@ inline bool is_listed(std::string_view name, std::string_view pattern) {
   return text::starts_with(name, pattern.substr(0, pattern.size() - 1));
 }
 
+/// Of the variables that we set, those that would make an agent worse.
+constexpr std::array<const char*, 2> tool_less_variables = {"DISABLE_COMPACT",
+                                                            "CLAUDE_CODE_BLOCKING_LIMIT_OVERRIDE"};
+
 /// Built by allow-list: whatever else the proxy's environment holds, client keys first of all,
 /// stays with the proxy.
 inline environment_map child_environment(const options& settings) {
@@ -1869,36 +4743,98 @@ inline environment_map child_environment(const options& settings) {
   // Without these two an `@/path` in a prompt is replaced by that file, and CLAUDE.md is read.
   variables["CLAUDE_CODE_DISABLE_ATTACHMENTS"] = "1";
   variables["CLAUDE_CODE_DISABLE_CLAUDE_MDS"] = "1";
-  // Without these two a long conversation is replaced by a summary of it, at the cost of another
-  // call, or refused before the API has seen it.
+  variables["MAX_MCP_OUTPUT_TOKENS"] = "10000000";  // see `longest_tool_result`
+  variables["ENABLE_TOOL_SEARCH"] = "false";  // every tool of the client's reaches the API at once
+  // Without these two (`tool_less_variables`) a long conversation is replaced by a summary of it,
+  // at the cost of another call, or refused before the API has seen it.
   variables["DISABLE_COMPACT"] = "1";
   variables["CLAUDE_CODE_BLOCKING_LIMIT_OVERRIDE"] = "1000000000";
   return variables;
 }
 
-/// The command of a process without tools, settings, MCP servers or memory of its own.
+/// The name in a rule: `Bash` of `Bash(git:*)`.
+inline std::string tool_of_rule(std::string_view rule) {
+  return std::string(rule.substr(0, rule.find('(')));
+}
+
+/// Claude Code's own tools among the rules; an MCP server's are not known by that name.
+inline std::vector<std::string> builtin_tools(const std::vector<std::string>& rules) {
+  std::vector<std::string> names;
+  for (const auto& rule : rules) {
+    const auto name = tool_of_rule(rule);
+    const bool known = std::find(names.begin(), names.end(), name) != names.end();
+    if (!known && !text::starts_with(name, "mcp__")) names.push_back(name);
+  }
+  return names;
+}
+
+/// What an agent's process may do, beyond what every process is told.
+inline void add_agent_arguments(const options& settings, const agent_request& agent,
+                                std::vector<std::string>& arguments) {
+  const auto add = [&](const char* flag, const std::string& value) {
+    arguments.emplace_back(flag);
+    arguments.push_back(value);
+  };
+  if (agent.max_turns > 0) add("--max-turns", std::to_string(agent.max_turns));
+  if (settings.max_budget_usd > 0) {
+    add("--max-budget-usd", dump(json(settings.max_budget_usd)));
+  }
+  if (!agent.disallowed.empty()) add("--disallowedTools", text::join(agent.disallowed, ","));
+  if (!agent.mcp_config.empty()) add("--mcp-config", agent.mcp_config);
+  for (const auto& directory : settings.agent_directories) add("--add-dir", directory);
+}
+
+/// What an agent needs otherwise than a process without tools.
+inline void settle_environment(bool agent, environment_map& variables) {
+  if (!agent) {
+    variables["CLAUDE_AGENT_SDK_MCP_NO_PREFIX"] = "1";
+    return;
+  }
+  for (const char* name : tool_less_variables) variables.erase(name);
+  variables["MCP_CONNECTION_NONBLOCKING"] = "0";  // its servers are there from the first
+}
+
+/// The command of a process without settings or memory of its own, and without tools or MCP servers
+/// unless it is an agent.
 inline command make_command(const options& settings, const launch_profile& profile) {
   command made;
-  made.arguments = {settings.claude_path, "-p",
-                    "--input-format", "stream-json",
-                    "--output-format", "stream-json",
-                    "--verbose", "--include-partial-messages",
+  const auto* agent = profile.agent ? &*profile.agent : nullptr;
+  std::vector<std::string> allowed{"mcp__client"};  // see `tool_server`
+  if (agent) allowed.insert(allowed.end(), agent->tools.begin(), agent->tools.end());
+  made.arguments = {settings.claude_path,
+                    "-p",
+                    "--input-format",
+                    "stream-json",
+                    "--output-format",
+                    "stream-json",
+                    "--verbose",
+                    "--include-partial-messages",
                     "--model=" + profile.model,
-                    "--tools", "",
-                    "--setting-sources", "",
+                    "--tools",
+                    agent ? text::join(builtin_tools(agent->tools), ",") : "",
+                    "--allowedTools",
+                    text::join(allowed, ","),
+                    "--setting-sources",
+                    "",
                     "--strict-mcp-config",
                     "--no-session-persistence",
                     "--disable-slash-commands",
-                    "--permission-mode", "default"};
+                    "--permission-mode",
+                    agent ? agent->permission_mode : "default"};
+  if (agent) add_agent_arguments(settings, *agent, made.arguments);
   // `--bare` starts faster and adds nothing to the prompt, but never reads the CLI's own login.
-  if (resolve_auth(settings) != auth_method::cli) made.arguments.emplace_back("--bare");
+  // An agent is to have Claude Code's own prompt.
+  const bool bare = resolve_auth(settings) != auth_method::cli && agent == nullptr;
+  if (bare) made.arguments.emplace_back("--bare");
   made.environment = child_environment(settings);
-  made.working_directory = settings.working_directory;
+  settle_environment(agent != nullptr, made.environment);
+  const bool elsewhere = agent && !agent->directory.empty();
+  made.working_directory = elsewhere ? agent->directory : settings.working_directory;
   return made;
 }
 
 //================================================================================================
-// [13] process - child processes that cannot outlive us; the only section that makes them
+// [17] process - child processes that cannot outlive us; the only section that makes them
 // uses: text, options, cli_command | thread-safe where told
 //================================================================================================
 
@@ -2014,7 +4950,8 @@ class child_guard {
   child_guard& operator=(const child_guard&) = delete;
   ~child_guard() {
     pipe_.write.reset();
-    while (::waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) {}
+    while (::waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) {
+    }
   }
 
   void add(pid_t group) const { tell(group); }
@@ -2051,9 +4988,9 @@ class child_guard {
       const auto slot = std::find(groups.begin(), groups.end(), known);
       if (slot != groups.end()) *slot = message > 0 ? message : 0;
     }
-    signal_all(groups, SIGTERM);
+    signal_all(groups, SIGINT);  // an agent ends its own children on this one only
     const bool any = std::any_of(groups.begin(), groups.end(), [](pid_t g) { return g > 0; });
-    if (any) ::usleep(300'000);
+    if (any) ::usleep(400'000);
     signal_all(groups, SIGKILL);
     ::_exit(0);
   }
@@ -2101,8 +5038,7 @@ class child_process {
   bool has_exited() const {
     siginfo_t info{};
     if (pid_ < 0) return true;
-    const int asked =
-        ::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT);
+    const int asked = ::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT);
     if (asked != 0) return errno == ECHILD;  // the program ignores SIGCHLD: it is gone already
     return info.si_pid == pid_;
   }
@@ -2311,8 +5247,9 @@ class temporary_directory {
 };
 
 //================================================================================================
-// [14] worker - one `claude` process: probe, replay, turn
-// uses: text, errors, log, json_access, conversation, events, cli_protocol, process | one thread
+// [18] worker - one `claude` process: probe, replay, turn
+// uses: text, errors, log, json_access, conversation, events, cli_protocol,
+//       process | one thread
 //================================================================================================
 
 /// Speaks with one process. Whoever holds it moves its bytes with `pump`; it owns no thread.
@@ -2331,32 +5268,60 @@ class worker {
   /// The process ended, or said what nobody understands, before it told anything of a turn.
   bool lost() const { return lost_; }
 
+  /// Not lost, and not ended unnoticed either.
+  bool alive() const { return !lost_ && !child_->has_exited(); }
+
   /// The process holds the conversation after this turn as the client knows it, and can go on.
   bool can_go_on() const {
     return decoder_.finished() && !decoder_.was_cut() && !failed_ && events_.empty();
   }
 
+  /// The signal that ends the process without harm. An agent ends its own children on SIGINT only;
+  /// a process that waits for the client's tools would answer for them on any signal that it can
+  /// catch, and ask the model again.
+  int ending_signal() const {
+    if (agent_) return SIGINT;
+    return parked() ? SIGKILL : SIGTERM;
+  }
+
+  /// The last turn ended with calls of the client's tools, and the process waits for the results.
+  bool parked() const { return decoder_.finished() && !decoder_.calls().empty(); }
+
   /// Tells the process the conversation from message `first` on, which is 0 for a fresh one; its
-  /// answer comes as events. The turn before must have ended.
+  /// answer comes as events. The turn before must have ended. A parked process must be given the
+  /// results of its calls and nothing else.
   void begin(const turn_request& request, std::size_t first) {
+    auto shape = make_answer_shape(request);
+    names_ = shape.names;
+    agent_ = shape.agent;
     std::string batch;
-    if (first == 0) batch = encode_initialize(initialize_id, request.system);
-    for (std::size_t i = first; i < request.messages.size(); ++i) {
-      batch += encode_message(request.messages[i], i + 1 == request.messages.size());
-      if (request.messages[i].author != role::user) continue;
-      batches_.push_back(std::move(batch));
-      batch.clear();
+    if (first == 0) {
+      batch = encode_initialize(initialize_id, request);
+      tools_ = encode_tools(request.tools, names_);
     }
-    decoder_ = turn_decoder(decoder_.cost());
+    batch += encode_wishes(request);
+    model_ = request.model;
+    untold_.clear();
+    if (parked()) {
+      take_results(request.messages.back());
+    } else {
+      const auto begin = request.messages.begin() + static_cast<std::ptrdiff_t>(first);
+      untold_.assign(begin, request.messages.end());
+      number_ = first;
+    }
+    decoder_ = turn_decoder(decoder_.cost(), std::move(shape));
     told_ = false;
     expecting_ = expectation::turn;
-    send_batch();
+    send_batch(std::move(batch));
+    answer_calls();
   }
 
   /// Only asks the process for its models and its account; see `introduction`.
   void begin_introduction() {
     expecting_ = expectation::introduction;
-    send(encode_initialize(initialize_id, "-"));
+    turn_request nothing;
+    nothing.system = "-";
+    send(encode_initialize(initialize_id, nothing));
   }
 
   /// What the process answered to `initialize`; null until then.
@@ -2401,6 +5366,7 @@ class worker {
 
   static constexpr const char* probe_id = "probe";
   static constexpr const char* initialize_id = "initialize";
+  static constexpr const char* settings_id = "settings";
   static constexpr std::size_t longest_complaint = 2048;
 
   void send(std::string_view bytes) {
@@ -2408,9 +5374,27 @@ class worker {
     if (child_->input && !outgoing_.flush(child_->input.get())) child_->input.reset();
   }
 
-  void send_batch() {
-    send(batches_.front());
-    batches_.pop_front();
+  /// Sends what is untold up to the next user's message, which will be acknowledged or answered.
+  void send_batch(std::string batch) {
+    for (bool asked = false; !asked && !untold_.empty();) {
+      const auto said = std::move(untold_.front());
+      untold_.pop_front();
+      batch += encode_message(said, untold_.empty(), names_, number_++, resolved_model());
+      asked = said.author == role::user;
+    }
+    send(batch);
+  }
+
+  /// The API's id of the process's model, where the process has told it.
+  std::string resolved_model() const {
+    const auto& models = member_of(introduction_, "models");
+    if (!models.is_array()) return model_;
+    for (const auto& known : models) {
+      if (string_of(known, "value") != model_) continue;
+      const auto resolved = string_of(known, "resolvedModel");
+      if (!resolved.empty()) return resolved;
+    }
+    return model_;
   }
 
   void read_line(std::string_view text) {
@@ -2419,21 +5403,86 @@ class worker {
     if (!line.is_object()) return lose("claude printed a line that is not a JSON object");
     const auto type = string_of(line, "type");
     if (type == "control_response") return read_control_response(member_of(line, "response"));
+    if (type == "control_request") read_control_request(line);
     if (expecting_ != expectation::turn) return;
-    if (!batches_.empty()) return read_acknowledgement(line);
+    if (!untold_.empty()) return read_acknowledgement(line);
+    const bool unanswered = parked() || !answers_.empty();
+    if (unanswered && string_of(member_of(line, "event"), "type") == "message_start") {
+      return lose("claude went on without the results of the client's tools");
+    }
     std::vector<event> decoded;
     decoder_.decode(line, decoded);
     for (auto& what : decoded) events_.push_back(std::move(what));
-    if (decoder_.was_cut()) child_->signal_group(SIGKILL);  // before it calls the API again
+    if (decoder_.was_cut()) child_->signal_group(agent_ ? SIGINT : SIGKILL);  // or it goes on
   }
 
   void read_control_response(const json& response) {
     warm_ = true;
-    if (string_of(response, "request_id") != initialize_id) return;
+    const auto id = string_of(response, "request_id");
+    if (id != initialize_id && id != settings_id) return;
     if (string_of(response, "subtype") == "error") {
       return lose("claude refused the conversation: " + string_of(response, "error"));
     }
-    introduction_ = member_of(response, "response");
+    if (id == initialize_id) introduction_ = member_of(response, "response");
+    if (id != settings_id) return;
+    settings_pending_ = false;
+    answer_calls();
+  }
+
+  /// The process asks the in-process server that holds the client's tools.
+  void read_control_request(const json& asked) {
+    const auto& message = member_of(member_of(asked, "request"), "message");
+    const auto method = string_of(message, "method");
+    if (!message.is_object()) return send(encode_refusal(asked));
+    if (method == "tools/list") return send(encode_mcp_reply(asked, tools_));
+    const auto& params = member_of(message, "params");
+    if (method == "initialize") {
+      const json server = json::object({{"name", tool_server}, {"version", CLAUDE_OPENAI_VERSION}});
+      return send(encode_mcp_reply(
+          asked, json::object({{"protocolVersion", member_of(params, "protocolVersion")},
+                               {"capabilities", json::object({{"tools", json::object()}})},
+                               {"serverInfo", server}})));
+    }
+    if (method != "tools/call") return send(encode_mcp_reply(asked, json::object()));
+    const auto id = string_of(member_of(params, "_meta"), "claudecode/toolUseId");
+    parked_[decoder_.told_id(id)] = asked;
+    answer_calls();
+  }
+
+  /// What the next turn wishes, where it differs from the last one's; empty when it does not.
+  std::string encode_wishes(const turn_request& request) {
+    std::string lines;
+    auto settings = encode_settings(settings_id, request, names_);
+    const auto thinking = request.thinking_tokens.value_or(0);
+    if (thinking != thinking_) lines += encode_thinking("thinking", thinking);
+    if (settings != settings_) lines += settings;
+    settings_pending_ = settings != settings_;
+    settings_ = std::move(settings);
+    thinking_ = thinking;
+    return lines;
+  }
+
+  void take_results(const message& said) {
+    for (const auto& part : said.parts) {
+      const auto* result = std::get_if<tool_result_part>(&part);
+      if (result != nullptr) answers_[result->call_id] = encode_tool_result(*result);
+    }
+  }
+
+  /// Answers the calls that have been made and whose results are known, once the process knows what
+  /// the client wishes of the API call that follows.
+  void answer_calls() {
+    if (settings_pending_) return;
+    for (auto answer = answers_.begin(); answer != answers_.end();) {
+      const auto call = parked_.find(answer->first);
+      if (call == parked_.end()) {  // the process has not come to it yet
+        ++answer;
+        continue;
+      }
+      send(encode_mcp_reply(call->second, answer->second));
+      parked_.erase(call);
+      answer = answers_.erase(answer);
+    }
   }
 
   /// While history is told, each user message is acknowledged by a result.
@@ -2442,7 +5491,7 @@ class worker {
     if (boolean_of(line, "is_error")) {
       return lose("claude refused the history: " + string_of(line, "result"));
     }
-    send_batch();
+    send_batch({});
   }
 
   void read_complaints() {
@@ -2465,9 +5514,9 @@ class worker {
     if (events_.empty() && (!told_ || decoder_.finished())) lost_ = true;
     const auto complaint = text::repair_utf8(text::trim(redact(complaints_)));
     std::vector<event> decoded;
-    decoder_.fail(api_error(error_kind::bad_gateway,
-                            complaint.empty() ? reason : reason + ": " + complaint),
-                  decoded);
+    decoder_.fail(
+        api_error(error_kind::bad_gateway, complaint.empty() ? reason : reason + ": " + complaint),
+        decoded);
     for (auto& what : decoded) events_.push_back(std::move(what));
   }
 
@@ -2481,14 +5530,24 @@ class worker {
   bool told_ = false;
 
   expectation expecting_ = expectation::nothing;
-  std::deque<std::string> batches_;  ///< each ends with a user's message and waits for its answer
+  std::deque<message> untold_;  ///< a user's is told when the one before was acknowledged
+  std::size_t number_ = 0;      ///< of the first of them
+  std::string model_;           ///< as the client calls it
   json introduction_;
+  tool_names names_;
+  json tools_;                           ///< the client's, as the in-process server lists them
+  std::map<std::string, json> parked_;   ///< calls that wait for their result, by id
+  std::map<std::string, json> answers_;  ///< results that wait for their call
+  std::string settings_ = encode_settings(settings_id, turn_request(), tool_names());
+  std::int64_t thinking_ = 0;
+  bool agent_ = false;
+  bool settings_pending_ = false;
   turn_decoder decoder_;
   events events_;
 };
 
 //================================================================================================
-// [15] pool - spares, living conversations, the cap, the queue, and the end of processes
+// [19] pool - spares, living conversations, the cap, the queue, and the end of processes
 // uses: text, errors, log, options, conversation, cli_command, process, worker | thread-safe
 //================================================================================================
 
@@ -2500,7 +5559,7 @@ struct process_counts {
   int idle = 0;      ///< hold a conversation that may go on
   int stopping = 0;  ///< told to end, not yet gone
   int maximum = 0;
-  int queued = 0;    ///< requests that wait for a process
+  int queued = 0;                        ///< requests that wait for a process
   std::chrono::milliseconds stalled{0};  ///< how long requests wait and nothing has moved
 };
 
@@ -2513,8 +5572,9 @@ inline int default_max_processes(std::uint64_t memory_bytes) {
 /// What a request wants of the pool.
 struct process_demand {
   launch_profile profile;
-  std::string client;        ///< the queue is fair between clients
-  conversation_trace trace;  ///< of the request; a process that holds a part of it goes on
+  std::string client;          ///< the queue is fair between clients
+  conversation_trace trace;    ///< of the request; a process that holds a part of it goes on
+  bool answers_calls = false;  ///< all that is new are results for a process that waits for them
 };
 
 class pool;
@@ -2588,7 +5648,7 @@ class pool {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       wanted_ = settings_.spares;
-      remember({settings_.default_model});
+      remember({settings_.default_model, std::nullopt});
     }
     wake_.raise();
   }
@@ -2639,12 +5699,14 @@ class pool {
   /// A request in the queue. Owned by its ticket.
   struct waiter {
     const process_demand* demand;
-    std::optional<grant> granted;
-    wake_signal wake;
+    steady_time since = std::chrono::steady_clock::now();
+    std::optional<grant> granted = {};
+    wake_signal wake = {};
   };
 
   /// A burst of requests comes first; new spares would only take its processor time.
   static constexpr std::chrono::milliseconds refill_delay{200};
+  static constexpr std::chrono::seconds longest_overtaking{3};
   static constexpr std::chrono::milliseconds reap_interval{5};
 
   std::unique_ptr<worker> start_worker(const launch_profile& profile) const {
@@ -2667,8 +5729,7 @@ class pool {
   // From here to the janitor's part everything needs the lock.
 
   int total() const {
-    return busy_ + starting_ +
-           static_cast<int>(spares_.size() + idle_.size() + stopping_.size());
+    return busy_ + starting_ + static_cast<int>(spares_.size() + idle_.size() + stopping_.size());
   }
 
   /// Most recently asked-for profiles first: they get the spares.
@@ -2681,32 +5742,53 @@ class pool {
   /// A slot for the request, if there is one: the process that holds most of its history, else a
   /// spare, else room for a new one. Where there is none, the least useful process makes room.
   std::optional<grant> try_grant(const process_demand& demand) {
+    if (auto own = try_own(demand)) return own;
     last_taken_ = std::chrono::steady_clock::now();
-    remember(demand.profile);
-    grant found = take_idle(demand.trace);
-    if (!found.process) found.process = take_spare(demand.profile);
+    grant found;
+    found.process = take_spare(demand.profile);
     if (!found.process && total() >= maximum_) {
       if (stopping_.empty()) stop_least_useful();
       return std::nullopt;
     }
+    return take_slot(std::move(found));
+  }
+
+  /// The idle process that holds most of the request's history.
+  std::optional<grant> try_own(const process_demand& demand) {
+    remember(demand.profile);
+    grant found = take_idle(demand);
+    if (!found.process) return std::nullopt;
+    return take_slot(std::move(found));
+  }
+
+  grant take_slot(grant found) {
     ++busy_;  // the slot is taken before a process starts: no race can pass the cap
-    last_moved_ = last_taken_;
+    last_moved_ = std::chrono::steady_clock::now();
     wake_.raise();
     return found;
   }
 
-  /// The process that holds the longest part of the history, up to one of its replies.
-  grant take_idle(const conversation_trace& trace) {
+  /// How many of the request's replies the idle process holds; 0 when it is of no use to it. One
+  /// that waits for the results of tools is of use only to whoever brings them.
+  static std::size_t count_known(const idle_process& idle, const process_demand& demand) {
+    const auto& trace = demand.trace;
+    const auto length = idle.words.size();
+    const auto reply = std::find(trace.replies.begin(), trace.replies.end(), length);
+    if (reply == trace.replies.end()) return 0;
+    const bool last = reply + 1 == trace.replies.end();
+    if (idle.process->parked() && !(demand.answers_calls && last)) return 0;
+    if (trace.words.compare(0, length, idle.words) != 0 || !idle.process->alive()) return 0;
+    return static_cast<std::size_t>(reply - trace.replies.begin()) + 1;
+  }
+
+  grant take_idle(const process_demand& demand) {
     grant found;
     auto best = idle_.end();
     for (auto idle = idle_.begin(); idle != idle_.end(); ++idle) {
-      const auto length = idle->words.size();
-      const auto reply = std::find(trace.replies.begin(), trace.replies.end(), length);
-      const bool longer = best == idle_.end() || length > best->words.size();
-      if (reply == trace.replies.end() || !longer || idle->process->lost()) continue;
-      if (trace.words.compare(0, length, idle->words) != 0) continue;
+      const auto known = count_known(*idle, demand);
+      if (known <= found.known_replies) continue;
       best = idle;
-      found.known_replies = static_cast<std::size_t>(reply - trace.replies.begin()) + 1;
+      found.known_replies = known;
     }
     if (best == idle_.end()) return found;
     found.process = std::move(best->process);
@@ -2718,7 +5800,7 @@ class pool {
   std::unique_ptr<worker> take_spare(const launch_profile& profile) {
     auto best = spares_.end();
     for (auto spare = spares_.begin(); spare != spares_.end(); ++spare) {
-      if (!(spare->profile == profile) || spare->process->lost()) continue;
+      if (!(spare->profile == profile) || !spare->process->alive()) continue;
       if (best == spares_.end() || (spare->process->warm() && !best->process->warm())) {
         best = spare;
       }
@@ -2729,14 +5811,22 @@ class pool {
     return process;
   }
 
-  /// The least recently used conversation costs only a replay; a spare of another model less still
-  /// when no conversation is left.
+  /// The least recently used conversation costs only a replay, least of all one that no request
+  /// waits for; a spare of another model less still when no conversation is left.
   void stop_least_useful() {
+    const auto awaited = [&](const idle_process& idle) {
+      const auto waiting = all_waiting();
+      return std::any_of(waiting.begin(), waiting.end(), [&](const waiter* request) {
+        return count_known(idle, *request->demand) > 0;
+      });
+    };
     if (!idle_.empty()) {
-      stop(idle_.front().process->take_child());
-      idle_.pop_front();
+      auto last = std::find_if_not(idle_.begin(), idle_.end(), awaited);
+      if (last == idle_.end()) last = idle_.begin();
+      stop(*last->process);
+      idle_.erase(last);
     } else if (!spares_.empty()) {
-      stop(spares_.back().process->take_child());
+      stop(*spares_.back().process);
       spares_.pop_back();
     } else {
       return;
@@ -2744,25 +5834,50 @@ class pool {
     wake_.raise();
   }
 
-  /// Ends a process without waiting for it.
-  void stop(std::unique_ptr<child_process> child) {
-    child->input.reset();
-    child->signal_group(SIGTERM);
+  /// Ends a process without waiting for it. The end of its input is a sign too, but one after which
+  /// older CLIs leave their own children alone.
+  void stop(worker& process) {
+    const int signal = process.ending_signal();
+    auto child = process.take_child();
+    if (signal != SIGINT) child->input.reset();
+    child->signal_group(signal);
     stopping_.push_back(
         {std::move(child), std::chrono::steady_clock::now() + settings_.stop_grace, false});
   }
 
-  /// Grants slots to the requests that wait, clients in turn.
+  /// Grants slots to the requests that wait: to those whose own process is idle, then to clients in
+  /// turn.
   void serve_queue() {
-    while (queued_ > 0) {
-      auto& waiting = queue_.front().second;
-      auto granted = try_grant(*waiting.front()->demand);
-      if (!granted) return;
-      auto* served = waiting.front();
-      leave_queue(*served);
-      served->granted = std::move(granted);
-      served->wake.raise();
+    if (!is_overtaken()) {
+      for (auto* request : all_waiting()) {
+        if (auto own = try_own(*request->demand)) serve(*request, std::move(*own));
+      }
     }
+    while (queued_ > 0) {
+      auto* first = queue_.front().second.front();
+      auto granted = try_grant(*first->demand);
+      if (!granted) return;
+      serve(*first, std::move(*granted));
+    }
+  }
+
+  void serve(waiter& request, grant granted) {
+    leave_queue(request);
+    request.granted = std::move(granted);
+    request.wake.raise();
+  }
+
+  /// A conversation that goes on with its own process costs nobody a process, so it need not stand
+  /// in line; but not for so long that those who do get none.
+  bool is_overtaken() const {
+    return queued_ > 0 && std::chrono::steady_clock::now() - queue_.front().second.front()->since >
+                              longest_overtaking;
+  }
+
+  std::vector<waiter*> all_waiting() const {
+    std::vector<waiter*> all;
+    for (const auto& row : queue_) all.insert(all.end(), row.second.begin(), row.second.end());
+    return all;
   }
 
   void enter_queue(waiter& waiting) {
@@ -2792,7 +5907,7 @@ class pool {
     if (kept && !closing_ && settings_.idle_timeout.count() > 0) {
       idle_.push_back({std::move(*kept), std::move(process), std::chrono::steady_clock::now()});
     } else if (process) {
-      stop(process->take_child());
+      stop(*process);
     }
     serve_queue();
     wake_.raise();
@@ -2826,8 +5941,8 @@ class pool {
   }
 
   void stop_waiting() {
-    for (auto& spare : spares_) stop(spare.process->take_child());
-    for (auto& idle : idle_) stop(idle.process->take_child());
+    for (auto& spare : spares_) stop(*spare.process);
+    for (auto& idle : idle_) stop(*idle.process);
     spares_.clear();
     idle_.clear();
   }
@@ -2841,7 +5956,7 @@ class pool {
       const bool surplus = count_spares(spare->profile) > share_of(spare->profile);
       if (lost) back_off();
       if (lost || surplus) {
-        stop(spare->process->take_child());
+        stop(*spare->process);
         spare = spares_.erase(spare);
       } else {
         ++spare;
@@ -2855,7 +5970,7 @@ class pool {
     for (auto idle = idle_.begin(); idle != idle_.end();) {
       idle->process->pump();
       if (idle->process->lost() || idle->since < oldest) {
-        stop(idle->process->take_child());
+        stop(*idle->process);
         idle = idle_.erase(idle);
       } else {
         ++idle;
@@ -2924,9 +6039,9 @@ class pool {
   }
 
   int count_spares(const launch_profile& profile) const {
-    return static_cast<int>(std::count_if(
-        spares_.begin(), spares_.end(),
-        [&](const auto& spare) { return spare.profile == profile; }));
+    return static_cast<int>(std::count_if(spares_.begin(), spares_.end(), [&](const auto& spare) {
+      return spare.profile == profile;
+    }));
   }
 
   /// The wanted spares are dealt out to the remembered profiles in turn, the latest first.
@@ -2976,12 +6091,16 @@ class pool::ticket {
         demand_(std::move(demand)),
         deadline_(std::chrono::steady_clock::now() + owner.settings_.queue_timeout) {
     const std::lock_guard<std::mutex> lock(pool_.mutex_);
-    if (pool_.queued_ == 0) granted_ = pool_.try_grant(demand_);
+    if (pool_.queued_ == 0) {
+      granted_ = pool_.try_grant(demand_);
+    } else if (!pool_.is_overtaken()) {
+      granted_ = pool_.try_own(demand_);
+    }
     if (granted_) return;
     // A process that is ending makes room for one request, which is not what the queue bounds.
     const auto places = static_cast<std::size_t>(pool_.settings_.max_queue);
     if (pool_.queued_ >= places + pool_.stopping_.size()) throw busy("the queue is full");
-    waiting_ = std::make_unique<waiter>(waiter{&demand_, std::nullopt, {}});
+    waiting_ = std::make_unique<waiter>(waiter{&demand_});
     pool_.enter_queue(*waiting_);
   }
   ticket(const ticket&) = delete;
@@ -3053,8 +6172,8 @@ class pool::ticket {
 };
 
 //================================================================================================
-// [16] sessions - histories that the proxy keeps for a client
-// uses: text, log, json_access, options, conversation, cli_protocol, process | thread-safe
+// [20] sessions - histories that the proxy keeps for a client
+// uses: text, log, json_access, options, conversation, fields, cli_protocol, process | thread-safe
 //================================================================================================
 
 /// What is told of a session.
@@ -3066,7 +6185,30 @@ struct session_info {
   std::size_t messages = 0;
 };
 
-/// A message of a stored session; nullopt when it is none.
+inline media_part decode_media(const json& block) {
+  const auto& source = member_of(block, "source");
+  media_part media;
+  if (string_of(block, "type") == "document") media.kind = media_part::media_kind::document;
+  media.media_type = string_of(source, "media_type");
+  media.data = string_of(source, "data");
+  media.url = string_of(source, "url");
+  media.title = string_of(block, "title");
+  return media;
+}
+
+inline tool_result_part decode_tool_result(const json& block) {
+  tool_result_part result{string_of(block, "tool_use_id"), {}, boolean_of(block, "is_error")};
+  for (const auto& piece : member_of(block, "content")) {
+    if (string_of(piece, "type") == "text") {
+      result.content.emplace_back(text_part{string_of(piece, "text")});
+    } else {
+      result.content.emplace_back(decode_media(piece));
+    }
+  }
+  return result;
+}
+
+/// A message of a stored session, which `render_part` has written; nullopt when it is none.
 inline std::optional<message> decode_message(const json& stored) {
   message said;
   if (string_of(stored, "role") == "assistant") said.author = role::assistant;
@@ -3075,13 +6217,15 @@ inline std::optional<message> decode_message(const json& stored) {
   for (const auto& block : content) {
     const auto type = string_of(block, "type");
     if (type == "text") said.parts.emplace_back(text_part{string_of(block, "text")});
+    if (type == "image" || type == "document") said.parts.emplace_back(decode_media(block));
     if (type == "tool_use") {
       said.parts.emplace_back(tool_call_part{string_of(block, "id"), string_of(block, "name"),
                                              member_of(block, "input")});
     }
-    if (type == "tool_result") {
-      said.parts.emplace_back(
-          tool_result_part{string_of(block, "tool_use_id"), string_of(block, "content")});
+    if (type == "tool_result") said.parts.emplace_back(decode_tool_result(block));
+    if (type == "thinking" || type == "redacted_thinking") {
+      said.parts.emplace_back(thinking_part{
+          string_of(block, "thinking"), string_of(block, "signature"), string_of(block, "data")});
     }
   }
   return said;
@@ -3108,10 +6252,17 @@ class session_store {
     files::permissions(directory, files::perms::owner_all);
     for (const auto& file : files::directory_iterator(directory)) {
       if (file.path().extension() == ".json") load(file.path().string());
+      if (file.path().extension() == ".new") files::remove(file.path());  // of a write cut short
     }
   }
   session_store(const session_store&) = delete;
   session_store& operator=(const session_store&) = delete;
+
+  /// Forgets the sessions that nobody has used for too long, with their files.
+  void expire() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    sweep();
+  }
 
   /// The client's sessions, oldest first.
   std::vector<session_info> list(const std::string& client) {
@@ -3192,10 +6343,9 @@ class session_store {
     json messages = json::array();
     for (const auto& said : kept.history) {
       json content = json::array();
-      for (const auto& part : said.parts) content.push_back(encode_part(part));
-      messages.push_back(
-          json::object({{"role", said.author == role::user ? "user" : "assistant"},
-                        {"content", content}}));
+      for (const auto& part : said.parts) content.push_back(render_part(part));
+      messages.push_back(json::object(
+          {{"role", said.author == role::user ? "user" : "assistant"}, {"content", content}}));
     }
     return dump(json::object({{"version", 1},
                               {"client", kept.client},
@@ -3226,7 +6376,8 @@ class session_store {
   void load(const std::string& path) {
     unique_fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
     std::string bytes;
-    while (file && read_available(file.get(), bytes)) {}
+    while (file && read_available(file.get(), bytes)) {
+    }
     const json stored = json::parse(bytes, nullptr, false);
     const auto kept = std::make_shared<session>();
     kept->client = string_of(stored, "client");
@@ -3250,6 +6401,33 @@ class session_store {
   std::mutex mutex_;
   sessions sessions_;
 };
+
+inline json render_session(const session_info& kept) {
+  return json::object({{"session_id", kept.id},
+                       {"created_at", text::iso_time(kept.created)},
+                       {"last_accessed", text::iso_time(kept.last_accessed)},
+                       {"message_count", kept.messages},
+                       {"expires_at", text::iso_time(kept.expires)}});
+}
+
+inline json render_sessions(const std::vector<session_info>& all) {
+  json rows = json::array();
+  for (const auto& kept : all) rows.push_back(render_session(kept));
+  return json::object({{"sessions", rows}, {"total", all.size()}});
+}
+
+/// Expired sessions are gone before they are counted.
+inline json render_session_stats(const std::vector<session_info>& all,
+                                 std::chrono::milliseconds time_to_live) {
+  std::size_t messages = 0;
+  for (const auto& kept : all) messages += kept.messages;
+  const std::chrono::duration<double, std::ratio<3600>> hours = time_to_live;
+  const json stats = json::object(
+      {{"active_sessions", all.size()}, {"expired_sessions", 0}, {"total_messages", messages}});
+  return json::object({{"session_stats", stats},
+                       {"cleanup_interval_minutes", 0},
+                       {"default_ttl_hours", hours.count()}});
+}
 
 /// One request's use of a session. Waits for its turn; its owner polls `fd` meanwhile. One thread;
 /// must not outlive the store.
@@ -3339,9 +6517,262 @@ class session_store::visit {
 };
 
 //================================================================================================
-// [17] engine - one turn: a session, a process, a deadline, a client who may leave
-// uses: errors, options, conversation, events, cli_command, process, worker, pool,
-//       sessions | thread-safe
+// [21] responses - answers that clients of the Responses API may refer to
+// uses: text, errors, json_access, options, process | thread-safe
+//================================================================================================
+
+/// Keeps responses by client and id, in memory, the latest thousand and for as long as sessions: so
+/// that `previous_response_id` and items by their id can be answered for.
+class response_store {
+ public:
+  /// A response under way, until it is kept or given up.
+  class running;
+
+  explicit response_store(const options& settings) : settings_(settings) {}
+  response_store(const response_store&) = delete;
+  response_store& operator=(const response_store&) = delete;
+
+  /// The body with all that it refers to in its place: the input and output of the responses before
+  /// it, and the items that are named by their id. Throws a 404 for what is not kept.
+  json expand(const std::string& client, json body) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    sweep();
+    const auto previous = reader(body).find("previous_response_id");
+    json input = json::array();
+    if (previous) add_history(client, previous->string(), input);
+    const auto& given = member_of(body, "input");
+    if (given.is_string()) {
+      input.push_back(json::object({{"role", "user"}, {"content", given}}));
+    } else if (given.is_array()) {
+      for (const auto& item : given) input.push_back(resolve(client, item));
+    } else {
+      return body;  // parsing says what is wrong with it
+    }
+    body["input"] = std::move(input);
+    return body;
+  }
+
+  /// Announces the response that answers this body.
+  std::shared_ptr<running> begin(const std::string& client, const json& body, json response);
+
+  std::optional<json> get(const std::string& client, const std::string& id) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    sweep();
+    const auto found = kept_.find({client, id});
+    if (found == kept_.end()) return std::nullopt;
+    return found->second.response;
+  }
+
+  /// What the client sent for it, without what it referred to.
+  std::optional<json> input_items(const std::string& client, const std::string& id) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    sweep();
+    const auto found = kept_.find({client, id});
+    if (found == kept_.end()) return std::nullopt;
+    return found->second.input;
+  }
+
+  bool remove(const std::string& client, const std::string& id) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    sweep();
+    return kept_.erase({client, id}) > 0;
+  }
+
+  /// Ends the answer if it is still under way; one that has ended stays as it is.
+  std::optional<json> cancel(const std::string& client, const std::string& id) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = kept_.find({client, id});
+    if (found == kept_.end()) return std::nullopt;
+    if (const auto signal = found->second.cancel.lock()) {
+      signal->raise();
+      found->second.response["status"] = "cancelled";
+    }
+    return found->second.response;
+  }
+
+ private:
+  using client_and_id = std::pair<std::string, std::string>;
+  using clock = std::chrono::steady_clock;
+
+  static constexpr std::size_t most_kept = 1000;
+  static constexpr std::size_t most_bytes = 64 * 1024 * 1024;
+
+  struct kept_response {
+    json input = json::array();  ///< items
+    json response;
+    std::string previous;  ///< id; empty: none
+    std::size_t bytes = 0;
+    clock::time_point since;
+    std::weak_ptr<const wake_signal> cancel;  ///< while it is under way
+  };
+
+  // All below needs the lock.
+
+  void sweep() {
+    const auto oldest = clock::now() - settings_.session_ttl;
+    std::size_t bytes = 0;
+    for (auto one = kept_.begin(); one != kept_.end();) {
+      bytes += one->second.bytes;
+      const bool expired = one->second.since < oldest && one->second.cancel.expired();
+      one = expired ? kept_.erase(one) : std::next(one);
+    }
+    while (!kept_.empty() && (kept_.size() > most_kept || bytes > most_bytes)) {
+      const auto first = std::min_element(
+          kept_.begin(), kept_.end(),
+          [](const auto& a, const auto& b) { return a.second.since < b.second.since; });
+      bytes -= first->second.bytes;
+      kept_.erase(first);
+    }
+  }
+
+  kept_response& require(const std::string& client, const std::string& id) {
+    const auto found = kept_.find({client, id});
+    if (found != kept_.end()) return found->second;
+    api_error error(error_kind::not_found,
+                    "Previous response with id '" + text::repair_utf8(id) +
+                        "' not found; this server keeps the latest ones "
+                        "in memory, for " +
+                        std::to_string(settings_.session_ttl.count() / 1000) + " s");
+    error.param = "previous_response_id";
+    error.code = "previous_response_not_found";
+    throw error;
+  }
+
+  /// A conversation that goes on does not expire, nor does its beginning.
+  void add_history(const std::string& client, const std::string& id, json& input) {
+    std::vector<kept_response*> chain;
+    for (auto next = id; !next.empty(); next = chain.back()->previous) {
+      chain.push_back(&require(client, next));
+      chain.back()->since = clock::now();
+    }
+    for (auto one = chain.rbegin(); one != chain.rend(); ++one) {
+      for (const auto& item : (*one)->input) input.push_back(item);
+      for (const auto& item : member_of((*one)->response, "output")) input.push_back(item);
+    }
+  }
+
+  /// `{"type":"item_reference","id"}`, or the id alone. What is not kept stays: parsing refuses it.
+  json resolve(const std::string& client, const json& item) const {
+    const auto id = string_of(item, "id");
+    const bool alone = item.is_object() && item.size() == 1 && !id.empty();
+    if (!alone && string_of(item, "type") != "item_reference") return item;
+    const auto is_it = [&](const json& known) { return string_of(known, "id") == id; };
+    for (const auto& [key, kept] : kept_) {
+      if (key.first != client) continue;
+      for (const auto* items : {&kept.input, &member_of(kept.response, "output")}) {
+        const auto found = std::find_if(items->begin(), items->end(), is_it);
+        if (found != items->end()) return *found;
+      }
+    }
+    return item;
+  }
+
+  const options& settings_;
+  std::mutex mutex_;
+  std::map<client_and_id, kept_response> kept_;
+};
+
+/// One response under way. Its owner is the request that it answers; one that ends without a word
+/// is forgotten.
+class response_store::running {
+ public:
+  running(response_store& owner, client_and_id key)
+      : store_(owner), key_(std::move(key)), cancel_(std::make_shared<const wake_signal>()) {}
+  running(const running&) = delete;
+  running& operator=(const running&) = delete;
+  ~running() {
+    const std::lock_guard<std::mutex> lock(store_.mutex_);
+    if (!ended_) store_.kept_.erase(key_);
+  }
+
+  /// Raised when the client cancels it.
+  std::shared_ptr<const wake_signal> cancelled() const { return cancel_; }
+
+  /// Takes the finished response. One that was deleted meanwhile stays so.
+  void keep(const json& response) {
+    const std::lock_guard<std::mutex> lock(store_.mutex_);
+    const auto found = store_.kept_.find(key_);
+    ended_ = true;
+    if (found == store_.kept_.end()) return;
+    found->second.response = response;
+    found->second.bytes += dump(response).size();
+    found->second.cancel.reset();
+  }
+
+ private:
+  response_store& store_;
+  client_and_id key_;
+  std::shared_ptr<const wake_signal> cancel_;
+  bool ended_ = false;
+};
+
+/// An input item as it can be listed and referred to: with a type, an id, and content in parts.
+inline json make_kept_item(json item) {
+  if (!item.is_object()) return item;
+  if (string_of(item, "type").empty() && item.contains("role")) item["type"] = "message";
+  if (string_of(item, "type") == "message" && member_of(item, "content").is_string()) {
+    const bool own = string_of(item, "role") == "assistant";
+    item["content"] = json::array(
+        {json::object({{"type", own ? "output_text" : "input_text"}, {"text", item["content"]}})});
+  }
+  const auto type = string_of(item, "type");
+  const bool call = type.find("_call") != std::string::npos;
+  if (string_of(item, "id").empty()) item["id"] = text::random_id(call ? "fc_" : "msg_", 24);
+  return item;
+}
+
+inline std::shared_ptr<response_store::running> response_store::begin(const std::string& client,
+                                                                      const json& body,
+                                                                      json response) {
+  const auto id = string_of(response, "id");
+  const auto under_way = std::make_shared<running>(*this, client_and_id{client, id});
+  kept_response fresh;
+  const auto& input = member_of(body, "input");
+  if (input.is_string()) {
+    fresh.input.push_back(make_kept_item(json::object({{"role", "user"}, {"content", input}})));
+  } else if (input.is_array()) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const auto& item : input) fresh.input.push_back(make_kept_item(resolve(client, item)));
+  }
+  fresh.response = std::move(response);
+  fresh.previous = string_of(body, "previous_response_id");
+  fresh.since = clock::now();
+  fresh.cancel = under_way->cancelled();
+  fresh.bytes = dump(fresh.input).size();
+  const std::lock_guard<std::mutex> lock(mutex_);
+  kept_[{client, id}] = std::move(fresh);
+  return under_way;
+}
+
+/// A page of a response's input items: at most `limit`, after the item with an id. Empty parameters
+/// are not given.
+inline json render_items(const json& items, bool newest_first, const std::string& limit,
+                         const std::string& after) {
+  const auto most =
+      limit.empty() ? std::optional<std::size_t>(20) : text::try_number<std::size_t>(limit);
+  if (!most || *most < 1 || *most > 100) throw bad_field("limit", "must be from 1 to 100");
+  json ordered = items;
+  if (newest_first) std::reverse(ordered.begin(), ordered.end());
+  auto next = ordered.begin();
+  if (!after.empty()) {
+    next = std::find_if(ordered.begin(), ordered.end(),
+                        [&](const json& item) { return string_of(item, "id") == after; });
+    if (next == ordered.end()) throw bad_field("after", "names no item of this response");
+    ++next;
+  }
+  json rows = json::array();
+  for (; next != ordered.end() && rows.size() < *most; ++next) rows.push_back(*next);
+  return json::object({{"object", "list"},
+                       {"data", rows},
+                       {"first_id", rows.empty() ? json() : member_of(rows.front(), "id")},
+                       {"last_id", rows.empty() ? json() : member_of(rows.back(), "id")},
+                       {"has_more", next != ordered.end()}});
+}
+
+//================================================================================================
+// [22] engine - one answer: sessions, processes, a deadline, a client who may leave
+// uses: errors, options, json_access, conversation, fields, events, cli_command, process, worker,
+//       pool, sessions | thread-safe
 //================================================================================================
 
 /// What a client without a system prompt gets, in place of Claude Code's persona.
@@ -3358,58 +6789,113 @@ inline bool holds_replies(const std::vector<message>& messages) {
 inline message make_reply(const turn_result& result) {
   message said{role::assistant, {}};
   std::string words;
+  std::vector<content_part> calls;
   for (const auto& block : result.blocks) {
     if (block.kind == block_kind::text) words += block.text;
+    if (block.kind == block_kind::thinking && !block.signature.empty()) {
+      said.parts.emplace_back(thinking_part{block.text, block.signature, {}});
+    }
+    if (block.kind == block_kind::redacted_thinking) {
+      said.parts.emplace_back(thinking_part{{}, {}, block.text});
+    }
+    if (block.kind != block_kind::tool_call) continue;
+    const json input = json::parse(block.text, nullptr, false);
+    if (input.is_object()) calls.emplace_back(tool_call_part{block.id, block.name, input});
   }
   if (!words.empty()) said.parts.emplace_back(text_part{words});
+  std::move(calls.begin(), calls.end(), std::back_inserter(said.parts));
   return said;
 }
 
+/// The API refuses tool calls in a history unless it is told the tools. A client that no longer
+/// offers them gets stand-ins that the model may not call.
+inline void define_called_tools(turn_request& request) {
+  if (!request.tools.empty()) return;
+  for (const auto& said : request.messages) {
+    for (const auto& part : said.parts) {
+      const auto* call = std::get_if<tool_call_part>(&part);
+      const auto same = [&](const tool_definition& tool) { return tool.name == call->name; };
+      if (!call || std::any_of(request.tools.begin(), request.tools.end(), same)) continue;
+      request.tools.push_back({call->name, {}, json::object({{"type", "object"}})});
+    }
+  }
+  if (!request.tools.empty()) request.choice.kind = tool_choice::how::none;
+}
+
+/// True when a process can take the result by MCP as it is: images by their bytes only, and no more
+/// text than the CLI passes on.
+inline bool fits_mcp(const tool_result_part& result) {
+  std::size_t bytes = 0;
+  for (const auto& piece : result.content) {
+    if (const auto* said = std::get_if<text_part>(&piece)) bytes += said->text.size();
+    const auto* media = std::get_if<media_part>(&piece);
+    const bool image = media && media->kind == media_part::media_kind::image && media->url.empty();
+    if (media && !image) return false;
+  }
+  return bytes < longest_tool_result;
+}
+
+/// All that a request adds to its history are results for a process that waits for them.
+inline bool answers_calls(const turn_request& request) {
+  const auto& parts = request.messages.back().parts;
+  return !parts.empty() && std::all_of(parts.begin(), parts.end(), [](const content_part& part) {
+    const auto* result = std::get_if<tool_result_part>(&part);
+    return result && fits_mcp(*result);
+  });
+}
+
+/// A model that thinks goes on after a tool call only if the API is shown the thoughts that led to
+/// it, and most clients do not bring them back.
+inline bool lacks_thoughts(const turn_request& request) {
+  const auto& messages = request.messages;
+  if (messages.size() < 2) return false;
+  const auto& results = messages.back().parts;
+  if (results.empty() || !std::holds_alternative<tool_result_part>(results.front())) return false;
+  const auto& said = messages[messages.size() - 2].parts;
+  return said.empty() || !std::holds_alternative<thinking_part>(said.front());
+}
+
 /// One turn under way. It is pulled: whoever wants its next event lends the thread that moves the
-/// process's bytes, so that a slow client slows the process and a client that leaves ends it, in
-/// the queue as well as in mid-answer.
+/// process's bytes, so that a slow client slows the process.
 class turn {
  public:
-  enum class pulled { arrived, silence, client_left };
-
-  turn(pool& processes, session_store& sessions, turn_request request, const options& settings,
-       int client_fd)
-      : pool_(processes),
-        settings_(settings),
-        request_(std::move(request)),
-        deadline_(std::chrono::steady_clock::now() + settings.timeout),
-        client_fd_(client_fd) {
+  turn(pool& processes, session_store& sessions, turn_request request, const options& settings)
+      : pool_(processes), settings_(settings), request_(std::move(request)) {
     if (!request_.session.empty()) session_.emplace(sessions, request_.client, request_.session);
   }
 
-  /// Waits for the next event until `until`. After an event that ends the turn there is none.
-  pulled next(event& out, steady_time until) {
-    const auto stop_at = std::min(until, deadline_);
-    for (;;) {
-      if (auto known = known_event()) {
-        if (try_again(*known)) continue;
-        note(*known);
-        out = std::move(*known);
-        return pulled::arrived;
-      }
-      const auto now = std::chrono::steady_clock::now();
-      if (now >= deadline_) {
-        out = turn_failed{
-            api_error(error_kind::timed_out, "no complete answer within " +
-                                                 std::to_string(settings_.timeout.count()) +
-                                                 " ms (see --timeout)")};
-        return pulled::arrived;
-      }
-      if (now >= stop_at) return pulled::silence;
-      if (!wait(stop_at)) return pulled::client_left;
-      if (lease_) lease_->worker().pump();
+  /// The next event that is known. After one that ends the turn there is none.
+  std::optional<event> try_next() {
+    while (!ended_) {
+      auto known = known_event();
+      if (!known) return std::nullopt;
+      if (try_again(*known)) continue;
+      note(*known);
+      return known;
+    }
+    return std::nullopt;
+  }
+
+  bool ended() const { return ended_; }
+
+  /// The fields that are not honoured; all are known at the first event.
+  const std::vector<std::string>& ignored_params() const { return request_.ignored_params; }
+
+  /// Moves the bytes that can be moved without waiting.
+  void pump() {
+    if (lease_) lease_->worker().pump();
+  }
+
+  /// What poll(2) has to watch for the next event, or for a place.
+  void add_poll_entries(std::vector<pollfd>& entries) const {
+    if (lease_) {
+      lease_->worker().add_poll_entries(entries);
+    } else if (!ended_) {
+      entries.push_back({ticket_ ? ticket_->fd() : session_->fd(), POLLIN, 0});
     }
   }
 
  private:
-  /// Longest wait in one go: a process whose pipes a grandchild holds open ends without a sign.
-  static constexpr std::chrono::milliseconds longest_wait{100};
-
   std::optional<event> known_event() {
     try {
       if (!has_process()) return std::nullopt;
@@ -3427,19 +6913,35 @@ class turn {
     if (session_ && !session_->try_enter()) return false;
     if (!ticket_) {
       compose();
-      ticket_.emplace(pool_, process_demand{{request_.model}, request_.client, trace_});
+      ticket_.emplace(
+          pool_,
+          process_demand{
+              {request_.model, request_.agent}, request_.client, trace_, answers_calls(request_)});
     }
     auto taken = ticket_->try_take();
     if (!taken) return false;
     ticket_.reset();
     lease_.emplace(std::move(*taken));
-    const char* source = lease_->known_replies() > 0 ? "the conversation's"
-                         : lease_->was_waiting()     ? "a spare"
-                                                     : "a new";
-    settings_.log.debug(std::string("turn on ") + source + " process, model " + request_.model);
-    // Messages alternate and the user begins, so each reply stands for two of them.
-    lease_->worker().begin(request_, 2 * lease_->known_replies());
+    begin();
     return true;
+  }
+
+  void begin() {
+    const auto known = lease_->known_replies();
+    const char* source = known > 0               ? "the conversation's"
+                         : lease_->was_waiting() ? "a spare"
+                                                 : "a new";
+    settings_.log.debug(std::string("turn on ") + source + " process, model " + request_.model);
+    if (known == 0 && lacks_thoughts(request_)) drop_thinking();
+    // Messages alternate and the user begins, so each reply stands for two of them.
+    lease_->worker().begin(request_, 2 * known);
+  }
+
+  void drop_thinking() {
+    if (request_.thinking_tokens.value_or(0) == 0) return;
+    request_.thinking_tokens.reset();
+    name_ignored(request_, request_.thinking_field);
+    refuse_ignored(request_);
   }
 
   /// Puts the session's history before what is new, and settles what the client left open.
@@ -3454,9 +6956,11 @@ class turn {
         normalize(request_.messages);
       }
     }
+    check_tool_results(request_.messages);
+    define_called_tools(request_);
     given_system_ = request_.system;
     if (request_.model.empty()) request_.model = settings_.default_model;
-    if (request_.system.empty()) request_.system = neutral_system_prompt;
+    if (request_.system.empty() && !request_.agent) request_.system = neutral_system_prompt;
     trace_ = make_trace(request_);
   }
 
@@ -3473,9 +6977,10 @@ class turn {
   /// Remembers the answer, and at its end lets session and process go on with it.
   void note(const event& what) {
     told_ = true;
+    ended_ = ends_turn(what);
     if (std::holds_alternative<turn_failed>(what)) return;
     answer_.add(what);
-    if (!ends_turn(what)) return;
+    if (!ended_) return;
     const auto reply = make_reply(answer_.result());
     append_message(trace_, reply);
     if (session_) {
@@ -3487,14 +6992,103 @@ class turn {
     session_.reset();
   }
 
+  pool& pool_;
+  const options& settings_;
+  turn_request request_;
+  std::string given_system_;  ///< the client's own, for the session
+  conversation_trace trace_;
+  std::optional<session_store::visit> session_;
+  std::optional<pool::ticket> ticket_;
+  std::optional<lease> lease_;
+  collector answer_;
+  bool composed_ = false;
+  bool told_ = false;
+  bool ended_ = false;
+  bool tried_again_ = false;
+};
+
+/// The answer to one request: a turn for each choice, all under way at once, with one deadline and
+/// one client, who may leave at any time. One thread.
+class answer {
+ public:
+  enum class pulled { arrived, silence, client_left };
+
+  /// One event of one choice.
+  struct choice_event {
+    std::size_t choice = 0;
+    event what;
+  };
+
+  /// `cancelled` ends it when it is raised; null for none.
+  answer(std::vector<std::unique_ptr<turn>> turns, std::chrono::milliseconds timeout, int client_fd,
+         std::shared_ptr<const wake_signal> cancelled)
+      : turns_(std::move(turns)),
+        timeout_(timeout),
+        deadline_(std::chrono::steady_clock::now() + timeout),
+        client_fd_(client_fd),
+        cancelled_(std::move(cancelled)) {}
+
+  /// Waits for the next event until `until`. Once the answer has ended there is none.
+  pulled next(choice_event& out, steady_time until) {
+    const auto stop_at = std::min(until, deadline_);
+    for (;;) {
+      if (take_known(out)) return pulled::arrived;
+      const auto now = std::chrono::steady_clock::now();
+      if (now >= deadline_) {
+        out = fail(api_error(error_kind::timed_out, "no complete answer within " +
+                                                        std::to_string(timeout_.count()) +
+                                                        " ms (see --timeout)"));
+        return pulled::arrived;
+      }
+      if (cancelled_ && cancelled_->is_raised()) {
+        api_error error(error_kind::invalid_request, "the answer was cancelled");
+        error.code = "cancelled";
+        out = fail(std::move(error));
+        return pulled::arrived;
+      }
+      if (now >= stop_at) return pulled::silence;
+      if (!wait(stop_at)) return pulled::client_left;
+      for (const auto& one : turns_) one->pump();
+    }
+  }
+
+  std::size_t choices() const { return turns_.size(); }
+
+  const std::vector<std::string>& ignored_params() const {
+    return turns_.front()->ignored_params();
+  }
+
+  /// True when all its turns have ended, or one has failed: there is no half answer.
+  bool ended() const {
+    return failed_ ||
+           std::all_of(turns_.begin(), turns_.end(), [](const auto& one) { return one->ended(); });
+  }
+
+ private:
+  /// Longest wait in one go: a process whose pipes a grandchild holds open ends without a sign.
+  static constexpr std::chrono::milliseconds longest_wait{100};
+
+  choice_event fail(api_error error) {
+    failed_ = true;
+    return {0, turn_failed{std::move(error)}};
+  }
+
+  bool take_known(choice_event& out) {
+    for (std::size_t i = 0; i < turns_.size(); ++i) {
+      auto known = turns_[i]->try_next();
+      if (!known) continue;
+      failed_ = failed_ || std::holds_alternative<turn_failed>(*known);
+      out = {i, std::move(*known)};
+      return true;
+    }
+    return false;
+  }
+
   /// Waits for bytes, or for a place. False when the client has gone.
   bool wait(steady_time until) {
     entries_.clear();
-    if (lease_) {
-      lease_->worker().add_poll_entries(entries_);
-    } else {
-      entries_.push_back({ticket_ ? ticket_->fd() : session_->fd(), POLLIN, 0});
-    }
+    for (const auto& one : turns_) one->add_poll_entries(entries_);
+    if (cancelled_) entries_.push_back({cancelled_->fd(), POLLIN, 0});
 #ifdef POLLRDHUP
     constexpr short gone = POLLRDHUP | POLLHUP | POLLERR | POLLNVAL;
     entries_.push_back({client_fd_, POLLRDHUP, 0});
@@ -3508,33 +7102,31 @@ class turn {
     return (entries_.back().revents & gone) == 0;
   }
 
-  pool& pool_;
-  const options& settings_;
-  turn_request request_;
-  std::string given_system_;  ///< the client's own, for the session
-  conversation_trace trace_;
+  std::vector<std::unique_ptr<turn>> turns_;
+  std::chrono::milliseconds timeout_;
   steady_time deadline_;
   int client_fd_;
-  std::optional<session_store::visit> session_;
-  std::optional<pool::ticket> ticket_;
-  std::optional<lease> lease_;
-  collector answer_;
-  bool composed_ = false;
-  bool told_ = false;
-  bool tried_again_ = false;
+  std::shared_ptr<const wake_signal> cancelled_;
+  bool failed_ = false;
   std::vector<pollfd> entries_;
 };
 
-/// Turns requests into turns.
+/// Turns requests into answers.
 class engine {
  public:
   engine(const options& settings, pool& processes, session_store& sessions)
       : settings_(settings), pool_(processes), sessions_(sessions) {}
 
-  /// Nothing can fail before the turn is pulled. `client_fd` is the client's socket, watched for
+  /// Nothing can fail before the answer is pulled. `client_fd` is the client's socket, watched for
   /// its end; -1 for none.
-  std::unique_ptr<turn> start(turn_request request, int client_fd) {
-    return std::make_unique<turn>(pool_, sessions_, std::move(request), settings_, client_fd);
+  std::unique_ptr<answer> start(std::vector<turn_request> requests, int client_fd,
+                                std::shared_ptr<const wake_signal> cancelled = nullptr) {
+    std::vector<std::unique_ptr<turn>> turns;
+    for (auto& request : requests) {
+      turns.push_back(std::make_unique<turn>(pool_, sessions_, std::move(request), settings_));
+    }
+    return std::make_unique<answer>(std::move(turns), settings_.timeout, client_fd,
+                                    std::move(cancelled));
   }
 
  private:
@@ -3544,7 +7136,671 @@ class engine {
 };
 
 //================================================================================================
-// [18] guard - who may come in: client keys, Host and Origin
+// [23] agents - what Claude Code's own tools may do, and which MCP servers they have
+// uses: text, errors, json_access, options, conversation, fields, cli_protocol, cli_command,
+//       process | thread-safe
+//================================================================================================
+
+/// One of Claude Code's own tools.
+struct known_tool {
+  std::string_view name;
+  std::string_view category;
+  std::string_view description;
+  std::string_view parameters;  ///< names, with commas
+};
+
+/// Those that a client may ask for by name, in the order and categories of the reference wrapper.
+constexpr std::array<known_tool, 15> known_tools = {{
+    {"Task", "agent", "Hands a task to an agent of its own", "description, prompt, subagent_type"},
+    {"Bash", "system", "Runs a shell command", "command, timeout, run_in_background"},
+    {"Glob", "file", "Finds files by a pattern of their names", "pattern, path"},
+    {"Grep", "file", "Finds text in files by a regular expression", "pattern, path, glob"},
+    {"Read", "file", "Reads a file", "file_path, offset, limit"},
+    {"Edit", "file", "Replaces text in a file", "file_path, old_string, new_string"},
+    {"Write", "file", "Writes a file", "file_path, content"},
+    {"NotebookEdit", "file", "Changes a cell of a notebook", "notebook_path, new_source, cell_id"},
+    {"WebFetch", "web", "Reads a page of the web", "url, prompt"},
+    {"TodoWrite", "productivity", "Keeps a list of what is to be done", "todos"},
+    {"WebSearch", "web", "Searches the web", "query, allowed_domains, blocked_domains"},
+    {"BashOutput", "system", "Reads what a command in the background has printed", "bash_id"},
+    {"KillShell", "system", "Ends a command in the background", "shell_id"},
+    {"Skill", "productivity", "Follows a skill's instructions", "skill"},
+    {"SlashCommand", "productivity", "Runs a command of Claude Code's", "command"},
+}};
+
+inline bool is_known_tool(std::string_view name) {
+  return std::any_of(known_tools.begin(), known_tools.end(),
+                     [&](const known_tool& tool) { return tool.name == name; });
+}
+
+/// From the most careful to the least; a client gets no further than the operator lets it.
+constexpr std::array<std::string_view, 5> permission_modes = {"plan", "dontAsk", "default",
+                                                              "acceptEdits", "bypassPermissions"};
+
+inline std::optional<std::size_t> rank_of_mode(std::string_view mode) {
+  const auto found = std::find(permission_modes.begin(), permission_modes.end(), mode);
+  if (found == permission_modes.end()) return std::nullopt;
+  return static_cast<std::size_t>(found - permission_modes.begin());
+}
+
+/// What a client asks of its agent by headers; their names are the reference wrapper's.
+struct agent_headers {
+  std::optional<std::string> max_turns;
+  std::optional<std::string> allowed_tools;
+  std::optional<std::string> disallowed_tools;
+  std::optional<std::string> permission_mode;
+  std::optional<std::string> directory;
+};
+
+/// Which tools the agents of a client, or of one of its sessions, have.
+struct tool_configuration {
+  std::optional<std::vector<std::string>> allowed;  ///< unset: all that are known
+  std::vector<std::string> disallowed;
+  std::chrono::system_clock::time_point created;
+  std::chrono::system_clock::time_point updated;
+
+  std::vector<std::string> effective() const {
+    std::vector<std::string> tools;
+    if (allowed) tools = *allowed;
+    if (!allowed) {
+      for (const auto& tool : known_tools) tools.emplace_back(tool.name);
+    }
+    const auto out = [&](const std::string& name) {
+      return std::find(disallowed.begin(), disallowed.end(), name) != disallowed.end();
+    };
+    tools.erase(std::remove_if(tools.begin(), tools.end(), out), tools.end());
+    std::sort(tools.begin(), tools.end());
+    return tools;
+  }
+};
+
+/// An MCP server that agents may use.
+struct mcp_server {
+  std::string name;
+  std::string description;
+  json config;          ///< in Claude Code's own form: `{command, args, env}` or `{type, url, …}`
+  bool enabled = true;  ///< agents are given it
+  bool connected = false;  ///< it was tried, and has answered
+  std::size_t tools = 0;   ///< the counts that it told then
+  std::size_t resources = 0;
+  std::size_t prompts = 0;
+};
+
+/// The list of `GET /v1/tools`, in the reference wrapper's shape.
+inline json render_known_tools() {
+  json rows = json::array();
+  for (const auto& tool : known_tools) {
+    json parameters = json::object();
+    for (const auto& name : text::split(tool.parameters, ',')) parameters[name] = name;
+    rows.push_back(json::object({{"name", tool.name},
+                                 {"description", tool.description},
+                                 {"category", tool.category},
+                                 {"parameters", parameters},
+                                 {"examples", json::array()},
+                                 {"is_safe", tool.category != "agent" && tool.name != "Bash"},
+                                 {"requires_network", tool.category == "web"}}));
+  }
+  return json::object({{"tools", rows}, {"total", known_tools.size()}});
+}
+
+inline json render_configuration(const tool_configuration& kept) {
+  return json::object({{"allowed_tools", kept.allowed ? json(*kept.allowed) : json()},
+                       {"disallowed_tools", kept.disallowed},
+                       {"effective_tools", kept.effective()},
+                       {"created_at", text::iso_time(kept.created)},
+                       {"updated_at", text::iso_time(kept.updated)}});
+}
+
+inline json render_tool_stats(const tool_configuration& kept, std::size_t sessions) {
+  std::map<std::string_view, int> categories;
+  for (const auto& tool : known_tools) ++categories[tool.category];
+  json counted = json::object();
+  for (const auto* name : {"file", "system", "web", "productivity", "agent"}) {
+    counted[name] = categories[name];
+  }
+  return json::object({{"total_tools", known_tools.size()},
+                       {"global_allowed", kept.allowed ? kept.allowed->size() : known_tools.size()},
+                       {"global_disallowed", kept.disallowed.size()},
+                       {"session_configs", sessions},
+                       {"tool_categories", counted}});
+}
+
+/// An array of names; nullopt when the field is absent.
+inline std::optional<std::vector<std::string>> parse_names(const std::optional<reader>& field) {
+  if (!field) return std::nullopt;
+  std::vector<std::string> names;
+  for (const auto& element : field->elements()) names.push_back(element.string());
+  return names;
+}
+
+/// `{name, command, args, env, description, enabled}`, as the reference wrapper takes it.
+inline mcp_server parse_mcp_server(const reader& root) {
+  const auto name = root.require("name");
+  const auto plain = [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '-' || c == '_' || c == '.';
+  };
+  mcp_server server;
+  server.name = name.string();
+  if (server.name.empty() || server.name.size() > 100 ||
+      !std::all_of(server.name.begin(), server.name.end(), plain)) {
+    name.fail("must be 1 to 100 letters, digits, '-', '_' or '.'");
+  }
+  const auto command = root.require("command");
+  if (text::trim(command.string()).empty() || command.string().size() > 500) {
+    command.fail("must be 1 to 500 characters long");
+  }
+  const auto arguments = parse_names(root.find("args")).value_or(std::vector<std::string>());
+  server.config = json::object({{"command", command.string()}, {"args", arguments}});
+  if (const auto variables = root.find("env")) {
+    if (!variables->value().is_object()) variables->fail("must be an object");
+    for (const auto& [key, value] : variables->value().items()) {
+      server.config["env"][key] = reader(value, "env." + key).string();
+    }
+  }
+  if (const auto told = root.find("description")) server.description = told->string();
+  if (const auto enabled = root.find("enabled")) server.enabled = enabled->boolean();
+  return server;
+}
+
+/// Without the variables, which may be secrets.
+inline json render_mcp_servers(const std::vector<mcp_server>& servers) {
+  json rows = json::array();
+  for (const auto& server : servers) {
+    const auto& arguments = member_of(server.config, "args");
+    rows.push_back(json::object({{"name", server.name},
+                                 {"command", string_of(server.config, "command")},
+                                 {"args", arguments.is_array() ? arguments : json::array()},
+                                 {"description", server.description},
+                                 {"enabled", server.enabled},
+                                 {"connected", server.connected},
+                                 {"tools_count", server.tools},
+                                 {"resources_count", server.resources},
+                                 {"prompts_count", server.prompts}}));
+  }
+  return json::object({{"servers", rows}, {"total", servers.size()}});
+}
+
+inline json render_mcp_stats(const std::vector<mcp_server>& servers) {
+  json rows = json::array();
+  std::size_t connected = 0;
+  mcp_server sums;
+  for (const auto& server : servers) {
+    connected += server.connected ? 1 : 0;
+    sums.tools += server.tools;
+    sums.resources += server.resources;
+    sums.prompts += server.prompts;
+    rows.push_back(json::object({{"name", server.name},
+                                 {"enabled", server.enabled},
+                                 {"connected", server.connected},
+                                 {"description", server.description}}));
+  }
+  return json::object({{"mcp_available", true},
+                       {"registered_servers", servers.size()},
+                       {"connected_servers", connected},
+                       {"total_tools", sums.tools},
+                       {"total_resources", sums.resources},
+                       {"total_prompts", sums.prompts},
+                       {"servers", rows}});
+}
+
+/// Asks a stdio MCP server for what it has (https://modelcontextprotocol.io/specification). Throws
+/// `api_error` when it does not answer in time.
+class mcp_probe {
+ public:
+  mcp_probe(const command& what, const child_guard& guard) : child_(what, guard) {}
+
+  void count(mcp_server& server, const wake_signal& stop) {
+    const json client =
+        json::object({{"name", "claude-openai"}, {"version", CLAUDE_OPENAI_VERSION}});
+    const auto hello = ask("initialize",
+                           json::object({{"protocolVersion", "2025-06-18"},
+                                         {"capabilities", json::object()},
+                                         {"clientInfo", client}}),
+                           stop);
+    if (!hello.is_object()) {
+      throw api_error(error_kind::bad_gateway, "the MCP server refuses 'initialize'");
+    }
+    tell(json::object({{"jsonrpc", "2.0"}, {"method", "notifications/initialized"}}));
+    const auto& offers = member_of(hello, "capabilities");
+    const auto count_of = [&](const char* kind) -> std::size_t {
+      if (!member_of(offers, kind).is_object()) return 0;
+      return member_of(ask(std::string(kind) + "/list", json::object(), stop), kind).size();
+    };
+    server.tools = count_of("tools");
+    server.resources = count_of("resources");
+    server.prompts = count_of("prompts");
+  }
+
+ private:
+  static constexpr std::chrono::seconds patience{15};
+
+  void tell(const json& message) {
+    outgoing_.add(dump(message) + "\n");
+    outgoing_.flush(child_.input.get());
+  }
+
+  json ask(const std::string& method, const json& params, const wake_signal& stop) {
+    const auto id = ++last_id_;
+    tell(json::object({{"jsonrpc", "2.0"}, {"id", id}, {"method", method}, {"params", params}}));
+    while (std::chrono::steady_clock::now() < deadline_ && !stop.is_raised()) {
+      while (const auto text = lines_.next()) {
+        const json line = json::parse(*text, nullptr, false);
+        const bool question = !member_of(line, "method").is_null();
+        if (question || integer_of(line, "id") != id) continue;
+        return member_of(line, "result");  // null: it has no such method
+      }
+      std::array<pollfd, 2> fds{
+          {{child_.output.get(), POLLIN, 0}, {child_.errors.get(), POLLIN, 0}}};
+      ::poll(fds.data(), fds.size(), 50);
+      outgoing_.flush(child_.input.get());
+      std::string said;
+      std::string ignored;
+      const bool open = read_available(child_.output.get(), said);
+      if (!read_available(child_.errors.get(), ignored)) child_.errors.reset();
+      lines_.feed(said);
+      if ((!open || child_.has_exited()) && said.empty()) break;
+    }
+    throw api_error(error_kind::bad_gateway, "the MCP server does not answer '" + method + "'");
+  }
+
+  child_process child_;
+  write_buffer outgoing_;
+  line_splitter lines_;
+  std::int64_t last_id_ = 0;
+  steady_time deadline_ = std::chrono::steady_clock::now() + patience;
+};
+
+/// Knows what agents may do: the operator's limits, and within them what each client has set. A
+/// client's settings are its own.
+class agent_registry {
+ public:
+  /// Throws `std::invalid_argument` when the operator's MCP file cannot be used. `scratch` is a
+  /// private directory for the files that agents are started with.
+  agent_registry(const options& settings, std::string scratch)
+      : settings_(settings), scratch_(std::move(scratch)) {
+    if (settings_.mcp_config.empty()) return;
+    unique_fd file(::open(settings_.mcp_config.c_str(), O_RDONLY | O_CLOEXEC));
+    std::string bytes;
+    while (file && read_available(file.get(), bytes)) {
+    }
+    const json parsed = json::parse(bytes, nullptr, false);
+    const auto& servers = member_of(parsed, "mcpServers");
+    if (!servers.is_object()) {
+      throw std::invalid_argument("no MCP servers can be read from " + settings_.mcp_config);
+    }
+    for (const auto& [name, config] : servers.items()) {
+      operator_servers_.push_back({name, "from the operator's file", config});
+    }
+  }
+
+  /// Fills in what the agent of this request may do. Throws a 400 for what is no setting, and a 403
+  /// for more than the operator allows.
+  void settle(turn_request& request, const agent_headers& asked) {
+    if (!settings_.builtin_tools) {
+      throw api_error(error_kind::permission,
+                      "this proxy does not lend Claude Code's own tools (--no-builtin-tools)");
+    }
+    auto& agent = *request.agent;
+    settle_mode(request, asked);
+    settle_turns(agent, asked);
+    settle_directory(agent, asked);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    auto servers = active_servers(request.client);
+    settle_tools(agent, asked, configuration_of(request.client, request.session), servers);
+    const auto unused = [&](const mcp_server& server) {
+      return std::none_of(agent.tools.begin(), agent.tools.end(),
+                          [&](const std::string& rule) { return is_of(rule, server); });
+    };
+    servers.erase(std::remove_if(servers.begin(), servers.end(), unused), servers.end());
+    agent.mcp_config = servers.empty() ? std::string() : config_file(servers);
+  }
+
+  tool_configuration configuration(const std::string& client, const std::string& session) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return configuration_of(client, session);
+  }
+
+  /// What is null stays as it is. Throws a 400 for a name that no tool has.
+  tool_configuration configure(const std::string& client, const std::string& session,
+                               const std::optional<std::vector<std::string>>& allowed,
+                               const std::optional<std::vector<std::string>>& disallowed) {
+    for (const auto* names : {&allowed, &disallowed}) {
+      if (*names) check_names(**names);
+    }
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto now = std::chrono::system_clock::now();
+    const auto fresh =
+        session.empty() ? default_configuration() : tool_configuration{std::nullopt, {}, now, now};
+    auto& kept = configurations_.try_emplace({client, session}, fresh).first->second;
+    if (allowed) kept.allowed = *allowed;
+    if (disallowed) kept.disallowed = *disallowed;
+    kept.updated = now;
+    return kept;
+  }
+
+  std::size_t session_configurations(const std::string& client) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return static_cast<std::size_t>(
+        std::count_if(configurations_.begin(), configurations_.end(), [&](const auto& entry) {
+          return entry.first.first == client && !entry.first.second.empty();
+        }));
+  }
+
+  /// The operator's and the client's own.
+  std::vector<mcp_server> servers(const std::string& client) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    auto all = operator_servers_;
+    const auto& own = client_servers_[client];
+    all.insert(all.end(), own.begin(), own.end());
+    return all;
+  }
+
+  /// A server of the same name is replaced. Throws a 403 when the operator has one of that name.
+  void add_server(const std::string& client, mcp_server server) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (find(operator_servers_, server.name) != nullptr) {
+      throw api_error(error_kind::permission,
+                      "the operator has an MCP server named '" + server.name + "'");
+    }
+    auto& own = client_servers_[client];
+    if (auto* known = find(own, server.name)) {
+      *known = std::move(server);
+    } else {
+      own.push_back(std::move(server));
+    }
+  }
+
+  /// Starts a server to see what it has, and gives it to agents from then on.
+  mcp_server connect(const std::string& client, const std::string& name, const child_guard& guard,
+                     const wake_signal& stop) {
+    auto server = copy_of(client, name);
+    if (string_of(server.config, "command").empty()) {
+      throw bad_field("server_name", "names a server that is no local command; it cannot be tried");
+    }
+    try {
+      mcp_probe(server_command(server.config), guard).count(server, stop);
+    } catch (const std::system_error& failure) {
+      throw api_error(error_kind::bad_gateway, failure.what());
+    }
+    server.connected = server.enabled = true;
+    replace(client, server);
+    return server;
+  }
+
+  /// Agents no longer get the server. Throws a 404 when it was not connected.
+  void disconnect(const std::string& client, const std::string& name) {
+    auto server = copy_of(client, name);
+    if (!server.connected) {
+      throw api_error(error_kind::not_found, "Not connected to MCP server '" + name + "'");
+    }
+    server.connected = server.enabled = false;
+    replace(client, server);
+  }
+
+ private:
+  static constexpr int default_turns = 10;
+
+  static tool_configuration default_configuration() {
+    const auto now = std::chrono::system_clock::now();
+    return {std::vector<std::string>{"Read", "Glob", "Grep", "Bash", "Write", "Edit"},
+            {"Task", "WebFetch", "WebSearch"},
+            now,
+            now};
+  }
+
+  static void check_names(const std::vector<std::string>& names) {
+    std::vector<std::string> wrong;
+    for (const auto& name : names) {
+      if (!is_known_tool(name)) wrong.push_back(name);
+    }
+    if (wrong.empty()) return;
+    std::vector<std::string> valid;
+    for (const auto& tool : known_tools) valid.emplace_back(tool.name);
+    throw api_error(error_kind::invalid_request, "Invalid tool names: " + text::join(wrong, ", ") +
+                                                     ". Valid tools: " + text::join(valid, ", "));
+  }
+
+  void settle_mode(turn_request& request, const agent_headers& asked) const {
+    auto& mode = request.agent->permission_mode;
+    mode = "default";
+    const auto most = rank_of_mode(settings_.permission_mode).value_or(0);
+    if (asked.permission_mode) {
+      const auto rank = rank_of_mode(*asked.permission_mode);
+      if (!rank) {
+        throw bad_field("X-Claude-Permission-Mode",
+                        "must be plan, dontAsk, default, acceptEdits or bypassPermissions");
+      }
+      if (*rank > most) {
+        throw api_error(error_kind::permission,
+                        "the permission mode '" + *asked.permission_mode +
+                            "' is more than this proxy allows (--permission-mode " +
+                            settings_.permission_mode + ")");
+      }
+      mode = *asked.permission_mode;
+    }
+    if (rank_of_mode(mode) > most) mode = settings_.permission_mode;
+    if (mode != "bypassPermissions" || ::geteuid() != 0) return;
+    mode = "acceptEdits";  // claude refuses to run as root without permissions
+    name_ignored(request, "X-Claude-Permission-Mode");
+  }
+
+  void settle_turns(agent_request& agent, const agent_headers& asked) const {
+    const int most = settings_.max_turns;
+    agent.max_turns = most > 0 ? std::min(default_turns, most) : default_turns;
+    if (!asked.max_turns) return;
+    const auto turns = text::try_number<int>(text::trim(*asked.max_turns));
+    if (!turns || *turns < 0 || *turns > 1000) {
+      throw bad_field("X-Claude-Max-Turns", "must be a number from 1 to 1000, or 0 for no limit");
+    }
+    if (most > 0 && (*turns == 0 || *turns > most)) {
+      throw api_error(error_kind::permission, "more than " + std::to_string(most) +
+                                                  " turns are not allowed here (--max-turns)");
+    }
+    agent.max_turns = *turns;
+  }
+
+  void settle_directory(agent_request& agent, const agent_headers& asked) const {
+    if (!asked.directory) return;
+    namespace files = std::filesystem;
+    std::error_code failed;
+    const auto wanted = files::canonical(*asked.directory, failed);
+    if (failed || !files::is_directory(wanted, failed)) {
+      throw bad_field("X-Claude-Cwd", "is not a directory");
+    }
+    for (const auto& root : settings_.agent_roots) {
+      const auto above = files::canonical(root, failed);
+      const auto differ = std::mismatch(above.begin(), above.end(), wanted.begin(), wanted.end());
+      if (!failed && differ.first == above.end()) {
+        agent.directory = wanted.string();
+        return;
+      }
+    }
+    throw api_error(error_kind::permission,
+                    "X-Claude-Cwd is not below a directory that this proxy allows (--allowed-cwd)");
+  }
+
+  static bool is_rule(std::string_view rule) {
+    const auto name = rule.substr(0, rule.find('('));
+    const bool closed = name.size() == rule.size() || rule.back() == ')';
+    return closed && !name.empty() && name.front() != '-' &&
+           std::all_of(name.begin(), name.end(), [](char c) {
+             return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == '-' ||
+                    c == '*';
+           });
+  }
+
+  /// Rules separated by commas; those within parentheses are part of a rule.
+  static std::vector<std::string> split_rules(const char* header, std::string_view list) {
+    std::vector<std::string> rules(1);
+    int depth = 0;
+    for (const char c : list) {
+      if (c == '(') ++depth;
+      if (c == ')') --depth;
+      if (c == ',' && depth == 0) {
+        rules.emplace_back();
+      } else {
+        rules.back() += c;
+      }
+    }
+    std::vector<std::string> trimmed;
+    for (const auto& rule : rules) {
+      if (text::trim(rule).empty()) continue;
+      trimmed.emplace_back(text::trim(rule));
+      if (!is_rule(trimmed.back()))
+        throw bad_field(header, "holds '" + rule + "', which is no tool");
+    }
+    return trimmed;
+  }
+
+  /// The rule for all tools of a server. Claude Code has it without signs that a tool's name cannot
+  /// hold.
+  static std::string rule_of(const mcp_server& server) {
+    std::string rule = "mcp__" + server.name;
+    std::replace(rule.begin(), rule.end(), '.', '_');
+    return rule;
+  }
+
+  static bool is_of(const std::string& rule, const mcp_server& server) {
+    const auto name = tool_of_rule(rule);
+    return name == rule_of(server) || text::starts_with(name, rule_of(server) + "__");
+  }
+
+  bool may_have(const std::string& rule, const std::vector<mcp_server>& servers) const {
+    const auto name = tool_of_rule(rule);
+    for (const auto& server : servers) {
+      if (is_of(rule, server)) return true;
+    }
+    const auto& most = settings_.allowed_tools;
+    if (most.empty()) return is_known_tool(name);
+    return std::any_of(most.begin(), most.end(), [&](const std::string& allowed) {
+      return allowed == rule || allowed == name;
+    });
+  }
+
+  void settle_tools(agent_request& agent, const agent_headers& asked,
+                    const tool_configuration& configured,
+                    const std::vector<mcp_server>& servers) const {
+    agent.disallowed = settings_.disallowed_tools;
+    agent.disallowed.insert(agent.disallowed.end(), configured.disallowed.begin(),
+                            configured.disallowed.end());
+    if (asked.disallowed_tools) {
+      const auto more = split_rules("X-Claude-Disallowed-Tools", *asked.disallowed_tools);
+      agent.disallowed.insert(agent.disallowed.end(), more.begin(), more.end());
+    }
+    if (asked.allowed_tools) {
+      agent.tools = split_rules("X-Claude-Allowed-Tools", *asked.allowed_tools);
+      for (const auto& rule : agent.tools) {
+        if (may_have(rule, servers)) continue;
+        throw api_error(error_kind::permission,
+                        "the tool '" + rule + "' is not among those that this proxy allows");
+      }
+    } else {
+      for (const auto& tool : configured.effective()) {
+        if (may_have(tool, servers)) agent.tools.push_back(tool);
+      }
+      for (const auto& server : servers) agent.tools.push_back(rule_of(server));
+    }
+    const auto out = [&](const std::string& rule) {
+      return std::find(agent.disallowed.begin(), agent.disallowed.end(), rule) !=
+             agent.disallowed.end();
+    };
+    agent.tools.erase(std::remove_if(agent.tools.begin(), agent.tools.end(), out),
+                      agent.tools.end());
+  }
+
+  command server_command(const json& config) const {
+    command what;
+    what.arguments.push_back(string_of(config, "command"));
+    for (const auto& argument : member_of(config, "args")) {
+      if (argument.is_string()) what.arguments.push_back(argument.get<std::string>());
+    }
+    for (const auto& [name, value] : settings_.environment) {
+      const auto lists = [&, key = std::string_view(name)](std::string_view pattern) {
+        return is_listed(key, pattern);
+      };
+      if (std::any_of(common_variables.begin(), common_variables.end(), lists)) {
+        what.environment.emplace(name, value);
+      }
+    }
+    const auto& variables = member_of(config, "env");
+    if (variables.is_object()) {
+      for (const auto& [name, value] : variables.items()) {
+        if (value.is_string()) what.environment[name] = value.get<std::string>();
+      }
+    }
+    what.working_directory = settings_.working_directory;
+    return what;
+  }
+
+  // Everything below needs the lock, but for `copy_of` and `replace`, which take it.
+
+  template <class Servers>
+  static auto find(Servers& servers, const std::string& name) -> decltype(servers.data()) {
+    for (auto& server : servers) {
+      if (server.name == name) return &server;
+    }
+    return nullptr;
+  }
+
+  mcp_server copy_of(const std::string& client, const std::string& name) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (const auto* server = find(operator_servers_, name)) return *server;
+    if (const auto* server = find(client_servers_[client], name)) return *server;
+    throw api_error(error_kind::not_found, "MCP server '" + name + "' is not registered");
+  }
+
+  void replace(const std::string& client, const mcp_server& server) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    auto* kept = find(operator_servers_, server.name);
+    if (kept == nullptr) kept = find(client_servers_[client], server.name);
+    if (kept != nullptr) *kept = server;
+  }
+
+  std::vector<mcp_server> active_servers(const std::string& client) {
+    std::vector<mcp_server> active;
+    for (const auto* servers : {&operator_servers_, &client_servers_[client]}) {
+      for (const auto& server : *servers) {
+        if (server.enabled) active.push_back(server);
+      }
+    }
+    return active;
+  }
+
+  const tool_configuration& configuration_of(const std::string& client,
+                                             const std::string& session) {
+    const auto found = configurations_.find({client, session});
+    if (found != configurations_.end()) return found->second;
+    return configurations_.try_emplace({client, std::string()}, default_configuration())
+        .first->second;
+  }
+
+  /// A file, since a server's variables may be secret and arguments are for all to see. One for
+  /// each set of servers: a process is started for the set that it has.
+  std::string config_file(const std::vector<mcp_server>& servers) {
+    json listed = json::object();
+    for (const auto& server : servers) listed[server.name] = server.config;
+    const auto bytes = dump(json::object({{"mcpServers", listed}}));
+    const auto known = config_files_.find(bytes);
+    if (known != config_files_.end()) return known->second;
+    const auto path = scratch_ + "/mcp-" + std::to_string(config_files_.size() + 1) + ".json";
+    const unique_fd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+    if (!file || !write_all(file.get(), bytes)) {
+      throw api_error(error_kind::internal, "the MCP servers cannot be written down");
+    }
+    return config_files_.emplace(bytes, path).first->second;
+  }
+
+  const options& settings_;
+  std::string scratch_;
+  std::mutex mutex_;
+  std::vector<mcp_server> operator_servers_;
+  std::map<std::string, std::vector<mcp_server>> client_servers_;  ///< by client
+  std::map<std::pair<std::string, std::string>, tool_configuration> configurations_;
+  std::map<std::string, std::string> config_files_;  ///< path by contents
+};
+
+//================================================================================================
+// [24] guard - who may come in: client keys, Host and Origin
 // uses: text, errors, options | pure
 //================================================================================================
 
@@ -3611,8 +7867,7 @@ inline std::string client_name(std::string_view key) {
 /// Names the client, or throws a 401 or 403 for whoever may not come in. A client with a key proves
 /// more than its Host header does; without keys only names of this machine are answered (DNS
 /// rebinding).
-inline std::string check_access(const credentials& shown, const options& settings,
-                                bool needs_key) {
+inline std::string check_access(const credentials& shown, const options& settings, bool needs_key) {
   if (!shown.origin.empty() && !is_own_origin(shown.origin)) {
     throw api_error(error_kind::permission, "pages of origin '" + text::repair_utf8(shown.origin) +
                                                 "' may not use this proxy");
@@ -3620,9 +7875,9 @@ inline std::string check_access(const credentials& shown, const options& setting
   const auto key = presented_key(shown);
   const bool known = is_known_key(key, settings.api_keys);
   if (!known && !is_own_host(shown.host, settings)) {
-    throw api_error(error_kind::permission,
-                    "this proxy does not answer to the host name '" +
-                        text::repair_utf8(shown.host) + "'; use its address or a client key");
+    throw api_error(error_kind::permission, "this proxy does not answer to the host name '" +
+                                                text::repair_utf8(shown.host) +
+                                                "'; use its address or a client key");
   }
   if (known) return client_name(key);
   if (!needs_key || settings.api_keys.empty()) return {};
@@ -3632,7 +7887,7 @@ inline std::string check_access(const credentials& shown, const options& setting
 }
 
 //================================================================================================
-// [19] status - what is known of the CLI and its login
+// [25] status - what is known of the CLI and its login
 // uses: text, json_access, options, events, cli_command, process, worker, pool | thread-safe
 //================================================================================================
 
@@ -3642,9 +7897,10 @@ constexpr std::array<int, 3> oldest_cli = {2, 1, 120};
 struct cli_facts {
   std::string version;
   std::optional<bool> logged_in;
-  std::vector<std::string> models;  ///< ids and aliases that the CLI reports
-  std::string problem;              ///< why no request can be answered, and what to do
-  bool too_old = false;             ///< the problem is one that no retry can mend
+  std::vector<std::string> models;           ///< ids and aliases that the CLI reports
+  std::vector<std::string> always_thinking;  ///< those of them whose thinking cannot be turned off
+  std::string problem;                       ///< why no request can be answered, and what to do
+  bool too_old = false;                      ///< the problem is one that no retry can mend
 };
 
 /// Holds the facts for all threads.
@@ -3729,7 +7985,10 @@ inline void read_introduction(const json& introduction, cli_facts& facts) {
   for (std::size_t i = 0; models.is_array() && i < models.size(); ++i) {
     for (const char* name : {"value", "resolvedModel"}) {
       const auto id = string_of(models[i], name);
-      if (!id.empty() && id != "default") facts.models.push_back(id);
+      if (id.empty() || id == "default") continue;
+      facts.models.push_back(id);
+      const auto& off = member_of(models[i], "supportsThinkingOff");
+      if (off.is_boolean() && !off.get<bool>()) facts.always_thinking.push_back(id);
     }
   }
   const auto& account = member_of(introduction, "account");
@@ -3745,7 +8004,7 @@ inline void inspect_account(const options& settings, pool& processes, const wake
                             cli_facts& facts) {
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
   std::vector<pollfd> entries;
-  pool::ticket place(processes, {{settings.default_model}, {}, {}});
+  pool::ticket place(processes, {{settings.default_model}, {}, {}, false});
   std::optional<lease> process;
   while (!process) {
     if (auto taken = place.try_take()) process.emplace(std::move(*taken));
@@ -3770,15 +8029,59 @@ inline void inspect_account(const options& settings, pool& processes, const wake
   }
   read_introduction(asked.introduction(), facts);
   if (facts.logged_in == false) {
-    facts.problem = "claude is not logged in; run `claude auth login` as the user of this proxy, "
-                    "or start it with ANTHROPIC_API_KEY set";
+    facts.problem =
+        "claude is not logged in; run `claude auth login` as the user of this proxy, "
+        "or start it with ANTHROPIC_API_KEY set";
   }
 }
 
+/// The shape of the reference wrapper's, without secrets: names of variables, never values.
+inline json render_auth_status(const options& settings, const cli_facts& facts) {
+  auto errors = missing_credentials(settings);
+  if (!facts.problem.empty()) errors.push_back(facts.problem);
+  json names = json::array();
+  for (const auto& variable : child_environment(settings)) names.push_back(variable.first);
+  const auto method = name_of(resolve_auth(settings));
+  const json status = json::object({{"method", method},
+                                    {"valid", errors.empty() && facts.logged_in.value_or(true)},
+                                    {"errors", errors},
+                                    {"config", json::object({{"claude_path", settings.claude_path},
+                                                             {"claude_version", facts.version}})}});
+  const json auth =
+      json::object({{"method", method}, {"status", status}, {"environment_variables", names}});
+  const bool keyed = !settings.api_keys.empty();
+  const json server = json::object({{"api_key_required", keyed},
+                                    {"api_key_source", keyed ? "environment" : "none"},
+                                    {"version", CLAUDE_OPENAI_VERSION}});
+  return json::object({{"claude_code_auth", auth}, {"server_info", server}});
+}
+
+/// Healthy means that a request would be answered.
+inline json render_health(const process_counts& counts, const cli_facts& facts) {
+  constexpr std::chrono::seconds longest_stall{30};
+  auto problem = facts.problem;
+  if (problem.empty() && counts.stalled > longest_stall) {
+    problem = std::to_string(counts.queued) + " requests wait, and none has got a process for " +
+              std::to_string(counts.stalled.count() / 1000) + " s";
+  }
+  json whole = json::object({{"status", problem.empty() ? "healthy" : "degraded"},
+                             {"service", "claude-openai"},
+                             {"processes", json::object({{"spare", counts.spare},
+                                                         {"warm", counts.warm},
+                                                         {"busy", counts.busy},
+                                                         {"idle", counts.idle},
+                                                         {"stopping", counts.stopping},
+                                                         {"maximum", counts.maximum}})},
+                             {"queued", counts.queued}});
+  if (!problem.empty()) whole["problem"] = problem;
+  return whole;
+}
+
 //================================================================================================
-// [20] http - connections, routes, streaming; the only section that names httplib
-// uses: text, errors, log, json_access, options, events, sse, openai_chat, catalog, cli_command,
-//       process, pool, sessions, engine, guard, status | thread-safe
+// [26] http - connections, routes, streaming; the only section that names httplib
+// uses: text, errors, log, json_access, options, conversation, fields, events, sse, openai_chat,
+//       anthropic_messages, openai_responses, openai_completions, catalog, cli_command, process,
+//       pool, sessions, responses, engine, agents, guard, status | thread-safe
 //================================================================================================
 
 /// Listening sockets of a host and port; port 0 takes any. Throws `std::system_error`.
@@ -3974,7 +8277,10 @@ struct services {
   pool& processes;
   engine& turns;
   session_store& sessions;
+  response_store& responses;
+  agent_registry& agents;
   status_board& status;
+  const child_guard& guard;
   const wake_signal& stop;
 };
 
@@ -4040,7 +8346,6 @@ class http_service : public httplib::Server {
 
  private:
   static constexpr const char* json_type = "application/json";
-  static constexpr std::chrono::seconds longest_stall{30};
 
   using handler = void (http_service::*)(exchange&);
 
@@ -4054,15 +8359,33 @@ class http_service : public httplib::Server {
   static const std::vector<route>& routes() {
     static const std::vector<route> table = {
         {"POST", "/chat/completions", true, &http_service::answer_chat},
+        {"POST", "/responses", true, &http_service::answer_responses},
+        {"GET", "/responses/*", true, &http_service::answer_response},
+        {"DELETE", "/responses/*", true, &http_service::delete_response},
+        {"POST", "/responses/*", true, &http_service::cancel_response},
+        {"POST", "/messages", true, &http_service::answer_messages},
+        {"POST", "/messages/count_tokens", true, &http_service::answer_count},
+        {"POST", "/completions", true, &http_service::answer_completions},
         {"GET", "/models", true, &http_service::answer_models},
         {"GET", "/models/*", true, &http_service::answer_model},
         {"GET", "/sessions", true, &http_service::answer_sessions},
         {"GET", "/sessions/stats", true, &http_service::answer_session_stats},
         {"GET", "/sessions/*", true, &http_service::answer_session},
         {"DELETE", "/sessions/*", true, &http_service::delete_session},
+        {"POST", "/compatibility", true, &http_service::answer_compatibility},
+        {"GET", "/tools", true, &http_service::answer_tools},
+        {"GET", "/tools/config", true, &http_service::answer_tool_configuration},
+        {"POST", "/tools/config", true, &http_service::set_tool_configuration},
+        {"GET", "/tools/stats", true, &http_service::answer_tool_stats},
+        {"GET", "/mcp/servers", true, &http_service::answer_mcp_servers},
+        {"POST", "/mcp/servers", true, &http_service::add_mcp_server},
+        {"POST", "/mcp/connect", true, &http_service::connect_mcp_server},
+        {"POST", "/mcp/disconnect", true, &http_service::disconnect_mcp_server},
+        {"GET", "/mcp/stats", true, &http_service::answer_mcp_stats},
         {"GET", "/auth/status", true, &http_service::answer_auth_status},
         {"GET", "/health", false, &http_service::answer_health},
         {"GET", "/version", false, &http_service::answer_version},
+        {"GET", "/", false, &http_service::answer_root},
     };
     return table;
   }
@@ -4089,8 +8412,8 @@ class http_service : public httplib::Server {
   /// httplib up to 0.14.
   template <class Self = http_service>
   auto process_one(connection& client, bool& closed, int)
-      -> decltype(std::declval<Self&>().process_request(
-          client, false, closed, std::function<void(httplib::Request&)>())) {
+      -> decltype(std::declval<Self&>().process_request(client, false, closed,
+                                                        std::function<void(httplib::Request&)>())) {
     return static_cast<Self*>(this)->process_request(client, is_stopping(), closed, prepare);
   }
 
@@ -4126,7 +8449,9 @@ class http_service : public httplib::Server {
     response.set_header("x-request-id", now.id);
     response.set_header("openai-version", "2020-10-01");
     try {
+      now.path = canonical_path(now.request);
       allow_origin(now);
+      if (speaks_anthropic(now)) response.set_header("request-id", now.id);
       enter(now);
     } catch (const api_error& error) {
       answer_error(now, error);
@@ -4141,12 +8466,10 @@ class http_service : public httplib::Server {
 
   void enter(exchange& now) {
     const bool preflight = now.request.method == "OPTIONS";
-    now.path = canonical_path(now.request);
     const auto* found = find_route(now.request.method, now.path);
-    const credentials shown{now.request.get_header_value("Host"),
-                            now.request.get_header_value("Origin"),
-                            now.request.get_header_value("Authorization"),
-                            now.request.get_header_value("X-Api-Key")};
+    const credentials shown{
+        now.request.get_header_value("Host"), now.request.get_header_value("Origin"),
+        now.request.get_header_value("Authorization"), now.request.get_header_value("X-Api-Key")};
     const bool needs_key = !preflight && (found == nullptr || found->needs_key);
     now.client_id = check_access(shown, services_.settings, needs_key);
     if (preflight) {
@@ -4176,6 +8499,35 @@ class http_service : public httplib::Server {
     return text::starts_with(path, stem) && path.size() > stem.size();
   }
 
+  /// Endpoints of other servers that clients ask for, and what to do without them.
+  static std::string advice_for(std::string_view path) {
+    constexpr std::array<std::pair<std::string_view, std::string_view>, 10> advices = {{
+        {"/embeddings",
+         "Claude has no embedding model; run one beside this proxy, such as a local "
+         "sentence-transformers server"},
+        {"/images", "Claude makes no images; it reads them in /v1/chat/completions"},
+        {"/audio",
+         "Claude neither hears nor speaks; transcribe first and send the text to "
+         "/v1/chat/completions"},
+        {"/moderations", "ask the model for a judgement in /v1/chat/completions"},
+        {"/files", "send images and PDF files within the request, as base64"},
+        {"/uploads", "send images and PDF files within the request, as base64"},
+        {"/batches", "send the requests one by one; they are queued"},
+        {"/messages/batches", "send the requests one by one to /v1/messages; they are queued"},
+        {"/assistants",
+         "use /v1/responses with previous_response_id, or session_id in "
+         "/v1/chat/completions"},
+        {"/threads",
+         "use /v1/responses with previous_response_id, or session_id in "
+         "/v1/chat/completions"},
+    }};
+    for (const auto& [stem, advice] : advices) {
+      if (path != stem && !text::starts_with(path, std::string(stem) + "/")) continue;
+      return "/v1" + std::string(stem) + " is not offered here: " + std::string(advice);
+    }
+    return {};
+  }
+
   static const route* find_route(std::string_view method, std::string_view path) {
     if (method == "HEAD") method = "GET";
     for (const auto& row : routes()) {
@@ -4190,6 +8542,9 @@ class http_service : public httplib::Server {
     for (const auto& row : routes()) {
       if (matches(row, now.path)) allowed.emplace_back(row.method);
       known.push_back(std::string(row.method) + " /v1" + std::string(row.path));
+    }
+    if (const auto advice = advice_for(now.path); allowed.empty() && !advice.empty()) {
+      throw api_error(error_kind::not_found, advice);
     }
     if (allowed.empty()) {
       throw api_error(error_kind::not_found, "unknown path " + text::repair_utf8(now.path) +
@@ -4207,8 +8562,8 @@ class http_service : public httplib::Server {
     const auto harmless = [](char c) {
       return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '-' || c == '_' || c == '.';
     };
-    const bool keep = !given.empty() && given.size() <= 128 &&
-                      std::all_of(given.begin(), given.end(), harmless);
+    const bool keep =
+        !given.empty() && given.size() <= 128 && std::all_of(given.begin(), given.end(), harmless);
     return keep ? given : text::random_id("req_", 24);
   }
 
@@ -4231,16 +8586,26 @@ class http_service : public httplib::Server {
 
   /// Header values come percent-decoded from older httplib: no line end may be echoed.
   static std::string printable(std::string value) {
-    value.erase(std::remove_if(value.begin(), value.end(),
-                               [](char c) { return c < ' ' || c > '~'; }),
-                value.end());
+    value.erase(
+        std::remove_if(value.begin(), value.end(), [](char c) { return c < ' ' || c > '~'; }),
+        value.end());
     return value;
   }
 
+  /// Whose words a client understands that has not reached an endpoint, or one of both.
+  static bool speaks_anthropic(const exchange& now) {
+    const bool messages = now.path == "/messages" || text::starts_with(now.path, "/messages/");
+    const bool openai = now.path == "/chat/completions" || now.path == "/completions" ||
+                        text::starts_with(now.path, "/responses");
+    return messages || (!openai && now.request.has_header("anthropic-version"));
+  }
+
   static void answer_error(exchange& now, const api_error& error) {
-    now.response.status = http_status(error.kind);
+    const auto& dialect =
+        speaks_anthropic(now) ? anthropic_messages::dialect : openai_chat::dialect;
+    now.response.status = dialect.status(error.kind);
     if (!error.code.empty()) now.failure = " " + error.code;
-    now.response.set_content(openai_chat::render_error(error), json_type);
+    now.response.set_content(dialect.render_error(error, now.id), json_type);
     const bool says_when = error.kind == error_kind::rate_limited ||
                            error.kind == error_kind::unavailable ||
                            error.kind == error_kind::overloaded;
@@ -4300,24 +8665,50 @@ class http_service : public httplib::Server {
     return bytes;
   }
 
-  // The routes.
+  // Turns: the routes that ask the model.
 
   void answer_chat(exchange& now) { answer_turn(now, openai_chat::dialect); }
+  void answer_messages(exchange& now) { answer_turn(now, anthropic_messages::dialect); }
+  void answer_completions(exchange& now) { answer_turn(now, openai_completions::dialect); }
 
   void answer_turn(exchange& now, const surface& dialect) {
+    ask(now, dialect, parse_body(read_body(now)), make_context(now));
+  }
+
+  static reply_context make_context(const exchange& now) {
     using namespace std::chrono;
     const auto created = duration_cast<seconds>(system_clock::now().time_since_epoch()).count();
-    auto parsed = dialect.parse(parse_body(read_body(now)), {text::random_id("", 24), created});
-    if (!parsed.turn.ignored_params.empty()) {
-      now.response.set_header("x-ignored-params", text::join(parsed.turn.ignored_params, ", "));
+    return {text::random_id("", 24), created, now.id, {}};
+  }
+
+  /// A response may refer to earlier ones, and later ones to it.
+  void answer_responses(exchange& now) {
+    auto context = make_context(now);
+    const auto given = parse_body(read_body(now));
+    auto expanded = services_.responses.expand(now.client_id, given);
+    const auto& store = member_of(given, "store");
+    std::shared_ptr<response_store::running> running;
+    if (!store.is_boolean() || store.get<bool>()) {
+      running = services_.responses.begin(now.client_id, given,
+                                          openai_responses::make_begun_response(context, given));
+      context.keep = [running](const json& response) { running->keep(response); };
     }
-    const bool stream = parsed.turn.stream;
-    parsed.turn.client = now.client_id;
-    if (parsed.turn.session.empty() && now.request.has_header("X-Session-Id")) {
-      const json id = now.request.get_header_value("X-Session-Id");
-      parsed.turn.session = parse_session_id(reader(id, "X-Session-Id"));
+    ask(now, openai_responses::dialect, expanded, std::move(context),
+        running ? running->cancelled() : nullptr);
+  }
+
+  void ask(exchange& now, const surface& dialect, const json& body, reply_context context,
+           std::shared_ptr<const wake_signal> cancelled = nullptr) {
+    auto parsed = dialect.parse(body, context);
+    for (auto& turn : parsed.turns) settle_turn(now, turn);
+    if (parsed.turns.size() > 1 && !parsed.turns.front().session.empty()) {
+      throw bad_field("X-Session-Id", "goes on with one answer, and several are asked for");
     }
-    auto running = services_.turns.start(std::move(parsed.turn), now.client.fd());
+    refuse_ignored(parsed.turns.front());
+    tell_ignored(now, parsed.turns.front().ignored_params);
+    const bool stream = parsed.turns.front().stream;
+    auto running =
+        services_.turns.start(std::move(parsed.turns), now.client.fd(), std::move(cancelled));
     if (stream) {
       answer_stream(now, std::move(running), std::move(parsed.reply));
     } else {
@@ -4325,16 +8716,73 @@ class http_service : public httplib::Server {
     }
   }
 
-  static void answer_whole(exchange& now, turn& running, const reply& writer) {
-    collector answer;
-    event next;
-    do {
-      if (running.next(next, steady_time::max()) == turn::pulled::client_left) {
+  /// Puts in what is not in the body: who asks, in which session, and what the model takes.
+  void settle_turn(const exchange& now, turn_request& turn) const {
+    turn.client = now.client_id;
+    turn.strict = is_strict(now);
+    // Beside X-Session-Affinity it only tells a router which server to use (opencode): requests of
+    // one such id are of several conversations, and hold their history.
+    const bool routed = now.request.has_header("X-Session-Affinity");
+    if (turn.session.empty() && !routed && now.request.has_header("X-Session-Id")) {
+      const json id = now.request.get_header_value("X-Session-Id");
+      turn.session = parse_session_id(reader(id, "X-Session-Id"));
+    }
+    settle_headers(now, turn);
+    settle(turn, traits_of(turn.model.empty() ? services_.settings.default_model : turn.model,
+                           services_.status.get().always_thinking));
+  }
+
+  static std::optional<std::string> find_header(const exchange& now, const char* name) {
+    if (!now.request.has_header(name)) return std::nullopt;
+    return now.request.get_header_value(name);
+  }
+
+  /// What a client asks by headers of its agent; in vain where it asks for none.
+  void settle_headers(const exchange& now, turn_request& turn) const {
+    if (const auto tokens = find_header(now, "X-Claude-Max-Thinking-Tokens")) {
+      turn.thinking_tokens = text::try_number<std::int64_t>(text::trim(*tokens));
+      if (turn.thinking_tokens.value_or(-1) < 0 || *turn.thinking_tokens > 1'000'000) {
+        throw bad_field("X-Claude-Max-Thinking-Tokens", "must be a number from 0 to 1000000");
+      }
+    }
+    const auto shown = text::to_lower(now.request.get_header_value("X-Claude-Show-Activity"));
+    if (turn.agent && (shown == "true" || shown == "1")) turn.agent->show_activity = true;
+    const agent_headers asked{
+        find_header(now, "X-Claude-Max-Turns"), find_header(now, "X-Claude-Allowed-Tools"),
+        find_header(now, "X-Claude-Disallowed-Tools"), find_header(now, "X-Claude-Permission-Mode"),
+        find_header(now, "X-Claude-Cwd")};
+    if (turn.agent) return services_.agents.settle(turn, asked);
+    if (asked.max_turns) name_ignored(turn, "X-Claude-Max-Turns");
+    if (asked.allowed_tools) name_ignored(turn, "X-Claude-Allowed-Tools");
+    if (asked.disallowed_tools) name_ignored(turn, "X-Claude-Disallowed-Tools");
+    if (asked.permission_mode) name_ignored(turn, "X-Claude-Permission-Mode");
+    if (asked.directory) name_ignored(turn, "X-Claude-Cwd");
+  }
+
+  bool is_strict(const exchange& now) const {
+    const auto wish = text::to_lower(now.request.get_header_value("X-Strict-Params"));
+    return services_.settings.strict || wish == "true" || wish == "1";
+  }
+
+  static void tell_ignored(exchange& now, const std::vector<std::string>& names) {
+    if (names.empty()) return;
+    now.response.headers.erase("x-ignored-params");
+    now.response.set_header("x-ignored-params", text::join(names, ", "));
+  }
+
+  static void answer_whole(exchange& now, answer& running, const reply& writer) {
+    std::vector<collector> gathered(running.choices());
+    while (!running.ended()) {
+      answer::choice_event next;
+      if (running.next(next, steady_time::max()) == answer::pulled::client_left) {
         return abandon(now);
       }
-      answer.add(next);
-    } while (!ends_turn(next));
-    now.response.set_content(writer.render(answer.result()), json_type);
+      gathered.at(next.choice).add(next.what);
+    }
+    std::vector<turn_result> results;
+    for (const auto& one : gathered) results.push_back(one.result());
+    tell_ignored(now, running.ignored_params());
+    now.response.set_content(writer.render(results), json_type);
   }
 
   /// Nobody reads this answer; nginx's number for the log.
@@ -4345,27 +8793,29 @@ class http_service : public httplib::Server {
 
   /// A stream under way, owned by the response that it fills.
   struct open_stream {
-    std::unique_ptr<turn> running;
+    std::unique_ptr<answer> running;
     std::unique_ptr<reply> writer;
-    std::optional<event> first;  ///< what came before the status line was sent
+    std::optional<answer::choice_event> first;  ///< what came before the status line was sent
     std::chrono::milliseconds keep_alive;
   };
 
   /// Waits for the first event before the status line, so that a failure is a real status; but not
   /// longer than a client's patience with silence.
-  void answer_stream(exchange& now, std::unique_ptr<turn> running, std::unique_ptr<reply> writer) {
+  void answer_stream(exchange& now, std::unique_ptr<answer> running,
+                     std::unique_ptr<reply> writer) {
     const auto stream = std::make_shared<open_stream>();
     stream->running = std::move(running);
     stream->writer = std::move(writer);
     stream->keep_alive = services_.settings.keep_alive_interval;
-    event first;
+    answer::choice_event first;
     const auto patience = std::chrono::steady_clock::now() + stream->keep_alive;
     const auto got = stream->running->next(first, patience);
-    if (got == turn::pulled::client_left) return abandon(now);
-    if (got == turn::pulled::arrived) {
-      if (const auto* failed = std::get_if<turn_failed>(&first)) throw failed->error;
+    if (got == answer::pulled::client_left) return abandon(now);
+    if (got == answer::pulled::arrived) {
+      if (const auto* failed = std::get_if<turn_failed>(&first.what)) throw failed->error;
       stream->first = std::move(first);
     }
+    tell_ignored(now, stream->running->ignored_params());
     now.response.set_header("Cache-Control", "no-cache");
     now.response.set_header("X-Accel-Buffering", "no");
     now.response.set_chunked_content_provider(
@@ -4381,34 +8831,116 @@ class http_service : public httplib::Server {
         });
   }
 
-  /// Writes events until the turn ends. What is known already goes out in one piece.
+  /// Writes events until the answer ends. What is known already goes out in one piece.
   static const char* run_stream(open_stream& stream, httplib::DataSink& sink) {
-    event next;
-    auto got = turn::pulled::silence;
+    answer::choice_event next;
+    auto got = answer::pulled::silence;
     if (stream.first) {
       next = std::move(*stream.first);
-      got = turn::pulled::arrived;
+      got = answer::pulled::arrived;
     }
     for (bool ended = false; !ended;) {
       std::string out;
-      if (got == turn::pulled::silence) stream.writer->write_keep_alive(out);
-      while (got == turn::pulled::arrived && !ended) {
-        stream.writer->write(next, out);
-        ended = ends_turn(next);
+      if (got == answer::pulled::silence) stream.writer->write_keep_alive(out);
+      while (got == answer::pulled::arrived && !ended) {
+        stream.writer->write(next.choice, next.what, out);
+        ended = stream.running->ended();
         if (!ended) got = stream.running->next(next, steady_time::min());
       }
       if (!out.empty() && !sink.write(out.data(), out.size())) return "client left";
       if (ended) break;
       got = stream.running->next(next, std::chrono::steady_clock::now() + stream.keep_alive);
-      if (got == turn::pulled::client_left) return "client left";
+      if (got == answer::pulled::client_left) return "client left";
     }
     sink.done();
     return "done";
   }
 
-  /// What a route's '*' stands for.
+  // The other routes.
+
+  static void answer_json(exchange& now, const json& body) {
+    now.response.set_content(dump(body), json_type);
+  }
+
+  /// What a route's '*' stands for: the rest of the path behind the n-th slash.
   static std::string last_of_path(const exchange& now) {
     return now.path.substr(now.path.find('/', 1) + 1);
+  }
+
+  /// As far as the API can be asked, it counts; else the size is an estimate, and told as one.
+  void answer_count(exchange& now) {
+    const auto body = parse_body(read_body(now));
+    auto turn = anthropic_messages::parse_request(body, true);
+    define_called_tools(turn);
+    const auto counted = count_by_api(anthropic_messages::make_count_request(body, turn));
+    now.response.set_header("x-token-count", counted ? "exact" : "estimate");
+    answer_json(now, json::object({{"input_tokens",
+                                    counted.value_or(anthropic_messages::estimate_tokens(turn))}}));
+  }
+
+  /// Asks the API for the true count, which takes an API key and no `claude`. Nullopt when it
+  /// cannot be had: with other methods, aliases of models, or no TLS in the installed httplib.
+  std::optional<std::int64_t> count_by_api(const json& body) const {
+    const auto& settings = services_.settings;
+    const auto& variables = settings.environment;
+    const auto key = value_or(variables, "ANTHROPIC_API_KEY");
+    if (resolve_auth(settings) != auth_method::api_key || key.empty()) return std::nullopt;
+    const auto base = value_or(variables, "ANTHROPIC_BASE_URL", "https://api.anthropic.com");
+    const auto path_begin = base.find('/', base.find("://") + 3);
+    httplib::Client api(base.substr(0, path_begin));
+    if (!api.is_valid()) return std::nullopt;
+    api.set_connection_timeout(5);
+    api.set_read_timeout(10);
+    const auto prefix = path_begin == std::string::npos ? std::string() : base.substr(path_begin);
+    const auto answer =
+        api.Post(prefix + "/v1/messages/count_tokens",
+                 {{"x-api-key", key}, {"anthropic-version", "2023-06-01"}}, dump(body), json_type);
+    if (!answer || answer->status != 200) return std::nullopt;
+    const auto count = integer_of(json::parse(answer->body, nullptr, false), "input_tokens");
+    return count > 0 ? std::optional<std::int64_t>(count) : std::nullopt;
+  }
+
+  /// `/responses/ID`, `/responses/ID/input_items`, `/responses/ID/cancel`: the id, if the path ends
+  /// so.
+  static std::optional<std::string> response_id(const exchange& now, std::string_view ending) {
+    const auto rest = last_of_path(now);
+    const auto slash = rest.find('/');
+    const auto tail = slash == std::string::npos ? std::string() : rest.substr(slash);
+    if (tail != ending) return std::nullopt;
+    return rest.substr(0, slash);
+  }
+
+  static api_error no_response(const std::string& id) {
+    return {error_kind::not_found, "Response with id '" + text::repair_utf8(id) + "' not found"};
+  }
+
+  void answer_response(exchange& now) {
+    if (const auto id = response_id(now, "/input_items")) {
+      const auto items = services_.responses.input_items(now.client_id, *id);
+      if (!items) throw no_response(*id);
+      const bool newest_first = now.request.get_param_value("order") != "asc";
+      return answer_json(now,
+                         render_items(*items, newest_first, now.request.get_param_value("limit"),
+                                      now.request.get_param_value("after")));
+    }
+    const auto id = response_id(now, "").value_or(last_of_path(now));
+    const auto kept = services_.responses.get(now.client_id, id);
+    if (!kept) throw no_response(id);
+    answer_json(now, *kept);
+  }
+
+  void delete_response(exchange& now) {
+    const auto id = response_id(now, "").value_or(last_of_path(now));
+    if (!services_.responses.remove(now.client_id, id)) throw no_response(id);
+    answer_json(now, json::object({{"id", id}, {"object", "response"}, {"deleted", true}}));
+  }
+
+  void cancel_response(exchange& now) {
+    const auto id = response_id(now, "/cancel");
+    if (!id) refuse_route(now);
+    const auto kept = services_.responses.cancel(now.client_id, *id);
+    if (!kept) throw no_response(*id);
+    answer_json(now, *kept);
   }
 
   std::vector<model_entry> catalog() const {
@@ -4416,46 +8948,27 @@ class http_service : public httplib::Server {
   }
 
   void answer_models(exchange& now) {
-    now.response.set_content(dump(render_models(catalog())), json_type);
+    if (!speaks_anthropic(now)) return answer_json(now, render_models(catalog()));
+    const auto parameter = [&](const char* name) { return now.request.get_param_value(name); };
+    answer_json(now, render_model_page(catalog(), parameter("limit"), parameter("after_id"),
+                                       parameter("before_id")));
   }
 
   /// Any id is passed on to the CLI, so any is described.
   void answer_model(exchange& now) {
     const json id = last_of_path(now);
     const auto model = parse_model(reader(id, "model"));
-    now.response.set_content(dump(render_model({model, release_time(model)})), json_type);
-  }
-
-  static json render_session(const session_info& kept) {
-    return json::object({{"session_id", kept.id},
-                         {"created_at", text::iso_time(kept.created)},
-                         {"last_accessed", text::iso_time(kept.last_accessed)},
-                         {"message_count", kept.messages},
-                         {"expires_at", text::iso_time(kept.expires)}});
+    const model_entry entry{model, release_time(model)};
+    answer_json(now, speaks_anthropic(now) ? render_page_model(entry) : render_model(entry));
   }
 
   void answer_sessions(exchange& now) {
-    json rows = json::array();
-    for (const auto& kept : services_.sessions.list(now.client_id)) {
-      rows.push_back(render_session(kept));
-    }
-    const auto total = rows.size();
-    now.response.set_content(dump(json::object({{"sessions", rows}, {"total", total}})), json_type);
+    answer_json(now, render_sessions(services_.sessions.list(now.client_id)));
   }
 
-  /// Expired sessions are gone before they are counted.
   void answer_session_stats(exchange& now) {
-    const auto all = services_.sessions.list(now.client_id);
-    std::size_t messages = 0;
-    for (const auto& kept : all) messages += kept.messages;
-    const std::chrono::duration<double, std::ratio<3600>> ttl = services_.settings.session_ttl;
-    const json stats = json::object({{"active_sessions", all.size()},
-                                     {"expired_sessions", 0},
-                                     {"total_messages", messages}});
-    now.response.set_content(dump(json::object({{"session_stats", stats},
-                                                {"cleanup_interval_minutes", 0},
-                                                {"default_ttl_hours", ttl.count()}})),
-                             json_type);
+    answer_json(now, render_session_stats(services_.sessions.list(now.client_id),
+                                          services_.settings.session_ttl));
   }
 
   static api_error no_session() { return {error_kind::not_found, "Session not found"}; }
@@ -4463,78 +8976,121 @@ class http_service : public httplib::Server {
   void answer_session(exchange& now) {
     const auto kept = services_.sessions.get(now.client_id, last_of_path(now));
     if (!kept) throw no_session();
-    now.response.set_content(dump(render_session(*kept)), json_type);
+    answer_json(now, render_session(*kept));
   }
 
   void delete_session(exchange& now) {
     const auto id = last_of_path(now);
     if (!services_.sessions.remove(now.client_id, id)) throw no_session();
-    const auto told = "Session " + id + " deleted successfully";
-    now.response.set_content(dump(json::object({{"message", told}})), json_type);
+    answer_json(now, json::object({{"message", "Session " + id + " deleted successfully"}}));
+  }
+
+  /// What of a chat request would be honoured.
+  void answer_compatibility(exchange& now) {
+    const auto body = parse_body(read_body(now));
+    auto turn = openai_chat::parse(body, {}).turns.front();
+    settle_turn(now, turn);
+    answer_json(now, openai_chat::render_compatibility(body, turn.ignored_params));
+  }
+
+  void answer_tools(exchange& now) { answer_json(now, render_known_tools()); }
+
+  void answer_tool_configuration(exchange& now) {
+    const auto session = now.request.get_param_value("session_id");
+    answer_json(now, render_configuration(services_.agents.configuration(now.client_id, session)));
+  }
+
+  void set_tool_configuration(exchange& now) {
+    const auto body = parse_body(read_body(now));
+    const reader root(body);
+    const auto session = root.find("session_id");
+    answer_json(now, render_configuration(services_.agents.configure(
+                         now.client_id, session ? parse_session_id(*session) : std::string(),
+                         parse_names(root.find("allowed_tools")),
+                         parse_names(root.find("disallowed_tools")))));
+  }
+
+  void answer_tool_stats(exchange& now) {
+    answer_json(now, render_tool_stats(services_.agents.configuration(now.client_id, {}),
+                                       services_.agents.session_configurations(now.client_id)));
+  }
+
+  void answer_mcp_servers(exchange& now) {
+    answer_json(now, render_mcp_servers(services_.agents.servers(now.client_id)));
+  }
+
+  void answer_mcp_stats(exchange& now) {
+    answer_json(now, render_mcp_stats(services_.agents.servers(now.client_id)));
+  }
+
+  /// A server is a command that runs as the proxy's user: whoever registers one must hold a key.
+  void check_registration(const exchange& now) const {
+    if (!now.client_id.empty() || services_.settings.allow_mcp_registration) return;
+    throw api_error(error_kind::permission,
+                    "an MCP server is a command that runs on this machine; registering it needs a "
+                    "client key (--api-key) or --allow-mcp-registration");
+  }
+
+  void add_mcp_server(exchange& now) {
+    check_registration(now);
+    const auto body = parse_body(read_body(now));
+    auto server = parse_mcp_server(reader(body));
+    const auto told = "MCP server '" + server.name + "' registered successfully";
+    services_.agents.add_server(now.client_id, std::move(server));
+    answer_json(now, json::object({{"message", told}}));
+  }
+
+  void connect_mcp_server(exchange& now) {
+    check_registration(now);
+    const auto body = parse_body(read_body(now));
+    const auto name = reader(body).require("server_name").string();
+    const auto server =
+        services_.agents.connect(now.client_id, name, services_.guard, services_.stop);
+    answer_json(now, json::object({{"message", "Connected to MCP server '" + name + "'"},
+                                   {"tools", server.tools},
+                                   {"resources", server.resources},
+                                   {"prompts", server.prompts}}));
+  }
+
+  void disconnect_mcp_server(exchange& now) {
+    check_registration(now);
+    const auto body = parse_body(read_body(now));
+    const auto name = reader(body).require("server_name").string();
+    services_.agents.disconnect(now.client_id, name);
+    answer_json(now, json::object({{"message", "Disconnected from MCP server '" + name + "'"}}));
   }
 
   void answer_auth_status(exchange& now) {
-    const auto& settings = services_.settings;
-    const auto facts = services_.status.get();
-    auto errors = missing_credentials(settings);
-    if (!facts.problem.empty()) errors.push_back(facts.problem);
-    json names = json::array();
-    for (const auto& [name, value] : child_environment(settings)) {
-      static_cast<void>(value);
-      names.push_back(name);
-    }
-    const auto method = name_of(resolve_auth(settings));
-    const json status = json::object(
-        {{"method", method},
-         {"valid", errors.empty() && facts.logged_in.value_or(true)},
-         {"errors", errors},
-         {"config", json::object({{"claude_path", settings.claude_path},
-                                  {"claude_version", facts.version}})}});
-    const json auth = json::object(
-        {{"method", method}, {"status", status}, {"environment_variables", names}});
-    const bool keyed = !settings.api_keys.empty();
-    const json server = json::object({{"api_key_required", keyed},
-                                      {"api_key_source", keyed ? "environment" : "none"},
-                                      {"version", CLAUDE_OPENAI_VERSION}});
-    now.response.set_content(
-        dump(json::object({{"claude_code_auth", auth}, {"server_info", server}})), json_type);
+    answer_json(now, render_auth_status(services_.settings, services_.status.get()));
   }
 
-  /// Healthy means that a request would be answered.
   void answer_health(exchange& now) {
-    const auto counts = services_.processes.counts();
-    auto problem = services_.status.get().problem;
-    if (problem.empty() && counts.stalled > longest_stall) {
-      problem = std::to_string(counts.queued) + " requests wait, and none has got a process for " +
-                std::to_string(counts.stalled.count() / 1000) + " s";
-    }
-    json whole = json::object({{"status", problem.empty() ? "healthy" : "degraded"},
-                               {"service", "claude-openai"},
-                               {"processes", json::object({{"spare", counts.spare},
-                                                           {"warm", counts.warm},
-                                                           {"busy", counts.busy},
-                                                           {"idle", counts.idle},
-                                                           {"stopping", counts.stopping},
-                                                           {"maximum", counts.maximum}})},
-                               {"queued", counts.queued}});
-    if (!problem.empty()) whole["problem"] = problem;
-    now.response.set_content(dump(whole), json_type);
+    answer_json(now, render_health(services_.processes.counts(), services_.status.get()));
+  }
+
+  /// A word to whoever looks whether somebody is there.
+  void answer_root(exchange& now) {
+    now.response.set_content(
+        "claude-openai " CLAUDE_OPENAI_VERSION
+        ": point an OpenAI or Anthropic client at this address.\n"
+        "curl http://HOST:PORT/v1/chat/completions "
+        "-d '{\"messages\":[{\"role\":\"user\",\"content\":\"Say hello\"}]}'\n",
+        "text/plain; charset=utf-8");
   }
 
   void answer_version(exchange& now) {
-    const json whole = json::object({{"version", CLAUDE_OPENAI_VERSION},
-                                     {"service", "claude-openai"},
-                                     {"api_version", "v1"}});
-    now.response.set_content(dump(whole), json_type);
+    answer_json(now, json::object({{"version", CLAUDE_OPENAI_VERSION},
+                                   {"service", "claude-openai"},
+                                   {"api_version", "v1"}}));
   }
 
   services services_;
 };
 
 //================================================================================================
-// [21] server - the whole proxy as one object
-// uses: text, log, options, cli_command, process, pool, sessions, engine, status,
-//       http | owns threads
+// [27] server - the whole proxy as one object
+// uses: text, log, options, cli_command, process, pool, sessions, responses, engine, agents,
+//       status, http | owns threads
 //================================================================================================
 
 /// The proxy. Construct, `bind`, `run`; `stop` from another thread or a signal handler.
@@ -4548,7 +9104,10 @@ class server {
         pool_(settings_, guard_),
         sessions_(settings_),
         engine_(settings_, pool_, sessions_),
-        http_({settings_, pool_, engine_, sessions_, status_, closing_}) {}
+        responses_(settings_),
+        agents_(settings_, scratch_->path()),
+        http_({settings_, pool_, engine_, sessions_, responses_, agents_, status_, *guard_,
+               closing_}) {}
   server(const server&) = delete;
   server& operator=(const server&) = delete;
   ~server() = default;
@@ -4654,7 +9213,10 @@ class server {
     std::vector<pollfd> entries{{stop_.fd(), POLLIN, 0}};
     for (const auto& listener : listeners_) entries.push_back({listener.get(), POLLIN, 0});
     for (;;) {
-      ::poll(entries.data(), static_cast<nfds_t>(entries.size()), -1);
+      constexpr int expiry_interval_ms = 60'000;
+      const int ready =
+          ::poll(entries.data(), static_cast<nfds_t>(entries.size()), expiry_interval_ms);
+      if (ready == 0) sessions_.expire();
       if (const auto stops = entries[0].revents != 0 ? stop_.clear() : 0) return stops;
       for (std::size_t i = 1; i < entries.size(); ++i) {
         if (entries[i].revents != 0) accept_one(entries[i].fd);
@@ -4726,6 +9288,8 @@ class server {
   pool pool_;
   session_store sessions_;
   engine engine_;
+  response_store responses_;
+  agent_registry agents_;
   http_service http_;
   std::vector<unique_fd> listeners_;
   std::mutex mutex_;

@@ -44,6 +44,7 @@ struct command_line {
   std::string auth;
   std::string log_level = "info";
   std::vector<std::string> keys;
+  bool no_builtin_tools = false;
   CLI::App app{"An OpenAI-compatible proxy over living `claude` processes.", "claude-openai"};
 
   command_line() {
@@ -55,6 +56,7 @@ struct command_line {
     add_claude_options();
     add_limits();
     add_sessions();
+    add_agents();
   }
 
   void add_server_options() {
@@ -81,8 +83,8 @@ struct command_line {
   void add_claude_options() {
     app.add_option("--auth-method", auth, "How claude reaches a model (default: detect)")
         ->envname("CLAUDE_AUTH_METHOD")
-        ->check(CLI::IsMember({"cli", "api_key", "bedrock", "vertex", "claude_cli", "anthropic",
-                               "detect"}));
+        ->check(CLI::IsMember(
+            {"cli", "api_key", "bedrock", "vertex", "claude_cli", "anthropic", "detect"}));
     app.add_option("--claude-path", settings.claude_path, "The claude program (default: on PATH)")
         ->envname("CLAUDE_CLI_PATH");
     app.add_option("--cwd", settings.working_directory,
@@ -118,6 +120,9 @@ struct command_line {
     app.add_option("--max-request-size", settings.max_body_bytes, "Largest request body in bytes")
         ->envname("MAX_REQUEST_SIZE")
         ->capture_default_str();
+    app.add_flag("--strict", settings.strict,
+                 "Refuse requests with fields that cannot be honoured, instead of naming them")
+        ->envname("CLAUDE_STRICT");
   }
 
   void add_sessions() {
@@ -126,6 +131,62 @@ struct command_line {
     app.add_option("--session-dir", settings.session_directory,
                    "Directory where sessions survive a restart (default: memory alone)")
         ->envname("CLAUDE_SESSION_DIR");
+  }
+
+  /// What clients may ask of Claude Code's own tools (`enable_tools`).
+  void add_agents() {
+    app.add_flag("--no-builtin-tools", no_builtin_tools,
+                 "Never lend Claude Code's own tools to clients")
+        ->envname("CLAUDE_NO_BUILTIN_TOOLS");
+    add_list("--allowed-tools", settings.allowed_tools,
+             "Tools that a client may ask for, with commas (default: all known ones)",
+             "CLAUDE_ALLOWED_TOOLS")
+        ->delimiter(',');
+    add_list("--disallowed-tools", settings.disallowed_tools,
+             "Tools or rules such as 'Bash(rm:*)' that no client gets, with commas",
+             "CLAUDE_DISALLOWED_TOOLS")
+        ->delimiter(',');
+    app.add_option("--permission-mode", settings.permission_mode,
+                   "The most that a client may ask for")
+        ->envname("CLAUDE_PERMISSION_MODE")
+        ->check(CLI::IsMember(std::vector<std::string>(proxy::permission_modes.begin(),
+                                                       proxy::permission_modes.end())))
+        ->capture_default_str();
+    app.add_option("--max-turns", settings.max_turns,
+                   "The most turns that a client may ask for; 0 for no limit")
+        ->envname("CLAUDE_MAX_TURNS")
+        ->check(CLI::Range(0, 1'000'000))
+        ->capture_default_str();
+    app.add_option("--max-budget-usd", settings.max_budget_usd,
+                   "The most that one conversation's agent may cost; 0 for no limit")
+        ->envname("CLAUDE_MAX_BUDGET_USD")
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
+    add_agent_places();
+  }
+
+  void add_agent_places() {
+    add_list("--add-dir", settings.agent_directories,
+             "Directory that agents may use beside their own; repeatable", "CLAUDE_ADD_DIR")
+        ->check(CLI::ExistingDirectory);
+    add_list("--allowed-cwd", settings.agent_roots,
+             "Directory in or below which a client may let its agent work; repeatable",
+             "CLAUDE_ALLOWED_CWD")
+        ->check(CLI::ExistingDirectory);
+    app.add_option("--mcp-config", settings.mcp_config, "File with the MCP servers of agents")
+        ->envname("CLAUDE_MCP_CONFIG")
+        ->check(CLI::ExistingFile);
+    app.add_flag("--allow-mcp-registration", settings.allow_mcp_registration,
+                 "Let clients without a key register MCP servers, which run commands here")
+        ->envname("CLAUDE_ALLOW_MCP_REGISTRATION");
+  }
+
+  CLI::Option* add_list(const char* flag, std::vector<std::string>& values, const char* help,
+                        const char* variable) {
+    return app.add_option(flag, values, help)
+        ->envname(variable)
+        ->allow_extra_args(false)
+        ->take_all();
   }
 
   void add_duration(const char* flag, std::chrono::milliseconds& value, const char* help,
@@ -144,11 +205,11 @@ struct command_line {
 
   proxy::options finish() {
     settings.environment = proxy::current_environment();
-    settings.port_required = app.count("--port") > 0 ||
-                             settings.environment.count("PORT") > 0;
+    settings.port_required = app.count("--port") > 0 || settings.environment.count("PORT") > 0;
     settings.auth = proxy::try_auth_method(auth).value_or(proxy::auth_method::detect);
     settings.timeout = parse_timeout(timeout);
     settings.log = make_logger(log_level);
+    settings.builtin_tools = !no_builtin_tools;
     settings.api_keys = keys;
     if (keys.empty()) {
       const auto& variables = settings.environment;

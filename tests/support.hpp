@@ -91,59 +91,105 @@ class generator {
 
 // ---- events ------------------------------------------------------------------------------------
 
-/// What breaks the grammar of events; empty when nothing does.
+/// Checks event by event that the grammar of events holds; `problem` tells the first breach.
 ///
 ///   turn  := turn_started block* ( turn_stopped | turn_failed )   turn_failed may come at any time
 ///   block := block_started(i) block_delta(i)* block_stopped(i)     i = 0, 1, 2…, never interleaved
-inline std::string grammar_problem(const std::vector<claude_openai::event>& events) {
-  using namespace claude_openai;
-  bool started = false;
-  bool open = false;
-  bool ended = false;
-  std::size_t blocks = 0;
-  std::string problem;
-  const auto expect = [&](bool holds, const char* what) {
-    if (!holds && problem.empty()) problem = what;
-  };
-  for (const auto& what : events) {
-    expect(!ended, "an event after the end of the turn");
-    if (std::holds_alternative<turn_started>(what)) {
-      expect(!started, "a second turn_started");
-      started = true;
-    } else if (const auto* begun = std::get_if<block_started>(&what)) {
-      expect(started, "a block before turn_started");
-      expect(!open, "a block within a block");
-      expect(begun->index == blocks, "block indexes are not dense");
-      open = true;
-      ++blocks;
-    } else if (const auto* delta = std::get_if<block_delta>(&what)) {
-      expect(open, "a delta outside of a block");
-      expect(delta->index + 1 == blocks, "a delta of another block than the open one");
-      expect(!delta->text.empty(), "an empty delta");
-    } else if (const auto* closed = std::get_if<block_stopped>(&what)) {
-      expect(open, "block_stopped without an open block");
-      expect(closed->index + 1 == blocks, "another block than the open one is stopped");
-      open = false;
-    } else if (std::holds_alternative<turn_stopped>(what)) {
-      expect(started, "turn_stopped before turn_started");
-      expect(!open, "turn_stopped within a block");
-    }
-    ended = ends_turn(what);
-    if (!problem.empty()) return problem;
+///
+/// Of the kinds of blocks: only a tool call has an id and a name; its arguments are never empty; who
+/// stops for a tool has called one.
+class grammar_checker {
+ public:
+  void add(const claude_openai::event& what) {
+    using namespace claude_openai;
+    expect(!ended_, "an event after the end of the turn");
+    std::visit(overloaded{[&](const turn_started&) {
+                            expect(!started_, "a second turn_started");
+                            started_ = true;
+                          },
+                          [&](const block_started& e) { start_block(e); },
+                          [&](const block_delta& e) { add_delta(e); },
+                          [&](const block_stopped& e) { stop_block(e); },
+                          [&](const turn_stopped& e) { stop_turn(e); }, [](const turn_failed&) {}},
+               what);
+    ended_ = ends_turn(what);
   }
-  expect(ended, "the turn has no end");
-  return problem;
+
+  std::string problem() const { return problem_.empty() && !ended_ ? unfinished : problem_; }
+
+  static constexpr const char* unfinished = "the turn has no end";
+
+ private:
+  void expect(bool holds, const char* rule) {
+    if (!holds && problem_.empty()) problem_ = rule;
+  }
+
+  void start_block(const claude_openai::block_started& begun) {
+    expect(started_, "a block before turn_started");
+    expect(!open_, "a block within a block");
+    expect(begun.index == blocks_, "block indexes are not dense");
+    const bool call = begun.kind == claude_openai::block_kind::tool_call;
+    expect(call || (begun.id.empty() && begun.name.empty()), "a name of no tool call");
+    open_ = true;
+    empty_call_ = call;
+    calls_ += call ? 1 : 0;
+    ++blocks_;
+  }
+
+  void add_delta(const claude_openai::block_delta& delta) {
+    expect(open_, "a delta outside of a block");
+    expect(delta.index + 1 == blocks_, "a delta of another block than the open one");
+    expect(!delta.text.empty(), "an empty delta");
+    empty_call_ = false;
+  }
+
+  void stop_block(const claude_openai::block_stopped& closed) {
+    expect(open_, "block_stopped without an open block");
+    expect(closed.index + 1 == blocks_, "another block than the open one is stopped");
+    expect(!empty_call_, "a tool call without arguments");
+    open_ = false;
+  }
+
+  void stop_turn(const claude_openai::turn_stopped& stopped) {
+    expect(started_, "turn_stopped before turn_started");
+    expect(!open_, "turn_stopped within a block");
+    const bool for_tools = stopped.reason == claude_openai::stop_reason::tool_use;
+    expect(!for_tools || calls_ > 0, "a stop for a tool without a tool call");
+  }
+
+  bool started_ = false;
+  bool open_ = false;
+  bool ended_ = false;
+  bool empty_call_ = false;
+  std::size_t blocks_ = 0;
+  std::size_t calls_ = 0;
+  std::string problem_;
+};
+
+/// What breaks the grammar of events; empty when nothing does.
+inline std::string grammar_problem(const std::vector<claude_openai::event>& events) {
+  grammar_checker checker;
+  for (const auto& what : events) checker.add(what);
+  return checker.problem();
+}
+
+/// All that was said in blocks of one kind.
+inline std::string said_in(claude_openai::block_kind wanted,
+                           const std::vector<claude_openai::event>& events) {
+  std::string text;
+  bool open = false;
+  for (const auto& what : events) {
+    if (const auto* begun = std::get_if<claude_openai::block_started>(&what)) {
+      open = begun->kind == wanted;
+    }
+    const auto* delta = std::get_if<claude_openai::block_delta>(&what);
+    if (delta != nullptr && open) text += delta->text;
+  }
+  return text;
 }
 
 inline std::string text_of(const std::vector<claude_openai::event>& events) {
-  std::string text;
-  auto kind = claude_openai::block_kind::text;
-  for (const auto& what : events) {
-    if (const auto* begun = std::get_if<claude_openai::block_started>(&what)) kind = begun->kind;
-    const auto* delta = std::get_if<claude_openai::block_delta>(&what);
-    if (delta != nullptr && kind == claude_openai::block_kind::text) text += delta->text;
-  }
-  return text;
+  return said_in(claude_openai::block_kind::text, events);
 }
 
 inline std::optional<claude_openai::api_error> failure_of(
@@ -180,15 +226,30 @@ claude_openai::api_error error_of(const Action& action) {
 
 // ---- chat streams ------------------------------------------------------------------------------
 
-/// What a client gathers from a stream of `chat.completion.chunk` objects.
-struct chat_answer {
+struct chat_call {
+  std::string id;
+  std::string name;
+  std::string arguments;
+};
+
+/// One choice as a client gathers it.
+struct chat_choice {
+  std::string role;
+  std::string content;
+  std::string reasoning;
+  std::string finish_reason;
+  std::vector<chat_call> calls;   ///< `tool_calls`
+  std::vector<chat_call> legacy;  ///< `function_call`: none or one, without an id
+};
+
+/// What a client gathers from a stream of `chat.completion.chunk` objects. Its own members are the
+/// first choice's.
+struct chat_answer : chat_choice {
   std::string problem;  ///< the first rule that the stream breaks; empty when it breaks none
   std::string id;
   std::string model;
   std::int64_t created = 0;
-  std::string role;
-  std::string content;
-  std::string finish_reason;
+  std::vector<chat_choice> choices;
   json usage;
   json error;
   std::size_t comments = 0;
@@ -197,6 +258,8 @@ struct chat_answer {
 /// Reads a chat stream as the SDKs do, and checks what the strictest of them check.
 class chat_stream_reader {
  public:
+  explicit chat_stream_reader(std::size_t choices) { got_.choices.resize(choices); }
+
   chat_answer read(std::string_view bytes) {
     while (!bytes.empty() && got_.problem.empty()) {
       const auto end = bytes.find("\n\n");
@@ -206,7 +269,10 @@ class chat_stream_reader {
       bytes.remove_prefix(end + 2);
     }
     expect(done_, "no [DONE]");
-    expect(!got_.finish_reason.empty() || !got_.error.is_null(), "no finish_reason");
+    for (const auto& choice : got_.choices) {
+      expect(!choice.finish_reason.empty() || !got_.error.is_null(), "no finish_reason");
+    }
+    static_cast<chat_choice&>(got_) = got_.choices.front();
     return got_;
   }
 
@@ -242,8 +308,7 @@ class chat_stream_reader {
   }
 
   void read_chunk(const json& chunk) {
-    const bool first = chunks_++ == 0;
-    if (first) {
+    if (chunks_++ == 0) {
       got_.id = chunk.value("id", "");
       got_.model = chunk.value("model", "");
       got_.created = chunk.value("created", std::int64_t{0});
@@ -257,36 +322,84 @@ class chat_stream_reader {
     if (chunk["choices"].empty()) return read_usage(chunk);
     expect(!chunk.contains("usage") || chunk["usage"].is_null(), "usage beside a choice");
     expect(chunk["choices"].size() == 1, "more than one choice");
-    read_choice(chunk["choices"][0], first);
+    read_choice(chunk["choices"][0]);
   }
 
   void read_usage(const json& chunk) {
-    expect(!got_.finish_reason.empty(), "usage before the finish_reason");
+    for (const auto& choice : got_.choices) {
+      expect(!choice.finish_reason.empty(), "usage before the finish_reason");
+    }
     expect(got_.usage.is_null(), "a second usage");
     expect(chunk.contains("usage") && chunk["usage"].is_object(), "no choice and no usage");
     if (got_.problem.empty()) got_.usage = chunk["usage"];
   }
 
-  void read_choice(const json& choice, bool first) {
-    expect(choice.value("index", -1) == 0, "no index in a choice");
+  void read_choice(const json& choice) {
+    const auto index = choice.value("index", std::size_t{99});
+    expect(index < got_.choices.size(), "no index in a choice, or one too many");
     expect(choice.contains("delta") && choice["delta"].is_object(), "no delta in a choice");
     expect(choice.contains("logprobs") && choice["logprobs"].is_null(), "no logprobs in a choice");
     expect(choice.contains("finish_reason"), "no finish_reason in a choice");
-    expect(got_.finish_reason.empty(), "a choice after the finish_reason");
     if (!got_.problem.empty()) return;
+    auto& own = got_.choices[index];
+    expect(own.finish_reason.empty(), "a choice after the finish_reason");
     const auto& delta = choice["delta"];
+    const bool first = own.role.empty();
     expect(delta.contains("role") == first, "the role is in the first chunk and in no other");
-    if (first) {
-      got_.role = delta.value("role", "");
-      expect(delta.size() == 2 && delta.contains("content"), "the first delta is role and content");
-    }
     if (!choice["finish_reason"].is_null()) {
       expect(delta.empty(), "the last delta is not empty");
-      got_.finish_reason = choice["finish_reason"].get<std::string>();
-      return;
+      own.finish_reason = choice["finish_reason"].get<std::string>();
+    } else if (first) {
+      own.role = delta.value("role", "");
+      expect(delta.size() == 2 && delta.value("content", "x").empty(),
+             "the first delta is role and empty content");
+    } else {
+      read_delta(delta, own);
     }
-    expect(delta.contains("content") && delta["content"].is_string(), "a delta without content");
-    if (got_.problem.empty()) got_.content += delta["content"].get<std::string>();
+  }
+
+  void read_delta(const json& delta, chat_choice& own) {
+    expect(delta.size() == 1, "a delta of several things, or of nothing");
+    if (!got_.problem.empty()) return;
+    const auto& name = delta.begin().key();
+    const auto& more = delta.begin().value();
+    if (name == "content" || name == "reasoning_content") {
+      expect(more.is_string() && more != "", "a delta without text");
+      if (got_.problem.empty()) (name == "content" ? own.content : own.reasoning) += more;
+    } else if (name == "tool_calls") {
+      expect(more.is_array() && more.size() == 1, "more than one tool call in a delta");
+      if (got_.problem.empty()) read_call(more[0], own);
+    } else if (name == "function_call") {
+      expect(own.calls.empty(), "calls of both kinds");
+      read_function(more, own.legacy);
+    } else {
+      expect(false, "a delta of a kind that no client knows");
+    }
+  }
+
+  void read_call(const json& call, chat_choice& own) {
+    const auto index = call.value("index", std::size_t{999});
+    const bool begins = call.contains("id");
+    expect(own.legacy.empty(), "calls of both kinds");
+    expect(index + (begins ? 0 : 1) == own.calls.size(), "the calls' indexes are not dense");
+    expect(begins == (call.value("type", "") == "function"), "type is told with the id, once");
+    if (!got_.problem.empty()) return;
+    read_function(call.value("function", json()), own.calls);
+    if (begins && got_.problem.empty()) own.calls.back().id = call["id"].get<std::string>();
+  }
+
+  /// A name begins a call; arguments are always there.
+  void read_function(const json& function, std::vector<chat_call>& calls) {
+    expect(function.is_object() && function.contains("arguments"), "a call without arguments");
+    if (!got_.problem.empty()) return;
+    const auto more = function["arguments"].get<std::string>();
+    if (function.contains("name")) {
+      expect(more.empty(), "arguments beside the name");
+      calls.push_back({"", function["name"].get<std::string>(), ""});
+    } else {
+      expect(!calls.empty() && !more.empty(), "arguments of no call, or none");
+      if (!calls.empty()) calls.back().arguments += more;
+    }
   }
 
   chat_answer got_;
@@ -294,8 +407,8 @@ class chat_stream_reader {
   bool done_ = false;
 };
 
-inline chat_answer read_chat_stream(std::string_view bytes) {
-  return chat_stream_reader().read(bytes);
+inline chat_answer read_chat_stream(std::string_view bytes, std::size_t choices = 1) {
+  return chat_stream_reader(choices).read(bytes);
 }
 
 }  // namespace test

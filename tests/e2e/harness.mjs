@@ -192,7 +192,7 @@ export async function startAndExpectExit(options, ms = 5000) {
 
 // ---- HTTP ----------------------------------------------------------------------------------------
 
-/** The frames of an event stream: {at, comment} or {at, data}. */
+/** The frames of an event stream: {at, comment} or {at, event, data}. */
 function parseFrames(chunks) {
   const frames = [];
   let rest = '';
@@ -204,7 +204,8 @@ function parseFrames(chunks) {
         .split('\n')
         .filter((line) => line.startsWith('data:'))
         .map((line) => line.slice(5).trimStart());
-      frames.push(data.length ? { at, data: data.join('\n') } : { at, comment: frame });
+      const event = /^event: ?(.*)$/m.exec(frame)?.[1];
+      frames.push(data.length ? { at, event, data: data.join('\n') } : { at, comment: frame });
     }
   }
   if (rest.trim()) frames.push({ at: chunks.at(-1).at, cut: rest });

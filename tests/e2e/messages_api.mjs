@@ -8,21 +8,33 @@
 //
 // A client that cannot reach script() picks by itself, in the text of the last user message:
 //   [[scenario:drop after=2 then=other]]
-// That directive wins over script(function) and script(scenario), not over a queue.
+// That directive wins over script(function) and script(scenario), not over a queue. Several scenarios, one for each call
+// that the turn makes, are divided by " | "; the last one stands for all further calls:
+//   [[scenario:tool_use tool=get_weather | plain text="It is sunny."]]
+// Calls are counted by the assistant messages that follow the directive, so turns that run at the same time do not mix.
+//
+// As the API does, it refuses with a 400 what no model takes (see `refusalOf`), and ends a `plain` text at a stop sequence of
+// the request or at its max_tokens (four characters a token).
 //
 // Run alone it prints its URL: node messages_api.mjs --port 0
 //
 // Options of every scenario that answers a message (times in ms):
 //   text, deltas (number of pieces), delay (between pieces), ttft (before the first byte), stop_reason, stop_sequence,
-//   input, output, cache_read, cache_creation, ephemeral_1h (part of cache_creation), ping=true, split (bytes per TCP write)
+//   input, output, thinking_tokens (part of output), cache_read, cache_creation, ephemeral_1h (part of cache_creation),
+//   ping=true, split (bytes per TCP write), together (wait until so many calls with this text have come)
 // Scenarios:
 //   plain      the text
 //   echo       a JSON dump {model, system:[text], messages:[{role,text}], tools:[name]} of what arrived
 //   utf8       multi-byte text, one character per delta, cut in the middle of characters on the wire
-//   thinking   a thinking block (thinking, signature), then the text
+//   thinking   a thinking block (thinking, signature; thinking="" with a signature alone), then the text;
+//              redacted: the data of a redacted_thinking block before it
 //   max_tokens, stop_sequence, refusal, empty (blocks=0: no content block at all)
-//   tool_use   tool (name; default the first one offered), args (JSON object), count, before (text first)
-//   error      status, message, type, retry_after (s), times (fail only the first k attempts), should_retry (true|false)
+//   tool_use   tool (name; default the first one offered), args (JSON object), count, thinking and before (text) first,
+//              after (text) last; calls: a JSON array of {tool, args} instead of tool, args and count,
+//              or {of, args} with a tool's description
+//   structured value (JSON): a call of the tool StructuredOutput; before
+//   error      status, message, type, retry_after (s), times (fail only the first k attempts), should_retry (true|false),
+//              until (a word: fails until heal(word) is called; a name for those who cannot count the retries)
 //   error_event  after (deltas), type, message, times; a call that is not streamed gets a 529
 //   drop       after (-1: before the response head, 0: after message_start, k: after k deltas), times (default 1),
 //              then=same|other|nostream (nostream: every streamed attempt is dropped)
@@ -56,11 +68,24 @@ const ERROR_MESSAGES = {
 };
 const UTF8_TEXT = 'Grüße, 世界! 👩‍👩‍👧‍👦 🇨🇭 é ¡olé! \u2028 – 𝒯𝓊𝓇𝓃 “end”';
 
+/** The text of a scenario: directive('plain', {text: 'a b'}) → `plain text="a\u0020b"`. A value holds no blank and no `|`. */
+export function directive(name, options = {}) {
+  const escaped = (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, '0')}`;
+  const values = Object.entries(options).filter(([, one]) => one !== undefined);
+  const text = [
+    name,
+    ...values.map(([key, one]) => `${key}=${JSON.stringify(one).replaceAll(/[\s|]/g, escaped)}`),
+    '',
+  ].join(' ');
+  if (text.includes(']]')) throw new Error(`arrays in arrays would end the directive: ${text}`);
+  return text;
+}
+
 /** `plain text="a b" deltas=3` → {name:'plain', text:'a b', deltas:3} */
 export function parseScenario(text) {
   const [, name, rest] = /^\s*([\w-]+)\s*([^]*)$/.exec(text);
   const scenario = { name };
-  for (const [, key, value] of rest.matchAll(/([\w]+)=("(?:[^"\\]|\\.)*"|\{[^\s]*\}|\S+)/g)) {
+  for (const [, key, value] of rest.matchAll(/(\w+)=("(?:[^"\\]|\\.)*"(?=\s|$)|\S+)/g)) {
     try {
       scenario[key] = JSON.parse(value);
     } catch {
@@ -81,6 +106,27 @@ export function textOf(content) {
 }
 
 const systemOf = (body) => blocksOf(body.system).map((block) => block.text);
+
+const DIRECTIVE = /\[\[scenario:([^]*?)\]\]/g;
+
+/**
+ * What the conversation asks this call to play. A directive of several scenarios holds for the calls after tool results and after
+ * what the CLI says by itself too; any other only where it stands in the last user message.
+ */
+function directiveOf(body) {
+  const messages = body?.messages ?? [];
+  const last = messages.findLastIndex(({ role }) => role === 'user');
+  for (let at = last; at >= 0; at--) {
+    if (messages[at].role !== 'user') continue;
+    const found = [...textOf(messages[at].content).matchAll(DIRECTIVE)].pop()?.[1];
+    if (found === undefined) continue;
+    const scenarios = found.split(/\s\|\s/);
+    if (scenarios.length === 1) return at === last ? found : undefined;
+    const calls = messages.slice(at).filter(({ role }) => role === 'assistant').length;
+    return scenarios[Math.min(calls, scenarios.length - 1)];
+  }
+  return undefined;
+}
 
 function lastUserText(body) {
   const user = (body?.messages ?? []).filter((message) => message.role === 'user').pop();
@@ -105,18 +151,40 @@ function usageOf(scenario) {
     cache_read_input_tokens: scenario.cache_read ?? 0,
     cache_creation: { ephemeral_5m_input_tokens: creation - hour, ephemeral_1h_input_tokens: hour },
     output_tokens: scenario.output ?? 7,
+    ...(scenario.thinking_tokens ? { output_tokens_details: { thinking_tokens: scenario.thinking_tokens } } : {}),
     service_tier: 'standard',
   };
 }
 
 function toolBlocks(scenario, body, nextId) {
-  const name = scenario.tool ?? body.tools?.[0]?.name ?? 'no_tool_offered';
-  return Array.from({ length: scenario.count ?? 1 }, () => ({
+  const same = { tool: scenario.tool ?? body.tools?.[0]?.name ?? 'no_tool_offered', args: scenario.args };
+  const calls = scenario.calls ?? Array.from({ length: scenario.count ?? 1 }, () => same);
+  return calls.map(({ tool, of, args }) => ({
     type: 'tool_use',
     id: `toolu_loopback_${nextId()}`,
-    name,
-    input: scenario.args ?? { city: 'Zürich' },
+    name: tool ?? body.tools?.find(({ description }) => description === of)?.name ?? 'no_such_tool',
+    input: args ?? { city: 'Zürich' },
   }));
+}
+
+const SIGNATURE = 'c2lnbmF0dXJl';
+const thinkingBlocks = ({ thinking, signature = SIGNATURE, redacted: data }) => [
+  ...(data === undefined ? [] : [{ type: 'redacted_thinking', data }]),
+  ...(thinking === undefined ? [] : [{ type: 'thinking', thinking, signature }]),
+];
+const textBlocks = (text) => (text ? [{ type: 'text', text }] : []);
+
+/** A text as a model ends it that is told to stop: at a stop sequence, or when it may say no more. */
+function stoppedText(text, { stop_sequences: stops = [], max_tokens: most = Infinity }) {
+  const first = stops
+    .map((stop) => ({ stop, at: text.indexOf(stop) }))
+    .filter(({ at }) => at >= 0)
+    .sort((a, b) => a.at - b.at)[0];
+  const cut = text.slice(0, first?.at);
+  if (cut.length > most * 4)
+    return { content: [{ type: 'text', text: cut.slice(0, most * 4) }], stop_reason: 'max_tokens' };
+  const content = [{ type: 'text', text: cut }];
+  return first ? { content, stop_reason: 'stop_sequence', stop_sequence: first.stop } : { content };
 }
 
 /** What the scenario answers, as the content of a message and its stop reason. */
@@ -133,7 +201,7 @@ function messageOf(scenario, body, nextId) {
     case 'thinking':
       return {
         content: [
-          { type: 'thinking', thinking: scenario.thinking ?? 'Let me think about it.', signature: 'c2lnbmF0dXJl' },
+          ...thinkingBlocks({ thinking: 'Let me think about it.', ...scenario }),
           ...text('I thought about it.'),
         ],
       };
@@ -152,17 +220,23 @@ function messageOf(scenario, body, nextId) {
     case 'tool_use':
       return {
         content: [
-          ...(scenario.before ? [{ type: 'text', text: scenario.before }] : []),
+          ...thinkingBlocks(scenario),
+          ...textBlocks(scenario.before),
           ...toolBlocks(scenario, body, nextId),
+          ...textBlocks(scenario.after),
         ],
         stop_reason: 'tool_use',
       };
+    case 'structured': {
+      const call = toolBlocks({ tool: 'StructuredOutput', args: scenario.value }, body, nextId);
+      return { content: [...textBlocks(scenario.before), ...call], stop_reason: 'tool_use' };
+    }
     case 'long': {
       const line = 'The quick brown fox jumps over the lazy dog. ';
       return { content: text(line.repeat(Math.ceil((scenario.bytes ?? 2_000_000) / line.length))) };
     }
     default:
-      return { content: text('Hello from the loopback API.') };
+      return stoppedText(text('Hello from the loopback API.')[0].text, body);
   }
 }
 
@@ -174,6 +248,7 @@ function deltasOf(block, count) {
       { type: 'signature_delta', signature: block.signature },
     ];
   }
+  if (block.type === 'redacted_thinking') return [];
   if (block.type === 'tool_use') {
     return ['', ...pieces(JSON.stringify(block.input), count)].map((partial_json) => ({
       type: 'input_json_delta',
@@ -187,15 +262,131 @@ const emptied = (block) =>
   ({
     text: { type: 'text', text: '' },
     thinking: { type: 'thinking', thinking: '', signature: '' },
+    redacted_thinking: block,
     tool_use: { ...block, input: {} },
   })[block.type];
 
 const defaultDeltas = { utf8: Infinity, long: 2000 };
 
+const NAME = /^[\w-]{1,128}$/;
+const IMAGE_TYPES = ['image/jpeg', 'image/png', 'image/gif', 'image/webp'];
+const BASE64 = /^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$/;
+/** Models that take temperature and top_p together, and a fixed thinking budget only. */
+const isOld = (model) => /^claude-3|^claude-(opus|sonnet)-4-(0|2025)/.test(model);
+
+function sourceRefusal({ type, source }, where) {
+  if (source?.type === 'url')
+    return /^https?:\/\//.test(source.url) ? undefined : `${where}.source.url: Only HTTP(S) URLs are supported`;
+  if (source?.type === 'text' && type === 'document')
+    return source.media_type === 'text/plain' && source.data ? undefined : `${where}.source.text: Input should be text/plain`;
+  if (source?.type !== 'base64') return `${where}.source: Field required`;
+  const types = type === 'image' ? IMAGE_TYPES : ['application/pdf'];
+  if (!types.includes(source.media_type)) return `${where}.source.base64.media_type: Input should be ${types}`;
+  return BASE64.test(source.data) && source.data ? undefined : `${where}.source.base64: invalid base64 data`;
+}
+
+function blockRefusal(block, where) {
+  if (block.type === 'image' || block.type === 'document') return sourceRefusal(block, where);
+  if (block.type === 'text' && !block.text) return `${where}: text content blocks must be non-empty`;
+  if (block.type === 'thinking' && !block.signature) return `${where}.thinking.signature: Field required`;
+  if (block.type === 'redacted_thinking' && !block.data) return `${where}.redacted_thinking.data: Field required`;
+  if (block.type === 'tool_use' && !NAME.test(block.name)) return `${where}.name: String should match pattern`;
+  if (block.type === 'tool_use' && !/^[\w-]+$/.test(block.id)) return `${where}.id: String should match pattern`;
+  if (block.type !== 'tool_result') return undefined;
+  return blocksOf(block.content)
+    .map((inner, i) => (block.content === '' ? undefined : blockRefusal(inner, `${where}.content.${i}`)))
+    .find(Boolean);
+}
+
+/** Each call has its result in the next message, and each result its call in the message before. */
+function pairingRefusal(messages) {
+  const idsOf = (message, type, key) =>
+    blocksOf(message?.content)
+      .filter((block) => block.type === type)
+      .map((block) => block[key]);
+  for (const [at, message] of messages.entries()) {
+    const called = idsOf(message, 'tool_use', 'id');
+    const answered = idsOf(messages[at + 1], 'tool_result', 'tool_use_id');
+    const missing = called.filter((id) => !answered.includes(id));
+    if (missing.length)
+      return `messages.${at}: \`tool_use\` ids were found without \`tool_result\` blocks immediately after: ${missing}`;
+    const results = idsOf(message, 'tool_result', 'tool_use_id');
+    const known = idsOf(messages[at - 1], 'tool_use', 'id');
+    const surplus = results.filter((id, i) => !known.includes(id) || results.indexOf(id) !== i);
+    if (surplus.length) return `messages.${at}: unexpected \`tool_use_id\` found in \`tool_result\` blocks: ${surplus}`;
+    const kinds = blocksOf(message.content).map(({ type }) => type === 'tool_result');
+    if (kinds.lastIndexOf(true) > kinds.indexOf(false) && kinds.includes(false) && kinds.includes(true))
+      return `messages.${at}: \`tool_result\` blocks must come first`;
+  }
+  return undefined;
+}
+
+function samplingRefusal({ model, temperature, top_p, thinking, max_tokens, stop_sequences = [], tool_choice, tools }) {
+  const given = (value) => value !== undefined && value !== null;
+  const thinks = thinking?.type === 'enabled' || thinking?.type === 'adaptive';
+  if (!(max_tokens >= 1)) return 'max_tokens: Input should be greater than or equal to 1';
+  if (given(temperature) && !(temperature >= 0 && temperature <= 1)) return 'temperature: range: 0..1';
+  if (given(top_p) && !(top_p >= 0 && top_p <= 1)) return 'top_p: range: 0..1';
+  if (!isOld(model) && given(temperature) && given(top_p))
+    return '`temperature` and `top_p` cannot both be specified for this model. Please use only one.';
+  if (thinks && given(temperature) && temperature !== 1)
+    return '`temperature` may only be set to 1 when thinking is enabled.';
+  if (thinks && given(top_p) && top_p < 0.95)
+    return '`top_p` must be greater than or equal to 0.95 or unset when thinking';
+  if (thinking?.type === 'enabled' && !(thinking.budget_tokens >= 1024))
+    return 'thinking.enabled.budget_tokens: Input should be greater than or equal to 1024';
+  if (thinking?.type === 'enabled' && thinking.budget_tokens >= max_tokens)
+    return '`max_tokens` must be greater than `thinking.budget_tokens`.';
+  if (thinks && ['any', 'tool'].includes(tool_choice?.type))
+    return 'Thinking may not be enabled when tool_choice forces tool use.';
+  if (stop_sequences.some((stop) => !stop.trim()))
+    return 'stop_sequences: each stop sequence must contain non-whitespace';
+  if (tool_choice && !tools?.length) return 'tool_choice: may only be specified while providing tools';
+  if (tool_choice?.type === 'tool' && !tools.some(({ name }) => name === tool_choice.name))
+    return `Tool '${tool_choice.name}' not found in provided tools`;
+  return undefined;
+}
+
+/** Why the real API would answer 400, so that no test passes with a body that only a loopback takes. */
+export function refusalOf(body) {
+  const { messages, tools = [], thinking } = body;
+  for (const [at, { role, content }] of messages.entries()) {
+    const inBlock = blocksOf(content)
+      .map((block, i) => blockRefusal(block, `messages.${at}.content.${i}`))
+      .find(Boolean);
+    if (inBlock && role !== 'system') return inBlock;
+  }
+  const names = tools.map(({ name }) => name);
+  const odd = names.find((name) => !NAME.test(name));
+  if (odd !== undefined) return `tools.${names.indexOf(odd)}.custom.name: String should match pattern '${NAME.source}'`;
+  if (new Set(names).size !== names.length) return 'tools: Tool names must be unique.';
+  const rootless = tools.findIndex(({ input_schema: schema }) => schema && schema.type !== 'object');
+  if (rootless >= 0) return `tools.${rootless}.custom.input_schema.type: Field required`;
+  const reply = messages.findLast(({ role }) => role === 'assistant');
+  const goesOn = blocksOf(messages.at(-1)?.content).some(({ type }) => type === 'tool_result');
+  if (thinking?.type === 'enabled' && goesOn && !/thinking$/.test(blocksOf(reply?.content)[0]?.type))
+    return 'Expected `thinking` or `redacted_thinking`, but found `tool_use`. When `thinking` is enabled, a final `assistant` message must start with a thinking block';
+  return pairingRefusal(messages) ?? samplingRefusal(body);
+}
+
+const COUNTED = ['model', 'messages', 'system', 'tools', 'tool_choice', 'thinking', 'output_config', 'cache_control'];
+
+/** Why the real API would not count the tokens of a body, as [status, message]. */
+function countRefusalOf(body, headers) {
+  if (!headers['x-api-key']) return [401, 'x-api-key header is required'];
+  if (!headers['anthropic-version']) return [400, 'anthropic-version: header is required'];
+  const extra = Object.keys(body).find((key) => !COUNTED.includes(key));
+  if (extra) return [400, `${extra}: Extra inputs are not permitted`];
+  if (!body.model?.startsWith('claude-')) return [404, `model: ${body.model}`];
+  const message = refusalOf({ max_tokens: 1_000_000, ...body });
+  return message && [400, message];
+}
+
 /** One HTTP exchange: the response, the record of the request, and ways to answer. */
 class Exchange {
-  constructor(response, record, nextId) {
-    Object.assign(this, { response, record, nextId });
+  /** `shared`: what all exchanges have in common. */
+  constructor(response, record, shared) {
+    Object.assign(this, { response, record, shared });
     this.gone = new Promise((resolve) => response.once('close', resolve));
   }
 
@@ -260,7 +451,8 @@ class Exchange {
   /** Answers the scenario's message; `fault` may break the stream off after some deltas. */
   async message(scenario, fault) {
     const { body } = this.record;
-    const { content, ...stop } = messageOf(scenario, body, this.nextId);
+    if (scenario.together) await Promise.race([this.shared.meet(this.record.text, scenario.together), this.gone]);
+    const { content, ...stop } = messageOf(scenario, body, this.shared.nextId);
     const message = {
       id: this.record.id.replace('req_', 'msg_'),
       type: 'message',
@@ -322,8 +514,8 @@ class Exchange {
 /** The scenarios that are more than a message. `attempt` counts from 1 the times the same messages were asked. */
 const faults = {
   error(exchange, scenario, attempt) {
-    if (attempt > (scenario.times ?? Infinity)) return exchange.message({ ...scenario, name: 'plain' });
-    return exchange.error(scenario);
+    const over = scenario.until ? exchange.shared.healed.has(scenario.until) : attempt > (scenario.times ?? Infinity);
+    return over ? exchange.message({ ...scenario, name: 'plain' }) : exchange.error(scenario);
   },
 
   error_event(exchange, scenario, attempt) {
@@ -385,22 +577,40 @@ function parsed(text) {
 }
 
 /**
- * Resolves to {url, port, requests, script, waitFor, close}. A record in `requests` (every POST, HEAD and GET) holds
- * {id, method, path, headers, body, raw, at, text, system, scenario, attempt, status, done, clientLeft, leftAt}; times are of performance.now().
+ * Resolves to {url, port, requests, script, heal, waitFor, close}. A record in `requests` (every POST, HEAD and GET) holds
+ * {id, method, path, headers, body, raw, at, text, system, scenario, attempt, refusal, status, done, clientLeft, leftAt}; times are of performance.now().
  */
 export async function startMessagesApi({ port = 0, scenario: initial = 'plain' } = {}) {
   const requests = [];
   const attempts = new Map();
+  const healed = new Set();
   let scripted = initial;
   let queue = [];
   let toolIds = 0;
+  const meetings = new Map();
+  const shared = {
+    healed,
+    nextId: () => ++toolIds,
+    /** Resolves when so many calls with the same text have come. */
+    meet(text, count) {
+      const meeting = meetings.get(text) ?? { here: 0 };
+      meetings.set(text, meeting);
+      meeting.all ??= new Promise((resolve) => {
+        meeting.complete = resolve;
+      });
+      if (++meeting.here >= count) meeting.complete();
+      return meeting.all;
+    },
+  };
   const waiters = new Set();
   const wake = () => waiters.forEach((check) => check());
 
   function choose(record) {
-    const directive = /\[\[scenario:([^]*?)\]\]/.exec(record.text)?.[1];
     const choice =
-      queue.shift() ?? directive ?? (typeof scripted === 'function' ? scripted(record) : scripted) ?? 'plain';
+      queue.shift() ??
+      directiveOf(record.body) ??
+      (typeof scripted === 'function' ? scripted(record) : scripted) ??
+      'plain';
     return typeof choice === 'string' ? parseScenario(choice) : choice;
   }
 
@@ -411,16 +621,28 @@ export async function startMessagesApi({ port = 0, scenario: initial = 'plain' }
     return attempts.get(key);
   }
 
+  /** `tokens` of the directive, or one for each four bytes. */
+  function countTokens(exchange) {
+    const { record } = exchange;
+    record.scenario = parseScenario(directiveOf(record.body) ?? 'plain');
+    if (record.scenario.name === 'error') return exchange.error(record.scenario);
+    const [status, message] = countRefusalOf(record.body ?? {}, record.headers) ?? [];
+    if (status) return exchange.error({ status, message: (record.refusal = message) });
+    return exchange.json(200, { input_tokens: record.scenario.tokens ?? Math.ceil(record.raw.length / 4) });
+  }
+
   async function answer(exchange) {
     const { record } = exchange;
     if (record.method !== 'POST')
       return exchange.json(record.path === '/' || record.path === '/v1/models' ? 200 : 404, { data: [] });
-    if (record.path === '/v1/messages/count_tokens') return exchange.json(200, { input_tokens: 42 });
+    if (record.path === '/v1/messages/count_tokens') return countTokens(exchange);
     if (record.path !== '/v1/messages' || !record.body?.messages)
       return exchange.error({ status: 404, message: `no route ${record.path}` });
     record.scenario = choose(record);
     record.attempt = countAttempt(record);
+    record.refusal = refusalOf(record.body);
     wake();
+    if (record.refusal) return exchange.error({ status: 400, message: record.refusal });
     const fault = faults[record.scenario.name];
     if (fault) return fault(exchange, record.scenario, record.attempt);
     return exchange.message(record.scenario);
@@ -450,7 +672,11 @@ export async function startMessagesApi({ port = 0, scenario: initial = 'plain' }
     record.text = lastUserText(record.body);
     record.system = systemOf(record.body ?? {});
     wake();
-    await answer(new Exchange(response, record, () => ++toolIds));
+    const exchange = new Exchange(response, record, shared);
+    await answer(exchange).catch((error) => {
+      if (response.headersSent) exchange.drop();
+      else exchange.error({ status: 500, message: `the loopback failed: ${error.stack}` });
+    });
   });
   server.keepAliveTimeout = 0;
   server.requestTimeout = 0;
@@ -465,6 +691,11 @@ export async function startMessagesApi({ port = 0, scenario: initial = 'plain' }
     script(what) {
       if (Array.isArray(what)) queue = [...what];
       else scripted = what;
+    },
+
+    /** Ends the errors of `until=word`. */
+    heal(word) {
+      healed.add(word);
     },
 
     /** Resolves to the first record for which `matches` holds; rejects after `ms`. */

@@ -46,6 +46,19 @@ function serveTools(request, cli) {
   else answer();
 }
 
+const SCHEMA = {
+  type: 'object',
+  properties: { city: { type: 'string' } },
+  required: ['city'],
+  additionalProperties: false,
+};
+
+/** Two of Claude Code's own tools, one after the other. */
+const AGENT_ARGS = ['--bare', '--tools', 'Bash,Read', '--allowedTools', 'Bash,Read'];
+const AGENT_STEPS =
+  'tool_use tool=Bash before="Running." args={"command":"echo\\u0020hi\\u0020>f.txt;cat\\u0020f.txt"} | ' +
+  'tool_use tool=Read before="Reading." args={"file_path":"f.txt"}';
+
 /** One live turn whose text tells the API what to answer. */
 const answering = (scenario, options = {}) => ({
   ...options,
@@ -106,6 +119,20 @@ const SCENARIOS = {
   },
   tool_use: answering('tool_use before="Let me look."', { tools: true }),
   tool_parallel: answering('tool_use count=2', { tools: true }),
+  tool_thinking: answering('tool_use thinking="Hm." before="Let me look." | plain', {
+    tools: true,
+    env: { MAX_THINKING_TOKENS: undefined },
+  }),
+  schema_ok: answering('structured value={"city":"Bern"} | plain text="after"', { schema: true }), // 2.1.120 asks again
+  schema_rejected: answering('structured value={"town":"Bern"} | structured value={"city":"Bern"} | plain text="after"', {
+    schema: true,
+  }),
+  schema_tools: answering('tool_use before="Let me look." | structured value={"city":"Bern"} | plain text="after"', {
+    schema: true,
+    tools: true,
+  }),
+  agent: answering(`${AGENT_STEPS} | plain`, { args: AGENT_ARGS }),
+  agent_turn_limit: answering(`${AGENT_STEPS} | plain`, { args: [...AGENT_ARGS, '--max-turns', '1'] }),
 };
 
 /** Replaces what differs from run to run and from machine to machine; durations stay. */
@@ -142,6 +169,7 @@ async function record(name, version, executable) {
       subtype: 'initialize',
       systemPrompt: ['You are a test.'],
       ...(scenario.tools ? { sdkMcpServers: ['client'] } : {}),
+      ...(scenario.schema ? { jsonSchema: SCHEMA } : {}),
     });
     const scrub = makeScrubber(cli.scratch);
     if (name === 'plain') {

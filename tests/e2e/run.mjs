@@ -1,12 +1,19 @@
 // Runs the end-to-end tests: the real proxy, the real CLIs, a loopback Messages API, real clients.
 //
-//   node run.mjs [--cli VERSION] [--only REGEX]
+//   node run.mjs [--cli VERSION] [--suite NAME] [--only REGEX]
 //
+// A suite is a version (what runs with each CLI) or the name of a file of tests that run once, with the newest CLI.
 // $PROXY names the proxy's binary; else build/claude-openai. The last line counts: "N passed, N failed".
 
 import { CLI_VERSIONS, claudePath } from './claude_cli.mjs';
+import * as agent from './agents.test.mjs';
 import { chat, furnishHome } from './chat.test.mjs';
+import { clients } from './clients.test.mjs';
+import { codingAgents } from './coding_agents.test.mjs';
 import { conversations, everyVersion } from './conversations.test.mjs';
+import { dialectClients } from './dialect_clients.test.mjs';
+import * as dialect from './dialects.test.mjs';
+import * as asked from './features.test.mjs';
 import { server } from './server.test.mjs';
 import { Conversation, runTest, startProxy } from './harness.mjs';
 import { startMessagesApi } from './messages_api.mjs';
@@ -28,7 +35,8 @@ function count(failure, name) {
   if (failure) failures.push(name);
 }
 
-async function runSuite({ tests }, version, label) {
+/** Runs the tests beside one proxy, which `prepare` gives what they need. */
+async function runSuite({ version, tests, prepare = furnishHome }, label) {
   const wanted = tests.filter(({ name }) => only.test(name));
   if (!wanted.length) return;
   const api = await startMessagesApi();
@@ -42,7 +50,7 @@ async function runSuite({ tests }, version, label) {
         proxy = await startProxy({
           url: api.url,
           cli,
-          prepare: furnishHome,
+          prepare,
           args: ['--spares', '3', '--max-processes', '16'],
         });
         await proxy.inspected();
@@ -80,12 +88,43 @@ async function runSuite({ tests }, version, label) {
   await api.close();
 }
 
+const newest = versions.at(-1);
+const suites = [
+  // The oldest CLI is there for what must work everywhere.
+  ...versions.map((version) => ({
+    name: version,
+    version,
+    tests: [
+      ...chat.tests,
+      ...everyVersion.tests,
+      ...asked.everyVersion.tests,
+      ...(version === CLI_VERSIONS[0] ? [] : [...asked.features.tests, ...clients.tests]),
+    ],
+  })),
+  { name: 'server', version: newest, tests: server.tests },
+  { name: 'conversations', version: newest, tests: conversations.tests },
+  { name: 'features', version: newest, tests: asked.once.tests },
+  ...versions
+    .filter((version) => version !== CLI_VERSIONS[0])
+    .map((version) => ({
+      name: 'agents',
+      version,
+      prepare: agent.prepareAgents,
+      tests: [...agent.agents.tests, ...(version === newest ? agent.once.tests : [])],
+    })),
+  ...versions
+    .filter((version) => version !== CLI_VERSIONS[0])
+    .map((version) => ({
+      name: 'dialects',
+      version,
+      tests: [...dialect.dialects.tests, ...dialectClients.tests, ...(version === newest ? dialect.once.tests : [])],
+    })),
+  { name: 'coding_agents', version: newest, tests: codingAgents.tests },
+];
 const begin = performance.now();
-const ofEachVersion = { tests: [...chat.tests, ...everyVersion.tests] };
-for (const version of versions) await runSuite(ofEachVersion, version, `[${version}] `);
-await runSuite(server, versions.at(-1), '[server] ');
-await runSuite(conversations, versions.at(-1), '[conversations] ');
+for (const one of suites.filter(({ name }) => !option('--suite') || name === option('--suite')))
+  await runSuite(one, `[${one.name === one.version ? '' : `${one.name} `}${one.version}] `);
 console.log(`${Math.round((performance.now() - begin) / 1000)} s`);
 failures.forEach((name) => console.log(`failed: ${name}`));
 console.log(`${counts.passed} passed, ${counts.failed} failed`);
-process.exit(counts.failed ? 1 : 0);
+process.exit(counts.failed || !counts.passed ? 1 : 0); // nothing ran: `--only` names no test any more

@@ -80,7 +80,7 @@ test("the model list holds the CLI's models and the well-known ids", async (t) =
 
 test("an unknown path is 404 and a wrong method 405, in OpenAI's shape", async (t) => {
   assertRefused(await t.get('/v1/nothing'), 404, /nothing/);
-  assertRefused(await t.get('/'), 404);
+  assert.match((await t.get('/')).text, /curl/, 'a word to who looks');
   const wrong = await t.get('/v1/chat/completions');
   assertRefused(wrong, 405);
   assert.match(wrong.headers.allow, /POST/);
@@ -209,50 +209,14 @@ test('what is no JSON object is 400', async (t) => {
   }
 });
 
-test('unknown fields are accepted, known ones that are not honoured are named', async (t) => {
+test('unknown fields are accepted and not named', async (t) => {
   const result = await t.chat({
     messages: [{ ...t.messages('plain')[0], name: 'me', cache_control: {} }],
     not_a_field: { a: 1 },
-    user: 'me',
-    metadata: {},
-    temperature: 0.3,
-    top_p: 0.5,
-    stop: ['END'],
-    max_tokens: 5,
-    max_completion_tokens: 5,
     seed: 1,
-    presence_penalty: 0.5,
-    frequency_penalty: 0.5,
-    tools: [{ type: 'function', function: { name: 'f', parameters: {} } }],
-    tool_choice: 'auto',
-    response_format: { type: 'json_object' },
-    n: 2,
-    logit_bias: { 1: 1 },
-    logprobs: true,
-    top_logprobs: 2,
-    reasoning_effort: 'low',
   });
   assert.equal(result.status, 200, result.text);
-  const named = result.headers['x-ignored-params'].split(/,\s*/);
-  for (const name of [
-    'temperature',
-    'top_p',
-    'stop',
-    'max_tokens',
-    'max_completion_tokens',
-    'seed',
-    'presence_penalty',
-    'frequency_penalty',
-    'tools',
-    'tool_choice',
-    'response_format',
-    'n',
-    'logit_bias',
-    'logprobs',
-    'reasoning_effort',
-  ])
-    assert.ok(named.includes(name), `${name} in ${named}`);
-  for (const name of ['messages', 'model', 'not_a_field']) assert.ok(!named.includes(name), `${name} in ${named}`);
+  assert.equal(result.headers['x-ignored-params'], 'seed');
   const plain = await t.chat({ messages: t.messages('plain'), temperature: null, tools: null });
   assert.equal(plain.headers['x-ignored-params'], undefined, 'null is "not set"');
 });

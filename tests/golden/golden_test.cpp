@@ -44,11 +44,37 @@ bool is_acknowledgement(const json& result) {
   return string_of(result, "subtype") == "success" && integer_of(result, "num_turns") == 0;
 }
 
-/// Cut where the worker cuts: at `result` lines.
+/// The client's tools that wait for a result, by the API's id.
+class parked_calls {
+ public:
+  /// True when the line says that the client has brought its results.
+  bool answered_by(const json& line) {
+    if (string_of(line, "type") == "control_request") {
+      const auto& params = member_of(member_of(member_of(line, "request"), "message"), "params");
+      const auto id = string_of(member_of(params, "_meta"), "claudecode/toolUseId");
+      if (!id.empty()) ids_.insert(id);
+    }
+    if (string_of(line, "type") != "user") return false;
+    const auto& content = member_of(member_of(line, "message"), "content");
+    const auto is_known = [&](const json& block) {
+      return ids_.count(string_of(block, "tool_use_id")) != 0;
+    };
+    const bool known = std::any_of(content.begin(), content.end(), is_known);
+    if (known) ids_.clear();
+    return known;
+  }
+
+ private:
+  std::set<std::string> ids_;
+};
+
+/// Cut where the worker cuts: at `result` lines, and where a client brings what its tools answered.
 std::vector<turn_lines> turns_of(const std::vector<json>& lines) {
   std::vector<turn_lines> turns;
   turn_lines current;
+  parked_calls parked;
   for (const auto& line : lines) {
+    if (parked.answered_by(line)) turns.push_back(std::exchange(current, {}));
     current.push_back(line);
     if (string_of(line, "type") != "result") continue;
     if (!is_acknowledgement(line)) turns.push_back(current);
@@ -92,9 +118,27 @@ struct decoded {
   double cost = 0;  ///< of the process so far
 };
 
-decoded decode(const turn_lines& lines, double cost_before = 0) {
+/// What the client of a scenario had asked for.
+answer_shape shape_of(const std::string& scenario) {
+  turn_request request;
+  request.stream = true;
+  if (text::starts_with(scenario, "tool_")) {
+    request.tools.push_back({"get_weather", {}, json::object()});
+    request.agent.emplace();  // the recorded names have their server's prefix
+  }
+  if (text::starts_with(scenario, "agent")) request.agent.emplace().show_activity = true;
+  if (!text::starts_with(scenario, "schema_")) return make_answer_shape(request);
+  request.schema = json::object();
+  request.schema_field = "schema";
+  auto shape = make_answer_shape(request);
+  const std::vector<tool_definition> tools{{"get_weather", {}, json::object()}};
+  if (scenario == "schema_tools") shape.names = tool_names(tools, "mcp__client__");
+  return shape;
+}
+
+decoded decode(const transcript& one, const turn_lines& lines, double cost_before = 0) {
   decoded all;
-  turn_decoder decoder(cost_before);
+  turn_decoder decoder(cost_before, shape_of(one.scenario));
   for (const auto& line : lines) decoder.decode(line, all.told);
   all.cut = decoder.was_cut();
   all.cost = decoder.cost();
@@ -111,6 +155,7 @@ std::string tell(const token_usage& usage) {
       " cache_write=" + std::to_string(usage.cache_write) + " (5m " +
       std::to_string(usage.cache_write_5m) + ", 1h " + std::to_string(usage.cache_write_1h) +
       ") output=" + std::to_string(usage.output);
+  if (usage.thinking != 0) told += " thinking=" + std::to_string(usage.thinking);
   if (usage.cost_usd) told += " cost=" + dump(json(*usage.cost_usd));
   return told;
 }
@@ -119,7 +164,9 @@ const char* tell(block_kind kind) {
   switch (kind) {
     case block_kind::text: return "text";
     case block_kind::thinking: return "thinking";
+    case block_kind::redacted_thinking: return "redacted_thinking";
     case block_kind::tool_call: return "tool_call";
+    case block_kind::activity: return "activity";
   }
   return "?";
 }
@@ -131,6 +178,7 @@ const char* tell(stop_reason reason) {
     case stop_reason::stop_sequence: return "stop_sequence";
     case stop_reason::tool_use: return "tool_use";
     case stop_reason::refusal: return "refusal";
+    case stop_reason::turn_limit: return "turn_limit";
   }
   return "?";
 }
@@ -175,9 +223,11 @@ std::string tell(const event& what) {
 const reply_context context{"golden", 1'795'370'974};
 
 std::string stream_of(const events& told) {
-  openai_chat::chat_reply writer(context, true);
+  openai_chat::reply_style style;
+  style.include_usage = true;
+  openai_chat::chat_reply writer(context, style);
   std::string out;
-  for (const auto& what : told) writer.write(what, out);
+  for (const auto& what : told) writer.write(0, what, out);
   return out;
 }
 
@@ -193,11 +243,11 @@ std::string tell_stream(const events& told) {
 }
 
 std::string tell_whole(const events& told) {
-  const openai_chat::chat_reply writer(context, false);
+  const openai_chat::chat_reply writer(context, openai_chat::reply_style());
   try {
     collector answer;
     for (const auto& what : told) answer.add(what);
-    return writer.render(answer.result()) + "\n";
+    return writer.render({answer.result()}) + "\n";
   } catch (const api_error& error) {
     return error_of(error);
   }
@@ -207,7 +257,7 @@ std::string tell(const transcript& one) {
   std::string told;
   double cost = 0;
   for (std::size_t i = 0; i < one.turns.size(); ++i) {
-    const auto turn = decode(one.turns[i], cost);
+    const auto turn = decode(one, one.turns[i], cost);
     cost = turn.cost;
     told += "==== " + one.name + ", turn " + std::to_string(i + 1) + " of " +
             std::to_string(one.turns.size()) + "\n---- events\n";
@@ -241,7 +291,7 @@ std::string first_difference(const std::string& got, const std::string& expected
   }
 }
 
-/// How each scenario ends for a client, whatever the version of the CLI.
+/// How a turn ends for a client, whatever the version of the CLI.
 struct ending {
   std::string text;           ///< all that a client may read
   std::string finish_reason;  ///< empty: the turn fails
@@ -249,46 +299,53 @@ struct ending {
   std::string message = {};   ///< part of the failure's
 };
 
-const std::map<std::string, ending>& endings() {
+/// By scenario, for each of its turns.
+const std::map<std::string, std::vector<ending>>& endings() {
   const std::string hello = "Hello from the loopback API.";
   const std::string four = "One two three four.";
   const std::string half = "One two th";
-  static const std::map<std::string, ending> all = {
-      {"plain", {hello, "stop"}},
+  static const std::map<std::string, std::vector<ending>> all = {
+      {"plain", {{hello, "stop"}}},
       {"utf8",
-       {"Grüße, 世界! 👩‍👩‍👧‍👦 🇨🇭 é ¡olé! \xE2\x80\xA8 – "
-        "𝒯𝓊𝓇𝓃 "
-        "“end”",
-        "stop"}},
-      {"thinking", {"I thought about it.", "stop"}},
-      {"stop_sequence", {"Before the stop", "stop"}},
-      {"max_tokens", {"This answer is cut", "length"}},
-      {"refusal", {"I cannot", "content_filter"}},
-      {"empty", {"", "stop"}},
-      {"empty_no_blocks", {"", "stop"}},
-      {"error_400", {"", "", 400, "messages.0.content: loopback says this is bad"}},
-      {"error_401", {"", "", 401, "Invalid API key"}},
-      {"error_403", {"", "", 403, "loopback forbids this"}},
-      {"error_404", {"", "", 404, "claude-sonnet-4-5-20250929"}},
-      {"error_413", {"", "", 413, "Request too large"}},
-      {"error_429", {"", "", 429, "loopback rate limit reached"}},
-      {"error_500", {"", "", 500, "Internal server error"}},
-      {"error_529", {"", "", 503, "Overloaded"}},
-      {"error_event", {"Hello from the", "", 503, "Overloaded"}},
-      {"error_event_recovered", {hello, "stop"}},
-      {"drop_before", {"", "", 502, "(ECONNRESET)"}},
-      {"drop_before_recovered", {four, "stop"}},
-      {"drop_after_start", {four, "stop"}},
-      {"drop_same", {four, "stop"}},
-      {"drop_other", {half, "", 502, "differs"}},
-      {"drop_nostream", {four, "stop"}},
-      {"drop_always", {half, "", 502, "(ECONNRESET)"}},
-      {"not_logged_in", {"", "", 503, "claude auth login"}},
-      {"two_turns", {hello, "stop"}},
-      {"replay", {"", "stop"}},  // its text depends on the version: what the API was sent
-      {"interrupted", {"Hello from the", "", 502, ""}},
-      {"tool_use", {"Let me look." + hello, "stop"}},
-      {"tool_parallel", {hello, "stop"}}};
+       {{"Grüße, 世界! 👩‍👩‍👧‍👦 🇨🇭 é ¡olé! \xE2\x80\xA8 – "
+         "𝒯𝓊𝓇𝓃 "
+         "“end”",
+         "stop"}}},
+      {"thinking", {{"I thought about it.", "stop"}}},
+      {"stop_sequence", {{"Before the stop", "stop"}}},
+      {"max_tokens", {{"This answer is cut", "length"}}},
+      {"refusal", {{"I cannot", "content_filter"}}},
+      {"empty", {{"", "stop"}}},
+      {"empty_no_blocks", {{"", "stop"}}},
+      {"error_400", {{"", "", 400, "messages.0.content: loopback says this is bad"}}},
+      {"error_401", {{"", "", 401, "Invalid API key"}}},
+      {"error_403", {{"", "", 403, "loopback forbids this"}}},
+      {"error_404", {{"", "", 404, "claude-sonnet-4-5-20250929"}}},
+      {"error_413", {{"", "", 413, "Request too large"}}},
+      {"error_429", {{"", "", 429, "loopback rate limit reached"}}},
+      {"error_500", {{"", "", 500, "Internal server error"}}},
+      {"error_529", {{"", "", 503, "Overloaded"}}},
+      {"error_event", {{"Hello from the", "", 503, "Overloaded"}}},
+      {"error_event_recovered", {{hello, "stop"}}},
+      {"drop_before", {{"", "", 502, "(ECONNRESET)"}}},
+      {"drop_before_recovered", {{four, "stop"}}},
+      {"drop_after_start", {{four, "stop"}}},
+      {"drop_same", {{four, "stop"}}},
+      {"drop_other", {{half, "", 502, "differs"}}},
+      {"drop_nostream", {{four, "stop"}}},
+      {"drop_always", {{half, "", 502, "(ECONNRESET)"}}},
+      {"not_logged_in", {{"", "", 503, "claude auth login"}}},
+      {"two_turns", {{hello, "stop"}, {hello, "stop"}}},
+      {"replay", {{"", "stop"}}},  // its text depends on the version: what the API was sent
+      {"interrupted", {{"Hello from the", "", 502, ""}}},
+      {"tool_use", {{"Let me look.", "tool_calls"}, {hello, "stop"}}},
+      {"tool_parallel", {{"", "tool_calls"}, {hello, "stop"}}},
+      {"tool_thinking", {{"Let me look.", "tool_calls"}, {hello, "stop"}}},
+      {"schema_ok", {{R"({"city":"Bern"})", "stop"}}},
+      {"schema_rejected", {{R"({"town":"Bern"})", "", 502, "does not follow the schema"}}},
+      {"schema_tools", {{"", "tool_calls"}, {R"({"city":"Bern"})", "stop"}}},
+      {"agent", {{"Running.\n\nReading.\n\n" + hello, "stop"}}},
+      {"agent_turn_limit", {{"Running.\n\n[Reached maximum number of turns (1)]", "length"}}}};
   return all;
 }
 
@@ -319,10 +376,11 @@ TEST_CASE("golden: every scenario ends for the client as its description says, i
     CAPTURE(one.name);
     seen.insert(one.scenario);
     REQUIRE(endings().count(one.scenario) == 1);
-    const auto& end = endings().at(one.scenario);
-    CHECK(one.turns.size() == (one.scenario == "two_turns" ? 2 : 1));
-    for (const auto& lines : one.turns) {
-      const auto told = decode(lines).told;
+    const auto& ends = endings().at(one.scenario);
+    REQUIRE(one.turns.size() == ends.size());
+    for (std::size_t i = 0; i < ends.size(); ++i) {
+      const auto& end = ends[i];
+      const auto told = decode(one, one.turns[i]).told;
       REQUIRE(test::grammar_problem(told) == "");
       if (one.scenario != "replay") CHECK(test::text_of(told) == end.text);
       const auto failure = test::failure_of(told);
@@ -341,17 +399,21 @@ TEST_CASE("golden: every scenario ends for the client as its description says, i
 TEST_CASE("golden: a whole answer is the text of the CLI's own result, and its tokens and cost") {
   // Where the CLI counts broken attempts too, or makes a second answer, its result is not ours.
   const std::set<std::string> other = {"drop_after_start", "drop_same", "drop_nostream",
-                                       "error_event_recovered", "tool_use"};
+                                       "error_event_recovered"};
   std::size_t compared = 0;
   for (const auto& one : transcripts()) {
     for (const auto& lines : one.turns) {
-      const auto turn = decode(lines);
+      const auto turn = decode(one, lines);
       const auto end = test::end_of(turn.told);
-      if (!end || turn.cut) continue;
-      CAPTURE(one.name);
       const auto& result = lines.back();
-      if (one.scenario != "tool_use")
-        CHECK(test::text_of(turn.told) == string_of(result, "result"));
+      const bool last = one.turns.size() == 1 || one.scenario == "two_turns";
+      if (!end || turn.cut || !last) continue;
+      CAPTURE(one.name);
+      auto said = test::text_of(turn.told);
+      const auto own = string_of(result, "result");
+      // Of an agent the CLI's result is the last of its texts.
+      if (one.scenario == "agent") said.erase(0, said.size() - std::min(said.size(), own.size()));
+      CHECK(said == own);
       CHECK(end->usage.cost_usd.has_value());
       if (other.count(one.scenario) != 0) continue;
       const auto& usage = member_of(result, "usage");
@@ -371,7 +433,7 @@ TEST_CASE("golden: an answer after broken attempts counts one answer's tokens") 
                         one.scenario == "drop_nostream" || one.scenario == "error_event_recovered";
     if (!broken) continue;
     CAPTURE(one.name);
-    const auto end = test::end_of(decode(one.turns.at(0)).told);
+    const auto end = test::end_of(decode(one, one.turns.at(0)).told);
     REQUIRE(end);
     CHECK(end->usage.input == 11);
     CHECK(end->usage.output == 7);
@@ -382,14 +444,14 @@ TEST_CASE("golden: no answer says what the CLI says of itself") {
   for (const auto& one : transcripts()) {
     if (one.scenario == "replay") continue;
     for (const auto& lines : one.turns) {
-      const auto told = decode(lines).told;
+      const auto told = decode(one, lines).told;
       CAPTURE(one.name);
       const auto failure = test::failure_of(told);
       auto said = test::text_of(told) + "\n" + (failure ? failure->message : "");
       for (const std::string own :
            {"API Error", "<synthetic>", "status.claude.com", "127.0.0.1", "/login",
             "Request rejected", "{\"type\"", "server-side issue", "--model", "[Request interrupted",
-            "[Your previous response", "ANTHROPIC_BASE_URL", "Fix external"}) {
+            "[Your previous response", "ANTHROPIC_BASE_URL", "Fix external", "[ede_diagnostic"}) {
         CAPTURE(own);
         CHECK(said.find(own) == std::string::npos);
       }
@@ -412,7 +474,7 @@ TEST_CASE("golden: byte by byte, and in any pieces, the lines give the same even
 TEST_CASE("golden: a stream adds up to the whole answer") {
   for (const auto& one : transcripts()) {
     for (const auto& lines : one.turns) {
-      const auto told = decode(lines).told;
+      const auto told = decode(one, lines).told;
       CAPTURE(one.name);
       const auto answer = test::read_chat_stream(stream_of(told));
       if (std::holds_alternative<turn_failed>(told.at(0))) continue;
@@ -420,7 +482,8 @@ TEST_CASE("golden: a stream adds up to the whole answer") {
       CHECK(answer.content == test::text_of(told));
       if (!test::end_of(told)) continue;
       const auto whole = nlohmann::json::parse(tell_whole(told));
-      CHECK(answer.content == whole["choices"][0]["message"]["content"]);
+      const auto& content = whole["choices"][0]["message"]["content"];
+      CHECK(answer.content == (content.is_null() ? "" : content));
       CHECK(answer.finish_reason == whole["choices"][0]["finish_reason"]);
       CHECK(answer.usage == whole["usage"]);
       CHECK(answer.model == "claude-sonnet-4-5-20250929");
@@ -431,9 +494,9 @@ TEST_CASE("golden: a stream adds up to the whole answer") {
 TEST_CASE("golden: cut after any line, the turn fails and keeps the grammar") {
   for (const auto& one : transcripts()) {
     for (const auto& lines : one.turns) {
-      const auto whole = decode(lines).told;
+      const auto whole = decode(one, lines).told;
       for (std::size_t count = 0; count <= lines.size(); ++count) {
-        turn_decoder decoder;
+        turn_decoder decoder(0, shape_of(one.scenario));
         events told;
         for (std::size_t i = 0; i < count; ++i) decoder.decode(lines[i], told);
         REQUIRE(std::equal(told.begin(), told.end(), whole.begin(),
@@ -470,7 +533,7 @@ TEST_CASE("golden: lines dropped, doubled and swapped at random never break the 
           default: lines.insert(place(at), json(lines[other])); break;
         }
       }
-      turn_decoder decoder;
+      turn_decoder decoder(0, shape_of(one.scenario));
       events told;
       std::string order;
       for (const auto& line : lines) {
@@ -498,7 +561,7 @@ TEST_CASE("golden: lines of any two transcripts mixed never break the grammar") 
     const auto more = random.pick(second.turns);
     lines.resize(random.below(lines.size() + 1));
     lines.insert(lines.end(), more.begin(), more.end());
-    turn_decoder decoder;
+    turn_decoder decoder(0, shape_of(first.scenario));
     events told;
     for (const auto& line : lines) decoder.decode(line, told);
     decoder.fail(api_error(error_kind::bad_gateway, "gone"), told);
@@ -539,7 +602,7 @@ TEST_CASE("golden: the costs of a process's turns add up to what the CLI says of
     double sum = 0;
     double cost = 0;
     for (const auto& lines : one.turns) {
-      const auto turn = decode(lines, cost);
+      const auto turn = decode(one, lines, cost);
       cost = turn.cost;
       sum += test::end_of(turn.told).value().usage.cost_usd.value();
     }

@@ -2,12 +2,12 @@
 #include "proxy_support.hpp"
 
 using namespace protocol_test;
+using claude_openai::answer;
 using claude_openai::child_guard;
 using claude_openai::engine;
 using claude_openai::error_kind;
 using claude_openai::options;
 using claude_openai::pool;
-using claude_openai::turn;
 using claude_openai::turn_request;
 
 namespace {
@@ -46,22 +46,22 @@ struct client_socket {
   int ends[2];
 };
 
-outcome finish(turn& under_way, milliseconds within = 30s) {
+outcome finish(answer& under_way, milliseconds within = 30s) {
   outcome got;
   const auto deadline = steady::now() + within * slowness;
   while (!got.ended() && steady::now() < deadline) {
-    claude_openai::event what;
-    const auto pulled = under_way.next(what, deadline);
-    if (pulled == turn::pulled::client_left)
+    answer::choice_event next;
+    const auto pulled = under_way.next(next, deadline);
+    if (pulled == answer::pulled::client_left)
       got.client_left = true;
-    else if (pulled != turn::pulled::silence)
-      got.add(what);
+    else if (pulled != answer::pulled::silence)
+      got.add(next.what);
   }
   return got;
 }
 
 outcome run(running_engine& running, const turn_request& request) {
-  const auto under_way = running.turns.start(request, -1);
+  const auto under_way = running.turns.start({request}, -1);
   return finish(*under_way);
 }
 
@@ -88,7 +88,7 @@ TEST_CASE("engine: a spare that died unnoticed is replaced by another process, o
   auto settings = options_for(program);
   settings.spares = 1;
   running_engine running(settings);
-  const auto under_way = running.turns.start(asking("text say=alive"), -1);
+  const auto under_way = running.turns.start({asking("text say=alive")}, -1);
   const auto got = finish(*under_way);
   CHECK(got.stopped);
   CHECK(got.text == "alive");
@@ -143,7 +143,7 @@ TEST_CASE("engine: a silent claude is timed out wherever it falls silent, and it
     request.messages.insert(request.messages.begin(), {user_says("a"), assistant_says("b")});
     const auto start = steady::now();
     {
-      const auto under_way = running.turns.start(request, -1);
+      const auto under_way = running.turns.start({request}, -1);
       const auto got = finish(*under_way);
       check_failed(got, error_kind::timed_out, "--timeout");
       CHECK(got.text == each.text);
@@ -175,7 +175,7 @@ TEST_CASE("engine: a client that leaves is noticed within a second, whatever the
     request.messages.insert(request.messages.begin(), {user_says("a"), assistant_says("b")});
     steady::time_point left;
     {
-      const auto under_way = running.turns.start(request, client.ours());
+      const auto under_way = running.turns.start({request}, client.ours());
       std::thread leaving([&] {
         CHECK(eventually([&] { return program.started() == 1; }));
         std::this_thread::sleep_for(100ms);
@@ -195,7 +195,7 @@ TEST_CASE("engine: a client that is there, even one that has sent more, is not t
   running_engine running(options_for(program));
   const client_socket client;
   REQUIRE(::write(client.ends[1], "GET / HTTP/1.1\r\n", 16) == 16);
-  const auto under_way = running.turns.start(asking("text n=5 delay_ms=20"), client.ours());
+  const auto under_way = running.turns.start({asking("text n=5 delay_ms=20")}, client.ours());
   const auto got = finish(*under_way);
   CHECK(got.stopped);
   CHECK_FALSE(got.client_left);
@@ -204,17 +204,17 @@ TEST_CASE("engine: a client that is there, even one that has sent more, is not t
 TEST_CASE("engine: silence is told at the time that was asked for, and loses nothing") {
   const stand_in program;
   running_engine running(options_for(program));
-  const auto under_way = running.turns.start(asking("text say=\"at last\" first_ms=300"), -1);
+  const auto under_way = running.turns.start({asking("text say=\"at last\" first_ms=300")}, -1);
   int silences = 0;
   outcome got;
   const auto deadline = steady::now() + 10s * slowness;
   while (!got.ended() && steady::now() < deadline) {
-    claude_openai::event what;
-    const auto pulled = under_way->next(what, steady::now() + 50ms);
-    if (pulled == turn::pulled::silence)
+    answer::choice_event next;
+    const auto pulled = under_way->next(next, steady::now() + 50ms);
+    if (pulled == answer::pulled::silence)
       ++silences;
     else
-      got.add(what);
+      got.add(next.what);
   }
   CHECK(got.text == "at last");
   CHECK(silences >= 3);
@@ -226,10 +226,10 @@ TEST_CASE("engine: a turn that is dropped at any moment frees its process") {
   running_engine running(options_for(program));
   const auto before = resources_now();
   for (int i = 0; i < 20; ++i) {
-    const auto under_way = running.turns.start(asking("text n=50 delay_ms=1"), -1);
-    claude_openai::event what;
+    const auto under_way = running.turns.start({asking("text n=50 delay_ms=1")}, -1);
+    answer::choice_event next;
     for (int events = 0; events < i; ++events) {
-      under_way->next(what, steady::now() + milliseconds(i % 3));
+      under_way->next(next, steady::now() + milliseconds(i % 3));
     }
   }
   CHECK(program.gone());

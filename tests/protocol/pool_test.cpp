@@ -224,6 +224,29 @@ TEST_CASE("pool: the queue serves clients in turn, and each client's requests in
   CHECK(order == "a1 b1 c1 a2 b2 a3 ");
 }
 
+TEST_CASE("pool: a conversation that waits gets its own process before a new one can take it") {
+  const stand_in program;
+  auto settings = with_spares(program, 0, 1);
+  settings.idle_timeout = 60s;
+  running_pool running(settings);
+  auto held = std::make_unique<lease>(take(running.processes, usual));
+  REQUIRE(finish_turn(held->worker(), asking("text")).stopped);
+  held->keep("told");
+  pool::ticket fresh(running.processes, {usual, "a", {}});
+  pool::ticket next(running.processes, {usual, "b", {"told and more", {4}}});
+  held.reset();
+  std::optional<lease> taken;
+  CHECK(eventually([&] {
+    if (auto got = next.try_take()) taken.emplace(std::move(*got));
+    return taken.has_value();
+  }));
+  REQUIRE(taken);
+  CHECK(taken->known_replies() == 1);
+  CHECK_FALSE(fresh.try_take());
+  taken.reset();  // not kept: the new one gets a process of its own
+  CHECK(eventually([&] { return fresh.try_take().has_value(); }));
+}
+
 TEST_CASE("pool: requests that wait while all is busy cost no processor time") {
   const stand_in program;
   running_pool running(with_spares(program, 1, 2));

@@ -405,7 +405,7 @@ void answer_error_result(const directive& wish) {
   if (after > 0) write_beginning(std::vector<string>(static_cast<size_t>(after), "w "));
   out.line(lines::without(lines::with(lines::result("", nullptr),
                                       {{"is_error", true},
-                                       {"subtype", wish.word("subtype", "error_max_turns")},
+                                       {"subtype", wish.word("subtype", "error_during_execution")},
                                        {"errors", json::array({"the stand-in was told to fail"})}}),
                           {"result"}));
   last_turn_failed = true;
@@ -631,7 +631,8 @@ const behaviour turn_behaviours[] = {
     {"rate_limit", answer_rate_limit, "status=allowed_warning type=five_hour: tells, then `text`"},
     {"api_error", answer_api_error, "status=500 retries=1 delay_ms=500 wait_ms=0 after=0 say="},
     {"not_logged_in", answer_not_logged_in, "says so, as a result that is an error"},
-    {"error_result", answer_error_result, "subtype=error_max_turns after=0: an error of the CLI"},
+    {"error_result", answer_error_result,
+     "subtype=error_during_execution after=0: an error of the CLI"},
     {"retry_midstream", answer_retry_midstream,
      "how=same|different|assistant_only old=0 after=2 wait_ms=0: the API's stream broke"},
     {"hang", answer_hang, "after=-1: silent after so many deltas; -1: at once; at=stop: no result"},

@@ -214,9 +214,10 @@ TEST_CASE("worker: an account that is not logged in is told what to do") {
 }
 
 TEST_CASE("worker: an error of the CLI's own is an error") {
-  check_failed(run("error_result"), error_kind::bad_gateway, "error_max_turns");
-  check_failed(run("error_result after=2 subtype=error_during_execution"), error_kind::bad_gateway,
-               "error_during_execution");
+  check_failed(run("error_result"), error_kind::bad_gateway, "told to fail");
+  check_failed(run("error_result after=2"), error_kind::bad_gateway, "told to fail");
+  check_failed(run("error_result subtype=error_max_turns"), error_kind::bad_gateway,
+               "told to fail");
 }
 
 TEST_CASE("worker: a process that dies is told with its ending and its last words") {

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/support.hpp"
@@ -78,4 +79,228 @@ TEST_CASE("catalog: every id that it lists is one that a request may name") {
     const json id = entry.id;
     CHECK(parse_model(reader(id, "model")) == entry.id);
   }
+}
+
+// ---- what a model refuses ------------------------------------------------------------------------
+
+TEST_CASE("traits: by the generation in the id, which is no date") {
+  struct row {
+    const char* id;
+    bool always_thinks;
+    bool one_knob;
+  };
+  for (const auto& each :
+       {row{"claude-3-5-haiku-20241022", false, false},
+        row{"claude-3-7-sonnet-20250219", false, false},
+        row{"claude-opus-4-20250514", false, true},  // retired: the CLI takes the newest
+        row{"claude-sonnet-4-20250514", false, false}, row{"claude-sonnet-4-0", false, false},
+        row{"claude-opus-4-1-20250805", false, true},
+        row{"claude-sonnet-4-5-20250929", false, true}, row{"claude-opus-4-6", false, true},
+        row{"claude-opus-4-7", true, true}, row{"claude-opus-5-5", true, true},
+        row{"us.anthropic.claude-sonnet-4-5-20250929-v1:0", false, true},
+        row{"claude-sonnet-4-5@20250929", false, true}, row{"sonnet", false, true},
+        row{"opus[1m]", false, true}, row{"", false, true}}) {
+    CAPTURE(std::string(each.id));
+    CHECK(traits_of(each.id, {}).always_thinks == each.always_thinks);
+    CHECK(traits_of(each.id, {}).one_sampling_knob == each.one_knob);
+  }
+}
+
+TEST_CASE("traits: an id of Vertex AI's, or of a larger context, is no other model") {
+  CHECK(traits_of("claude-sonnet-4-5@20250929", {}).one_sampling_knob);
+  CHECK(traits_of("claude-opus-4-7@20260101", {}).always_thinks);
+  CHECK(traits_of("claude-opus-4-7[1m]", {}).always_thinks);
+}
+
+TEST_CASE("traits: what the CLI reports of its models counts, for just these") {
+  CHECK(traits_of("opus", {"opus"}).always_thinks);
+  CHECK_FALSE(traits_of("sonnet", {"opus"}).always_thinks);
+  CHECK_FALSE(traits_of("opus[1m]", {"opus"}).always_thinks);
+}
+
+namespace {
+
+constexpr model_traits old_model{false, false};
+constexpr model_traits new_model{false, true};
+constexpr model_traits thinker{true, true};
+
+/// What a request asks for, and what is left of it.
+struct settled {
+  const char* what;
+  model_traits model;
+  void (*ask)(turn_request&);
+  std::string left;  ///< `temperature top_p thinking thinks | ignored`
+};
+
+std::string tell(const turn_request& request) {
+  const auto number = [](const std::optional<double>& value) {
+    return value ? dump(json(*value)) : std::string("-");
+  };
+  const auto& sampling = request.sampling;
+  return number(sampling.temperature) + " " + number(sampling.top_p) + " " +
+         std::to_string(request.thinking_tokens.value_or(0)) + (request.thinks ? " thinks" : "") +
+         " | " + text::join(request.ignored_params, " ");
+}
+
+void check_settled(const std::vector<settled>& rows) {
+  for (const auto& row : rows) {
+    turn_request request;
+    row.ask(request);
+    settle(request, row.model);
+    CAPTURE(std::string(row.what));
+    CHECK(tell(request) == row.left);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("settle: temperature and top_p, alone and together") {
+  using r = turn_request;
+  check_settled(
+      {{"nothing", new_model, [](r&) {}, "- - 0 | "},
+       {"nothing", old_model, [](r&) {}, "- - 0 | "},
+       {"warm", new_model, [](r& q) { q.sampling.temperature = 0.5; }, "0.5 - 0 | "},
+       {"cold", new_model, [](r& q) { q.sampling.temperature = 0; }, "0.0 - 0 | "},
+       {"one", new_model, [](r& q) { q.sampling.temperature = 1; }, "1.0 - 0 | "},
+       {"hot", new_model, [](r& q) { q.sampling.temperature = 1.5; }, "1.0 - 0 | temperature"},
+       {"p", new_model, [](r& q) { q.sampling.top_p = 0.5; }, "- - 0 | top_p"},
+       {"p", old_model, [](r& q) { q.sampling.top_p = 0.5; }, "- 0.5 0 | "},
+       {"both", old_model,
+        [](r& q) {
+          q.sampling.temperature = 0.5;
+          q.sampling.top_p = 0.9;
+        },
+        "0.5 0.9 0 | "},
+       {"both", new_model,
+        [](r& q) {
+          q.sampling.temperature = 0.5;
+          q.sampling.top_p = 0.9;
+        },
+        "0.5 - 0 | top_p"},
+       {"both, one of them in vain", new_model,
+        [](r& q) {
+          q.sampling.temperature = 0.5;
+          q.sampling.top_p = 1;
+        },
+        "0.5 - 0 | "},
+       {"both, hot", new_model,
+        [](r& q) {
+          q.sampling.temperature = 2;
+          q.sampling.top_p = 0.9;
+        },
+        "1.0 - 0 | temperature top_p"}});
+}
+
+TEST_CASE("settle: each effort is a number of thinking tokens, and none is none") {
+  std::int64_t last = -1;
+  for (std::size_t i = 0; i < reasoning_effort_names.size(); ++i) {
+    turn_request request;
+    request.effort = static_cast<reasoning_effort>(i);
+    settle(request, new_model);
+    CAPTURE(name_of(request.effort));
+    const auto tokens = request.thinking_tokens.value_or(0);
+    CHECK(tokens > last);
+    CHECK((tokens == 0 || tokens >= 1024));
+    CHECK(request.thinks == (tokens > 0));
+    CHECK(request.ignored_params.empty());
+    last = tokens;
+  }
+  CHECK(last == 31'999);
+}
+
+TEST_CASE("settle: who thinks gets no temperature and no top_p, and is told so") {
+  using r = turn_request;
+  const auto ask = [](r& q) {
+    q.effort = reasoning_effort::low;
+    q.sampling.temperature = 0.5;
+    q.sampling.top_p = 0.9;
+  };
+  const auto ask_in_vain = [](r& q) {
+    q.effort = reasoning_effort::low;
+    q.sampling.temperature = 1;
+    q.sampling.top_p = 1;
+  };
+  const auto warm = [](r& q) { q.sampling.temperature = 0.5; };
+  check_settled({{"both", new_model, ask, "- - 2048 thinks | temperature top_p"},
+                 {"both", old_model, ask, "- - 2048 thinks | temperature top_p"},
+                 {"in vain", new_model, ask_in_vain, "- - 2048 thinks | "},
+                 {"a model that always thinks", thinker, warm, "- - 0 thinks | temperature"},
+                 {"the same, asked to", thinker, ask, "- - 2048 thinks | temperature top_p"}});
+}
+
+TEST_CASE("settle: thinking needs room below the limit, and a model free to answer") {
+  using r = turn_request;
+  const auto high = [](r& q) { q.effort = reasoning_effort::high; };
+  check_settled(
+      {{"enough", new_model,
+        [](r& q) {
+          q.effort = reasoning_effort::high;
+          q.sampling.max_tokens = 8193;
+        },
+        "- - 8192 thinks | "},
+       {"less", new_model,
+        [](r& q) {
+          q.effort = reasoning_effort::high;
+          q.sampling.max_tokens = 8192;
+        },
+        "- - 8191 thinks | "},
+       {"the least", new_model,
+        [](r& q) {
+          q.effort = reasoning_effort::high;
+          q.sampling.max_tokens = 1025;
+        },
+        "- - 1024 thinks | "},
+       {"none", new_model,
+        [](r& q) {
+          q.effort = reasoning_effort::high;
+          q.sampling.max_tokens = 1024;
+          q.sampling.temperature = 0.5;
+        },
+        "0.5 - 0 | reasoning_effort"},
+       {"by number", new_model, [](r& q) { q.thinking_tokens = 3000; }, "- - 3000 thinks | "},
+       {"by number and word", new_model,
+        [](r& q) {
+          q.thinking_tokens = 3000;
+          q.effort = reasoning_effort::max;
+        },
+        "- - 3000 thinks | "},
+       {"a tool must be called", new_model,
+        [](r& q) {
+          q.effort = reasoning_effort::high;
+          q.choice.kind = tool_choice::how::any;
+        },
+        "- - 0 | reasoning_effort"},
+       {"this tool must be called", new_model,
+        [](r& q) {
+          q.effort = reasoning_effort::high;
+          q.choice.kind = tool_choice::how::named;
+        },
+        "- - 0 | reasoning_effort"},
+       {"no tool may be called", new_model,
+        [](r& q) {
+          q.effort = reasoning_effort::high;
+          q.choice.kind = tool_choice::how::none;
+        },
+        "- - 8192 thinks | "},
+       {"nothing in its way", thinker, high, "- - 8192 thinks | "}});
+}
+
+TEST_CASE("settle: a stop of blanks alone is dropped and named, the others stay in order") {
+  turn_request request;
+  request.sampling.stop = {"a", " ", "\n\n", "b ", ""};
+  settle(request, new_model);
+  CHECK(request.sampling.stop == strings{"a", "b "});
+  CHECK(request.ignored_params == strings{"stop"});
+}
+
+TEST_CASE("settle: what it has settled it leaves alone, and it names nothing twice") {
+  turn_request request;
+  request.ignored_params = {"seed", "temperature"};
+  request.effort = reasoning_effort::high;
+  request.sampling = {1.5, 0.9, {}, 4000, {"x", ""}};
+  settle(request, new_model);
+  const auto once = tell(request);
+  CHECK(request.ignored_params == strings{"seed", "temperature", "top_p", "stop"});
+  settle(request, new_model);
+  CHECK(tell(request) == once);
 }

@@ -262,6 +262,8 @@ TEST_CASE("command: the whole line, for an API key and for the CLI's own login")
                             "--model=sonnet",
                             "--tools",
                             "",
+                            "--allowedTools",
+                            "mcp__client",
                             "--setting-sources",
                             "",
                             "--strict-mcp-config",
@@ -281,7 +283,9 @@ TEST_CASE("command: it runs in the proxy's folder with the child's own environme
   const auto settings = settings_for(auth_method::api_key);
   const auto made = make_command(settings, {"sonnet"});
   CHECK(made.working_directory == "/scratch");
-  CHECK(made.environment == child_environment(settings));
+  auto expected = child_environment(settings);
+  expected["CLAUDE_AGENT_SDK_MCP_NO_PREFIX"] = "1";  // the model sees the client's own names
+  CHECK(made.environment == expected);
 }
 
 TEST_CASE("command: a model is one argument that no parser can take for a flag") {
@@ -304,7 +308,7 @@ TEST_CASE("command: no built-in tool, no settings, no rights are ever given") {
     CHECK(line.find("--permission-mode\ndefault\n") != std::string::npos);
     CHECK(line.find("bypass") == std::string::npos);
     CHECK(line.find("skip-permissions") == std::string::npos);
-    CHECK(line.find("allowed") == std::string::npos);
+    CHECK(line.find("--allowedTools\nmcp__client\n") != std::string::npos);  // the client runs them
     CHECK(line.find("system-prompt") == std::string::npos);
   }
 }
@@ -320,4 +324,167 @@ TEST_CASE("command: no client key is in it") {
 TEST_CASE("profile: spares of one model are alike, of another they are not") {
   CHECK(launch_profile{"a"} == launch_profile{"a"});
   CHECK_FALSE(launch_profile{"a"} == launch_profile{"b"});
+}
+
+// ---- agents ------------------------------------------------------------------------------------
+
+namespace {
+
+agent_request some_agent() {
+  agent_request agent;
+  agent.tools = {"Bash", "Read"};
+  agent.permission_mode = "acceptEdits";
+  return agent;
+}
+
+/// What follows a flag; "none" when the flag is not there.
+std::string value_of(const command& made, const std::string& flag) {
+  const auto at = std::find(made.arguments.begin(), made.arguments.end(), flag);
+  return at == made.arguments.end() || at + 1 == made.arguments.end() ? "none" : *(at + 1);
+}
+
+/// `child_environment` is sorted, so what differs is easily told: `-A -B +C=1`.
+std::string difference(const environment_map& from, const environment_map& to) {
+  std::string told;
+  for (const auto& [name, value] : from) {
+    if (to.count(name) == 0) told += "-" + name + " ";
+  }
+  for (const auto& [name, value] : to) {
+    if (from.count(name) == 0) told += "+" + name + "=" + value + " ";
+    if (from.count(name) != 0 && from.at(name) != value) told += "~" + name + " ";
+  }
+  return told;
+}
+
+}  // namespace
+
+TEST_CASE("agent command: the whole line") {
+  auto settings = settings_for(auth_method::api_key);
+  settings.max_budget_usd = 1.5;
+  settings.agent_directories = {"/data", "/more data"};
+  auto agent = some_agent();
+  agent.disallowed = {"Bash(rm:*)", "WebFetch"};
+  agent.max_turns = 7;
+  agent.mcp_config = R"({"mcpServers":{}})";
+  const strings expected = {"/opt/claude",
+                            "-p",
+                            "--input-format",
+                            "stream-json",
+                            "--output-format",
+                            "stream-json",
+                            "--verbose",
+                            "--include-partial-messages",
+                            "--model=sonnet",
+                            "--tools",
+                            "Bash,Read",
+                            "--allowedTools",
+                            "mcp__client,Bash,Read",
+                            "--setting-sources",
+                            "",
+                            "--strict-mcp-config",
+                            "--no-session-persistence",
+                            "--disable-slash-commands",
+                            "--permission-mode",
+                            "acceptEdits",
+                            "--max-turns",
+                            "7",
+                            "--max-budget-usd",
+                            "1.5",
+                            "--disallowedTools",
+                            "Bash(rm:*),WebFetch",
+                            "--mcp-config",
+                            R"({"mcpServers":{}})",
+                            "--add-dir",
+                            "/data",
+                            "--add-dir",
+                            "/more data"};
+  CHECK(make_command(settings, {"sonnet", agent}).arguments == expected);
+}
+
+TEST_CASE("agent command: what is not limited is not told, and no login makes it bare") {
+  for (const auto method : methods) {
+    const auto made = make_command(settings_for(method), {"sonnet", some_agent()});
+    for (const std::string flag : {"--max-turns", "--max-budget-usd", "--disallowedTools",
+                                   "--mcp-config", "--add-dir", "--bare"}) {
+      CAPTURE(flag);
+      CHECK(std::count(made.arguments.begin(), made.arguments.end(), flag) == 0);
+    }
+  }
+}
+
+TEST_CASE(
+    "agent command: rules name the tools that exist, each once, and servers' tools are none") {
+  auto agent = some_agent();
+  agent.tools = {"Bash(git:*)", "Bash(ls:*)", "Read", "mcp__files__read", "mcp__files"};
+  const auto made = make_command(settings_for(auth_method::cli), {"sonnet", agent});
+  CHECK(value_of(made, "--tools") == "Bash,Read");
+  CHECK(value_of(made, "--allowedTools") ==
+        "mcp__client,Bash(git:*),Bash(ls:*),Read,mcp__files__read,mcp__files");
+  agent.tools.clear();
+  const auto toothless = make_command(settings_for(auth_method::cli), {"sonnet", agent});
+  CHECK(value_of(toothless, "--tools").empty());
+  CHECK(value_of(toothless, "--allowedTools") == "mcp__client");
+}
+
+TEST_CASE("agent command: a long task may be summed up, and servers' names stay apart") {
+  for (const auto method : methods) {
+    const auto settings = settings_for(method);
+    const auto usual = child_environment(settings);
+    CHECK(difference(usual, make_command(settings, {"m", some_agent()}).environment) ==
+          "-CLAUDE_CODE_BLOCKING_LIMIT_OVERRIDE -DISABLE_COMPACT +MCP_CONNECTION_NONBLOCKING=0 ");
+    CHECK(difference(usual, make_command(settings, {"m"}).environment) ==
+          "+CLAUDE_AGENT_SDK_MCP_NO_PREFIX=1 ");
+    CHECK(usual.at("ENABLE_TOOL_SEARCH") == "false");
+    CHECK(usual.at("MAX_THINKING_TOKENS") == "0");
+  }
+}
+
+TEST_CASE("agent command: it works in its own directory, else in the operator's") {
+  const auto settings = settings_for(auth_method::cli);
+  auto agent = some_agent();
+  CHECK(make_command(settings, {"m", agent}).working_directory == "/scratch");
+  agent.directory = "/projects/x";
+  CHECK(make_command(settings, {"m", agent}).working_directory == "/projects/x");
+}
+
+TEST_CASE("command: nothing of what an operator grants to agents reaches another process") {
+  auto settings = settings_for(auth_method::cli);
+  const auto before = make_command(settings, {"m"});
+  settings.max_budget_usd = 5;
+  settings.max_turns = 5;
+  settings.agent_directories = {"/data"};
+  settings.agent_roots = {"/"};
+  settings.allowed_tools = {"Bash"};
+  settings.disallowed_tools = {"Read"};
+  settings.permission_mode = "bypassPermissions";
+  settings.mcp_config = "/etc/mcp.json";
+  const auto after = make_command(settings, {"m"});
+  CHECK(after.arguments == before.arguments);
+  CHECK(after.environment == before.environment);
+  CHECK(after.working_directory == before.working_directory);
+}
+
+TEST_CASE("profile: an agent's process serves only an agent that may do exactly the same") {
+  using change = void (*)(agent_request&);
+  const std::vector<change> changes = {[](agent_request& a) { a.tools = {"Bash"}; },
+                                       [](agent_request& a) {
+                                         a.tools = {"Read", "Bash"};
+                                       },
+                                       [](agent_request& a) { a.disallowed = {"Bash(rm:*)"}; },
+                                       [](agent_request& a) { a.permission_mode = "plan"; },
+                                       [](agent_request& a) { a.max_turns = 1; },
+                                       [](agent_request& a) { a.directory = "/x"; },
+                                       [](agent_request& a) { a.mcp_config = "{}"; }};
+  const launch_profile base{"m", some_agent()};
+  for (const auto& each : changes) {
+    auto agent = some_agent();
+    each(agent);
+    CHECK_FALSE(base == launch_profile{"m", agent});
+  }
+  auto showing = some_agent();
+  showing.show_activity = true;
+  CHECK(base == launch_profile{"m", showing});
+  CHECK_FALSE(base == launch_profile{"m"});
+  CHECK_FALSE(base == launch_profile{"n", some_agent()});
+  CHECK_FALSE(launch_profile{"m", agent_request()} == launch_profile{"m"});
 }

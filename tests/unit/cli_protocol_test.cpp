@@ -25,6 +25,14 @@ strings lines_of(const strings& pieces) {
   return lines;
 }
 
+const tool_names no_tools;
+
+turn_request with_system(const std::string& system) {
+  turn_request request;
+  request.system = system;
+  return request;
+}
+
 message says(role author, const strings& texts) {
   message said;
   said.author = author;
@@ -35,7 +43,7 @@ message says(role author, const strings& texts) {
 /// The texts of an encoded message's blocks.
 strings sent_texts(const message& said, bool ask) {
   strings texts;
-  const auto line = json::parse(encode_message(said, ask));
+  const auto line = json::parse(encode_message(said, ask, no_tools));
   for (const auto& block : line["message"]["content"]) texts.push_back(string_of(block, "text"));
   return texts;
 }
@@ -263,7 +271,7 @@ TEST_CASE("upstream error: an unknown model has a code of its own") {
 // ---- what is written ----------------------------------------------------------------------------
 
 TEST_CASE("encode: initialize gives the system prompt, as one line") {
-  CHECK(encode_initialize("1", "Be \"brief\".\nAlways.") ==
+  CHECK(encode_initialize("1", with_system("Be \"brief\".\nAlways.")) ==
         R"({"type":"control_request","request_id":"1","request":{"subtype":"initialize",)"
         R"("systemPrompt":["Be \"brief\".\nAlways."]}})"
         "\n");
@@ -277,23 +285,24 @@ TEST_CASE("encode: a probe changes no settings") {
 }
 
 TEST_CASE("encode: the live user message") {
-  CHECK(encode_message(says(role::user, {"Hi", "you"}), true) ==
+  CHECK(encode_message(says(role::user, {"Hi", "you"}), true, no_tools) ==
         R"({"type":"user","message":{"role":"user","content":[{"type":"text","text":"Hi"},)"
         R"({"type":"text","text":"you"}]},"parent_tool_use_id":null,"session_id":""})"
         "\n");
 }
 
 TEST_CASE("encode: a past user message asks nothing") {
-  CHECK(encode_message(says(role::user, {"Hi"}), false) ==
+  CHECK(encode_message(says(role::user, {"Hi"}), false, no_tools) ==
         R"({"type":"user","message":{"role":"user","content":[{"type":"text","text":"Hi"}]},)"
         R"("parent_tool_use_id":null,"session_id":"","shouldQuery":false})"
         "\n");
 }
 
 TEST_CASE("encode: a past assistant message") {
-  CHECK(encode_message(says(role::assistant, {"Hello"}), false) ==
+  CHECK(encode_message(says(role::assistant, {"Hello"}), false, no_tools) ==
         R"({"type":"assistant","message":{"role":"assistant","content":[)"
-        R"({"type":"text","text":"Hello"}]},"parent_tool_use_id":null,"session_id":""})"
+        R"({"type":"text","text":"Hello"}],"id":"msg_past_0"},)"
+        R"("parent_tool_use_id":null,"session_id":""})"
         "\n");
 }
 
@@ -301,17 +310,18 @@ TEST_CASE("encode: tool calls and results are the Messages API's blocks") {
   message call;
   call.author = role::assistant;
   call.parts.emplace_back(tool_call_part{"c1", "look", json::parse(R"({"b":1,"a":2})")});
-  CHECK(encode_message(call, false) ==
+  CHECK(encode_message(call, false, no_tools) ==
         R"({"type":"assistant","message":{"role":"assistant","content":[)"
-        R"({"type":"tool_use","id":"c1","name":"look","input":{"b":1,"a":2}}]},)"
+        R"({"type":"tool_use","id":"c1","name":"look","input":{"b":1,"a":2}}],)"
+        R"("id":"msg_past_0"},)"
         R"("parent_tool_use_id":null,"session_id":""})"
         "\n");
   message result;
-  result.parts.emplace_back(tool_result_part{"c1", "sunny"});
+  result.parts.emplace_back(tool_result_part{"c1", {text_part{"sunny"}}});
   result.parts.emplace_back(text_part{"So?"});
-  CHECK(encode_message(result, true) ==
+  CHECK(encode_message(result, true, no_tools) ==
         R"({"type":"user","message":{"role":"user","content":[)"
-        R"({"type":"tool_result","tool_use_id":"c1","content":"sunny"},)"
+        R"({"type":"tool_result","tool_use_id":"c1","content":[{"type":"text","text":"sunny"}]},)"
         R"({"type":"text","text":"So?"}]},"parent_tool_use_id":null,"session_id":""})"
         "\n");
 }
@@ -322,7 +332,7 @@ TEST_CASE("encode: whatever is said, it is one line of JSON that says the same")
   for (int i = 0; i < 2'000; ++i) {
     const auto words = "x" + random.words(10);
     const auto author = random.chance(50) ? role::user : role::assistant;
-    const auto line = encode_message(says(author, {words}), random.chance(50));
+    const auto line = encode_message(says(author, {words}), random.chance(50), no_tools);
     CAPTURE(line);
     REQUIRE(line.find('\n') == line.size() - 1);
     REQUIRE(json::parse(line)["message"]["content"][0]["text"] == words);
@@ -331,7 +341,7 @@ TEST_CASE("encode: whatever is said, it is one line of JSON that says the same")
 
 TEST_CASE("encode: bytes that are no UTF-8 do not throw") {
   CHECK(sent_texts(says(role::user, {"a\xFF"}), true) == strings{"a\xEF\xBF\xBD"});
-  CHECK(json::parse(encode_initialize("1", "\xC3"))["request"]["systemPrompt"][0] ==
+  CHECK(json::parse(encode_initialize("1", with_system("\xC3")))["request"]["systemPrompt"][0] ==
         "\xEF\xBF\xBD");
 }
 
@@ -350,12 +360,12 @@ TEST_CASE("shield: only the last text is looked at, wherever it stands") {
   CHECK(sent_texts(says(role::user, {"/a", "/b"}), true) == strings{"/a", " /b"});
   CHECK(sent_texts(says(role::user, {"/a", "b"}), true) == strings{"/a", "b"});
   message with_result = says(role::user, {"/a", "/b"});
-  with_result.parts.emplace_back(tool_result_part{"c1", "/c"});
-  const auto line = json::parse(encode_message(with_result, true));
+  with_result.parts.emplace_back(tool_result_part{"c1", {text_part{"/c"}}});
+  const auto line = json::parse(encode_message(with_result, true, no_tools));
   const auto& content = line["message"]["content"];
   CHECK(content[0]["text"] == "/a");
   CHECK(content[1]["text"] == " /b");
-  CHECK(content[2]["content"] == "/c");
+  CHECK(content[2]["content"][0]["text"] == "/c");
 }
 
 TEST_CASE("shield: any other text is left as it is") {

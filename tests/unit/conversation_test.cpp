@@ -29,6 +29,8 @@ message says(role author, const std::vector<std::string>& texts) {
 message user(const std::vector<std::string>& texts) { return says(role::user, texts); }
 message assistant(const std::vector<std::string>& texts) { return says(role::assistant, texts); }
 
+message result_message(const std::string& id) { return {role::user, {tool_result_part{id, {}}}}; }
+
 /// `u[a|b] a[c]`: who says what, part by part.
 std::string outline(const std::vector<message>& messages) {
   std::string all;
@@ -101,9 +103,9 @@ TEST_CASE("normalize: tool calls and their results are parts like any other") {
   message call = assistant({"Let me look."});
   call.parts.emplace_back(tool_call_part{"1", "look", json::object()});
   message first;
-  first.parts.emplace_back(tool_result_part{"1", "sunny"});
+  first.parts.emplace_back(tool_result_part{"1", {text_part{"sunny"}}});
   message second;
-  second.parts.emplace_back(tool_result_part{"2", "warm"});
+  second.parts.emplace_back(tool_result_part{"2", {text_part{"warm"}}});
   CHECK(normalized({user({"a"}), call, first, second, user({"and?"})}) ==
         "u[a] a[Let me look.|call:1] u[result:1|result:2|and?]");
   CHECK(normalized({user({"a"}), call, first}) == "u[a] a[Let me look.|call:1] u[result:1]");
@@ -224,7 +226,7 @@ TEST_CASE("trace: tool calls and results are in it, with ids, names, input and t
     message call = assistant({});
     call.parts.emplace_back(tool_call_part{id, name, json::parse(input)});
     message answer;
-    answer.parts.emplace_back(tool_result_part{id, result});
+    answer.parts.emplace_back(tool_result_part{id, {text_part{result}}});
     request.messages = {user({"q"}), call, answer};
     return make_trace(request).words;
   };
@@ -283,6 +285,356 @@ TEST_CASE("session id: free text of 1 to 256 characters, none of them a control 
         json("a\x7f"), json(std::string("a\0b", 3)), json(1), json(true), json::array()}) {
     CAPTURE(claude_openai::dump(wrong));
     CHECK(test::error_of([&] { parsed(wrong); }).param == "session_id");
+  }
+}
+
+// ---- tool results ------------------------------------------------------------------------------
+
+TEST_CASE("normalize: tool results come before all else in their message, each kind in its order") {
+  message mixed = user({"a"});
+  mixed.parts.emplace_back(tool_result_part{"1", {}});
+  mixed.parts.emplace_back(text_part{"b"});
+  mixed.parts.emplace_back(tool_result_part{"2", {}});
+  CHECK(normalized({mixed}) == "u[result:1|result:2|a|b]");
+  // A note between a call and its result is common: "calling the tool …", then the result.
+  message call = assistant({});
+  call.parts.emplace_back(tool_call_part{"1", "look", json::object()});
+  CHECK(normalized({user({"q"}), call, user({"wait"}), result_message("1")}) ==
+        "u[q] a[call:1] u[result:1|wait]");
+}
+
+namespace {
+
+/// `u: q`, `a: 1 2` (calls), `r: 2 1` (results), one message each; joined as requests are.
+std::vector<message> conversation_of(const std::vector<std::string>& told) {
+  std::vector<message> messages;
+  for (const auto& line : told) {
+    message said;
+    said.author = line[0] == 'a' ? role::assistant : role::user;
+    for (const auto& word : claude_openai::text::split(line.substr(2), ' ')) {
+      if (line[0] == 'a') said.parts.emplace_back(tool_call_part{word, "look", json::object()});
+      if (line[0] == 'r') said.parts.emplace_back(tool_result_part{word, {}});
+      if (line[0] == 'u') said.parts.emplace_back(text_part{word});
+    }
+    messages.push_back(std::move(said));
+  }
+  claude_openai::normalize(messages);
+  return messages;
+}
+
+}  // namespace
+
+TEST_CASE("tool results: each call has its result right after it, in any order") {
+  const std::vector<std::vector<std::string>> fine = {{"u:q"},
+                                                      {"u:q", "a:1", "r:1"},
+                                                      {"u:q", "a:1 2 3", "r:3 1 2"},
+                                                      {"u:q", "a:1 2", "r:2", "r:1"},
+                                                      {"u:q", "a:1", "r:1", "u:more"},
+                                                      {"u:q", "a:1", "u:wait", "r:1"},
+                                                      {"u:q", "a:1", "r:1", "a:2", "r:2"},
+                                                      {"u:q", "a:1", "r:1", "a:1", "r:1"}};
+  for (const auto& told : fine) {
+    CAPTURE(claude_openai::text::join(told, "; "));
+    CHECK_NOTHROW(check_tool_results(conversation_of(told)));
+  }
+}
+
+TEST_CASE("tool results: what has no call, or a call without result, is a 400 that names the id") {
+  const std::vector<std::pair<std::vector<std::string>, std::string>> refused = {
+      {{"r:7"}, "7"},
+      {{"u:q", "r:7"}, "7"},
+      {{"u:q", "a:1", "r:7 1"}, "7"},
+      {{"u:q", "a:1", "r:1", "r:1"}, "1"},
+      {{"u:q", "a:1", "r:1", "a:2", "r:1 2"}, "1"},
+      {{"u:q", "a:7"}, "7"},
+      {{"u:q", "a:7", "u:never mind"}, "7"},
+      {{"u:q", "a:1 7", "r:1"}, "7"},
+      {{"u:q", "a:7", "u:wait", "a:1", "r:7 1"}, "7"},
+      {{"u:q", "a:1", "r:1", "u:more", "a:7", "u:bye"}, "7"}};
+  for (const auto& each : refused) {
+    CAPTURE(claude_openai::text::join(each.first, "; "));
+    const auto error = test::error_of([&] { check_tool_results(conversation_of(each.first)); });
+    CHECK(error.kind == claude_openai::error_kind::invalid_request);
+    CHECK(error.param == "messages");
+    CHECK(error.message.find("'" + each.second + "'") != std::string::npos);
+  }
+}
+
+// ---- canonical JSON ----------------------------------------------------------------------------
+
+TEST_CASE("canonical: one value has one text, however it was written down") {
+  const std::vector<std::pair<std::string, std::string>> same = {
+      {R"({"b":1,"a":{"d":2,"c":3}})", R"({"a":{"c":3,"d":2},"b":1})"},
+      {R"([{"b":1,"a":2}])", R"([{"a":2,"b":1}])"},
+      {"[1.0, -2.0, 3e2]", "[1,-2,300]"},
+      {"[-0.0]", "[0]"},
+      {R"({ "a" : [ true , null , "x" ] })", R"({"a":[true,null,"x"]})"},
+      {R"(["\u00e9\/"])", R"(["é/"])"}};
+  for (const auto& each : same) {
+    CAPTURE(each.first);
+    CHECK(claude_openai::canonical(json::parse(each.first)).dump() == each.second);
+  }
+}
+
+TEST_CASE("canonical: what is not the same stays apart") {
+  const std::vector<std::string> values = {"1",
+                                           "1.5",
+                                           "\"1\"",
+                                           "true",
+                                           "null",
+                                           "\"null\"",
+                                           "[]",
+                                           "{}",
+                                           "[[]]",
+                                           "[1,2]",
+                                           "[2,1]",
+                                           "\"a\"",
+                                           "\"A\"",
+                                           R"({"a":1})",
+                                           R"({"a":"1"})",
+                                           R"({"a":null})",
+                                           "1e300",
+                                           "9007199254740993",
+                                           "9007199254740992",
+                                           "18446744073709551615"};
+  std::set<std::string> texts;
+  for (const auto& value : values)
+    texts.insert(claude_openai::canonical(json::parse(value)).dump());
+  CHECK(texts.size() == values.size());
+}
+
+// ---- what is another conversation --------------------------------------------------------------
+
+namespace {
+
+using change = void (*)(claude_openai::turn_request&);
+
+claude_openai::turn_request request_with_all() {
+  claude_openai::turn_request request;
+  request.messages = {user({"q"})};
+  request.tools.push_back({"look", "Looks.", json::parse(R"({"type":"object"})")});
+  request.tools.push_back({"see", "", json::object()});
+  request.schema = json::parse(R"({"type":"object"})");
+  request.agent.emplace();
+  request.agent->tools = {"Bash", "Read"};
+  request.messages.back().parts.emplace_back(claude_openai::media_part{
+      claude_openai::media_part::media_kind::image, "image/png", "AAAA", {}, {}});
+  return request;
+}
+
+std::string trace_after(change change_it) {
+  auto request = request_with_all();
+  change_it(request);
+  return make_trace(request).words;
+}
+
+claude_openai::media_part& media_of(claude_openai::turn_request& request) {
+  return std::get<claude_openai::media_part>(request.messages.back().parts.back());
+}
+
+}  // namespace
+
+TEST_CASE("trace: tools, schema, effort, agent and media each make another conversation") {
+  using claude_openai::turn_request;
+  const std::vector<change> changes = {
+      [](turn_request&) {},
+      [](turn_request& r) { r.tools[0].name = "look2"; },
+      [](turn_request& r) { r.tools[0].description = "Sees."; },
+      [](turn_request& r) { r.tools[0].schema["required"] = json::array({"a"}); },
+      [](turn_request& r) { std::swap(r.tools[0], r.tools[1]); },
+      [](turn_request& r) { r.tools.pop_back(); },
+      [](turn_request& r) { r.tools.clear(); },
+      [](turn_request& r) { r.schema.reset(); },
+      [](turn_request& r) { r.schema = json::object(); },
+      [](turn_request& r) { r.effort = claude_openai::reasoning_effort::low; },
+      [](turn_request& r) { r.effort = claude_openai::reasoning_effort::max; },
+      [](turn_request& r) { r.agent.reset(); },
+      [](turn_request& r) { r.agent->tools = {"Bash"}; },
+      [](turn_request& r) { r.agent->tools = {}; },
+      [](turn_request& r) { r.agent->disallowed = {"Bash"}; },
+      [](turn_request& r) { r.agent->permission_mode = "plan"; },
+      [](turn_request& r) { r.agent->max_turns = 3; },
+      [](turn_request& r) { r.agent->directory = "/elsewhere"; },
+      [](turn_request& r) { r.agent->mcp_config = "{}"; },
+      [](turn_request& r) { media_of(r).media_type = "image/jpeg"; },
+      [](turn_request& r) { media_of(r).data = "BBBB"; },
+      [](turn_request& r) { media_of(r).title = "AAAA"; },
+      [](turn_request& r) {
+        media_of(r) = {{}, {}, {}, "http://x/AAAA", {}};
+      },
+      [](turn_request& r) { r.messages.back().parts.pop_back(); }};
+  std::set<std::string> traces;
+  for (const auto& each : changes) traces.insert(trace_after(each));
+  CHECK(traces.size() == changes.size());
+}
+
+TEST_CASE("trace: what a running process can be told anew makes no other conversation") {
+  using claude_openai::turn_request;
+  const std::vector<change> changes = {
+      [](turn_request& r) { r.sampling.temperature = 0.5; },
+      [](turn_request& r) { r.sampling.top_p = 0.5; },
+      [](turn_request& r) { r.sampling.max_tokens = 5; },
+      [](turn_request& r) { r.sampling.stop = {"x"}; },
+      [](turn_request& r) { r.choice.kind = claude_openai::tool_choice::how::any; },
+      [](turn_request& r) { r.choice.parallel = false; },
+      [](turn_request& r) { r.stream = true; },
+      [](turn_request& r) { r.agent->show_activity = true; },
+      [](turn_request& r) { r.session = "s"; },
+      [](turn_request& r) { r.schema_field = "x"; },
+      [](turn_request& r) { r.thinking_tokens = 2000; },
+      [](turn_request& r) { r.ignored_params = {"seed"}; }};
+  const auto base = make_trace(request_with_all()).words;
+  for (std::size_t i = 0; i < changes.size(); ++i) {
+    CAPTURE(i);
+    CHECK(trace_after(changes[i]) == base);
+  }
+}
+
+namespace {
+
+std::string trace_of_parts(std::vector<claude_openai::content_part> parts) {
+  claude_openai::turn_request request;
+  request.messages = {message{role::user, std::move(parts)}};
+  return make_trace(request).words;
+}
+
+}  // namespace
+
+TEST_CASE("trace: a result's words, order, media and failure are in it") {
+  using claude_openai::media_part;
+  const media_part image{media_part::media_kind::image, "image/png", "AAAA", {}, {}};
+  const std::vector<tool_result_part> results = {{"1", {}, false},
+                                                 {"1", {}, true},
+                                                 {"2", {}, false},
+                                                 {"1", {text_part{"a"}}, false},
+                                                 {"1", {text_part{"a"}}, true},
+                                                 {"1", {text_part{"a"}, text_part{"b"}}, false},
+                                                 {"1", {text_part{"b"}, text_part{"a"}}, false},
+                                                 {"1", {text_part{"ab"}}, false},
+                                                 {"1", {image}, false},
+                                                 {"1", {text_part{"a"}, image}, false},
+                                                 {"1", {image, text_part{"a"}}, false}};
+  std::set<std::string> traces;
+  for (const auto& result : results) traces.insert(trace_of_parts({result}));
+  CHECK(traces.size() == results.size());
+}
+
+TEST_CASE("trace: an image of the user's is not one of a tool's result") {
+  using claude_openai::media_part;
+  const media_part image{media_part::media_kind::image, "image/png", "AAAA", {}, {}};
+  CHECK(trace_of_parts({tool_result_part{"1", {image}}}) !=
+        trace_of_parts({tool_result_part{"1", {}}, image}));
+}
+
+TEST_CASE("trace: a document is not an image of the same address") {
+  using claude_openai::media_part;
+  const std::string url = "https://example.org/x";
+  CHECK(trace_of_parts({media_part{media_part::media_kind::image, {}, {}, url, {}}}) !=
+        trace_of_parts({media_part{media_part::media_kind::document, {}, {}, url, {}}}));
+}
+
+// ---- images and files --------------------------------------------------------------------------
+
+namespace {
+
+std::string media_problem(const std::string& type, const std::string& data) {
+  const json field = "the field";
+  claude_openai::media_part media;
+  media.media_type = type;
+  media.data = data;
+  const auto error =
+      test::error_of([&] { check_media(claude_openai::reader(field, "here"), media); });
+  CHECK(error.param == "here");
+  return error.message;
+}
+
+std::string settled_type(const std::string& type, const std::string& data) {
+  const json field = "the field";
+  claude_openai::media_part media;
+  media.media_type = type;
+  media.data = data;
+  check_media(claude_openai::reader(field, "here"), media);
+  return media.media_type;
+}
+
+}  // namespace
+
+TEST_CASE("data uri: type and bytes; anything else is none") {
+  const auto png = claude_openai::try_data_uri("data:Image/PNG;base64,iVBORw0KGgo=");
+  REQUIRE(png);
+  CHECK(png->media_type == "image/png");
+  CHECK(png->data == "iVBORw0KGgo=");
+  CHECK(png->url.empty());
+  CHECK(claude_openai::try_data_uri("data:;base64,AAAA").value().media_type.empty());
+  CHECK(claude_openai::try_data_uri("data:image/png;base64,").value().data.empty());
+  for (const std::string none :
+       {"", "data:", "data:image/png,AAAA", "data:image/png;base64", "http://x/;base64,AAAA",
+        "image/png;base64,AAAA", " data:image/png;base64,AAAA"}) {
+    CAPTURE(none);
+    CHECK_FALSE(claude_openai::try_data_uri(none));
+  }
+}
+
+TEST_CASE("media: the type is what the bytes are, else what the client says") {
+  const std::vector<std::pair<std::string, std::string>> kinds = {
+      {"iVBORw0KGgoAAAAN", "image/png"},
+      {"/9j/4AAQSkZJ", "image/jpeg"},
+      {"R0lGODlhAQAB", "image/gif"},
+      {"UklGRhIAAABXRUJQ", "image/webp"},
+      {"JVBERi0xLjQK", "application/pdf"}};
+  for (const auto& each : kinds) {
+    CAPTURE(each.second);
+    CHECK(settled_type("image/jpeg", each.first) == each.second);
+    CHECK(settled_type("", each.first) == each.second);
+    CHECK(settled_type("application/octet-stream", each.first) == each.second);
+    CHECK(settled_type(each.second, "AAAA") == each.second);
+  }
+}
+
+TEST_CASE("media: types that the API does not read are refused by name") {
+  for (const std::string type :
+       {"", "image/bmp", "image/svg+xml", "text/plain", "audio/wav", "image/png;charset=utf-8"}) {
+    CAPTURE(type);
+    CHECK(media_problem(type, "AAAA").find("'" + type + "'") != std::string::npos);
+  }
+}
+
+TEST_CASE("media: what is no base64 is refused before anything is sent") {
+  for (const std::string data :
+       {"", "=", "A", "AAAA=AAA", "AA AA", "AA-_", "AAAA\n", "A===", "iVBORw0KGgo=\"", "é"}) {
+    CAPTURE(data);
+    CHECK(media_problem("image/png", data).find("base64") != std::string::npos);
+  }
+  for (const std::string data : {"AA", "AA==", "AAA", "AAA=", "AAAA", "A+/9"}) {
+    CAPTURE(data);
+    CHECK(settled_type("image/png", data) == "image/png");
+  }
+}
+
+TEST_CASE("media: images of 5 MiB and documents of 32 MiB are the largest") {
+  const auto base64_of = [](std::size_t mib) {
+    return std::string(mib * 1024 * 1024 / 3 * 4, 'A');
+  };
+  CHECK(settled_type("image/png", base64_of(5)) == "image/png");
+  CHECK(media_problem("image/png", base64_of(5) + "AAAAAAAA").find("5 MiB") != std::string::npos);
+  CHECK(settled_type("application/pdf", base64_of(32)) == "application/pdf");
+  CHECK(media_problem("application/pdf", base64_of(32) + "AAAAAAAA").find("32 MiB") !=
+        std::string::npos);
+}
+
+TEST_CASE("schema: the root is an object, said or not") {
+  const auto parsed = [](const std::string& text) {
+    const json schema = json::parse(text);
+    return claude_openai::dump(parse_object_schema(claude_openai::reader(schema, "here")));
+  };
+  CHECK(parsed("{}") == R"({"type":"object"})");
+  CHECK(parsed(R"({"properties":{"b":{},"a":{}}})") ==
+        R"({"properties":{"b":{},"a":{}},"type":"object"})");
+  CHECK(parsed(R"({"type":"object","required":["a"]})") == R"({"type":"object","required":["a"]})");
+  for (const std::string wrong : {"[]", "\"object\"", "1", R"({"type":"array"})",
+                                  R"({"type":["object","null"]})", R"({"type":null})"}) {
+    CAPTURE(wrong);
+    CHECK(test::error_of([&] { parsed(wrong); }).param == "here");
   }
 }
 

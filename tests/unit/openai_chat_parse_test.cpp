@@ -14,7 +14,7 @@ using strings = std::vector<std::string>;
 namespace {
 
 turn_request parse_text(const std::string& body) {
-  return openai_chat::parse(parse_body(body), {"id", 1}).turn;
+  return openai_chat::parse(parse_body(body), {"id", 1}).turns.front();
 }
 
 /// A request of one user message and these further fields.
@@ -25,6 +25,21 @@ std::string with_fields(const std::string& fields) {
 
 std::string with_messages(const std::string& messages) {
   return R"({"messages":)" + messages + "}";
+}
+
+std::string outline(const media_part& media) {
+  const bool image = media.kind == media_part::media_kind::image;
+  return std::string(image ? " image(" : " document(") + media.media_type + "," + media.data +
+         media.url + (media.title.empty() ? "" : "," + media.title) + ")";
+}
+
+std::string outline(const tool_result_part& result) {
+  std::string all = " result(" + result.call_id;
+  for (const auto& part : result.content) {
+    const auto* said = std::get_if<text_part>(&part);
+    all += said != nullptr ? " <" + said->text + ">" : outline(std::get<media_part>(part));
+  }
+  return all + ")";
 }
 
 /// `system / user: a | b / assistant: c`, so that a whole request reads at a glance.
@@ -38,9 +53,9 @@ std::string outline(const turn_request& request) {
                      [&](const tool_call_part& p) {
                        all += " call(" + p.id + "," + p.name + "," + dump(p.input) + ")";
                      },
-                     [&](const tool_result_part& p) {
-                       all += " result(" + p.call_id + "," + p.text + ")";
-                     },
+                     [&](const media_part& p) { all += outline(p); },
+                     [](const thinking_part&) {},
+                     [&](const tool_result_part& p) { all += outline(p); },
                  },
                  part);
     }
@@ -94,7 +109,7 @@ TEST_CASE("chat request: content is a string, text parts, null or absent, in eve
     CHECK(outline_of(R"([{"role":"system",)" + field + R"(},{"role":"user","content":"b"}])") ==
           "{} user: <b>");
     CHECK(outline_of(R"([{"role":"tool","tool_call_id":"1",)" + field + "}]") ==
-          "{} user: result(1,)");
+          "{} user: result(1)");
   }
 }
 
@@ -144,7 +159,7 @@ TEST_CASE("chat request: tool calls and tool results are parsed") {
                                                     {"type":"text","text":"noon"}]},
       {"role":"user","content":"So?"}])") ==
         R"({} user: <Weather?> assistant: <Let me look.> call(c1,look,{"b":1,"a":[]}))"
-        " call(c2,now,{}) user: result(c1,sunny) result(c2,12\nnoon) <So?>");
+        " call(c2,now,{}) user: result(c1 <sunny>) result(c2 <12> <noon>) <So?>");
 }
 
 TEST_CASE("chat request: no tool calls, or null for them, is no tool call") {
@@ -189,7 +204,6 @@ TEST_CASE("chat request: a bad field is a 400 that names it") {
       {with_messages(R"([{"role":1,"content":"a"}])"), "messages[0].role"},
       {with_messages(R"([{"role":"","content":"a"}])"), "messages[0].role"},
       {with_messages(R"([{"role":"User","content":"a"}])"), "messages[0].role"},
-      {with_messages(R"([{"role":"function","name":"f","content":"a"}])"), "messages[0].role"},
       {with_messages(R"([{"role":"user","content":"a"},{"role":"bot","content":"b"}])"),
        "messages[1].role"},
       {with_messages(R"([{"role":"user","content":1}])"), "messages[0].content"},
@@ -204,7 +218,7 @@ TEST_CASE("chat request: a bad field is a 400 that names it") {
       {with_messages(R"([{"role":"user","content":[{"type":"text","text":7}]}])"),
        "messages[0].content[0].text"},
       {with_messages(R"([{"role":"user","content":[{"type":"image_url","image_url":{}}]}])"),
-       "messages[0].content[0].type"},
+       "messages[0].content[0].image_url.url"},
       {with_messages(R"([{"role":"user","content":[{"type":"refusal"}]}])"),
        "messages[0].content[0].refusal"},
       {with_messages(R"([{"role":"user","content":"x"},{"role":"user","content":[null]}])"),
@@ -287,14 +301,13 @@ TEST_CASE("chat request: bad settings are 400s that name them") {
       {R"("max_completion_tokens":-1)", "max_completion_tokens"},
       {R"("max_completion_tokens":"10")", "max_completion_tokens"},
       {R"("n":0)", "n"},
-      {R"("n":129)", "n"},
+      {R"("n":9)", "n"},
       {R"("seed":1.5)", "seed"},
       {R"("seed":18446744073709551615)", "seed"},
       {R"("top_logprobs":21)", "top_logprobs"},
       {R"("logprobs":1)", "logprobs"},
       {R"("parallel_tool_calls":"yes")", "parallel_tool_calls"},
       {R"("enable_tools":1)", "enable_tools"},
-      {R"("store":"no")", "store"},
       {R"("session_id":7)", "session_id"},
       {R"("session_id":"")", "session_id"},
       {R"("session_id":"a\nb")", "session_id"}};
@@ -308,35 +321,18 @@ TEST_CASE("chat request: bad settings are 400s that name them") {
 
 TEST_CASE("chat request: known fields that are not honoured are named, each once") {
   const std::vector<std::pair<std::string, std::string>> cases = {
-      {R"("temperature":0.5)", "temperature"},
-      {R"("temperature":0)", "temperature"},
-      {R"("top_p":0.9)", "top_p"},
       {R"("presence_penalty":-2)", "presence_penalty"},
       {R"("frequency_penalty":2)", "frequency_penalty"},
-      {R"("max_tokens":1)", "max_tokens"},
-      {R"("max_completion_tokens":1000000000)", "max_completion_tokens"},
-      {R"("n":2)", "n"},
       {R"("seed":-1)", "seed"},
       {R"("top_logprobs":20)", "top_logprobs"},
       {R"("logprobs":true)", "logprobs"},
-      {R"("parallel_tool_calls":false)", "parallel_tool_calls"},
-      {R"("enable_tools":true)", "enable_tools"},
-      {R"("stop":"END")", "stop"},
-      {R"("stop":["a","b"])", "stop"},
-      {R"("tools":[{"type":"function","function":{"name":"f"}}])", "tools"},
-      {R"("tool_choice":"required")", "tool_choice"},
-      {R"("functions":[{"name":"f"}])", "functions"},
-      {R"("function_call":"auto")", "function_call"},
-      {R"("response_format":{"type":"json_object"})", "response_format"},
       {R"("logit_bias":{"50256":-100})", "logit_bias"},
-      {R"("reasoning_effort":"high")", "reasoning_effort"},
       {R"("modalities":["text","audio"])", "modalities"},
       {R"("audio":{"voice":"alloy"})", "audio"},
       {R"("prediction":{"type":"content","content":"x"})", "prediction"},
       {R"("verbosity":"low")", "verbosity"},
       {R"("web_search_options":{})", "web_search_options"},
-      {R"("service_tier":"flex")", "service_tier"},
-      {R"("store":true)", "store"}};
+      {R"("service_tier":"flex")", "service_tier"}};
   for (const auto& each : cases) {
     const auto& field = each.first;
     const auto& name = each.second;
@@ -345,7 +341,7 @@ TEST_CASE("chat request: known fields that are not honoured are named, each once
   }
 }
 
-TEST_CASE("chat request: a field that asks for what happens anyway is not named") {
+TEST_CASE("chat request: what is honoured, or asks for what happens anyway, is not named") {
   for (const std::string field : {R"("temperature":1)",
                                   R"("temperature":1.0)",
                                   R"("temperature":null)",
@@ -357,6 +353,15 @@ TEST_CASE("chat request: a field that asks for what happens anyway is not named"
                                   R"("top_logprobs":0)",
                                   R"("logprobs":false)",
                                   R"("logprobs":null)",
+                                  R"("temperature":0.5,"max_tokens":1)",
+                                  R"("top_p":0.9,"stop":"END","n":2)",
+                                  R"("max_completion_tokens":1000000000)",
+                                  R"("stop":["a","b"],"enable_tools":true)",
+                                  R"("tools":[{"type":"function","function":{"name":"f"}}])",
+                                  R"("functions":[{"name":"f"}],"function_call":"auto")",
+                                  R"("response_format":{"type":"json_object"})",
+                                  R"("reasoning_effort":"high")",
+                                  R"("parallel_tool_calls":false)",
                                   R"("parallel_tool_calls":true)",
                                   R"("enable_tools":false)",
                                   R"("stop":[])",
@@ -379,10 +384,388 @@ TEST_CASE("chat request: a field that asks for what happens anyway is not named"
 }
 
 TEST_CASE("chat request: several ignored fields are named in a fixed order") {
-  auto names = ignored_of(R"("store":true,"temperature":0,"seed":7,"stop":"x")");
-  CHECK(names == ignored_of(R"("stop":"x","seed":7,"temperature":0,"store":true)"));
+  auto names = ignored_of(R"("logprobs":true,"seed":7,"audio":{})");
+  CHECK(names == ignored_of(R"("audio":{},"seed":7,"logprobs":true)"));
   std::sort(names.begin(), names.end());
-  CHECK(names == strings{"seed", "stop", "store", "temperature"});
+  CHECK(names == strings{"audio", "logprobs", "seed"});
+}
+
+// ---- tools -------------------------------------------------------------------------------------
+
+namespace {
+
+const std::string look_tool = R"({"type":"function","function":{"name":"look"}})";
+
+std::string with_tools(const std::string& tools, const std::string& more = "") {
+  return with_fields(R"("tools":[)" + tools + "]" + (more.empty() ? "" : "," + more));
+}
+
+/// `kind name parallel`, so that a choice reads at a glance.
+std::string choice_of(const std::string& body) {
+  const auto choice = parse_text(body).choice;
+  std::string told;
+  switch (choice.kind) {
+    case tool_choice::how::automatic: told = "auto"; break;
+    case tool_choice::how::none: told = "none"; break;
+    case tool_choice::how::any: told = "any"; break;
+    case tool_choice::how::named: told = "named " + choice.name; break;
+  }
+  return told + (choice.parallel ? "" : " one");
+}
+
+void check_params(const std::vector<std::pair<std::string, std::string>>& cases) {
+  for (const auto& each : cases) {
+    const auto& body = each.first;
+    const auto& param = each.second;
+    CAPTURE(body);
+    CHECK(param_of(body) == param);
+  }
+}
+
+/// A request of one user message with that one part.
+std::string with_part(const std::string& part, const std::string& speaker = "user") {
+  return with_messages(R"([{"role":")" + speaker + R"(","tool_call_id":"c","content":[)" + part +
+                       "]}]");
+}
+
+constexpr const char* png = "iVBORw0KGgoAAAAN";
+constexpr const char* pdf = "JVBERi0xLjQK";
+
+std::string image_part(const std::string& url, const std::string& more = "") {
+  return R"({"type":"image_url","image_url":{"url":")" + url + "\"" + more + "}}";
+}
+
+std::string file_part(const std::string& fields) {
+  return R"({"type":"file","file":{)" + fields + "}}";
+}
+
+}  // namespace
+
+TEST_CASE("chat tools: name, description and schema are taken in order, names as they are") {
+  const auto tools =
+      parse_text(with_tools(R"({"type":"function","function":{"name":"get weather/v2","strict":true,
+                                 "description":"The weather","parameters":{"type":"object",
+                                 "properties":{"b":{},"a":{}},"required":["b"]}}},)" +
+                            look_tool))
+          .tools;
+  REQUIRE(tools.size() == 2);
+  CHECK(tools[0].name == "get weather/v2");
+  CHECK(tools[0].description == "The weather");
+  CHECK(dump(tools[0].schema) ==
+        R"({"type":"object","properties":{"b":{},"a":{}},"required":["b"]})");
+  CHECK(tools[1].name == "look");
+  CHECK(tools[1].description.empty());
+  CHECK(dump(tools[1].schema) == R"({"type":"object","properties":{}})");
+}
+
+TEST_CASE("chat tools: parameters may be null or leave out their type") {
+  const auto schema_of = [](const std::string& parameters) {
+    const auto tools =
+        parse_text(with_tools(R"({"type":"function","function":{"name":"f","parameters":)" +
+                              parameters + "}}"))
+            .tools;
+    return dump(tools.at(0).schema);
+  };
+  CHECK(schema_of("null") == R"({"type":"object","properties":{}})");
+  CHECK(schema_of("{}") == R"({"type":"object"})");
+}
+
+TEST_CASE("chat tools: 128 of them are 128") {
+  std::string tools;
+  for (int i = 0; i < 128; ++i) {
+    tools += (i > 0 ? "," : "") +
+             (R"({"type":"function","function":{"name":"t)" + std::to_string(i) + R"("}})");
+  }
+  const auto parsed = parse_text(with_tools(tools)).tools;
+  REQUIRE(parsed.size() == 128);
+  CHECK(parsed[127].name == "t127");
+}
+
+TEST_CASE("chat tools: a bad tool is a 400 that names it") {
+  const auto tool = [](const std::string& function) {
+    return with_tools(look_tool + R"(,{"type":"function","function":)" + function + "}");
+  };
+  const auto long_name = R"({"name":")" + std::string(257, 'x') + "\"}";
+  check_params(
+      {{with_fields(R"("tools":{})"), "tools"},
+       {with_fields(R"("tools":"look")"), "tools"},
+       {with_tools("1"), "tools[0]"},
+       {with_tools(R"({"function":{"name":"f"}})"), "tools[0].type"},
+       {with_tools(R"({"type":"web_search"})"), "tools[0].type"},
+       {with_tools(R"({"type":"function"})"), "tools[0].function"},
+       {tool("1"), "tools[1].function"},
+       {tool("{}"), "tools[1].function.name"},
+       {tool(R"({"name":7})"), "tools[1].function.name"},
+       {tool(R"({"name":""})"), "tools[1].function.name"},
+       {tool(long_name), "tools[1].function.name"},
+       {tool(R"({"name":"f","description":1})"), "tools[1].function.description"},
+       {tool(R"({"name":"f","parameters":[]})"), "tools[1].function.parameters"},
+       {tool(R"({"name":"f","parameters":{"type":"array"}})"), "tools[1].function.parameters"},
+       {tool(R"({"name":"look"})"), "tools[1].function"}});
+}
+
+TEST_CASE("chat tools: functions of the old kind are tools, called one at a time") {
+  const auto request = parse_text(
+      with_fields(R"("functions":[{"name":"a","description":"A"},{"name":"b","parameters":{}}])"));
+  REQUIRE(request.tools.size() == 2);
+  CHECK(request.tools[0].name == "a");
+  CHECK(request.tools[0].description == "A");
+  CHECK(request.tools[1].name == "b");
+  CHECK_FALSE(request.choice.parallel);
+  check_params(
+      {{with_fields(R"("functions":{})"), "functions"},
+       {with_fields(R"("functions":[{}])"), "functions[0].name"},
+       {with_fields(R"("functions":[{"name":"a"},{"name":"a"}])"), "functions[1]"},
+       {with_fields(R"("functions":[{"name":"a","parameters":1}])"), "functions[0].parameters"},
+       {with_tools(look_tool, R"("functions":[{"name":"look"}])"), "functions[0]"}});
+}
+
+TEST_CASE("chat tools: the choice among them") {
+  const std::vector<std::pair<std::string, std::string>> choices = {
+      {R"("x":1)", "auto"},
+      {R"("tool_choice":null)", "auto"},
+      {R"("tool_choice":"auto")", "auto"},
+      {R"("tool_choice":"none")", "none"},
+      {R"("tool_choice":"required")", "any"},
+      {R"("tool_choice":{"type":"function","function":{"name":"look"}})", "named look"},
+      {R"("parallel_tool_calls":true)", "auto"},
+      {R"("parallel_tool_calls":null)", "auto"},
+      {R"("parallel_tool_calls":false)", "auto one"},
+      {R"("parallel_tool_calls":false,"tool_choice":"required")", "any one"},
+      {R"("function_call":"none")", "none"},
+      {R"("function_call":"auto")", "auto"},
+      {R"("function_call":{"name":"look"})", "named look"}};
+  for (const auto& each : choices) {
+    CAPTURE(each.first);
+    CHECK(choice_of(with_tools(look_tool, each.first)) == each.second);
+  }
+}
+
+TEST_CASE("chat tools: a bad choice is a 400 that names it") {
+  const auto chosen = [](const std::string& choice) {
+    return with_tools(look_tool, R"("tool_choice":)" + choice);
+  };
+  check_params({{chosen("\"any\""), "tool_choice"},
+                {chosen("7"), "tool_choice"},
+                {chosen("[]"), "tool_choice"},
+                {chosen("{}"), "tool_choice.function"},
+                {chosen(R"({"type":"function","function":{}})"), "tool_choice.function.name"},
+                {chosen(R"({"type":"function","function":{"name":"see"}})"), "tool_choice"},
+                {with_fields(R"("tool_choice":"required")"), "tool_choice"},
+                {with_fields(R"("tool_choice":{"type":"function","function":{"name":"look"}})"),
+                 "tool_choice"},
+                {with_tools(look_tool, R"("function_call":"sometimes")"), "function_call"},
+                {with_tools(look_tool, R"("function_call":{})"), "function_call.name"},
+                {with_tools(look_tool, R"("function_call":{"name":"see"})"), "function_call"},
+                {with_tools(look_tool, R"("parallel_tool_calls":1)"), "parallel_tool_calls"}});
+}
+
+TEST_CASE("chat tools: a call and its result in the old form find each other") {
+  const auto request = parse_text(with_messages(
+      R"([{"role":"user","content":"q"},
+          {"role":"assistant","content":null,"function_call":{"name":"look","arguments":"{}"}},
+          {"role":"function","name":"look","content":"sunny"}])"));
+  CHECK_NOTHROW(check_tool_results(request.messages));
+  REQUIRE(request.messages.size() == 3);
+  CHECK(std::get<tool_result_part>(request.messages[2].parts[0]).content.size() == 1);
+  check_params(
+      {{with_messages(R"([{"role":"assistant","function_call":{"arguments":"{}"}}])"),
+        "messages[0].function_call.name"},
+       {with_messages(R"([{"role":"assistant","function_call":{"name":"f","arguments":"["}}])"),
+        "messages[0].function_call.arguments"}});
+}
+
+TEST_CASE(
+    "chat tools: two calls in the old form are two calls, with an id each") {
+  const auto request = parse_text(with_messages(
+      R"([{"role":"user","content":"q"},
+          {"role":"assistant","function_call":{"name":"look","arguments":"{}"}},
+          {"role":"function","name":"look","content":"sunny"},
+          {"role":"assistant","function_call":{"name":"look","arguments":"{}"}},
+          {"role":"function","name":"look","content":"warm"}])"));
+  REQUIRE_NOTHROW(check_tool_results(request.messages));
+  REQUIRE(request.messages.size() == 5);
+  // The API wants the ids of a conversation's calls to be unique.
+  CHECK(call_ids(request.messages[1]) != call_ids(request.messages[3]));
+}
+
+// ---- images and files --------------------------------------------------------------------------
+
+TEST_CASE("chat media: images by data and by address, where they stand") {
+  CHECK(outline_of(R"([{"role":"user","content":[{"type":"text","text":"a"},)" +
+                   image_part("data:image/jpeg;base64," + std::string(png)) +
+                   R"(,{"type":"text","text":"b"}]}])") ==
+        "{} user: <a> image(image/png," + std::string(png) + ") <b>");
+  for (const std::string url : {"http://x/a.png", "https://x/a.png", "HTTPS://x/a"}) {
+    CAPTURE(url);
+    CHECK(outline(parse_text(with_part(image_part(url)))) == "{} user: image(," + url + ")");
+  }
+}
+
+TEST_CASE("chat media: documents keep their file name, by URI or bare base64") {
+  const auto data = "\"file_data\":\"" + std::string(pdf) + "\"";
+  CHECK(outline(parse_text(with_part(file_part(data)))) ==
+        "{} user: document(application/pdf," + std::string(pdf) + ")");
+  const auto uri = R"("file_data":"data:application/pdf;base64,)" + std::string(pdf) + "\"";
+  CHECK(outline(parse_text(with_part(file_part(uri + R"(,"filename":"a.pdf")")))) ==
+        "{} user: document(application/pdf," + std::string(pdf) + ",a.pdf)");
+}
+
+TEST_CASE("chat media: a tool's result may hold images and documents") {
+  CHECK(outline(parse_text(with_part(image_part("http://x/a") + "," +
+                                         file_part(R"("file_data":")" + std::string(pdf) + "\""),
+                                     "tool"))) ==
+        "{} user: result(c image(,http://x/a) document(application/pdf," + std::string(pdf) + "))");
+}
+
+TEST_CASE("chat media: a detail that is asked for in vain is named, once") {
+  const auto asked = [](const std::string& one, const std::string& other) {
+    return parse_text(with_part(image_part("http://x", one) + "," + image_part("http://y", other)))
+        .ignored_params;
+  };
+  CHECK(asked("", "").empty());
+  CHECK(asked(R"(,"detail":"auto")", R"(,"detail":null)").empty());
+  CHECK(asked(R"(,"detail":"low")", R"(,"detail":"high")") == strings{"image_url.detail"});
+}
+
+TEST_CASE("chat media: bad images and files are 400s that name them") {
+  const std::string at = "messages[0].content[0]";
+  const auto data = [](const std::string& value) { return R"("file_data":")" + value + "\""; };
+  check_params(
+      {{with_part(R"({"type":"image_url"})"), at + ".image_url"},
+       {with_part(R"({"type":"image_url","image_url":"http://x"})"), at + ".image_url"},
+       {with_part(R"({"type":"image_url","image_url":{"url":7}})"), at + ".image_url.url"},
+       {with_part(image_part("")), at + ".image_url.url"},
+       {with_part(image_part("ftp://x/a.png")), at + ".image_url.url"},
+       {with_part(image_part("file:///etc/passwd")), at + ".image_url.url"},
+       {with_part(image_part(png)), at + ".image_url.url"},
+       {with_part(image_part("data:image/png;base64,")), at + ".image_url.url"},
+       {with_part(image_part("data:image/png;base64,A")), at + ".image_url.url"},
+       {with_part(image_part("data:image/png,AAAA")), at + ".image_url.url"},
+       {with_part(image_part("data:image/bmp;base64,AAAA")), at + ".image_url.url"},
+       {with_part(image_part("data:image/png;base64," + std::string(pdf))), at + ".image_url.url"},
+       {with_part(image_part("http://x", R"(,"detail":1)")), at + ".image_url.detail"},
+       {with_part(R"({"type":"file"})"), at + ".file"},
+       {with_part(file_part("")), at + ".file.file_data"},
+       {with_part(file_part(R"("file_id":"file-1")")), at + ".file.file_id"},
+       {with_part(file_part(data(""))), at + ".file.file_data"},
+       {with_part(file_part(data("AAAA"))), at + ".file.file_data"},
+       {with_part(file_part(data("n o"))), at + ".file.file_data"},
+       {with_part(file_part(data(png))), at + ".file.file_data"},
+       {with_part(file_part(data(pdf) + R"(,"filename":1)")), at + ".file.filename"},
+       {with_part(R"({"type":"input_audio","input_audio":{}})"), at + ".type"},
+       {with_part(R"({"type":"image","source":{}})"), at + ".type"}});
+}
+
+TEST_CASE("chat media: only who may speak in images is heard in them") {
+  for (const std::string speaker : {"system", "developer", "assistant", "function"}) {
+    CAPTURE(speaker);
+    CHECK(param_of(with_part(image_part("http://x"), speaker)) == "messages[0].content[0].type");
+    CHECK(param_of(with_part(file_part(R"("file_data":"JVBERi0x")"), speaker)) ==
+          "messages[0].content[0].type");
+  }
+}
+
+// ---- the form of the answer ---------------------------------------------------------------------
+
+TEST_CASE("chat format: a schema is taken as it is, and where it was given is known") {
+  const auto schema_of = [](const std::string& format) {
+    const auto request = parse_text(with_fields(R"("response_format":)" + format));
+    return request.schema ? dump(*request.schema) + " " + request.schema_field : "none";
+  };
+  CHECK(schema_of("null") == "none");
+  CHECK(schema_of(R"({"type":"text"})") == "none");
+  CHECK(schema_of(R"({"type":"json_object"})") == R"({"type":"object"} )");
+  CHECK(schema_of(R"({"type":"json_schema","json_schema":{"name":"n","strict":true,
+                      "schema":{"type":"object","properties":{"b":{},"a":{}}}}})") ==
+        R"({"type":"object","properties":{"b":{},"a":{}}} response_format.json_schema.schema)");
+}
+
+TEST_CASE("chat format: a bad one is a 400 that names it") {
+  const auto format = [](const std::string& one) {
+    return with_fields(R"("response_format":)" + one);
+  };
+  const std::string at = "response_format.json_schema";
+  check_params({{format("\"json_object\""), "response_format"},
+                {format("{}"), "response_format.type"},
+                {format(R"({"type":"xml"})"), "response_format.type"},
+                {format(R"({"type":"json_schema"})"), at},
+                {format(R"({"type":"json_schema","json_schema":1})"), at},
+                {format(R"({"type":"json_schema","json_schema":{}})"), at + ".schema"},
+                {format(R"({"type":"json_schema","json_schema":{"schema":[]}})"), at + ".schema"},
+                {format(R"({"type":"json_schema","json_schema":{"schema":{"type":"array"}}})"),
+                 at + ".schema"}});
+}
+
+// ---- sampling and the rest ----------------------------------------------------------------------
+
+TEST_CASE("chat sampling: what is asked for is taken, what is not asked for is not set") {
+  const auto nothing = parse_text(with_fields("")).sampling;
+  CHECK_FALSE(nothing.temperature);
+  CHECK_FALSE(nothing.top_p);
+  CHECK_FALSE(nothing.max_tokens);
+  CHECK(nothing.stop.empty());
+  const auto all =
+      parse_text(with_fields(R"("temperature":0,"top_p":0.5,"max_tokens":7,"stop":"END")"))
+          .sampling;
+  CHECK(all.temperature == 0.0);
+  CHECK(all.top_p == 0.5);
+  CHECK(all.max_tokens == 7);
+  CHECK(all.stop == strings{"END"});
+  const auto most = parse_text(with_fields(
+      R"("temperature":2,"top_p":1,"max_completion_tokens":1000000000,"stop":["a","b","c","d"])"));
+  CHECK(most.sampling.temperature == 2.0);
+  CHECK(most.sampling.max_tokens == 1'000'000'000);
+  CHECK(most.sampling.stop == strings{"a", "b", "c", "d"});
+}
+
+TEST_CASE("chat sampling: of the two names of the limit the new one counts") {
+  for (const std::string fields : {R"("max_tokens":5,"max_completion_tokens":9)",
+                                   R"("max_completion_tokens":9,"max_tokens":5)"}) {
+    CHECK(parse_text(with_fields(fields)).sampling.max_tokens == 9);
+  }
+  CHECK(parse_text(with_fields(R"("max_completion_tokens":null,"max_tokens":5)"))
+            .sampling.max_tokens == 5);
+}
+
+TEST_CASE("chat request: choices and efforts") {
+  const auto choices = [](const std::string& fields) {
+    return openai_chat::parse(parse_body(with_fields(fields)), {"id", 1}).turns.size();
+  };
+  CHECK(choices("") == 1);
+  CHECK(choices(R"("n":8)") == 8);
+  CHECK(parse_text(with_fields("")).effort == reasoning_effort::none);
+  for (const auto name : reasoning_effort_names) {
+    CAPTURE(name);
+    const auto field = R"("reasoning_effort":")" + std::string(name) + "\"";
+    CHECK(name_of(parse_text(with_fields(field)).effort) == name);
+  }
+}
+
+TEST_CASE("chat request: an agent is asked for, and may show what it does") {
+  CHECK_FALSE(parse_text(with_fields("")).agent);
+  CHECK_FALSE(parse_text(with_fields(R"("enable_tools":false,"show_activity":true)")).agent);
+  const auto silent = parse_text(with_fields(R"("enable_tools":true)")).agent;
+  REQUIRE(silent);
+  CHECK_FALSE(silent->show_activity);
+  CHECK(parse_text(with_fields(R"("enable_tools":true,"show_activity":true)"))
+            .agent.value()
+            .show_activity);
+}
+
+TEST_CASE("chat request: more bad settings are 400s that name them") {
+  check_params({{with_fields(R"("n":2.5)"), "n"},
+                {with_fields(R"("n":"2")"), "n"},
+                {with_fields(R"("top_p":-0.1)"), "top_p"},
+                {with_fields(R"("top_p":"x")"), "top_p"},
+                {with_fields(R"("max_tokens":1000000001)"), "max_tokens"},
+                {with_fields(R"("stop":7)"), "stop"},
+                {with_fields(R"("stop":{})"), "stop"},
+                {with_fields(R"("stop":["a",1])"), "stop[1]"},
+                {with_fields(R"("stop":["a","b","c","d","e"])"), "stop"},
+                {with_fields(R"("reasoning_effort":"extreme")"), "reasoning_effort"},
+                {with_fields(R"("reasoning_effort":3)"), "reasoning_effort"},
+                {with_fields(R"("show_activity":"yes")"), "show_activity"}});
 }
 
 TEST_CASE("chat request: unknown fields are accepted everywhere and reported nowhere") {
@@ -407,17 +790,26 @@ TEST_CASE("chat request: a valid request with any one value replaced is parsed o
   test::generator random(9);
   const auto valid = json::parse(
       R"({"model":"m","messages":[{"role":"system","content":"s"},
-          {"role":"user","content":[{"type":"text","text":"a"}]},
+          {"role":"user","content":[{"type":"text","text":"a"},
+            {"type":"image_url","image_url":{"url":"http://x","detail":"auto"}},
+            {"type":"file","file":{"file_data":"JVBERi0x","filename":"f"}}]},
           {"role":"assistant","content":"b","tool_calls":[{"id":"1","type":"function",
             "function":{"name":"f","arguments":"{}"}}]},
           {"role":"tool","tool_call_id":"1","content":"r"}],
-          "stream":true,"stream_options":{"include_usage":true},"temperature":1,"n":1,"stop":[]})");
+          "stream":true,"stream_options":{"include_usage":true},"temperature":1,"n":1,"stop":[],
+          "tools":[{"type":"function","function":{"name":"f","description":"d",
+            "parameters":{"type":"object"}}}],"tool_choice":"auto","parallel_tool_calls":true,
+          "response_format":{"type":"json_schema","json_schema":{"schema":{"type":"object"}}},
+          "reasoning_effort":"low","max_tokens":9,"top_p":1,"enable_tools":true})");
   std::vector<std::string> places;
   const auto flat = valid.flatten();
   for (const auto& [place, value] : flat.items()) places.push_back(place);
-  places.insert(places.end(),
-                {"/messages", "/messages/0", "/messages/1/content", "/messages/1/content/0",
-                 "/messages/2/tool_calls", "/messages/2/tool_calls/0/function", "/stream_options"});
+  places.insert(
+      places.end(),
+      {"/messages", "/messages/0", "/messages/1/content", "/messages/1/content/0",
+       "/messages/2/tool_calls", "/messages/2/tool_calls/0/function", "/stream_options", "/tools",
+       "/tools/0", "/tools/0/function", "/tools/0/function/parameters", "/tool_choice",
+       "/response_format", "/messages/1/content/1/image_url", "/messages/1/content/2/file"});
   const std::vector<json> values = {nullptr,
                                     0,
                                     -1,
@@ -440,7 +832,7 @@ TEST_CASE("chat request: a valid request with any one value replaced is parsed o
     try {
       const auto parsed = openai_chat::parse(body, {"id", 1});
       REQUIRE(parsed.reply != nullptr);
-      REQUIRE(parsed.turn.messages.back().author == role::user);
+      REQUIRE(parsed.turns.front().messages.back().author == role::user);
     } catch (const api_error& error) {
       REQUIRE(error.kind == error_kind::invalid_request);
       REQUIRE_FALSE(error.param.empty());

@@ -8,23 +8,35 @@
 
 using namespace claude_openai;
 using openai_chat::chat_reply;
+using openai_chat::reply_style;
+using strings = std::vector<std::string>;
 
 namespace {
 
 constexpr std::int64_t created = 1'795'370'974;
 
-std::string stream_of(const std::vector<event>& events, bool include_usage) {
-  chat_reply writer({"abc", created}, include_usage);
+reply_style telling_usage(bool include_usage) {
+  reply_style style;
+  style.include_usage = include_usage;
+  return style;
+}
+
+std::string stream_of(const std::vector<event>& events, const reply_style& style) {
+  chat_reply writer({"abc", created}, style);
   std::string out;
-  for (const auto& what : events) writer.write(what, out);
+  for (const auto& what : events) writer.write(0, what, out);
   return out;
 }
 
-std::string whole_of(const std::vector<event>& events) {
-  const chat_reply writer({"abc", created}, false);
+std::string stream_of(const std::vector<event>& events, bool include_usage) {
+  return stream_of(events, telling_usage(include_usage));
+}
+
+std::string whole_of(const std::vector<event>& events, const reply_style& style = {}) {
+  const chat_reply writer({"abc", created}, style);
   collector answer;
   for (const auto& what : events) answer.add(what);
-  return writer.render(answer.result());
+  return writer.render({answer.result()});
 }
 
 token_usage some_usage() {
@@ -35,6 +47,7 @@ token_usage some_usage() {
   usage.cache_write_5m = 2;
   usage.cache_write_1h = 10;
   usage.output = 20;
+  usage.thinking = 7;
   return usage;
 }
 
@@ -58,6 +71,7 @@ const std::string first_chunk = chunk(R"({"role":"assistant","content":""})", "n
 const std::string usage_json =
     R"({"prompt_tokens":142,"completion_tokens":20,"total_tokens":162,)"
     R"("prompt_tokens_details":{"cached_tokens":30,"cache_write_tokens":12},)"
+    R"("completion_tokens_details":{"reasoning_tokens":7},)"
     R"("cache_read_input_tokens":30,"cache_creation_input_tokens":12,)"
     R"("cache_creation":{"ephemeral_5m_input_tokens":2,"ephemeral_1h_input_tokens":10}})";
 
@@ -91,11 +105,9 @@ TEST_CASE("chat: cost is told in dollars when it is known") {
 
 TEST_CASE("chat: every stop reason has OpenAI's word, streamed and whole") {
   const std::vector<std::pair<stop_reason, std::string>> words = {
-      {stop_reason::end_turn, "stop"},
-      {stop_reason::stop_sequence, "stop"},
-      {stop_reason::max_tokens, "length"},
-      {stop_reason::tool_use, "tool_calls"},
-      {stop_reason::refusal, "content_filter"}};
+      {stop_reason::end_turn, "stop"},     {stop_reason::stop_sequence, "stop"},
+      {stop_reason::max_tokens, "length"}, {stop_reason::tool_use, "tool_calls"},
+      {stop_reason::turn_limit, "length"}, {stop_reason::refusal, "content_filter"}};
   for (const auto& each : words) {
     const auto& reason = each.first;
     const auto& word = each.second;
@@ -107,12 +119,12 @@ TEST_CASE("chat: every stop reason has OpenAI's word, streamed and whole") {
 }
 
 TEST_CASE("chat stream: each event is written at once, and nothing is written twice") {
-  chat_reply writer({"abc", created}, true);
+  chat_reply writer({"abc", created}, telling_usage(true));
   const auto events = hello();
   const std::vector<std::size_t> frames = {1, 0, 1, 1, 0, 3};
   for (std::size_t i = 0; i < events.size(); ++i) {
     std::string out;
-    writer.write(events[i], out);
+    writer.write(0, events[i], out);
     std::size_t count = 0;
     for (auto at = out.find("data: "); at != std::string::npos;
          at = out.find("\n\ndata: ", at + 1)) {
@@ -124,44 +136,52 @@ TEST_CASE("chat stream: each event is written at once, and nothing is written tw
 }
 
 TEST_CASE("chat stream: what was in the buffer before stays") {
-  chat_reply writer({"abc", created}, false);
+  chat_reply writer({"abc", created}, reply_style());
   std::string out = "before";
-  writer.write(turn_started{"model-1", {}}, out);
+  writer.write(0, turn_started{"model-1", {}}, out);
   writer.write_keep_alive(out);
   CHECK(out == "before" + first_chunk + ": keep-alive\n\n");
 }
 
 TEST_CASE("chat stream: a keep-alive is a comment, also before the first event") {
-  chat_reply writer({"abc", created}, false);
+  chat_reply writer({"abc", created}, reply_style());
   std::string out;
   writer.write_keep_alive(out);
-  for (const auto& what : hello()) writer.write(what, out);
+  for (const auto& what : hello()) writer.write(0, what, out);
   const auto answer = test::read_chat_stream(out);
   CHECK(answer.problem.empty());
   CHECK(answer.comments == 1);
 }
 
-TEST_CASE("chat: thinking and tool calls are in no content, streamed or whole") {
+TEST_CASE("chat: text, thinking and tool calls each have their own place, streamed and whole") {
   const std::vector<event> events = {turn_started{"m", {}},
                                      block_started{0, block_kind::thinking, {}, {}},
-                                     block_delta{0, "secret thought"},
+                                     block_delta{0, "a thought"},
                                      block_stopped{0, "sig"},
                                      block_started{1, block_kind::text, {}, {}},
                                      block_delta{1, "Hello"},
                                      block_stopped{1, {}},
                                      block_started{2, block_kind::tool_call, "t", "look"},
-                                     block_delta{2, "{\"secret\":1}"},
+                                     block_delta{2, "{\"a\":1}"},
                                      block_stopped{2, {}},
                                      block_started{3, block_kind::text, {}, {}},
                                      block_delta{3, " you"},
                                      block_stopped{3, {}},
                                      turn_stopped{}};
-  const auto streamed = stream_of(events, true);
-  CHECK(streamed.find("secret") == std::string::npos);
-  CHECK(test::read_chat_stream(streamed).content == "Hello you");
-  const auto whole = whole_of(events);
-  CHECK(whole.find("secret") == std::string::npos);
-  CHECK(json::parse(whole)["choices"][0]["message"]["content"] == "Hello you");
+  const auto streamed = test::read_chat_stream(stream_of(events, true));
+  CHECK(streamed.problem == "");
+  CHECK(streamed.content == "Hello you");
+  CHECK(streamed.reasoning == "a thought");
+  REQUIRE(streamed.calls.size() == 1);
+  CHECK(streamed.calls[0].id == "t");
+  CHECK(streamed.calls[0].name == "look");
+  CHECK(streamed.calls[0].arguments == "{\"a\":1}");
+  const auto said = json::parse(whole_of(events))["choices"][0]["message"];
+  CHECK(said["content"] == "Hello you");
+  CHECK(said["reasoning_content"] == "a thought");
+  REQUIRE(said["tool_calls"].size() == 1);
+  CHECK(dump(said["tool_calls"][0]) ==
+        R"({"id":"t","type":"function","function":{"name":"look","arguments":"{\"a\":1}"}})");
 }
 
 TEST_CASE("chat: an answer without a word has empty content and a finish_reason") {
@@ -236,7 +256,7 @@ TEST_CASE("chat: the parsed request's reply writes with the request's own wishes
         parse_body(R"({"messages":[{"role":"user","content":"Hi"}],"stream":true)" + fields + "}");
     auto parsed = openai_chat::dialect.parse(body, {"abc", created});
     std::string out;
-    for (const auto& what : hello()) parsed.reply->write(what, out);
+    for (const auto& what : hello()) parsed.reply->write(0, what, out);
     return out;
   };
   CHECK(reply_to("") == stream_of(hello(), false));
@@ -245,8 +265,257 @@ TEST_CASE("chat: the parsed request's reply writes with the request's own wishes
   CHECK(reply_to(R"(,"stream_options":{"include_usage":null})") == stream_of(hello(), false));
   CHECK(reply_to(R"(,"stream_options":{"include_usage":false})") == stream_of(hello(), false));
   CHECK(reply_to(R"(,"stream_options":{"include_usage":true})") == stream_of(hello(), true));
-  CHECK(openai_chat::dialect.render_error(api_error(error_kind::internal, "x")) ==
+  CHECK(openai_chat::dialect.render_error(api_error(error_kind::internal, "x"), "") ==
         openai_chat::render_error(api_error(error_kind::internal, "x")));
+}
+
+// ---- tool calls, reasoning and choices ----------------------------------------------------------
+
+namespace {
+
+/// One call of `look` between the given numbers of block and call.
+std::vector<event> call_block(std::size_t index, const std::string& id, const strings& arguments) {
+  std::vector<event> events = {block_started{index, block_kind::tool_call, id, "look"}};
+  for (const auto& piece : arguments) events.emplace_back(block_delta{index, piece});
+  events.emplace_back(block_stopped{index, {}});
+  return events;
+}
+
+std::vector<event> operator+(std::vector<event> events, const std::vector<event>& more) {
+  events.insert(events.end(), more.begin(), more.end());
+  return events;
+}
+
+std::vector<event> said_block(std::size_t index, block_kind kind, const std::string& words) {
+  return {block_started{index, kind, {}, {}}, block_delta{index, words}, block_stopped{index, {}}};
+}
+
+const std::vector<event> begun = {turn_started{"model-1", {}}};
+const std::vector<event> waits = {turn_stopped{stop_reason::tool_use, {}, some_usage()}};
+
+std::vector<event> two_calls() {
+  return begun + call_block(0, "t1", {"{\"a\"", ":1}"}) + call_block(1, "t2", {"{}"}) + waits;
+}
+
+reply_style legacy() {
+  reply_style style;
+  style.legacy_functions = true;
+  return style;
+}
+
+reply_style of_choices(std::size_t count) {
+  auto style = telling_usage(true);
+  style.choices = count;
+  return style;
+}
+
+json message_of(const std::vector<event>& events, const reply_style& style = {}) {
+  return json::parse(whole_of(events, style))["choices"][0]["message"];
+}
+
+}  // namespace
+
+TEST_CASE("chat stream: the exact bytes of two tool calls") {
+  const auto call = [](const std::string& one) {
+    return chunk(R"({"tool_calls":[)" + one + "]}", "null");
+  };
+  CHECK(stream_of(two_calls(), false) ==
+        first_chunk +
+            call(R"({"index":0,"id":"t1","type":"function",)"
+                 R"("function":{"name":"look","arguments":""}})") +
+            call(R"({"index":0,"function":{"arguments":"{\"a\""}})") +
+            call(R"({"index":0,"function":{"arguments":":1}"}})") +
+            call(R"({"index":1,"id":"t2","type":"function",)"
+                 R"("function":{"name":"look","arguments":""}})") +
+            call(R"({"index":1,"function":{"arguments":"{}"}})") + chunk("{}", R"("tool_calls")") +
+            "data: [DONE]\n\n");
+}
+
+TEST_CASE("chat: calls after thinking and text are numbered among themselves") {
+  const auto events = begun + said_block(0, block_kind::thinking, "hm") +
+                      said_block(1, block_kind::text, "Let me look.") +
+                      call_block(2, "t1", {"{}"}) + call_block(3, "t2", {"{}"}) + waits;
+  const auto answer = test::read_chat_stream(stream_of(events, true));
+  CHECK(answer.problem == "");
+  CHECK(answer.reasoning == "hm");
+  CHECK(answer.content == "Let me look.");
+  REQUIRE(answer.calls.size() == 2);
+  CHECK(answer.calls[1].id == "t2");
+  CHECK(answer.finish_reason == "tool_calls");
+}
+
+TEST_CASE("chat whole: beside calls an answer without a word has no content, else it has") {
+  CHECK(message_of(two_calls())["content"].is_null());
+  CHECK(message_of(begun + said_block(0, block_kind::text, "x") + call_block(1, "t", {"{}"}) +
+                   waits)["content"] == "x");
+  CHECK(message_of(begun + said_block(0, block_kind::thinking, "x") + waits)["content"] == "");
+  CHECK_FALSE(message_of(hello()).contains("tool_calls"));
+  CHECK_FALSE(message_of(hello()).contains("reasoning_content"));
+}
+
+TEST_CASE("chat: thinking and what an agent does are reasoning, in their order") {
+  const auto events =
+      begun + said_block(0, block_kind::thinking, "hm ") +
+      said_block(1, block_kind::activity, "Bash {} ") + said_block(2, block_kind::text, "Done.") +
+      said_block(3, block_kind::thinking, "well") + std::vector<event>{turn_stopped{}};
+  const auto answer = test::read_chat_stream(stream_of(events, false));
+  CHECK(answer.problem == "");
+  CHECK(answer.reasoning == "hm Bash {} well");
+  CHECK(answer.content == "Done.");
+  CHECK(message_of(events)["reasoning_content"] == "hm Bash {} well");
+  CHECK(message_of(events)["content"] == "Done.");
+}
+
+TEST_CASE("chat: a client of the old kind is told one function_call and its finish_reason") {
+  const auto events =
+      begun + said_block(0, block_kind::text, "x") + call_block(1, "t1", {"{\"a\"", ":1}"}) + waits;
+  const auto streamed = test::read_chat_stream(stream_of(events, legacy()));
+  CHECK(streamed.problem == "");
+  CHECK(streamed.calls.empty());
+  REQUIRE(streamed.legacy.size() == 1);
+  CHECK(streamed.legacy[0].name == "look");
+  CHECK(streamed.legacy[0].arguments == "{\"a\":1}");
+  CHECK(streamed.finish_reason == "function_call");
+  const auto said = message_of(events, legacy());
+  CHECK_FALSE(said.contains("tool_calls"));
+  CHECK(dump(said["function_call"]) == R"({"name":"look","arguments":"{\"a\":1}"})");
+  CHECK(json::parse(whole_of(events, legacy()))["choices"][0]["finish_reason"] == "function_call");
+  CHECK(json::parse(whole_of(hello(), legacy()))["choices"][0]["finish_reason"] == "stop");
+}
+
+TEST_CASE("chat stream: choices are told as they come, each by its index, usage once") {
+  chat_reply writer({"abc", created}, of_choices(3));
+  std::string out;
+  const auto other = begun + said_block(0, block_kind::text, "other") +
+                     std::vector<event>{turn_stopped{stop_reason::max_tokens, {}, some_usage()}};
+  const auto calls = two_calls();
+  // One event of each in turn; the shorter ones end early.
+  for (std::size_t i = 0; i < calls.size(); ++i) {
+    CHECK(out.find("[DONE]") == std::string::npos);
+    CHECK(out.find("\"usage\"") == std::string::npos);
+    if (i < hello().size()) writer.write(0, hello()[i], out);
+    writer.write(1, calls[i], out);
+    if (i < other.size()) writer.write(2, other[i], out);
+  }
+  const auto answer = test::read_chat_stream(out, 3);
+  REQUIRE(answer.problem == "");
+  CHECK(answer.choices[0].content == "Hello \"you\"\n");
+  CHECK(answer.choices[0].finish_reason == "stop");
+  CHECK(answer.choices[1].calls.size() == 2);
+  CHECK(answer.choices[1].finish_reason == "tool_calls");
+  CHECK(answer.choices[2].content == "other");
+  CHECK(answer.choices[2].finish_reason == "length");
+  CHECK(answer.usage["prompt_tokens"] == 3 * 142);
+  CHECK(answer.usage["completion_tokens"] == 3 * 20);
+  CHECK(answer.usage["completion_tokens_details"]["reasoning_tokens"] == 3 * 7);
+}
+
+TEST_CASE("chat whole: choices by index, tokens and cost summed") {
+  const auto collected = [](const std::vector<event>& events) {
+    collector answer;
+    for (const auto& what : events) answer.add(what);
+    return answer.result();
+  };
+  auto first = collected(hello());
+  auto second = collected(two_calls());
+  first.usage.cost_usd = 0.25;
+  second.usage.cost_usd = 0.5;
+  const chat_reply writer({"abc", created}, of_choices(2));
+  const auto whole = json::parse(writer.render({first, second}));
+  REQUIRE(whole["choices"].size() == 2);
+  CHECK(whole["choices"][0]["index"] == 0);
+  CHECK(whole["choices"][0]["message"]["content"] == "Hello \"you\"\n");
+  CHECK(whole["choices"][1]["index"] == 1);
+  CHECK(whole["choices"][1]["message"]["tool_calls"].size() == 2);
+  CHECK(whole["choices"][1]["finish_reason"] == "tool_calls");
+  CHECK(whole["usage"]["prompt_tokens"] == 2 * 142);
+  CHECK(whole["usage"]["total_tokens"] == 2 * 162);
+  CHECK(whole["usage"]["cost"] == 0.75);
+}
+
+TEST_CASE("chat stream: the failure of one choice ends them all") {
+  chat_reply writer({"abc", created}, of_choices(2));
+  std::string out;
+  writer.write(0, hello()[0], out);
+  writer.write(1, turn_failed{api_error(error_kind::overloaded, "Overloaded")}, out);
+  const auto answer = test::read_chat_stream(out, 2);
+  CHECK(answer.problem == "");
+  CHECK(answer.error["message"] == "Overloaded");
+}
+
+TEST_CASE("chat: the parsed request decides on choices and the kind of calls") {
+  const auto stream = [](const std::string& fields, const std::vector<event>& events,
+                         std::size_t choices) {
+    auto parsed = openai_chat::parse(
+        parse_body(R"({"messages":[{"role":"user","content":"Hi"}],)" + fields + "}"),
+        {"abc", created});
+    std::string out;
+    for (std::size_t i = 0; i < choices; ++i) {
+      for (const auto& what : events) parsed.reply->write(i, what, out);
+    }
+    return test::read_chat_stream(out, choices);
+  };
+  const auto two = stream(R"("n":2)", hello(), 2);
+  CHECK(two.problem == "");
+  CHECK(two.choices[1].content == "Hello \"you\"\n");
+  const auto call = begun + call_block(0, "t", {"{}"}) + waits;
+  CHECK(stream(R"("functions":[{"name":"look"}])", call, 1).legacy.size() == 1);
+  CHECK(stream(R"("tools":[])", call, 1).calls.size() == 1);
+}
+
+// ---- what comes back ----------------------------------------------------------------------------
+
+namespace {
+
+json parsed_message(const std::string& whole) {
+  return json::parse(whole)["choices"][0]["message"];
+}
+
+/// The request that goes on after an answer, as a client writes it.
+turn_request next_request(const json& said) {
+  json messages = json::array({json::object({{"role", "user"}, {"content", "q"}}), said});
+  if (said.contains("tool_calls")) {
+    for (const auto& call : said["tool_calls"]) {
+      messages.push_back(
+          json::object({{"role", "tool"}, {"tool_call_id", call["id"]}, {"content", "r"}}));
+    }
+  } else {
+    messages.push_back(json::object({{"role", "user"}, {"content", "more"}}));
+  }
+  return openai_chat::parse(json::object({{"messages", messages}}), {"id", 1}).turns.front();
+}
+
+}  // namespace
+
+TEST_CASE("chat: what a client sends back of an answer is the conversation that a process holds") {
+  CAPTURE(test::seed());
+  test::generator random(12);
+  const std::vector<std::string> inputs = {"{}", R"({"b":1,"a":[1.0,"é"]})", R"({"a":{"c":null}})",
+                                           R"({ "x" : "\u00e9\/" })"};
+  for (int i = 0; i < 500; ++i) {
+    auto events = begun;
+    std::size_t blocks = 0;
+    if (random.chance(50)) events = events + said_block(blocks++, block_kind::thinking, "hm");
+    const auto words = random.words(4);
+    const bool silent = text::trim(words).empty();
+    if (!silent) events = events + said_block(blocks++, block_kind::text, words);
+    for (std::size_t n = random.below(3) + (silent ? 1 : 0); n > 0; --n) {
+      const auto id = "toolu_" + std::to_string(n);
+      events = events + call_block(blocks++, id, {random.pick(inputs)});
+    }
+    events.emplace_back(turn_stopped{});
+    collector answer;
+    for (const auto& what : events) answer.add(what);
+    turn_request asked;
+    asked.messages = {message{role::user, {text_part{"q"}}}};
+    auto held = make_trace(asked);
+    append_message(held, make_reply(answer.result()));
+    const auto said = parsed_message(whole_of(events));
+    CAPTURE(dump(said));
+    const auto next = make_trace(next_request(said));
+    REQUIRE(next.replies.size() == 1);
+    REQUIRE(next.words.substr(0, next.replies[0]) == held.words);
+  }
 }
 
 namespace {
@@ -267,14 +536,20 @@ token_usage random_usage(test::generator& random) {
 /// A turn that keeps the grammar and is otherwise anything.
 std::vector<event> random_turn(test::generator& random, bool may_fail) {
   const std::vector<block_kind> kinds = {block_kind::text, block_kind::text, block_kind::thinking,
-                                         block_kind::tool_call};
+                                         block_kind::activity, block_kind::tool_call};
   const std::vector<stop_reason> reasons = {stop_reason::end_turn, stop_reason::max_tokens,
-                                            stop_reason::stop_sequence, stop_reason::tool_use,
+                                            stop_reason::stop_sequence, stop_reason::turn_limit,
                                             stop_reason::refusal};
   std::vector<event> events = {turn_started{"model-" + std::to_string(random.below(9)), {}}};
   const std::size_t blocks = random.below(5);
+  bool calls = false;
   for (std::size_t i = 0; i < blocks; ++i) {
-    events.emplace_back(block_started{i, random.pick(kinds), "id", "name"});
+    const auto kind = random.pick(kinds);
+    const bool call = kind == block_kind::tool_call;
+    calls = calls || call;
+    const auto number = std::to_string(i);
+    events.emplace_back(block_started{i, kind, call ? "id" + number : "", call ? "f" : ""});
+    if (call) events.emplace_back(block_delta{i, "{"});
     for (std::size_t n = random.below(6); n > 0; --n) {
       auto words = random.words(4) + (random.chance(5) ? random.bytes(5) : "");
       if (!words.empty()) events.emplace_back(block_delta{i, text::repair_utf8(words)});
@@ -286,9 +561,21 @@ std::vector<event> random_turn(test::generator& random, bool may_fail) {
     events.resize(random.between(1, events.size()));
     events.emplace_back(turn_failed{api_error(error_kind::upstream_failed, random.words(5))});
   } else {
-    events.emplace_back(turn_stopped{random.pick(reasons), "END", random_usage(random)});
+    const auto reason = calls ? stop_reason::tool_use : random.pick(reasons);
+    events.emplace_back(turn_stopped{reason, "END", random_usage(random)});
   }
   return events;
+}
+
+void check_same_calls(const std::vector<test::chat_call>& calls, const test::json& said) {
+  const auto told = said.value("tool_calls", test::json::array());
+  REQUIRE(told.size() == calls.size());
+  for (std::size_t i = 0; i < calls.size(); ++i) {
+    REQUIRE(told[i]["id"] == calls[i].id);
+    REQUIRE(told[i]["type"] == "function");
+    REQUIRE(told[i]["function"]["name"] == calls[i].name);
+    REQUIRE(told[i]["function"]["arguments"] == calls[i].arguments);
+  }
 }
 
 }  // namespace
@@ -310,8 +597,12 @@ TEST_CASE("chat: what a stream adds up to is what the whole answer says, for any
     REQUIRE(answer.created == whole["created"]);
     REQUIRE(answer.model == whole["model"]);
     REQUIRE(answer.role == choice["message"]["role"]);
-    REQUIRE(answer.content == choice["message"]["content"]);
+    const auto& content = choice["message"]["content"];
+    REQUIRE(answer.content == (content.is_null() ? "" : content));
+    REQUIRE(content.is_null() == (answer.content.empty() && !answer.calls.empty()));
     REQUIRE(answer.content == test::text_of(events));
+    REQUIRE(answer.reasoning == choice["message"].value("reasoning_content", ""));
+    check_same_calls(answer.calls, choice["message"]);
     REQUIRE(answer.finish_reason == choice["finish_reason"]);
     REQUIRE(answer.error.is_null());
     if (include_usage) {

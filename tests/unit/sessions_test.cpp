@@ -223,7 +223,8 @@ TEST_CASE("sessions: they survive a restart whole, tools and odd bytes included"
   const auto settings = with_folder(folder.path);
   std::vector<message> history = exchange_of("é\n\"😀", "Let me look.");
   history[1].parts.emplace_back(tool_call_part{"c1", "look", json::parse(R"({"b":1,"a":[]})")});
-  history.push_back({role::user, {tool_result_part{"c1", "sunny"}, text_part{"/clear"}}});
+  history.push_back(
+      {role::user, {tool_result_part{"c1", {text_part{"sunny"}}}, text_part{"/clear"}}});
   history.push_back(says(role::assistant, "Sunny."));
   turn_request request;
   request.messages = history;
@@ -310,7 +311,7 @@ TEST_CASE("sessions: a stored message reads back as it was written") {
   message said = says(role::assistant, "words");
   said.parts.emplace_back(tool_call_part{"c", "f", json::parse(R"({"a":1})")});
   json content = json::array();
-  for (const auto& part : said.parts) content.push_back(encode_part(part));
+  for (const auto& part : said.parts) content.push_back(render_part(part));
   const auto back =
       decode_message(json::object({{"role", "assistant"}, {"content", content}})).value();
   conversation_trace before;

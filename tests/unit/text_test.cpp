@@ -1,8 +1,10 @@
 // [01] text: splitting, UTF-8, identifiers, times.
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/support.hpp"
@@ -222,6 +224,62 @@ TEST_CASE("text: repaired random bytes are UTF-8, and repairing again changes no
     REQUIRE(is_utf8(repaired));
     REQUIRE(text::repair_utf8(repaired) == repaired);
     if (is_utf8(bytes)) REQUIRE(repaired == bytes);
+  }
+}
+
+TEST_CASE("text: base64 has the vectors of RFC 4648") {
+  const std::vector<std::pair<std::string, std::string>> vectors = {{"", ""},
+                                                                    {"f", "Zg=="},
+                                                                    {"fo", "Zm8="},
+                                                                    {"foo", "Zm9v"},
+                                                                    {"foob", "Zm9vYg=="},
+                                                                    {"fooba", "Zm9vYmE="},
+                                                                    {"foobar", "Zm9vYmFy"}};
+  for (const auto& [bytes, encoded] : vectors) {
+    CAPTURE(bytes);
+    CHECK(text::to_base64(bytes) == encoded);
+    CHECK(text::from_base64(encoded) == bytes);
+    CHECK(text::is_base64(encoded) == !encoded.empty());
+  }
+  CHECK(text::to_base64("\xFB\xEF\xBE\xFF"s) == "++++/w==");
+  CHECK(text::from_base64("+/+/") == "\xFB\xFF\xBF"s);
+}
+
+TEST_CASE("text: base64 takes every byte at every place, with padding and without") {
+  for (int byte = 0; byte < 256; ++byte) {
+    for (std::size_t length = 1; length <= 4; ++length) {
+      for (std::size_t place = 0; place < length; ++place) {
+        std::string bytes(length, 'U');
+        bytes[place] = static_cast<char>(byte);
+        auto encoded = text::to_base64(bytes);
+        REQUIRE(encoded.size() == (length + 2) / 3 * 4);
+        REQUIRE(text::is_base64(encoded));
+        REQUIRE(text::from_base64(encoded) == bytes);
+        encoded.erase(std::min(encoded.find('='), encoded.size()));
+        REQUIRE(text::is_base64(encoded));
+        REQUIRE(text::from_base64(encoded) == bytes);
+      }
+    }
+  }
+}
+
+TEST_CASE("text: base64 of random bytes of any length reads back as them") {
+  test::generator random(15);
+  for (std::size_t round = 0; round < 400; ++round) {
+    const auto bytes = random.bytes(round);
+    REQUIRE(text::from_base64(text::to_base64(bytes)) == bytes);
+  }
+}
+
+TEST_CASE("text: what is not in the alphabet, or of an impossible length, is no base64") {
+  for (const std::string wrong : {"", "=", "==", "A", "A===", "AAAAA", "AA===", "AA=A", "AA A",
+                                  "AA\n", "AA-_", "AAA*", "\xC3\xA9\xC3\xA9"}) {
+    CAPTURE(wrong);
+    CHECK_FALSE(text::is_base64(wrong));
+  }
+  for (const std::string right : {"AA", "AA==", "AA=", "AAA", "AAA=", "AAAA", "+/+/", "09az"}) {
+    CAPTURE(right);
+    CHECK(text::is_base64(right));
   }
 }
 

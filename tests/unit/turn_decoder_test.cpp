@@ -4,116 +4,9 @@
 #include <utility>
 #include <vector>
 
-#include "tests/support.hpp"
+#include "tests/unit/cli_lines.hpp"
 
-using namespace claude_openai;
-using events = turn_decoder::events;
-
-namespace {
-
-/// The lines that the CLI writes, without what the decoder does not look at.
-json line(const std::string& text) { return json::parse(text); }
-
-json streamed(const std::string& event) {
-  return line(R"({"type":"stream_event","event":)" + event + R"(,"parent_tool_use_id":null})");
-}
-
-json message_start(const std::string& id, const std::string& usage = R"({"input_tokens":11})") {
-  return streamed(R"({"type":"message_start","message":{"id":")" + id +
-                  R"(","model":"model-1","usage":)" + usage + "}}");
-}
-
-json block_start(int index, const std::string& block) {
-  return streamed(R"({"type":"content_block_start","index":)" + std::to_string(index) +
-                  R"(,"content_block":)" + block + "}");
-}
-
-json text_start(int index = 0) { return block_start(index, R"({"type":"text","text":""})"); }
-
-json delta(int index, const std::string& what) {
-  return streamed(R"({"type":"content_block_delta","index":)" + std::to_string(index) +
-                  R"(,"delta":)" + what + "}");
-}
-
-json text_delta(const std::string& text, int index = 0) {
-  return delta(index, R"({"type":"text_delta","text":)" + dump(json(text)) + "}");
-}
-
-json block_stop(int index = 0) {
-  return streamed(R"({"type":"content_block_stop","index":)" + std::to_string(index) + "}");
-}
-
-json message_delta(const std::string& reason, const std::string& usage = R"({"output_tokens":7})") {
-  return streamed(R"({"type":"message_delta","delta":{"stop_reason":)" + reason +
-                  R"(,"stop_sequence":null},"usage":)" + usage + "}");
-}
-
-json message_stop() { return streamed(R"({"type":"message_stop"})"); }
-
-json assistant(const std::string& id, const std::string& content,
-               const std::string& usage = R"({"input_tokens":11,"output_tokens":7})") {
-  return line(R"({"type":"assistant","message":{"id":")" + id +
-              R"(","model":"model-1","stop_reason":null,"content":)" + content + R"(,"usage":)" +
-              usage + R"(},"parent_tool_use_id":null})");
-}
-
-json text_block(const std::string& text) {
-  return json::array({json::object({{"type", "text"}, {"text", text}})});
-}
-
-json result(const std::string& more = "") {
-  return line(R"({"type":"result","subtype":"success","is_error":false,"stop_reason":"end_turn",)"
-              R"("result":"","total_cost_usd":0.5)" +
-              more + "}");
-}
-
-json failed_result(const std::string& status, const std::string& told) {
-  return line(R"({"type":"result","subtype":"success","is_error":true,"api_error_status":)" +
-              status + R"(,"result":)" + dump(json(told)) + R"(,"stop_reason":"stop_sequence"})");
-}
-
-json api_retry(const std::string& delay, const std::string& status) {
-  return line(R"({"type":"system","subtype":"api_retry","attempt":1,"max_retries":2,)"
-              R"("retry_delay_ms":)" +
-              delay + R"(,"error_status":)" + status + R"(,"error":"rate_limit"})");
-}
-
-struct decoded {
-  events told;
-  bool finished = false;
-  bool cut = false;
-};
-
-decoded decode(const std::vector<json>& lines) {
-  decoded all;
-  turn_decoder decoder;
-  for (const auto& one : lines) decoder.decode(one, all.told);
-  all.finished = decoder.finished();
-  all.cut = decoder.was_cut();
-  const auto problem = test::grammar_problem(all.told);
-  CHECK((problem.empty() || (problem == "the turn has no end" && !all.finished)));
-  return all;
-}
-
-std::vector<json> hello(const std::string& reason = R"("end_turn")") {
-  return {message_start("m1"), text_start(),          text_delta("Hel"), text_delta("lo"),
-          block_stop(),        message_delta(reason), message_stop()};
-}
-
-std::vector<json> operator+(std::vector<json> lines, const std::vector<json>& more) {
-  lines.insert(lines.end(), more.begin(), more.end());
-  return lines;
-}
-
-std::vector<std::string> deltas_of(const events& told) {
-  std::vector<std::string> texts;
-  for (const auto& what : told) {
-    if (const auto* piece = std::get_if<block_delta>(&what)) texts.push_back(piece->text);
-  }
-  return texts;
-}
-
-}  // namespace
+using namespace cli_lines;
 
 TEST_CASE("decoder: a plain answer") {
   const auto all = decode(hello() + std::vector<json>{result()});
@@ -187,7 +80,7 @@ TEST_CASE("decoder: every stop reason") {
       {"stop_sequence", stop_reason::stop_sequence},
       {"max_tokens", stop_reason::max_tokens},
       {"model_context_window_exceeded", stop_reason::max_tokens},
-      {"tool_use", stop_reason::tool_use},
+      {"tool_use", stop_reason::end_turn},  // without a call there is nothing to wait for
       {"refusal", stop_reason::refusal},
       {"pause_turn", stop_reason::end_turn},
       {"something_new", stop_reason::end_turn}};
@@ -515,12 +408,12 @@ TEST_CASE("decoder: however an attempt is broken and cut up, the text is told on
   }
 }
 
-TEST_CASE("decoder: the messages of one turn add up, text and tokens") {
+TEST_CASE("decoder: the messages of one turn add up, tokens and text, a line between") {
   const auto all = decode({message_start("m1"), text_start(), text_delta("Let me look."),
                            block_stop(), message_delta(R"("tool_use")"), message_stop(),
                            message_start("m2"), text_start(), text_delta("Sunny."), block_stop(),
                            message_delta(R"("end_turn")"), message_stop(), result()});
-  CHECK(test::text_of(all.told) == "Let me look.Sunny.");
+  CHECK(test::text_of(all.told) == "Let me look.\n\nSunny.");
   const auto end = test::end_of(all.told).value();
   CHECK(end.reason == stop_reason::end_turn);
   CHECK(end.usage.input == 22);
@@ -570,8 +463,7 @@ TEST_CASE("decoder: an error that the CLI says as an answer is never told as one
 
 TEST_CASE("decoder: a result of another subtype than success is a failure that names it") {
   for (const std::string subtype :
-       {"error_during_execution", "error_max_turns", "error_max_budget_usd",
-        "error_max_structured_output_retries"}) {
+       {"error_during_execution", "error_max_structured_output_retries", "new_kind_of_error"}) {
     CAPTURE(subtype);
     const auto failed =
         line(R"({"type":"result","subtype":")" + std::string(subtype) + R"(","is_error":false})");
@@ -581,6 +473,15 @@ TEST_CASE("decoder: a result of another subtype than success is a failure that n
     const auto error = test::failure_of(all.told).value();
     CHECK(error.message.find(subtype) != std::string::npos);
     CHECK(http_status(error.kind) >= 500);
+  }
+}
+
+TEST_CASE("decoder: a limit that is met before the model has said anything is a failure") {
+  for (const std::string subtype : {"error_max_turns", "error_max_budget_usd"}) {
+    CAPTURE(subtype);
+    const auto all =
+        decode({line(R"({"type":"result","is_error":true,"subtype":")" + subtype + "\"}")});
+    CHECK(test::failure_of(all.told).value().message.find(subtype) != std::string::npos);
   }
 }
 

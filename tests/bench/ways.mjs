@@ -1,0 +1,177 @@
+// The ways to ask `claude` that the bench compares: through the proxy, by hand, and with a process per request. Each
+// resolves to {first, whole}: the milliseconds until the first token and until the end.
+
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { eventually, send, sleep, startProxy } from '../e2e/harness.mjs';
+
+const SYSTEM = 'You are a bench.';
+const ANSWER = 'Hello from the loopback API.';
+const QUIET_MS = 300;
+
+export const user = (content) => ({ role: 'user', content });
+export const pair = (question) => [user(question), { role: 'assistant', content: ANSWER }];
+
+export const health = async (proxy) => (await send(proxy, { method: 'GET', path: '/health' }).done).json.processes;
+
+/** Resolves when every process has been warm and idle for a while. */
+export async function quiet(proxy, spares = 1) {
+  await eventually(
+    'the spares are warm',
+    async () => {
+      const { warm, busy, stopping } = await health(proxy);
+      return warm === spares && busy === 0 && stopping === 0;
+    },
+    30_000,
+  );
+  await sleep(QUIET_MS);
+}
+
+/** Runs the body with a proxy that has its spares ready. */
+export async function withProxy({ spares, ...options }, body) {
+  const proxy = await startProxy(options);
+  try {
+    await quiet(proxy, spares);
+    return await body(proxy);
+  } finally {
+    const { faults } = await proxy.stop();
+    if (faults.length) console.log(`      after the stop: ${faults.join('; ')}`);
+  }
+}
+
+/** `more` are further fields of the request. */
+export async function throughProxy(proxy, messages, more = {}) {
+  const body = { stream: true, messages: [{ role: 'system', content: SYSTEM }, ...messages], ...more };
+  const { sentAt, done } = send(proxy, { body });
+  const result = await done;
+  assert.equal(result.status, 200, result.text);
+  assert.equal(result.data.map((chunk) => chunk.choices?.[0]?.delta.content ?? '').join(''), ANSWER);
+  const first = result.frames.find((frame) => /"content":"[^"]/.test(frame.data));
+  return { first: first.at - sentAt, whole: result.at - sentAt };
+}
+
+/** Makes the model call the tool; resolves to the assistant's message with the call. The process is left waiting. */
+export async function callTool(proxy, messages, tools) {
+  const body = { messages: [{ role: 'system', content: SYSTEM }, ...messages], tools };
+  const { json, text } = await send(proxy, { body }).done;
+  assert.equal(json?.choices?.[0].finish_reason, 'tool_calls', text);
+  return json.choices[0].message;
+}
+
+/** A started `claude`; `line(matches)` resolves to the time at which such a line was read. */
+function start([program, ...args], { environment, cwd }) {
+  const child = spawn(program, args, { env: environment, cwd, stdio: ['pipe', 'pipe', 'inherit'] });
+  let waiting = [];
+  let rest = '';
+  const read = (value) => {
+    const found = waiting.filter(({ matches }) => matches(value));
+    waiting = waiting.filter((one) => !found.includes(one));
+    for (const { resolve } of found) resolve(performance.now());
+  };
+  child.stdout.setEncoding('utf8').on('data', (text) => {
+    const lines = (rest + text).split('\n');
+    rest = lines.pop();
+    for (const line of lines) read(JSON.parse(line));
+  });
+  const ended = new Promise((resolve) => {
+    child.once('exit', (code) => {
+      for (const { reject } of waiting) reject(new Error(`claude ended with ${code}`));
+      resolve();
+    });
+  });
+  const line = (matches) =>
+    new Promise((resolve, reject) => {
+      waiting.push({ matches, resolve, reject });
+    });
+  return { child, line, ended };
+}
+
+function stop(claude) {
+  claude.child.kill('SIGKILL');
+  return claude.ended;
+}
+
+const isToken = (line) => line.event?.delta?.type === 'text_delta';
+const isResult = (line) => line.type === 'result';
+
+const control = (id, request) => `${JSON.stringify({ type: 'control_request', request_id: id, request })}\n`;
+const initialize = () => control('initialize', { subtype: 'initialize', systemPrompt: [SYSTEM] });
+const userLine = (text) => {
+  const message = { role: 'user', content: [{ type: 'text', text }] };
+  return `${JSON.stringify({ type: 'user', message, parent_tool_use_id: null, session_id: '' })}\n`;
+};
+
+/** What the proxy does, by hand: a process with its spare's program, arguments and environment. */
+async function startSpare(spare) {
+  const claude = start(spare.argv, spare);
+  claude.child.stdin.write(control('probe', { subtype: 'apply_flag_settings', settings: {} }));
+  await claude.line((line) => line.type === 'control_response');
+  return claude;
+}
+
+async function turnByHand(claude, lines) {
+  const [token, result] = [claude.line(isToken), claude.line(isResult)];
+  const sent = performance.now();
+  claude.child.stdin.write(lines);
+  return { first: (await token) - sent, whole: (await result) - sent };
+}
+
+/**
+ * Spares driven by hand, one a request. The next one starts when one has been used, so that it has been warm for as
+ * long as the proxy's own, which waits 200 ms with that.
+ */
+export class SparesByHand {
+  constructor(proxy, spare) {
+    Object.assign(this, { proxy, spare });
+    this.next = startSpare(spare);
+  }
+
+  async ask(text) {
+    const claude = await this.next;
+    await quiet(this.proxy);
+    const took = await turnByHand(claude, initialize() + userLine(text));
+    await stop(claude);
+    this.next = startSpare(this.spare);
+    return took;
+  }
+
+  async stop() {
+    await stop(await this.next);
+  }
+}
+
+/** One process driven by hand that stays for the whole chat. */
+export class ChatByHand {
+  constructor(spare) {
+    this.started = startSpare(spare);
+    this.opening = initialize();
+  }
+
+  async ask(text) {
+    const took = await turnByHand(await this.started, this.opening + userLine(text));
+    this.opening = '';
+    return took;
+  }
+
+  async stop() {
+    await stop(await this.started);
+  }
+}
+
+/** A chat as one text: what a process that takes one prompt can be told of it. */
+function flatten(messages) {
+  if (messages.length === 1) return messages[0].content;
+  return messages.map(({ role, content }) => `${role === 'user' ? 'Human' : 'Assistant'}: ${content}`).join('\n\n');
+}
+
+/** What other wrappers do. With the spare's flags, since those start faster than the usual ones. */
+export async function processPerRequest(spare, messages) {
+  const argv = [...spare.argv, '--system-prompt', SYSTEM];
+  argv.splice(argv.indexOf('--input-format'), 2);
+  const sent = performance.now();
+  const claude = start(argv, spare);
+  claude.child.stdin.end(flatten(messages));
+  const [token] = await Promise.all([claude.line(isToken), claude.line(isResult)]);
+  await claude.ended;
+  return { first: token - sent, whole: performance.now() - sent };
+}
