@@ -130,6 +130,14 @@ TEST_CASE("messages request: system is a string or text blocks, joined by line e
   CHECK(param_of_fields(R"("system":[{"text":"x"}])") == "system[0].type");
 }
 
+TEST_CASE("messages request: a client's billing tag is no instruction") {
+  const std::string tag = R"({"type":"text","text":"x-anthropic-billing-header: cc=1"})";
+  CHECK(
+      with(R"("system":[)" + tag + R"(,{"type":"text","text":"one"},{"type":"text","text":"two"}])")
+          .system == "one\ntwo");
+  CHECK(with(R"("system":[)" + tag + "]").system.empty());
+}
+
 TEST_CASE("messages request: a system message among the others belongs to the instructions") {
   CHECK(outline(parse_text(R"({"model":"m","max_tokens":9,"system":"one","messages":[
             {"role":"user","content":"a"},
@@ -363,6 +371,25 @@ TEST_CASE("messages request: a tool without a name or an object's schema is refu
   CHECK(param_of_fields(R"("tools":[)" + tool + "," + tool + "]") == "tools[1]");
 }
 
+TEST_CASE("messages request: a tool or a role in another endpoint's form is told which") {
+  const auto named = [](const std::string& body, const std::string& param,
+                        const std::string& endpoint) {
+    const auto error = refusal_of(body);
+    CHECK(error.param == param);
+    CHECK_MESSAGE(error.message.find(endpoint) != std::string::npos, error.message);
+  };
+  const auto tools = [](const std::string& second) {
+    return with_fields(R"("tools":[)" + tool + "," + second + "]");
+  };
+  named(tools(R"({"type":"function","function":{"name":"n"}})"), "tools[1]",
+        "/v1/chat/completions");
+  named(tools(R"({"type":"function","name":"n","parameters":{}})"), "tools[1]", "/v1/responses");
+  for (const std::string role : {"tool", "developer"}) {
+    named(with_messages(R"([{"role":")" + role + R"(","content":"x"}])"), "messages[0].role",
+          "/v1/chat/completions");
+  }
+}
+
 TEST_CASE("messages request: tools that the API itself runs are refused by name") {
   for (const std::string type : {"web_search_20250305", "code_execution_20250825",
                                  "computer_20250124", "bash_20250124", "memory_20250818"}) {
@@ -524,6 +551,18 @@ TEST_CASE("token count: the API is asked with all that the answer would be asked
   auto expected = test::json::parse(body);
   expected.erase("max_tokens");
   CHECK(rendered == expected);
+}
+
+TEST_CASE("token count: what the API does not take there is left out") {
+  const auto body = parse_body(with_fields(
+      R"("stream":true,"temperature":0.5,"metadata":{},"session_id":"s","enable_tools":false,
+         "stop_sequences":["a"],"system":null,"thinking":{"type":"adaptive"},
+         "tool_choice":{"type":"auto"},"output_config":{"effort":"low"},"cache_control":{})"));
+  const auto asked =
+      anthropic_messages::make_count_request(body, anthropic_messages::parse_request(body, true));
+  std::string names;
+  for (const auto& [name, value] : asked.items()) names += name + " ";
+  CHECK(names == "model messages tool_choice thinking output_config cache_control ");
 }
 
 TEST_CASE("token count: a history whose tools are not offered brings stand-ins for them") {

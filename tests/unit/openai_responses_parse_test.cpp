@@ -331,6 +331,41 @@ TEST_CASE("responses request: tools that only OpenAI can run are refused by name
   }
 }
 
+TEST_CASE("responses request: tools of a namespace are tools with its name before their own") {
+  const auto request = with(R"("tools":[{"type":"namespace","name":"git","description":"d","tools":[
+      {"type":"function","name":"log"},{"type":"custom","name":"apply"}]},
+      {"type":"function","name":"log"}])");
+  REQUIRE(request.tools.size() == 3);
+  CHECK(request.tools[0].name == "git.log");
+  CHECK(request.tools[1].name == "git.apply");
+  CHECK(request.tools[1].schema["properties"].contains("input"));
+  CHECK(request.tools[2].name == "log");
+  CHECK(outline_of(R"([{"type":"function_call","call_id":"c","namespace":"git","name":"log",
+                        "arguments":"{}"},
+                       {"type":"function_call_output","call_id":"c","output":"x"}])") ==
+        "{} user: <" + std::string(opening_prompt) +
+            "> assistant: call(c,git.log,{}) user: result(c <x>)");
+  const auto param = [](const std::string& space) {
+    return param_of_fields(R"("tools":[{"type":"namespace",)" + space + "}]");
+  };
+  CHECK(param(R"("tools":[])") == "tools[0].name");
+  CHECK(param(R"("name":"git")") == "tools[0].tools");
+  CHECK(param(R"("name":"git","tools":[{"type":"web_search"}])") == "tools[0].tools[0].type");
+  CHECK(param(R"("name":"git","tools":[{"type":"function"}])") == "tools[0].tools[0].name");
+  CHECK(param(R"("name":"git","tools":[{"type":"function","name":"log"},
+                                       {"type":"custom","name":"log"}])") == "tools[0].tools[1]");
+}
+
+TEST_CASE("responses request: a tool in another endpoint's form is told which") {
+  for (const auto& [form, endpoint] : std::vector<std::pair<std::string, std::string>>{
+           {R"({"name":"n","input_schema":{}})", "/v1/messages"},
+           {R"({"type":"function","function":{"name":"n"}})", "/v1/chat/completions"}}) {
+    const auto error = refusal_of(R"({"input":"Hi","tools":[)" + tool + "," + form + "]}");
+    CHECK(error.param == "tools[1]");
+    CHECK_MESSAGE(tells(error, endpoint), error.message);
+  }
+}
+
 TEST_CASE(
     "responses request: tool_choice is auto, none, required, or a tool; calls may be single") {
   const auto chosen = [](const std::string& choice) {
@@ -438,6 +473,20 @@ TEST_CASE("responses: the answer repeats the request, with OpenAI's defaults") {
                          {"top_p", 1.0},
                          {"truncation", "disabled"},
                          {"user", nullptr}});
+}
+
+TEST_CASE("responses: one that has only begun is told as it will be, in progress and empty") {
+  const std::string fields = R"("model":"m","metadata":{"a":"b"},"store":true)";
+  const tree begun = tree::parse(openai_responses::make_begun_response(
+                                     {"ID", 1}, parse_body(R"({"input":"Hi",)" + fields + "}"))
+                                     .dump());
+  CHECK(begun["status"] == "in_progress");
+  CHECK(begun["output"] == tree::array());
+  CHECK(begun["model"] == "m");
+  auto ended = response_to(fields);
+  for (const char* changed : {"status", "output", "model", "usage"})
+    ended[changed] = begun[changed];
+  CHECK(begun == ended);
 }
 
 TEST_CASE("responses: the answer repeats each field of the request as it was given") {

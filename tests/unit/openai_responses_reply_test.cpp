@@ -142,6 +142,38 @@ TEST_CASE("responses stream: a custom tool's input is plain text, told when it i
   CHECK(data_of(all, "custom_tool_call_input.delta")["delta"] == "*** \"x\"\n");
 }
 
+TEST_CASE("responses: a call of a namespace's tool has the tool's name and the namespace's") {
+  const std::string tools = R"("tools":[{"type":"namespace","name":"git","tools":[
+      {"type":"function","name":"log"},{"type":"custom","name":"apply"}]}])";
+  const auto told = script()
+                        .call("c1", "git.log", {"{}"})
+                        .call("c2", "git.apply", {R"({"input":"x"})"})
+                        .stop(stop_reason::tool_use);
+  const auto writer = [&] {
+    return openai_responses::parse(parse_body(R"({"input":"Hi",)" + tools + "}"), {"ID", 1}).reply;
+  };
+  const test::responses_stream_reader got(test::written(*writer(), told));
+  CHECK_MESSAGE(got.problem.empty(), got.problem);
+  CHECK(test::rendered(*writer(), told) == got.response);
+  CHECK(got.response["output"] == tree{{{"id", "fc_ID_0"},
+                                        {"type", "function_call"},
+                                        {"status", "completed"},
+                                        {"call_id", "c1"},
+                                        {"namespace", "git"},
+                                        {"name", "log"},
+                                        {"arguments", "{}"}},
+                                       {{"id", "ctc_ID_1"},
+                                        {"type", "custom_tool_call"},
+                                        {"status", "completed"},
+                                        {"call_id", "c2"},
+                                        {"namespace", "git"},
+                                        {"name", "apply"},
+                                        {"input", "x"}}});
+  std::string problem;
+  const auto all = test::named_events(test::written(*writer(), told), problem);
+  CHECK(data_of(all, "function_call_arguments.done")["name"] == "log");
+}
+
 TEST_CASE("responses stream: thoughts are summed up for who asks for it") {
   const auto told = script().thinking({"let ", "me"}, "sig").stop();
   CHECK(names_of(told, summary) ==

@@ -189,6 +189,29 @@ TEST_CASE("response store: a response is what was kept, its input what was sent,
   CHECK(words->at(0)["type"] == "message");
 }
 
+TEST_CASE("response store: kept items have a type, an id, and content in parts") {
+  fixture kept;
+  kept.answer("r1", R"({"input":[{"role":"user","content":"a"},
+      {"role":"assistant","content":"b"},
+      {"role":"user","content":[{"type":"input_text","text":"c"}]},
+      {"type":"function_call","call_id":"x","name":"n","arguments":"{}"}]})");
+  auto items = plain(*kept.store.input_items("me", "r1"));
+  REQUIRE(items.size() == 4);
+  for (auto& one : items) {
+    CHECK(one.value("id", "").size() > 10);
+    one.erase("id");
+  }
+  const auto message = [](const char* role, const char* type, const char* text) {
+    return tree{{"type", "message"},
+                {"role", role},
+                {"content", tree::array({{{"type", type}, {"text", text}}})}};
+  };
+  CHECK(items[0] == message("user", "input_text", "a"));
+  CHECK(items[1] == message("assistant", "output_text", "b"));
+  CHECK(items[2] == message("user", "input_text", "c"));
+  CHECK(items[3]["type"] == "function_call");
+}
+
 TEST_CASE("response store: one client's responses are nobody else's") {
   fixture kept;
   kept.answer("r1", input(item("a")));
@@ -349,4 +372,27 @@ TEST_CASE("response store: the list of items tells its first and last, in either
   CHECK(none["first_id"].is_null());
   CHECK(none["last_id"].is_null());
   CHECK(none["data"] == tree::array());
+}
+
+TEST_CASE("response store: a list comes in pages of at most a hundred, twenty when none is said") {
+  claude_openai::json items = claude_openai::json::array();
+  for (int i = 0; i < 45; ++i) items.push_back(parsed(item("t", std::to_string(i))));
+  const auto page = [&](bool newest, const std::string& limit, const std::string& after) {
+    const auto told = plain(render_items(items, newest, limit, after));
+    std::string ids = std::to_string(told["data"].size()) + ":";
+    for (const char* end : {"first_id", "last_id"}) ids += told[end].dump();
+    return ids + (told["has_more"] == true ? "+" : "");
+  };
+  CHECK(page(false, "", "") == R"(20:"0""19"+)");
+  CHECK(page(false, "", "19") == R"(20:"20""39"+)");
+  CHECK(page(false, "", "39") == R"(5:"40""44")");
+  CHECK(page(false, "45", "") == R"(45:"0""44")");
+  CHECK(page(true, "2", "") == R"(2:"44""43"+)");
+  CHECK(page(true, "2", "1") == R"(1:"0""0")");
+  CHECK(page(false, "1", "44") == "0:nullnull");
+  for (const std::string limit : {"0", "101", "x", "-1"}) {
+    CAPTURE(limit);
+    CHECK(error_of([&] { page(false, limit, ""); }).param == "limit");
+  }
+  CHECK(error_of([&] { page(false, "", "nothing"); }).param == "after");
 }
