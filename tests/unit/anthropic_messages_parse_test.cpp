@@ -484,7 +484,8 @@ TEST_CASE("messages request: sampling is read within its bounds") {
       {"stream", R"("true")"}, {"model", R"("-x")"},    {"model", R"("a b")"},
       {"session_id", R"("")"}, {"model", "7"}};
   for (const auto& [field, value] : wrong) {
-    CAPTURE(value);
+    const auto& tried = value;
+    CAPTURE(tried);
     CHECK(param_of_fields("\"" + field + "\":" + value) == field);
   }
   CHECK(param_of_fields(R"("stop_sequences":["a",7])") == "stop_sequences[1]");

@@ -155,7 +155,8 @@ TEST_CASE("messages: stop reasons have the API's names, streamed and whole") {
       {stop_reason::tool_use, "tool_use"}, {stop_reason::stop_sequence, "stop_sequence"},
       {stop_reason::refusal, "refusal"},   {stop_reason::turn_limit, "max_tokens"}};
   for (const auto& [reason, name] : names) {
-    CAPTURE(name);
+    const auto& tried = name;
+    CAPTURE(tried);
     const auto told = script().text({"a"}).stop(reason, "END");
     for (const auto& message : {streamed(told), whole(told)}) {
       CHECK(message["stop_reason"] == name);
@@ -266,7 +267,8 @@ TEST_CASE("messages errors: each kind has the API's type and status, its message
                                  {error_kind::overloaded, "overloaded_error", 529},
                                  {error_kind::timed_out, "timeout_error", 504}};
   for (const auto& [kind, type, status] : rows) {
-    CAPTURE(type);
+    const auto& tried = type;
+    CAPTURE(tried);
     api_error error(kind, "what happened");
     error.param = "messages[0]";
     error.code = "some_code";

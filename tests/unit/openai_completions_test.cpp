@@ -161,8 +161,8 @@ TEST_CASE("completions request: model, stream and limits are read") {
       {"presence_penalty", "2.5"},
       {"seed", R"("x")"}};
   for (const auto& [field, value] : wrong) {
-    CAPTURE(field);
-    CAPTURE(value);
+    const auto tried = field + ": " + value;
+    CAPTURE(tried);
     CHECK(param_of_fields("\"" + field + "\":" + value) == field);
   }
 }

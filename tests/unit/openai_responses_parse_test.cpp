@@ -434,7 +434,8 @@ TEST_CASE("responses request: model, stream, limits and this proxy's own fields 
       {"temperature", "-0.1"},   {"top_p", "1.1"}, {"max_output_tokens", "0"},
       {"enable_tools", R"("")"}, {"model", "[]"}};
   for (const auto& [field, value] : wrong) {
-    CAPTURE(value);
+    const auto& tried = value;
+    CAPTURE(tried);
     CHECK(param_of_fields("\"" + field + "\":" + value) == field);
   }
 }
@@ -500,7 +501,8 @@ TEST_CASE("responses: the answer repeats each field of the request as it was giv
   const auto response = response_to(given.substr(1, given.size() - 2));
   const auto fields = tree::parse(given);
   for (const auto& [name, value] : fields.items()) {
-    CAPTURE(name);
+    const auto& tried = name;
+    CAPTURE(tried);
     CHECK(response.value(name, tree("absent")) == value);
   }
   CHECK_FALSE(response_to(R"("unheard_of":1,"include":[])").contains("unheard_of"));

@@ -291,7 +291,8 @@ TEST_CASE("responses: an answer that was cut is incomplete, and tells why") {
                                  {stop_reason::turn_limit, "incomplete", "max_output_tokens"},
                                  {stop_reason::refusal, "incomplete", "content_filter"}};
   for (const auto& [reason, ending, why] : rows) {
-    CAPTURE(why);
+    const auto& tried = why;
+    CAPTURE(tried);
     const auto told = script().text({"a"}).stop(reason);
     const test::responses_stream_reader got(test::written(*make_writer(), told));
     CHECK(got.ending == std::string("response.") + ending);
