@@ -30,7 +30,8 @@ export CXX CPPFLAGS CXXFLAGS HTTPLIB_INCLUDE
 # cpp-httplib is a split build: without the flags of its .pc file its classes change size.
 pkg_config = $(foreach p,cpp-httplib nlohmann_json CLI11,$(shell pkg-config $1 $p 2>/dev/null))
 cflags     = $(if $(HTTPLIB_INCLUDE),-isystem $(HTTPLIB_INCLUDE),$(call pkg_config,--cflags))
-libs       = $(if $(HTTPLIB_INCLUDE),,$(call pkg_config,--libs))
+tls        = $(if $(findstring OPENSSL_SUPPORT,$(cflags) $(CPPFLAGS) $(CXXFLAGS)),-lssl -lcrypto)
+libs       = $(if $(HTTPLIB_INCLUDE),,$(call pkg_config,--libs)) $(tls)
 compile    = $(CXX) -std=c++17 $(flags_$(CONFIG)) -Wall -Wextra -Wpedantic -Wconversion -Wshadow \
              -pthread -I. $(cflags) $(CPPFLAGS) $(CXXFLAGS)
 link       = $(CXX) $(flags_$(CONFIG)) -pthread $(CXXFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(libs)

@@ -9,8 +9,8 @@
 //
 // Table of contents. A section uses only sections above it; the compiler proves the order.
 //
-//   values       [01] text               [02] errors              [03] log
-//                [04] json_access        [05] options             [06] conversation
+//   values       [01] text               [02] errors              [03] json_access
+//                [04] log                [05] options             [06] conversation
 //                [07] fields             [08] events
 //   dialects     [09] sse                [10] openai_chat         [11] anthropic_messages
 //                [12] openai_responses   [13] openai_completions  [14] catalog
@@ -84,8 +84,13 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/types.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include <httplib.h>
 #include <nlohmann/json.hpp>
@@ -267,6 +272,20 @@ inline std::string random_id(std::string_view prefix, std::size_t length) {
   return id;
 }
 
+/// A decimal number such as `2.5` that is not negative.
+inline std::optional<double> try_decimal(std::string_view value) {
+  const auto point = std::min(value.find('.'), value.size());
+  auto number = try_number<std::uint32_t>(value.substr(0, point));
+  if (!number) return std::nullopt;
+  double sum = *number;
+  double unit = 1;
+  for (const char c : value.substr(std::min(point + 1, value.size()))) {
+    if (c < '0' || c > '9') return std::nullopt;
+    sum += (unit /= 10) * (c - '0');
+  }
+  return sum;
+}
+
 /// `2026-11-22T18:09:34.356Z`
 inline std::string iso_time(std::chrono::system_clock::time_point time) {
   using namespace std::chrono;
@@ -295,7 +314,8 @@ enum class error_kind {
   not_found,           ///< 404
   method_not_allowed,  ///< 405
   too_large,           ///< 413
-  rate_limited,        ///< 429
+  rate_limited,        ///< 429: by the API, or no process is free
+  too_many_requests,   ///< 429: more than the operator lets one client ask
   internal,            ///< 500: a fault of ours
   upstream_failed,     ///< 500: the API failed
   bad_gateway,         ///< 502: `claude` crashed or said what nobody understands
@@ -312,7 +332,8 @@ inline int http_status(error_kind kind) {
     case error_kind::not_found: return 404;
     case error_kind::method_not_allowed: return 405;
     case error_kind::too_large: return 413;
-    case error_kind::rate_limited: return 429;
+    case error_kind::rate_limited:
+    case error_kind::too_many_requests: return 429;
     case error_kind::internal:
     case error_kind::upstream_failed: return 500;
     case error_kind::bad_gateway: return 502;
@@ -347,84 +368,7 @@ inline api_error bad_field(std::string path, std::string_view problem) {
 }
 
 //================================================================================================
-// [03] log - a levelled logger as a value
-// uses: text | thread-safe
-//================================================================================================
-
-enum class log_level { debug, info, warning, error, off };
-
-constexpr std::array<std::string_view, 5> log_level_names = {"debug", "info", "warning", "error",
-                                                             "off"};
-
-/// Length of the credential's mark (`sk-`, `Bearer `, `AKIA`) at the front; 0 when there is none.
-inline std::size_t credential_mark_length(std::string_view line) {
-  for (const std::string_view mark : {"sk-", "bearer ", "akia"}) {
-    if (text::to_lower(line.substr(0, mark.size())) == mark) return mark.size();
-  }
-  return 0;
-}
-
-/// The line with whatever looks like a credential masked.
-inline std::string redact(std::string_view line) {
-  constexpr std::string_view token_punctuation = "-_./+=~";
-  const auto in_word = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0; };
-  const auto in_token = [&](char c) {
-    return in_word(c) || token_punctuation.find(c) != std::string_view::npos;
-  };
-  std::string safe;
-  while (!line.empty()) {
-    const bool word_begins = safe.empty() || !in_word(safe.back());
-    const auto mark = word_begins ? credential_mark_length(line) : 0;
-    const auto shown = std::max<std::size_t>(mark, 1);
-    safe += line.substr(0, shown);
-    line.remove_prefix(shown);
-    if (mark == 0) continue;
-    const auto end = std::find_if_not(line.begin(), line.end(), in_token);
-    const auto length = static_cast<std::size_t>(end - line.begin());
-    if (length < 6) continue;  // a word of a sentence
-    safe += "***";
-    line.remove_prefix(length);
-  }
-  return safe;
-}
-
-/// Writes lines to one sink. Copies share the sink; every call is safe from any thread.
-class logger {
- public:
-  using sink = std::function<void(log_level, const std::string& line)>;
-
-  /// A logger without a sink says nothing.
-  logger() : logger(log_level::off, nullptr) {}
-  logger(log_level least, sink write) : state_(std::make_shared<state>(least, std::move(write))) {}
-
-  bool wants(log_level level) const {
-    return state_->write != nullptr && level >= state_->least && level != log_level::off;
-  }
-
-  void debug(const std::string& line) const { write(log_level::debug, line); }
-  void info(const std::string& line) const { write(log_level::info, line); }
-  void warning(const std::string& line) const { write(log_level::warning, line); }
-  void error(const std::string& line) const { write(log_level::error, line); }
-
- private:
-  struct state {
-    state(log_level at_least, sink to) : least(at_least), write(std::move(to)) {}
-    log_level least;
-    sink write;
-    std::mutex mutex;
-  };
-
-  void write(log_level level, const std::string& line) const {
-    if (!wants(level)) return;
-    const std::lock_guard<std::mutex> lock(state_->mutex);
-    state_->write(level, redact(line));
-  }
-
-  std::shared_ptr<state> state_;
-};
-
-//================================================================================================
-// [04] json_access - bounded parsing and path-carrying reads of untrusted JSON
+// [03] json_access - bounded parsing and path-carrying reads of untrusted JSON
 // uses: text, errors | pure
 //================================================================================================
 
@@ -433,6 +377,7 @@ using json = nlohmann::ordered_json;
 
 constexpr std::size_t max_json_depth = 128;
 /// Name comparisons that parsing may cost: one object of 6,000 members, or many small ones.
+constexpr std::size_t max_json_values = 300'000;  ///< each takes some 100 bytes of memory
 constexpr std::size_t max_json_comparisons = 20'000'000;
 
 /// Throws when the text nests deeper or has larger objects than a parser can take safely:
@@ -440,6 +385,7 @@ constexpr std::size_t max_json_comparisons = 20'000'000;
 inline void check_json_bounds(std::string_view body) {
   std::vector<std::size_t> members;  // of each object and array around the current byte
   std::size_t comparisons = 0;
+  std::size_t values = 0;
   bool in_string = false;
   for (std::size_t i = 0; i < body.size(); ++i) {
     const char c = body[i];
@@ -452,6 +398,10 @@ inline void check_json_bounds(std::string_view body) {
     if (c == '[' || c == '{') members.push_back(0);
     if ((c == ']' || c == '}') && !members.empty()) members.pop_back();
     if (c == ':' && !members.empty()) comparisons += members.back()++;
+    values += c == ',' || c == ':' || c == '[' ? 1 : 0;
+    if (values > max_json_values) {
+      throw api_error(error_kind::invalid_request, "the JSON holds too many values");
+    }
     if (members.size() > max_json_depth) {
       throw api_error(error_kind::invalid_request, "the JSON is nested too deeply");
     }
@@ -582,8 +532,104 @@ inline bool boolean_of(const json& object, const char* name) {
 }
 
 //================================================================================================
+// [04] log - a levelled logger as a value
+// uses: text, json_access | thread-safe
+//================================================================================================
+
+enum class log_level { debug, info, warning, error, off };
+
+/// `object`: a line is JSON with `time`, `level` and `message`, for programs to read.
+enum class log_format { line, object };
+
+constexpr std::array<std::string_view, 5> log_level_names = {"debug", "info", "warning", "error",
+                                                             "off"};
+
+/// Length of the credential's mark (`sk-`, `Bearer `, `AKIA`) at the front; 0 when there is none.
+inline std::size_t credential_mark_length(std::string_view line) {
+  for (const std::string_view mark : {"sk-", "bearer ", "akia"}) {
+    if (text::to_lower(line.substr(0, mark.size())) == mark) return mark.size();
+  }
+  return 0;
+}
+
+/// The line with whatever looks like a credential masked.
+inline std::string redact(std::string_view line) {
+  constexpr std::string_view token_punctuation = "-_./+=~";
+  const auto in_word = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0; };
+  const auto in_token = [&](char c) {
+    return in_word(c) || token_punctuation.find(c) != std::string_view::npos;
+  };
+  std::string safe;
+  while (!line.empty()) {
+    const bool word_begins = safe.empty() || !in_word(safe.back());
+    const auto mark = word_begins ? credential_mark_length(line) : 0;
+    const auto shown = std::max<std::size_t>(mark, 1);
+    safe += line.substr(0, shown);
+    line.remove_prefix(shown);
+    if (mark == 0) continue;
+    const auto end = std::find_if_not(line.begin(), line.end(), in_token);
+    const auto length = static_cast<std::size_t>(end - line.begin());
+    if (length < 6) continue;  // a word of a sentence
+    safe += "***";
+    line.remove_prefix(length);
+  }
+  return safe;
+}
+
+/// Writes lines to one sink. Copies share the sink; every call is safe from any thread.
+class logger {
+ public:
+  using sink = std::function<void(log_level, const std::string& line)>;
+
+  /// A logger without a sink says nothing. The sink gets a message, or a whole JSON object.
+  logger() : logger(log_level::off, nullptr) {}
+  logger(log_level least, sink write, log_format format = log_format::line)
+      : state_(std::make_shared<state>(least, std::move(write), format)) {}
+
+  bool wants(log_level level) const {
+    return state_->write != nullptr && level >= state_->least && level != log_level::off;
+  }
+
+  /// From now on, for all copies.
+  void set_level(log_level least) const { state_->least = least; }
+
+  void debug(const std::string& line) const { write(log_level::debug, line); }
+  void info(const std::string& line) const { write(log_level::info, line); }
+  void warning(const std::string& line) const { write(log_level::warning, line); }
+  void error(const std::string& line) const { write(log_level::error, line); }
+
+  /// `fields` are the members that the JSON format has beside the message, which tells them too.
+  void write(log_level level, const std::string& line, const json& fields = json::object()) const {
+    if (!wants(level)) return;
+    const auto said = state_->format == log_format::object ? render(level, line, fields) : line;
+    const std::lock_guard<std::mutex> lock(state_->mutex);
+    state_->write(level, redact(said));
+  }
+
+ private:
+  struct state {
+    state(log_level at_least, sink to, log_format as)
+        : least(at_least), write(std::move(to)), format(as) {}
+    std::atomic<log_level> least;
+    sink write;
+    log_format format;
+    std::mutex mutex;
+  };
+
+  static std::string render(log_level level, const std::string& line, const json& fields) {
+    json whole = json::object({{"time", text::iso_time(std::chrono::system_clock::now())},
+                               {"level", log_level_names.at(static_cast<std::size_t>(level))},
+                               {"message", line}});
+    whole.update(fields);
+    return dump(whole);
+  }
+
+  std::shared_ptr<state> state_;
+};
+
+//================================================================================================
 // [05] options - what the operator decides
-// uses: text, log | pure
+// uses: text, json_access, log | pure, but for live_options: thread-safe
 //================================================================================================
 
 /// How `claude` reaches a model.
@@ -613,6 +659,26 @@ inline std::optional<auth_method> try_auth_method(std::string_view name) {
 
 using environment_map = std::map<std::string, std::string>;
 
+/// The value of a `.env` line, its quotes and comment taken off; nullopt for a quote that is open.
+inline std::optional<std::string> try_env_value(std::string_view given) {
+  const char quote = given.empty() ? '\0' : given.front();
+  if (quote != '"' && quote != '\'') {
+    const auto comment = std::min(given.find(" #"), given.size());
+    return std::string(text::trim(given.substr(0, comment)));
+  }
+  std::string value;
+  for (std::size_t i = 1; i < given.size(); ++i) {
+    if (given[i] == quote) {
+      const auto rest = text::trim(given.substr(i + 1));
+      return rest.empty() || rest.front() == '#' ? std::optional<std::string>(value) : std::nullopt;
+    }
+    const bool escaped = quote == '"' && given[i] == '\\' && i + 1 < given.size();
+    if (escaped) ++i;
+    value += !escaped ? given[i] : given[i] == 'n' ? '\n' : given[i] == 't' ? '\t' : given[i];
+  }
+  return std::nullopt;
+}
+
 /// The environment of this process, for `options::environment`.
 inline environment_map current_environment() {
   environment_map variables;
@@ -631,18 +697,47 @@ inline std::string value_or(const environment_map& variables, const char* name,
   return found == variables.end() || found->second.empty() ? std::move(fallback) : found->second;
 }
 
+/// How often one address and one client key may ask, in requests a minute, per group of endpoints.
+/// 0: never.
+struct rate_limits {
+  std::optional<bool> enabled;  ///< unset: where others than this machine's users can connect
+  int chat = 10;                ///< whatever asks the model
+  int debug = 2;
+  int auth = 10;
+  int session = 15;
+  int health = 30;
+  int other = 30;
+};
+
+/// What one client key may use in a span of time; 0: as much as it likes.
+struct budget {
+  std::int64_t requests = 0;
+  std::int64_t tokens = 0;  ///< input and output together
+  double usd = 0;
+};
+
 /// Everything that can be set; plain data. `validate` tells what is wrong with it.
 struct options {
   std::string host = "127.0.0.1";
   int port = 8000;             ///< 0: any free port
   bool port_required = false;  ///< false: a busy port gives way to one of the next ten
   auth_method auth = auth_method::detect;
-  std::string claude_path;               ///< empty: `claude` on the environment's PATH
-  std::string working_directory;         ///< empty: a private temporary one, removed at the end
-  std::string default_model = "sonnet";  ///< an alias never goes stale
-  std::vector<std::string> api_keys;     ///< empty: open, on loopback only
-  bool strict = false;        ///< what a request asks for in vain is a 400 instead of a header
-  bool builtin_tools = true;  ///< clients may ask for Claude Code's own tools (`enable_tools`)
+  std::string claude_path;        ///< empty: `claude` on the environment's PATH
+  std::string working_directory;  ///< empty: a private temporary one, removed at the end
+  std::vector<std::string> claude_arguments;  ///< before all others, as `claude_path` needs them
+  std::string default_model = "sonnet";       ///< an alias never goes stale
+  std::vector<std::string> api_keys;          ///< empty: open, on loopback only
+  std::vector<std::string> cors_origins;  ///< of pages that may ask, beside loopback's; `*`: of all
+  std::vector<std::string> trusted_proxies;  ///< addresses or networks whose X-Forwarded-For counts
+  rate_limits limits;
+  budget minute_budget;         ///< of each key
+  budget day_budget;            ///< of each key, by days of UTC
+  std::string unix_socket;      ///< path of a socket to listen on beside the port; empty: none
+  bool tcp = true;              ///< false: the unix socket alone
+  std::string tls_certificate;  ///< PEM file, with its chain; empty: no TLS
+  std::string tls_key;          ///< PEM file
+  bool strict = false;          ///< what a request asks for in vain is a 400 instead of a header
+  bool builtin_tools = true;    ///< clients may ask for Claude Code's own tools (`enable_tools`)
   std::vector<std::string> allowed_tools;       ///< most that an agent may have; empty: all known
   std::vector<std::string> disallowed_tools;    ///< rules that no agent gets around
   std::string permission_mode = "acceptEdits";  ///< most that a client may ask for
@@ -666,8 +761,69 @@ struct options {
   std::chrono::milliseconds stop_grace{500};        ///< between SIGTERM and SIGKILL of a `claude`
   std::chrono::milliseconds drain_timeout{30'000};  ///< for running requests, after `stop`
   environment_map environment;  ///< what `claude` may inherit from; see `child_environment`
+  bool log_bodies = false;      ///< requests and answers too, at the level `debug`
   logger log;
 };
+
+/// Variables of a `.env` file: `NAME=value` lines, perhaps after `export`; `#` begins a comment,
+/// `'...'` is taken as it is, `"..."` knows \n, \t, \" and \\. Throws `std::invalid_argument` with
+/// the number of a line that is none of this.
+inline environment_map parse_env_file(std::string_view content) {
+  environment_map variables;
+  for (std::size_t number = 1; !content.empty(); ++number) {
+    const auto end = std::min(content.find('\n'), content.size());
+    auto line = text::trim(content.substr(0, end));
+    content.remove_prefix(std::min(end + 1, content.size()));
+    if (line.empty() || line.front() == '#') continue;
+    if (text::starts_with(line, "export ")) line = text::trim(line.substr(7));
+    const auto equals = std::min(line.find('='), line.size());
+    const auto name = text::trim(line.substr(0, equals));
+    const bool named = !name.empty() && name.find_first_of(" \t'\"#") == std::string_view::npos;
+    const auto value =
+        equals == line.size() ? std::nullopt : try_env_value(text::trim(line.substr(equals + 1)));
+    if (!named || !value) {
+      throw std::invalid_argument("line " + std::to_string(number) + " is not NAME=value");
+    }
+    variables[std::string(name)] = *value;
+  }
+  return variables;
+}
+
+/// A list as a JSON array of strings, or with commas. Throws `std::invalid_argument` for an array
+/// of anything else.
+inline std::vector<std::string> parse_list(std::string_view value) {
+  value = text::trim(value);
+  if (!text::starts_with(value, "[")) return text::split(value, ',');
+  const auto array = json::parse(value, nullptr, false);
+  if (!array.is_array()) throw std::invalid_argument("this is no JSON array");
+  std::vector<std::string> items;
+  for (const auto& item : array) {
+    if (!item.is_string()) throw std::invalid_argument("this is no array of strings");
+    items.push_back(item.get<std::string>());
+  }
+  return items;
+}
+
+/// Puts in one more budget, as `requests=100/minute`, `tokens=1000000/day` or `usd=2.5/day`. False
+/// when it is no such thing.
+inline bool add_budget(options& settings, std::string_view given) {
+  const auto equals = given.find('=');
+  const auto slash = given.find('/');
+  if (equals == std::string_view::npos || slash == std::string_view::npos || slash < equals) {
+    return false;
+  }
+  const auto kind = given.substr(0, equals);
+  const auto amount = given.substr(equals + 1, slash - equals - 1);
+  const auto span = given.substr(slash + 1);
+  if (span != "minute" && span != "day") return false;
+  auto& budget = span == "minute" ? settings.minute_budget : settings.day_budget;
+  const auto whole = text::try_number<std::int64_t>(amount);
+  if (kind == "usd") budget.usd = text::try_decimal(amount).value_or(-1);
+  if (kind == "requests") budget.requests = whole.value_or(-1);
+  if (kind == "tokens") budget.tokens = whole.value_or(-1);
+  const bool known = kind == "usd" || kind == "requests" || kind == "tokens";
+  return known && budget.usd >= 0 && budget.requests >= 0 && budget.tokens >= 0;
+}
 
 /// `90s`, `10m`, `2h`, `500ms` or plain seconds; nullopt when it is none of them.
 inline std::optional<std::chrono::milliseconds> try_duration(std::string_view value) {
@@ -710,6 +866,18 @@ inline std::vector<std::string> validate(const options& settings) {
   require(settings.max_connections > 0, "max-connections must be more than nothing");
   require(settings.max_turns >= 0, "max-turns must not be negative");
   require(settings.max_budget_usd >= 0, "max-budget-usd must not be negative");
+  require(settings.tcp || !settings.unix_socket.empty(), "without TCP a unix socket is needed");
+  require(settings.tls_certificate.empty() == settings.tls_key.empty(),
+          "TLS needs both a certificate and its key");
+  const auto& limits = settings.limits;
+  for (const int limit :
+       {limits.chat, limits.debug, limits.auth, limits.session, limits.health, limits.other}) {
+    require(limit >= 0, "a rate limit must not be negative");
+  }
+  for (const auto& origin : settings.cors_origins) {
+    require(origin == "*" || origin.find("://") != std::string::npos,
+            "an origin is a scheme and a host, such as https://app.example.com, or *");
+  }
   require(!settings.default_model.empty(), "the model must not be empty");
   require(!text::starts_with(settings.default_model, "-"), "the model must not begin with '-'");
   for (const auto& key : settings.api_keys) {
@@ -718,6 +886,37 @@ inline std::vector<std::string> validate(const options& settings) {
   }
   return problems;
 }
+
+/// The options of a running proxy. What may change while it runs is taken from a new set; requests
+/// that are under way keep the set that they began with.
+class live_options {
+ public:
+  explicit live_options(options settings)
+      : now_(std::make_shared<const options>(std::move(settings))) {}
+
+  std::shared_ptr<const options> get() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return now_;
+  }
+
+  /// Takes over keys, limits, origins and the default model.
+  void take(const options& fresh) {
+    auto next = *get();
+    next.api_keys = fresh.api_keys;
+    next.default_model = fresh.default_model;
+    next.cors_origins = fresh.cors_origins;
+    next.trusted_proxies = fresh.trusted_proxies;
+    next.limits = fresh.limits;
+    next.minute_budget = fresh.minute_budget;
+    next.day_budget = fresh.day_budget;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    now_ = std::make_shared<const options>(std::move(next));
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::shared_ptr<const options> now_;
+};
 
 //================================================================================================
 // [06] conversation - one request in neutral form, whatever API it came by
@@ -1506,6 +1705,7 @@ inline std::string render_error(const api_error& error, const std::string& = {})
       case error_kind::method_not_allowed: return {"invalid_request_error", "method_not_allowed"};
       case error_kind::too_large: return {"invalid_request_error", "request_too_large"};
       case error_kind::rate_limited: return {"rate_limit_error", "rate_limit_exceeded"};
+      case error_kind::too_many_requests: return {"rate_limit_exceeded", "too_many_requests"};
       case error_kind::internal: return {"server_error", "internal_error"};
       case error_kind::upstream_failed: return {"server_error", "upstream_error"};
       case error_kind::bad_gateway: return {"server_error", "bad_gateway"};
@@ -2072,6 +2272,30 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   return parsed;
 }
 
+/// What `POST /v1/debug/request` says of a body, in the reference wrapper's shape: what it holds, and
+/// what is wrong with it as a chat request.
+inline json render_diagnosis(std::string_view raw) {
+  const json parsed = json::parse(raw.begin(), raw.end(), nullptr, false);
+  json errors = json::array();
+  try {
+    parse(parse_body(raw), {});
+  } catch (const api_error& error) {
+    errors.push_back(
+        json::object({{"field", error.param},
+                      {"message", error.message},
+                      {"type", error.param.empty() ? "json_invalid" : "value_error"}}));
+  }
+  json validation = json::object({{"valid", errors.empty()}});
+  validation[errors.empty() ? "validated_data" : "errors"] = errors.empty() ? parsed : errors;
+  const json message = json::object({{"role", "user"}, {"content", "Hello"}});
+  return json::object(
+      {{"json_parse_error", parsed.is_discarded() ? errors.front()["message"] : json()},
+       {"parsed_body", parsed.is_discarded() ? json() : parsed},
+       {"validation_result", validation},
+       {"example_valid_request",
+        json::object({{"model", "sonnet"}, {"messages", json::array({message})}})}});
+}
+
 /// The report of `POST /v1/compatibility`, in the reference wrapper's shape.
 inline json render_compatibility(const json& body, const std::vector<std::string>& ignored) {
   json supported = json::array();
@@ -2135,7 +2359,8 @@ inline const char* error_type(error_kind kind) {
     case error_kind::permission: return "permission_error";
     case error_kind::not_found: return "not_found_error";
     case error_kind::too_large: return "request_too_large";
-    case error_kind::rate_limited: return "rate_limit_error";
+    case error_kind::rate_limited:
+    case error_kind::too_many_requests: return "rate_limit_error";
     case error_kind::overloaded: return "overloaded_error";
     case error_kind::timed_out: return "timeout_error";
     case error_kind::internal:
@@ -3811,6 +4036,29 @@ inline answer_shape make_answer_shape(const turn_request& request) {
   return shape;
 }
 
+/// One limit of a subscription: how much of it is used, and when it begins anew.
+struct usage_window {
+  std::string name;                   ///< `five_hour`, `seven_day`, ...
+  std::string status;                 ///< `allowed`, `allowed_warning` or `rejected`
+  std::optional<double> utilization;  ///< 0 to 1
+  std::int64_t resets_at = 0;         ///< Unix seconds; 0: not told
+};
+
+/// Reads a `rate_limit_event`; nullopt for any other line. Some versions tell the share in percent.
+inline std::optional<usage_window> decode_usage_window(const json& line) {
+  if (string_of(line, "type") != "rate_limit_event") return std::nullopt;
+  const auto& told = member_of(line, "rate_limit_info");
+  usage_window window{string_of(told, "rateLimitType"), string_of(told, "status"), {}, 0};
+  if (window.name.empty()) return std::nullopt;
+  window.resets_at = integer_of(told, "resetsAt");
+  const auto& share = member_of(told, "utilization");
+  if (share.is_number()) {
+    const auto value = share.get<double>();
+    window.utilization = value > 1.5 ? value / 100 : value;
+  }
+  return window;
+}
+
 /// Lines of one turn to events. Never throws; keeps the grammar whatever the lines say.
 ///
 /// The CLI starts a broken API call again by itself: the new attempt's blocks are matched with
@@ -4794,6 +5042,15 @@ inline void settle_environment(bool agent, environment_map& variables) {
   variables["MCP_CONNECTION_NONBLOCKING"] = "0";  // its servers are there from the first
 }
 
+/// The program and these arguments.
+inline std::vector<std::string> claude_words(const options& settings,
+                                             const std::vector<std::string>& arguments) {
+  std::vector<std::string> words{settings.claude_path};
+  words.insert(words.end(), settings.claude_arguments.begin(), settings.claude_arguments.end());
+  words.insert(words.end(), arguments.begin(), arguments.end());
+  return words;
+}
+
 /// The command of a process without settings or memory of its own, and without tools or MCP servers
 /// unless it is an agent.
 inline command make_command(const options& settings, const launch_profile& profile) {
@@ -4801,26 +5058,13 @@ inline command make_command(const options& settings, const launch_profile& profi
   const auto* agent = profile.agent ? &*profile.agent : nullptr;
   std::vector<std::string> allowed{"mcp__client"};  // see `tool_server`
   if (agent) allowed.insert(allowed.end(), agent->tools.begin(), agent->tools.end());
-  made.arguments = {settings.claude_path,
-                    "-p",
-                    "--input-format",
-                    "stream-json",
-                    "--output-format",
-                    "stream-json",
-                    "--verbose",
-                    "--include-partial-messages",
-                    "--model=" + profile.model,
-                    "--tools",
-                    agent ? text::join(builtin_tools(agent->tools), ",") : "",
-                    "--allowedTools",
-                    text::join(allowed, ","),
-                    "--setting-sources",
-                    "",
-                    "--strict-mcp-config",
-                    "--no-session-persistence",
-                    "--disable-slash-commands",
-                    "--permission-mode",
-                    agent ? agent->permission_mode : "default"};
+  made.arguments = claude_words(
+      settings, {"-p", "--input-format", "stream-json", "--output-format", "stream-json",
+                 "--verbose", "--include-partial-messages", "--model=" + profile.model, "--tools",
+                 agent ? text::join(builtin_tools(agent->tools), ",") : "", "--allowedTools",
+                 text::join(allowed, ","), "--setting-sources", "", "--strict-mcp-config",
+                 "--no-session-persistence", "--disable-slash-commands", "--permission-mode",
+                 agent ? agent->permission_mode : "default"});
   if (agent) add_agent_arguments(settings, *agent, made.arguments);
   // `--bare` starts faster and adds nothing to the prompt, but never reads the CLI's own login.
   // An agent is to have Claude Code's own prompt.
@@ -5271,6 +5515,12 @@ class worker {
   /// Not lost, and not ended unnoticed either.
   bool alive() const { return !lost_ && !child_->has_exited(); }
 
+  /// How often the CLI has asked the API again in this turn.
+  int retries() const { return retries_; }
+
+  /// What the CLI has told in this turn of the subscription's limits.
+  const std::vector<usage_window>& windows() const { return windows_; }
+
   /// The process holds the conversation after this turn as the client knows it, and can go on.
   bool can_go_on() const {
     return decoder_.finished() && !decoder_.was_cut() && !failed_ && events_.empty();
@@ -5310,6 +5560,8 @@ class worker {
       number_ = first;
     }
     decoder_ = turn_decoder(decoder_.cost(), std::move(shape));
+    retries_ = 0;
+    windows_.clear();
     told_ = false;
     expecting_ = expectation::turn;
     send_batch(std::move(batch));
@@ -5410,6 +5662,8 @@ class worker {
     if (unanswered && string_of(member_of(line, "event"), "type") == "message_start") {
       return lose("claude went on without the results of the client's tools");
     }
+    if (auto window = decode_usage_window(line)) windows_.push_back(std::move(*window));
+    if (string_of(line, "subtype") == "api_retry") ++retries_;
     std::vector<event> decoded;
     decoder_.decode(line, decoded);
     for (auto& what : decoded) events_.push_back(std::move(what));
@@ -5543,6 +5797,8 @@ class worker {
   bool agent_ = false;
   bool settings_pending_ = false;
   turn_decoder decoder_;
+  int retries_ = 0;
+  std::vector<usage_window> windows_;
   events events_;
 };
 
@@ -5557,8 +5813,10 @@ struct process_counts {
   int warm = 0;      ///< of the spares: have answered already
   int busy = 0;      ///< serve a request
   int idle = 0;      ///< hold a conversation that may go on
+  int parked = 0;    ///< of the idle: wait for the results of a client's tools
   int stopping = 0;  ///< told to end, not yet gone
   int maximum = 0;
+  std::uint64_t started = 0;             ///< since the proxy began
   int queued = 0;                        ///< requests that wait for a process
   std::chrono::milliseconds stalled{0};  ///< how long requests wait and nothing has moved
 };
@@ -5662,7 +5920,9 @@ class pool {
     now.stopping = static_cast<int>(stopping_.size());
     now.maximum = maximum_;
     now.queued = static_cast<int>(queued_);
+    now.started = started_;
     for (const auto& spare : spares_) now.warm += spare.process->warm() ? 1 : 0;
+    for (const auto& idle : idle_) now.parked += idle.process->parked() ? 1 : 0;
     if (queued_ > 0) {
       now.stalled = std::chrono::duration_cast<std::chrono::milliseconds>(
           std::chrono::steady_clock::now() - last_moved_);
@@ -5709,9 +5969,11 @@ class pool {
   static constexpr std::chrono::seconds longest_overtaking{3};
   static constexpr std::chrono::milliseconds reap_interval{5};
 
-  std::unique_ptr<worker> start_worker(const launch_profile& profile) const {
+  std::unique_ptr<worker> start_worker(const launch_profile& profile) {
     try {
-      return std::make_unique<worker>(make_command(settings_, profile), *guard_);
+      auto fresh = std::make_unique<worker>(make_command(settings_, profile), *guard_);
+      ++started_;
+      return fresh;
     } catch (const std::system_error& failure) {
       api_error error(error_kind::unavailable, std::string(failure.what()));
       const bool missing = failure.code().value() == ENOENT || failure.code().value() == EACCES;
@@ -6073,6 +6335,7 @@ class pool {
   steady_time refill_not_before_{};
   bool closing_ = false;
 
+  std::atomic<std::uint64_t> started_{0};
   wake_signal wake_;
   std::thread janitor_;
 };
@@ -6264,6 +6527,12 @@ class session_store {
     sweep();
   }
 
+  /// Of all clients.
+  std::size_t size() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return sessions_.size();
+  }
+
   /// The client's sessions, oldest first.
   std::vector<session_info> list(const std::string& client) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -6398,7 +6667,7 @@ class session_store {
   }
 
   const options& settings_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   sessions sessions_;
 };
 
@@ -6855,6 +7124,28 @@ inline bool lacks_thoughts(const turn_request& request) {
   return said.empty() || !std::holds_alternative<thinking_part>(said.front());
 }
 
+/// How an answer came about; for figures and the log.
+struct turn_facts {
+  /// `reused`: the process held the conversation; `spare`: it was ready; `started`: it was not.
+  enum class process_origin { none, reused, spare, started };
+
+  process_origin origin = process_origin::none;
+  bool replayed = false;                ///< the process had to be told the history
+  std::chrono::milliseconds queued{0};  ///< the wait for a process
+  int retries = 0;                      ///< of the CLI at the API
+  std::vector<usage_window> windows;
+};
+
+inline std::string_view name_of(turn_facts::process_origin origin) {
+  switch (origin) {
+    case turn_facts::process_origin::reused: return "reused";
+    case turn_facts::process_origin::spare: return "spare";
+    case turn_facts::process_origin::started: return "started";
+    case turn_facts::process_origin::none: break;
+  }
+  return {};
+}
+
 /// One turn under way. It is pulled: whoever wants its next event lends the thread that moves the
 /// process's bytes, so that a slow client slows the process.
 class turn {
@@ -6877,6 +7168,8 @@ class turn {
   }
 
   bool ended() const { return ended_; }
+
+  const turn_facts& facts() const { return facts_; }
 
   /// The fields that are not honoured; all are known at the first event.
   const std::vector<std::string>& ignored_params() const { return request_.ignored_params; }
@@ -6913,6 +7206,7 @@ class turn {
     if (session_ && !session_->try_enter()) return false;
     if (!ticket_) {
       compose();
+      waits_since_ = std::chrono::steady_clock::now();
       ticket_.emplace(
           pool_,
           process_demand{
@@ -6927,11 +7221,14 @@ class turn {
   }
 
   void begin() {
+    using origin = turn_facts::process_origin;
     const auto known = lease_->known_replies();
-    const char* source = known > 0               ? "the conversation's"
-                         : lease_->was_waiting() ? "a spare"
-                                                 : "a new";
-    settings_.log.debug(std::string("turn on ") + source + " process, model " + request_.model);
+    facts_.origin = known > 0               ? origin::reused
+                    : lease_->was_waiting() ? origin::spare
+                                            : origin::started;
+    facts_.replayed = request_.messages.size() > 2 * known + 1;
+    facts_.queued += std::chrono::duration_cast<std::chrono::milliseconds>(
+        std::chrono::steady_clock::now() - waits_since_);
     if (known == 0 && lacks_thoughts(request_)) drop_thinking();
     // Messages alternate and the user begins, so each reply stands for two of them.
     lease_->worker().begin(request_, 2 * known);
@@ -6978,6 +7275,10 @@ class turn {
   void note(const event& what) {
     told_ = true;
     ended_ = ends_turn(what);
+    if (lease_) {
+      facts_.retries = lease_->worker().retries();
+      facts_.windows = lease_->worker().windows();
+    }
     if (std::holds_alternative<turn_failed>(what)) return;
     answer_.add(what);
     if (!ended_) return;
@@ -7000,6 +7301,8 @@ class turn {
   std::optional<session_store::visit> session_;
   std::optional<pool::ticket> ticket_;
   std::optional<lease> lease_;
+  steady_time waits_since_{};
+  turn_facts facts_;
   collector answer_;
   bool composed_ = false;
   bool told_ = false;
@@ -7056,6 +7359,17 @@ class answer {
 
   const std::vector<std::string>& ignored_params() const {
     return turns_.front()->ignored_params();
+  }
+
+  /// Of the first choice, with what the others add to it.
+  turn_facts facts() const {
+    auto sum = turns_.front()->facts();
+    for (std::size_t i = 1; i < turns_.size(); ++i) {
+      const auto& more = turns_[i]->facts();
+      sum.retries += more.retries;
+      sum.windows.insert(sum.windows.end(), more.windows.begin(), more.windows.end());
+    }
+    return sum;
   }
 
   /// True when all its turns have ended, or one has failed: there is no half answer.
@@ -7806,10 +8120,17 @@ class agent_registry {
 
 /// What of a request decides whether it is let in.
 struct credentials {
-  std::string host;           ///< `Host` header
+  std::string host;           ///< `Host` header, or the authority of the target
   std::string origin;         ///< `Origin` header
   std::string authorization;  ///< `Authorization` header
   std::string api_key;        ///< `X-Api-Key` header
+  bool local = false;         ///< by a unix socket, which no web page reaches
+};
+
+/// Who asks.
+struct visitor {
+  std::string name;   ///< of the key's holder, see `client_name`; empty without a key
+  std::string label;  ///< for the log: `key-2` is the second key's holder
 };
 
 /// `example.org:8000` and `[::1]:8000` without the port and brackets, in lower case. What is no
@@ -7834,11 +8155,14 @@ inline std::string_view presented_key(const credentials& shown) {
   return text::trim(shown.api_key);
 }
 
-/// All keys are compared, so that the time tells nothing.
-inline bool is_known_key(std::string_view presented, const std::vector<std::string>& keys) {
-  bool known = false;
-  for (const auto& key : keys) known = text::constant_time_equal(presented, key) || known;
-  return known;
+/// The number of the key among those known, from 1 on; 0 for none of them. All are compared, so that
+/// the time tells nothing.
+inline std::size_t number_of_key(std::string_view presented, const std::vector<std::string>& keys) {
+  std::size_t number = 0;
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    if (text::constant_time_equal(presented, keys[i])) number = i + 1;
+  }
+  return number;
 }
 
 /// A name that a web page cannot make ours by DNS: an address, a loopback name, or the one we were
@@ -7849,11 +8173,18 @@ inline bool is_own_host(std::string_view host, const options& settings) {
          name == host_name(settings.host);
 }
 
-/// The origin of a page that may talk to us: served by this machine.
-inline bool is_own_origin(std::string_view origin) {
+/// The origin of a page that may talk to us: this machine's, our own, or one that the operator named.
+inline bool is_welcome_origin(const credentials& shown, const options& settings) {
+  const std::string_view origin = shown.origin;
   const auto scheme_end = origin.find("://");
+  const auto& named = settings.cors_origins;
+  const auto is_named = [&](const char* one) {
+    return std::find(named.begin(), named.end(), one) != named.end();
+  };
+  if (is_named("*") || is_named(shown.origin.c_str())) return true;
   if (scheme_end == std::string_view::npos) return false;
-  return is_loopback_name(host_name(origin.substr(scheme_end + 3)));
+  const auto place = origin.substr(scheme_end + 3);
+  return is_loopback_name(host_name(place)) || text::to_lower(place) == text::to_lower(shown.host);
 }
 
 /// A name for whoever holds that key, which does not tell the key (FNV-1a); empty without one.
@@ -7867,19 +8198,20 @@ inline std::string client_name(std::string_view key) {
 /// Names the client, or throws a 401 or 403 for whoever may not come in. A client with a key proves
 /// more than its Host header does; without keys only names of this machine are answered (DNS
 /// rebinding).
-inline std::string check_access(const credentials& shown, const options& settings, bool needs_key) {
-  if (!shown.origin.empty() && !is_own_origin(shown.origin)) {
-    throw api_error(error_kind::permission, "pages of origin '" + text::repair_utf8(shown.origin) +
-                                                "' may not use this proxy");
+inline visitor check_access(const credentials& shown, const options& settings, bool needs_key) {
+  if (!shown.origin.empty() && !is_welcome_origin(shown, settings)) {
+    throw api_error(error_kind::permission,
+                    "pages of origin '" + text::repair_utf8(shown.origin) +
+                        "' may not use this proxy; name it with --cors-origin to allow it");
   }
   const auto key = presented_key(shown);
-  const bool known = is_known_key(key, settings.api_keys);
-  if (!known && !is_own_host(shown.host, settings)) {
+  const auto number = number_of_key(key, settings.api_keys);
+  if (number == 0 && !shown.local && !is_own_host(shown.host, settings)) {
     throw api_error(error_kind::permission, "this proxy does not answer to the host name '" +
                                                 text::repair_utf8(shown.host) +
                                                 "'; use its address or a client key");
   }
-  if (known) return client_name(key);
+  if (number > 0) return {client_name(key), "key-" + std::to_string(number)};
   if (!needs_key || settings.api_keys.empty()) return {};
   throw api_error(error_kind::authentication,
                   key.empty() ? "Missing API key: send 'Authorization: Bearer KEY' or 'x-api-key'"
@@ -7887,7 +8219,551 @@ inline std::string check_access(const credentials& shown, const options& setting
 }
 
 //================================================================================================
-// [25] status - what is known of the CLI and its login
+// [25] limits - how often a client may ask, and how much it may use
+// uses: text, errors, options, events, guard | thread-safe
+//================================================================================================
+
+/// Endpoints that are counted together. `none` is not counted: pages, models and figures.
+enum class endpoint_group { none, chat, debug, auth, session, health, other };
+
+inline int limit_of(endpoint_group group, const rate_limits& limits) {
+  switch (group) {
+    case endpoint_group::chat: return limits.chat;
+    case endpoint_group::debug: return limits.debug;
+    case endpoint_group::auth: return limits.auth;
+    case endpoint_group::session: return limits.session;
+    case endpoint_group::health: return limits.health;
+    case endpoint_group::other: return limits.other;
+    case endpoint_group::none: break;
+  }
+  return std::numeric_limits<int>::max();
+}
+
+/// An agent alone makes dozens of calls a minute, so this machine's own users are not limited unless
+/// the operator says so.
+inline bool is_limited(const options& settings) {
+  return settings.limits.enabled.value_or(settings.tcp && !is_loopback_name(settings.host));
+}
+
+/// Counts requests in fixed windows of a minute, what keys have used in a minute and in a day, and
+/// wrong keys. In memory alone.
+class limiter {
+ public:
+  /// How a client stands; what the headers tell.
+  struct standing {
+    int limit = 0;
+    int remaining = 0;
+    std::chrono::milliseconds reset{0};
+    bool allowed = true;
+  };
+
+  /// Counts a request of whoever that is: an address, or the name of a key's holder.
+  standing count(endpoint_group group, const std::string& who, const rate_limits& limits) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto reset = enter_minute();
+    auto& counted = requests_[{group, known_name(who)}];
+    const int limit = limit_of(group, limits);
+    const bool allowed = counted < limit;
+    if (allowed) ++counted;
+    return {limit, limit - counted, reset, allowed};
+  }
+
+  /// Throws a 429 when the client has used up what a key may use; else counts one request more.
+  void enter_budget(const std::string& client, const options& settings) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto minute_left = enter_minute();
+    const auto day_left = enter_day();
+    auto& in_minute = minute_use_[client];
+    auto& in_day = day_use_[client];
+    refuse_spent(in_minute, settings.minute_budget, "minute", minute_left);
+    refuse_spent(in_day, settings.day_budget, "day", day_left);
+    ++in_minute.requests;
+    ++in_day.requests;
+  }
+
+  void charge(const std::string& client, const token_usage& used) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    enter_minute();
+    enter_day();
+    for (auto* spent : {&minute_use_[client], &day_use_[client]}) {
+      spent->tokens += used.prompt() + used.output;
+      spent->usd += used.cost_usd.value_or(0);
+    }
+  }
+
+  /// Notes a wrong key, and tells how long its answer shall wait: whoever guesses gets slower, up to
+  /// two seconds a guess.
+  std::chrono::milliseconds note_wrong_key(const std::string& address) {
+    constexpr std::chrono::milliseconds longest{2'000};
+    const std::lock_guard<std::mutex> lock(mutex_);
+    enter_minute();
+    const int failures = std::min(++wrong_keys_[known_name(address)], 10);
+    return std::min(longest, std::chrono::milliseconds(25 << (failures - 1)));
+  }
+
+ private:
+  /// More addresses than this in one minute share a count.
+  static constexpr std::size_t most_names = 100'000;
+
+  std::chrono::milliseconds enter_minute() {
+    using namespace std::chrono;
+    const auto now = steady_clock::now().time_since_epoch();
+    const auto minute = duration_cast<minutes>(now).count();
+    if (minute != minute_) {
+      requests_.clear();
+      wrong_keys_.clear();
+      minute_use_.clear();
+      minute_ = minute;
+    }
+    return ceil<milliseconds>(minutes(minute + 1) - now);
+  }
+
+  std::chrono::milliseconds enter_day() {
+    using namespace std::chrono;
+    const auto now = system_clock::now().time_since_epoch();
+    const auto day = duration_cast<hours>(now).count() / 24;
+    if (day != day_) day_use_.clear();
+    day_ = day;
+    return ceil<milliseconds>(hours((day + 1) * 24) - now);
+  }
+
+  std::string known_name(const std::string& who) const {
+    return requests_.size() + wrong_keys_.size() < most_names ? who : std::string("others");
+  }
+
+  static void refuse_spent(const budget& spent, const budget& most, const char* span,
+                           std::chrono::milliseconds left) {
+    const char* what = most.requests > 0 && spent.requests >= most.requests ? "requests"
+                       : most.tokens > 0 && spent.tokens >= most.tokens     ? "tokens"
+                       : most.usd > 0 && spent.usd >= most.usd              ? "US dollars"
+                                                                            : nullptr;
+    if (what == nullptr) return;
+    api_error error(error_kind::too_many_requests,
+                    "This key's budget of " + std::string(what) + " for one " + span +
+                        " is used up. Try again in " +
+                        std::to_string(std::chrono::ceil<std::chrono::seconds>(left).count()) +
+                        " seconds.");
+    error.code = "budget_exceeded";
+    error.retry_after = left;
+    throw error;
+  }
+
+  std::mutex mutex_;
+  std::int64_t minute_ = 0;
+  std::int64_t day_ = 0;
+  std::map<std::pair<endpoint_group, std::string>, int> requests_;
+  std::map<std::string, int> wrong_keys_;
+  std::map<std::string, budget> minute_use_;
+  std::map<std::string, budget> day_use_;
+};
+
+/// The 429 of the reference wrapper, with the true time.
+inline api_error rate_limit_error(std::chrono::milliseconds reset) {
+  const auto seconds = std::chrono::ceil<std::chrono::seconds>(reset).count();
+  api_error error(error_kind::too_many_requests,
+                  "Rate limit exceeded. Try again in " + std::to_string(seconds) + " seconds.");
+  error.retry_after = reset;
+  return error;
+}
+
+/// True for an address in the network: `10.0.0.0/8`, `fd00::/8`, or a single address.
+inline bool is_in_network(const std::string& address, const std::string& network) {
+  const auto slash = std::min(network.find('/'), network.size());
+  const auto base = network.substr(0, slash);
+  std::array<unsigned char, sizeof(in6_addr)> left{};
+  std::array<unsigned char, sizeof(in6_addr)> right{};
+  for (const int family : {AF_INET, AF_INET6}) {
+    if (::inet_pton(family, address.c_str(), left.data()) != 1) continue;
+    if (::inet_pton(family, base.c_str(), right.data()) != 1) return false;
+    const int all = family == AF_INET ? 32 : 128;
+    const int bits = slash == network.size()
+                         ? all
+                         : text::try_number<int>(network.substr(slash + 1)).value_or(-1);
+    if (bits < 0 || bits > all) return false;
+    for (int i = 0; i < bits; ++i) {
+      const auto byte = static_cast<std::size_t>(i / 8);
+      if (((left[byte] ^ right[byte]) >> (7 - i % 8) & 1) != 0) return false;
+    }
+    return true;
+  }
+  return address == base;  // `unix`, for one
+}
+
+/// Whom a request comes from: the peer, or whom a trusted proxy names as its own peer.
+inline std::string client_address(const std::string& peer, std::string_view forwarded_for,
+                                  const std::vector<std::string>& trusted) {
+  const auto is_trusted = [&](const std::string& address) {
+    return std::any_of(trusted.begin(), trusted.end(),
+                       [&](const std::string& network) { return is_in_network(address, network); });
+  };
+  auto address = peer;
+  auto hops = text::split(forwarded_for, ',');
+  while (is_trusted(address) && !hops.empty()) {
+    address = hops.back();
+    hops.pop_back();
+  }
+  return address;
+}
+
+//================================================================================================
+// [26] metrics - what has happened, in figures for a monitor and in a line for the log
+// uses: text, json_access, events, cli_protocol, pool, engine | thread-safe
+//================================================================================================
+
+/// One request: what it was, and what came of it.
+struct request_record {
+  std::string id;
+  std::string method;
+  std::string path;
+  std::string route;      ///< as the table of routes has it; empty: none
+  std::string dialect;    ///< empty: the model was not asked
+  std::string model;      ///< as the client calls it
+  std::string client;     ///< `key-1` is the first key's holder; empty without a key
+  std::string client_id;  ///< see `client_name`
+  std::string address;
+  int status = 0;
+  const char* ending = nullptr;  ///< of a stream: `done` or why it ended before
+  steady_time started = std::chrono::steady_clock::now();
+  std::optional<steady_time> first_token;
+  steady_time ended;
+  token_usage usage;
+  turn_facts facts;
+  std::string failure;  ///< the error's code, else its kind
+  bool upstream_failed = false;
+
+  /// Takes in what comes of the answer.
+  void note(const event& what) {
+    if (std::holds_alternative<block_delta>(what) && !first_token) {
+      first_token = std::chrono::steady_clock::now();
+    }
+    if (const auto* stopped = std::get_if<turn_stopped>(&what)) add_usage(usage, stopped->usage);
+    if (const auto* failed = std::get_if<turn_failed>(&what)) note_failure(failed->error);
+  }
+
+  /// A failure of the answer is the upstream's unless it has a name of ours.
+  void note_failure(const api_error& error) {
+    failure = error.code;
+    upstream_failed = error.code.empty() && error.kind != error_kind::timed_out;
+    upstream_status = http_status(error.kind);
+  }
+
+  int upstream_status = 0;
+};
+
+inline double seconds_between(steady_time from, steady_time to) {
+  return std::chrono::duration<double>(to - from).count();
+}
+
+/// `req_1 POST /v1/chat/completions 200 812 ms, first token 310 ms, model sonnet, …`
+inline std::string render_log_line(const request_record& record) {
+  const auto ms = [&](steady_time until) {
+    return std::to_string(
+               std::chrono::duration_cast<std::chrono::milliseconds>(until - record.started)
+                   .count()) +
+           " ms";
+  };
+  std::string line = record.id + " " + record.method + " " + record.path + " " +
+                     std::to_string(record.status) + " " + ms(record.ended);
+  if (record.ending != nullptr) line += std::string(", stream ") + record.ending;
+  if (!record.failure.empty()) line += ", " + record.failure;
+  if (!record.model.empty()) line += ", model " + record.model;
+  if (record.first_token) line += ", first token " + ms(*record.first_token);
+  if (record.usage.prompt() + record.usage.output > 0) {
+    line += ", tokens " + std::to_string(record.usage.prompt()) + " in " +
+            std::to_string(record.usage.output) + " out";
+  }
+  if (record.usage.cost_usd) line += ", cost " + dump(json(*record.usage.cost_usd)) + " USD";
+  const auto origin = name_of(record.facts.origin);
+  if (!origin.empty()) line += ", process " + std::string(origin);
+  if (record.facts.retries > 0) line += ", retries " + std::to_string(record.facts.retries);
+  if (!record.client.empty()) line += ", client " + record.client;
+  return line + ", from " + record.address;
+}
+
+/// The same for programs.
+inline json render_log_fields(const request_record& record) {
+  json fields = json::object({{"id", record.id},
+                              {"method", record.method},
+                              {"path", record.path},
+                              {"status", record.status},
+                              {"seconds", seconds_between(record.started, record.ended)},
+                              {"address", record.address}});
+  const auto add = [&](const char* name, const std::string& value) {
+    if (!value.empty()) fields[name] = value;
+  };
+  add("client", record.client);
+  add("dialect", record.dialect);
+  add("model", record.model);
+  add("error", record.failure);
+  add("stream", record.ending == nullptr ? "" : record.ending);
+  add("process", std::string(name_of(record.facts.origin)));
+  if (record.dialect.empty()) return fields;
+  if (record.first_token) {
+    fields["first_token_seconds"] = seconds_between(record.started, *record.first_token);
+  }
+  fields["queue_seconds"] = std::chrono::duration<double>(record.facts.queued).count();
+  fields["replayed"] = record.facts.replayed;
+  fields["retries"] = record.facts.retries;
+  fields["input_tokens"] = record.usage.input;
+  fields["output_tokens"] = record.usage.output;
+  fields["cache_read_tokens"] = record.usage.cache_read;
+  fields["cache_write_tokens"] = record.usage.cache_write;
+  if (record.usage.cost_usd) fields["cost_usd"] = *record.usage.cost_usd;
+  return fields;
+}
+
+/// Text for Prometheus, figure by figure.
+/// https://prometheus.io/docs/instrumenting/exposition_formats/
+class exposition {
+ public:
+  using labels = std::vector<std::pair<std::string_view, std::string>>;
+
+  void begin(std::string_view name, std::string_view type, std::string_view help) {
+    name_ = std::string("claude_openai_") + std::string(name);
+    text_ += "# HELP " + name_ + " " + std::string(help) + "\n# TYPE " + name_ + " " +
+             std::string(type) + "\n";
+  }
+
+  void add(const labels& named, double value, std::string_view suffix = {}) {
+    text_ += name_ + std::string(suffix);
+    for (std::size_t i = 0; i < named.size(); ++i) {
+      text_ += (i == 0 ? "{" : ",") + std::string(named[i].first) + "=\"";
+      for (const char c : named[i].second) {
+        if (c == '\\' || c == '"') text_ += '\\';
+        text_ += c == '\n' ? std::string("\\n") : std::string(1, c);
+      }
+      text_ += '"';
+    }
+    text_ += (named.empty() ? " " : "} ") + number(value) + "\n";
+  }
+
+  const std::string& text() const { return text_; }
+
+  static std::string number(double value) {
+    const bool whole = std::floor(value) == value && std::abs(value) < 1e15;
+    return whole ? std::to_string(static_cast<std::int64_t>(value)) : dump(json(value));
+  }
+
+ private:
+  std::string name_;
+  std::string text_;
+};
+
+/// How often a value was how large.
+class histogram {
+ public:
+  explicit histogram(std::vector<double> bounds = {})
+      : bounds_(std::move(bounds)), counts_(bounds_.size() + 1) {}
+
+  void add(double value) {
+    const auto bound = std::lower_bound(bounds_.begin(), bounds_.end(), value);
+    ++counts_[static_cast<std::size_t>(bound - bounds_.begin())];
+    sum_ += value;
+  }
+
+  void render(exposition& out, exposition::labels labels) const {
+    double total = 0;
+    for (std::size_t i = 0; i < counts_.size(); ++i) {
+      total += counts_[i];
+      auto with_bound = labels;
+      with_bound.emplace_back("le", i < bounds_.size() ? exposition::number(bounds_[i]) : "+Inf");
+      out.add(with_bound, total, "_bucket");
+    }
+    out.add(labels, sum_, "_sum");
+    out.add(labels, total, "_count");
+  }
+
+ private:
+  std::vector<double> bounds_;
+  std::vector<double> counts_;
+  double sum_ = 0;
+};
+
+/// What of the proxy's state goes into its figures.
+struct gauges {
+  process_counts processes;
+  std::size_t sessions = 0;
+  std::string cli_version;
+};
+
+/// Sums up the requests.
+class metrics {
+ public:
+  /// A request has begun; `finish` must follow.
+  void begin() { ++in_flight_; }
+
+  void finish(const request_record& record) {
+    --in_flight_;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto model = known_model(record.model);
+    ++requests_[{record.route, record.dialect, model, std::to_string(record.status)}];
+    for (const auto& window : record.facts.windows) windows_[window.name] = window;
+    if (record.dialect.empty()) return;
+    if (record.first_token) {
+      first_tokens_.try_emplace(record.dialect, first_token_bounds())
+          .first->second.add(seconds_between(record.started, *record.first_token));
+    }
+    durations_.try_emplace(record.dialect, duration_bounds())
+        .first->second.add(seconds_between(record.started, record.ended));
+    tokens_["input"] += static_cast<double>(record.usage.input);
+    tokens_["output"] += static_cast<double>(record.usage.output);
+    tokens_["cache_read"] += static_cast<double>(record.usage.cache_read);
+    tokens_["cache_write"] += static_cast<double>(record.usage.cache_write);
+    cost_usd_ += record.usage.cost_usd.value_or(0);
+    retries_ += record.facts.retries;
+    replays_ += record.facts.replayed ? 1 : 0;
+    if (record.upstream_failed) ++upstream_errors_[std::to_string(record.upstream_status)];
+    const auto origin = name_of(record.facts.origin);
+    if (origin.empty()) return;
+    ++turns_[std::string(origin)];
+    queue_waits_.add(std::chrono::duration<double>(record.facts.queued).count());
+  }
+
+  /// A request that was refused before anything else was done for it.
+  void reject(const std::string& reason) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ++rejected_[reason];
+  }
+
+  /// The subscription's limits, as far as the CLI has told them.
+  std::vector<usage_window> windows() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::vector<usage_window> all;
+    for (const auto& entry : windows_) all.push_back(entry.second);
+    return all;
+  }
+
+  std::string render(const gauges& now) const {
+    exposition out;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    render_requests(out);
+    render_use(out);
+    render_processes(out, now);
+    render_windows(out);
+    out.begin("sessions", "gauge", "Sessions that are kept.");
+    out.add({}, static_cast<double>(now.sessions));
+    out.begin("uptime_seconds", "gauge", "Time since the proxy began.");
+    out.add({}, std::floor(seconds_between(begun_, std::chrono::steady_clock::now())));
+    out.begin("build_info", "gauge", "Versions of the proxy and of claude.");
+    out.add({{"version", CLAUDE_OPENAI_VERSION}, {"cli_version", now.cli_version}}, 1);
+    return out.text();
+  }
+
+  double uptime_seconds() const {
+    return seconds_between(begun_, std::chrono::steady_clock::now());
+  }
+
+ private:
+  using tally = std::map<std::string, double>;
+
+  /// Clients may make up any number of names.
+  static constexpr std::size_t most_models = 50;
+
+  static std::vector<double> first_token_bounds() {
+    return {0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60};
+  }
+  static std::vector<double> duration_bounds() {
+    return {0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600};
+  }
+
+  std::string known_model(const std::string& model) {
+    if (models_.count(model) > 0) return model;
+    if (models_.size() >= most_models) return "other";
+    models_[model] = 1;
+    return model;
+  }
+
+  static void render_counts(exposition& out, std::string_view label, const tally& all) {
+    for (const auto& [name, count] : all) out.add({{label, name}}, count);
+  }
+
+  void render_requests(exposition& out) const {
+    out.begin("requests_total", "counter", "Requests that were answered.");
+    for (const auto& [key, count] : requests_) {
+      const auto& [route, dialect, model, status] = key;
+      out.add({{"route", route}, {"dialect", dialect}, {"model", model}, {"status", status}},
+              count);
+    }
+    out.begin("requests_in_flight", "gauge", "Requests that are being answered.");
+    out.add({}, in_flight_);
+    out.begin("rejected_total", "counter", "Requests that were refused, by reason.");
+    render_counts(out, "reason", rejected_);
+    out.begin("time_to_first_token_seconds", "histogram", "Time to an answer's first token.");
+    for (const auto& [dialect, times] : first_tokens_) times.render(out, {{"dialect", dialect}});
+    out.begin("request_duration_seconds", "histogram", "Time to an answer's end.");
+    for (const auto& [dialect, times] : durations_) times.render(out, {{"dialect", dialect}});
+  }
+
+  void render_use(exposition& out) const {
+    out.begin("tokens_total", "counter", "Tokens, by kind.");
+    render_counts(out, "kind", tokens_);
+    out.begin("cost_usd_total", "counter", "What the answers cost, as the CLI tells it.");
+    out.add({}, cost_usd_);
+    out.begin("upstream_errors_total", "counter", "Answers that failed behind the proxy.");
+    render_counts(out, "status", upstream_errors_);
+    out.begin("upstream_retries_total", "counter", "Times that the CLI asked the API again.");
+    out.add({}, retries_);
+    out.begin("turns_total", "counter", "Answers, by the process that gave them.");
+    render_counts(out, "process", turns_);
+    out.begin("replays_total", "counter", "Answers for which a history was replayed.");
+    out.add({}, replays_);
+  }
+
+  void render_processes(exposition& out, const gauges& now) const {
+    const auto& counts = now.processes;
+    out.begin("processes", "gauge", "Processes of claude, by state.");
+    const std::array<std::pair<const char*, int>, 6> states = {{
+        {"starting", counts.spare - counts.warm},
+        {"spare", counts.warm},
+        {"busy", counts.busy},
+        {"parked", counts.parked},
+        {"idle", counts.idle - counts.parked},
+        {"stopping", counts.stopping},
+    }};
+    for (const auto& [state, count] : states) out.add({{"state", state}}, count);
+    out.begin("processes_max", "gauge", "The most processes at once.");
+    out.add({}, counts.maximum);
+    out.begin("processes_started_total", "counter", "Processes of claude that were started.");
+    out.add({}, static_cast<double>(counts.started));
+    out.begin("queue_depth", "gauge", "Requests that wait for a process.");
+    out.add({}, counts.queued);
+    out.begin("queue_wait_seconds", "histogram", "Waits for a process.");
+    queue_waits_.render(out, {});
+  }
+
+  void render_windows(exposition& out) const {
+    out.begin("subscription_utilization_ratio", "gauge", "Used share of a subscription's limit.");
+    for (const auto& [name, window] : windows_) {
+      if (window.utilization) out.add({{"window", name}}, *window.utilization);
+    }
+    out.begin("subscription_reset_timestamp_seconds", "gauge", "When that limit begins anew.");
+    for (const auto& [name, window] : windows_) {
+      if (window.resets_at > 0) {
+        out.add({{"window", name}}, static_cast<double>(window.resets_at));
+      }
+    }
+  }
+
+  const steady_time begun_ = std::chrono::steady_clock::now();
+  std::atomic<int> in_flight_{0};
+  mutable std::mutex mutex_;
+  std::map<std::tuple<std::string, std::string, std::string, std::string>, double> requests_;
+  tally rejected_;
+  tally tokens_;
+  tally turns_;
+  tally upstream_errors_;
+  tally models_;
+  std::map<std::string, histogram> first_tokens_;
+  std::map<std::string, histogram> durations_;
+  histogram queue_waits_{{0.001, 0.01, 0.1, 0.5, 1, 5, 10, 30, 60}};
+  std::map<std::string, usage_window> windows_;
+  double cost_usd_ = 0;
+  double retries_ = 0;
+  double replays_ = 0;
+};
+
+//================================================================================================
+// [27] status - what is known of the CLI and its login
 // uses: text, json_access, options, events, cli_command, process, worker, pool | thread-safe
 //================================================================================================
 
@@ -7961,10 +8837,33 @@ inline std::vector<std::string> missing_credentials(const options& settings) {
   return missing;
 }
 
+/// Where the chosen method's credentials come from; names, never values.
+inline std::string credential_source(const options& settings) {
+  const auto has = [&](const char* name) { return !value_or(settings.environment, name).empty(); };
+  const auto first_of = [&](std::initializer_list<const char*> names, const char* otherwise) {
+    const auto found = std::find_if(names.begin(), names.end(), has);
+    return std::string(found == names.end() ? otherwise : *found);
+  };
+  switch (resolve_auth(settings)) {
+    case auth_method::api_key:
+      return first_of({"ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"}, "nothing");
+    case auth_method::bedrock:
+      return first_of({"AWS_BEARER_TOKEN_BEDROCK", "AWS_ACCESS_KEY_ID", "AWS_PROFILE",
+                       "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE"},
+                      "the AWS default chain: shared files, or the machine's role");
+    case auth_method::vertex:
+      return first_of({"GOOGLE_APPLICATION_CREDENTIALS"},
+                      "Google's application default credentials");
+    case auth_method::cli:
+    case auth_method::detect: break;
+  }
+  return first_of({"CLAUDE_CODE_OAUTH_TOKEN"}, "the login of `claude`");
+}
+
 /// Asks `claude --version`.
 inline void inspect_version(const options& settings, const child_guard& guard,
                             const wake_signal& stop, cli_facts& facts) {
-  command ask{{settings.claude_path, "--version"}, child_environment(settings), {}};
+  const command ask{claude_words(settings, {"--version"}), child_environment(settings), {}};
   const auto said = run_command(ask, guard, std::chrono::seconds(10), stop);
   const auto version = parse_version(said.output);
   if (!version) {
@@ -8042,11 +8941,13 @@ inline json render_auth_status(const options& settings, const cli_facts& facts) 
   json names = json::array();
   for (const auto& variable : child_environment(settings)) names.push_back(variable.first);
   const auto method = name_of(resolve_auth(settings));
-  const json status = json::object({{"method", method},
-                                    {"valid", errors.empty() && facts.logged_in.value_or(true)},
-                                    {"errors", errors},
-                                    {"config", json::object({{"claude_path", settings.claude_path},
-                                                             {"claude_version", facts.version}})}});
+  const json status =
+      json::object({{"method", method},
+                    {"valid", errors.empty() && facts.logged_in.value_or(true)},
+                    {"errors", errors},
+                    {"config", json::object({{"claude_path", settings.claude_path},
+                                             {"claude_version", facts.version},
+                                             {"credentials", credential_source(settings)}})}});
   const json auth =
       json::object({{"method", method}, {"status", status}, {"environment_variables", names}});
   const bool keyed = !settings.api_keys.empty();
@@ -8078,10 +8979,216 @@ inline json render_health(const process_counts& counts, const cli_facts& facts) 
 }
 
 //================================================================================================
-// [26] http - connections, routes, streaming; the only section that names httplib
-// uses: text, errors, log, json_access, options, conversation, fields, events, sse, openai_chat,
-//       anthropic_messages, openai_responses, openai_completions, catalog, cli_command, process,
-//       pool, sessions, responses, engine, agents, guard, status | thread-safe
+// [28] http_head - the head and the body's framing of a request, held against RFC 9112
+// uses: text, errors | pure
+//================================================================================================
+//
+// Where two programs disagree about where a request ends, one client's bytes become another's
+// request. So whatever is doubtful is refused here, before httplib sees a byte of it: older versions
+// of it skip broken lines, decode percent signs in values and take bad chunks for the end.
+
+/// One request without its body.
+struct request_head {
+  std::string method;
+  std::string target;     ///< path and query
+  std::string authority;  ///< whom the client means to ask: `Host`, or what stands in the target
+  bool http_1_0 = false;
+  bool closes = false;  ///< the client wants no other request on this connection
+  bool expects_continue = false;
+  bool chunked = false;
+  std::optional<std::uint64_t> content_length;
+  std::vector<std::pair<std::string, std::string>> fields;
+
+  bool has_body() const { return chunked || content_length.value_or(0) > 0; }
+};
+
+namespace http_head {
+
+inline api_error broken(const std::string& what) {
+  return {error_kind::invalid_request, "this is not a valid HTTP request: " + what};
+}
+
+inline bool is_token(std::string_view word) {
+  constexpr std::string_view marks = "!#$%&'*+-.^_`|~";
+  return !word.empty() && std::all_of(word.begin(), word.end(), [&](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) != 0 || marks.find(c) != marks.npos;
+  });
+}
+
+/// Visible characters, blanks and bytes above ASCII: no line end and no NUL hides in a value.
+inline bool is_field_text(std::string_view value) {
+  return std::all_of(value.begin(), value.end(), [](char c) {
+    const auto byte = static_cast<unsigned char>(c);
+    return c == '\t' || (byte >= 0x20 && byte != 0x7f);
+  });
+}
+
+/// True when one of the list's words is this one.
+inline bool lists(std::string_view value, std::string_view word) {
+  const auto words = text::split(value, ',');
+  return std::any_of(words.begin(), words.end(),
+                     [&](const std::string& one) { return text::to_lower(one) == word; });
+}
+
+inline void parse_request_line(std::string_view line, request_head& head) {
+  const auto first = line.find(' ');
+  const auto last = line.rfind(' ');
+  if (first == std::string_view::npos || first == last) throw broken("the request line");
+  head.method = line.substr(0, first);
+  auto target = line.substr(first + 1, last - first - 1);
+  const auto version = line.substr(last + 1);
+  const bool visible = std::all_of(target.begin(), target.end(), [](char c) {
+    return static_cast<unsigned char>(c) > 0x20 && c != 0x7f;
+  });
+  if (!is_token(head.method) || target.empty() || !visible) throw broken("the request line");
+  if (version != "HTTP/1.1" && version != "HTTP/1.0") throw broken("its version");
+  head.http_1_0 = version == "HTTP/1.0";
+  const auto scheme = target.find("://");
+  if (scheme < target.find_first_of("/?")) {  // the form for proxies
+    target.remove_prefix(scheme + 3);
+    const auto end = std::min(target.find_first_of("/?"), target.size());
+    head.authority = target.substr(0, end);
+    target.remove_prefix(end);
+  }
+  const bool whole = target.empty() || target.front() == '?';
+  head.target = (whole ? "/" : "") + std::string(target);
+  if (head.target.front() != '/' && head.target != "*") throw broken("the path");
+}
+
+inline void parse_length(const std::string& value, request_head& head) {
+  const auto length = text::try_number<std::uint64_t>(value);
+  if (head.content_length || !length || value.size() > 18) throw broken("Content-Length");
+  head.content_length = length;
+}
+
+inline void parse_field(std::string_view line, request_head& head) {
+  const auto colon = std::min(line.find(':'), line.size());
+  const auto name = line.substr(0, colon);
+  if (colon == line.size() || !is_token(name)) throw broken("a header line");
+  const std::string value(text::trim(line.substr(colon + 1)));
+  if (!is_field_text(value)) throw broken("the header " + std::string(name));
+  const auto lower = text::to_lower(name);
+  if (lower == "content-length") parse_length(value, head);
+  if (lower == "transfer-encoding") {
+    if (head.chunked || text::to_lower(value) != "chunked") throw broken("Transfer-Encoding");
+    head.chunked = true;
+  }
+  if (lower == "connection" && lists(value, "close")) head.closes = true;
+  if (lower == "expect") head.expects_continue = text::to_lower(value) == "100-continue";
+  head.fields.emplace_back(name, value);
+}
+
+inline void parse_host(request_head& head) {
+  std::vector<std::string> hosts;
+  for (const auto& [name, value] : head.fields) {
+    if (text::to_lower(name) == "host") hosts.push_back(value);
+  }
+  if (hosts.size() > 1 || (hosts.empty() && !head.http_1_0)) throw broken("Host");
+  if (head.authority.empty() && !hosts.empty()) head.authority = hosts.front();
+}
+
+/// A request's head, up to and with its empty line. Throws an `api_error` for whatever RFC 9112 does
+/// not allow, or allows for compatibility only.
+inline request_head parse(std::string_view bytes) {
+  request_head head;
+  for (bool first = true; !bytes.empty(); first = false) {
+    const auto end = bytes.find("\r\n");
+    if (end == std::string_view::npos) throw broken("a line without an end");
+    const auto line = bytes.substr(0, end);
+    bytes.remove_prefix(end + 2);
+    if (line.find_first_of(std::string_view("\r\n\0", 3)) != std::string_view::npos) {
+      throw broken("a line end or a NUL within a line");
+    }
+    if (first) {
+      parse_request_line(line, head);
+    } else if (!line.empty()) {
+      parse_field(line, head);
+    }
+  }
+  if (head.chunked && head.content_length) throw broken("its length is told in two ways");
+  if (head.chunked && head.http_1_0) throw broken("HTTP/1.0 knows no chunks");
+  parse_host(head);
+  return head;
+}
+
+}  // namespace http_head
+
+/// Takes the chunked coding off a body (RFC 9112, 7.1). Extensions and trailers are skipped.
+class chunk_decoder {
+ public:
+  bool done() const { return state_ == state::done; }
+
+  /// Appends what the bytes hold of the body, and returns how many of them are this body's. Throws
+  /// an `api_error`.
+  std::size_t feed(std::string_view bytes, std::string& body) {
+    std::size_t used = 0;
+    while (used < bytes.size() && !done()) {
+      if (state_ == state::data) {
+        const auto count = std::min<std::uint64_t>(left_, bytes.size() - used);
+        body.append(bytes.substr(used, static_cast<std::size_t>(count)));
+        used += static_cast<std::size_t>(count);
+        left_ -= count;
+        if (left_ == 0) state_ = state::data_end;
+      } else if (take(bytes[used++])) {
+        end_line();
+      }
+    }
+    return used;
+  }
+
+ private:
+  enum class state { size, data, data_end, trailer, done };
+
+  static constexpr std::size_t longest_line = 4096;
+
+  /// One more byte of a line. True when the line is complete.
+  bool take(char c) {
+    line_ += c;
+    if (line_.size() > longest_line) throw http_head::broken("an endless line in a chunked body");
+    const bool ended = line_.size() >= 2 && line_.compare(line_.size() - 2, 2, "\r\n") == 0;
+    if (!ended && c == '\n') throw http_head::broken("a bare line feed in a chunked body");
+    if (state_ == state::data_end && line_.size() == 2 && !ended) {
+      throw http_head::broken("a chunk is longer than it said");
+    }
+    return ended;
+  }
+
+  void end_line() {
+    const auto line = std::exchange(line_, {});
+    const auto length = line.size() - 2;
+    if (state_ == state::data_end) {
+      state_ = state::size;
+    } else if (state_ == state::trailer) {
+      if ((trailers_ += line.size()) > 2 * longest_line) throw http_head::broken("its trailers");
+      if (length == 0) state_ = state::done;
+    } else {
+      left_ = parse_size(std::string_view(line).substr(0, std::min(line.find(';'), length)));
+      state_ = left_ == 0 ? state::trailer : state::data;
+    }
+  }
+
+  static std::uint64_t parse_size(std::string_view digits) {
+    std::uint64_t size = 0;
+    digits = digits.substr(0, digits.find_last_not_of(" \t") + 1);
+    if (digits.empty() || digits.size() > 15) throw http_head::broken("the size of a chunk");
+    for (const char c : digits) {
+      constexpr std::string_view hex = "0123456789abcdef";
+      const auto digit = hex.find(static_cast<char>(c >= 'A' && c <= 'F' ? c - 'A' + 'a' : c));
+      if (digit == std::string_view::npos) throw http_head::broken("the size of a chunk");
+      size = size * 16 + digit;
+    }
+    return size;
+  }
+
+  state state_ = state::size;
+  std::string line_;
+  std::uint64_t left_ = 0;
+  std::size_t trailers_ = 0;
+};
+
+//================================================================================================
+// [29] transport - listening sockets, and the bytes of a connection, in the clear or through TLS
+// uses: text, process | POSIX sockets and OpenSSL
 //================================================================================================
 
 /// Listening sockets of a host and port; port 0 takes any. Throws `std::system_error`.
@@ -8128,103 +9235,164 @@ inline int port_of(const unique_fd& socket) {
   return ntohs(address.ss_family == AF_INET6 ? v6->sin6_port : v4->sin_port);
 }
 
-/// One client's connection, as httplib reads and writes it. Bounds what httplib does not: the time
-/// and the bytes a request's head may take. Owned by the thread that serves it.
-///
-/// No `override`: the virtual functions differ between the versions of httplib.
-class connection final : public httplib::Stream {
+/// A listening socket at a path, for this user alone (mode 0600). One that a proxy left behind is
+/// replaced, a living one's and other files are not. Throws `std::system_error`.
+inline unique_fd listen_at(const std::string& path) {
+  sockaddr_un address{};
+  if (path.size() >= sizeof address.sun_path) {
+    throw std::system_error(std::make_error_code(std::errc::filename_too_long), path);
+  }
+  address.sun_family = AF_UNIX;
+  path.copy(address.sun_path, path.size());
+  const auto* generic = reinterpret_cast<const sockaddr*>(&address);
+  const auto make_socket = [] { return unique_fd(::socket(AF_UNIX, SOCK_STREAM, 0)); };
+  struct stat found {};
+  if (::lstat(path.c_str(), &found) == 0 && S_ISSOCK(found.st_mode)) {
+    const auto probe = make_socket();
+    if (::connect(probe.get(), generic, sizeof address) != 0 && errno == ECONNREFUSED) {
+      ::unlink(path.c_str());
+    }
+  }
+  auto listener = make_socket();
+  ::fcntl(listener.get(), F_SETFD, FD_CLOEXEC);
+  const auto old_mask = ::umask(0177);
+  const bool bound = ::bind(listener.get(), generic, sizeof address) == 0;
+  const auto failure = last_system_error();
+  ::umask(old_mask);
+  if (!bound) throw std::system_error(failure, path);
+  if (::listen(listener.get(), 1024) != 0) throw std::system_error(last_system_error(), path);
+  set_nonblocking(listener.get());
+  return listener;
+}
+
+/// The numeric address of the other end; `unix` for a unix socket's.
+inline std::string peer_address(int socket) {
+  sockaddr_storage address{};
+  socklen_t size = sizeof address;
+  std::array<char, NI_MAXHOST> host{};
+  auto* generic = reinterpret_cast<sockaddr*>(&address);
+  if (::getpeername(socket, generic, &size) != 0) return {};
+  if (address.ss_family == AF_UNIX) return "unix";
+  if (::getnameinfo(generic, size, host.data(), host.size(), nullptr, 0, NI_NUMERICHOST) != 0) {
+    return {};
+  }
+  const std::string_view name = host.data();
+  constexpr std::string_view mapped = "::ffff:";  // IPv4 through a socket of IPv6
+  return std::string(text::starts_with(name, mapped) && name.find('.') != name.npos
+                         ? name.substr(mapped.size())
+                         : name);
+}
+
+/// What came of moving bytes: some moved, there will be no more, or poll(2) has to be asked.
+enum class io_result { moved, ended, wait };
+
+#ifdef CPPHTTPLIB_OPENSSL_SUPPORT
+
+/// A certificate and its key, for all connections.
+class tls_context {
  public:
-  explicit connection(unique_fd socket) : socket_(std::move(socket)) {
+  /// Files in PEM, the certificate with its chain. Throws `std::runtime_error`.
+  tls_context(const std::string& certificate, const std::string& key)
+      : context_(::SSL_CTX_new(::TLS_server_method()), ::SSL_CTX_free) {
+    if (!context_) throw std::runtime_error("TLS cannot be set up");
+    auto* raw = context_.get();
+    ::SSL_CTX_set_min_proto_version(raw, TLS1_2_VERSION);
+    ::SSL_CTX_set_mode(raw, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+    ::SSL_CTX_set_options(raw, SSL_OP_NO_RENEGOTIATION);
+    ::ERR_clear_error();
+    if (::SSL_CTX_use_certificate_chain_file(raw, certificate.c_str()) != 1) {
+      throw std::runtime_error("no certificate in " + certificate);
+    }
+    if (::SSL_CTX_use_PrivateKey_file(raw, key.c_str(), SSL_FILETYPE_PEM) != 1) {
+      throw std::runtime_error("no private key in " + key + ", or not the certificate's");
+    }
+  }
+
+  SSL_CTX* get() const { return context_.get(); }
+
+ private:
+  std::unique_ptr<SSL_CTX, void (*)(SSL_CTX*)> context_;
+};
+
+/// The server's end of TLS on a socket. Never blocks; shakes hands with the first bytes.
+class tls_session {
+ public:
+  tls_session(const tls_context& context, int socket)
+      : session_(::SSL_new(context.get()), ::SSL_free) {
+    if (!session_) throw std::runtime_error("no memory for a TLS connection");
+    ::SSL_set_fd(session_.get(), socket);
+    ::SSL_set_accept_state(session_.get());
+  }
+
+  /// True when bytes are there that poll(2) does not tell of.
+  bool has_pending() const { return ::SSL_pending(session_.get()) > 0; }
+
+  io_result receive(char* bytes, std::size_t size, std::size_t& count, short& wanted) {
+    ::ERR_clear_error();
+    return judge(::SSL_read_ex(session_.get(), bytes, size, &count), wanted);
+  }
+
+  io_result send(const char* bytes, std::size_t size, std::size_t& count, short& wanted) {
+    ::ERR_clear_error();
+    return judge(::SSL_write_ex(session_.get(), bytes, size, &count), wanted);
+  }
+
+  void shut_down() {
+    if (::SSL_is_init_finished(session_.get()) == 1) ::SSL_shutdown(session_.get());
+  }
+
+ private:
+  io_result judge(int done, short& wanted) const {
+    if (done == 1) return io_result::moved;
+    const int reason = ::SSL_get_error(session_.get(), done);
+    wanted = reason == SSL_ERROR_WANT_WRITE ? POLLOUT : POLLIN;
+    const bool waits = reason == SSL_ERROR_WANT_READ || reason == SSL_ERROR_WANT_WRITE;
+    return waits ? io_result::wait : io_result::ended;
+  }
+
+  std::unique_ptr<SSL, void (*)(SSL*)> session_;
+};
+
+#else
+
+/// This build has no TLS: nobody can make one, so nobody uses a session.
+class tls_context {
+ public:
+  tls_context(const std::string&, const std::string&) {
+    throw std::runtime_error("this build has no TLS: it needs CPPHTTPLIB_OPENSSL_SUPPORT");
+  }
+};
+
+class tls_session {
+ public:
+  tls_session(const tls_context&, int) {}
+  bool has_pending() const { return false; }
+  io_result receive(char*, std::size_t, std::size_t&, short&) { return io_result::ended; }
+  io_result send(const char*, std::size_t, std::size_t&, short&) { return io_result::ended; }
+  void shut_down() {}
+};
+
+#endif
+
+/// The bytes of one connection. Never blocks.
+class channel {
+ public:
+  /// `tls` null: in the clear.
+  channel(unique_fd socket, const tls_context* tls) : socket_(std::move(socket)) {
     const int on = 1;
     ::setsockopt(socket_.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     set_nonblocking(socket_.get());
+    if (tls != nullptr) session_.emplace(*tls, socket_.get());
   }
 
-  /// Waits for the next request's first byte. False when there will be none.
-  bool wait_for_request(const wake_signal& stop) {
-    begin_ = next_;
-    if (next_ == buffer_.size()) {
-      buffer_.clear();
-      begin_ = next_ = 0;
-      std::array<pollfd, 2> fds{{{socket_.get(), POLLIN, 0}, {stop.fd(), POLLIN, 0}}};
-      if (::poll(fds.data(), fds.size(), keep_alive_ms) <= 0 || fds[0].revents == 0) return false;
-    }
-    in_head_ = true;
-    deadline_ = std::chrono::steady_clock::now() + std::chrono::milliseconds(head_ms);
-    return true;
-  }
-
-  /// From here on bytes are the body's.
-  void end_head() { in_head_ = false; }
-
-  /// The rest of this request will not be read, so no other can follow on this connection.
-  void close_after_reply() { closing_ = true; }
-  bool is_closing() const { return closing_; }
   int fd() const { return socket_.get(); }
 
-  /// Lets the client read the answer although bytes of its request were never read: closing at
-  /// once would reset the connection and take the answer away.
-  void linger() {
-    ::shutdown(socket_.get(), SHUT_WR);
-    const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(linger_ms);
-    std::array<char, 65536> ignored;
-    while (std::chrono::steady_clock::now() < until) {
-      if (!wait(POLLIN, poll_timeout(until))) return;
-      const ssize_t count = ::recv(socket_.get(), ignored.data(), ignored.size(), 0);
-      if (count == 0 || (count < 0 && errno != EAGAIN && errno != EINTR)) return;
-    }
-  }
+  /// Waits until bytes may be moved again after `io_result::wait`. False when they may not.
+  bool wait_wanted(int timeout_ms) const { return wait(wanted_, timeout_ms); }
 
-  // What httplib asks of a stream, in all its versions.
-
-  bool is_readable() const { return next_ < buffer_.size() || wait(POLLIN, 0); }
-  bool is_writable() const { return is_peer_alive(); }
-  bool wait_readable() const { return next_ < buffer_.size() || wait(POLLIN, body_ms); }
-  bool wait_writable() const { return is_peer_alive(); }
-  bool is_peer_alive() const {
-#ifdef POLLRDHUP
-    return !wait(POLLRDHUP, 0);
-#else
-    return !wait(0, 0);
-#endif
-  }
-  ssize_t read(char* bytes, std::size_t size) {
-    if (next_ == buffer_.size() && !fill()) return -1;
-    const auto count = std::min(size, buffer_.size() - next_);
-    std::memcpy(bytes, buffer_.data() + next_, count);
-    next_ += count;
-    if (!in_head_ || next_ - begin_ <= max_head_bytes) return static_cast<ssize_t>(count);
-    closing_ = true;
-    return -1;
-  }
-  ssize_t write(const char* bytes, std::size_t size) {
-    std::size_t sent = 0;
-    while (sent < size) {
-      const ssize_t count = ::send(socket_.get(), bytes + sent, size - sent, 0);
-      if (count > 0) sent += static_cast<std::size_t>(count);
-      if (count >= 0 || errno == EINTR) continue;
-      if (errno != EAGAIN || !wait(POLLOUT, write_ms)) return -1;
-    }
-    return static_cast<ssize_t>(size);
-  }
-  void get_remote_ip_and_port(std::string& ip, int& port) const {
-    describe(::getpeername, ip, port);
-  }
-  void get_local_ip_and_port(std::string& ip, int& port) const {
-    describe(::getsockname, ip, port);
-  }
-  socket_t socket() const { return INVALID_SOCKET; }  // httplib shall not touch it
-  time_t duration() const { return 0; }
-
- private:
-  static constexpr int keep_alive_ms = 75'000;
-  static constexpr int head_ms = 30'000;
-  static constexpr int body_ms = 30'000;
-  static constexpr int write_ms = 60'000;
-  static constexpr int linger_ms = 1'000;
-  static constexpr std::size_t max_head_bytes = 64 * 1024;
-
+  /// Waits for bytes to read, or for the events given.
   bool wait(short events, int timeout_ms) const {
+    if (session_ && session_->has_pending() && (events & POLLIN) != 0) return true;
     pollfd entry{socket_.get(), events, 0};
     int ready = 0;
     do {
@@ -8233,53 +9401,293 @@ class connection final : public httplib::Stream {
     return ready > 0;
   }
 
-  bool fill() {
-    const int timeout = in_head_ ? poll_timeout(deadline_) : body_ms;
-    if (!wait(POLLIN, timeout)) return false;
-    if (!in_head_) {
-      buffer_.clear();
-      next_ = begin_ = 0;
-    }
-    std::array<char, 16384> chunk;
-    const ssize_t count = ::recv(socket_.get(), chunk.data(), chunk.size(), 0);
-    if (count <= 0) return count < 0 && (errno == EAGAIN || errno == EINTR) && fill();
-    buffer_.append(chunk.data(), static_cast<std::size_t>(count));
-    return true;
+  bool has_pending() const { return session_ && session_->has_pending(); }
+
+  io_result receive(char* bytes, std::size_t size, std::size_t& count) {
+    if (session_) return session_->receive(bytes, size, count, wanted_);
+    wanted_ = POLLIN;
+    return judge(::recv(socket_.get(), bytes, size, 0), count);
   }
 
-  template <class Name>
-  void describe(Name name, std::string& ip, int& port) const {
-    sockaddr_storage address{};
-    socklen_t size = sizeof address;
-    std::array<char, NI_MAXHOST> host{};
-    auto* generic = reinterpret_cast<sockaddr*>(&address);
-    if (name(socket_.get(), generic, &size) != 0) return;
-    if (::getnameinfo(generic, size, host.data(), host.size(), nullptr, 0, NI_NUMERICHOST) == 0) {
-      ip = host.data();
-    }
-    const auto* v6 = reinterpret_cast<const sockaddr_in6*>(&address);
-    const auto* v4 = reinterpret_cast<const sockaddr_in*>(&address);
-    port = ntohs(address.ss_family == AF_INET6 ? v6->sin6_port : v4->sin_port);
+  io_result send(const char* bytes, std::size_t size, std::size_t& count) {
+    if (session_) return session_->send(bytes, size, count, wanted_);
+    wanted_ = POLLOUT;
+    return judge(::send(socket_.get(), bytes, size, 0), count);
+  }
+
+  /// Nothing more will be sent.
+  void shut_down() {
+    if (session_) session_->shut_down();
+    ::shutdown(socket_.get(), SHUT_WR);
+  }
+
+ private:
+  static io_result judge(ssize_t moved, std::size_t& count) {
+    count = moved > 0 ? static_cast<std::size_t>(moved) : 0;
+    if (moved > 0) return io_result::moved;
+    const bool waits = moved < 0 && (errno == EAGAIN || errno == EINTR);
+    return waits ? io_result::wait : io_result::ended;
   }
 
   unique_fd socket_;
-  std::string buffer_;     ///< bytes of this request and perhaps of the next
-  std::size_t begin_ = 0;  ///< where this request's head begins
-  std::size_t next_ = 0;   ///< what httplib has not read yet
-  bool in_head_ = true;
+  std::optional<tls_session> session_;
+  short wanted_ = POLLIN;
+};
+
+//================================================================================================
+// [30] http - connections, routes, streaming; the only section that names httplib
+// uses: text, errors, log, json_access, options, conversation, fields, events, sse, openai_chat,
+//       anthropic_messages, openai_responses, openai_completions, catalog, cli_command, process,
+//       pool, sessions, responses, engine, agents, guard, status | thread-safe
+//================================================================================================
+
+/// The bytes of bodies that are being read, all together, so that many large ones do not add up.
+class body_budget {
+ public:
+  explicit body_budget(std::size_t most) : most_(most) {}
+
+  /// A body's share; it goes with it.
+  class share {
+   public:
+    explicit share(body_budget& owner) : owner_(owner) {}
+    share(const share&) = delete;
+    share& operator=(const share&) = delete;
+    ~share() { owner_.used_ -= bytes_; }
+
+    /// Throws a 503 when there is no room for a body of that size.
+    void grow_to(std::size_t bytes) {
+      if (bytes <= bytes_) return;
+      const auto more = bytes - bytes_;
+      if ((owner_.used_ += more) > owner_.most_) {
+        owner_.used_ -= more;
+        throw api_error(error_kind::unavailable, "too many large requests at once; try again");
+      }
+      bytes_ = bytes;
+    }
+
+   private:
+    body_budget& owner_;
+    std::size_t bytes_ = 0;
+  };
+
+ private:
+  const std::size_t most_;
+  std::atomic<std::size_t> used_{0};
+};
+
+/// One client's connection: its requests one after the other, and the stream that httplib reads a
+/// head from and writes the answer to. Bounds the time and the bytes that a request may take. Owned
+/// by the thread that serves it, but for `waiting_since`.
+///
+/// No `override`: the virtual functions differ between the versions of httplib.
+class connection final : public httplib::Stream {
+ public:
+  connection(unique_fd socket, std::shared_ptr<const tls_context> tls)
+      : tls_(std::move(tls)),
+        channel_(std::move(socket), tls_.get()),
+        address_(peer_address(channel_.fd())) {}
+
+  /// Reads the next request's head. False when there will be none. Throws an `api_error` for one
+  /// that is no HTTP.
+  bool read_request(const wake_signal& stop) {
+    waiting_since_ = ticks_now();
+    if (buffer_.empty() && !wait_for_first_byte(stop)) return false;
+    deadline_ = std::chrono::steady_clock::now() + std::chrono::milliseconds(head_ms);
+    std::size_t end = 0;
+    std::size_t searched = 0;
+    do {
+      while (text::starts_with(buffer_, "\r\n")) buffer_.erase(0, 2);  // RFC 9112, 2.2
+      end = buffer_.find("\r\n\r\n", searched > 3 ? searched - 3 : 0);
+      searched = buffer_.size();
+      if (searched > max_head_bytes && end > max_head_bytes) throw too_long();
+    } while (end == std::string::npos && fill(poll_timeout(deadline_)));
+    if (end == std::string::npos) return false;
+    head_ = http_head::parse(std::string_view(buffer_).substr(0, end + 2));
+    buffer_.erase(0, end + 4);
+    waiting_since_ = 0;
+    body_read_ = !head_.has_body();
+    present_head();
+    return true;
+  }
+
+  const request_head& head() const { return head_; }
+
+  /// The request's body, once. Throws an `api_error`; one over the limit is not read on.
+  std::string read_body(std::size_t limit, body_budget& budget) {
+    if (body_read_) return {};
+    const api_error too_large(
+        error_kind::too_large,
+        "the request body is too large; the limit is " + std::to_string(limit) + " bytes");
+    if (head_.content_length.value_or(0) > limit) throw too_large;
+    if (head_.expects_continue) write_all("HTTP/1.1 100 Continue\r\n\r\n");
+    body_budget::share share(budget);
+    std::string body;
+    chunk_decoder chunks;
+    const auto begun = std::chrono::steady_clock::now();
+    while (!take_body(body, chunks)) {
+      if (body.size() > limit) throw too_large;
+      share.grow_to(body.size());
+      const std::chrono::milliseconds allowed(body_ms + body.size() / slowest_bytes_per_ms);
+      const bool late = std::chrono::steady_clock::now() > begun + allowed;
+      if (late || !fill(body_ms)) {
+        throw api_error(error_kind::invalid_request, "the request body did not arrive whole");
+      }
+    }
+    if (body.size() > limit) throw too_large;
+    body_read_ = true;
+    took_much_ = took_much_ || body.size() > 1024 * 1024;
+    return body;
+  }
+
+  /// True when a large body was read since this was last asked.
+  bool took_much() { return std::exchange(took_much_, false); }
+
+  /// The rest of this request will not be read, so no other can follow on this connection.
+  void close_after_reply() { closing_ = true; }
+  bool is_closing() const { return closing_ || !body_read_ || head_.closes; }
+  int fd() const { return channel_.fd(); }
+  const std::string& address() const { return address_; }
+
+  /// When the wait for the next request began, in ticks of the steady clock; 0: a request is under
+  /// way. For other threads too.
+  std::int64_t waiting_since() const { return waiting_since_; }
+
+  bool write_all(std::string_view bytes) { return write(bytes.data(), bytes.size()) >= 0; }
+
+  /// Lets the client read the answer although bytes of its request were never read: closing at
+  /// once would reset the connection and take the answer away.
+  void linger() {
+    channel_.shut_down();
+    const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(linger_ms);
+    while (std::chrono::steady_clock::now() < until && fill(poll_timeout(until))) buffer_.clear();
+  }
+
+  // What httplib asks of a stream, in all its versions.
+
+  bool is_readable() const { return next_ < shown_.size(); }
+  bool is_writable() const { return is_peer_alive(); }
+  bool wait_readable() const { return is_readable(); }
+  bool wait_writable() const { return is_peer_alive(); }
+  bool is_peer_alive() const {
+#ifdef POLLRDHUP
+    return !channel_.wait(POLLRDHUP, 0);
+#else
+    return !channel_.wait(0, 0);
+#endif
+  }
+  ssize_t read(char* bytes, std::size_t size) {
+    const auto count = std::min(size, shown_.size() - next_);
+    std::memcpy(bytes, shown_.data() + next_, count);
+    next_ += count;
+    return count == 0 ? -1 : static_cast<ssize_t>(count);
+  }
+  ssize_t write(const char* bytes, std::size_t size) {
+    std::size_t sent = 0;
+    while (sent < size) {
+      std::size_t count = 0;
+      const auto result = channel_.send(bytes + sent, size - sent, count);
+      if (result == io_result::moved) sent += count;
+      if (result == io_result::ended) return -1;
+      if (result == io_result::wait && !channel_.wait_wanted(write_ms)) return -1;
+    }
+    return static_cast<ssize_t>(size);
+  }
+  void get_remote_ip_and_port(std::string& ip, int&) const { ip = address_; }
+  void get_local_ip_and_port(std::string&, int&) const {}
+  socket_t socket() const { return INVALID_SOCKET; }  // httplib shall not touch it
+  time_t duration() const { return 0; }
+
+ private:
+  static constexpr int keep_alive_ms = 75'000;
+  static constexpr int head_ms = 30'000;
+  static constexpr int body_ms = 30'000;  ///< of silence; and in all, beside the time for its bytes
+  static constexpr std::size_t slowest_bytes_per_ms = 16;
+  static constexpr int write_ms = 60'000;
+  static constexpr int linger_ms = 1'000;
+  static constexpr std::size_t max_head_bytes = 64 * 1024;
+
+  static std::int64_t ticks_now() {
+    return std::chrono::steady_clock::now().time_since_epoch().count();
+  }
+
+  static api_error too_long() {
+    return http_head::broken("its head is longer than " + std::to_string(max_head_bytes) +
+                             " bytes");
+  }
+
+  bool wait_for_first_byte(const wake_signal& stop) {
+    if (channel_.has_pending()) return fill(0);
+    std::array<pollfd, 2> fds{{{channel_.fd(), POLLIN, 0}, {stop.fd(), POLLIN, 0}}};
+    if (::poll(fds.data(), fds.size(), keep_alive_ms) <= 0 || fds[0].revents == 0) return false;
+    return fill(head_ms);
+  }
+
+  /// Moves what has arrived to the body. True when that was all of it.
+  bool take_body(std::string& body, chunk_decoder& chunks) {
+    if (head_.chunked) {
+      buffer_.erase(0, chunks.feed(buffer_, body));
+      return chunks.done();
+    }
+    const auto length = static_cast<std::size_t>(*head_.content_length);
+    const auto count = std::min(length - body.size(), buffer_.size());
+    body.append(buffer_, 0, count);
+    buffer_.erase(0, count);
+    return body.size() == length;
+  }
+
+  /// Waits for bytes. False when none came in time, or none will.
+  bool fill(int timeout_ms) {
+    const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
+    std::array<char, 16384> chunk;
+    for (;;) {
+      std::size_t count = 0;
+      const auto result = channel_.receive(chunk.data(), chunk.size(), count);
+      if (result == io_result::moved) {
+        buffer_.append(chunk.data(), count);
+        return true;
+      }
+      if (result == io_result::ended || !channel_.wait_wanted(poll_timeout(until))) return false;
+    }
+  }
+
+  /// What httplib is given to parse: a head that none of its versions takes in another way. Our own
+  /// fields are put in by `http_service::prepare`.
+  void present_head() {
+    auto target = head_.target;
+    const auto query = std::min(target.find('?'), target.size());
+    for (auto at = target.rfind('?'); at != target.npos && at > query; at = target.rfind('?')) {
+      target.replace(at, 1, "%3F");  // httplib takes a second one for a fault
+    }
+    shown_ = head_.method + " " + target + (head_.http_1_0 ? " HTTP/1.0" : " HTTP/1.1") +
+             "\r\nContent-Length: 0\r\n" + (head_.closes ? "Connection: close\r\n" : "") + "\r\n";
+    next_ = 0;
+  }
+
+  std::shared_ptr<const tls_context> tls_;
+  channel channel_;
+  std::string address_;
+  std::string buffer_;  ///< bytes of this request's body and perhaps of the next request
+  request_head head_;
+  bool body_read_ = true;
+  bool took_much_ = false;
+  std::string shown_;     ///< the head that httplib reads
+  std::size_t next_ = 0;  ///< what of it httplib has not read yet
   bool closing_ = false;
   steady_time deadline_{};
+  std::atomic<std::int64_t> waiting_since_{ticks_now()};
 };
 
 /// What the routes need. Owned by `server`, which outlives every connection.
 struct services {
-  const options& settings;
+  const live_options& settings;
   pool& processes;
   engine& turns;
   session_store& sessions;
   response_store& responses;
   agent_registry& agents;
   status_board& status;
+  limiter& limits;
+  metrics& figures;
   const child_guard& guard;
   const wake_signal& stop;
 };
@@ -8289,38 +9697,26 @@ struct exchange {
   connection& client;
   const httplib::Request& request;
   httplib::Response& response;
-  const httplib::ContentReader* body;  ///< null for methods without one
+  std::shared_ptr<const options> settings;  ///< as they were when it came
   std::string id;
   std::string client_id = {};  ///< see `client_name`
   std::string path = {};       ///< without `/v1` and a last slash
-  std::string failure = {};    ///< for the log
-  steady_time started = std::chrono::steady_clock::now();
+  std::shared_ptr<request_record> record = std::make_shared<request_record>();
 };
 
 /// httplib's parser, writer and nothing else: it neither listens nor makes threads here.
 class http_service : public httplib::Server {
  public:
   explicit http_service(const services& given) : services_(given) {
-    const auto serve_body = [this](const httplib::Request& request, httplib::Response& response,
-                                   const httplib::ContentReader& body) {
-      dispatch(request, response, &body);
-    };
-    constexpr const char* any = "[^]*";
-    Post(any, serve_body);
-    Put(any, serve_body);
-    Patch(any, serve_body);
-    Delete(any, serve_body);
-    // Whatever takes no body is answered before httplib could read one.
+    // Everything is answered here: httplib's own routes would read a body before we can look.
     set_pre_routing_handler([this](const httplib::Request& request, httplib::Response& response) {
-      if (takes_body(request.method)) return HandlerResponse::Unhandled;
-      if (announces_body(request)) current()->close_after_reply();
-      dispatch(request, response, nullptr);
+      dispatch(request, response);
       return HandlerResponse::Handled;
     });
     svr_sock_ = 0;  // httplib cuts streams short while it thinks that it does not listen
     set_keep_alive_timeout(75);
     set_keep_alive_max_count(10'000);
-    // Only what never reached `dispatch` is still without a body here: a broken request.
+    // Only what never reached `dispatch` is still without a body here: what httplib alone refuses.
     set_error_handler([](const httplib::Request&, httplib::Response& response) {
       if (!response.body.empty()) return;
       current()->close_after_reply();
@@ -8332,10 +9728,21 @@ class http_service : public httplib::Server {
   /// Serves one connection to its end, in this thread.
   void serve_connection(connection& client) {
     current() = &client;
-    while (client.wait_for_request(services_.stop)) {
-      bool closed = false;
-      const bool alive = process_one(client, closed, 0);
-      if (!alive || closed || client.is_closing()) break;
+    try {
+      while (client.read_request(services_.stop)) {
+        bool closed = false;
+        const bool alive = process_one(client, closed, 0);
+        if (client.took_much()) give_memory_back();
+        if (!alive || closed || client.is_closing()) break;
+      }
+    } catch (const api_error& error) {  // it was no request
+      client.close_after_reply();
+      services_.figures.reject("http");
+      const auto body = openai_chat::render_error(error);
+      client.write_all(
+          "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n"
+          "Connection: close\r\nContent-Length: " +
+          std::to_string(body.size()) + "\r\n\r\n" + body);
     }
     current() = nullptr;
     if (client.is_closing()) client.linger();
@@ -8352,40 +9759,44 @@ class http_service : public httplib::Server {
   struct route {
     std::string_view method;
     std::string_view path;  ///< without `/v1`; a last '*' stands for the rest
-    bool needs_key;
+    endpoint_group group;
     handler answer;
+    bool needs_key = true;
   };
 
   static const std::vector<route>& routes() {
+    using group = endpoint_group;
     static const std::vector<route> table = {
-        {"POST", "/chat/completions", true, &http_service::answer_chat},
-        {"POST", "/responses", true, &http_service::answer_responses},
-        {"GET", "/responses/*", true, &http_service::answer_response},
-        {"DELETE", "/responses/*", true, &http_service::delete_response},
-        {"POST", "/responses/*", true, &http_service::cancel_response},
-        {"POST", "/messages", true, &http_service::answer_messages},
-        {"POST", "/messages/count_tokens", true, &http_service::answer_count},
-        {"POST", "/completions", true, &http_service::answer_completions},
-        {"GET", "/models", true, &http_service::answer_models},
-        {"GET", "/models/*", true, &http_service::answer_model},
-        {"GET", "/sessions", true, &http_service::answer_sessions},
-        {"GET", "/sessions/stats", true, &http_service::answer_session_stats},
-        {"GET", "/sessions/*", true, &http_service::answer_session},
-        {"DELETE", "/sessions/*", true, &http_service::delete_session},
-        {"POST", "/compatibility", true, &http_service::answer_compatibility},
-        {"GET", "/tools", true, &http_service::answer_tools},
-        {"GET", "/tools/config", true, &http_service::answer_tool_configuration},
-        {"POST", "/tools/config", true, &http_service::set_tool_configuration},
-        {"GET", "/tools/stats", true, &http_service::answer_tool_stats},
-        {"GET", "/mcp/servers", true, &http_service::answer_mcp_servers},
-        {"POST", "/mcp/servers", true, &http_service::add_mcp_server},
-        {"POST", "/mcp/connect", true, &http_service::connect_mcp_server},
-        {"POST", "/mcp/disconnect", true, &http_service::disconnect_mcp_server},
-        {"GET", "/mcp/stats", true, &http_service::answer_mcp_stats},
-        {"GET", "/auth/status", true, &http_service::answer_auth_status},
-        {"GET", "/health", false, &http_service::answer_health},
-        {"GET", "/version", false, &http_service::answer_version},
-        {"GET", "/", false, &http_service::answer_root},
+        {"POST", "/chat/completions", group::chat, &http_service::answer_chat},
+        {"POST", "/responses", group::chat, &http_service::answer_responses},
+        {"GET", "/responses/*", group::session, &http_service::answer_response},
+        {"DELETE", "/responses/*", group::session, &http_service::delete_response},
+        {"POST", "/responses/*", group::session, &http_service::cancel_response},
+        {"POST", "/messages", group::chat, &http_service::answer_messages},
+        {"POST", "/messages/count_tokens", group::other, &http_service::answer_count},
+        {"POST", "/completions", group::chat, &http_service::answer_completions},
+        {"GET", "/models", group::none, &http_service::answer_models},
+        {"GET", "/models/*", group::none, &http_service::answer_model},
+        {"GET", "/sessions", group::session, &http_service::answer_sessions},
+        {"GET", "/sessions/stats", group::session, &http_service::answer_session_stats},
+        {"GET", "/sessions/*", group::session, &http_service::answer_session},
+        {"DELETE", "/sessions/*", group::session, &http_service::delete_session},
+        {"POST", "/compatibility", group::other, &http_service::answer_compatibility},
+        {"POST", "/debug/request", group::debug, &http_service::answer_debug},
+        {"GET", "/tools", group::other, &http_service::answer_tools},
+        {"GET", "/tools/config", group::other, &http_service::answer_tool_configuration},
+        {"POST", "/tools/config", group::other, &http_service::set_tool_configuration},
+        {"GET", "/tools/stats", group::other, &http_service::answer_tool_stats},
+        {"GET", "/mcp/servers", group::other, &http_service::answer_mcp_servers},
+        {"POST", "/mcp/servers", group::other, &http_service::add_mcp_server},
+        {"POST", "/mcp/connect", group::other, &http_service::connect_mcp_server},
+        {"POST", "/mcp/disconnect", group::other, &http_service::disconnect_mcp_server},
+        {"GET", "/mcp/stats", group::other, &http_service::answer_mcp_stats},
+        {"GET", "/auth/status", group::auth, &http_service::answer_auth_status},
+        {"GET", "/metrics", group::none, &http_service::answer_metrics},
+        {"GET", "/health", group::health, &http_service::answer_health, false},
+        {"GET", "/version", group::health, &http_service::answer_version, false},
+        {"GET", "/", group::none, &http_service::answer_root, false},
     };
     return table;
   }
@@ -8396,17 +9807,19 @@ class http_service : public httplib::Server {
     return served;
   }
 
-  /// What httplib would do with these headers is not wanted: compress a stream, cut an answer into
-  /// ranges, parse a form, or wait for a body that was not announced.
+  /// Puts in the fields as they came. What httplib would do with some of them is not wanted:
+  /// compress a stream, cut an answer into ranges, or wait for a body.
   static void prepare(httplib::Request& request) {
-    current()->end_head();
-    for (const char* name : {"Accept-Encoding", "Range", "Content-Type"}) {
-      request.headers.erase(name);
+    for (const auto& [name, value] : current()->head().fields) {
+      constexpr std::array<std::string_view, 7> ours = {
+          "accept-encoding",   "range",      "content-type", "content-length",
+          "transfer-encoding", "connection", "expect",
+      };
+      if (std::find(ours.begin(), ours.end(), text::to_lower(name)) == ours.end()) {
+        request.headers.emplace(name, value);
+      }
     }
     request.ranges.clear();
-    if (!request.has_header("Content-Length") && !request.has_header("Transfer-Encoding")) {
-      request.headers.emplace("Content-Length", "0");
-    }
   }
 
   /// httplib up to 0.14.
@@ -8432,54 +9845,119 @@ class http_service : public httplib::Server {
 
   bool is_stopping() const { return services_.stop.is_raised(); }
 
-  static bool takes_body(std::string_view method) {
-    return method == "POST" || method == "PUT" || method == "PATCH" || method == "DELETE";
-  }
-
-  static bool announces_body(const httplib::Request& request) {
-    return request.has_header("Transfer-Encoding") ||
-           request.get_header_value("Content-Length") != "0";
+  /// The heap would keep what a large request took.
+  static void give_memory_back() {
+#ifdef __GLIBC__
+    ::malloc_trim(0);
+#endif
   }
 
   // From a request to its route, and the one place where exceptions end.
 
-  void dispatch(const httplib::Request& request, httplib::Response& response,
-                const httplib::ContentReader* body) {
-    exchange now{*current(), request, response, body, request_id(request)};
+  void dispatch(const httplib::Request& request, httplib::Response& response) {
+    exchange now{*current(), request, response, services_.settings.get(), request_id(request)};
+    services_.figures.begin();
+    now.record->id = now.id;
+    now.record->method = request.method;
+    now.record->path = printable(request.path);
     response.set_header("x-request-id", now.id);
     response.set_header("openai-version", "2020-10-01");
     try {
       now.path = canonical_path(now.request);
-      allow_origin(now);
       if (speaks_anthropic(now)) response.set_header("request-id", now.id);
       enter(now);
     } catch (const api_error& error) {
       answer_error(now, error);
     } catch (const std::exception& fault) {
-      services_.settings.log.error("request " + now.id + ": " + fault.what());
+      now.settings->log.error("request " + now.id + ": " + fault.what());
       answer_error(now, api_error(error_kind::internal, "internal error; see the proxy's log"));
     }
-    if (now.body != nullptr && announces_body(request)) now.client.close_after_reply();
+    // httplib tells the client by the request's own header, whatever version it is.
+    if (now.client.is_closing()) {
+      const_cast<httplib::Request&>(request).headers.emplace("Connection", "close");
+    }
     response.set_header("openai-processing-ms", std::to_string(elapsed_ms(now)));
-    if (!response.content_provider_) log_request(now, response.status, now.failure);
+    now.record->status = response.status;
+    if (!response.content_provider_) finish(now.settings->log, *now.record);
+  }
+
+  /// The last that is done for a request: its line in the log, and its figures.
+  void finish(const logger& log, request_record& record) const {
+    record.ended = std::chrono::steady_clock::now();
+    services_.figures.finish(record);
+    if (!record.dialect.empty()) services_.limits.charge(record.client_id, record.usage);
+    if (!log.wants(log_level::info)) return;
+    log.write(log_level::info, render_log_line(record), render_log_fields(record));
   }
 
   void enter(exchange& now) {
-    const bool preflight = now.request.method == "OPTIONS";
-    const auto* found = find_route(now.request.method, now.path);
-    const credentials shown{
-        now.request.get_header_value("Host"), now.request.get_header_value("Origin"),
-        now.request.get_header_value("Authorization"), now.request.get_header_value("X-Api-Key")};
+    const auto& request = now.request;
+    const bool preflight = request.method == "OPTIONS";
+    const auto* found = find_route(request.method, now.path);
+    const credentials shown{now.client.head().authority, request.get_header_value("Origin"),
+                            request.get_header_value("Authorization"),
+                            request.get_header_value("X-Api-Key"), now.client.address() == "unix"};
+    allow_origin(now, shown);
+    const auto group = found == nullptr ? endpoint_group::other : found->group;
+    now.record->address =
+        client_address(now.client.address(), request.get_header_value("X-Forwarded-For"),
+                       now.settings->trusted_proxies);
+    if (!preflight) count_request(now, group, now.record->address);
     const bool needs_key = !preflight && (found == nullptr || found->needs_key);
-    now.client_id = check_access(shown, services_.settings, needs_key);
+    admit(now, shown, needs_key);
+    if (!preflight && !now.client_id.empty()) count_request(now, group, now.record->client);
     if (preflight) {
       now.response.status = 204;
     } else if (found != nullptr) {
+      now.record->route = found->path;
       now.response.status = 200;
+      if (group == endpoint_group::chat) {
+        services_.limits.enter_budget(now.client_id, *now.settings);
+      }
       (this->*found->answer)(now);
     } else {
       refuse_route(now);
     }
+  }
+
+  /// Lets the client in, or throws. The answer to a wrong key waits, so that guessing takes long.
+  void admit(exchange& now, const credentials& shown, bool needs_key) {
+    try {
+      auto who = check_access(shown, *now.settings, needs_key);
+      now.client_id = now.record->client_id = std::move(who.name);
+      now.record->client = std::move(who.label);
+    } catch (const api_error& refused) {
+      services_.figures.reject(refused.kind == error_kind::authentication ? "key" : "origin");
+      if (refused.kind == error_kind::authentication && !presented_key(shown).empty()) {
+        const auto delay = services_.limits.note_wrong_key(now.record->address);
+        pollfd entry{services_.stop.fd(), POLLIN, 0};
+        ::poll(&entry, 1, static_cast<int>(delay.count()));
+      }
+      throw;
+    }
+  }
+
+  /// Counts the request against the rate limit, tells how the client stands, and throws a 429 when
+  /// it asks too often. The stricter of its two limits is told: its address's or its key's.
+  void count_request(exchange& now, endpoint_group group, const std::string& who) {
+    if (group == endpoint_group::none || !is_limited(*now.settings)) return;
+    const auto standing = services_.limits.count(group, who, now.settings->limits);
+    auto& headers = now.response.headers;
+    const auto told = headers.find("x-ratelimit-remaining-requests");
+    const bool stricter = told == headers.end() ||
+                          standing.remaining <= text::try_number<int>(told->second).value_or(0);
+    if (stricter) {
+      const auto seconds = std::chrono::ceil<std::chrono::seconds>(standing.reset).count();
+      for (const char* name : {"limit", "remaining", "reset"}) {
+        headers.erase("x-ratelimit-" + std::string(name) + "-requests");
+      }
+      headers.emplace("x-ratelimit-limit-requests", std::to_string(standing.limit));
+      headers.emplace("x-ratelimit-remaining-requests", std::to_string(standing.remaining));
+      headers.emplace("x-ratelimit-reset-requests", std::to_string(seconds) + "s");
+    }
+    if (standing.allowed) return;
+    services_.figures.reject("rate_limit");
+    throw rate_limit_error(standing.reset);
   }
 
   /// Without `/v1` and without a last slash, but with one that was percent-encoded: it belongs to
@@ -8567,24 +10045,28 @@ class http_service : public httplib::Server {
     return keep ? given : text::random_id("req_", 24);
   }
 
-  /// Cross-origin headers for pages of this machine; others are refused by the guard.
-  static void allow_origin(exchange& now) {
-    const auto origin = now.request.get_header_value("Origin");
-    if (origin.empty() || !is_own_origin(origin)) return;
-    now.response.set_header("Access-Control-Allow-Origin", printable(origin));
-    now.response.set_header("Vary", "Origin");
-    now.response.set_header("Access-Control-Expose-Headers",
-                            "x-request-id, x-ignored-params, retry-after, openai-processing-ms");
+  /// Cross-origin headers for pages that are welcome; others are refused by the guard.
+  static void allow_origin(exchange& now, const credentials& shown) {
+    if (shown.origin.empty() || !is_welcome_origin(shown, *now.settings)) return;
+    auto& response = now.response;
+    response.set_header("Access-Control-Allow-Origin", printable(shown.origin));
+    response.set_header("Vary", "Origin");
+    response.set_header("Access-Control-Expose-Headers",
+                        "x-request-id, request-id, retry-after, retry-after-ms, x-should-retry, "
+                        "x-ignored-params, x-token-count, openai-processing-ms, "
+                        "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
+                        "x-ratelimit-reset-requests");
     if (now.request.method != "OPTIONS") return;
-    now.response.set_header("Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS");
-    now.response.set_header("Access-Control-Max-Age", "600");
+    response.set_header("Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS");
+    response.set_header("Access-Control-Max-Age", "600");
     const auto wanted = now.request.get_header_value("Access-Control-Request-Headers");
-    if (!wanted.empty()) {
-      now.response.set_header("Access-Control-Allow-Headers", printable(wanted));
+    if (!wanted.empty()) response.set_header("Access-Control-Allow-Headers", printable(wanted));
+    if (now.request.has_header("Access-Control-Request-Private-Network")) {
+      response.set_header("Access-Control-Allow-Private-Network", "true");
     }
   }
 
-  /// Header values come percent-decoded from older httplib: no line end may be echoed.
+  /// No line end may be echoed in a header.
   static std::string printable(std::string value) {
     value.erase(
         std::remove_if(value.begin(), value.end(), [](char c) { return c < ' ' || c > '~'; }),
@@ -8604,11 +10086,11 @@ class http_service : public httplib::Server {
     const auto& dialect =
         speaks_anthropic(now) ? anthropic_messages::dialect : openai_chat::dialect;
     now.response.status = dialect.status(error.kind);
-    if (!error.code.empty()) now.failure = " " + error.code;
+    if (now.record->failure.empty()) now.record->failure = error.code;
     now.response.set_content(dialect.render_error(error, now.id), json_type);
-    const bool says_when = error.kind == error_kind::rate_limited ||
-                           error.kind == error_kind::unavailable ||
-                           error.kind == error_kind::overloaded;
+    const bool says_when =
+        error.kind == error_kind::rate_limited || error.kind == error_kind::too_many_requests ||
+        error.kind == error_kind::unavailable || error.kind == error_kind::overloaded;
     if (says_when) {
       using namespace std::chrono;
       const auto wait = error.retry_after.value_or(seconds(error.retry_is_futile ? 30 : 1));
@@ -8623,45 +10105,13 @@ class http_service : public httplib::Server {
 
   static std::int64_t elapsed_ms(const exchange& now) {
     using namespace std::chrono;
-    return duration_cast<milliseconds>(steady_clock::now() - now.started).count();
-  }
-
-  void log_request(const exchange& now, int status, const std::string& more) const {
-    services_.settings.log.info(now.id + " " + now.request.method + " " +
-                                printable(now.request.path) + " " + std::to_string(status) + " " +
-                                std::to_string(elapsed_ms(now)) + " ms" + more);
+    return duration_cast<milliseconds>(steady_clock::now() - now.record->started).count();
   }
 
   /// The whole body. Throws a 413 over the limit, without reading on.
-  std::string read_body(exchange& now) const {
-    const auto limit = services_.settings.max_body_bytes;
-    const auto refuse = [&] {
-      return api_error(error_kind::too_large, "the request body is too large; the limit is " +
-                                                  std::to_string(limit) + " bytes");
-    };
-    const auto announced = now.request.get_header_value("Content-Length");
-    const auto encoding = text::to_lower(now.request.get_header_value("Transfer-Encoding"));
-    const bool chunked = encoding == "chunked";
-    const auto length = text::try_number<std::uint64_t>(announced);
-    const bool doubtful = now.request.get_header_value_count("Content-Length") > 1 ||
-                          (!encoding.empty() && (!chunked || !announced.empty()));
-    if (doubtful || (!chunked && !length)) {
-      throw api_error(error_kind::invalid_request,
-                      "the length of the body is not told, or told in two ways");
-    }
-    if (!chunked && *length > limit) throw refuse();
-    std::string bytes;
-    bool fits = true;
-    const bool whole = (*now.body)([&](const char* data, std::size_t size) {
-      fits = bytes.size() + size <= limit;
-      if (fits) bytes.append(data, size);
-      return fits;
-    });
-    if (!fits) throw refuse();
-    if (!whole) {
-      throw api_error(error_kind::invalid_request, "the request body did not arrive whole");
-    }
-    now.body = nullptr;
+  std::string read_body(exchange& now) {
+    auto bytes = now.client.read_body(now.settings->max_body_bytes, bodies_);
+    if (now.settings->log_bodies) now.settings->log.debug(now.id + " request: " + bytes);
     return bytes;
   }
 
@@ -8704,6 +10154,8 @@ class http_service : public httplib::Server {
     if (parsed.turns.size() > 1 && !parsed.turns.front().session.empty()) {
       throw bad_field("X-Session-Id", "goes on with one answer, and several are asked for");
     }
+    now.record->dialect = dialect.name;
+    now.record->model = text::repair_utf8(parsed.turns.front().model);
     refuse_ignored(parsed.turns.front());
     tell_ignored(now, parsed.turns.front().ignored_params);
     const bool stream = parsed.turns.front().stream;
@@ -8720,6 +10172,7 @@ class http_service : public httplib::Server {
   void settle_turn(const exchange& now, turn_request& turn) const {
     turn.client = now.client_id;
     turn.strict = is_strict(now);
+    if (turn.model.empty()) turn.model = now.settings->default_model;
     // Beside X-Session-Affinity it only tells a router which server to use (opencode): requests of
     // one such id are of several conversations, and hold their history.
     const bool routed = now.request.has_header("X-Session-Affinity");
@@ -8728,8 +10181,7 @@ class http_service : public httplib::Server {
       turn.session = parse_session_id(reader(id, "X-Session-Id"));
     }
     settle_headers(now, turn);
-    settle(turn, traits_of(turn.model.empty() ? services_.settings.default_model : turn.model,
-                           services_.status.get().always_thinking));
+    settle(turn, traits_of(turn.model, services_.status.get().always_thinking));
   }
 
   static std::optional<std::string> find_header(const exchange& now, const char* name) {
@@ -8761,7 +10213,7 @@ class http_service : public httplib::Server {
 
   bool is_strict(const exchange& now) const {
     const auto wish = text::to_lower(now.request.get_header_value("X-Strict-Params"));
-    return services_.settings.strict || wish == "true" || wish == "1";
+    return now.settings->strict || wish == "true" || wish == "1";
   }
 
   static void tell_ignored(exchange& now, const std::vector<std::string>& names) {
@@ -8770,19 +10222,41 @@ class http_service : public httplib::Server {
     now.response.set_header("x-ignored-params", text::join(names, ", "));
   }
 
-  static void answer_whole(exchange& now, answer& running, const reply& writer) {
+  void answer_whole(exchange& now, answer& running, const reply& writer) const {
     std::vector<collector> gathered(running.choices());
     while (!running.ended()) {
       answer::choice_event next;
       if (running.next(next, steady_time::max()) == answer::pulled::client_left) {
         return abandon(now);
       }
+      now.record->facts = running.facts();
+      now.record->note(next.what);
       gathered.at(next.choice).add(next.what);
     }
     std::vector<turn_result> results;
     for (const auto& one : gathered) results.push_back(one.result());
     tell_ignored(now, running.ignored_params());
-    now.response.set_content(writer.render(results), json_type);
+    tell_windows(now);
+    auto body = writer.render(results);
+    if (now.settings->log_bodies) now.settings->log.debug(now.id + " answer: " + body);
+    now.response.set_content(std::move(body), json_type);
+  }
+
+  /// How much of the subscription is used, as far as it is known.
+  void tell_windows(exchange& now) const {
+    auto windows = services_.figures.windows();
+    for (const auto& window : now.record->facts.windows) windows.push_back(window);
+    for (const auto& window : windows) {
+      const auto tell = [&](const char* what, const std::string& value) {
+        const auto name = printable("x-claude-ratelimit-" + window.name + "-" + what);
+        now.response.headers.erase(name);
+        now.response.set_header(name, printable(value));
+      };
+      if (!http_head::is_token(window.name)) continue;
+      tell("status", window.status);
+      if (window.utilization) tell("utilization", exposition::number(*window.utilization));
+      if (window.resets_at > 0) tell("reset", std::to_string(window.resets_at));
+    }
   }
 
   /// Nobody reads this answer; nginx's number for the log.
@@ -8795,8 +10269,9 @@ class http_service : public httplib::Server {
   struct open_stream {
     std::unique_ptr<answer> running;
     std::unique_ptr<reply> writer;
+    std::shared_ptr<const options> settings;
+    std::shared_ptr<request_record> record;
     std::optional<answer::choice_event> first;  ///< what came before the status line was sent
-    std::chrono::milliseconds keep_alive;
   };
 
   /// Waits for the first event before the status line, so that a failure is a real status; but not
@@ -8806,50 +10281,67 @@ class http_service : public httplib::Server {
     const auto stream = std::make_shared<open_stream>();
     stream->running = std::move(running);
     stream->writer = std::move(writer);
-    stream->keep_alive = services_.settings.keep_alive_interval;
+    stream->settings = now.settings;
+    stream->record = now.record;
     answer::choice_event first;
-    const auto patience = std::chrono::steady_clock::now() + stream->keep_alive;
+    const auto patience = std::chrono::steady_clock::now() + now.settings->keep_alive_interval;
     const auto got = stream->running->next(first, patience);
+    now.record->facts = stream->running->facts();
     if (got == answer::pulled::client_left) return abandon(now);
     if (got == answer::pulled::arrived) {
+      now.record->note(first.what);
       if (const auto* failed = std::get_if<turn_failed>(&first.what)) throw failed->error;
       stream->first = std::move(first);
     }
     tell_ignored(now, stream->running->ignored_params());
+    tell_windows(now);
     now.response.set_header("Cache-Control", "no-cache");
     now.response.set_header("X-Accel-Buffering", "no");
-    now.response.set_chunked_content_provider(
-        "text/event-stream",
-        [this, stream, id = now.id, started = now.started](std::size_t, httplib::DataSink& sink) {
-          const char* ending = run_stream(*stream, sink);
-          stream->running.reset();
-          using namespace std::chrono;
-          const auto took = duration_cast<milliseconds>(steady_clock::now() - started).count();
-          services_.settings.log.info(id + " stream " + ending + " " + std::to_string(took) +
-                                      " ms");
-          return *ending == 'd';
-        });
+    const auto write = [this, stream](httplib::DataSink& sink) {
+      auto& record = *stream->record;
+      record.ending = run_stream(*stream, sink);
+      record.facts = stream->running->facts();
+      stream->running.reset();
+      finish(stream->settings->log, record);
+      return *record.ending == 'd';
+    };
+    constexpr const char* type = "text/event-stream";
+    if (now.client.head()
+            .http_1_0) {  // which knows no chunks: the connection's end is the stream's
+      now.client.close_after_reply();
+      now.response.set_content_provider(
+          type, [write](std::size_t, httplib::DataSink& sink) { return write(sink); });
+    } else {
+      now.response.set_chunked_content_provider(
+          type, [write](std::size_t, httplib::DataSink& sink) { return write(sink); });
+    }
   }
 
   /// Writes events until the answer ends. What is known already goes out in one piece.
   static const char* run_stream(open_stream& stream, httplib::DataSink& sink) {
     answer::choice_event next;
     auto got = answer::pulled::silence;
+    bool noted = false;
     if (stream.first) {
       next = std::move(*stream.first);
       got = answer::pulled::arrived;
+      noted = true;
     }
+    const auto& settings = *stream.settings;
     for (bool ended = false; !ended;) {
       std::string out;
       if (got == answer::pulled::silence) stream.writer->write_keep_alive(out);
       while (got == answer::pulled::arrived && !ended) {
+        if (!std::exchange(noted, false)) stream.record->note(next.what);
         stream.writer->write(next.choice, next.what, out);
         ended = stream.running->ended();
         if (!ended) got = stream.running->next(next, steady_time::min());
       }
+      if (settings.log_bodies) settings.log.debug(stream.record->id + " stream: " + out);
       if (!out.empty() && !sink.write(out.data(), out.size())) return "client left";
       if (ended) break;
-      got = stream.running->next(next, std::chrono::steady_clock::now() + stream.keep_alive);
+      got = stream.running->next(next,
+                                 std::chrono::steady_clock::now() + settings.keep_alive_interval);
       if (got == answer::pulled::client_left) return "client left";
     }
     sink.done();
@@ -8872,7 +10364,8 @@ class http_service : public httplib::Server {
     const auto body = parse_body(read_body(now));
     auto turn = anthropic_messages::parse_request(body, true);
     define_called_tools(turn);
-    const auto counted = count_by_api(anthropic_messages::make_count_request(body, turn));
+    const auto counted =
+        count_by_api(*now.settings, anthropic_messages::make_count_request(body, turn));
     now.response.set_header("x-token-count", counted ? "exact" : "estimate");
     answer_json(now, json::object({{"input_tokens",
                                     counted.value_or(anthropic_messages::estimate_tokens(turn))}}));
@@ -8880,8 +10373,7 @@ class http_service : public httplib::Server {
 
   /// Asks the API for the true count, which takes an API key and no `claude`. Nullopt when it
   /// cannot be had: with other methods, aliases of models, or no TLS in the installed httplib.
-  std::optional<std::int64_t> count_by_api(const json& body) const {
-    const auto& settings = services_.settings;
+  static std::optional<std::int64_t> count_by_api(const options& settings, const json& body) {
     const auto& variables = settings.environment;
     const auto key = value_or(variables, "ANTHROPIC_API_KEY");
     if (resolve_auth(settings) != auth_method::api_key || key.empty()) return std::nullopt;
@@ -8943,14 +10435,14 @@ class http_service : public httplib::Server {
     answer_json(now, *kept);
   }
 
-  std::vector<model_entry> catalog() const {
-    return make_catalog(services_.settings.default_model, services_.status.get().models);
+  std::vector<model_entry> catalog(const exchange& now) const {
+    return make_catalog(now.settings->default_model, services_.status.get().models);
   }
 
   void answer_models(exchange& now) {
-    if (!speaks_anthropic(now)) return answer_json(now, render_models(catalog()));
+    if (!speaks_anthropic(now)) return answer_json(now, render_models(catalog(now)));
     const auto parameter = [&](const char* name) { return now.request.get_param_value(name); };
-    answer_json(now, render_model_page(catalog(), parameter("limit"), parameter("after_id"),
+    answer_json(now, render_model_page(catalog(now), parameter("limit"), parameter("after_id"),
                                        parameter("before_id")));
   }
 
@@ -8968,7 +10460,7 @@ class http_service : public httplib::Server {
 
   void answer_session_stats(exchange& now) {
     answer_json(now, render_session_stats(services_.sessions.list(now.client_id),
-                                          services_.settings.session_ttl));
+                                          now.settings->session_ttl));
   }
 
   static api_error no_session() { return {error_kind::not_found, "Session not found"}; }
@@ -9025,7 +10517,7 @@ class http_service : public httplib::Server {
 
   /// A server is a command that runs as the proxy's user: whoever registers one must hold a key.
   void check_registration(const exchange& now) const {
-    if (!now.client_id.empty() || services_.settings.allow_mcp_registration) return;
+    if (!now.client_id.empty() || now.settings->allow_mcp_registration) return;
     throw api_error(error_kind::permission,
                     "an MCP server is a command that runs on this machine; registering it needs a "
                     "client key (--api-key) or --allow-mcp-registration");
@@ -9061,11 +10553,40 @@ class http_service : public httplib::Server {
   }
 
   void answer_auth_status(exchange& now) {
-    answer_json(now, render_auth_status(services_.settings, services_.status.get()));
+    answer_json(now, render_auth_status(*now.settings, services_.status.get()));
   }
 
   void answer_health(exchange& now) {
     answer_json(now, render_health(services_.processes.counts(), services_.status.get()));
+  }
+
+  void answer_metrics(exchange& now) {
+    const gauges state{services_.processes.counts(), services_.sessions.size(),
+                       services_.status.get().version};
+    now.response.set_content(services_.figures.render(state),
+                             "text/plain; version=0.0.4; charset=utf-8");
+  }
+
+  /// What has arrived, and whether it would be taken as a chat request.
+  void answer_debug(exchange& now) {
+    const auto raw = read_body(now);
+    json headers = json::object();
+    for (const auto& [name, value] : now.client.head().fields) {
+      headers[text::to_lower(name)] = is_secret_header(name) ? "***" : text::repair_utf8(value);
+    }
+    json info = json::object({{"headers", headers},
+                              {"method", now.request.method},
+                              {"url", text::repair_utf8(now.request.target)},
+                              {"raw_body", text::repair_utf8(redact(raw))}});
+    info.update(openai_chat::render_diagnosis(raw));
+    info["debug_mode_enabled"] = now.settings->log.wants(log_level::debug);
+    answer_json(now, json::object({{"debug_info", info}}));
+  }
+
+  static bool is_secret_header(std::string_view name) {
+    const auto lower = text::to_lower(name);
+    return lower == "authorization" || lower == "x-api-key" || lower == "cookie" ||
+           lower == "proxy-authorization";
   }
 
   /// A word to whoever looks whether somebody is there.
@@ -9084,65 +10605,104 @@ class http_service : public httplib::Server {
                                    {"api_version", "v1"}}));
   }
 
+  static constexpr std::size_t most_body_bytes = 64 * 1024 * 1024;
+
   services services_;
+  body_budget bodies_{std::max(most_body_bytes, 2 * services_.settings.get()->max_body_bytes)};
 };
 
 //================================================================================================
-// [27] server - the whole proxy as one object
+// [31] server - the whole proxy as one object
 // uses: text, log, options, cli_command, process, pool, sessions, responses, engine, agents,
 //       status, http | owns threads
 //================================================================================================
 
+/// Fills in what is derived from the options and the machine. Throws `std::invalid_argument` for
+/// options that cannot be run with.
+inline options complete(options settings, std::optional<temporary_directory>& scratch) {
+  const auto problems = validate(settings);
+  if (!problems.empty()) throw std::invalid_argument(text::join(problems, "; "));
+  auto& variables = settings.environment;
+  const auto name = settings.claude_path.empty() ? "claude" : settings.claude_path;
+  const auto path = find_program(name, variables);
+  settings.claude_path = path.empty() ? name : path;
+  scratch.emplace(value_or(variables, "TMPDIR", "/tmp"));
+  if (settings.working_directory.empty()) settings.working_directory = scratch->path();
+  variables["TMPDIR"] = scratch->path();  // sockets and files of `claude` go with us
+  return settings;
+}
+
 /// The proxy. Construct, `bind`, `run`; `stop` from another thread or a signal handler.
 class server {
  public:
-  /// Throws `std::invalid_argument` for options that cannot be run with, and `std::system_error`
-  /// when the working directory cannot be made.
+  /// Throws `std::invalid_argument` for options that cannot be run with, `std::runtime_error` for a
+  /// certificate that cannot be used, and `std::system_error` when the working directory cannot be
+  /// made.
   explicit server(options settings)
       : settings_(prepare(std::move(settings), scratch_)),
+        live_(settings_),
+        tls_(make_tls(settings_)),
         guard_(std::make_shared<child_guard>()),
         pool_(settings_, guard_),
         sessions_(settings_),
         engine_(settings_, pool_, sessions_),
         responses_(settings_),
         agents_(settings_, scratch_->path()),
-        http_({settings_, pool_, engine_, sessions_, responses_, agents_, status_, *guard_,
-               closing_}) {}
+        http_({live_, pool_, engine_, sessions_, responses_, agents_, status_, limiter_, figures_,
+               *guard_, closing_}) {}
   server(const server&) = delete;
   server& operator=(const server&) = delete;
-  ~server() = default;
-
-  /// Opens the port: the first free one of eleven when none was asked for. Throws
-  /// `std::system_error`.
-  void bind() {
-    const int tries = settings_.port_required || settings_.port == 0 ? 1 : 11;
-    for (int i = 0; i < tries; ++i) {
-      try {
-        listeners_ = listen_on(settings_.host, settings_.port + i);
-        return;
-      } catch (const std::system_error& failure) {
-        const bool busy = failure.code().value() == EADDRINUSE;
-        if (!busy || i + 1 == tries || settings_.port + i == 65535) throw;
-      }
-    }
+  ~server() {
+    if (bound_socket_) ::unlink(settings_.unix_socket.c_str());
   }
 
-  /// The port that `bind` opened.
-  int port() const { return port_of(listeners_.at(0)); }
+  /// Opens the port, the first free one of eleven when none was asked for, and the unix socket.
+  /// Throws `std::system_error`.
+  void bind() {
+    if (settings_.tcp) bind_port();
+    if (settings_.unix_socket.empty()) return;
+    listeners_.push_back(listen_at(settings_.unix_socket));
+    bound_socket_ = true;
+  }
 
-  /// `http://127.0.0.1:8000`
+  /// The port that `bind` opened; 0 when it opened none.
+  int port() const { return settings_.tcp ? port_of(listeners_.at(0)) : 0; }
+
+  /// `http://127.0.0.1:8000`, or the path of the unix socket when there is no port.
   std::string url() const {
+    if (!settings_.tcp) return "unix:" + settings_.unix_socket;
     const bool any = settings_.host == "0.0.0.0" || settings_.host == "::";
     const auto host = any ? std::string("localhost") : settings_.host;
     const bool v6 = host.find(':') != std::string::npos;
-    return "http://" + (v6 ? "[" + host + "]" : host) + ":" + std::to_string(port());
+    const char* scheme = settings_.tls_certificate.empty() ? "http://" : "https://";
+    return scheme + (v6 ? "[" + host + "]" : host) + ":" + std::to_string(port());
   }
 
+  /// As they were at the start.
   const options& settings() const { return settings_; }
   cli_facts facts() const { return status_.get(); }
 
   /// Called in a thread of `run` when `claude` was looked at, and when its problem has changed.
   std::function<void(const cli_facts&)> on_inspected;
+
+  /// Called in `run` after `request_reload`, to load the options anew and `reload` them. Should it
+  /// throw, that is logged and everything stays as it was.
+  std::function<void()> on_reload;
+
+  /// Takes over what may change while the proxy runs: keys, limits, origins, the default model, and
+  /// the content of the TLS files. Throws, and changes nothing, when they cannot be run with.
+  void reload(options fresh) {
+    const auto problems = validate(fresh);
+    if (!problems.empty()) throw std::invalid_argument(text::join(problems, "; "));
+    if (fresh.api_keys.empty() && !is_private(settings_)) {
+      if (!made_key_) throw std::invalid_argument("a client key is needed beyond loopback");
+      fresh.api_keys = settings_.api_keys;
+    }
+    const auto tls = make_tls(settings_);
+    live_.take(fresh);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    tls_ = tls;
+  }
 
   /// Serves until `stop`. Requests that run then are finished, for up to the drain timeout; a
   /// second `stop` ends them at once.
@@ -9159,20 +10719,40 @@ class server {
   /// Ends `run`. Safe in a signal handler.
   void stop() noexcept { stop_.raise(); }
 
+  /// Asks for a call of `on_reload`. Safe in a signal handler.
+  void request_reload() noexcept { reload_.raise(); }
+
  private:
-  /// Fills in what is derived from the options and the machine.
-  static options prepare(options settings, std::optional<temporary_directory>& scratch) {
-    const auto problems = validate(settings);
-    if (!problems.empty()) throw std::invalid_argument(text::join(problems, "; "));
-    auto& variables = settings.environment;
-    const auto name = settings.claude_path.empty() ? "claude" : settings.claude_path;
-    const auto path = find_program(name, variables);
-    settings.claude_path = path.empty() ? name : path;
-    scratch.emplace(value_or(variables, "TMPDIR", "/tmp"));
-    if (settings.working_directory.empty()) settings.working_directory = scratch->path();
-    variables["TMPDIR"] = scratch->path();  // sockets and files of `claude` go with us
-    if (settings.api_keys.empty() && !is_loopback_name(settings.host)) {
+  using client_list = std::list<std::unique_ptr<connection>>;
+
+  void bind_port() {
+    const int tries = settings_.port_required || settings_.port == 0 ? 1 : 11;
+    for (int i = 0; i < tries; ++i) {
+      try {
+        listeners_ = listen_on(settings_.host, settings_.port + i);
+        return;
+      } catch (const std::system_error& failure) {
+        const bool busy = failure.code().value() == EADDRINUSE;
+        if (!busy || i + 1 == tries || settings_.port + i == 65535) throw;
+      }
+    }
+  }
+
+  /// Nobody but this machine's users can connect.
+  static bool is_private(const options& settings) {
+    return !settings.tcp || is_loopback_name(settings.host);
+  }
+
+  static std::shared_ptr<const tls_context> make_tls(const options& settings) {
+    if (settings.tls_certificate.empty()) return nullptr;
+    return std::make_shared<const tls_context>(settings.tls_certificate, settings.tls_key);
+  }
+
+  options prepare(options settings, std::optional<temporary_directory>& scratch) {
+    settings = complete(std::move(settings), scratch);
+    if (settings.api_keys.empty() && !is_private(settings)) {
       settings.api_keys.push_back(text::random_id("sk-local-", 43));
+      made_key_ = true;
     }
     return settings;
   }
@@ -9210,17 +10790,29 @@ class server {
 
   /// Returns how often `stop` was called.
   std::size_t accept_connections() {
-    std::vector<pollfd> entries{{stop_.fd(), POLLIN, 0}};
+    std::vector<pollfd> entries{{stop_.fd(), POLLIN, 0}, {reload_.fd(), POLLIN, 0}};
     for (const auto& listener : listeners_) entries.push_back({listener.get(), POLLIN, 0});
     for (;;) {
       constexpr int expiry_interval_ms = 60'000;
       const int ready =
           ::poll(entries.data(), static_cast<nfds_t>(entries.size()), expiry_interval_ms);
       if (ready == 0) sessions_.expire();
+      if (ready <= 0) continue;
       if (const auto stops = entries[0].revents != 0 ? stop_.clear() : 0) return stops;
-      for (std::size_t i = 1; i < entries.size(); ++i) {
+      if (entries[1].revents != 0) load_anew();
+      for (std::size_t i = 2; i < entries.size(); ++i) {
         if (entries[i].revents != 0) accept_one(entries[i].fd);
       }
+    }
+  }
+
+  void load_anew() {
+    reload_.clear();
+    try {
+      if (on_reload) on_reload();
+      settings_.log.info("the settings were loaded anew");
+    } catch (const std::exception& failure) {
+      settings_.log.error(std::string("the settings stay as they were: ") + failure.what());
     }
   }
 
@@ -9234,27 +10826,54 @@ class server {
       return;
     }
     ::fcntl(socket.get(), F_SETFD, FD_CLOEXEC);
-    auto client = std::make_unique<connection>(std::move(socket));
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (static_cast<int>(clients_.size()) >= settings_.max_connections) return;
-    const int fd = client->fd();
-    clients_.push_back(fd);
+    if (!make_room()) return;
     try {
-      std::thread([this, fd, owned = std::move(client)]() mutable {
-        try {
-          http_.serve_connection(*owned);
-        } catch (const std::exception& fault) {  // one connection's trouble is not the others'
-          settings_.log.error(std::string("a connection ended: ") + fault.what());
-        }
-        const std::lock_guard<std::mutex> inner(mutex_);
-        clients_.erase(std::find(clients_.begin(), clients_.end(), fd));
-        owned.reset();  // under the lock: until then `drain` may still name the descriptor
-        if (clients_.empty()) all_gone_.raise();
-      }).detach();
+      // TLS is for the port: whoever can open the unix socket could read this memory, too.
+      const bool in_clear = peer_address(socket.get()) == "unix";
+      clients_.push_back(
+          std::make_unique<connection>(std::move(socket), in_clear ? nullptr : tls_));
+    } catch (const std::exception& failure) {
+      return settings_.log.error(std::string("no connection: ") + failure.what());
+    }
+    const auto client = std::prev(clients_.end());
+    try {
+      std::thread([this, client] { serve_client(client); }).detach();
     } catch (const std::system_error& failure) {
-      clients_.pop_back();
+      clients_.erase(client);
       settings_.log.error(std::string("no thread for a connection: ") + failure.what());
     }
+  }
+
+  /// At the most connections, the one that has waited longest for a request of its client's goes:
+  /// silence shall shut nobody out. Its thread is on its way out for a moment, which is why the
+  /// newcomer is let in. False when all are at work.
+  bool make_room() {
+    const auto most = static_cast<std::size_t>(settings_.max_connections);
+    if (clients_.size() < most) return true;
+    const auto longest =
+        std::min_element(clients_.begin(), clients_.end(), [](const auto& left, const auto& right) {
+          const auto order = [](const auto& one) {  // those at work come last
+            const auto since = one->waiting_since();
+            return since == 0 ? std::numeric_limits<std::int64_t>::max() : since;
+          };
+          return order(left) < order(right);
+        });
+    if ((*longest)->waiting_since() == 0 || clients_.size() >= 2 * most) return false;
+    ::shutdown((*longest)->fd(), SHUT_RDWR);
+    return true;
+  }
+
+  /// The whole life of a connection's thread.
+  void serve_client(client_list::iterator client) {
+    try {
+      http_.serve_connection(**client);
+    } catch (const std::exception& fault) {  // one connection's trouble is not the others'
+      settings_.log.error(std::string("a connection ended: ") + fault.what());
+    }
+    const std::lock_guard<std::mutex> lock(mutex_);
+    clients_.erase(client);
+    if (clients_.empty()) all_gone_.raise();
   }
 
   bool has_clients() {
@@ -9269,7 +10888,7 @@ class server {
     while (has_clients()) {
       if (cut) {
         const std::lock_guard<std::mutex> lock(mutex_);
-        for (const int fd : clients_) ::shutdown(fd, SHUT_RDWR);
+        for (const auto& client : clients_) ::shutdown(client->fd(), SHUT_RDWR);
       }
       std::array<pollfd, 2> fds{{{stop_.fd(), POLLIN, 0}, {all_gone_.fd(), POLLIN, 0}}};
       ::poll(fds.data(), fds.size(), cut ? 100 : poll_timeout(deadline));
@@ -9278,13 +10897,20 @@ class server {
     }
   }
 
+  bool made_key_ = false;      ///< because the operator gave none
+  bool bound_socket_ = false;  ///< the file of the unix socket is ours
   std::optional<temporary_directory> scratch_;
-  options settings_;
+  const options settings_;
+  live_options live_;
+  std::shared_ptr<const tls_context> tls_;  ///< null: none
   std::shared_ptr<const child_guard> guard_;
   wake_signal stop_;     ///< somebody wants `run` to end
+  wake_signal reload_;   ///< somebody wants the options to be loaded anew
   wake_signal closing_;  ///< raised once, for the connections
   wake_signal all_gone_;
   status_board status_;
+  limiter limiter_;
+  metrics figures_;
   pool pool_;
   session_store sessions_;
   engine engine_;
@@ -9292,8 +10918,159 @@ class server {
   agent_registry agents_;
   http_service http_;
   std::vector<unique_fd> listeners_;
-  std::mutex mutex_;
-  std::vector<int> clients_;  ///< sockets of the connections that are served
+  std::mutex mutex_;     ///< guards `tls_` and what is below
+  client_list clients_;  ///< connections that are served
+};
+
+//================================================================================================
+// [32] doctor - is everything there that answers need?
+// uses: text, errors, json_access, options, conversation, events, cli_command, process, pool,
+//       sessions, engine, status, transport, server | one thread
+//================================================================================================
+
+/// One thing that was looked at.
+struct finding {
+  std::string what;
+  bool good = false;
+  std::string detail;
+  std::string remedy;  ///< what to do when it is not good
+};
+
+/// Looks at the CLI, its login, the port, the temporary directory, a spare's start and one real
+/// answer, which costs as much as a word does. Tells each finding as it comes.
+class doctor {
+ public:
+  doctor(options settings, std::function<void(const finding&)> tell)
+      : settings_(complete(std::move(settings), scratch_)), tell_(std::move(tell)) {}
+
+  /// True when nothing is wrong.
+  bool run() {
+    check_port();
+    check_temporary_directory();
+    if (!check_cli()) return false;
+    check_login();
+    if (check_spare()) check_answer();
+    return well_;
+  }
+
+ private:
+  void tell(const finding& found) {
+    well_ = well_ && found.good;
+    tell_(found);
+  }
+
+  void check_port() {
+    if (!settings_.tcp) return;
+    const auto place = settings_.host + ":" + std::to_string(settings_.port);
+    try {
+      listen_on(settings_.host, settings_.port);
+      tell({"port", true, place + " is free", {}});
+    } catch (const std::system_error& failure) {
+      tell({"port", false, failure.what(),
+            "end what listens there (is the proxy running already?), or choose another --port"});
+    }
+  }
+
+  void check_temporary_directory() {
+    constexpr std::uintmax_t enough = 100ULL * 1024 * 1024;
+    std::error_code failed;
+    const auto room = std::filesystem::space(scratch_->path(), failed);
+    const bool good = !failed && room.available >= enough;
+    tell({"temporary directory", good,
+          scratch_->path() + ", " + std::to_string(room.available / (1024 * 1024)) + " MiB free",
+          "make room, or set TMPDIR to a directory with more"});
+  }
+
+  bool check_cli() {
+    cli_facts facts;
+    try {
+      inspect_version(settings_, *guard_, stop_, facts);
+    } catch (const std::exception& failure) {
+      facts.problem = failure.what();
+    }
+    const bool good = facts.problem.empty();
+    tell({"claude", good, good ? settings_.claude_path + ", " + facts.version : facts.problem,
+          "install it with `npm install -g @anthropic-ai/claude-code@latest`, or name it with "
+          "--claude-path"});
+    return good;
+  }
+
+  void check_login() {
+    const auto method = std::string(name_of(resolve_auth(settings_)));
+    const auto missing = missing_credentials(settings_);
+    const command ask{
+        claude_words(settings_, {"auth", "status"}), child_environment(settings_), {}};
+    const auto said = run_command(ask, *guard_, std::chrono::seconds(20), stop_);
+    const auto told = json::parse(said.output, nullptr, false);
+    const bool logged_in = told.is_object() ? boolean_of(told, "loggedIn") : missing.empty();
+    const auto as = string_of(told, "authMethod");
+    tell({"login", logged_in && missing.empty(),
+          method + ", by " + credential_source(settings_) + (as.empty() ? "" : " (" + as + ")") +
+              (missing.empty() ? "" : ": " + text::join(missing, "; ")),
+          method == "cli" ? "run `claude auth login` as this user, or set ANTHROPIC_API_KEY"
+                          : "set what is missing, or choose another --auth-method"});
+  }
+
+  static std::string in_ms(steady_time since) {
+    using namespace std::chrono;
+    return std::to_string(duration_cast<milliseconds>(steady_clock::now() - since).count()) + " ms";
+  }
+
+  bool check_spare() {
+    settings_.spares = 1;
+    processes_.emplace(settings_, guard_);
+    const auto begun = std::chrono::steady_clock::now();
+    processes_->start();
+    processes_->keep_spares();
+    while (processes_->counts().warm == 0 &&
+           std::chrono::steady_clock::now() < begun + std::chrono::seconds(20)) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    const bool good = processes_->counts().warm > 0;
+    tell({"a process of claude", good, good ? "ready in " + in_ms(begun) : "not ready in 20 s",
+          "run `claude` by hand and see what it says"});
+    return good;
+  }
+
+  void check_answer() {
+    turn_request question;
+    question.model = settings_.default_model;
+    question.messages.push_back({role::user, {text_part{"Say OK and nothing else."}}});
+    session_store sessions(settings_);
+    engine turns(settings_, *processes_, sessions);
+    std::vector<turn_request> requests;
+    requests.push_back(std::move(question));
+    const auto begun = std::chrono::steady_clock::now();
+    const auto running = turns.start(std::move(requests), -1);
+    collector gathered;
+    std::string first;
+    try {
+      answer::choice_event next;
+      while (!running->ended() &&
+             running->next(next, steady_time::max()) == answer::pulled::arrived) {
+        if (first.empty() && std::holds_alternative<block_delta>(next.what)) first = in_ms(begun);
+        gathered.add(next.what);
+      }
+      const auto& usage = gathered.result().usage;
+      tell({"an answer",
+            true,
+            "from " + gathered.result().model + ", first token in " + first + ", complete in " +
+                in_ms(begun) + ", " + std::to_string(usage.prompt()) + " tokens in, " +
+                std::to_string(usage.output) + " out",
+            {}});
+    } catch (const api_error& failure) {
+      tell({"an answer", false, failure.message,
+            "see the message; with --log-level debug the proxy tells more"});
+    }
+  }
+
+  std::optional<temporary_directory> scratch_;
+  options settings_;
+  std::function<void(const finding&)> tell_;
+  std::shared_ptr<const child_guard> guard_ = std::make_shared<child_guard>();
+  wake_signal stop_;
+  std::optional<pool> processes_;
+  bool well_ = true;
 };
 
 }  // namespace claude_openai

@@ -1,11 +1,14 @@
-// claude-openai: the command line of claude-openai.hpp. Flags, environment, signals.
+// claude-openai: the command line of claude-openai.hpp. Flags, environment, files of settings,
+// signals.
 #include "claude-openai.hpp"
 
 #include <CLI/CLI.hpp>
 
 #include <sys/resource.h>
 
+#include <fstream>
 #include <iostream>
+#include <sstream>
 
 namespace {
 
@@ -17,6 +20,20 @@ extern "C" void stop_running(int) {
   if (running != nullptr) running->stop();
 }
 
+extern "C" void reload_running(int) {
+  if (running != nullptr) running->request_reload();
+}
+
+extern "C" void interrupt_prompt(int) {}
+
+std::string read_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw std::runtime_error(path + " cannot be read");
+  std::ostringstream content;
+  content << file.rdbuf();
+  return content.str();
+}
+
 /// A bare MAX_TIMEOUT of 10000 or more is milliseconds, as the Python wrapper's .env has it.
 std::chrono::milliseconds parse_timeout(const std::string& value) {
   const auto bare = proxy::text::try_number<std::int64_t>(value);
@@ -26,37 +43,87 @@ std::chrono::milliseconds parse_timeout(const std::string& value) {
   return *timeout;
 }
 
-proxy::logger make_logger(const std::string& level) {
+proxy::log_level parse_level(const std::string& name) {
   const auto& names = proxy::log_level_names;
-  const auto found = std::find(names.begin(), names.end(), level);
-  return proxy::logger(static_cast<proxy::log_level>(found - names.begin()),
-                       [](proxy::log_level at, const std::string& line) {
-                         const auto name = proxy::log_level_names.at(static_cast<std::size_t>(at));
-                         std::cerr << proxy::text::iso_time(std::chrono::system_clock::now()) << ' '
-                                   << name << ' ' << line << std::endl;
-                       });
+  return static_cast<proxy::log_level>(std::find(names.begin(), names.end(), name) - names.begin());
 }
 
-/// Flags, environment variables and defaults, in that order of precedence.
+proxy::logger make_logger(proxy::log_level level, bool as_objects) {
+  const auto write_line = [](proxy::log_level at, const std::string& line) {
+    std::cerr << proxy::text::iso_time(std::chrono::system_clock::now()) << ' '
+              << proxy::log_level_names.at(static_cast<std::size_t>(at)) << ' ' << line
+              << std::endl;
+  };
+  const auto write_object = [](proxy::log_level, const std::string& object) {
+    std::cerr << object << std::endl;
+  };
+  if (as_objects) return {level, write_object, proxy::log_format::object};
+  return {level, write_line, proxy::log_format::line};
+}
+
+bool is_true(const std::string& value) {
+  const auto lower = proxy::text::to_lower(value);
+  return lower == "true" || lower == "1" || lower == "yes" || lower == "on";
+}
+
+/// The flags, and what they set.
 struct command_line {
   proxy::options settings;
   std::string timeout = "600s";
   std::string auth;
   std::string log_level = "info";
+  std::string log_format = "text";
+  std::string env_file;
+  std::string config_file;
   std::vector<std::string> keys;
+  std::vector<std::string> origins;
+  std::vector<std::string> budgets;
+  bool rate_limit = false;
   bool no_builtin_tools = false;
-  CLI::App app{"An OpenAI-compatible proxy over living `claude` processes.", "claude-openai"};
+  bool no_tcp = false;
+  bool no_prompt = false;
+  bool generate_key = false;
+  bool print_config = false;
+  bool demo = false;
+  CLI::App app{"An OpenAI- and Anthropic-compatible proxy over living `claude` processes.",
+               "claude-openai"};
+  CLI::App* doctor = nullptr;
 
-  command_line() {
+  /// `reads_config` false: only the flags themselves are wanted.
+  explicit command_line(bool reads_config) {
     app.footer(
-        "Every flag can be set by the environment variable named with it; a flag wins over it.\n"
-        "Point any OpenAI client at http://127.0.0.1:8000/v1.");
+        "Every flag can be set by the environment variable named with it, in a file .env, or in "
+        "the\n"
+        "file of --config; a flag wins over the environment, that over .env, and that over the "
+        "file.\n"
+        "Point any OpenAI client at http://127.0.0.1:8000/v1, any Anthropic client at\n"
+        "http://127.0.0.1:8000.");
     app.set_version_flag("--version", "claude-openai " CLAUDE_OPENAI_VERSION);
+    doctor = app.add_subcommand("doctor", "Check whether everything is there that answers need");
+    doctor->fallthrough();
+    add_settings_files(reads_config);
     add_server_options();
+    add_transport();
+    add_access();
+    add_rate_limits();
     add_claude_options();
     add_limits();
     add_sessions();
     add_agents();
+  }
+
+  void add_settings_files(bool reads_config) {
+    constexpr const char* help = "File with settings, as `port = 9000` (TOML)";
+    if (reads_config) {
+      app.set_config("--config", "", help);
+      app.allow_config_extras(CLI::config_extras_mode::error);
+    } else {
+      app.add_option("--config", config_file, help);
+    }
+    app.add_option("--env-file", env_file,
+                   "File with variables, NAME=value; the environment wins (default: .env, if any)");
+    app.add_flag("--print-config", print_config,
+                 "Say what every setting is and where it comes from, and end");
   }
 
   void add_server_options() {
@@ -67,17 +134,89 @@ struct command_line {
         ->envname("PORT")
         ->check(CLI::Range(0, 65535))
         ->capture_default_str();
-    app.add_option("--api-key", keys,
-                   "Key that clients must present; repeatable [API_KEY, API_KEYS]")
-        ->allow_extra_args(false)  // `--api-key KEY 9000`: the number is the port
-        ->take_all();
     app.add_option("--log-level", log_level, "debug, info, warning, error or off")
         ->envname("LOG_LEVEL")
         ->check(CLI::IsMember({"debug", "info", "warning", "error", "off"}))
         ->capture_default_str();
+    app.add_option("--log-format", log_format, "text, or json: an object in each line")
+        ->envname("LOG_FORMAT")
+        ->check(CLI::IsMember({"text", "json"}))
+        ->capture_default_str();
+    app.add_flag("--log-bodies", settings.log_bodies,
+                 "Log requests and answers too, at the level debug")
+        ->envname("LOG_BODIES");
     add_duration("--drain-timeout", settings.drain_timeout,
                  "How long running requests may take to finish after SIGTERM",
                  "CLAUDE_DRAIN_TIMEOUT");
+    app.add_flag("--demo", demo,
+                 "Answer from a built-in stand-in: no account, no network, no claude")
+        ->envname("CLAUDE_DEMO");
+  }
+
+  void add_transport() {
+    app.add_option("--tls-cert", settings.tls_certificate,
+                   "Certificate with its chain (PEM): speak HTTPS")
+        ->envname("TLS_CERT")
+        ->check(CLI::ExistingFile);
+    app.add_option("--tls-key", settings.tls_key, "The certificate's key (PEM)")
+        ->envname("TLS_KEY")
+        ->check(CLI::ExistingFile);
+    app.add_option("--unix-socket", settings.unix_socket,
+                   "Path of a socket to listen on beside the port, for this user alone")
+        ->envname("CLAUDE_UNIX_SOCKET");
+    app.add_flag("--no-tcp", no_tcp, "Listen on the unix socket only")->envname("CLAUDE_NO_TCP");
+    app.add_option("--max-connections", settings.max_connections,
+                   "Most connections at once; then the one that is silent longest is closed")
+        ->envname("CLAUDE_MAX_CONNECTIONS")
+        ->check(CLI::Range(1, 100'000))
+        ->capture_default_str();
+  }
+
+  void add_access() {
+    app.add_option("--api-key", keys,
+                   "Key that clients must present; repeatable [API_KEY, API_KEYS]")
+        ->allow_extra_args(false)  // `--api-key KEY 9000`: the number is the port
+        ->take_all();
+    app.add_flag("--generate-key", generate_key, "Make a client key for this run, and print it");
+    app.add_flag("--no-prompt", no_prompt, "Never ask on the terminal whether to make a key")
+        ->envname("CLAUDE_NO_PROMPT");
+    add_list("--cors-origin", origins,
+             "Origin whose pages may ask, beside this machine's; repeatable; * for all",
+             "CORS_ORIGINS");
+    add_list("--trusted-proxy", settings.trusted_proxies,
+             "Address or network (10.0.0.0/8) whose X-Forwarded-For is believed; repeatable",
+             "TRUSTED_PROXIES")
+        ->delimiter(',');
+    add_list("--budget", budgets,
+             "What one key may use, as requests=100/minute, tokens=1000000/day or usd=2.5/day; "
+             "repeatable",
+             "CLAUDE_BUDGET")
+        ->delimiter(',');
+  }
+
+  void add_rate_limits() {
+    app.add_flag("--rate-limit,!--no-rate-limit", rate_limit,
+                 "Limit requests a minute (default: only beyond loopback)")
+        ->envname("RATE_LIMIT_ENABLED");
+    auto& limits = settings.limits;
+    add_rate("--rate-limit-chat", limits.chat, "questions to the model",
+             "RATE_LIMIT_CHAT_PER_MINUTE");
+    add_rate("--rate-limit-debug", limits.debug, "requests to /v1/debug",
+             "RATE_LIMIT_DEBUG_PER_MINUTE");
+    add_rate("--rate-limit-auth", limits.auth, "requests to /v1/auth",
+             "RATE_LIMIT_AUTH_PER_MINUTE");
+    add_rate("--rate-limit-session", limits.session,
+             "requests to /v1/sessions and /v1/responses/ID", "RATE_LIMIT_SESSION_PER_MINUTE");
+    add_rate("--rate-limit-health", limits.health, "requests to /health and /version",
+             "RATE_LIMIT_HEALTH_PER_MINUTE");
+    add_rate("--rate-limit-other", limits.other, "other requests", "RATE_LIMIT_PER_MINUTE");
+  }
+
+  void add_rate(const char* flag, int& limit, const char* what, const char* variable) {
+    app.add_option(flag, limit, std::string("Most ") + what + ", per address and per key")
+        ->envname(variable)
+        ->check(CLI::Range(0, 1'000'000))
+        ->capture_default_str();
   }
 
   void add_claude_options() {
@@ -203,44 +342,157 @@ struct command_line {
         ->default_str(std::to_string(value.count() / 1000) + "s");
   }
 
-  proxy::options finish() {
-    settings.environment = proxy::current_environment();
-    settings.port_required = app.count("--port") > 0 || settings.environment.count("PORT") > 0;
+  /// The options that come of it all, with the variables that they were read with.
+  proxy::options finish(const proxy::environment_map& variables) {
+    settings.environment = variables;
+    settings.port_required = app.count("--port") > 0;
     settings.auth = proxy::try_auth_method(auth).value_or(proxy::auth_method::detect);
     settings.timeout = parse_timeout(timeout);
-    settings.log = make_logger(log_level);
     settings.builtin_tools = !no_builtin_tools;
+    settings.tcp = !no_tcp;
+    if (app.count("--rate-limit") > 0) settings.limits.enabled = rate_limit;
+    const bool verbose = is_true(proxy::value_or(variables, "DEBUG_MODE")) ||
+                         is_true(proxy::value_or(variables, "VERBOSE"));
+    if (verbose && app.count("--log-level") == 0) log_level = "debug";
+    settings.log = make_logger(parse_level(log_level), log_format == "json");
     settings.api_keys = keys;
     if (keys.empty()) {
-      const auto& variables = settings.environment;
       settings.api_keys = proxy::text::split(proxy::value_or(variables, "API_KEYS"), ',');
       const auto single = proxy::value_or(variables, "API_KEY");
       if (!single.empty()) settings.api_keys.push_back(single);
+    }
+    for (const auto& given : origins) {
+      for (auto& origin : proxy::parse_list(given)) {
+        settings.cors_origins.push_back(std::move(origin));
+      }
+    }
+    for (const auto& given : budgets) {
+      if (proxy::add_budget(settings, given)) continue;
+      throw CLI::ValidationError("--budget", "'" + given + "' is no budget such as usd=2.5/day");
     }
     return settings;
   }
 };
 
+/// What `main` was called with, loaded at the start and again on SIGHUP.
+struct arguments {
+  std::vector<std::string> given;
+
+  /// The variables of the environment, and of the file where the environment has none.
+  static proxy::environment_map read_variables(const std::string& env_file) {
+    auto variables = proxy::current_environment();
+    const bool asked = !env_file.empty();
+    const std::string path = asked ? env_file : ".env";
+    if (!asked && !std::filesystem::exists(path)) return variables;
+    try {
+      for (auto& [name, value] : proxy::parse_env_file(read_file(path))) {
+        variables.emplace(name, value);
+      }
+    } catch (const std::invalid_argument& broken) {
+      throw std::runtime_error(path + ": " + broken.what());
+    }
+    return variables;
+  }
+
+  static void parse(command_line& line, const std::vector<std::string>& words) {
+    std::vector<const char*> argv{"claude-openai"};
+    for (const auto& word : words) argv.push_back(word.c_str());
+    line.app.parse(static_cast<int>(argv.size()), argv.data());
+  }
+
+  /// Parses the flags, and then once more with what the variables set where no flag does: so the
+  /// library's own order (flags, file, environment) becomes ours.
+  std::unique_ptr<command_line> load(proxy::environment_map& variables,
+                                     std::map<std::string, std::string>& sources) const {
+    command_line flags(false);
+    parse(flags, given);
+    variables = read_variables(flags.env_file);
+    auto words = given;
+    const auto environment = proxy::current_environment();
+    for (const auto* option : flags.app.get_options()) {
+      const auto name = "--" + (option->get_lnames().empty() ? "" : option->get_lnames().front());
+      const auto& variable = option->get_envname();
+      if (option->count() > 0) sources[name] = "flag";
+      if (option->count() > 0 || variable.empty()) continue;
+      const auto value = proxy::value_or(variables, variable.c_str());
+      if (value.empty()) continue;
+      words.insert(words.begin(), name + "=" + value);
+      sources[name] = (environment.count(variable) > 0 ? "environment, " : ".env, ") + variable;
+    }
+    auto line = std::make_unique<command_line>(true);
+    parse(*line, words);
+    return line;
+  }
+};
+
+/// `port = 9000  # environment, PORT` for every setting; no secret is shown.
+void print_configuration(const command_line& line, const proxy::options& settings,
+                         const std::map<std::string, std::string>& sources) {
+  for (const auto* option : line.app.get_options()) {
+    if (option->get_lnames().empty() || option->get_single_name() == "help") continue;
+    const auto& name = option->get_lnames().front();
+    if (name == "version" || name == "print-config" || name == "config") continue;
+    std::string value =
+        option->count() > 0 ? CLI::detail::join(option->results(), ",") : option->get_default_str();
+    auto source = option->count() > 0 ? "file" : std::string("default");
+    if (const auto known = sources.find("--" + name); known != sources.end()) {
+      source = known->second;
+    }
+    if (name == "api-key") {
+      if (option->count() == 0 && !settings.api_keys.empty()) source = "API_KEY, API_KEYS";
+      value = settings.api_keys.empty() ? "" : "***";
+    }
+    std::cout << name << " = \"" << value << "\"  # " << source << "\n";
+  }
+}
+
+/// Asks as the reference wrapper does. No terminal, the end of input or Ctrl-C: no.
+bool wants_key() {
+  if (::isatty(STDIN_FILENO) != 1 || ::isatty(STDOUT_FILENO) != 1) return false;
+  struct sigaction interrupted {};
+  struct sigaction before {};
+  interrupted.sa_handler = interrupt_prompt;  // without SA_RESTART: read(2) ends
+  ::sigaction(SIGINT, &interrupted, &before);
+  std::string answer = "?";
+  while (answer != "y" && answer != "yes" && answer != "n" && answer != "no" && !answer.empty()) {
+    std::cout << "Enable API key protection? (y/N): " << std::flush;
+    std::array<char, 256> typed{};
+    const ssize_t count = ::read(STDIN_FILENO, typed.data(), typed.size());
+    if (count <= 0) std::cout << "\n";
+    answer = count <= 0 ? ""
+                        : proxy::text::to_lower(proxy::text::trim(
+                              std::string_view(typed.data(), static_cast<std::size_t>(count))));
+  }
+  ::sigaction(SIGINT, &before, nullptr);
+  return answer == "y" || answer == "yes";
+}
+
 void print_start(const proxy::server& server, bool key_was_made) {
   const auto& settings = server.settings();
   const auto url = server.url();
-  std::cout << "claude-openai " CLAUDE_OPENAI_VERSION " is listening on " << url << "\n"
-            << "  OpenAI base URL    " << url << "/v1\n"
-            << "  claude             " << settings.claude_path << "\n"
+  const bool tcp = settings.tcp;
+  const auto base = tcp ? url : std::string("http://localhost");
+  std::cout << "claude-openai " CLAUDE_OPENAI_VERSION " is listening on " << url << "\n";
+  if (tcp) std::cout << "  OpenAI base URL    " << url << "/v1\n";
+  if (!settings.unix_socket.empty()) {
+    std::cout << "  unix socket        " << settings.unix_socket << "\n";
+  }
+  std::cout << "  claude             " << settings.claude_path << "\n"
             << "  auth method        " << proxy::name_of(proxy::resolve_auth(settings)) << "\n"
             << "  working directory  " << settings.working_directory << "\n"
             << "  spares             " << settings.spares << "\n";
   if (key_was_made) {
     std::cout << "  client key         " << settings.api_keys.front()
-              << "  (made for this run: the address is not loopback; set your own by --api-key)\n";
-  } else if (settings.api_keys.empty()) {
+              << "  (made for this run; set your own by --api-key)\n";
+  } else if (settings.api_keys.empty() && tcp) {
     std::cout << "  client key         none: every user of this machine may use it (--api-key)\n";
   }
   const auto header = settings.api_keys.empty() ? std::string()
                       : key_was_made
                           ? " -H 'Authorization: Bearer " + settings.api_keys.front() + "'"
                           : std::string(" -H \"Authorization: Bearer $API_KEY\"");
-  std::cout << "  try it             curl " << url << "/v1/chat/completions" << header
+  const auto socket = tcp ? std::string() : "--unix-socket " + settings.unix_socket + " ";
+  std::cout << "  try it             curl " << socket << base << "/v1/chat/completions" << header
             << " -d '{\"messages\":[{\"role\":\"user\",\"content\":\"Say hello\"}]}'" << std::endl;
 }
 
@@ -265,11 +517,11 @@ void allow_many_descriptors() {
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-int serve(const proxy::options& settings) {
+int serve(const proxy::options& settings, const arguments& called, bool key_was_made) {
   allow_many_descriptors();
   proxy::server server(settings);
   server.bind();
-  if (settings.port != 0 && server.port() != settings.port) {
+  if (settings.tcp && settings.port != 0 && server.port() != settings.port) {
     std::cout << "port " << settings.port << " is busy; using " << server.port() << " instead\n";
   }
   std::atomic<bool> refused{false};
@@ -279,24 +531,74 @@ int serve(const proxy::options& settings) {
     refused = true;
     server.stop();
   };
+  server.on_reload = [&] {
+    proxy::environment_map variables;
+    std::map<std::string, std::string> sources;
+    const auto line = called.load(variables, sources);
+    auto fresh = line->finish(variables);
+    if (key_was_made && fresh.api_keys.empty()) fresh.api_keys = settings.api_keys;
+    server.reload(fresh);
+    settings.log.set_level(parse_level(line->log_level));
+  };
   running = &server;
   std::signal(SIGINT, stop_running);
   std::signal(SIGTERM, stop_running);
-  print_start(server, settings.api_keys.empty() && !server.settings().api_keys.empty());
+  std::signal(SIGHUP, reload_running);
+  print_start(server,
+              key_was_made || (settings.api_keys.empty() && !server.settings().api_keys.empty()));
   server.run();
   running = nullptr;  // a further signal changes nothing: all that is left is to clean up
   return refused ? 1 : 0;
 }
 
+/// `claude-openai doctor`: 0 when everything is there.
+int examine(const proxy::options& settings) {
+  proxy::doctor doctor(settings, [](const proxy::finding& found) {
+    std::cout << (found.good ? "ok    " : "FAIL  ") << found.what << ": " << found.detail << "\n";
+    if (!found.good) std::cout << "      " << found.remedy << "\n";
+    std::cout << std::flush;
+  });
+  return doctor.run() ? 0 : 1;
+}
+
+/// What others could read in the list of processes is wiped out.
+void hide_keys(int argc, char** argv) {
+  constexpr std::string_view flag = "--api-key";
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view word = argv[i];
+    char* secret = nullptr;
+    if (word == flag && i + 1 < argc) secret = argv[i + 1];
+    if (word.substr(0, flag.size() + 1) == "--api-key=") secret = argv[i] + flag.size() + 1;
+    if (secret != nullptr) std::memset(secret, '*', std::strlen(secret));
+  }
+}
+
+int run(const arguments& called) {
+  proxy::environment_map variables;
+  std::map<std::string, std::string> sources;
+  const auto line = called.load(variables, sources);
+  auto settings = line->finish(variables);
+  if (line->print_config) {
+    print_configuration(*line, settings, sources);
+    return 0;
+  }
+  if (line->doctor->parsed()) return examine(settings);
+  const bool asks = settings.api_keys.empty() && settings.tcp && !line->no_prompt && !line->demo &&
+                    proxy::is_loopback_name(settings.host);
+  const bool makes_key = line->generate_key || (asks && wants_key());
+  if (makes_key) settings.api_keys = {proxy::text::random_id("sk-local-", 43)};
+  return serve(settings, called, makes_key);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  command_line line;
+  const arguments called{{argv + 1, argv + argc}};
+  hide_keys(argc, argv);
   try {
-    line.app.parse(argc, argv);
-    return serve(line.finish());
+    return run(called);
   } catch (const CLI::ParseError& wrong) {
-    return line.app.exit(wrong);
+    return command_line(false).app.exit(wrong);
   } catch (const std::exception& failure) {
     std::cerr << "claude-openai: " << failure.what() << std::endl;
     return 1;

@@ -420,6 +420,7 @@ class responses_stream_reader {
       if (name == stem + ".delta") return grow();
       expect(name == stem + ".done", name + " in a call");
       whole(member);
+      if (!problem.empty()) return;
       item[member] = *text_;
       text_.reset();
     }
