@@ -49,6 +49,9 @@ own_cli := $(CLAUDE_CLI_PATH)$(findstring --claude-path,$(ARGS))$(shell command 
 run: build/claude-openai $(if $(own_cli),,$(cli_folder)/installed) ## build and start, flags in ARGS="--port 9000"
 	@$(if $(own_cli),,CLAUDE_CLI_PATH=$(abspath $(cli))) build/claude-openai $(ARGS)
 
+dev: build/claude-openai ## build and start, and again whenever a source changes
+	@tests/dev $(ARGS)
+
 # A newer npm may skip the package's install script, which puts the program in place of a stub.
 $(cli_folder)/installed:
 	@.ci/deps node
@@ -168,13 +171,20 @@ tidy: ## look for bugs by .clang-tidy
 	@.ci/deps build tidy
 	clang-tidy --quiet main.cpp -- -std=c++17 -I. $(cflags) $(CPPFLAGS)
 
-install: build/claude-openai ## install the proxy and the header below PREFIX
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include
+systemd_folder = $(DESTDIR)$(PREFIX)/lib/systemd/user
+launchd_folder = $(DESTDIR)$(PREFIX)/share/claude-openai
+
+install: build/claude-openai ## install program, header and service files below PREFIX
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(systemd_folder) $(launchd_folder)
 	install -m 755 build/claude-openai $(DESTDIR)$(PREFIX)/bin/
 	install -m 644 claude-openai.hpp $(DESTDIR)$(PREFIX)/include/
+	sed 's|@PREFIX@|$(PREFIX)|g' packaging/claude-openai.service > $(systemd_folder)/claude-openai.service
+	sed 's|@PREFIX@|$(PREFIX)|g' packaging/claude-openai.plist > $(launchd_folder)/claude-openai.plist
 
 uninstall: ## remove what `make install` installed
-	rm -f $(DESTDIR)$(PREFIX)/bin/claude-openai $(DESTDIR)$(PREFIX)/include/claude-openai.hpp
+	rm -f $(DESTDIR)$(PREFIX)/bin/claude-openai $(DESTDIR)$(PREFIX)/include/claude-openai.hpp \
+	  $(systemd_folder)/claude-openai.service $(launchd_folder)/claude-openai.plist
+	-rmdir $(launchd_folder)
 
 clean: ## remove everything that was built, and the CLI in build/cli
 	rm -rf build
@@ -194,6 +204,6 @@ help: ## say this
 
 FORCE:
 .DELETE_ON_ERROR:
-.PHONY: all run test unit protocol golden e2e e2e-clients header asan tsan bench soak programs \
+.PHONY: all run dev test unit protocol golden e2e e2e-clients header asan tsan bench soak programs \
         stand-in e2e-modules format format-check tidy install uninstall clean deps need-build need-test \
         help FORCE

@@ -1716,10 +1716,13 @@ inline std::string render_error(const api_error& error, const std::string& = {})
     return {"server_error", ""};
   }();
   const std::string code = error.code.empty() ? default_code : error.code;
-  const json body = json::object({{"message", error.message},
-                                  {"type", type},
-                                  {"param", error.param.empty() ? json() : json(error.param)},
-                                  {"code", code.empty() ? json() : json(code)}});
+  json body = json::object({{"message", error.message},
+                            {"type", type},
+                            {"param", error.param.empty() ? json() : json(error.param)},
+                            {"code", code.empty() ? json() : json(code)}});
+  if (error.kind == error_kind::too_many_requests && error.retry_after) {
+    body["retry_after"] = std::chrono::ceil<std::chrono::seconds>(*error.retry_after).count();
+  }
   return dump(json::object({{"error", body}}));
 }
 
@@ -5182,9 +5185,11 @@ class wake_signal {
 /// PR_SET_PDEATHSIG would do for Linux alone, but fires when the spawning *thread* ends.
 class child_guard {
  public:
-  /// Also ignores SIGPIPE for this program: a child may die while it is written to.
+  /// Also ignores for this program SIGPIPE, since a child may die while it is written to, and
+  /// SIGXFSZ: a session that outgrows the limit of file sizes is not stored, no more.
   child_guard() : pipe_(make_pipe()) {
     std::signal(SIGPIPE, SIG_IGN);
+    std::signal(SIGXFSZ, SIG_IGN);
     pid_ = ::fork();
     if (pid_ < 0) throw std::system_error(last_system_error(), "fork");
     if (pid_ == 0) watch(pipe_.read.get());
@@ -5219,6 +5224,7 @@ class child_guard {
   [[noreturn]] static void watch(int fd) {
     ::setpgid(0, 0);  // a Ctrl-C at the terminal is for us, not for it
     ::signal(SIGTERM, SIG_IGN);
+    ::signal(SIGHUP, SIG_IGN);
     for (int other = 0; other < 4096; ++other) {
       if (other != fd) ::close(other);
     }
@@ -6494,6 +6500,35 @@ inline std::optional<message> decode_message(const json& stored) {
   return said;
 }
 
+/// How much text and data the messages hold, roughly.
+inline std::size_t bytes_of(const std::vector<message>& messages) {
+  constexpr std::size_t each = 64;
+  const auto of_media = [](const media_part& media) { return media.data.size(); };
+  const auto of_text = [](const text_part& said) { return said.text.size(); };
+  std::size_t bytes = 0;
+  for (const auto& said : messages) {
+    for (const auto& part : said.parts) {
+      bytes +=
+          each +
+          std::visit(overloaded{of_text, of_media,
+                                [](const thinking_part& thought) {
+                                  return thought.text.size() + thought.signature.size() +
+                                         thought.redacted.size();
+                                },
+                                [](const tool_call_part& call) { return dump(call.input).size(); },
+                                [&](const tool_result_part& result) {
+                                  std::size_t sum = 0;
+                                  for (const auto& piece : result.content) {
+                                    sum += std::visit(overloaded{of_text, of_media}, piece);
+                                  }
+                                  return sum;
+                                }},
+                     part);
+    }
+  }
+  return bytes;
+}
+
 /// Keeps sessions by client and id, in memory and, with `options::session_directory`, in a file
 /// each. A session is used by one request at a time; others wait in order.
 class session_store {
@@ -6553,7 +6588,7 @@ class session_store {
     sweep();
     const auto found = sessions_.find({client, id});
     if (found == sessions_.end() || found->second->history.empty()) return std::nullopt;
-    found->second->last_accessed = std::chrono::system_clock::now();
+    found->second->touch();
     return describe(*found->second);
   }
 
@@ -6570,6 +6605,9 @@ class session_store {
  private:
   using client_and_id = std::pair<std::string, std::string>;
 
+  static constexpr std::size_t most_kept = 10'000;
+  static constexpr std::size_t most_bytes = 128 * 1024 * 1024;
+
   struct session {
     std::string client;
     std::string id;
@@ -6578,8 +6616,15 @@ class session_store {
     std::vector<message> history;
     system_time created;
     system_time last_accessed;
+    steady_time last_used;  ///< the same by a clock that does not jump: this one decides
+    std::size_t bytes = 0;  ///< of the history, roughly
     bool busy = false;
     std::deque<const wake_signal*> waiting;
+
+    void touch() {
+      last_accessed = std::chrono::system_clock::now();
+      last_used = std::chrono::steady_clock::now();
+    }
   };
   using sessions = std::map<client_and_id, std::shared_ptr<session>>;
 
@@ -6595,11 +6640,25 @@ class session_store {
     return sessions_.erase(gone);
   }
 
+  /// Those nobody has used for too long go, and the least recently used where there are too many.
   void sweep() {
-    const auto oldest = std::chrono::system_clock::now() - settings_.session_ttl;
+    const auto oldest = std::chrono::steady_clock::now() - settings_.session_ttl;
+    std::size_t bytes = 0;
     for (auto kept = sessions_.begin(); kept != sessions_.end();) {
-      const bool expired = !kept->second->busy && kept->second->last_accessed < oldest;
+      const bool expired = !kept->second->busy && kept->second->last_used < oldest;
+      if (!expired) bytes += kept->second->bytes;
       kept = expired ? forget(kept) : std::next(kept);
+    }
+    while (sessions_.size() > most_kept || bytes > most_bytes) {
+      const auto last = std::min_element(
+          sessions_.begin(), sessions_.end(), [](const auto& left, const auto& right) {
+            return std::tie(left.second->busy, left.second->last_used) <
+                   std::tie(right.second->busy, right.second->last_used);
+          });
+      if (last->second->busy) return;
+      settings_.log.warning("a session was forgotten: there are too many, or they are too long");
+      bytes -= last->second->bytes;
+      forget(last);
     }
   }
 
@@ -6656,6 +6715,10 @@ class session_store {
     kept->created = system_time(std::chrono::milliseconds(integer_of(stored, "created_ms")));
     kept->last_accessed =
         system_time(std::chrono::milliseconds(integer_of(stored, "last_accessed_ms")));
+    const auto age = std::chrono::system_clock::now() - kept->last_accessed;
+    kept->last_used = std::chrono::steady_clock::now() -
+                      std::max(age, std::chrono::system_clock::duration::zero());
+    kept->bytes = bytes.size();
     for (const auto& said : member_of(stored, "messages")) {
       if (auto decoded = decode_message(said)) kept->history.push_back(std::move(*decoded));
     }
@@ -6706,14 +6769,13 @@ class session_store::visit {
     const std::lock_guard<std::mutex> lock(store_.mutex_);
     store_.sweep();
     auto& slot = store_.sessions_[{client, id}];
-    const auto now = std::chrono::system_clock::now();
     if (!slot) {
       slot = std::make_shared<session>();
       slot->client = client;
       slot->id = id;
-      slot->created = now;
+      slot->created = std::chrono::system_clock::now();
     }
-    slot->last_accessed = now;
+    slot->touch();
     session_ = slot;
     entered_ = !session_->busy && session_->waiting.empty();
     if (entered_) {
@@ -6765,7 +6827,8 @@ class session_store::visit {
       const std::lock_guard<std::mutex> lock(store_.mutex_);
       session_->system = std::move(system);
       session_->history = std::move(history);
-      session_->last_accessed = std::chrono::system_clock::now();
+      session_->bytes = bytes_of(session_->history);
+      session_->touch();
       const auto& directory = store_.settings_.session_directory;
       if (directory.empty() || !store_.is_kept(session_)) return;
       if (session_->file.empty()) {
@@ -9078,12 +9141,18 @@ inline void parse_field(std::string_view line, request_head& head) {
   head.fields.emplace_back(name, value);
 }
 
-inline void parse_host(request_head& head) {
+/// Where programs take the first of two fields or the last, there must be no two.
+inline void check_fields(request_head& head) {
   std::vector<std::string> hosts;
+  std::vector<std::string> names;
   for (const auto& [name, value] : head.fields) {
-    if (text::to_lower(name) == "host") hosts.push_back(value);
+    names.push_back(text::to_lower(name));
+    if (names.back() == "host") hosts.push_back(value);
   }
-  if (hosts.size() > 1 || (hosts.empty() && !head.http_1_0)) throw broken("Host");
+  for (const char* name : {"host", "origin", "authorization", "x-api-key"}) {
+    if (std::count(names.begin(), names.end(), name) > 1) throw broken(std::string("two ") + name);
+  }
+  if (hosts.empty() && !head.http_1_0) throw broken("no Host");
   if (head.authority.empty() && !hosts.empty()) head.authority = hosts.front();
 }
 
@@ -9107,7 +9176,7 @@ inline request_head parse(std::string_view bytes) {
   }
   if (head.chunked && head.content_length) throw broken("its length is told in two ways");
   if (head.chunked && head.http_1_0) throw broken("HTTP/1.0 knows no chunks");
-  parse_host(head);
+  check_fields(head);
   return head;
 }
 
@@ -10757,20 +10826,36 @@ class server {
     return settings;
   }
 
-  /// Looks at the CLI in the background, the port is open long before, and again as long as there
-  /// is a problem: the user may install it or log in meanwhile.
+  /// Looks at the CLI in the background, the port is open long before; and again as long as there is
+  /// a problem, since the user may install it or log in meanwhile, or when its program has changed.
   void inspect() {
     constexpr std::chrono::seconds pause{30};
-    for (bool news = true;;) {
-      const auto facts = inspect_once();
-      news = news || facts.problem != status_.get().problem;
-      status_.set(facts);
-      if (on_inspected && news) on_inspected(facts);
-      news = false;
-      if (facts.problem.empty() || facts.too_old) return;
+    std::optional<file_state> seen;
+    for (bool first = true;; first = false) {
+      const auto now = state_of(settings_.claude_path);
+      if (first || !status_.get().problem.empty() || now != seen) {
+        const auto facts = inspect_once();
+        const auto before = status_.get();
+        status_.set(facts);
+        const bool news =
+            first || facts.problem != before.problem || facts.version != before.version;
+        if (on_inspected && news) on_inspected(facts);
+        if (first && facts.too_old) return;
+      }
+      seen = now;
       pollfd entry{closing_.fd(), POLLIN, 0};
       if (::poll(&entry, 1, static_cast<int>(pause.count()) * 1000) > 0) return;
     }
+  }
+
+  using file_state = std::pair<std::filesystem::file_time_type, std::uintmax_t>;
+
+  /// Of the program behind all links; nullopt when there is none.
+  static std::optional<file_state> state_of(const std::string& path) {
+    std::error_code failed;
+    const auto written = std::filesystem::last_write_time(path, failed);
+    const auto size = failed ? 0 : std::filesystem::file_size(path, failed);
+    return failed ? std::nullopt : std::optional<file_state>({written, size});
   }
 
   cli_facts inspect_once() {

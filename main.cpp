@@ -525,9 +525,11 @@ int serve(const proxy::options& settings, const arguments& called, bool key_was_
     std::cout << "port " << settings.port << " is busy; using " << server.port() << " instead\n";
   }
   std::atomic<bool> refused{false};
+  bool inspected = false;
   server.on_inspected = [&](const proxy::cli_facts& facts) {
+    const bool at_start = !std::exchange(inspected, true);
     print_inspection(server, facts);
-    if (!facts.too_old) return;
+    if (!facts.too_old || !at_start) return;
     refused = true;
     server.stop();
   };

@@ -242,3 +242,31 @@ TEST_CASE("guard: no random origin or host comes in that does not name this mach
     REQUIRE(status_for(from_origin("http://" + host), options{}) == 403);
   }
 }
+
+TEST_CASE("guard: origins that the operator named may come in, and our own page's") {
+  options settings;
+  settings.cors_origins = {"https://app.example.com"};
+  CHECK(status_for(from_origin("https://app.example.com"), settings) == 0);
+  CHECK(status_for(from_origin("http://app.example.com"), settings) == 403);
+  CHECK(status_for(from_origin("https://app.example.com.evil.com"), settings) == 403);
+  settings.cors_origins = {"*"};
+  CHECK(status_for(from_origin("https://anything.example"), settings) == 0);
+  CHECK(status_for(from_origin("null"), settings) == 0);
+  CHECK(status_for({"10.0.0.5:8000", "http://10.0.0.5:8000", "", ""}, options{}) == 0);
+  CHECK(status_for({"10.0.0.5:8000", "http://10.0.0.6:8000", "", ""}, options{}) == 403);
+  // A page that has made its name ours by DNS is of our origin, but not one of our names.
+  CHECK(status_for({"evil.example:8000", "http://evil.example:8000", "", ""}, options{}) == 403);
+}
+
+TEST_CASE("guard: by a unix socket the host's name does not matter, the key does") {
+  CHECK(status_for({"whatever", "", "", "", true}, options{}) == 0);
+  CHECK(status_for({"whatever", "", "", "", true}, with_keys()) == 401);
+  CHECK(status_for({"whatever", "", "Bearer key-one", "", true}, with_keys()) == 0);
+}
+
+TEST_CASE("guard: the log knows a client by its key's number") {
+  const auto second = check_access(with_bearer("Bearer key-two"), with_keys(), true);
+  CHECK(second.label == "key-2");
+  CHECK(second.name == claude_openai::client_name("key-two"));
+  CHECK(check_access(with_bearer(""), options{}, true).label.empty());
+}

@@ -394,3 +394,12 @@ TEST_CASE("trusted reads: a number beyond 64 bits does no harm") {
   const auto object = json::parse(R"({"f":1e300,"g":-1e300,"u":18446744073709551615})");
   for (const char* name : {"f", "g", "u"}) claude_openai::integer_of(object, name);
 }
+
+TEST_CASE("json: more values than a request can mean are refused before they take memory") {
+  std::string many = "{\"a\":[0";
+  for (int i = 0; i < 300'001; ++i) many += ",0";
+  CHECK(http_status(test::error_of([&] { claude_openai::parse_body(many + "]}"); }).kind) == 400);
+  std::string some = "{\"a\":[0";
+  for (int i = 0; i < 200'000; ++i) some += ",0";
+  CHECK_NOTHROW(claude_openai::parse_body(some + "]}"));
+}

@@ -1,4 +1,4 @@
-// [03] log: a levelled logger as a value, secrets redacted.
+// [04] log: a levelled logger as a value, secrets redacted.
 #include <atomic>
 #include <string>
 #include <thread>
@@ -156,4 +156,31 @@ TEST_CASE("redact: a secret is cut out at the very start and at the very end of 
   CHECK(redact("sk-abcdefghij").find("abcdefghij") == std::string::npos);
   CHECK(redact("x sk-abcdefghij").find("abcdefghij") == std::string::npos);
   CHECK(redact("Bearer abcdefghij").find("abcdefghij") == std::string::npos);
+}
+
+TEST_CASE("log: lines for programs are whole JSON objects, redacted too") {
+  lines written;
+  const logger log(
+      log_level::info,
+      [&](log_level level, const std::string& line) { written.emplace_back(level, line); },
+      claude_openai::log_format::object);
+  log.info("a \"quoted\" sk-abcdefghijklmnop\xFF");
+  log.write(log_level::error, "it failed", claude_openai::json::object({{"status", 500}}));
+  REQUIRE(written.size() == 2);
+  const auto first = test::json::parse(written[0].second);
+  CHECK(first["level"] == "info");
+  CHECK(first["message"].get<std::string>().find("abcdefghij") == std::string::npos);
+  CHECK(first["time"].get<std::string>().size() == 24);
+  const auto second = test::json::parse(written[1].second);
+  CHECK(second["status"] == 500);
+  CHECK(second["level"] == "error");
+}
+
+TEST_CASE("log: the level can change while copies are in use") {
+  lines written;
+  const auto log = logging_to(written, log_level::error);
+  const logger copy = log;
+  log.set_level(log_level::debug);
+  copy.debug("d");
+  CHECK(written.size() == 1);
 }

@@ -575,8 +575,7 @@ TEST_CASE("chat tools: a call and its result in the old form find each other") {
         "messages[0].function_call.arguments"}});
 }
 
-TEST_CASE(
-    "chat tools: two calls in the old form are two calls, with an id each") {
+TEST_CASE("chat tools: two calls in the old form are two calls, with an id each") {
   const auto request = parse_text(with_messages(
       R"([{"role":"user","content":"q"},
           {"role":"assistant","function_call":{"name":"look","arguments":"{}"}},

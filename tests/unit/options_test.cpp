@@ -193,3 +193,99 @@ TEST_CASE("options: an empty variable counts as not set") {
   CHECK(claude_openai::value_or(variables, "MISSING", "else") == "else");
   CHECK(claude_openai::value_or(variables, "MISSING").empty());
 }
+
+TEST_CASE("env file: names and values, with quotes, comments and export") {
+  using claude_openai::parse_env_file;
+  const auto read = parse_env_file(
+      "# comment\n\nA=1\r\n  B = two words  \nexport C='it''s $HOME # all'\nD=\"a\\n\\\"b\\\\\" # "
+      "x\n"
+      "E=x#y\nF=x # y\nG=\nA=2");
+  CHECK(read.at("A") == "2");
+  CHECK(read.at("B") == "two words");
+  CHECK(read.at("D") == "a\n\"b\\");
+  CHECK(read.at("E") == "x#y");
+  CHECK(read.at("F") == "x");
+  CHECK(read.at("G").empty());
+  CHECK(read.size() == 7);
+  CHECK(parse_env_file("").empty());
+}
+
+TEST_CASE("env file: a line that is none is named by its number") {
+  for (const std::string bad : {"A", "=1", "A B=1", "A='x", "A=\"x", "A=\"x\" y", "'A'=1"}) {
+    CAPTURE(bad);
+    std::string problem;
+    try {
+      claude_openai::parse_env_file("X=1\n\n" + bad + "\n");
+    } catch (const std::invalid_argument& broken) {
+      problem = broken.what();
+    }
+    CHECK(problem.find("line 3") != std::string::npos);
+  }
+}
+
+TEST_CASE("lists: as a JSON array or with commas") {
+  using claude_openai::parse_list;
+  using strings = std::vector<std::string>;
+  CHECK(parse_list("a, b,,c ") == strings{"a", "b", "c"});
+  CHECK(parse_list(R"( ["a,b", "c"] )") == strings{"a,b", "c"});
+  CHECK(parse_list("[]").empty());
+  CHECK(parse_list("").empty());
+  CHECK_THROWS_AS(parse_list("[1]"), std::invalid_argument);
+  CHECK_THROWS_AS(parse_list("[\"a\""), std::invalid_argument);
+}
+
+TEST_CASE("budgets: an amount of something in a minute or a day") {
+  options settings;
+  CHECK(add_budget(settings, "usd=2.5/day"));
+  CHECK(add_budget(settings, "tokens=1000/minute"));
+  CHECK(add_budget(settings, "requests=5/day"));
+  CHECK(settings.day_budget.usd == doctest::Approx(2.5));
+  CHECK(settings.minute_budget.tokens == 1000);
+  CHECK(settings.day_budget.requests == 5);
+  CHECK(settings.day_budget.tokens == 0);
+  for (const char* bad : {"", "usd", "usd=1", "usd=1/week", "eur=1/day", "usd=x/day", "usd=-1/day",
+                          "requests=1.5/day", "tokens=/day", "usd/day=1"}) {
+    CAPTURE(bad);
+    options fresh;
+    CHECK_FALSE(add_budget(fresh, bad));
+  }
+}
+
+TEST_CASE("decimals: digits with one point") {
+  using claude_openai::text::try_decimal;
+  CHECK(try_decimal("2.5") == doctest::Approx(2.5));
+  CHECK(try_decimal("0.125") == doctest::Approx(0.125));
+  CHECK(try_decimal("7") == doctest::Approx(7));
+  for (const char* bad : {"", ".5", "-1", "1e3", "1.2.3", "x", "1,5"}) {
+    CAPTURE(bad);
+    CHECK_FALSE(try_decimal(bad));
+  }
+}
+
+TEST_CASE("options: transport and origins that cannot be are told") {
+  CHECK(problems_with([](options& o) { o.tcp = false; }).size() == 1);
+  CHECK(problems_with([](options& o) { o.tls_certificate = "c"; }).size() == 1);
+  CHECK(problems_with([](options& o) { o.cors_origins = {"example.com"}; }).size() == 1);
+  CHECK(problems_with([](options& o) { o.cors_origins = {"*", "https://e.com"}; }).empty());
+  CHECK(problems_with([](options& o) { o.limits.chat = -1; }).size() == 1);
+}
+
+TEST_CASE("live options: keys and limits are taken over, and nothing else") {
+  options settings;
+  settings.spares = 5;
+  claude_openai::live_options live(settings);
+  const auto before = live.get();
+  options fresh;
+  fresh.api_keys = {"k"};
+  fresh.default_model = "opus";
+  fresh.limits.chat = 3;
+  fresh.spares = 9;
+  fresh.host = "0.0.0.0";
+  live.take(fresh);
+  CHECK(before->api_keys.empty());  // a request under way keeps what it began with
+  CHECK(live.get()->api_keys == std::vector<std::string>{"k"});
+  CHECK(live.get()->default_model == "opus");
+  CHECK(live.get()->limits.chat == 3);
+  CHECK(live.get()->spares == 5);
+  CHECK(live.get()->host == "127.0.0.1");
+}

@@ -1,0 +1,199 @@
+// [26] metrics: figures for a monitor, and a line for the log.
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "tests/support.hpp"
+
+using claude_openai::exposition;
+using claude_openai::gauges;
+using claude_openai::histogram;
+using claude_openai::metrics;
+using claude_openai::request_record;
+using claude_openai::turn_facts;
+
+namespace {
+
+request_record chat(const std::string& model, int status = 200) {
+  request_record record;
+  record.id = "req_1";
+  record.method = "POST";
+  record.path = "/v1/chat/completions";
+  record.route = "/chat/completions";
+  record.dialect = "openai_chat";
+  record.model = model;
+  record.client = "key-2";
+  record.address = "127.0.0.1";
+  record.status = status;
+  record.first_token = record.started + std::chrono::milliseconds(70);
+  record.ended = record.started + std::chrono::milliseconds(800);
+  record.usage.input = 10;
+  record.usage.cache_read = 5;
+  record.usage.output = 7;
+  record.usage.cost_usd = 0.25;
+  record.facts.origin = turn_facts::process_origin::spare;
+  return record;
+}
+
+std::string figures(const metrics& all) { return all.render(gauges{{}, 3, "2.1.330"}); }
+
+/// The value of a sample, by its name and labels as written; -1 when it is not there.
+double value_of(const std::string& text, const std::string& sample) {
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    if (line.compare(0, sample.size() + 1, sample + " ") == 0) {
+      return std::stod(line.substr(sample.size()));
+    }
+  }
+  return -1;
+}
+
+}  // namespace
+
+TEST_CASE("metrics: a chat is counted in all that it was") {
+  metrics all;
+  all.begin();
+  all.begin();
+  all.finish(chat("sonnet"));
+  const auto text = figures(all);
+  const std::string p = "claude_openai_";
+  CHECK(value_of(text, p + R"(requests_total{route="/chat/completions",dialect="openai_chat",)"
+                           R"(model="sonnet",status="200"})") == 1);
+  CHECK(value_of(text, p + "requests_in_flight") == 1);
+  CHECK(value_of(text, p + R"(tokens_total{kind="input"})") == 10);
+  CHECK(value_of(text, p + R"(tokens_total{kind="cache_read"})") == 5);
+  CHECK(value_of(text, p + R"(tokens_total{kind="output"})") == 7);
+  CHECK(value_of(text, p + "cost_usd_total") == doctest::Approx(0.25));
+  CHECK(value_of(text, p + R"(turns_total{process="spare"})") == 1);
+  CHECK(value_of(text,
+                 p + R"(time_to_first_token_seconds_bucket{dialect="openai_chat",le="0.05"})") ==
+        0);
+  CHECK(value_of(text,
+                 p + R"(time_to_first_token_seconds_bucket{dialect="openai_chat",le="0.1"})") == 1);
+  CHECK(value_of(text, p + R"(request_duration_seconds_bucket{dialect="openai_chat",le="+Inf"})") ==
+        1);
+  CHECK(value_of(text, p + R"(request_duration_seconds_sum{dialect="openai_chat"})") ==
+        doctest::Approx(0.8));
+  CHECK(value_of(text, p + "sessions") == 3);
+  CHECK(text.find(R"(cli_version="2.1.330")") != std::string::npos);
+}
+
+TEST_CASE("metrics: failures behind the proxy are told apart from refusals") {
+  metrics all;
+  auto failed = chat("m", 503);
+  failed.note_failure(claude_openai::api_error(claude_openai::error_kind::overloaded, "busy"));
+  failed.facts.retries = 2;
+  all.begin();
+  all.finish(failed);
+  auto busy = chat("m", 429);
+  claude_openai::api_error error(claude_openai::error_kind::rate_limited, "none free");
+  error.code = "processes_busy";
+  busy.note_failure(error);
+  all.begin();
+  all.finish(busy);
+  all.reject("rate_limit");
+  const auto text = figures(all);
+  CHECK(value_of(text, R"(claude_openai_upstream_errors_total{status="503"})") == 1);
+  CHECK(text.find(R"(upstream_errors_total{status="429"})") == std::string::npos);
+  CHECK(value_of(text, "claude_openai_upstream_retries_total") == 2);
+  CHECK(value_of(text, R"(claude_openai_rejected_total{reason="rate_limit"})") == 1);
+}
+
+TEST_CASE("metrics: clients cannot make up more names than a monitor can bear") {
+  metrics all;
+  for (int i = 0; i < 500; ++i) {
+    all.begin();
+    all.finish(chat("model-" + std::to_string(i)));
+  }
+  const auto text = figures(all);
+  CHECK(text.find(R"(model="other")") != std::string::npos);
+  CHECK(text.find(R"(model="model-499")") == std::string::npos);
+}
+
+TEST_CASE("metrics: a subscription's windows are known by what was told last") {
+  metrics all;
+  auto record = chat("m");
+  record.facts.windows = {{"five_hour", "allowed", 0.25, 1'800'000'000}};
+  all.begin();
+  all.finish(record);
+  record.facts.windows[0].utilization = 0.5;
+  all.begin();
+  all.finish(record);
+  const auto text = figures(all);
+  CHECK(value_of(text, R"(claude_openai_subscription_utilization_ratio{window="five_hour"})") ==
+        0.5);
+  CHECK(
+      value_of(text, R"(claude_openai_subscription_reset_timestamp_seconds{window="five_hour"})") ==
+      1'800'000'000);
+  CHECK(all.windows().size() == 1);
+}
+
+TEST_CASE("metrics: labels are escaped, whatever a client calls its model") {
+  exposition out;
+  out.begin("x", "gauge", "help");
+  out.add({{"a", "q\"b\\c\nd"}}, 1.5);
+  CHECK(out.text() ==
+        "# HELP claude_openai_x help\n# TYPE claude_openai_x gauge\n"
+        "claude_openai_x{a=\"q\\\"b\\\\c\\nd\"} 1.5\n");
+}
+
+TEST_CASE("metrics: a histogram's buckets hold what is not above their bound") {
+  histogram times({1, 2});
+  for (const double value : {0.5, 1.0, 1.5, 3.0}) times.add(value);
+  exposition out;
+  out.begin("t", "histogram", "h");
+  times.render(out, {});
+  CHECK(value_of(out.text(), R"(claude_openai_t_bucket{le="1"})") == 2);
+  CHECK(value_of(out.text(), R"(claude_openai_t_bucket{le="2"})") == 3);
+  CHECK(value_of(out.text(), R"(claude_openai_t_bucket{le="+Inf"})") == 4);
+  CHECK(value_of(out.text(), "claude_openai_t_count") == 4);
+  CHECK(value_of(out.text(), "claude_openai_t_sum") == 6);
+}
+
+TEST_CASE("log line: what was asked, by whom, and what it took") {
+  const auto line = claude_openai::render_log_line(chat("sonnet"));
+  CHECK(line ==
+        "req_1 POST /v1/chat/completions 200 800 ms, model sonnet, first token 70 ms, "
+        "tokens 15 in 7 out, cost 0.25 USD, process spare, client key-2, from 127.0.0.1");
+  auto plain = request_record();
+  plain.id = "r";
+  plain.method = "GET";
+  plain.path = "/health";
+  plain.status = 200;
+  plain.ended = plain.started;
+  plain.address = "unix";
+  CHECK(claude_openai::render_log_line(plain) == "r GET /health 200 0 ms, from unix");
+}
+
+TEST_CASE("log fields: the same for programs") {
+  const auto fields = claude_openai::render_log_fields(chat("sonnet"));
+  CHECK(fields["id"] == "req_1");
+  CHECK(fields["status"] == 200);
+  CHECK(fields["client"] == "key-2");
+  CHECK(fields["process"] == "spare");
+  CHECK(fields["input_tokens"] == 10);
+  CHECK(fields["first_token_seconds"].get<double>() == doctest::Approx(0.07));
+  CHECK_FALSE(fields.contains("error"));
+}
+
+TEST_CASE("usage windows: a rate_limit_event in either way of telling the share") {
+  using claude_openai::decode_usage_window;
+  const auto read = [](const char* text) {
+    return decode_usage_window(claude_openai::json::parse(text));
+  };
+  const auto share = read(
+      R"({"type":"rate_limit_event","rate_limit_info":{"status":"allowed","resetsAt":1800000000,
+          "rateLimitType":"five_hour","utilization":0.42}})");
+  REQUIRE(share);
+  CHECK(share->name == "five_hour");
+  CHECK(share->status == "allowed");
+  CHECK(share->resets_at == 1'800'000'000);
+  CHECK(share->utilization == doctest::Approx(0.42));
+  const auto percent = read(
+      R"({"type":"rate_limit_event","rate_limit_info":{"rateLimitType":"seven_day","utilization":42}})");
+  REQUIRE(percent);
+  CHECK(percent->utilization == doctest::Approx(0.42));
+  CHECK_FALSE(read(R"({"type":"rate_limit_event","rate_limit_info":{}})"));
+  CHECK_FALSE(read(R"({"type":"rate_limit_event"})"));
+  CHECK_FALSE(read(R"({"type":"result"})"));
+}
