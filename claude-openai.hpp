@@ -8177,6 +8177,706 @@ class agent_registry {
 };
 
 //================================================================================================
+// [xx] demo - a stand-in for the CLI, in this program
+// uses: text, errors, json_access, options, cli_protocol, process | one thread
+//================================================================================================
+//
+// Answers without an account, a network or a model, so that a client can be tried: the proxy
+// starts its own program as it would start `claude`, and all else is as ever. What it is told
+// decides all that it says, ids and counts of tokens included: no clock, no chance.
+
+namespace demo {
+
+/// The CLI whose lines these are.
+constexpr const char* version = "2.1.330-demo";
+
+/// What the user's last text may hold, anywhere in it, and what that does; the README repeats it.
+/// An argument ends where the next command begins.
+constexpr std::array<std::pair<std::string_view, std::string_view>, 13> commands = {{
+    {"/help", "answers with this table"},
+    {"/say TEXT", "answers with TEXT and nothing else"},
+    {"/long N", "answers with N words"},
+    {"/json {...}", "answers with this JSON, or makes some up; also where a schema asks for it"},
+    {"/think", "thinks first, as it does when the request switches thinking on"},
+    {"/tool NAME {...}", "calls this tool, or the first; makes arguments up where none are given"},
+    {"/tools", "calls two tools at once"},
+    {"/max", "stops half-way, as at max_tokens"},
+    {"/refuse", "stops half-way, as when the model refuses"},
+    {"/error STATUS", "fails as if the API had answered with this HTTP status"},
+    {"/crash", "the process ends half-way"},
+    {"/hang", "says nothing until the request is given up"},
+    {"/fast", "does not wait between words"},
+}};
+
+/// The words, each with what stands before it. They end at blanks, and at commas for JSON's sake.
+inline std::vector<std::string_view> pieces_of(std::string_view said) {
+  constexpr std::string_view separators = " ,\t\r\n";
+  std::vector<std::string_view> pieces;
+  for (std::size_t at = 0; at < said.size(); at += pieces.back().size()) {
+    const auto end = said.find_first_of(separators, said.find_first_not_of(separators, at));
+    pieces.push_back(said.substr(at, end - at));
+  }
+  return pieces;
+}
+
+/// The arguments by the command.
+using wishes = std::map<std::string_view, std::string>;
+
+inline wishes find_commands(std::string_view said) {
+  wishes found;
+  std::string* argument = nullptr;
+  for (const auto piece : pieces_of(said)) {
+    const auto* command = std::find_if(commands.begin(), commands.end(), [&](const auto& one) {
+      return one.first.substr(0, one.first.find(' ')) == text::trim(piece);
+    });
+    if (command != commands.end()) {
+      argument = &found[command->first.substr(0, command->first.find(' '))];
+      argument->clear();
+    } else if (argument != nullptr) {
+      *argument += piece;
+    }
+  }
+  for (auto& wish : found) wish.second = text::trim(wish.second);
+  return found;
+}
+
+inline std::string first_word(std::string_view argument) {
+  return argument.empty() ? std::string() : std::string(pieces_of(argument).front());
+}
+
+/// The object in the argument of a command; null when there is none.
+inline json object_in(const wishes& asked, const char* command) {
+  if (asked.count(command) == 0) return {};
+  const auto& argument = asked.at(command);
+  const auto begin = std::min(argument.find('{'), argument.size());
+  try {
+    return parse_body(argument.substr(begin, argument.rfind('}') + 1 - begin));
+  } catch (const api_error&) {
+    return {};
+  }
+}
+
+// ---- values that follow a schema ----------------------------------------------------------------
+
+/// What a `$ref` refers to; any other schema as it is.
+inline const json& resolve(const json& schema, const json& root) {
+  const auto* found = &schema;
+  for (const auto& step : text::split(string_of(schema, "$ref"), '/')) {
+    found = step == "#" ? &root : &member_of(*found, step.c_str());
+  }
+  return *found;
+}
+
+inline json sample_number(const json& schema) {
+  const auto bound = [&](const char* name, double fallback) {
+    const auto& member = member_of(schema, name);
+    return member.is_number() ? member.get<double>() : fallback;
+  };
+  double value = std::max(bound("minimum", 1), bound("exclusiveMinimum", 0) + 1);
+  value = std::min({value, bound("maximum", value), bound("exclusiveMaximum", value + 1) - 1});
+  return value == std::floor(value) ? json(static_cast<std::int64_t>(value)) : json(value);
+}
+
+inline std::string sample_string(const json& schema) {
+  constexpr std::array<std::pair<const char*, const char*>, 5> formats = {
+      {{"date", "2026-01-01"},
+       {"date-time", "2026-01-01T00:00:00Z"},
+       {"email", "demo@example.com"},
+       {"uri", "https://example.com/"},
+       {"uuid", "00000000-0000-4000-8000-000000000000"}}};
+  const auto told =
+      string_of(schema, "description") + "(format: " + string_of(schema, "format") + ")";
+  for (const auto& [format, value] : formats) {  // where `encode_schema` tells it, or a tool's own
+    if (told.find("(format: " + std::string(format) + ")") != std::string::npos) return value;
+  }
+  const auto size = std::clamp<std::int64_t>(integer_of(schema, "minLength"), 4, 10'000);
+  return "dem" + std::string(static_cast<std::size_t>(size - 3), 'o');
+}
+
+/// The same value for the same schema every time, with what is required. `left` is how many values
+/// it may still hold: a schema may require itself.
+inline json sample(const json& given, const json& root, int& left) {
+  const auto& schema = resolve(given, root);
+  if (--left < 0) return {};
+  for (const char* name : {"const", "default"}) {
+    if (const auto& fixed = member_of(schema, name); !fixed.is_null()) return fixed;
+  }
+  if (const auto& list = member_of(schema, "enum"); !list.empty()) return list.front();
+  for (const char* name : {"anyOf", "oneOf", "allOf"}) {
+    const auto& list = member_of(schema, name);
+    if (!list.empty()) return sample(list.front(), root, left);
+  }
+  const auto& types = member_of(schema, "type");
+  const auto& type = types.is_array() && !types.empty() ? types.front() : types;
+  const auto& properties = member_of(schema, "properties");
+  json made = type == "array" ? json::array() : json::object();
+  if (type == "array") {
+    const auto count = std::max<std::int64_t>(integer_of(schema, "minItems"), 1);
+    while (static_cast<std::int64_t>(made.size()) < count && left > 0) {
+      made.push_back(sample(member_of(schema, "items"), root, left));
+    }
+  }
+  if (type == "array") return made;
+  for (const auto& name : member_of(schema, "required")) {
+    const auto key = name.is_string() ? name.get<std::string>() : std::string();
+    made[key] = sample(member_of(properties, key.c_str()), root, left);
+  }
+  if (type == "object" || !properties.is_null()) return made;
+  if (type == "integer" || type == "number") return sample_number(schema);
+  if (type == "boolean") return true;
+  return type == "null" ? json() : json(sample_string(schema));
+}
+
+inline json sample(const json& schema) {
+  int left = 2'000;
+  return sample(schema, schema, left);
+}
+
+// ---- what it is told ----------------------------------------------------------------------------
+
+/// All that an answer depends on.
+struct conversation {
+  std::string system;
+  json tools = json::array();  ///< the client's, as its server lists them
+  std::string tool_prefix;     ///< before their names, as the model calls them
+  json schema;                 ///< null when the answer is free
+  json body = json::object();  ///< what goes into the API's request as it is
+  json messages = json::array();
+  bool thinks = false;
+};
+
+/// Text of a message's or a tool result's content.
+inline std::string text_of(const json& content) {
+  if (content.is_string()) return content.get<std::string>();
+  std::string words;
+  for (const auto& block : content) words += string_of(block, "text");
+  return words;
+}
+
+inline std::vector<json> blocks_of(const json& message, std::string_view type) {
+  std::vector<json> found;
+  for (const auto& block : member_of(message, "content")) {
+    if (string_of(block, "type") == type) found.push_back(block);
+  }
+  return found;
+}
+
+/// Three words are four tokens.
+inline std::int64_t count_tokens(std::string_view said) {
+  return static_cast<std::int64_t>((pieces_of(said).size() * 4 + 2) / 3);
+}
+
+/// What of a message the model would be told, but for ids and thoughts, which not every client
+/// brings back.
+inline std::string substance_of(const json& message) {
+  const auto& content = member_of(message, "content");
+  auto told = string_of(message, "role") + " " + text_of(content);
+  for (const auto& block : content) {
+    for (const char* name : {"name", "input", "source"}) {
+      const auto& member = member_of(block, name);
+      if (!member.is_null()) told += " " + dump(member);
+    }
+    told += " " + text_of(member_of(block, "content"));
+  }
+  return told;
+}
+
+/// 16 digits that stand for the conversation (FNV-1a).
+inline std::string fingerprint_of(const conversation& now) {
+  auto whole = now.system;
+  for (const auto& message : now.messages) whole += '\0' + substance_of(message);
+  std::uint64_t hash = 14695981039346656037ULL;
+  for (const char c : whole) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211ULL;
+  std::string digits;
+  for (int shift = 60; shift >= 0; shift -= 4) digits += "0123456789abcdef"[hash >> shift & 15U];
+  return digits;
+}
+
+// ---- what it answers ----------------------------------------------------------------------------
+
+/// A content block, told word by word.
+struct block {
+  json start;          ///< as the API begins it
+  const char* delta;   ///< what it calls the pieces,
+  const char* member;  ///< and their text
+  std::string words;
+};
+
+/// One message of the model that is not there.
+struct plan {
+  wishes asked;
+  std::vector<block> blocks;
+  std::string text;            ///< the answer in them
+  json calls = json::array();  ///< of the client's tools, in them: {id, name, arguments}
+  std::string stop_reason = "end_turn";
+  json stop_sequence;
+  std::int64_t thinking_tokens = 0;
+  bool structured = false;  ///< the text is JSON, given as input of the CLI's own tool
+  bool fast = false;
+
+  bool has(const char* command) const { return asked.count(command) > 0; }
+};
+
+inline block make_tool_use(const std::string& id, const std::string& name, std::string input) {
+  auto start = json::object({{"type", "tool_use"}, {"id", id}, {"name", name}});
+  start["input"] = json::object();
+  return {start, "input_json_delta", "partial_json", std::move(input)};
+}
+
+/// The name of the tool that the request forces or the user asks for; empty for any.
+inline std::optional<std::string> wanted_tool(const conversation& now, const plan& made) {
+  const auto& choice = member_of(now.body, "tool_choice");
+  const auto how = string_of(choice, "type");
+  const auto name = string_of(choice, "name");
+  if (how == "none" || now.tools.empty()) return std::nullopt;
+  if (how == "tool" && name != structured_tool) {
+    return name.substr(std::min(name.size(), now.tool_prefix.size()));
+  }
+  if (made.has("/tool")) {
+    const auto word = first_word(made.asked.at("/tool"));
+    return text::starts_with(word, "{") ? "" : word;
+  }
+  return how == "any" || made.has("/tools") ? std::optional<std::string>("") : std::nullopt;
+}
+
+inline void plan_calls(const conversation& now, const std::string& name, plan& made) {
+  const bool single = boolean_of(member_of(now.body, "tool_choice"), "disable_parallel_tool_use");
+  const std::size_t most = made.has("/tools") && !single ? 2 : 1;
+  for (const auto& tool : now.tools) {
+    const auto own = string_of(tool, "name");
+    if (made.calls.size() == most || (!name.empty() && own != name)) continue;
+    auto input = object_in(made.asked, "/tool");
+    if (input.is_null()) input = sample(member_of(tool, "inputSchema"));
+    if (!input.is_object()) input = json::object();
+    const auto id = "toolu_" + fingerprint_of(now) + std::to_string(made.calls.size());
+    made.blocks.push_back(make_tool_use(id, now.tool_prefix + own, dump(input)));
+    made.calls.push_back(json::object({{"id", id}, {"name", own}, {"arguments", input}}));
+    made.stop_reason = "tool_use";
+  }
+  if (made.calls.empty()) made.text = "The client offers no tool " + name + ".";
+}
+
+inline std::string list_commands() {
+  std::string list = "The demo of claude-openai knows:\n";
+  for (const auto& [form, what] : commands) {
+    list += "\n    " + std::string(form) + std::string(18 - form.size(), ' ') + std::string(what);
+  }
+  return list;
+}
+
+inline std::string plain_answer(const conversation& now, const std::string& said) {
+  constexpr std::size_t most = 400;
+  const auto& last = now.messages.back();
+  std::string results;
+  for (const auto& result : blocks_of(last, "tool_result")) {
+    const char* how = boolean_of(result, "is_error") ? "The tool failed: " : "The tool answered: ";
+    results += (results.empty() ? "" : "\n") + (how + text_of(member_of(result, "content")));
+  }
+  if (!results.empty()) return results;
+  return "This is the demo of claude-openai: no model has read this. You said: \"" +
+         text::repair_utf8(said.substr(0, most)) + (said.size() > most ? "..." : "") +
+         "\". Messages: " + std::to_string(now.messages.size()) +
+         ", bytes of system prompt: " + std::to_string(now.system.size()) +
+         ", tools: " + std::to_string(now.tools.size()) +
+         ", images: " + std::to_string(blocks_of(last, "image").size()) +
+         ", documents: " + std::to_string(blocks_of(last, "document").size()) +
+         ". Say /help to see what the demo can do.";
+}
+
+inline std::string make_text(const conversation& now, const std::string& said, const plan& made) {
+  if (made.structured || made.has("/json")) {
+    const auto given = object_in(made.asked, "/json");
+    const auto shown = json::object({{"demo", said}});
+    return dump(!given.is_null() ? given : now.schema.is_null() ? shown : sample(now.schema));
+  }
+  if (made.has("/help")) return list_commands();
+  if (made.has("/say")) return made.asked.at("/say");
+  if (!made.has("/long")) return plain_answer(now, said);
+  const auto count = text::try_number<std::size_t>(first_word(made.asked.at("/long")));
+  constexpr std::size_t most = 1'000'000;
+  return text::join(std::vector<std::string>(std::min(count.value_or(100), most), "word"), " ");
+}
+
+/// Ends the answer at a stop sequence, at `max_tokens`, or half-way where the user wants that.
+inline void limit_text(const json& body, plan& made) {
+  for (const auto& stop : member_of(body, "stop_sequences")) {
+    const auto at = made.text.find(stop.get<std::string>());
+    if (at == std::string::npos || made.structured) continue;
+    made.text.resize(at);
+    made.stop_reason = "stop_sequence";
+    made.stop_sequence = stop;
+  }
+  const auto pieces = pieces_of(made.text);
+  auto words = pieces.size();
+  const bool halved = made.has("/max") || made.has("/refuse");
+  const auto most = static_cast<std::size_t>(integer_of(body, "max_tokens"));
+  if (most > 0 && words > most * 3 / 4) words = std::max<std::size_t>(most * 3 / 4, 1);
+  if (halved) words = (words + 1) / 2;
+  if (!halved && words == pieces.size()) return;
+  if (words < pieces.size()) {
+    made.text.resize(static_cast<std::size_t>(pieces[words].data() - made.text.data()));
+  }
+  made.stop_reason = made.has("/refuse") ? "refusal" : "max_tokens";
+  made.stop_sequence = json();
+}
+
+inline void plan_text(const conversation& now, const std::string& said, plan& made) {
+  made.structured = !now.schema.is_null();
+  if (made.text.empty() || made.structured) made.text = make_text(now, said, made);
+  limit_text(now.body, made);
+  if (made.structured) {
+    const auto id = "toolu_" + fingerprint_of(now);
+    made.blocks.push_back(make_tool_use(id, structured_tool, made.text));
+  } else {
+    const auto start = json::object({{"type", "text"}, {"text", ""}});
+    made.blocks.push_back({start, "text_delta", "text", made.text});
+  }
+}
+
+/// What the model would answer to the conversation, whose last message is the user's.
+inline plan make_plan(const conversation& now) {
+  plan made;
+  std::string said;
+  for (const auto& message : now.messages) {  // results of tools alone leave the pace as it was
+    if (string_of(message, "role") != "user") continue;
+    said = text::trim(text_of(member_of(message, "content")));
+    made.asked = find_commands(said);
+    if (!said.empty()) made.fast = made.has("/fast");
+  }
+  if (now.thinks || made.has("/think")) {
+    const auto start = json::object({{"type", "thinking"}, {"thinking", ""}, {"signature", ""}});
+    const auto words = "Words of the user's: " + std::to_string(pieces_of(said).size()) +
+                       ". No model is here to think about them, so this is all.";
+    made.blocks.push_back({start, "thinking_delta", "thinking", words});
+    made.thinking_tokens = count_tokens(words);
+  }
+  if (const auto tool = wanted_tool(now, made)) plan_calls(now, *tool, made);
+  if (made.calls.empty()) plan_text(now, said, made);
+  return made;
+}
+
+/// All before the last message is told as read from the API's cache.
+inline json make_usage(const conversation& now, const plan& made) {
+  auto input = count_tokens(now.system) + count_tokens(dump(now.tools));
+  std::int64_t cached = 0;
+  std::int64_t output = 0;
+  for (const auto& message : now.messages) {
+    if (&message != &now.messages.front()) cached += std::exchange(input, 0);
+    input += count_tokens(substance_of(message));
+  }
+  for (const auto& one : made.blocks) output += count_tokens(one.words);
+  const auto details = json::object({{"thinking_tokens", made.thinking_tokens}});
+  return json::object({{"input_tokens", input},
+                       {"cache_read_input_tokens", cached},
+                       {"output_tokens", output},
+                       {"output_tokens_details", details}});
+}
+
+// ---- the process --------------------------------------------------------------------------------
+
+/// What the proxy takes for `claude`: reads lines, also while it answers, and writes lines.
+class stand_in {
+ public:
+  /// `pace` is the time between two words.
+  stand_in(int input, int output, std::string model, std::string tool_prefix,
+           std::chrono::milliseconds pace)
+      : input_(input), output_(output), pace_(pace), model_(std::move(model)) {
+    now_.tool_prefix = std::move(tool_prefix);
+  }
+
+  /// Until the input ends, or a `/crash`. The exit status.
+  int run() {
+    while (!failed_ && !(ended_ && waiting_.empty())) {
+      if (waiting_.empty()) {
+        wait(-1);
+        continue;
+      }
+      const auto line = std::move(waiting_.front());
+      waiting_.pop_front();
+      take_message(line);
+    }
+    return failed_ ? 1 : 0;
+  }
+
+ private:
+  static constexpr const char* tools_request = "tools";
+
+  /// Takes what comes within that many milliseconds; less than 0 is for ever.
+  void wait(int timeout) {
+    pollfd entry{input_, POLLIN, 0};
+    if (ended_ || ::poll(&entry, 1, timeout) <= 0) return;
+    std::array<char, 65536> chunk;
+    const ssize_t count = ::read(input_, chunk.data(), chunk.size());
+    ended_ = count <= 0;
+    if (ended_) return;
+    lines_.feed({chunk.data(), static_cast<std::size_t>(count)});
+    while (const auto line = lines_.next()) take_line(*line);
+  }
+
+  void pause(std::chrono::milliseconds time) {
+    const auto until = std::chrono::steady_clock::now() + time;
+    do {
+      wait(poll_timeout(until));
+    } while (!over() && !ended_ && std::chrono::steady_clock::now() < until);
+  }
+
+  /// The answer that is under way has no further lines.
+  bool over() const { return interrupted_ || failed_; }
+
+  void take_line(std::string_view said) {
+    const json line = json::parse(said, nullptr, false);
+    if (!line.is_object()) return fail("a line is not a JSON object");
+    const auto type = string_of(line, "type");
+    if (type == "control_request") take_request(line);
+    if (type == "control_response") take_response(member_of(line, "response"));
+    if (type == "user" || type == "assistant") waiting_.push_back(line);
+  }
+
+  void take_request(const json& line) {
+    const auto& request = member_of(line, "request");
+    const auto subtype = string_of(request, "subtype");
+    json answer = json::object();
+    if (subtype == "initialize") {
+      initialize(request);
+      answer["account"] = json::object({{"tokenSource", "demo"}, {"apiProvider", "firstParty"}});
+    }
+    if (subtype == "apply_flag_settings") {
+      const auto& variables = member_of(member_of(request, "settings"), "env");
+      const auto body = json::parse(string_of(variables, "CLAUDE_CODE_EXTRA_BODY"), nullptr, false);
+      if (body.is_object()) now_.body = body;
+    }
+    if (subtype == "set_max_thinking_tokens") {
+      now_.thinks = integer_of(request, "max_thinking_tokens") > 0;
+    }
+    if (subtype == "set_model") model_ = string_of(request, "model");
+    if (subtype == "interrupt") interrupted_ = answering_ || !waiting_.empty();
+    const auto id = string_of(line, "request_id");
+    const auto response =
+        json::object({{"subtype", "success"}, {"request_id", id}, {"response", answer}});
+    write(json::object({{"type", "control_response"}, {"response", response}}));
+  }
+
+  void initialize(const json& request) {
+    now_.system = string_of(request, "appendSystemPrompt");
+    for (const auto& prompt : member_of(request, "systemPrompt"))
+      now_.system += prompt.get<std::string>();
+    now_.schema = member_of(request, "jsonSchema");
+    tools_awaited_ = !member_of(request, "sdkMcpServers").empty();
+    if (!tools_awaited_) return;
+    ask_client("initialize", "initialize", json::object({{"protocolVersion", "2025-11-25"}}));
+    ask_client(tools_request, "tools/list", json::object());
+  }
+
+  /// Asks the client's tool server, which lives in the proxy.
+  void ask_client(const std::string& id, const char* method, const json& params) {
+    const auto message = json::object(
+        {{"jsonrpc", "2.0"}, {"id", ++asked_}, {"method", method}, {"params", params}});
+    auto line = json::object({{"type", "control_request"}, {"request_id", id}});
+    line["request"] = json::object(
+        {{"subtype", "mcp_message"}, {"server_name", tool_server}, {"message", message}});
+    write(line);
+  }
+
+  void take_response(const json& response) {
+    const auto id = string_of(response, "request_id");
+    const auto& reply = member_of(member_of(response, "response"), "mcp_response");
+    results_[id] = member_of(reply, "result");
+    if (id != tools_request) return;
+    now_.tools = member_of(results_[id], "tools");
+    tools_awaited_ = false;
+  }
+
+  void write(const json& line) {
+    if (!write_all(output_, dump(line) + '\n')) failed_ = true;
+  }
+
+  /// A line of the answer, unless that is over.
+  void say(const char* type, const json& members) {
+    auto line = json::object({{"type", type}, {"parent_tool_use_id", json()}});
+    line.update(members);
+    if (!over()) write(line);
+  }
+
+  void say_event(const char* type, const json& members) {
+    auto event = json::object({{"type", type}});
+    event.update(members);
+    say("stream_event", json::object({{"event", event}}));
+  }
+
+  void take_message(const json& line) {
+    now_.messages.push_back(member_of(line, "message"));
+    if (string_of(line, "type") == "assistant") return;
+    const bool asks = member_of(line, "shouldQuery") != false;
+    interrupted_ = interrupted_ && asks;
+    const auto tools = now_.schema.is_null() ? json::array() : json::array({structured_tool});
+    say("system", json::object({{"subtype", "init"}, {"model", model_}, {"tools", tools}}));
+    if (!asks) return say_result({}, json::object());
+    answering_ = true;
+    while (tools_awaited_ && !ended_) wait(-1);
+    // A limit that is never reached, for those who show it.
+    const auto limit = json::object(
+        {{"status", "allowed"}, {"rateLimitType", "five_hour"}, {"utilization", 0.25}});
+    say("rate_limit_event", json::object({{"rate_limit_info", limit}}));
+    while (answer()) {
+    }
+    answering_ = interrupted_ = false;
+  }
+
+  /// One message of the turn, and the turn's result unless another message is to follow.
+  bool answer() {
+    const auto made = make_plan(now_);
+    while (made.has("/hang") && !over() && !ended_) wait(-1);
+    if (made.has("/hang") && ended_) return false;
+    if (made.has("/error") && !over()) {
+      say_failure(text::try_number<int>(first_word(made.asked.at("/error"))).value_or(500));
+      return false;
+    }
+    if (!over()) say_message(made);
+    if (!made.calls.empty() && !over()) return await_results(made.calls);
+    end_turn(made);
+    return false;
+  }
+
+  void say_message(const plan& made) {
+    const auto usage = make_usage(now_, made);
+    auto first = usage;
+    first["output_tokens"] = 1;
+    const auto id = "msg_" + fingerprint_of(now_);
+    const auto message = json::object({{"id", id}, {"model", model_}, {"usage", first}});
+    say_event("message_start", json::object({{"message", message}}));
+    for (std::size_t i = 0; i < made.blocks.size(); ++i) say_block(made, i);
+    const bool given = made.structured && made.stop_reason == "end_turn";
+    const auto delta = json::object({{"stop_reason", given ? "tool_use" : made.stop_reason},
+                                     {"stop_sequence", made.stop_sequence}});
+    say_event("message_delta", json::object({{"delta", delta}, {"usage", usage}}));
+    say_event("message_stop", json::object());
+    // As a middling model would cost.
+    cost_ += 3e-6 * static_cast<double>(integer_of(usage, "input_tokens")) +
+             15e-6 * static_cast<double>(integer_of(usage, "output_tokens"));
+  }
+
+  void say_block(const plan& made, std::size_t index) {
+    const auto& said = made.blocks[index];
+    const auto say_delta = [&](const char* type, const char* member, std::string_view piece) {
+      const auto delta = json::object({{"type", type}, {member, piece}});
+      say_event("content_block_delta", json::object({{"index", index}, {"delta", delta}}));
+    };
+    say_event("content_block_start",
+              json::object({{"index", index}, {"content_block", said.start}}));
+    const auto pieces = pieces_of(said.words);
+    const bool crashes = made.has("/crash") && index + 1 == made.blocks.size();
+    for (std::size_t i = 0; i < pieces.size() && !over(); ++i) {
+      pause(made.fast ? std::chrono::milliseconds(0) : pace_);
+      say_delta(said.delta, said.member, pieces[i]);
+      if (crashes && i >= pieces.size() / 2) fail("it was asked to /crash");
+    }
+    if (said.start["type"] == "thinking") say_delta("signature_delta", "signature", "ZGVtbw==");
+    say_event("content_block_stop", json::object({{"index", index}}));
+  }
+
+  /// Waits for the client, for as long as it takes, and adds the calls and their results to the
+  /// conversation, as a client would tell them to a fresh process. False when none will come.
+  bool await_results(const json& calls) {
+    json said = json::array();
+    json told = json::array();
+    for (auto call : calls) {
+      const auto id = string_of(call, "id");
+      said.push_back(make_tool_use(id, now_.tool_prefix + string_of(call, "name"), {}).start);
+      said.back()["input"] = call["arguments"];
+      call["_meta"] = json::object({{"claudecode/toolUseId", id}});
+      call.erase("id");
+      ask_client(id, "tools/call", call);
+    }
+    for (const auto& call : calls) {
+      const auto id = string_of(call, "id");
+      while (results_.count(id) == 0 && !over() && !ended_) wait(-1);
+      told.push_back(json::object({{"type", "tool_result"},
+                                   {"content", member_of(results_[id], "content")},
+                                   {"is_error", boolean_of(results_[id], "isError")}}));
+    }
+    now_.messages.push_back(json::object({{"role", "assistant"}, {"content", said}}));
+    now_.messages.push_back(json::object({{"role", "user"}, {"content", told}}));
+    return !ended_;
+  }
+
+  void end_turn(const plan& made) {
+    if (std::exchange(interrupted_, false)) {
+      const char* how = "error_during_execution";
+      return say_result({}, json::object({{"subtype", how}, {"is_error", true}}));
+    }
+    now_.messages.push_back(json::object({{"role", "assistant"}, {"content", made.text}}));
+    auto more = json::object({{"stop_reason", made.stop_reason}});
+    if (made.structured && made.stop_reason == "end_turn") {
+      more["structured_output"] = json::parse(made.text, nullptr, false);
+    }
+    say_result(made.text, more);
+  }
+
+  void say_result(const std::string& told, const json& more) {
+    auto members = json::object({{"subtype", "success"}, {"is_error", false}, {"result", told}});
+    members["total_cost_usd"] = cost_;
+    members.update(more);
+    say("result", members);
+  }
+
+  /// As after the one retry that the proxy allows, where the API's failure is worth one.
+  void say_failure(int status) {
+    const auto told = "API Error: " + std::to_string(status) + " the demo was asked to fail";
+    if (status == 429 || status >= 500) {
+      say("system", json::object({{"subtype", "api_retry"},
+                                  {"retry_delay_ms", 500},
+                                  {"error_status", status},
+                                  {"error", "unknown"}}));
+    }
+    say_result(told, json::object({{"is_error", true}, {"api_error_status", status}}));
+  }
+
+  /// Ends the process.
+  void fail(const char* why) {
+    write_all(STDERR_FILENO, "demo: " + std::string(why) + "\n");
+    failed_ = true;
+  }
+
+  int input_;
+  int output_;
+  std::chrono::milliseconds pace_;
+  std::string model_;
+  conversation now_;
+  line_splitter lines_;
+  std::deque<json> waiting_;             ///< messages that were not taken yet
+  std::map<std::string, json> results_;  ///< of what the client was asked, by id
+  int asked_ = 0;
+  bool tools_awaited_ = false;
+  bool answering_ = false;
+  bool interrupted_ = false;
+  bool ended_ = false;   ///< the input has
+  bool failed_ = false;  ///< the process has
+  double cost_ = 0;      ///< of all turns, in USD
+};
+
+/// Does what `claude` would do with these arguments; the exit status. `--pace=20ms` among them is
+/// the time between two words.
+inline int run(const std::vector<std::string>& arguments, const environment_map& environment,
+               int input, int output) {
+  const auto value_of = [&](std::string_view flag, const char* fallback) -> std::string {
+    for (const auto& argument : arguments) {
+      if (text::starts_with(argument, flag)) return argument.substr(flag.size());
+    }
+    return fallback;
+  };
+  if (std::find(arguments.begin(), arguments.end(), "--version") != arguments.end()) {
+    return write_all(output, std::string(version) + " (claude-openai --demo)\n") ? 0 : 1;
+  }
+  const bool bare_names = !value_or(environment, "CLAUDE_AGENT_SDK_MCP_NO_PREFIX").empty();
+  const auto prefix = bare_names ? std::string() : "mcp__" + std::string(tool_server) + "__";
+  constexpr std::chrono::milliseconds usual_pace{10};
+  const auto pace = try_duration(value_of("--pace=", "")).value_or(usual_pace);
+  return stand_in(input, output, value_of("--model=", "claude-demo"), prefix, pace).run();
+}
+
+}  // namespace demo
+
+//================================================================================================
 // [24] guard - who may come in: client keys, Host and Origin
 // uses: text, errors, options | pure
 //================================================================================================
