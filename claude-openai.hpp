@@ -17,13 +17,15 @@
 //   the CLI      [15] cli_protocol       [16] cli_command
 //   processes    [17] process            [18] worker              [19] pool
 //   state        [20] sessions           [21] responses           [22] engine
-//                [23] agents
-//   edge         [24] guard              [25] status              [26] http
-//                [27] server
+//                [23] agents             [24] demo
+//   edge         [25] guard              [26] limits              [27] metrics
+//                [28] status             [29] http_head           [30] transport
+//                [31] http               [32] server              [33] doctor
 //
 // The way a request goes:
 //
-//   httplib request -> parse_body -> reader -> a dialect's parse -> turn_request
+//   bytes -> http_head -> httplib -> guard, limiter -> route
+//   body -> parse_body -> reader -> a dialect's parse -> turn_request
 //   turn_request -> settle (what the model and the operator allow)
 //                -> engine: session, pool ticket -> lease -> worker -> child stdin
 //   child stdout -> line_splitter -> turn_decoder -> event -> turn -> answer::next
@@ -725,8 +727,9 @@ struct options {
   std::string claude_path;        ///< empty: `claude` on the environment's PATH
   std::string working_directory;  ///< empty: a private temporary one, removed at the end
   std::vector<std::string> claude_arguments;  ///< before all others, as `claude_path` needs them
-  std::string default_model = "sonnet";       ///< an alias never goes stale
-  std::vector<std::string> api_keys;          ///< empty: open, on loopback only
+  bool demo = false;  ///< `claude_path` is no `claude`, but a stand-in; told where answers are
+  std::string default_model = "sonnet";   ///< an alias never goes stale
+  std::vector<std::string> api_keys;      ///< empty: open, on loopback only
   std::vector<std::string> cors_origins;  ///< of pages that may ask, beside loopback's; `*`: of all
   std::vector<std::string> trusted_proxies;  ///< addresses or networks whose X-Forwarded-For counts
   rate_limits limits;
@@ -8177,7 +8180,7 @@ class agent_registry {
 };
 
 //================================================================================================
-// [xx] demo - a stand-in for the CLI, in this program
+// [24] demo - a stand-in for the CLI, in this program
 // uses: text, errors, json_access, options, cli_protocol, process | one thread
 //================================================================================================
 //
@@ -8877,7 +8880,7 @@ inline int run(const std::vector<std::string>& arguments, const environment_map&
 }  // namespace demo
 
 //================================================================================================
-// [24] guard - who may come in: client keys, Host and Origin
+// [25] guard - who may come in: client keys, Host and Origin
 // uses: text, errors, options | pure
 //================================================================================================
 
@@ -8982,7 +8985,7 @@ inline visitor check_access(const credentials& shown, const options& settings, b
 }
 
 //================================================================================================
-// [25] limits - how often a client may ask, and how much it may use
+// [26] limits - how often a client may ask, and how much it may use
 // uses: text, errors, options, events, guard | thread-safe
 //================================================================================================
 
@@ -9169,7 +9172,7 @@ inline std::string client_address(const std::string& peer, std::string_view forw
 }
 
 //================================================================================================
-// [26] metrics - what has happened, in figures for a monitor and in a line for the log
+// [27] metrics - what has happened, in figures for a monitor and in a line for the log
 // uses: text, json_access, events, cli_protocol, pool, engine | thread-safe
 //================================================================================================
 
@@ -9526,7 +9529,7 @@ class metrics {
 };
 
 //================================================================================================
-// [27] status - what is known of the CLI and its login
+// [28] status - what is known of the CLI and its login
 // uses: text, json_access, options, events, cli_command, process, worker, pool | thread-safe
 //================================================================================================
 
@@ -9721,7 +9724,7 @@ inline json render_auth_status(const options& settings, const cli_facts& facts) 
 }
 
 /// Healthy means that a request would be answered.
-inline json render_health(const process_counts& counts, const cli_facts& facts) {
+inline json render_health(const process_counts& counts, const cli_facts& facts, bool demo = false) {
   constexpr std::chrono::seconds longest_stall{30};
   auto problem = facts.problem;
   if (problem.empty() && counts.stalled > longest_stall) {
@@ -9737,12 +9740,13 @@ inline json render_health(const process_counts& counts, const cli_facts& facts) 
                                                          {"stopping", counts.stopping},
                                                          {"maximum", counts.maximum}})},
                              {"queued", counts.queued}});
+  if (demo) whole["demo"] = true;
   if (!problem.empty()) whole["problem"] = problem;
   return whole;
 }
 
 //================================================================================================
-// [28] http_head - the head and the body's framing of a request, held against RFC 9112
+// [29] http_head - the head and the body's framing of a request, held against RFC 9112
 // uses: text, errors | pure
 //================================================================================================
 //
@@ -9956,7 +9960,7 @@ class chunk_decoder {
 };
 
 //================================================================================================
-// [29] transport - listening sockets, and the bytes of a connection, in the clear or through TLS
+// [30] transport - listening sockets, and the bytes of a connection, in the clear or through TLS
 // uses: text, process | POSIX sockets and OpenSSL
 //================================================================================================
 
@@ -10204,7 +10208,7 @@ class channel {
 };
 
 //================================================================================================
-// [30] http - connections, routes, streaming; the only section that names httplib
+// [31] http - connections, routes, streaming; the only section that names httplib
 // uses: text, errors, log, json_access, options, conversation, fields, events, sse, openai_chat,
 //       anthropic_messages, openai_responses, openai_completions, catalog, cli_command, process,
 //       pool, sessions, responses, engine, agents, guard, status | thread-safe
@@ -10631,6 +10635,7 @@ class http_service : public httplib::Server {
     now.record->path = printable(request.path);
     response.set_header("x-request-id", now.id);
     response.set_header("openai-version", "2020-10-01");
+    if (now.settings->demo) response.set_header("x-claude-demo", "true");
     try {
       now.path = canonical_path(now.request);
       if (speaks_anthropic(now)) response.set_header("request-id", now.id);
@@ -11326,7 +11331,8 @@ class http_service : public httplib::Server {
   }
 
   void answer_health(exchange& now) {
-    answer_json(now, render_health(services_.processes.counts(), services_.status.get()));
+    answer_json(now, render_health(services_.processes.counts(), services_.status.get(),
+                                   now.settings->demo));
   }
 
   void answer_metrics(exchange& now) {
@@ -11381,7 +11387,7 @@ class http_service : public httplib::Server {
 };
 
 //================================================================================================
-// [31] server - the whole proxy as one object
+// [32] server - the whole proxy as one object
 // uses: text, log, options, cli_command, process, pool, sessions, responses, engine, agents,
 //       status, http | owns threads
 //================================================================================================
@@ -11708,7 +11714,7 @@ class server {
 };
 
 //================================================================================================
-// [32] doctor - is everything there that answers need?
+// [33] doctor - is everything there that answers need?
 // uses: text, errors, json_access, options, conversation, events, cli_command, process, pool,
 //       sessions, engine, status, transport, server | one thread
 //================================================================================================

@@ -26,6 +26,18 @@ extern "C" void reload_running(int) {
 
 extern "C" void interrupt_prompt(int) {}
 
+/// The hidden first argument by which this program is `claude` itself, for `--demo`.
+constexpr const char* demo_argument = "demo-claude";
+
+/// Where this program is; by the name it was called when the system does not tell.
+std::string path_of_program(const std::string& name) {
+  std::error_code unknown;
+  const auto path = std::filesystem::read_symlink("/proc/self/exe", unknown);
+  if (!unknown) return path.string();
+  const auto found = proxy::find_program(name, proxy::current_environment());
+  return found.empty() ? name : found;
+}
+
 std::string read_file(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) throw std::runtime_error(path + " cannot be read");
@@ -85,6 +97,7 @@ struct command_line {
   bool generate_key = false;
   bool print_config = false;
   bool demo = false;
+  std::string program;  ///< the path of this program
   CLI::App app{"An OpenAI- and Anthropic-compatible proxy over living `claude` processes.",
                "claude-openai"};
   CLI::App* doctor = nullptr;
@@ -342,6 +355,16 @@ struct command_line {
         ->default_str(std::to_string(value.count() / 1000) + "s");
   }
 
+  /// This program again, in place of `claude`; it needs no login.
+  void use_demo() {
+    settings.demo = true;
+    settings.claude_path = program;
+    settings.claude_arguments = {demo_argument};
+    const auto pace = proxy::value_or(settings.environment, "CLAUDE_DEMO_PACE");
+    if (!pace.empty()) settings.claude_arguments.push_back("--pace=" + pace);
+    settings.auth = proxy::auth_method::cli;
+  }
+
   /// The options that come of it all, with the variables that they were read with.
   proxy::options finish(const proxy::environment_map& variables) {
     settings.environment = variables;
@@ -355,6 +378,7 @@ struct command_line {
                          is_true(proxy::value_or(variables, "VERBOSE"));
     if (verbose && app.count("--log-level") == 0) log_level = "debug";
     settings.log = make_logger(parse_level(log_level), log_format == "json");
+    if (demo) use_demo();
     settings.api_keys = keys;
     if (keys.empty()) {
       settings.api_keys = proxy::text::split(proxy::value_or(variables, "API_KEYS"), ',');
@@ -376,6 +400,7 @@ struct command_line {
 
 /// What `main` was called with, loaded at the start and again on SIGHUP.
 struct arguments {
+  std::string program;
   std::vector<std::string> given;
 
   /// The variables of the environment, and of the file where the environment has none.
@@ -420,6 +445,7 @@ struct arguments {
       sources[name] = (environment.count(variable) > 0 ? "environment, " : ".env, ") + variable;
     }
     auto line = std::make_unique<command_line>(true);
+    line->program = path_of_program(program);
     parse(*line, words);
     return line;
   }
@@ -476,6 +502,9 @@ void print_start(const proxy::server& server, bool key_was_made) {
   if (tcp) std::cout << "  OpenAI base URL    " << url << "/v1\n";
   if (!settings.unix_socket.empty()) {
     std::cout << "  unix socket        " << settings.unix_socket << "\n";
+  }
+  if (settings.demo) {
+    std::cout << "  DEMO               no model answers here, but a stand-in; ask it \"/help\"\n";
   }
   std::cout << "  claude             " << settings.claude_path << "\n"
             << "  auth method        " << proxy::name_of(proxy::resolve_auth(settings)) << "\n"
@@ -595,7 +624,11 @@ int run(const arguments& called) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const arguments called{{argv + 1, argv + argc}};
+  if (argc > 1 && argv[1] == std::string_view(demo_argument)) {
+    return proxy::demo::run({argv + 2, argv + argc}, proxy::current_environment(), STDIN_FILENO,
+                            STDOUT_FILENO);
+  }
+  const arguments called{argv[0], {argv + 1, argv + argc}};
   hide_keys(argc, argv);
   try {
     return run(called);

@@ -212,8 +212,8 @@ const POSIX_EXCEPTIONS = {
   engine: ['poll'],           // a turn waits for the process and the client's socket at once
   status: ['poll'],           // the probe waits for the first answer of a CLI
   agents: ['poll', 'open'],   // the trial of an MCP server; the file with those of an agent
+  demo: ['poll', 'read'],     // it reads lines while it answers
   server: ['poll', 'accept', 'accept4', 'fcntl', 'unlink'],  // the accept loop; the socket's file
-  demo: ['poll', 'read', 'write'],  // a program of its own: its standard input and output
 };
 
 check('only sections process, transport and http call the operating system', () => {

@@ -11,6 +11,7 @@ import { chat, furnishHome } from './chat.test.mjs';
 import { clients } from './clients.test.mjs';
 import { codingAgents } from './coding_agents.test.mjs';
 import { conversations, everyVersion } from './conversations.test.mjs';
+import { DEMO, demo } from './demo.test.mjs';
 import { dialectClients } from './dialect_clients.test.mjs';
 import * as dialect from './dialects.test.mjs';
 import * as asked from './features.test.mjs';
@@ -36,11 +37,11 @@ function count(failure, name) {
 }
 
 /** Runs the tests beside one proxy, which `prepare` gives what they need. */
-async function runSuite({ version, tests, prepare = furnishHome }, label) {
+async function runSuite({ version, tests, prepare = furnishHome, options }, label) {
   const wanted = tests.filter(({ name }) => only.test(name));
   if (!wanted.length) return;
   const api = await startMessagesApi();
-  const cli = claudePath(version);
+  const cli = options ? undefined : claudePath(version);
   const shared = { name: 'a proxy starts', deadline: 30_000 };
   let proxy;
   const started = await runTest(
@@ -52,6 +53,7 @@ async function runSuite({ version, tests, prepare = furnishHome }, label) {
           cli,
           prepare,
           args: ['--spares', '3', '--max-processes', '16'],
+          ...options,
         });
         await proxy.inspected();
       },
@@ -119,6 +121,7 @@ const suites = [
       version,
       tests: [...dialect.dialects.tests, ...dialectClients.tests, ...(version === newest ? dialect.once.tests : [])],
     })),
+  { name: 'demo', version: 'without a CLI', options: DEMO, tests: demo.tests },
   { name: 'coding_agents', version: newest, tests: codingAgents.tests },
 ];
 const begin = performance.now();
