@@ -9378,6 +9378,7 @@ class metrics {
     cost_usd_ += record.usage.cost_usd.value_or(0);
     retries_ += record.facts.retries;
     replays_ += record.facts.replayed ? 1 : 0;
+    if (record.failure == "processes_busy") ++rejected_["queue_full"];
     if (record.upstream_failed) ++upstream_errors_[std::to_string(record.upstream_status)];
     const auto origin = name_of(record.facts.origin);
     if (origin.empty()) return;
@@ -10825,11 +10826,12 @@ class http_service : public httplib::Server {
     auto& response = now.response;
     response.set_header("Access-Control-Allow-Origin", printable(shown.origin));
     response.set_header("Vary", "Origin");
-    response.set_header("Access-Control-Expose-Headers",
-                        "x-request-id, request-id, retry-after, retry-after-ms, x-should-retry, "
-                        "x-ignored-params, x-token-count, openai-processing-ms, "
-                        "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
-                        "x-ratelimit-reset-requests");
+    response.set_header(
+        "Access-Control-Expose-Headers",
+        "x-request-id, request-id, openai-version, retry-after, retry-after-ms, x-should-retry, "
+        "x-ignored-params, x-token-count, openai-processing-ms, "
+        "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
+        "x-ratelimit-reset-requests");
     if (now.request.method != "OPTIONS") return;
     response.set_header("Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS");
     response.set_header("Access-Control-Max-Age", "600");
@@ -10856,11 +10858,12 @@ class http_service : public httplib::Server {
     return messages || (!openai && now.request.has_header("anthropic-version"));
   }
 
-  static void answer_error(exchange& now, const api_error& error) {
+  void answer_error(exchange& now, const api_error& error) const {
     const auto& dialect =
         speaks_anthropic(now) ? anthropic_messages::dialect : openai_chat::dialect;
     now.response.status = dialect.status(error.kind);
     if (now.record->failure.empty()) now.record->failure = error.code;
+    if (error.code == "budget_exceeded") services_.figures.reject("budget");
     now.response.set_content(dialect.render_error(error, now.id), json_type);
     const bool says_when =
         error.kind == error_kind::rate_limited || error.kind == error_kind::too_many_requests ||
@@ -11021,9 +11024,12 @@ class http_service : public httplib::Server {
     auto windows = services_.figures.windows();
     for (const auto& window : now.record->facts.windows) windows.push_back(window);
     for (const auto& window : windows) {
+      auto& headers = now.response.headers;
       const auto tell = [&](const char* what, const std::string& value) {
-        const auto name = printable("x-claude-ratelimit-" + window.name + "-" + what);
-        now.response.headers.erase(name);
+        const auto name = "x-claude-ratelimit-" + window.name + "-" + what;
+        const auto exposed = headers.find("Access-Control-Expose-Headers");
+        const bool known = headers.erase(name) > 0;
+        if (!known && exposed != headers.end()) exposed->second += ", " + name;
         now.response.set_header(name, printable(value));
       };
       if (!http_head::is_token(window.name)) continue;
@@ -11466,12 +11472,11 @@ class server {
 
   /// Takes over what may change while the proxy runs: keys, limits, origins, the default model, and
   /// the content of the TLS files. Throws, and changes nothing, when they cannot be run with.
-  void reload(options fresh) {
+  void reload(const options& fresh) {
     const auto problems = validate(fresh);
     if (!problems.empty()) throw std::invalid_argument(text::join(problems, "; "));
     if (fresh.api_keys.empty() && !is_private(settings_)) {
-      if (!made_key_) throw std::invalid_argument("a client key is needed beyond loopback");
-      fresh.api_keys = settings_.api_keys;
+      throw std::invalid_argument("a client key is needed beyond loopback");
     }
     const auto tls = make_tls(settings_);
     live_.take(fresh);
@@ -11523,11 +11528,10 @@ class server {
     return std::make_shared<const tls_context>(settings.tls_certificate, settings.tls_key);
   }
 
-  options prepare(options settings, std::optional<temporary_directory>& scratch) {
+  static options prepare(options settings, std::optional<temporary_directory>& scratch) {
     settings = complete(std::move(settings), scratch);
     if (settings.api_keys.empty() && !is_private(settings)) {
       settings.api_keys.push_back(text::random_id("sk-local-", 43));
-      made_key_ = true;
     }
     return settings;
   }
@@ -11688,7 +11692,6 @@ class server {
     }
   }
 
-  bool made_key_ = false;      ///< because the operator gave none
   bool bound_socket_ = false;  ///< the file of the unix socket is ours
   std::optional<temporary_directory> scratch_;
   const options settings_;

@@ -20,8 +20,16 @@ extern "C" void stop_running(int) {
   if (running != nullptr) running->stop();
 }
 
+bool has_terminal = false;
+
+/// The kernel sends SIGHUP too when the terminal is closed that the proxy was started in.
 extern "C" void reload_running(int) {
-  if (running != nullptr) running->request_reload();
+  if (running == nullptr) return;
+  if (has_terminal && ::tcgetpgrp(STDIN_FILENO) < 0) {
+    running->stop();
+  } else {
+    running->request_reload();
+  }
 }
 
 extern "C" void interrupt_prompt(int) {}
@@ -365,6 +373,17 @@ struct command_line {
     settings.auth = proxy::auth_method::cli;
   }
 
+  /// The variables of the flags, taken off them: the library would let a file win over them.
+  std::map<std::string, std::vector<std::string>> take_variables() {
+    std::map<std::string, std::vector<std::string>> taken{{"api-key", {"API_KEY", "API_KEYS"}}};
+    for (auto* option : app.get_options()) {
+      if (option->get_envname().empty()) continue;
+      taken[option->get_lnames().front()].push_back(option->get_envname());
+      option->envname("");
+    }
+    return taken;
+  }
+
   /// The options that come of it all, with the variables that they were read with.
   proxy::options finish(const proxy::environment_map& variables) {
     settings.environment = variables;
@@ -374,17 +393,9 @@ struct command_line {
     settings.builtin_tools = !no_builtin_tools;
     settings.tcp = !no_tcp;
     if (app.count("--rate-limit") > 0) settings.limits.enabled = rate_limit;
-    const bool verbose = is_true(proxy::value_or(variables, "DEBUG_MODE")) ||
-                         is_true(proxy::value_or(variables, "VERBOSE"));
-    if (verbose && app.count("--log-level") == 0) log_level = "debug";
     settings.log = make_logger(parse_level(log_level), log_format == "json");
     if (demo) use_demo();
     settings.api_keys = keys;
-    if (keys.empty()) {
-      settings.api_keys = proxy::text::split(proxy::value_or(variables, "API_KEYS"), ',');
-      const auto single = proxy::value_or(variables, "API_KEY");
-      if (!single.empty()) settings.api_keys.push_back(single);
-    }
     for (const auto& given : origins) {
       for (auto& origin : proxy::parse_list(given)) {
         settings.cors_origins.push_back(std::move(origin));
@@ -397,6 +408,8 @@ struct command_line {
     return settings;
   }
 };
+
+using strings = std::vector<std::string>;
 
 /// What `main` was called with, loaded at the start and again on SIGHUP.
 struct arguments {
@@ -426,48 +439,69 @@ struct arguments {
   }
 
   /// Parses the flags, and then once more with what the variables set where no flag does: so the
-  /// library's own order (flags, file, environment) becomes ours.
+  /// library's own order (flags, file, environment) becomes ours. `sources` tells of each flag
+  /// whether it, or which variable, has set it.
   std::unique_ptr<command_line> load(proxy::environment_map& variables,
                                      std::map<std::string, std::string>& sources) const {
     command_line flags(false);
+    const auto names = flags.take_variables();
     parse(flags, given);
     variables = read_variables(flags.env_file);
-    auto words = given;
-    const auto environment = proxy::current_environment();
     for (const auto* option : flags.app.get_options()) {
-      const auto name = "--" + (option->get_lnames().empty() ? "" : option->get_lnames().front());
-      const auto& variable = option->get_envname();
-      if (option->count() > 0) sources[name] = "flag";
-      if (option->count() > 0 || variable.empty()) continue;
-      const auto value = proxy::value_or(variables, variable.c_str());
-      if (value.empty()) continue;
-      words.insert(words.begin(), name + "=" + value);
-      sources[name] = (environment.count(variable) > 0 ? "environment, " : ".env, ") + variable;
+      if (option->count() > 0 && !option->get_lnames().empty()) {
+        sources[option->get_lnames().front()] = "flag";
+      }
+    }
+    auto words = given;
+    for (const auto& [flag, all] : names) {
+      if (sources.count(flag) > 0) continue;
+      for (const auto& variable : all) take(flag, variable, variables, words, sources);
+    }
+    for (const char* variable : {"DEBUG_MODE", "VERBOSE"}) {  // as the reference wrapper has them
+      if (sources.count("log-level") > 0 || !is_true(proxy::value_or(variables, variable)))
+        continue;
+      words.insert(words.begin(), "--log-level=debug");
+      sources["log-level"] = variable;
     }
     auto line = std::make_unique<command_line>(true);
+    line->take_variables();
     line->program = path_of_program(program);
     parse(*line, words);
     return line;
   }
+
+  /// Puts a variable's value before the words, as its flag.
+  static void take(const std::string& flag, const std::string& variable,
+                   const proxy::environment_map& variables, strings& words,
+                   std::map<std::string, std::string>& sources) {
+    const auto value = proxy::value_or(variables, variable.c_str());
+    if (value.empty()) return;
+    const bool own = proxy::current_environment().count(variable) > 0;
+    sources[flag] = (own ? "environment, " : ".env, ") + variable;
+    const bool several = variable == "API_KEYS";
+    for (const auto& one : several ? proxy::text::split(value, ',') : strings{value}) {
+      words.insert(words.begin(), "--" + flag + "=" + one);
+    }
+  }
 };
 
-/// `port = 9000  # environment, PORT` for every setting; no secret is shown.
-void print_configuration(const command_line& line, const proxy::options& settings,
+/// `port = "9000"  # environment, PORT` for every setting; no secret is shown.
+void print_configuration(const command_line& line,
                          const std::map<std::string, std::string>& sources) {
   for (const auto* option : line.app.get_options()) {
-    if (option->get_lnames().empty() || option->get_single_name() == "help") continue;
+    if (option->get_lnames().empty()) continue;
     const auto& name = option->get_lnames().front();
-    if (name == "version" || name == "print-config" || name == "config") continue;
-    std::string value =
-        option->count() > 0 ? CLI::detail::join(option->results(), ",") : option->get_default_str();
-    auto source = option->count() > 0 ? "file" : std::string("default");
-    if (const auto known = sources.find("--" + name); known != sources.end()) {
-      source = known->second;
-    }
-    if (name == "api-key") {
-      if (option->count() == 0 && !settings.api_keys.empty()) source = "API_KEY, API_KEYS";
-      value = settings.api_keys.empty() ? "" : "***";
-    }
+    constexpr std::array<std::string_view, 4> no_settings = {"help", "version", "print-config",
+                                                             "config"};
+    if (std::find(no_settings.begin(), no_settings.end(), name) != no_settings.end()) continue;
+    auto value = option->get_default_str();
+    if (option->count() > 0) value = CLI::detail::join(option->results(), ",");
+    if (value.empty() && option->get_expected_max() == 0) value = "false";
+    if (name == "api-key" && !value.empty()) value = "***";
+    const auto known = sources.find(name);
+    const auto source = known != sources.end() ? known->second
+                        : option->count() > 0  ? std::string("file")
+                                               : std::string("default");
     std::cout << name << " = \"" << value << "\"  # " << source << "\n";
   }
 }
@@ -493,7 +527,7 @@ bool wants_key() {
   return answer == "y" || answer == "yes";
 }
 
-void print_start(const proxy::server& server, bool key_was_made) {
+void print_start(const proxy::server& server, const std::string& made_key) {
   const auto& settings = server.settings();
   const auto url = server.url();
   const bool tcp = settings.tcp;
@@ -510,16 +544,15 @@ void print_start(const proxy::server& server, bool key_was_made) {
             << "  auth method        " << proxy::name_of(proxy::resolve_auth(settings)) << "\n"
             << "  working directory  " << settings.working_directory << "\n"
             << "  spares             " << settings.spares << "\n";
-  if (key_was_made) {
-    std::cout << "  client key         " << settings.api_keys.front()
+  if (!made_key.empty()) {
+    std::cout << "  client key         " << made_key
               << "  (made for this run; set your own by --api-key)\n";
   } else if (settings.api_keys.empty() && tcp) {
     std::cout << "  client key         none: every user of this machine may use it (--api-key)\n";
   }
   const auto header = settings.api_keys.empty() ? std::string()
-                      : key_was_made
-                          ? " -H 'Authorization: Bearer " + settings.api_keys.front() + "'"
-                          : std::string(" -H \"Authorization: Bearer $API_KEY\"");
+                      : !made_key.empty()       ? " -H 'Authorization: Bearer " + made_key + "'"
+                                          : std::string(" -H \"Authorization: Bearer $API_KEY\"");
   const auto socket = tcp ? std::string() : "--unix-socket " + settings.unix_socket + " ";
   std::cout << "  try it             curl " << socket << base << "/v1/chat/completions" << header
             << " -d '{\"messages\":[{\"role\":\"user\",\"content\":\"Say hello\"}]}'" << std::endl;
@@ -546,7 +579,7 @@ void allow_many_descriptors() {
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-int serve(const proxy::options& settings, const arguments& called, bool key_was_made) {
+int serve(const proxy::options& settings, const arguments& called, std::string made_key) {
   allow_many_descriptors();
   proxy::server server(settings);
   server.bind();
@@ -567,16 +600,19 @@ int serve(const proxy::options& settings, const arguments& called, bool key_was_
     std::map<std::string, std::string> sources;
     const auto line = called.load(variables, sources);
     auto fresh = line->finish(variables);
-    if (key_was_made && fresh.api_keys.empty()) fresh.api_keys = settings.api_keys;
+    if (!made_key.empty()) fresh.api_keys.push_back(made_key);
     server.reload(fresh);
     settings.log.set_level(parse_level(line->log_level));
   };
   running = &server;
   std::signal(SIGINT, stop_running);
   std::signal(SIGTERM, stop_running);
+  has_terminal = ::isatty(STDIN_FILENO) == 1;
   std::signal(SIGHUP, reload_running);
-  print_start(server,
-              key_was_made || (settings.api_keys.empty() && !server.settings().api_keys.empty()));
+  if (made_key.empty() && settings.api_keys.empty() && !server.settings().api_keys.empty()) {
+    made_key = server.settings().api_keys.front();  // beyond loopback it never runs without one
+  }
+  print_start(server, made_key);
   server.run();
   running = nullptr;  // a further signal changes nothing: all that is left is to clean up
   return refused ? 1 : 0;
@@ -610,15 +646,18 @@ int run(const arguments& called) {
   const auto line = called.load(variables, sources);
   auto settings = line->finish(variables);
   if (line->print_config) {
-    print_configuration(*line, settings, sources);
+    print_configuration(*line, sources);
     return 0;
   }
   if (line->doctor->parsed()) return examine(settings);
   const bool asks = settings.api_keys.empty() && settings.tcp && !line->no_prompt && !line->demo &&
                     proxy::is_loopback_name(settings.host);
-  const bool makes_key = line->generate_key || (asks && wants_key());
-  if (makes_key) settings.api_keys = {proxy::text::random_id("sk-local-", 43)};
-  return serve(settings, called, makes_key);
+  std::string made_key;
+  if (line->generate_key || (asks && wants_key())) {
+    made_key = proxy::text::random_id("sk-local-", 43);
+    settings.api_keys.push_back(made_key);
+  }
+  return serve(settings, called, made_key);
 }
 
 }  // namespace
