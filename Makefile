@@ -113,7 +113,7 @@ endif
 # ---- testing -------------------------------------------------------------------------------------
 
 test: ## build and run every test; the last line counts them
-	@.ci/deps build test node
+	@.ci/deps build test node browser
 	@$(MAKE) --no-print-directory -j$(JOBS) programs e2e-modules
 	@tests/run unit golden protocol build e2e
 
@@ -123,6 +123,7 @@ unit protocol golden: ## build and run one suite
 	@tests/run $@
 
 e2e: build/claude-openai e2e-modules ## run the real server, the real CLI and real clients
+	@.ci/deps browser
 	@tests/run e2e
 
 e2e-clients: build/claude-openai e2e-modules ## run Codex, opencode and Claude Code against the real server

@@ -20,7 +20,8 @@
 //                [23] agents             [24] demo
 //   edge         [25] guard              [26] limits              [27] metrics
 //                [28] status             [29] http_head           [30] transport
-//                [31] http               [32] server              [33] doctor
+//                [31] page               [32] http                [33] server
+//                [34] doctor
 //
 // The way a request goes:
 //
@@ -10209,10 +10210,1511 @@ class channel {
 };
 
 //================================================================================================
-// [31] http - connections, routes, streaming; the only section that names httplib
+// [31] page - the page at /
+// uses: text | pure
+//================================================================================================
+
+namespace page {
+
+constexpr std::string_view repository = "https://github.com/claude-openai/claude-openai";
+
+/// One document with its style and its script, and nothing to load. `render` fills in what stands
+/// in double braces.
+constexpr std::string_view document = R"page(<!doctype html>
+<html lang="en" data-key-required="{{key_required}}">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>claude-openai</title>
+<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg'
+  viewBox='0 0 20 20'%3E%3Crect width='20' height='20' rx='5' fill='%23b04a22'/%3E%3Cpath
+  d='M6 6.5 9.5 10 6 13.5M11 13.5h4' fill='none' stroke='white' stroke-width='1.8'/%3E%3C/svg%3E">
+<style nonce="{{nonce}}">
+:root {
+  color-scheme: light dark;
+  --paper: light-dark(#fbfaf7, #181714);
+  --card: light-dark(#fff, #201f1b);
+  --sunken: light-dark(#f5f3ee, #131210);
+  --ink: light-dark(#23211d, #ece9e2);
+  --muted: light-dark(#67625a, #a8a296);
+  --line: light-dark(#e5e1d9, #37342e);
+  --edge: light-dark(#8f897e, #7a746a);
+  --accent: light-dark(#a5451f, #ec9a73);
+  --on-accent: light-dark(#fff, #20120b);
+  --tint: light-dark(#f8ece5, #33241c);
+  --good: light-dark(#2b6b47, #82c9a0);
+  --warn: light-dark(#855800, #e3b860);
+  --bad: light-dark(#ab2a20, #f4a196);
+  --blue: light-dark(#23609f, #93bdf0);
+  --mono: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
+}
+:root[data-theme="light"] { color-scheme: light; }
+:root[data-theme="dark"] { color-scheme: dark; }
+* { box-sizing: border-box; min-width: 0; }
+[hidden] { display: none !important; }
+html { scroll-padding-top: 4.5rem; }
+body {
+  margin: 0;
+  background: var(--paper);
+  color: var(--ink);
+  font: 1rem/1.6 system-ui, "Segoe UI", Roboto, "Noto Sans", sans-serif;
+}
+h1, h2, h3, h4, h5, h6, p, dl, dd, pre, ul, ol { margin: 0; padding: 0; }
+h1, h2 { line-height: 1.2; letter-spacing: -0.02em; }
+h1 { font-size: clamp(1.8rem, 1.3rem + 2.2vw, 2.7rem); }
+h2 { font-size: 1.375rem; }
+h3 { font-size: 0.9375rem; }
+a { color: var(--accent); text-underline-offset: 0.2em; }
+code, pre, .code { font-family: var(--mono); font-size: 0.875rem !important; }
+pre { overflow: auto; }
+:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+pre, summary, .log, input, select, textarea { outline-offset: -2px !important; }
+.visually-hidden { position: absolute; width: 1px; height: 1px; clip-path: inset(50%); }
+.visually-hidden { overflow: hidden; white-space: nowrap; }
+.muted, .comment { color: var(--muted); }
+.small { font-size: 0.875rem; }
+.row { display: flex; flex-wrap: wrap; align-items: center; gap: 0.5rem; }
+.card { border: 1px solid var(--line); border-radius: 10px; background: var(--card); }
+.wide { overflow-x: auto; }
+
+button, input, select, textarea { font: inherit; font-size: 0.9375rem; color: inherit; }
+button {
+  padding: 0.3rem 0.75rem;
+  border: 1px solid var(--line);
+  border-radius: 7px;
+  background: var(--card);
+  cursor: pointer;
+  &:disabled { opacity: 0.5; cursor: default; }
+  &.main { background: var(--accent); border-color: var(--accent); color: var(--on-accent); }
+  &.quiet { border-color: transparent; background: none; color: var(--muted); }
+  &.copy { min-width: 4.75rem; padding: 0.1rem 0.5rem; font-size: 0.8125rem; }
+}
+input:not([type="checkbox"]), select, textarea {
+  display: block;
+  width: 100%;
+  padding: 0.4rem 0.6rem;
+  border: 1px solid var(--edge);
+  border-radius: 7px;
+  background: var(--card);
+  resize: vertical;
+}
+input[type="checkbox"] { width: 1.05rem; height: 1.05rem; margin: 0; accent-color: var(--accent); }
+label { display: grid; gap: 0.25rem 0.6rem; font-size: 0.875rem; }
+
+.bar {
+  position: sticky;
+  top: 0;
+  z-index: 2;
+  border-bottom: 1px solid var(--line);
+  background: var(--paper);
+}
+.bar > div, main {
+  max-width: 82rem;
+  margin-inline: auto;
+  padding-inline: clamp(1rem, 4vw, 2.5rem);
+}
+.bar > div { display: flex; align-items: center; gap: 0.25rem 1rem; min-height: 3.5rem; }
+.brand { display: flex; align-items: center; gap: 0.6rem; font-weight: 650; white-space: nowrap; }
+.brand svg { width: 1.5rem; }
+.badge { padding: 0 0.5rem; border: 1px solid var(--line); border-radius: 99px; }
+.badge { color: var(--muted); font-size: 0.75rem; font-weight: 500; }
+nav { display: flex; margin-left: auto; font-size: 0.9375rem; }
+nav a { padding: 0.3rem 0.6rem; color: var(--muted); text-decoration: none; }
+button:hover, nav a:hover { color: var(--accent); }
+button.main:hover { color: var(--on-accent); }
+#theme { min-width: 6.5rem; padding-inline: 0; }
+
+section { display: grid; gap: 1.25rem; padding-block: 3.5rem; }
+section + section { border-top: 1px solid var(--line); }
+section > header p { margin-top: 0.4rem; color: var(--muted); font-size: 0.9375rem; }
+.lede { margin-top: 0.9rem; max-width: 38rem; font-size: 1.125rem; color: var(--muted); }
+.addresses { display: grid; gap: 0.5rem; max-width: 38rem; margin-top: 1.75rem; }
+.addresses p { display: grid; grid-template-columns: 5rem 1fr auto; align-items: center; }
+.addresses p { gap: 0.75rem; padding: 0.4rem 0.5rem 0.4rem 0.9rem; }
+.addresses p { min-height: 2.7rem; font-size: 0.875rem; }
+.addresses code, .status dd { overflow-wrap: anywhere; }
+.status { padding: 0.4rem 1.25rem; align-self: start; font-size: 0.9375rem; }
+.status dl > div { display: grid; grid-template-columns: 7.5rem 1fr; padding-block: 0.6rem; }
+.status dl > div + div { border-top: 1px solid var(--line); }
+.status dt { color: var(--muted); }
+.state { font-weight: 600; }
+.state::before {
+  content: "";
+  display: inline-block;
+  width: 0.6rem;
+  height: 0.6rem;
+  margin-right: 0.5rem;
+  border-radius: 50%;
+  background: currentColor;
+}
+.good, .string, .POST { color: var(--good); }
+.warn, .literal { color: var(--warn); }
+.bad, .DELETE { color: var(--bad); }
+.number, .keyword, .GET { color: var(--blue); }
+
+#tabs { min-height: 2.9rem; display: flex; overflow-x: auto; border-bottom: 1px solid var(--line); }
+[role="tab"] {
+  flex: none;
+  padding: 0.7rem 0.8rem 0.5rem;
+  border: 0;
+  border-bottom: 2px solid transparent;
+  background: none;
+  color: var(--muted);
+  outline-offset: -3px !important;
+  &[aria-selected="true"] { color: var(--ink); border-color: var(--accent); }
+}
+/* All panels lie in one cell: the tallest gives the height, and nothing jumps. */
+#panels { display: grid; min-height: 20.2rem; }
+#panels > * { grid-area: 1 / 1; padding: 0.75rem 0.75rem 1rem 1.25rem; }
+#panels > [hidden] { display: block !important; visibility: hidden; }
+#panels .row, .listing .row { justify-content: space-between; font-size: 0.875rem; }
+.key { color: var(--accent); }
+
+.playground, .settings, .composer, .log, .empty, .live, .try, .answer, form {
+  display: grid;
+  grid-template-columns: minmax(0, 1fr);
+  align-content: start;
+  gap: 0.9rem;
+}
+.playground { gap: 1.25rem; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 0.75rem; }
+.switch { display: flex; align-items: center; font-size: 0.9375rem; }
+.chat { display: grid; grid-template-rows: 1fr auto; height: min(44rem, 82vh); }
+.log { overflow-y: auto; padding: 1.25rem; gap: 1.5rem; }
+.empty { padding-top: 3rem; justify-items: center; text-align: center; }
+.message h3 { font-size: 0.8125rem; color: var(--muted); }
+.message .text { margin-top: 0.35rem; overflow-wrap: anywhere; }
+.user .text { width: fit-content; padding: 0.6rem 0.9rem; white-space: pre-wrap; }
+.user .text { border-radius: 10px; background: var(--tint); }
+.message footer { display: flex; flex-wrap: wrap; align-items: center; gap: 0 0.9rem; }
+.message footer { min-height: 2.25rem; font-size: 0.8125rem; }
+.running .text > :last-child::after, .running .text:empty::after {
+  content: "";
+  display: inline-block;
+  width: 0.5em;
+  height: 1em;
+  margin-left: 0.15em;
+  vertical-align: -0.15em;
+  background: var(--accent);
+}
+.failure { padding: 0.6rem 0.9rem; border-left: 3px solid var(--bad); background: var(--sunken); }
+.failure { margin-top: 0.5rem; overflow-wrap: anywhere; }
+.thoughts { margin-top: 0.4rem; font-size: 0.875rem; color: var(--muted); }
+.thoughts div, blockquote { margin: 0; padding-left: 0.9rem; border-left: 2px solid var(--line); }
+.thoughts div { margin-top: 0.3rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+.composer { padding: 0.75rem; border-top: 1px solid var(--line); gap: 0.6rem; }
+.composer textarea { resize: none; field-sizing: content; min-height: 4rem; max-height: 11rem; }
+.composer .main { margin-left: auto; min-width: 5.5rem; }
+#curl { grid-column: 1 / -1; }
+.markdown { display: grid; gap: 0.7rem; }
+.markdown :is(h4, h5, h6) { font-size: 1.05rem; }
+.markdown :is(ul, ol) { padding-left: 1.5rem; }
+.markdown li > * { margin-top: 0.3rem; }
+.markdown :not(pre) > code { padding: 0.1em 0.35em; border-radius: 5px; }
+.listing, .answer pre, .markdown :not(pre) > code { background: var(--sunken); }
+.listing, .answer pre { border-radius: 8px; }
+.listing .row { padding: 0.3rem 0.4rem 0 0.9rem; }
+.listing pre, .answer pre { padding: 0.5rem 0.9rem 0.8rem; }
+table { border-collapse: collapse; font-size: 0.9375rem; }
+th, td { padding: 0.45rem 1rem 0.45rem 0; border-bottom: 1px solid var(--line); }
+th { font-size: 0.8125rem; color: var(--muted); text-align: left; }
+
+.live > .card { padding: 1rem 1.25rem; }
+.live > .tiles { display: grid; grid-template-columns: 1fr 1fr; padding: 0; overflow: hidden; }
+.tiles > div { padding: 0.9rem 1.25rem; box-shadow: 0 0 0 1px var(--line); }
+.tiles dt, .tiles .note { font-size: 0.8125rem; color: var(--muted); }
+.tiles dd:not(.note) { font-size: 1.375rem; font-weight: 600; line-height: 1.4; }
+#bars { display: flex; align-items: end; gap: 2px; height: 5.5rem; margin-block: 0.75rem 0.3rem; }
+#bars { border-bottom: 1px solid var(--line); }
+#bars i { flex: 1; border-radius: 2px 2px 0 0; background: var(--accent); }
+#bars + .row { justify-content: space-between; }
+.slots { display: flex; flex-wrap: wrap; gap: 0.35rem; margin-block: 0.75rem; }
+.slots li, .legend li { list-style: none; }
+.slots li, .legend li::before { border: 1px solid var(--line); border-radius: 5px; }
+.slots li, .legend li::before { background: var(--state); }
+.slots li { width: 1.4rem; height: 1.4rem; }
+.legend { display: flex; flex-wrap: wrap; gap: 0.2rem 1.1rem; font-size: 0.875rem; }
+.legend li::before { content: ""; display: inline-block; width: 0.75rem; height: 0.75rem; }
+.legend li::before { margin-right: 0.4rem; border-radius: 3px; }
+.busy { --state: var(--accent); }
+.parked { --state: var(--warn); }
+.idle { --state: var(--blue); }
+.spare { --state: var(--good); }
+.starting { --state: var(--line); }
+.sessions table { width: 100%; margin-top: 0.5rem; }
+.sessions td:first-child { max-width: 9rem; overflow: hidden; text-overflow: ellipsis; }
+.sessions td:last-child { text-align: right; padding-right: 0; }
+
+.group + .group { margin-top: 1.75rem; }
+.group h3 { margin-bottom: 0.6rem; }
+.endpoint + .endpoint { border-top: 1px solid var(--line); }
+summary { cursor: pointer; }
+.endpoint > summary {
+  display: grid;
+  grid-template-columns: 4.25rem minmax(0, 20rem) 1fr auto;
+  gap: 0 0.75rem;
+  align-items: baseline;
+  padding: 0.55rem 1rem;
+  font-size: 0.9375rem;
+  border-radius: 10px;
+  &::after { content: "+"; color: var(--muted); }
+  &:hover { background: var(--sunken); }
+  & code { overflow-wrap: anywhere; }
+}
+.endpoint[open] > summary::after { content: "–"; }
+.method { font: 600 0.75rem var(--mono); }
+.try { padding: 0.25rem 1rem 1.25rem; }
+.path { max-width: 30rem; }
+.answer pre { max-height: 26rem; }
+.flow { white-space: pre-wrap; overflow-wrap: anywhere; }
+
+dialog { width: min(26rem, 100vw - 2rem); padding: 1.5rem; color: inherit; }
+dialog::backdrop { background: rgb(0 0 0 / 45%); }
+dialog .row { justify-content: flex-end; }
+
+@media (width < 44rem) {
+  .bar { position: static; }
+  .bar > div { flex-wrap: wrap; padding-block: 0.5rem; }
+  nav { order: 1; width: 100%; margin-left: -0.4rem; font-size: 0.875rem; }
+  nav a { padding-inline: 0.4rem; }
+  #theme { margin-left: auto; text-align: right; }
+  .endpoint > summary { grid-template-columns: 4.25rem 1fr auto; }
+  .endpoint .muted { grid-area: 2 / 2; }
+  .addresses p { grid-template-columns: 1fr auto; gap: 0 0.75rem; min-height: 4.05rem; }
+  .addresses .muted { grid-column: 1 / -1; }
+  .optional { display: none; }
+}
+@media (width >= 44rem) {
+  .playground { grid-template-columns: 15rem minmax(0, 1fr); }
+  .live > .tiles { grid-template-columns: 1fr 1fr 1fr; }
+}
+@media (width >= 60rem) {
+  .hero { grid-template-columns: 1fr 25rem; gap: 4rem; }
+}
+@media (width >= 76rem) {
+  section:not(.hero) { grid-template-columns: 13rem minmax(0, 1fr); gap: 3rem; }
+  section > header { position: sticky; top: 5.5rem; align-self: start; }
+  .live > .tiles { grid-template-columns: repeat(6, 1fr); }
+}
+@media (prefers-reduced-motion: no-preference) {
+  html { scroll-behavior: smooth; }
+  .running .text::after, .running .text > ::after { animation: blink 1s steps(2) infinite; }
+  @keyframes blink { to { opacity: 0; } }
+}
+</style>
+<script nonce="{{nonce}}">
+  // Before the first paint, so that no other theme flashes up.
+  try {
+    const theme = localStorage.getItem('claude-openai-theme');
+    if (theme) document.documentElement.dataset.theme = theme;
+  } catch { /* storage is forbidden: follow the system */ }
+</script>
+</head>
+<body>
+<header class="bar"><div>
+  <span class="brand">
+    <svg viewBox="0 0 20 20" aria-hidden="true">
+      <rect width="20" height="20" rx="5" fill="#b04a22"/>
+      <path d="M6 6.5 9.5 10 6 13.5M11 13.5h4" fill="none" stroke="#fff" stroke-width="1.8"/>
+    </svg>
+    claude-openai <span class="badge">v{{version}}</span>
+  </span>
+  <nav aria-label="On this page">
+    <a href="#quick-start">Quick Start</a>
+    <a href="#playground">Playground</a>
+    <a href="#live">Live</a>
+    <a href="#endpoints">API</a>
+    <a href="{{repository}}" target="_blank" rel="noopener noreferrer">Source</a>
+  </nav>
+  <button type="button" id="theme" class="quiet small">Theme: auto</button>
+</div></header>
+
+<main>
+<section class="hero">
+  <div>
+    <h1>Claude Code OpenAI Wrapper</h1>
+    <p class="lede">This server makes the <code>claude</code> CLI answer any OpenAI or Anthropic
+      client. Point yours at one of these addresses.</p>
+    <div class="addresses">
+      <p class="card"><span class="muted">OpenAI</span> <code id="openai-url"></code></p>
+      <p class="card"><span class="muted">Anthropic</span> <code id="anthropic-url"></code></p>
+    </div>
+    <noscript><p class="lede">This page needs JavaScript; the server does not.</p></noscript>
+  </div>
+  <div class="status card">
+    <h2 class="visually-hidden">Status</h2>
+    <dl>
+      <div><dt>Connection</dt><dd><span id="connection" class="state" role="status">…</span></dd>
+      </div>
+      <div><dt>Authentication</dt><dd id="auth-method">…</dd></div>
+      <div><dt>Claude CLI</dt><dd id="cli-version">…</dd></div>
+      <div><dt>Default model</dt><dd id="default-model">…</dd></div>
+      <div><dt>Uptime</dt><dd id="uptime">…</dd></div>
+      <div><dt>Client key</dt><dd class="row"><span id="key-state">…</span>
+        <button type="button" id="key-change" class="copy" hidden>Enter key</button></dd></div>
+    </dl>
+  </div>
+</section>
+
+<section id="quick-start">
+  <header>
+    <h2>Quick Start</h2>
+    <p>With this server's address and model, ready to paste.</p>
+  </header>
+  <div class="card">
+    <div role="tablist" aria-label="Clients" id="tabs"></div>
+    <div id="panels"></div>
+  </div>
+</section>
+
+<section id="playground">
+  <header>
+    <h2>Playground</h2>
+    <p>A chat through <code>/v1/chat/completions</code>, as your client would have it.</p>
+  </header>
+  <div class="playground">
+    <form class="settings" id="settings" aria-label="Settings of the chat">
+      <label>Model <select id="model"><option>sonnet</option></select></label>
+      <label>System prompt
+        <textarea id="system" rows="4" placeholder="You are a helpful assistant."></textarea>
+      </label>
+      <div class="pair">
+        <label>Temperature
+          <input id="temperature" type="number" min="0" max="2" step="0.1" placeholder="default">
+        </label>
+        <label>Effort
+          <select id="effort">
+            <option value="">default<option>none<option>minimal<option>low<option>medium
+            <option>high<option>xhigh<option>max
+          </select></label>
+      </div>
+      <label class="switch"><input id="stream" type="checkbox" checked> Streaming</label>
+      <div>
+        <label class="switch"><input id="tools" type="checkbox" aria-describedby="tools-note">
+          Claude Code's tools</label>
+        <p id="tools-note" class="muted small">They work on the server's machine, as far as its
+          operator allows.</p>
+      </div>
+    </form>
+    <div class="chat card">
+      <div class="log" id="log" role="log" aria-label="Conversation" aria-live="off" tabindex="0">
+        <div class="empty" id="empty">
+          <p class="muted">Nothing said yet. Try one of these, or write your own.</p>
+        </div>
+      </div>
+      <form class="composer" id="composer">
+        <textarea id="prompt" rows="2" aria-label="Your message"
+          placeholder="Message (Enter sends, Shift+Enter breaks)"></textarea>
+        <div class="row">
+          <button type="button" class="quiet small" id="restart">New chat</button>
+          <button type="button" class="quiet small" id="as-curl" aria-expanded="false">As
+            curl</button>
+          <button class="main" id="send">Send</button>
+        </div>
+      </form>
+    </div>
+    <div class="listing" id="curl" hidden></div>
+  </div>
+</section>
+
+<section id="live">
+  <header>
+    <h2>Live</h2>
+    <p id="live-note">What the server does now, every two seconds.</p>
+  </header>
+  <div class="live">
+    <dl class="tiles card" id="tiles"></dl>
+    <div class="card">
+      <h3>Processes <span class="muted" id="process-count"></span></h3>
+      <ul class="slots" id="slots" aria-hidden="true"></ul>
+      <ul class="legend" id="legend"></ul>
+    </div>
+    <div class="card" id="chart">
+      <h3>Requests, last ten minutes</h3>
+      <div id="bars" role="img"></div>
+      <p class="row muted small"><span>10 min ago</span> <span id="bars-most"></span>
+        <span>now</span></p>
+    </div>
+    <div class="card sessions">
+      <h3>Sessions <span class="muted" id="session-count"></span></h3>
+      <p class="muted small" id="no-sessions">None yet. Requests with a <code>session_id</code> make
+        one; the server then keeps the history.</p>
+      <div class="wide" hidden id="session-table"><table>
+        <thead><tr><th scope="col">Session</th><th scope="col">Messages</th>
+          <th scope="col" class="optional">Last used</th><th scope="col" class="optional">Ends</th>
+          <th scope="col"><span class="visually-hidden">Delete</span></th></tr></thead>
+        <tbody id="sessions"></tbody>
+      </table></div>
+    </div>
+  </div>
+</section>
+
+<section id="endpoints">
+  <header>
+    <h2>API Endpoints</h2>
+    <p>Open one to try it. Each also works without the <code>/v1</code>.</p>
+  </header>
+  <div id="explorer"></div>
+</section>
+</main>
+
+<dialog id="key-dialog" class="card" aria-label="Client key">
+  <form id="key-form">
+    <h2>This server wants a client key</h2>
+    <p class="muted small" id="key-hint">One of those that the operator set with API_KEY. It is kept
+      in this tab only.</p>
+    <label>Client key
+      <input id="key" type="password" autocomplete="off" spellcheck="false" required
+        aria-describedby="key-hint key-problem"></label>
+    <p id="key-problem" class="state bad small" role="alert" hidden></p>
+    <div class="row">
+      <button type="button" class="quiet" id="key-skip">Not now</button>
+      <button class="main">Use key</button>
+    </div>
+  </form>
+</dialog>
+<p id="announcer" class="visually-hidden" role="status"></p>
+<script type="module" nonce="{{nonce}}">
+// ---- small things ----
+
+const byId = (id) => document.getElementById(id);
+const on = (id, event, listener) => byId(id).addEventListener(event, listener);
+const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** A new element. Names that begin with `on` are listeners; strings become text, never HTML. */
+function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith('on')) made.addEventListener(name.slice(2), value);
+    else made.setAttribute(name, value);
+  }
+  made.append(...children);
+  return made;
+}
+
+const button = (label, attributes) => element('button', { type: 'button', ...attributes }, label);
+const muted = (text) => element('span', { class: 'muted' }, text);
+const rowOf = (...children) => element('div', { class: 'row' }, ...children);
+const pre = (attributes, ...children) =>
+  element('pre', { tabindex: 0, ...attributes }, ...children);
+
+/** Tells a screen reader. */
+const announce = (text) => byId('announcer').replaceChildren(text);
+
+/** What an action gives, or undefined where the browser forbids it, as it may storage. */
+function attempt(action) {
+  try {
+    return action();
+  } catch {
+    return undefined;
+  }
+}
+
+async function copy(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  // Without https a browser gives the clipboard to pages of localhost alone.
+  const field = element('textarea', { class: 'visually-hidden' });
+  field.value = text;
+  document.body.append(field);
+  field.select();
+  const copied = document.execCommand('copy');
+  field.remove();
+  if (!copied) throw new Error('forbidden');
+}
+
+function copyButton(what, textOf, label = 'Copy') {
+  const made = button(label, { class: 'copy', 'aria-label': what });
+  made.addEventListener('click', async () => {
+    made.textContent = await copy(textOf()).then(() => 'Copied', () => 'Failed');
+    made.focus();
+    announce(`${what}: ${made.textContent}`);
+    await sleep(1500);
+    made.textContent = label;
+  });
+  return made;
+}
+
+const string = String.raw`(?<string>"(?:[^"\\\n]|\\.)*"|'[^']*')`;
+const languages = {
+  json: new RegExp(String.raw`(?<key>"(?:[^"\\]|\\.)*"(?=:))|${string}|` +
+    String.raw`(?<number>-?\b\d[\d.eE+-]*)|(?<literal>\b(?:true|false|null)\b)`, 'g'),
+  code: new RegExp(String.raw`(?<comment>^(?:#|//) .*$)|${string}|` +
+    String.raw`(?<keyword>\b(?:from|import|for|in|const|await|of|new|export|curl)\b)`, 'gm'),
+};
+
+/** The text in colour, as nodes. */
+function coloured(text, language = 'code') {
+  if (text.length > 200_000) return [text];
+  const nodes = [];
+  let end = 0;
+  for (const match of text.matchAll(languages[language])) {
+    const kind = Object.keys(match.groups).find((name) => match.groups[name] !== undefined);
+    nodes.push(text.slice(end, match.index), element('span', { class: kind }, match[0]));
+    end = match.index + match[0].length;
+  }
+  return [...nodes, text.slice(end)];
+}
+
+const pretty = (value) => JSON.stringify(value, null, 2);
+const short = new Intl.NumberFormat('en', { notation: 'compact', maximumFractionDigits: 1 });
+const dollars = (cost) => `$${cost > 0 && cost < 0.01 ? cost.toPrecision(2) : cost.toFixed(2)}`;
+const span = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(2)} s`);
+
+function longSpan(seconds) {
+  const [minutes, hours] = [Math.floor(seconds / 60), Math.floor(seconds / 3600)];
+  if (!hours) return minutes ? `${minutes} min` : `${Math.floor(seconds)} s`;
+  return hours < 48 ? `${hours} h ${minutes % 60} min` : `${Math.floor(hours / 24)} days`;
+}
+
+// ---- theme ----
+
+const root = document.documentElement.dataset;
+const showTheme = () => byId('theme').replaceChildren(`Theme: ${root.theme || 'auto'}`);
+on('theme', 'click', () => {
+  root.theme = { light: 'dark', dark: '' }[root.theme] ?? 'light';
+  attempt(() => localStorage.setItem('claude-openai-theme', root.theme));
+  showTheme();
+});
+showTheme();
+
+// ---- requests and the client key ----
+
+const url = location.origin;
+const keyRequired = root.keyRequired === 'true';
+const json = { 'Content-Type': 'application/json' };
+let key = attempt(() => sessionStorage.getItem('claude-openai-key')) ?? '';
+
+const mayAsk = () => !keyRequired || key !== '';
+
+function askForKey(problem = '') {
+  byId('key-problem').textContent = problem;
+  byId('key-problem').hidden = !problem;
+  if (!byId('key-dialog').open) byId('key-dialog').showModal();
+}
+
+function useKey(given) {
+  key = given;
+  attempt(() => sessionStorage.setItem('claude-openai-key', given));
+  showKeyState();
+  showEverything();
+}
+
+function showKeyState() {
+  byId('key-state').textContent = !keyRequired ? 'None needed' : key ? 'In use' : 'Needed';
+  byId('key-change').textContent = key ? 'Forget key' : 'Enter key';
+  byId('key-change').hidden = !keyRequired;
+}
+
+function send(path, { headers, ...options } = {}, shown = key) {
+  const all = shown ? { ...headers, Authorization: `Bearer ${shown}` } : headers;
+  return fetch(path, { cache: 'no-store', ...options, headers: all });
+}
+
+/** Sends with the key. A 401 may be the account's; only a refused key is asked for again. */
+async function request(path, options) {
+  const used = key;
+  const response = await send(path, options);
+  if (response.status !== 401 || !keyRequired) return response;
+  const again = await send('/v1/models', {}, used);
+  if (again.status === 401 && used === key) {
+    if (used) useKey('');
+    askForKey(used && 'The server does not take this key any more.');
+  }
+  return response;
+}
+
+async function problemOf(response) {
+  const text = await response.text();
+  return attempt(() => JSON.parse(text).error.message) ?? (text || response.statusText);
+}
+
+async function ask(path) {
+  const response = await request(path);
+  if (!response.ok) throw new Error(await problemOf(response));
+  return response.json();
+}
+
+on('key-form', 'submit', async (event) => {
+  event.preventDefault();
+  const given = byId('key').value.trim();
+  const { status } = await send('/v1/models', {}, given).catch(() => ({}));
+  if (status !== 200) {
+    return askForKey(status === 401 ? 'The server does not know this key.' : 'No answer.');
+  }
+  byId('key').value = '';
+  byId('key-dialog').close();
+  return useKey(given);
+});
+on('key-skip', 'click', () => byId('key-dialog').close());
+on('key-change', 'click', () => (key ? useKey('') : askForKey()));
+
+const isStream = ({ headers }) => /^text\/event-stream/.test(headers.get('content-type'));
+
+/** The data of the events of a stream. */
+async function* serverSentEvents(response) {
+  const source = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = '';
+  for (;;) {
+    const { value, done } = await source.read();
+    if (done) return;
+    const frames = (rest + value).split('\n\n');
+    rest = frames.pop();
+    for (const frame of frames) {
+      const [, data] = /^data: ?(.*)$/m.exec(frame) ?? [];
+      if (data) yield data;
+    }
+  }
+}
+
+/** The request as a line for the shell. The key stays out of it. */
+function curlOf({ method = 'POST', path, body }) {
+  const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
+  const parts = [`curl ${method === 'GET' ? '' : `-X ${method} `}${quoted(url + path)}`];
+  if (keyRequired) parts.push('-H "Authorization: Bearer $API_KEY"');
+  if (body) parts.push(`-H 'Content-Type: application/json'`, `-d ${quoted(body)}`);
+  return parts.join(' \\\n  ');
+}
+
+// ---- status ----
+
+let defaultModel = 'sonnet';
+const methods = {
+  cli: 'Claude login of the CLI',
+  api_key: 'Anthropic API key',
+  bedrock: 'Amazon Bedrock',
+  vertex: 'Google Vertex AI',
+};
+
+async function showHealth() {
+  const health = await ask('/health').catch(() => undefined);
+  const [kind, text] = !health ? ['bad', 'The server does not answer']
+    : health.status === 'healthy' ? ['good', 'Connected'] : ['warn', health.problem];
+  const place = byId('connection');
+  place.className = `state ${kind}`;
+  if (place.textContent !== text) place.textContent = text; // it is a live region
+  return health;
+}
+
+async function showAccount() {
+  const tell = (id, text) => byId(id).replaceChildren(text);
+  if (!mayAsk()) {
+    const places = ['auth-method', 'cli-version', 'default-model', 'uptime'];
+    return places.forEach((id) => tell(id, muted('told with the key')));
+  }
+  const [{ claude_code_auth: auth }, { data: models }] =
+    await Promise.all([ask('/v1/auth/status'), ask('/v1/models')]);
+  tell('auth-method', methods[auth.method] ?? auth.method);
+  tell('cli-version', auth.status.config.claude_version || 'not found yet');
+  tell('default-model', element('code', {}, models[0].id));
+  const chosen = byId('model').selectedIndex > 0 ? byId('model').value : models[0].id;
+  byId('model').replaceChildren(...models.map(({ id }) => element('option', {}, id)));
+  byId('model').value = chosen;
+  defaultModel = models[0].id;
+  return showQuickStart();
+}
+
+// ---- quick start ----
+
+byId('openai-url').textContent = `${url}/v1`;
+byId('anthropic-url').textContent = url;
+for (const id of ['openai-url', 'anthropic-url']) {
+  byId(id).after(copyButton(`Copy ${id.replace('-', ' ')}`, () => byId(id).textContent));
+}
+
+/** What to paste into each client; `word` stands for the key. */
+const clients = {
+  curl: () => curlOf({
+    path: '/v1/chat/completions',
+    body: `{
+    "model": "${defaultModel}",
+    "messages": [{"role": "user", "content": "Say hello"}]
+  }`,
+  }),
+  'Python openai': (word) => `# pip install openai
+from openai import OpenAI
+
+client = OpenAI(base_url="${url}/v1", api_key="${word}")
+stream = client.chat.completions.create(
+    model="${defaultModel}",
+    messages=[{"role": "user", "content": "Say hello"}],
+    stream=True,
+)
+for chunk in stream:
+    print(chunk.choices[0].delta.content or "", end="")`,
+  'Node openai': (word) => `// npm install openai
+import OpenAI from 'openai';
+
+const client = new OpenAI({ baseURL: '${url}/v1', apiKey: '${word}' });
+const stream = await client.chat.completions.create({
+  model: '${defaultModel}',
+  messages: [{ role: 'user', content: 'Say hello' }],
+  stream: true,
+});
+for await (const chunk of stream) {
+  process.stdout.write(chunk.choices[0].delta.content ?? '');
+}`,
+  'Anthropic SDK': (word) => `# pip install anthropic
+from anthropic import Anthropic
+
+client = Anthropic(base_url="${url}", api_key="${word}")
+message = client.messages.create(
+    model="${defaultModel}",
+    max_tokens=1000,
+    messages=[{"role": "user", "content": "Say hello"}],
+)
+print(message.content[0].text)`,
+  Codex: (word) => `# In ~/.codex/config.toml; then: CLAUDE_OPENAI_KEY=${word} codex
+model = "${defaultModel}"
+model_provider = "claude"
+web_search = "disabled"
+
+[model_providers.claude]
+name = "Claude"
+base_url = "${url}/v1"
+env_key = "CLAUDE_OPENAI_KEY"
+wire_api = "responses"`,
+  'Claude Code': (word) => `export ANTHROPIC_BASE_URL="${url}"
+export ANTHROPIC_API_KEY="${word}"
+claude --model "${defaultModel}"`,
+  Environment: (word) => `export OPENAI_BASE_URL="${url}/v1"
+export OPENAI_API_KEY="${word}"
+
+export ANTHROPIC_BASE_URL="${url}"
+export ANTHROPIC_API_KEY="${word}"`,
+};
+
+function showQuickStart() {
+  Object.values(clients).forEach((write, at) => {
+    const text = write(keyRequired ? 'YOUR_KEY' : 'none');
+    const place = byId(`snippet-${at}`);
+    if (place.textContent !== text) place.replaceChildren(...coloured(text));
+  });
+}
+
+function selectTab(chosen) {
+  [...byId('tabs').children].forEach((tab, at) => {
+    tab.ariaSelected = tab === chosen;
+    tab.tabIndex = tab === chosen ? 0 : -1;
+    byId(`panel-${at}`).hidden = tab !== chosen;
+  });
+}
+
+Object.keys(clients).forEach((name, at) => {
+  const code = pre({ id: `snippet-${at}`, role: 'group', 'aria-label': `For ${name}` });
+  const panel = { id: `panel-${at}`, role: 'tabpanel', 'aria-labelledby': `tab-${at}` };
+  byId('panels').append(element('div', panel,
+    rowOf(muted(name), copyButton(`Copy for ${name}`, () => code.textContent)), code));
+  const tab = { id: `tab-${at}`, role: 'tab', 'aria-controls': `panel-${at}` };
+  byId('tabs').append(button(name, { ...tab, onclick: ({ target }) => selectTab(target) }));
+});
+on('tabs', 'keydown', (event) => {
+  const tabs = [...event.currentTarget.children];
+  const at = tabs.indexOf(event.target);
+  const next = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: -1 }[event.key];
+  if (next === undefined) return;
+  event.preventDefault();
+  const tab = tabs.at(next % tabs.length);
+  selectTab(tab);
+  tab.focus();
+});
+selectTab(byId('tabs').firstChild);
+showQuickStart();
+
+// ---- Markdown ----
+// Builds elements and texts, never HTML: what a model says stays text.
+
+const deepest = 12; // what is nested deeper stays text
+const inline = new RegExp([
+  String.raw`(?<ticks>\`{1,2})(?<code>[^]{1,2000}?)\k<ticks>(?!\`)`,
+  String.raw`\*\*(?=\S)(?<strong>[^]{1,2000}?)(?<=\S)\*\*`,
+  String.raw`\*(?=[^\s*])(?<em>[^*]{1,2000})(?<=\S)\*`,
+  String.raw`!?\[(?<label>[^\]\n]{1,500})\]\((?<target>[^\s()]{1,2000})\)`,
+  String.raw`(?<bare>https?://[^\s<>"'\`()\[\]*]{1,2000})`,
+  String.raw`\\(?<escaped>[\\\`*_{}\[\]()#+.!~|-])`,
+].join('|'), 'g');
+
+/** A link, where the address is one that a click may open; else the text as it came. */
+function linkTo(address, children, text) {
+  const scheme = attempt(() => new URL(address).protocol);
+  if (!['http:', 'https:', 'mailto:'].includes(scheme)) return text;
+  const attributes = { href: address, target: '_blank', rel: 'noopener noreferrer' };
+  return element('a', attributes, ...children);
+}
+
+function inlineNodes(text, depth = 0) {
+  if (depth > deepest) return [text];
+  const nodes = [];
+  let end = 0;
+  const within = (content) => inlineNodes(content, depth + 1);
+  for (const match of text.matchAll(inline)) {
+    const { code, strong, em, label, target, bare, escaped } = match.groups;
+    nodes.push(text.slice(end, match.index));
+    end = match.index + match[0].length;
+    if (code) nodes.push(element('code', {}, code));
+    else if (strong) nodes.push(element('strong', {}, ...within(strong)));
+    else if (em) nodes.push(element('em', {}, ...within(em)));
+    else if (label) nodes.push(linkTo(target, within(label), match[0]));
+    else if (bare) {
+      const address = bare.replace(/[.,;:!?_]+$/, '');
+      nodes.push(linkTo(address, [address], address), bare.slice(address.length));
+    } else nodes.push(escaped);
+  }
+  return [...nodes, text.slice(end)];
+}
+
+function listing(code, language) {
+  return element('div', { class: 'listing' },
+    rowOf(muted(language || 'code'), copyButton('Copy code', () => code)),
+    pre({}, element('code', {}, ...coloured(code, language === 'json' ? 'json' : 'code'))));
+}
+
+const patterns = {
+  fence: /^ {0,3}(`{3,}|~{3,})\s*([\w+#.-]*)/,
+  heading: /^ {0,3}(#{1,6})\s+(.*?)[\s#]*$/,
+  quote: /^ {0,3}> ?/,
+  item: /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/,
+  blank: /^\s*$/,
+};
+const startsBlock = (line) => Object.values(patterns).some((pattern) => pattern.test(line));
+const isDivider = (line = '') => /^[\s|:-]+$/.test(line) && /-/.test(line) && /\|/.test(line);
+
+function takeWhile(lines, holds) {
+  const end = lines.findIndex((line) => !holds(line));
+  return lines.splice(0, end < 0 ? lines.length : end);
+}
+
+/** Takes the lines of one block from the front, and makes it. */
+function takeBlock(lines, depth) {
+  const isA = (kind) => patterns[kind].test(lines[0]);
+  if (isA('fence')) {
+    const [, mark, language] = patterns.fence.exec(lines.shift());
+    const code = takeWhile(lines, (line) => !line.trim().startsWith(mark));
+    lines.shift();
+    return listing(code.join('\n'), language);
+  }
+  if (isA('heading')) {
+    const [, marks, text] = patterns.heading.exec(lines.shift());
+    return element(`h${Math.min(6, marks.length + 3)}`, {}, ...inlineNodes(text));
+  }
+  if (isA('quote') && depth < deepest) {
+    const inside = takeWhile(lines, (line) => patterns.quote.test(line));
+    const quoted = inside.map((line) => line.replace(patterns.quote, ''));
+    return element('blockquote', {}, ...blocks(quoted, depth + 1));
+  }
+  if (isA('item') && depth < deepest) return takeList(lines, depth);
+  if (lines[0].includes('|') && isDivider(lines[1])) return takeTable(lines);
+  const text = [lines.shift(), ...takeWhile(lines, (line) => !startsBlock(line))];
+  return element('p', {}, ...inlineNodes(text.join('\n')));
+}
+
+function takeList(lines, depth) {
+  const [, indent, mark] = patterns.item.exec(lines[0]);
+  const ordered = /\d/.test(mark);
+  const list = element(ordered ? 'ol' : 'ul', ordered ? { start: parseInt(mark, 10) } : {});
+  const margin = new RegExp(`^ {0,${indent.length + mark.length + 1}}`);
+  for (;;) {
+    const item = patterns.item.exec(lines[0] ?? '');
+    if (!item || item[1].length > indent.length + 1 || /\d/.test(item[2]) !== ordered) return list;
+    lines.shift();
+    const inside = takeWhile(lines, (line) => !line.trim() || line.startsWith(`${indent}  `));
+    const made = blocks([item[3], ...inside.map((line) => line.replace(margin, ''))], depth + 1);
+    if (made[0]?.tagName === 'P') made.splice(0, 1, ...made[0].childNodes);
+    list.append(element('li', {}, ...made));
+  }
+}
+
+function takeTable(lines) {
+  const tableRow = (line, tag) => element('tr', {},
+    ...line.trim().replace(/^\||\|$/g, '').split('|').map((cell) =>
+      element(tag, {}, ...inlineNodes(cell.trim()))));
+  const head = tableRow(lines.shift(), 'th');
+  lines.shift();
+  const rows = takeWhile(lines, (line) => line.includes('|')).map((line) => tableRow(line, 'td'));
+  return element('div', { class: 'wide', tabindex: 0 },
+    element('table', {}, element('thead', {}, head), element('tbody', {}, ...rows)));
+}
+
+function blocks(lines, depth = 0) {
+  const made = [];
+  while (lines.length) {
+    if (patterns.blank.test(lines[0])) lines.shift();
+    else made.push(takeBlock(lines, depth));
+  }
+  return made;
+}
+
+// ---- playground ----
+
+const chat = { messages: [], running: undefined };
+
+function chatBody(messages) {
+  const [system, temperature, reasoning_effort] =
+    ['system', 'temperature', 'effort'].map((id) => byId(id).value.trim());
+  return {
+    model: byId('model').value,
+    messages: [...(system ? [{ role: 'system', content: system }] : []), ...messages],
+    ...(temperature && { temperature: Number(temperature) }),
+    ...(reasoning_effort && { reasoning_effort }),
+    ...(byId('tools').checked && { enable_tools: true, show_activity: true }),
+    ...(byId('stream').checked && { stream: true, stream_options: { include_usage: true } }),
+  };
+}
+
+function showCurl() {
+  const asked = chat.messages.slice(0, -1); // without the last answer, which it is to give again
+  const body = pretty(chatBody(asked.length ? asked : hello(defaultModel).messages));
+  const text = curlOf({ path: '/v1/chat/completions', body });
+  byId('curl').replaceChildren(...listing(text, 'curl').childNodes);
+}
+
+class Answer {
+  said = '';
+  thought = '';
+  begun = performance.now();
+  text = element('div', { class: 'text markdown' });
+  thoughts = element('div');
+  reasoning = element('details', { class: 'thoughts', hidden: '' },
+    element('summary', {}, 'Reasoning'), this.thoughts);
+  figures = muted('Waiting for the first token…');
+  foot = element('footer', {}, this.figures);
+  whole = element('article', { class: 'message running' },
+    element('h3', {}, 'Claude'), this.reasoning, this.text, this.foot);
+
+  add({ content, reasoning_content: thought }) {
+    if (!content && !thought) return;
+    this.first ??= performance.now() - this.begun;
+    this.said += content ?? '';
+    this.thought += thought ?? '';
+    this.planned ??= requestAnimationFrame(() => this.show());
+  }
+
+  show() {
+    this.planned = undefined;
+    const log = byId('log');
+    const wasAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
+    this.reasoning.hidden = !this.thought;
+    this.thoughts.textContent = this.thought;
+    this.text.replaceChildren(...blocks(this.said.split(/\r?\n/)));
+    if (!this.ended) this.figures.textContent = `First token ${span(this.first)}`;
+    if (wasAtEnd) log.scrollTop = log.scrollHeight;
+  }
+
+  /** Shows the last figures; `note` tells why it ended early. */
+  end(note) {
+    this.ended = true;
+    this.whole.classList.remove('running');
+    const { usage, first } = this;
+    this.figures.textContent = [
+      note,
+      this.model,
+      first && `first token ${span(first)}`,
+      `${span(performance.now() - this.begun)} in all`,
+      usage && `${usage.prompt_tokens} in, ${usage.completion_tokens} out`,
+      usage?.cost !== undefined && dollars(usage.cost),
+    ].filter(Boolean).join(' · ');
+    if (this.said) this.foot.append(copyButton('Copy the answer', () => this.said));
+    this.show();
+  }
+}
+
+/** Reads a response into `answer`; throws what the server says is wrong. */
+async function readAnswer(response, answer) {
+  if (!response.ok) throw new Error(`${response.status}: ${await problemOf(response)}`);
+  const take = (text) => {
+    if (text === '[DONE]') return;
+    const { error, model, usage, choices: [choice] = [] } = JSON.parse(text);
+    if (error) throw new Error(error.message);
+    answer.model = model;
+    answer.usage = usage ?? answer.usage;
+    answer.reason = choice?.finish_reason ?? answer.reason;
+    if (choice) answer.add(choice.delta ?? choice.message);
+  };
+  if (isStream(response)) {
+    for await (const data of serverSentEvents(response)) take(data);
+  } else {
+    take(await response.text());
+    answer.first = undefined; // all came at once
+  }
+}
+
+
+async function say(text) {
+  const asked = { role: 'user', content: text };
+  const answer = new Answer();
+  const running = new AbortController();
+  chat.running = running;
+  byId('send').textContent = 'Stop';
+  byId('empty').hidden = true;
+  byId('log').append(element('article', { class: 'message user' }, element('h3', {}, 'You'),
+    element('div', { class: 'text' }, text)), answer.whole);
+  byId('log').scrollTop = byId('log').scrollHeight;
+  announce('Claude is answering');
+  let note;
+  try {
+    const body = JSON.stringify(chatBody([...chat.messages, asked]));
+    const options = { method: 'POST', headers: json, body, signal: running.signal };
+    await readAnswer(await request('/v1/chat/completions', options), answer);
+    note = { length: 'cut at the limit', content_filter: 'refused' }[answer.reason];
+    announce('Claude has answered');
+  } catch (error) {
+    note = running.signal.aborted ? 'stopped' : 'failed';
+    announce(`${note}: ${error.message}`);
+    if (note === 'failed') answer.foot.before(element('p', { class: 'failure' }, error.message));
+  }
+  if (chat.running !== running) return; // a new chat has begun meanwhile
+  chat.running = undefined;
+  byId('send').textContent = 'Send';
+  answer.end(note);
+  // What was not answered at all is no part of the conversation.
+  if (answer.said) chat.messages.push(asked, { role: 'assistant', content: answer.said });
+  else if (note === 'failed' && !byId('prompt').value) byId('prompt').value = text;
+  showCurl();
+}
+
+on('composer', 'submit', (event) => {
+  event.preventDefault();
+  if (chat.running) return chat.running.abort();
+  const text = byId('prompt').value.trim();
+  byId('prompt').value = '';
+  return text && say(text);
+});
+on('prompt', 'keydown', (event) => {
+  if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  if (!chat.running) byId('composer').requestSubmit();
+});
+on('restart', 'click', () => {
+  chat.running?.abort();
+  Object.assign(chat, { messages: [], running: undefined });
+  byId('send').textContent = 'Send';
+  byId('log').replaceChildren(byId('empty'));
+  byId('empty').hidden = false;
+  showCurl();
+  byId('prompt').focus();
+});
+on('as-curl', 'click', ({ target }) => {
+  byId('curl').hidden = !byId('curl').hidden;
+  target.ariaExpanded = !byId('curl').hidden;
+  showCurl();
+});
+on('settings', 'submit', (event) => event.preventDefault());
+on('settings', 'input', showCurl);
+byId('empty').append(...[
+  'In two sentences: what is a reverse proxy?',
+  'Show a Python one-liner that reverses a string, and explain it.',
+].map((text) => button(text, { onclick: () => chat.running ?? say(text) })));
+
+// ---- live ----
+
+const barCount = 60;
+const barSpan = 10_000;
+const samples = []; // of the last ten minutes, oldest first
+let metricsThere = true;
+
+/** Prometheus text as {name: [{labels, value}]}. */
+function parseMetrics(text) {
+  const figures = {};
+  const lines = text.matchAll(/^claude_openai_(\w+)(?:{(.*)})? (\S+)/gm);
+  for (const [, name, labels = '', value] of lines) {
+    const pairs = [...labels.matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map(([, ...pair]) => pair);
+    (figures[name] ??= []).push({ labels: Object.fromEntries(pairs), value: Number(value) });
+  }
+  return figures;
+}
+
+const sum = (rows = [], holds = () => true) =>
+  rows.reduce((all, { labels, value }) => all + (holds(labels) ? value : 0), 0);
+
+/** What is compared over time. Only turns count: this page itself asks all the time. */
+function sampleOf(figures) {
+  const buckets = new Map();
+  for (const { labels, value } of figures.time_to_first_token_seconds_bucket ?? []) {
+    const limit = labels.le === '+Inf' ? Infinity : Number(labels.le);
+    buckets.set(limit, (buckets.get(limit) ?? 0) + value);
+  }
+  const answers = sum(figures.requests_total, ({ dialect }) => dialect);
+  return { at: Date.now(), answers, buckets };
+}
+
+/** The time within which that part of the answers began, in ms, if there were any. */
+function percentile(part, { buckets }, before) {
+  const limits = [...buckets.keys()].sort((a, b) => a - b);
+  const counts = limits.map((limit) => buckets.get(limit) - (before?.buckets.get(limit) ?? 0));
+  const wanted = part * (counts.at(-1) ?? 0);
+  if (!wanted) return undefined;
+  const at = counts.findIndex((count) => count >= wanted);
+  const [low, below] = at ? [limits[at - 1], counts[at - 1]] : [0, 0];
+  if (limits[at] === Infinity) return low * 1000;
+  return 1000 * (low + ((limits[at] - low) * (wanted - below)) / (counts[at] - below));
+}
+
+const sampleAt = (time) => samples.findLast(({ at }) => at <= time) ?? samples[0];
+
+function drawChart() {
+  const bars = byId('bars');
+  while (bars.children.length < barCount) bars.append(element('i'));
+  const begin = Date.now() - barCount * barSpan;
+  const ends = Array.from({ length: barCount + 1 }, (_, at) => sampleAt(begin + at * barSpan));
+  ends[barCount] = samples.at(-1);
+  const values = ends.slice(1).map((end, at) => end.answers - ends[at].answers);
+  const most = Math.max(...values);
+  values.forEach((value, at) => {
+    bars.children[at].style.height = `${most && (100 * value) / most}%`;
+  });
+  const told = most ? `at most ${most} in 10 s` : 'none since this page was opened';
+  bars.ariaLabel = `Requests in ten minutes: ${told}`;
+  byId('bars-most').textContent = told;
+}
+
+const showTiles = (tiles) => byId('tiles').replaceChildren(...tiles.map(([name, value, note]) =>
+  element('div', {}, element('dt', {}, name), element('dd', {}, value),
+    element('dd', { class: 'note' }, note))));
+
+const meanings = {
+  spare: 'ready for a new conversation',
+  busy: 'answering',
+  idle: 'keeping a conversation',
+  parked: 'waiting for tool results',
+  starting: '',
+};
+
+function showProcesses(counts, most) {
+  const kinds = Object.keys(meanings);
+  const slots = kinds.flatMap((kind) => Array(counts[kind] ?? 0).fill(kind));
+  byId('process-count').textContent = `${slots.length} of at most ${most}`;
+  while (slots.length < most) slots.push('free');
+  byId('slots').replaceChildren(...slots.map((kind) => element('li', { class: kind })));
+  byId('legend').replaceChildren(...kinds.map((kind) =>
+    element('li', { class: kind }, `${counts[kind] ?? 0} ${kind} `, muted(meanings[kind]))));
+}
+
+function showFigures(figures) {
+  const now = sampleOf(figures);
+  if (now.answers < samples.at(-1)?.answers) samples.length = 0; // a restart
+  samples.push(now);
+  while (samples[0].at < now.at - (barCount + 1) * barSpan) samples.shift();
+  const time = (part) => {
+    const ms = percentile(part, now, samples[0]) ?? percentile(part, now);
+    return ms === undefined ? '–' : span(ms);
+  };
+  const tokens = (...kinds) =>
+    short.format(sum(figures.tokens_total, ({ kind }) => kinds.includes(kind)));
+  const minute = now.answers - sampleAt(now.at - 60_000).answers;
+  showTiles([
+    ['Requests', minute, 'in the last minute'],
+    ['In flight', sum(figures.requests_in_flight), `${sum(figures.queue_depth)} queued`],
+    ['First token, median', time(0.5), `p95 ${time(0.95)}`],
+    ['Tokens in', tokens('input', 'cache_read', 'cache_write'),
+      `${tokens('cache_read')} cached`],
+    ['Tokens out', tokens('output'), 'since the start'],
+    ['Cost', dollars(sum(figures.cost_usd_total)), 'since the start'],
+  ]);
+  const counts = figures.processes.map(({ labels, value }) => [labels.state, value]);
+  showProcesses(Object.fromEntries(counts), sum(figures.processes_max));
+  byId('uptime').textContent = longSpan(sum(figures.uptime_seconds));
+  drawChart();
+}
+
+/** Shows /metrics; else says why it cannot. */
+async function readMetrics() {
+  if (!mayAsk()) return 'More is told with the client key.';
+  const response = metricsThere && await request('/metrics');
+  if (response && response.ok) return showFigures(parseMetrics(await response.text()));
+  metricsThere = false; // until the page is loaded again
+  byId('uptime').textContent = 'not told';
+  return 'This server tells no /metrics, only what /health has.';
+}
+
+/** One look at everything that moves. */
+async function showLive() {
+  const health = await showHealth();
+  if (!health) return;
+  const problem = await readMetrics();
+  byId('live-note').textContent = problem ?? 'What the server does now, every two seconds.';
+  byId('chart').hidden = problem !== undefined;
+  if (problem) {
+    const { processes, queued } = health;
+    showTiles([
+      ['Busy', processes.busy, `of at most ${processes.maximum}`],
+      ['Queue', queued, 'requests wait'],
+    ]);
+    showProcesses(processes, processes.maximum);
+  }
+  await showSessions();
+}
+
+const clock = (time) =>
+  new Date(time).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit' });
+
+async function deleteSession(id) {
+  if (!confirm(`Delete session ${id}, with its history?`)) return;
+  const path = `/v1/sessions/${encodeURIComponent(id)}`;
+  const response = await request(path, { method: 'DELETE' });
+  announce(response.ok ? `Session ${id} is deleted` : await problemOf(response));
+  await showSessions();
+}
+
+function sessionRow(id) {
+  const cells = ['', 'optional', 'optional'].map((name) => element('td', { class: name }));
+  const attributes = { class: 'copy', 'aria-label': `Delete ${id}` };
+  return element('tr', { 'data-id': id }, element('td', { title: id }, id), ...cells,
+    element('td', {}, button('Delete', { ...attributes, onclick: () => deleteSession(id) })));
+}
+
+async function showSessions() {
+  const { sessions } = mayAsk() ? await ask('/v1/sessions') : { sessions: [] };
+  const place = byId('sessions');
+  const old = new Map([...place.children].map((line) => [line.dataset.id, line]));
+  for (const { session_id: id, message_count: count, last_accessed, expires_at } of sessions) {
+    const line = old.get(id) ?? place.appendChild(sessionRow(id));
+    old.delete(id);
+    [count, clock(last_accessed), clock(expires_at)].forEach((text, at) => {
+      line.children[at + 1].textContent = text;
+    });
+  }
+  old.forEach((line) => line.remove());
+  byId('session-count').textContent = mayAsk() ? sessions.length : 'told with the key';
+  byId('no-sessions').hidden = !mayAsk() || sessions.length > 0;
+  byId('session-table').hidden = sessions.length === 0;
+  known.session = sessions[0]?.session_id ?? '';
+}
+
+// ---- explorer ----
+
+const known = { session: '', response: '' }; // ids that answers have told, for paths that want one
+const hello = (model) => ({ model, messages: [{ role: 'user', content: 'Say hello' }] });
+
+/** By group: method, path, what it is, and an example of the body. */
+const endpoints = {
+  'Ask the model': [
+    ['POST', '/v1/chat/completions', 'OpenAI chat completions',
+      (model) => ({ ...hello(model), stream: true, stream_options: { include_usage: true } })],
+    ['POST', '/v1/responses', 'OpenAI Responses',
+      (model) => ({ model, input: 'Say hello', stream: true })],
+    ['POST', '/v1/messages', 'Anthropic Messages',
+      (model) => ({ max_tokens: 1000, ...hello(model), stream: true })],
+    ['POST', '/v1/messages/count_tokens', 'How many tokens a request has', hello],
+    ['POST', '/v1/completions', 'Legacy completions',
+      (model) => ({ model, prompt: 'Once upon a time', max_tokens: 60, stream: true })],
+    ['POST', '/v1/compatibility', 'What of a chat request would be honoured',
+      (model) => ({ ...hello(model), temperature: 1.5, seed: 42 })],
+  ],
+  'Models and conversations': [
+    ['GET', '/v1/models', 'The models to choose from'],
+    ['GET', '/v1/models/{model}', 'One model'],
+    ['GET', '/v1/sessions', 'Histories that the server keeps for you'],
+    ['GET', '/v1/sessions/stats', 'How many sessions there are'],
+    ['GET', '/v1/sessions/{session}', 'One session'],
+    ['DELETE', '/v1/sessions/{session}', 'Forgets a session'],
+    ['GET', '/v1/responses/{response}', 'An earlier answer of /v1/responses'],
+    ['GET', '/v1/responses/{response}/input_items', 'What it was asked'],
+    ['POST', '/v1/responses/{response}/cancel', 'Ends it'],
+    ['DELETE', '/v1/responses/{response}', 'Forgets it'],
+  ],
+  'The agent': [
+    ['GET', '/v1/tools', "Claude Code's own tools"],
+    ['GET', '/v1/tools/config', 'Which of them you may use'],
+    ['POST', '/v1/tools/config', 'Changes that for your key',
+      () => ({ allowed_tools: ['Read', 'Glob', 'Grep'] })],
+    ['GET', '/v1/tools/stats', 'How many tools there are'],
+    ['GET', '/v1/mcp/servers', "The agent's MCP servers"],
+    ['POST', '/v1/mcp/servers', 'Adds an MCP server',
+      () => ({ name: 'clock', command: 'clock-mcp-server', args: [] })],
+    ['POST', '/v1/mcp/connect', 'Tries one', () => ({ server_name: 'clock' })],
+    ['POST', '/v1/mcp/disconnect', 'Takes one away', () => ({ server_name: 'clock' })],
+    ['GET', '/v1/mcp/stats', 'How many MCP servers there are'],
+  ],
+  'The server': [
+    ['GET', '/v1/auth/status', 'Auth method, and what is missing'],
+    ['GET', '/metrics', 'Figures for Prometheus'],
+    ['GET', '/health', 'Whether a request would be answered'],
+    ['GET', '/version', 'The version'],
+    ['GET', '/', 'This page; for curl, a word of help'],
+  ],
+};
+
+/** The text that one event of a stream adds, in any of the four dialects. */
+function deltaOf({ choices, type, delta }) {
+  if (choices) return choices[0]?.delta?.content ?? choices[0]?.text;
+  return type === 'response.output_text.delta' ? delta : delta?.text;
+}
+
+/** What tries one endpoint. */
+class Trial {
+  status = element('p', { class: 'row', role: 'status' });
+  output = element('div', { class: 'answer' }, this.status);
+  stop = button('Stop', { onclick: () => this.running.abort(), disabled: '' });
+  whole = element('div', { class: 'try' });
+
+  constructor(method, path, example) {
+    Object.assign(this, { method, path });
+    this.wanted = /{(\w+)}/.exec(path)?.[1];
+    if (this.wanted) {
+      this.id = element('input', { spellcheck: 'false', class: 'code' });
+      this.whole.append(element('label', { class: 'path' }, `Id of the ${this.wanted}`, this.id));
+    }
+    if (example) {
+      this.body = element('textarea', { class: 'code', spellcheck: 'false' });
+      this.body.value = pretty(example(defaultModel));
+      this.body.rows = this.body.value.split('\n').length;
+      this.whole.append(element('label', {}, 'Body', this.body));
+    }
+    this.whole.append(rowOf(
+      button(method === 'GET' ? 'Fetch' : 'Send', { class: 'main', onclick: () => this.run() }),
+      this.stop,
+      copyButton('Copy as curl', () => curlOf(this.asked()), 'As curl'),
+    ), this.output);
+  }
+
+  /** Fills in what is known by now, and fetches what changes nothing. */
+  open() {
+    if (this.id && !this.id.value) this.id.value = { model: defaultModel, ...known }[this.wanted];
+    if (this.method === 'GET' && this.id?.value !== '') this.run();
+  }
+
+  asked() {
+    const path = this.path.replace(/{\w+}/, () => encodeURIComponent(this.id.value.trim()));
+    return { method: this.method, path, body: this.body?.value };
+  }
+
+  tell(...parts) {
+    if (this.first) parts.push(muted(`First token ${span(this.first)}`));
+    this.status.replaceChildren(...parts, muted(`${span(performance.now() - this.begun)} in all`));
+  }
+
+  async run() {
+    this.running?.abort();
+    const running = new AbortController();
+    Object.assign(this, { running, begun: performance.now(), first: undefined });
+    const { path, ...asked } = this.asked();
+    const headers = { Accept: path === '/' ? 'text/plain' : '*/*', ...(asked.body && json) };
+    this.stop.disabled = false;
+    this.output.replaceChildren(this.status);
+    this.status.replaceChildren(muted('Waiting…'));
+    try {
+      await this.show(await request(path, { ...asked, headers, signal: running.signal }));
+    } catch (error) {
+      if (this.running !== running) return;
+      this.tell(running.signal.aborted ? 'Stopped' : `No answer: ${error.message}`);
+    }
+    if (this.running === running) this.stop.disabled = true;
+  }
+
+  async show(response) {
+    const { status, statusText, headers } = response;
+    const told = element('span', { class: `state ${status < 400 ? 'good' : 'bad'}` },
+      `${status} ${statusText}`);
+    const list = [...headers].map((pair) => pair.join(': '));
+    this.output.append(element('details', { class: 'small' },
+      element('summary', {}, `Headers (${list.length})`), pre({}, list.join('\n'))));
+    this.tell(told);
+    if (isStream(response)) await this.showStream(response);
+    else this.showBody(await response.text());
+    this.tell(told);
+  }
+
+  showBody(text) {
+    remember(text);
+    const value = attempt(() => pretty(JSON.parse(text)));
+    this.status.after(value ? pre({}, ...coloured(value, 'json')) : pre({ class: 'flow' }, text));
+  }
+
+  async showStream(response) {
+    const said = pre({ class: 'flow' });
+    const raw = pre();
+    const title = element('summary');
+    this.status.after(said, element('details', { class: 'small' }, title, raw));
+    let count = 0;
+    for await (const data of serverSentEvents(response)) {
+      title.textContent = `Events (${++count})`;
+      raw.append(`${data}\n`);
+      remember(data);
+      if (data === '[DONE]') continue;
+      const value = JSON.parse(data);
+      const error = value.error ?? value.response?.error;
+      const delta = error ? pretty(error) : deltaOf(value);
+      if (delta) this.first ??= performance.now() - this.begun;
+      said.append(delta ?? '');
+    }
+  }
+}
+
+const remember = (text) => {
+  known.response = /"(resp_\w+)"/.exec(text)?.[1] ?? known.response;
+};
+
+function endpointOf([method, path, what, example]) {
+  let trial;
+  const made = element('details', { class: 'endpoint' }, element('summary', {},
+    element('span', { class: `method ${method}` }, method), element('code', {}, path),
+    muted(what)));
+  made.addEventListener('toggle', () => {
+    if (!made.open) return trial.running?.abort();
+    trial ??= new Trial(method, path, example);
+    made.append(trial.whole);
+    return trial.open();
+  });
+  return made;
+}
+
+byId('explorer').append(...Object.entries(endpoints).map(([name, rows]) =>
+  element('div', { class: 'group' }, element('h3', {}, name),
+    element('div', { class: 'card' }, ...rows.map(endpointOf)))));
+
+// ---- the start ----
+
+/** All that depends on the key. Its failures are told elsewhere. */
+const showEverything = () => Promise.allSettled([showAccount(), showLive()]);
+
+showKeyState();
+showEverything();
+if (!mayAsk()) askForKey();
+for (let round = 1; ; round++) {
+  await sleep(2000);
+  // The CLI is looked at some time after the server's start.
+  if (!document.hidden) await (round % 5 ? showLive() : showEverything()).catch(() => {});
+}
+</script>
+</body>
+</html>
+)page";
+
+/// `text` with every `{{name}}` replaced by its value.
+inline std::string fill_in(std::string_view text, std::string_view name, std::string_view value) {
+  const auto placeholder = "{{" + std::string(name) + "}}";
+  std::string filled;
+  for (auto at = text.find(placeholder); at != std::string_view::npos;
+       at = text.find(placeholder)) {
+    filled.append(text.substr(0, at)).append(value);
+    text.remove_prefix(at + placeholder.size());
+  }
+  return filled.append(text);
+}
+
+/// The page, with a nonce of this answer's own. No secret is in it.
+inline std::string render(std::string_view nonce, bool key_required) {
+  auto filled = fill_in(document, "nonce", nonce);
+  filled = fill_in(filled, "version", CLAUDE_OPENAI_VERSION);
+  filled = fill_in(filled, "repository", repository);
+  return fill_in(filled, "key_required", key_required ? "true" : "false");
+}
+
+/// Only what carries the nonce is run or laid out, and the page talks to this server alone.
+inline std::string content_security_policy(std::string_view nonce) {
+  const auto own = "'nonce-" + std::string(nonce) + "'";
+  return "default-src 'none'; script-src " + own + "; style-src " + own +
+         "; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+         "frame-ancestors 'none'";
+}
+
+}  // namespace page
+
+//================================================================================================
+// [32] http - connections, routes, streaming; the only section that names httplib
 // uses: text, errors, log, json_access, options, conversation, fields, events, sse, openai_chat,
 //       anthropic_messages, openai_responses, openai_completions, catalog, cli_command, process,
-//       pool, sessions, responses, engine, agents, guard, status | thread-safe
+//       pool, sessions, responses, engine, agents, guard, limits, metrics, status, http_head,
+//       transport, page | thread-safe
 //================================================================================================
 
 /// The bytes of bodies that are being read, all together, so that many large ones do not add up.
@@ -11370,13 +12872,29 @@ class http_service : public httplib::Server {
            lower == "proxy-authorization";
   }
 
-  /// A word to whoever looks whether somebody is there.
+  /// The page for a browser, and a word for whoever else looks whether somebody is there.
   void answer_root(exchange& now) {
-    now.response.set_content(
+    auto& response = now.response;
+    response.set_header("Cache-Control", "no-store");
+    response.set_header("X-Content-Type-Options", "nosniff");
+    if (now.request.get_header_value("Accept").find("text/html") != std::string::npos) {
+      const auto nonce = text::random_id("", 24);
+      response.set_header("Content-Security-Policy", page::content_security_policy(nonce));
+      response.set_header("Referrer-Policy", "no-referrer");
+      response.set_content(page::render(nonce, !now.settings->api_keys.empty()),
+                           "text/html; charset=utf-8");
+      return;
+    }
+    auto place = printable(now.client.head().authority);
+    if (place.empty()) place = "HOST:PORT";
+    response.set_content(
         "claude-openai " CLAUDE_OPENAI_VERSION
-        ": point an OpenAI or Anthropic client at this address.\n"
-        "curl http://HOST:PORT/v1/chat/completions "
-        "-d '{\"messages\":[{\"role\":\"user\",\"content\":\"Say hello\"}]}'\n",
+        ": point an OpenAI client at /v1 of this address, an Anthropic client at this address.\n\n"
+        "  curl http://" +
+            place +
+            "/v1/chat/completions \\\n"
+            "    -d '{\"messages\":[{\"role\":\"user\",\"content\":\"Say hello\"}]}'\n\n"
+            "With a client key: -H \"Authorization: Bearer KEY\". A browser gets a page here.\n",
         "text/plain; charset=utf-8");
   }
 
@@ -11393,7 +12911,7 @@ class http_service : public httplib::Server {
 };
 
 //================================================================================================
-// [32] server - the whole proxy as one object
+// [33] server - the whole proxy as one object
 // uses: text, log, options, cli_command, process, pool, sessions, responses, engine, agents,
 //       status, http | owns threads
 //================================================================================================
@@ -11717,7 +13235,7 @@ class server {
 };
 
 //================================================================================================
-// [33] doctor - is everything there that answers need?
+// [34] doctor - is everything there that answers need?
 // uses: text, errors, json_access, options, conversation, events, cli_command, process, pool,
 //       sessions, engine, status, transport, server | one thread
 //================================================================================================

@@ -3,6 +3,7 @@
 import { spawn } from 'node:child_process';
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs';
 import http from 'node:http';
+import https from 'node:https';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -64,9 +65,12 @@ export function processesMarked(marker) {
 // ---- the proxy -----------------------------------------------------------------------------------
 
 class Proxy {
-  /** `url` of the API; `cli` the path of a claude; `env` over the clean environment, undefined removes. */
-  constructor({ url, cli, args = [], env = {} }) {
-    this.apiUrl = url;
+  /**
+   * `url` of the API; `cli` the path of a claude; `env` over the clean environment, undefined removes; `terminal`: it runs in one of
+   * its own, whose keyboard is `keys`.
+   */
+  constructor({ url, cli, args = [], env = {}, terminal = false }) {
+    this.terminal = terminal;
     this.scratch = mkdtempSync(path.join(tmpdir(), 'claude-openai-e2e-'));
     this.home = path.join(this.scratch, 'home');
     this.temporary = path.join(this.scratch, 'tmp');
@@ -97,13 +101,24 @@ class Proxy {
   start() {
     const [program, ...args] = this.command;
     this.startedAt = performance.now();
-    this.child = spawn(program, args, { env: this.environment, cwd: this.scratch, stdio: ['ignore', 'pipe', 'pipe'] });
+    const quoted = this.command.map((word) => `'${word.replaceAll("'", "'\\''")}'`).join(' ');
+    this.child = this.terminal
+      ? spawn('script', ['-qec', `exec ${quoted}`, '/dev/null'], {
+          env: { ...this.environment, SHELL: '/bin/sh' },
+          cwd: this.scratch,
+          stdio: ['pipe', 'pipe', 'pipe'],
+        })
+      : spawn(program, args, { env: this.environment, cwd: this.scratch, stdio: ['ignore', 'pipe', 'pipe'] });
+    this.keys = this.child.stdin;
     this.pid = this.child.pid;
     for (const stream of [this.child.stdout, this.child.stderr])
       stream.setEncoding('utf8').on('data', (text) => this.#heard(text));
     this.exited = new Promise((resolve) =>
       this.child.once('exit', (code, signal) => resolve((this.exit = { code, signal, at: performance.now() }))),
     );
+    this.closed = new Promise((resolve) => {
+      this.child.once('close', resolve);
+    });
     this.child.once('error', (error) => {
       this.output += error.message;
     });
@@ -111,18 +126,17 @@ class Proxy {
 
   #heard(text) {
     this.output += text;
-    if (this.port) return;
-    const url = this.output
-      .match(/http:\/\/(?:127\.0\.0\.1|localhost|0\.0\.0\.0):\d+/g)
-      ?.find((one) => one !== this.apiUrl);
-    if (!url) return;
+    if (this.listeningAt) return;
+    const place = / is listening on (?:(https?):\/\/\S+:(\d+)|unix:\S+)\r?\n/.exec(this.output);
+    if (!place) return;
     this.listeningAt = performance.now();
-    this.port = Number(new URL(url).port);
-    this.url = `http://127.0.0.1:${this.port}`;
+    if (!place[1]) return; // the unix socket alone
+    this.port = Number(place[2]);
+    this.url = `${place[1]}://127.0.0.1:${this.port}`;
   }
 
   async listening(ms = 10_000) {
-    await eventually('the proxy listens', () => this.port || this.exit, ms).catch((error) => {
+    await eventually('the proxy listens', () => this.listeningAt || this.exit, ms).catch((error) => {
       throw new Error(`${error.message}; it said: ${this.output}`);
     });
     if (this.exit) throw new Error(`the proxy ended with ${JSON.stringify(this.exit)}; it said: ${this.output}`);
@@ -184,9 +198,11 @@ export async function startProxy(options) {
 /** A proxy that is expected to refuse to start. Resolves to {exit, output}; `exit` is null when it stays. */
 export async function startAndExpectExit(options, ms = 5000) {
   const proxy = new Proxy(options);
+  options.prepare?.(proxy);
   proxy.start();
   const exit = await Promise.race([proxy.exited, sleep(ms).then(() => null)]);
   const { faults } = await proxy.stop();
+  await Promise.race([proxy.closed, sleep(1000)]); // what it said last may come after its end
   return { exit, output: proxy.output, faults };
 }
 
@@ -214,9 +230,10 @@ function parseFrames(chunks) {
 
 /**
  * One request over a connection of its own. Returns at once: {sentAt, head, done, abort()}; `head` resolves at the response's head,
- * `done` to {status, headers, text, json, frames, data, at, error}. `data` are the parsed data frames, '[DONE]' as it is.
+ * `done` to {status, headers, text, json, frames, data, at, error}. `data` are the parsed data frames, '[DONE]' as it is. `over` are
+ * further options of the request: `socketPath`, or the `ca` of TLS.
  */
-export function send(proxy, { method = 'POST', path: where = '/v1/chat/completions', headers = {}, body, host } = {}) {
+export function send(proxy, { method = 'POST', path: where = '/v1/chat/completions', headers = {}, body, host, over } = {}) {
   const payload =
     body === undefined ? undefined : typeof body === 'string' || Buffer.isBuffer(body) ? body : JSON.stringify(body);
   const all = {
@@ -227,7 +244,7 @@ export function send(proxy, { method = 'POST', path: where = '/v1/chat/completio
   };
   Object.keys(all).forEach((name) => all[name] === undefined && delete all[name]);
   const exchange = { sentAt: performance.now(), method, path: where, body: payload, chunks: [] };
-  const request = http.request({
+  const request = (over?.ca ? https : http).request({
     host: '127.0.0.1',
     port: proxy.port,
     method,
@@ -235,6 +252,7 @@ export function send(proxy, { method = 'POST', path: where = '/v1/chat/completio
     headers: all,
     agent: false,
     setHost: host === undefined,
+    ...over,
   });
   if (host) request.setHeader('host', host);
   const decoder = new TextDecoder();

@@ -3,7 +3,7 @@
 //   node run.mjs [--cli VERSION] [--suite NAME] [--only REGEX]
 //
 // A suite is a version (what runs with each CLI) or the name of a file of tests that run once, with the newest CLI.
-// $PROXY names the proxy's binary; else build/claude-openai. The last line counts: "N passed, N failed".
+// $PROXY names the proxy's binary; else build/claude-openai. The last line counts: "N passed, N failed, N skipped".
 
 import { CLI_VERSIONS, claudePath } from './claude_cli.mjs';
 import * as agent from './agents.test.mjs';
@@ -14,8 +14,19 @@ import { conversations, everyVersion } from './conversations.test.mjs';
 import { DEMO, demo } from './demo.test.mjs';
 import { dialectClients } from './dialect_clients.test.mjs';
 import * as dialect from './dialects.test.mjs';
+import { faults } from './faults.test.mjs';
 import * as asked from './features.test.mjs';
+import { hostile } from './hostile_http.test.mjs';
+import { limits } from './limits.test.mjs';
+import { observe } from './observe.test.mjs';
+import { page } from './page.test.mjs';
+import { STAND_IN } from './raw_client.mjs';
+import { readme } from './readme.test.mjs';
+import { reference } from './reference.test.mjs';
+import { security } from './security.test.mjs';
 import { server } from './server.test.mjs';
+import { settings } from './settings.test.mjs';
+import { transport } from './transport.test.mjs';
 import { Conversation, runTest, startProxy } from './harness.mjs';
 import { startMessagesApi } from './messages_api.mjs';
 
@@ -28,7 +39,7 @@ function option(name) {
 
 const versions = option('--cli') ? [option('--cli')] : CLI_VERSIONS;
 const only = new RegExp(option('--only') ?? '');
-const counts = { passed: 0, failed: 0 };
+const counts = { passed: 0, failed: 0, skipped: 0 };
 const failures = [];
 
 function count(failure, name) {
@@ -36,12 +47,17 @@ function count(failure, name) {
   if (failure) failures.push(name);
 }
 
-/** Runs the tests beside one proxy, which `prepare` gives what they need. */
-async function runSuite({ version, tests, prepare = furnishHome, options }, label) {
+/** Runs the tests beside one proxy, which `prepare` gives what they need; or tells why they are skipped. */
+async function runSuite({ version, tests, prepare = furnishHome, program, options, skip }, label) {
   const wanted = tests.filter(({ name }) => only.test(name));
+  if (skip) {
+    wanted.forEach(({ name }) => console.log(`SKIP ${label}${name} (${skip})`));
+    counts.skipped += wanted.length;
+    return;
+  }
   if (!wanted.length) return;
   const api = await startMessagesApi();
-  const cli = options ? undefined : claudePath(version);
+  const cli = options ? undefined : (program ?? claudePath(version));
   const shared = { name: 'a proxy starts', deadline: 30_000 };
   let proxy;
   const started = await runTest(
@@ -104,6 +120,16 @@ const suites = [
     ],
   })),
   { name: 'server', version: newest, tests: server.tests },
+  { name: 'settings', version: newest, tests: settings.tests },
+  { name: 'limits', version: newest, tests: limits.tests },
+  { name: 'transport', version: newest, tests: transport.tests },
+  { name: 'observe', version: newest, tests: observe.tests },
+  { name: 'reference', version: newest, tests: reference.tests },
+  { name: 'readme', version: newest, tests: readme.tests },
+  // What no CLI has a part in: the stand-in is fast. Tests that need a real one take it.
+  { name: 'hostile', version: newest, program: STAND_IN, tests: hostile.tests },
+  { name: 'faults', version: newest, program: STAND_IN, tests: faults.tests },
+  { name: 'security', version: newest, program: STAND_IN, tests: security.tests },
   { name: 'conversations', version: newest, tests: conversations.tests },
   { name: 'features', version: newest, tests: asked.once.tests },
   ...versions
@@ -123,11 +149,13 @@ const suites = [
     })),
   { name: 'demo', version: 'without a CLI', options: DEMO, tests: demo.tests },
   { name: 'coding_agents', version: newest, tests: codingAgents.tests },
+  { name: 'page', version: newest, tests: page.tests, skip: page.skip },
 ];
 const begin = performance.now();
 for (const one of suites.filter(({ name }) => !option('--suite') || name === option('--suite')))
   await runSuite(one, `[${one.name === one.version ? '' : `${one.name} `}${one.version}] `);
 console.log(`${Math.round((performance.now() - begin) / 1000)} s`);
 failures.forEach((name) => console.log(`failed: ${name}`));
-console.log(`${counts.passed} passed, ${counts.failed} failed`);
+if (counts.skipped) console.log(`SKIPPED: ${counts.skipped} tests, for the reasons above`);
+console.log(`${counts.passed} passed, ${counts.failed} failed, ${counts.skipped} skipped`);
 process.exit(counts.failed || !counts.passed ? 1 : 0); // nothing ran: `--only` names no test any more

@@ -1,0 +1,688 @@
+// The page at /, in a real Chromium, against the real proxy and CLI. Where Chromium is missing every test is skipped, and told so.
+// $CHROMIUM names the browser; else it is looked for where Debian and others put it.
+
+import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
+import { existsSync, readFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { promisify } from 'node:util';
+import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
+import { directive } from './messages_api.mjs';
+import { eventually, sleep, suite } from './harness.mjs';
+
+export const page = suite();
+const { test } = page;
+
+const PLACES = [process.env.CHROMIUM, '/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'];
+const executablePath = PLACES.find((place) => place && existsSync(place));
+const { chromium, problem } = await import('playwright-core').catch((error) => ({ problem: error.message }));
+if (!executablePath) page.skip = 'there is no Chromium; install the package `chromium`, or name one by $CHROMIUM';
+else if (problem) page.skip = `playwright-core cannot be loaded: ${problem}`;
+
+const axeSource = () => readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
+const REFUSED = /Failed to load resource: the server responded with a status of (4\d\d|503)/; // the browser's word for any such answer
+
+/**
+ * The page in a browser of this test's own. The test fails on a console error or a breach of the policy; `refusals` allows answers
+ * with an error status, which Chromium counts as one. `context` are Playwright's options, `prepare` gets the context first.
+ */
+async function open(t, { proxy = t.proxy, refusals = false, prepare = () => {}, ...context } = {}) {
+  const browser = await chromium.launch({ executablePath, args: ['--no-sandbox'] }); // root has no sandbox
+  const problems = [];
+  t.defer(async () => {
+    await browser.close();
+    assert.deepEqual(problems, [], 'the console stays empty');
+  });
+  const tab = await browser.newContext({ viewport: { width: 1280, height: 900 }, ...context });
+  await tab.grantPermissions(['clipboard-read', 'clipboard-write'], { origin: proxy.url });
+  tab.setDefaultTimeout(10_000);
+  tab.on('weberror', (error) => problems.push(error.error().stack));
+  tab.on('console', (message) => {
+    if (!['error', 'warning'].includes(message.type()) || (refusals && REFUSED.test(message.text()))) return;
+    problems.push(message.text());
+  });
+  await prepare(tab);
+  const view = await tab.newPage();
+  await view.goto(proxy.url);
+  return view;
+}
+
+const text = (view, selector) => view.locator(selector).first().textContent();
+const is = (view, selector, expected) =>
+  eventually(`${selector} says ${expected}`, async () => new RegExp(expected).test(await text(view, selector)), 15_000);
+const clipboard = (view) => view.evaluate(() => navigator.clipboard.readText());
+const idle = (view) => eventually('the answer has ended', async () => (await text(view, '#send')) === 'Send', 30_000);
+
+/** What the user types so that the API plays this. The token tells its calls from others'. */
+const typed = (t, scenario, options) => t.text(directive(scenario, options));
+
+async function say(view, what) {
+  await view.fill('#prompt', what);
+  await view.press('#prompt', 'Enter');
+}
+
+// ---- the document --------------------------------------------------------------------------------
+
+test('the page is one document with a strict policy, and never stored', async (t) => {
+  const ask = () => t.get('/', { headers: { accept: 'text/html,application/xhtml+xml;q=0.9,*/*;q=0.8' } });
+  const { status, headers, text: html } = await ask();
+  assert.equal(status, 200);
+  assert.match(headers['content-type'], /^text\/html; *charset=utf-8$/i);
+  assert.equal(headers['cache-control'], 'no-store');
+  assert.equal(headers['x-content-type-options'], 'nosniff');
+  assert.equal(headers['referrer-policy'], 'no-referrer');
+  const nonce = /script-src 'nonce-([\w+/=-]{16,})'/.exec(headers['content-security-policy'])[1];
+  assert.equal(
+    headers['content-security-policy'],
+    `default-src 'none'; script-src 'nonce-${nonce}'; style-src 'nonce-${nonce}'; connect-src 'self'; img-src data:; ` +
+      `base-uri 'none'; form-action 'none'; frame-ancestors 'none'`,
+  );
+  assert.notEqual((await ask()).headers['content-security-policy'], headers['content-security-policy'], 'a nonce for each');
+  assert.ok(Buffer.byteLength(html) <= 60_000, `${Buffer.byteLength(html)} bytes`);
+  assert.ok(!html.includes('{{'), 'no placeholder is left');
+  const { version } = (await t.get('/version')).json;
+  for (const title of ['Claude Code OpenAI Wrapper', 'Quick Start', 'API Endpoints', `v${version}`]) assert.ok(html.includes(title), title);
+  const markup = html.replace(/<(script|style)\b[^]*?<\/\1>/g, (whole) => whole.slice(0, whole.indexOf('>') + 1));
+  assert.doesNotMatch(markup, /\s(on\w+|style|src)\s*=/i, 'no inline handlers or styles, and nothing to load');
+});
+
+test('who asks for no HTML gets the word for curl', async (t) => {
+  for (const accept of [undefined, '*/*', 'text/plain']) {
+    const { headers, text: said } = await t.get('/', { headers: { accept } });
+    assert.match(headers['content-type'], /^text\/plain/, accept);
+    assert.match(said, /curl http/);
+  }
+});
+
+// ---- at a glance ---------------------------------------------------------------------------------
+
+test('the page tells at a glance how the server is', async (t) => {
+  const view = await open(t);
+  await is(view, '#connection', '^Connected$');
+  await is(view, '#auth-method', '^Anthropic API key$');
+  await is(view, '#cli-version', '^\\d+\\.\\d+\\.\\d+$');
+  await is(view, '#default-model', `^${MODEL}$`);
+  await is(view, '#uptime', '^\\d+ (s|min|h|days)');
+  await is(view, '#key-state', '^None needed$');
+  assert.equal(await text(view, '#openai-url'), `${t.proxy.url}/v1`);
+  assert.equal(await text(view, '#anthropic-url'), t.proxy.url);
+  assert.ok((await view.locator('#model option').count()) > 3, 'models to choose from');
+});
+
+test('a server that is gone is told, and found again', { deadline: 60_000 }, async (t) => {
+  const view = await open(t);
+  await is(view, '#connection', '^Connected$');
+  const lost = (route) => route.abort();
+  await view.route('**/health', lost);
+  // Chromium reports the failed request, which is the point here.
+  view.context().removeAllListeners('console');
+  await is(view, '#connection', 'does not answer');
+  await view.unroute('**/health', lost);
+  await is(view, '#connection', '^Connected$');
+});
+
+const paper = (view) => view.evaluate(() => getComputedStyle(document.body).backgroundColor);
+
+test('the theme follows the system until one is chosen, which is remembered', async (t) => {
+  const view = await open(t, { colorScheme: 'dark' });
+  const dark = await paper(view);
+  await view.emulateMedia({ colorScheme: 'light' });
+  const light = await paper(view);
+  assert.notEqual(dark, light);
+  await view.click('#theme');
+  await view.click('#theme');
+  assert.equal(await text(view, '#theme'), 'Theme: dark');
+  assert.equal(await paper(view), dark);
+  await view.reload();
+  assert.deepEqual([await text(view, '#theme'), await paper(view)], ['Theme: dark', dark]);
+  await view.click('#theme');
+  assert.deepEqual([await text(view, '#theme'), await paper(view)], ['Theme: auto', light]);
+  await view.reload();
+  assert.deepEqual([await text(view, '#theme'), await paper(view)], ['Theme: auto', light]);
+});
+
+test('the page fits narrow and wide windows, and nothing jumps while it loads', async (t) => {
+  const prepare = (tab) =>
+    tab.addInitScript(() => {
+      window.shifted = 0;
+      new PerformanceObserver((list) => list.getEntries().forEach(({ value }) => (window.shifted += value))).observe({
+        type: 'layout-shift',
+        buffered: true,
+      });
+    });
+  for (const width of [360, 768, 1600]) {
+    const view = await open(t, { prepare, viewport: { width, height: 900 } });
+    const devtools = await view.context().newCDPSession(view);
+    await devtools.send('Emulation.setCPUThrottlingRate', { rate: 4 }); // else all is there before the first paint
+    await view.reload();
+    await is(view, '#connection', '^Connected$');
+    await is(view, '#default-model', MODEL);
+    await sleep(500);
+    assert.equal(await view.evaluate(() => document.documentElement.scrollWidth), width, 'nothing sticks out');
+    const shifted = await view.evaluate(() => window.shifted);
+    assert.ok(shifted < 0.02, `at ${width}: ${shifted}`);
+  }
+});
+
+// ---- quick start ---------------------------------------------------------------------------------
+
+test('quick start: the keyboard walks through the tabs, and each snippet is copied as it is shown', async (t) => {
+  const view = await open(t);
+  await is(view, '#default-model', MODEL);
+  const names = ['curl', 'Python openai', 'Node openai', 'Anthropic SDK', 'Codex', 'Claude Code', 'Environment'];
+  assert.deepEqual(await view.getByRole('tab').allTextContents(), names);
+  await view.getByRole('tab', { name: 'curl' }).focus();
+  for (const name of names) {
+    const panel = view.getByRole('tabpanel');
+    assert.equal(await panel.count(), 1);
+    assert.equal(await view.locator('[aria-selected="true"]').textContent(), name);
+    assert.equal(await view.evaluate(() => document.activeElement.textContent), name);
+    const shown = await panel.locator('pre').textContent();
+    assert.ok(shown.includes(t.proxy.url), `${name}: the address`);
+    assert.ok(name === 'Environment' || shown.includes(MODEL), `${name}: the model`);
+    await panel.getByRole('button', { name: /^Copy/ }).click();
+    assert.equal(await clipboard(view), shown);
+    await view.getByRole('tab', { name }).focus();
+    await view.keyboard.press('ArrowRight');
+  }
+  assert.equal(await view.locator('[aria-selected="true"]').textContent(), names[0], 'around the corner');
+  await view.keyboard.press('End');
+  assert.equal(await view.locator('[aria-selected="true"]').textContent(), names.at(-1));
+});
+
+test('the copied curl line works in a shell', async (t) => {
+  const view = await open(t);
+  await is(view, '#snippet-0', MODEL);
+  await view.getByRole('button', { name: 'Copy for curl' }).click();
+  await is(view, '#announcer', 'Copied');
+  const { stdout } = await promisify(execFile)('sh', ['-c', await clipboard(view)]);
+  assert.equal(JSON.parse(stdout).choices[0].message.content, 'Hello from the loopback API.');
+});
+
+test('copying works where the browser gives pages no clipboard', async (t) => {
+  const prepare = (tab) => tab.addInitScript(() => Object.defineProperty(navigator, 'clipboard', { value: undefined }));
+  const view = await open(t, { prepare });
+  await view.getByRole('button', { name: 'Copy openai url' }).click();
+  await is(view, '#announcer', 'Copied');
+  await view.focus('#prompt');
+  await view.keyboard.press('Control+V');
+  assert.equal(await view.inputValue('#prompt'), `${t.proxy.url}/v1`);
+});
+
+// ---- explorer ------------------------------------------------------------------------------------
+
+const entryOf = (view, method, where) =>
+  view.locator('.endpoint').filter({ has: view.locator(`> summary > .method.${method}`) })
+    .filter({ has: view.locator('> summary > code').getByText(where, { exact: true }) });
+
+/** What an entry answers to its example; 200 where nothing is said. */
+const ANSWERS = {
+  'POST /v1/mcp/servers': 403, // wants a client key
+  'POST /v1/mcp/connect': 403,
+  'POST /v1/mcp/disconnect': 403,
+};
+
+test('explorer: every route of the server is there', async (t) => {
+  const view = await open(t);
+  const { message } = (await t.get('/no-such-path')).json.error;
+  const routes = [...message.matchAll(/(GET|POST|DELETE) (\/[^\s,]*)/g)].map(([, method, where]) => [method, where]);
+  assert.ok(routes.length > 20, message);
+  const entries = await view.locator('.endpoint > summary').evaluateAll((all) =>
+    all.map((one) => [one.querySelector('.method').textContent, one.querySelector('code').textContent]));
+  const plain = (where) => where.replace(/^\/v1/, '').replace(/\{.*/, '*') || '/';
+  for (const [method, where] of routes)
+    assert.ok(entries.some(([verb, at]) => verb === method && plain(at) === plain(where)), `${method} ${where} is on the page`);
+});
+
+test('explorer: every entry opens, asks and shows the answer', { deadline: 120_000, alone: true }, async (t) => {
+  const proxy = await t.start({ cli: t.cli, args: ['--spares', '1'] });
+  await t.chat({ session_id: 'from the test', messages: t.messages('plain') }, { proxy });
+  const view = await open(t, { proxy, refusals: true });
+  await is(view, '#session-count', '^1$');
+  await is(view, '#default-model', MODEL);
+  for (const entry of await view.locator('.endpoint').all()) {
+    const [method, where] = [await entry.locator('.method').textContent(), await entry.locator('> summary > code').textContent()];
+    const name = `${method} ${where}`;
+    await entry.locator('> summary').click();
+    if (method !== 'GET') await entry.getByRole('button', { name: 'Send' }).click();
+    await eventually(`${name} is answered`, async () => /in all/.test(await entry.getByRole('status').textContent()), 15_000);
+    const told = await entry.getByRole('status').textContent();
+    assert.ok(told.startsWith(String(ANSWERS[name] ?? 200)), `${name}: ${told} ${await entry.locator('.answer').textContent()}`);
+    assert.match(told, /\d (ms|s) in all$/, name);
+    assert.match(await entry.locator('.answer').textContent(), /Headers \(\d+\)[^]*content-type: /, name);
+    if (method === 'GET' && where !== '/' && where !== '/metrics') assert.ok(await entry.locator('pre .key').count(), `${name}: in colour`);
+    if (/^Events/m.test(await entry.locator('.answer').textContent())) assert.match(told, /First token/, name);
+    await entry.locator('> summary').click();
+  }
+  await is(view, '#session-count', '^0$'); // one entry has deleted it
+});
+
+test('explorer: a stream comes token by token and can be stopped, which ends its process', async (t) => {
+  const proxy = await t.start({ cli: t.cli, args: ['--spares', '0'] });
+  const view = await open(t, { proxy });
+  await is(view, '#default-model', MODEL);
+  await eventually('the first look at the CLI is over', () => proxy.claudes().length === 0, 20_000);
+  const entry = entryOf(view, 'POST', '/v1/messages');
+  await entry.locator('> summary').click();
+  const content = typed(t, 'plain', { text: 'word '.repeat(40), deltas: 40, delay: 150 });
+  await entry.getByLabel('Body').fill(JSON.stringify({ model: MODEL, max_tokens: 100, stream: true, messages: [{ role: 'user', content }] }));
+  await entry.getByRole('button', { name: 'Send' }).click();
+  const lengths = new Set();
+  await eventually('the text grows', async () => {
+    lengths.add((await entry.locator('pre.flow').textContent({ timeout: 15_000 })).length);
+    return lengths.size > 4;
+  }, 15_000);
+  assert.equal(proxy.claudes().length, 1);
+  await entry.getByRole('button', { name: 'Stop' }).click();
+  await is(entry, '[role="status"]', '^Stopped');
+  assert.match(await entry.getByRole('status').textContent(), /First token \d/);
+  await eventually('the process has ended', () => proxy.claudes().length === 0);
+  await eventually('the API is told', () => t.calls()[0].clientLeft);
+});
+
+test('explorer: what is wrong in a body is told with its status, and mending it helps', async (t) => {
+  const view = await open(t, { refusals: true });
+  const entry = entryOf(view, 'POST', '/v1/compatibility');
+  await entry.locator('> summary').click();
+  await entry.getByLabel('Body').fill('{"messages": 7}');
+  await entry.getByRole('button', { name: 'Send' }).click();
+  await is(entry, '[role="status"]', '^400 Bad Request');
+  await is(entry, '.answer', 'messages');
+  await entry.getByLabel('Body').fill('{"messages": [{"role": "user", "content": "hi"}], "seed": 1}');
+  await entry.getByRole('button', { name: 'Send' }).click();
+  await is(entry, '[role="status"]', '^200 OK');
+  await is(entry, '.answer', '"unsupported_parameters": \\[\\s*"seed"');
+  await entry.getByRole('button', { name: 'Copy as curl' }).click();
+  const { stdout } = await promisify(execFile)('sh', ['-c', await clipboard(view)]);
+  assert.deepEqual(JSON.parse(stdout).compatibility_report.unsupported_parameters, ['seed']);
+});
+
+// ---- playground ----------------------------------------------------------------------------------
+
+test('playground: two streamed turns, with Markdown, reasoning, figures and the same as curl', async (t) => {
+  const view = await open(t);
+  await is(view, '#default-model', MODEL);
+  await view.fill('#system', "Don't be long.");
+  const answer = '# Title\n\nSome **bold** and `code`:\n\n- one\n- two\n\n```js\nconst x = 1;\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\nSee [here](https://example.org/x).';
+  await say(view, typed(t, 'thinking', { thinking: 'Hm, well.', text: answer, deltas: 20, delay: 15 }));
+  await idle(view);
+  const first = view.locator('.message').nth(1);
+  assert.equal(await first.locator('h4').textContent(), 'Title');
+  assert.equal(await first.locator('strong').textContent(), 'bold');
+  assert.deepEqual(await first.locator('li').allTextContents(), ['one', 'two']);
+  assert.deepEqual(await first.locator('td').allTextContents(), ['1', '2']);
+  assert.equal(await first.locator('a').getAttribute('href'), 'https://example.org/x');
+  assert.equal(await first.locator('a').getAttribute('rel'), 'noopener noreferrer');
+  await first.getByRole('button', { name: 'Copy code' }).click();
+  assert.equal(await clipboard(view), 'const x = 1;');
+  await first.getByRole('button', { name: 'Copy the answer' }).click();
+  assert.equal(await clipboard(view), answer);
+  assert.equal(await first.locator('.thoughts').getAttribute('open'), null, 'collapsed');
+  assert.equal(await first.locator('.thoughts div').textContent(), 'Hm, well.');
+  assert.match(await first.locator('footer').textContent(), new RegExp(`${MODEL} · first token .* in all · 11 in, 7 out · \\$0\\.0001`));
+
+  await say(view, `${typed(t, 'plain', { text: 'And done.' })} It's the second`);
+  await idle(view);
+  assert.equal(await view.locator('.message').nth(3).locator('.text').textContent(), 'And done.');
+  const [, call] = t.calls();
+  assert.deepEqual(call.body.messages.map(({ role }) => role), ['user', 'assistant', 'user']);
+  assert.ok(call.raw.includes("Don't be long."));
+  assert.equal(t.calls().length, 2);
+
+  await view.click('#as-curl');
+  await view.locator('#curl').getByRole('button').click();
+  const line = await clipboard(view);
+  const { stdout } = await promisify(execFile)('sh', ['-c', line]);
+  assert.match(stdout, /^data: \[DONE\]$/m);
+  const told = (one) => one.body.messages.map(({ role, content }) => [role, content.filter(({ type }) => type === 'text').map((part) => part.text)]);
+  assert.deepEqual(told(t.calls()[2]), told(call), 'asked again, word for word');
+  await view.click('#restart');
+  assert.equal(await view.locator('.message').count(), 0);
+  assert.ok(await view.locator('#empty').isVisible());
+});
+
+test('playground: the settings are sent, and an answer that is not streamed is shown too', async (t) => {
+  const view = await open(t);
+  await is(view, '#default-model', MODEL);
+  const models = await view.locator('#model option').allTextContents();
+  const other = models.find((id) => /^claude-opus/.test(id));
+  await view.selectOption('#model', other);
+  await view.fill('#temperature', '0.3');
+  await view.uncheck('#stream');
+  const request = view.waitForRequest('**/v1/chat/completions');
+  await say(view, typed(t, 'plain', { text: 'All at once.' }));
+  const body = (await request).postDataJSON();
+  await idle(view);
+  assert.deepEqual([body.model, body.temperature, body.stream, body.reasoning_effort], [other, 0.3, undefined, undefined]);
+  assert.equal(await text(view, '.markdown'), 'All at once.');
+  assert.match(await text(view, '.message footer'), /^claude-opus.* in all · 11 in, 7 out · \$/);
+  await view.check('#stream');
+  await view.check('#tools');
+  await view.fill('#temperature', '');
+  await view.selectOption('#effort', 'low');
+  const next = view.waitForRequest('**/v1/chat/completions');
+  await say(view, typed(t, 'plain', {}));
+  const { enable_tools, stream, reasoning_effort, temperature } = (await next).postDataJSON();
+  assert.deepEqual([enable_tools, stream, reasoning_effort, temperature], [true, true, 'low', undefined]);
+  await idle(view);
+  assert.equal(await view.locator('.failure').count(), 0);
+});
+
+test('playground: a failure is told with its status, and is no part of the conversation', async (t) => {
+  const proxy = await t.start({ cli: t.cli, args: ['--spares', '0', '--no-builtin-tools'] });
+  const view = await open(t, { proxy, refusals: true });
+  await say(view, typed(t, 'error', { status: 400, message: 'no such thing' }));
+  await idle(view);
+  assert.equal(await text(view, '.failure'), '400: no such thing');
+  assert.match(await view.inputValue('#prompt'), /scenario:error/, 'the text is there again');
+  await say(view, typed(t, 'error_event', { after: 2, text: 'One two three four.', message: 'Broken off' }));
+  await idle(view);
+  assert.match(await view.locator('.failure').nth(1).textContent(), /Broken off/);
+  assert.match(await view.locator('.message').last().locator('footer').textContent(), /^failed/);
+  await view.click('#restart');
+  await view.check('#tools');
+  await say(view, 'Use a tool');
+  await idle(view);
+  assert.match(await text(view, '.failure'), /^403: .*tools/i);
+  await view.uncheck('#tools');
+  await say(view, typed(t, 'plain', { text: 'Fine.' }));
+  await idle(view);
+  assert.equal(await view.locator('.message').last().locator('.text').textContent(), 'Fine.');
+  assert.equal(t.calls().at(-1).body.messages.length, 1, 'what failed is not sent again');
+});
+
+test('playground: stopping in mid-stream ends the process, and the chat goes on', async (t) => {
+  const proxy = await t.start({ cli: t.cli, args: ['--spares', '0'] });
+  const view = await open(t, { proxy, reducedMotion: 'no-preference' });
+  await is(view, '#default-model', MODEL);
+  await eventually('the first look at the CLI is over', () => proxy.claudes().length === 0, 20_000);
+  await say(view, typed(t, 'plain', { text: 'word '.repeat(60), deltas: 60, delay: 100 }));
+  await is(view, '.markdown', 'word word word');
+  const caret = () => view.evaluate(() => getComputedStyle(document.querySelector('.running .text > *'), '::after').animationName);
+  assert.equal(await caret(), 'blink');
+  await view.emulateMedia({ reducedMotion: 'reduce' });
+  assert.equal(await caret(), 'none', 'who wants it still has it still');
+  assert.equal(proxy.claudes().length, 1);
+  await view.click('#send');
+  await idle(view);
+  await eventually('the process has ended', () => proxy.claudes().length === 0);
+  await eventually('the API is told', () => t.calls()[0].clientLeft);
+  assert.match(await text(view, '.message footer'), /^stopped · .* · first token \d/);
+  const kept = (await text(view, '.markdown')).trim();
+  assert.ok(kept.startsWith('word word') && kept.length < 290, kept);
+  await say(view, typed(t, 'plain', { text: 'Next.' }));
+  await idle(view);
+  assert.equal(await view.locator('.markdown').nth(1).textContent(), 'Next.');
+  assert.deepEqual(t.calls()[1].body.messages.map(({ role }) => role), ['user', 'assistant', 'user']);
+});
+
+const HOSTILE = `<script>pwned = 1</script> <img src=x onerror="pwned = 2"> <b>bold?</b>
+[click](javascript:pwned=3) [click](JaVaScRiPt:pwned=3) [click](data:text/html,<script>pwned=4</script>) [click]( javascript:pwned=5)
+![image](https://example.org/track.png) ![image](javascript:pwned=6) <javascript:pwned=7> [a](//example.org/x) [\u0001](\u0001javascript:pwned=8)
+
+<iframe srcdoc="<script>parent.pwned = 9</script>"></iframe><style>body { display: none }</style><svg onload="pwned = 10">
+
+\`\`\`html" onclick="pwned = 11
+</code></pre><script>pwned = 12</script>
+\`\`\`
+
+| <script>pwned = 13</script> | b |
+|---|---|
+| [x](javascript:pwned=14) | 2 |
+
+> # <img src=x onerror=pwned=15>
+
+- ${'> - '.repeat(3000)}deep
+
+${'*'.repeat(3000)}${'['.repeat(3000)}${'`'.repeat(3000)}`;
+
+/** Nothing but what Markdown may make, and only links that may be clicked. */
+async function assertHarmless(view, place) {
+  const found = await view.locator(place).first().evaluate((root) => ({
+    tags: [...new Set([...root.querySelectorAll('*')].map(({ tagName }) => tagName.toLowerCase()))],
+    attributes: [...new Set([...root.querySelectorAll('*')].flatMap((one) => one.getAttributeNames()))],
+    links: [...root.querySelectorAll('a')].map(({ href }) => href),
+    pwned: window.pwned,
+  }));
+  const unwanted = ['script', 'img', 'iframe', 'style', 'svg', 'b', 'object', 'form', 'input'];
+  assert.deepEqual(found.tags.filter((tag) => unwanted.includes(tag)), []);
+  assert.deepEqual(found.attributes.filter((name) => /^(on|style|src)/.test(name)), []);
+  assert.deepEqual(found.links.filter((href) => !/^https?:\/\//.test(href)), []);
+  assert.equal(found.pwned, undefined);
+}
+
+test('what a model says stays text, however hostile', { deadline: 60_000 }, async (t) => {
+  const view = await open(t);
+  await is(view, '#default-model', MODEL);
+  // Too long for a text that the user types: the API is asked to play it another way.
+  const spoken = HOSTILE.replaceAll(']]', '] ]');
+  t.api.script((record) => (record.raw.includes(t.token) ? { name: 'thinking', thinking: spoken, text: spoken, deltas: 30 } : 'plain'));
+  t.defer(async () => t.api.script('plain'));
+  await say(view, `${t.token} <img src=x onerror="pwned = 20">`);
+  await idle(view);
+  await sleep(300);
+  await view.locator('.thoughts summary').click();
+  await assertHarmless(view, '#log');
+  const shown = await text(view, '.markdown');
+  for (const said of ['<script>pwned = 1</script>', '<img src=x onerror="pwned = 2">', '(javascript:pwned=3)', '<iframe srcdoc=', '<svg onload', 'pwned = 13'])
+    assert.ok(shown.includes(said), `${said} is readable`);
+  assert.ok((await text(view, '.thoughts div')).includes('<script>pwned = 1</script>'));
+  assert.ok((await text(view, '.user .text')).includes('<img src=x'));
+
+  for (const stream of [true, false]) {
+    const entry = entryOf(view, 'POST', '/v1/chat/completions');
+    if (stream) await entry.locator('> summary').click();
+    await entry.getByLabel('Body').fill(JSON.stringify({ model: MODEL, stream, messages: [{ role: 'user', content: t.token }] }));
+    await entry.getByRole('button', { name: 'Send' }).click();
+    await eventually('the answer', async () => /in all/.test(await entry.getByRole('status').textContent()), 15_000);
+    await assertHarmless(view, '.endpoint[open] .answer');
+    assert.ok((await entry.locator('.answer').textContent()).includes('<script>pwned = 1</script>'));
+  }
+});
+
+// ---- live ----------------------------------------------------------------------------------------
+
+const buckets = (...counts) =>
+  ['0.5', '1', '2', '+Inf'].map((le, at) => `claude_openai_time_to_first_token_seconds_bucket{dialect="openai_chat",le="${le}"} ${counts[at]}`);
+const figures = ({ requests, counts }) =>
+  [
+    '# TYPE claude_openai_requests_total counter',
+    `claude_openai_requests_total{route="/v1/chat/completions",dialect="openai_chat",model="a \\"b\\"",status="200"} ${requests}`,
+    'claude_openai_requests_total{route="/metrics",dialect="",model="",status="200"} 5000',
+    ...buckets(...counts),
+    'claude_openai_requests_in_flight 3',
+    'claude_openai_queue_depth 4',
+    'claude_openai_tokens_total{kind="input"} 1000',
+    'claude_openai_tokens_total{kind="cache_read"} 2000',
+    'claude_openai_tokens_total{kind="cache_write"} 500',
+    'claude_openai_tokens_total{kind="output"} 1200',
+    'claude_openai_cost_usd_total 1.2345',
+    'claude_openai_processes{state="spare"} 2',
+    'claude_openai_processes{state="busy"} 1',
+    'claude_openai_processes{state="parked"} 1',
+    'claude_openai_processes{state="idle"} 3',
+    'claude_openai_processes{state="starting"} 0',
+    'claude_openai_processes_max 12',
+    'claude_openai_uptime_seconds 93784',
+  ].join('\n');
+const tile = (view, name) => view.locator('#tiles > div').filter({ hasText: name }).locator('dd').allTextContents();
+
+test('live: the figures of /metrics, and how they move', async (t) => {
+  // A thousand answers before the page was opened, then ten more: half within 1 s, all within 2 s.
+  let now = { requests: 1000, counts: [1000, 1000, 1000, 1000] };
+  const prepare = (tab) => tab.route('**/metrics', (route) => route.fulfill({ contentType: 'text/plain', body: figures(now) }));
+  const view = await open(t, { prepare });
+  await is(view, '#uptime', '^26 h 3 min$');
+  assert.deepEqual(await tile(view, 'Requests'), ['0', 'in the last minute']);
+  assert.deepEqual(await tile(view, 'First token'), ['250 ms', 'p95 475 ms']); // of all, since none is newer
+  assert.deepEqual(await tile(view, 'In flight'), ['3', '4 queued']);
+  assert.deepEqual(await tile(view, 'Tokens in'), ['3.5K', '2K cached']);
+  assert.deepEqual(await tile(view, 'Tokens out'), ['1.2K', 'since the start']);
+  assert.deepEqual(await tile(view, 'Cost'), ['$1.23', 'since the start']);
+  assert.equal(await text(view, '#process-count'), '7 of at most 12');
+  const slots = await view.locator('#slots li').evaluateAll((all) => all.map((one) => one.className));
+  assert.equal(slots.join(' '), `spare spare busy idle idle idle parked${' free'.repeat(5)}`);
+  assert.match(await text(view, '#bars-most'), /^none/);
+  now = { requests: 1010, counts: [1000, 1005, 1010, 1010] };
+  await eventually('ten more', async () => (await tile(view, 'Requests'))[0] === '10', 8000);
+  assert.deepEqual(await tile(view, 'First token'), ['1.00 s', 'p95 1.90 s']); // of the new ones alone
+  assert.equal(await text(view, '#bars-most'), 'at most 10 in 10 s');
+  const heights = await view.locator('#bars i').evaluateAll((all) => all.map((one) => one.getBoundingClientRect().height));
+  assert.equal(heights.length, 60);
+  assert.ok(heights.at(-1) > 50 && heights.slice(0, -1).every((height) => height === 0), String(heights));
+  now = { requests: 2, counts: [2, 2, 2, 2] };
+  await eventually('the server was restarted', async () => (await tile(view, 'First token'))[0] === '250 ms', 8000);
+});
+
+test('live: the figures are those of this server', async (t) => {
+  const proxy = await t.start({ cli: t.cli, args: ['--spares', '1', '--max-processes', '5'] });
+  const view = await open(t, { proxy });
+  await is(view, '#process-count', 'of at most \\d+$');
+  const before = Number((await tile(view, 'Requests'))[0]);
+  await say(view, typed(t, 'plain', { output: 40 }));
+  await idle(view);
+  await eventually('the request is counted', async () => Number((await tile(view, 'Requests'))[0]) > before, 8000);
+  assert.match((await tile(view, 'First token'))[0], /^\d+ ms$|^\d\.\d\d s$/);
+});
+
+test('live: without /metrics the page says so calmly, and shows what /health tells', async (t) => {
+  let asked = 0;
+  const prepare = (tab) =>
+    tab.route('**/metrics', (route) => {
+      asked++;
+      return route.fulfill({ status: 404, body: '{}' });
+    });
+  const view = await open(t, { prepare, refusals: true });
+  await is(view, '#live-note', 'tells no /metrics');
+  await is(view, '#process-count', 'of at most 16');
+  assert.equal(await view.locator('#tiles > div').count(), 2);
+  await sleep(4500);
+  assert.equal(asked, 1, 'not asked again and again');
+});
+
+test('live: a session is shown, and deleted when that is confirmed', async (t) => {
+  const id = `<img src=x onerror="pwned = 1"> ${t.token}`;
+  const other = `other ${t.token}`;
+  for (const session_id of [id, other]) await t.chat({ session_id, messages: t.messages('plain') });
+  const view = await open(t);
+  const row = view.locator('#sessions tr').filter({ hasText: id });
+  await row.waitFor();
+  assert.equal(await row.locator('td').nth(1).textContent(), '2');
+  await assertHarmless(view, '#sessions');
+  const answer = (accept) => view.once('dialog', (dialog) => (accept ? dialog.accept() : dialog.dismiss()));
+  answer(false);
+  await row.getByRole('button', { name: `Delete ${id}` }).click();
+  await sleep(2500);
+  assert.equal(await row.count(), 1, 'not without a yes');
+  answer(true);
+  await row.getByRole('button').click();
+  await is(view, '#announcer', 'is deleted');
+  await eventually('the row is gone', async () => (await row.count()) === 0);
+  assert.equal((await t.get(`/v1/sessions/${encodeURIComponent(id)}`)).status, 404);
+  assert.equal((await t.get(`/v1/sessions/${encodeURIComponent(other)}`)).status, 200, 'and only that one');
+});
+
+// ---- the key -------------------------------------------------------------------------------------
+
+test('the key: asked for once, told when it is wrong, kept in this tab only', { deadline: 60_000 }, async (t) => {
+  const proxy = await t.start({ cli: t.cli, env: { API_KEY: 'the-right-key' }, args: ['--spares', '0'] });
+  const view = await open(t, { proxy, refusals: true });
+  const dialog = view.getByRole('dialog');
+  await dialog.waitFor();
+  const statuses = [];
+  view.on('response', (response) => statuses.push(response.status()));
+  await view.getByRole('button', { name: 'Not now' }).click();
+  await is(view, '#connection', '^Connected$');
+  await is(view, '#default-model', 'told with the key');
+  await is(view, '#live-note', 'with the client key');
+  await is(view, '#process-count', 'of at most');
+  await sleep(2500);
+  assert.deepEqual(statuses.filter((status) => status !== 200), [], 'nothing is asked that would be refused');
+  assert.ok(await dialog.isHidden());
+
+  await view.getByRole('button', { name: 'Enter key' }).click();
+  await view.locator('#key').fill('a-wrong-key');
+  await view.keyboard.press('Enter');
+  await is(view, '#key-problem', 'does not know this key');
+  assert.ok(await dialog.isVisible());
+  await view.locator('#key').fill('the-right-key');
+  await view.keyboard.press('Enter');
+  await dialog.waitFor({ state: 'hidden' });
+  await is(view, '#default-model', MODEL);
+  await is(view, '#live-note', 'every two seconds');
+  await say(view, typed(t, 'plain', { text: 'Let in.' }));
+  await idle(view);
+  assert.equal(await text(view, '.markdown'), 'Let in.');
+  const curl = await view.locator('#snippet-0').textContent();
+  assert.ok(curl.includes('$API_KEY') && !curl.includes('the-right-key'), curl);
+
+  assert.deepEqual(await view.evaluate(() => [Object.values(sessionStorage), Object.values(localStorage)]), [['the-right-key'], []]);
+  assert.equal((await view.context().cookies()).length, 0);
+  await view.reload();
+  await is(view, '#default-model', MODEL);
+  assert.ok(await dialog.isHidden(), 'once');
+  const other = await view.context().newPage();
+  await other.goto(proxy.url);
+  await other.getByRole('dialog').waitFor();
+  await view.getByRole('button', { name: 'Forget key' }).click();
+  await is(view, '#default-model', 'told with the key');
+  assert.deepEqual(await view.evaluate(() => Object.values(sessionStorage).filter(Boolean)), []);
+});
+
+test('the key: one that is no longer taken is told at any later call', async (t) => {
+  const proxy = await t.start({ cli: t.cli, env: { API_KEY: 'the-right-key' }, args: ['--spares', '0'] });
+  const expired = (tab) => tab.addInitScript(() => location.protocol === 'http:' && sessionStorage.setItem('claude-openai-key', 'an-old-key'));
+  const view = await open(t, { proxy, refusals: true, prepare: expired });
+  await view.getByRole('dialog').waitFor();
+  await is(view, '#key-problem', 'does not take this key any more');
+  await view.locator('#key').fill('the-right-key');
+  await view.keyboard.press('Enter');
+  await is(view, '#default-model', MODEL);
+  // The account's own 401 is no matter of the client's key.
+  await say(view, typed(t, 'error', { status: 401 }));
+  await idle(view);
+  assert.match(await text(view, '.failure'), /^401: /);
+  await sleep(500);
+  assert.ok(await view.getByRole('dialog').isHidden());
+  assert.equal(await text(view, '#key-state'), 'In use');
+});
+
+// ---- for everybody -------------------------------------------------------------------------------
+
+for (const colorScheme of ['light', 'dark']) {
+  test(`axe finds nothing serious in the ${colorScheme} theme`, { deadline: 90_000 }, async (t) => {
+    await t.chat({ session_id: `axe ${t.token}`, messages: t.messages('plain') });
+    const view = await open(t, { colorScheme, refusals: true });
+    await is(view, '#default-model', MODEL);
+    await view.locator('#sessions tr').first().waitFor();
+    await say(view, typed(t, 'thinking', { text: '# Title\n\n[link](https://example.org) `code`\n\n```js\n// comment\nconst x = "1";\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n> quoted' }));
+    await idle(view);
+    await say(view, typed(t, 'error', { status: 400 }));
+    await idle(view);
+    await view.click('#as-curl');
+    for (const [method, where] of [['GET', '/v1/models'], ['POST', '/v1/messages'], ['DELETE', '/v1/sessions/{session}']])
+      await entryOf(view, method, where).locator('> summary').click();
+    await entryOf(view, 'POST', '/v1/messages').getByRole('button', { name: 'Send' }).click();
+    await is(view, '.endpoint[open] [role="status"]', 'in all');
+    const check = async (where) => {
+      await view.evaluate(axeSource());
+      const { violations } = await view.evaluate(() => window.axe.run());
+      const serious = violations.filter(({ impact }) => ['serious', 'critical'].includes(impact));
+      assert.deepEqual(serious.map(({ id, nodes }) => `${where}: ${id}: ${nodes.map(({ html }) => html.slice(0, 200)).join(' ')}`), []);
+    };
+    await check('wide');
+    await view.setViewportSize({ width: 360, height: 780 });
+    await check('narrow');
+  });
+}
+
+test('axe finds nothing serious in the dialog for the key', async (t) => {
+  const proxy = await t.start({ cli: t.cli, env: { API_KEY: 'the-right-key' }, args: ['--spares', '0'] });
+  const view = await open(t, { proxy, refusals: true });
+  await view.locator('#key').fill('a-wrong-key');
+  await view.keyboard.press('Enter');
+  await is(view, '#key-problem', 'does not know');
+  await view.evaluate(axeSource());
+  const { violations } = await view.evaluate(() => window.axe.run());
+  assert.deepEqual(violations.filter(({ impact }) => ['serious', 'critical'].includes(impact)).map(({ id }) => id), []);
+});

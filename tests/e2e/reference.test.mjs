@@ -1,0 +1,1 @@
+import { suite } from './harness.mjs'; export const reference = suite();

@@ -1,0 +1,441 @@
+// Where settings come from, how they change while the proxy runs, and the key that a terminal is asked about.
+
+import assert from 'node:assert/strict';
+import { readFileSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import { eventually, startAndExpectExit, suite } from './harness.mjs';
+import { NO_CLI, ask, logLines, reload, standIn, startLight, startOwn } from './operate.mjs';
+
+export const settings = suite();
+const { test } = settings;
+
+const QUESTION = /Enable API key protection\? \(y\/N\)/;
+const KEY = /sk-local-[A-Za-z0-9_-]+/g;
+const bearer = (key) => ({ headers: { authorization: `Bearer ${key}` } });
+
+/** What --print-config says, as {name: [value, source]}. `files` lie in the working directory. */
+async function printed(t, { args = [], env = {}, files = {} } = {}) {
+  const result = await startAndExpectExit({
+    url: t.api.url,
+    cli: NO_CLI,
+    args: [...args, '--print-config'],
+    env: { DEFAULT_MODEL: undefined, ...env },
+    prepare: (proxy) => writeFiles(proxy, files),
+  });
+  assert.equal(result.exit?.code, 0, result.output);
+  const found = {};
+  for (const line of result.output.trim().split('\n')) {
+    const parts = /^([a-z-]+) = "(.*)" {2}# (.+)$/.exec(line);
+    assert.ok(parts, `a setting: ${line}`);
+    found[parts[1]] = parts.slice(2);
+  }
+  return Object.assign(found, { output: () => result.output });
+}
+
+function writeFiles(proxy, files) {
+  for (const [name, text] of Object.entries(files)) writeFileSync(path.join(proxy.scratch, name), text);
+}
+
+/** Ends when it should not have started. */
+async function refusal(t, { files = {}, ...options }) {
+  const result = await startAndExpectExit({
+    url: t.api.url,
+    cli: NO_CLI,
+    ...options,
+    prepare: (proxy) => writeFiles(proxy, files),
+  });
+  assert.ok(result.exit && result.exit.code !== 0, `it starts: ${result.output}`);
+  assert.deepEqual(result.faults, []);
+  return result.output;
+}
+
+// ---- where settings come from --------------------------------------------------------------------
+
+test('a flag wins over the environment, that over .env, that over the file, that over the default', async (t) => {
+  const config = 'spares = 5\nmax-queue = 15\nidle-timeout = "25s"\nmax-turns = 35\nlog-level = "warning"\n';
+  const found = await printed(t, {
+    args: ['--config', 'proxy.toml', '--spares', '1'],
+    env: { CLAUDE_SPARES: '2', CLAUDE_MAX_QUEUE: '12' },
+    files: {
+      'proxy.toml': config,
+      '.env': 'CLAUDE_SPARES=3\nCLAUDE_MAX_QUEUE=13\nCLAUDE_IDLE_TIMEOUT=23s\n',
+    },
+  });
+  assert.deepEqual(found.spares, ['1', 'flag']);
+  assert.deepEqual(found['max-queue'], ['12', 'environment, CLAUDE_MAX_QUEUE']);
+  assert.deepEqual(found['idle-timeout'], ['23s', '.env, CLAUDE_IDLE_TIMEOUT']);
+  assert.deepEqual(found['max-turns'], ['35', 'file']);
+  assert.deepEqual(found['log-level'], ['warning', 'file']);
+  assert.deepEqual(found['queue-timeout'], ['60s', 'default']);
+});
+
+test('the same order holds for the client key', async (t) => {
+  const opens = async ({ args = [], env = {}, files = {} }) => {
+    const proxy = await startOwn(t, {
+    args: [...args],
+      env,
+      prepare: (one) => writeFiles(one, files),
+    });
+    const opened = [];
+    for (const key of ['of-flag', 'of-environment', 'of-env-file', 'of-file'])
+      if ((await t.get('/v1/models', { proxy, ...bearer(key) })).status === 200) opened.push(key);
+    assert.equal((await t.get('/v1/models', { proxy })).status, 401, 'a key is needed');
+    proxy.stopped = true;
+    assert.deepEqual((await proxy.stop()).faults, []);
+    return opened;
+  };
+  const files = { '.env': 'API_KEY=of-env-file\n', 'proxy.toml': 'api-key = "of-file"\n' };
+  const config = ['--config', 'proxy.toml'];
+  const env = { API_KEY: 'of-environment' };
+  assert.deepEqual(await opens({ args: [...config, '--api-key', 'of-flag'], env, files }), ['of-flag']);
+  assert.deepEqual(await opens({ args: config, files: { 'proxy.toml': files['proxy.toml'] } }), ['of-file']);
+  assert.deepEqual(await opens({ files }), ['of-env-file']);
+  assert.deepEqual(await opens({ env, files }), ['of-environment']);
+  assert.deepEqual(await opens({ args: config, files }), ['of-env-file'], '.env over the file');
+  assert.deepEqual(await opens({ args: config, env, files }), ['of-environment'], 'the environment over the file');
+});
+
+test('.env is read as shells do, another one on demand, and neither overrides the environment', async (t) => {
+  const file = [
+    '# a comment',
+    '',
+    'export CLAUDE_SPARES=4 # as the machine is small',
+    "DEFAULT_MODEL='opus'",
+    'CLAUDE_QUEUE_TIMEOUT="7s"',
+    'UNKNOWN_NAME=is no concern of ours',
+  ].join('\r\n');
+  const found = await printed(t, { files: { '.env': file } });
+  assert.deepEqual(found.spares, ['4', '.env, CLAUDE_SPARES']);
+  assert.deepEqual(found.model, ['opus', '.env, DEFAULT_MODEL']);
+  assert.deepEqual(found['queue-timeout'], ['7s', '.env, CLAUDE_QUEUE_TIMEOUT']);
+  const other = await printed(t, {
+    args: ['--env-file', 'other.env'],
+    files: { '.env': 'CLAUDE_SPARES=4\nCLAUDE_MAX_QUEUE=4\n', 'other.env': 'CLAUDE_SPARES=6\n' },
+  });
+  assert.equal(other.spares[0], '6');
+  assert.equal(other['max-queue'][0], '64', 'the one in the working directory is not read then');
+  assert.match(await refusal(t, { args: ['--env-file', 'missing.env'] }), /missing\.env/);
+  for (const broken of ['this is no setting', 'A="open'])
+    assert.match(await refusal(t, { files: { '.env': `CLAUDE_SPARES=1\n${broken}\n` } }), /\.env: line 2/);
+});
+
+test("claude gets the account's variables from .env, as from the environment", async (t) => {
+  const cli = standIn(t);
+  const proxy = await startOwn(t, {
+    cli,
+    env: { ANTHROPIC_API_KEY: undefined },
+    prepare: (one) => writeFiles(one, { '.env': 'ANTHROPIC_API_KEY=sk-ant-of-the-file\nAPI_KEY=client-key\n' }),
+  });
+  const answer = await t.chat(ask('[[echo]]'), { proxy, ...bearer('client-key') });
+  assert.equal(answer.status, 200, answer.text);
+  const names = JSON.parse(answer.json.choices[0].message.content).environment;
+  assert.ok(names.includes('ANTHROPIC_API_KEY'), `${names}`);
+  assert.ok(!names.includes('API_KEY'), 'the client key is not its business');
+});
+
+test('the file of settings: lists, flags, and what is wrong in it', async (t) => {
+  const toml = [
+    'port = 0',
+    'api-key = ["key-one", "key-two"]',
+    'cors-origin = ["https://a.example", "https://b.example"]',
+    'budget = ["requests=5/minute", "usd=2.5/day"]',
+    'strict = true',
+    'rate-limit = true',
+    'rate-limit-chat = 3',
+    '',
+  ].join('\n');
+  const files = { 'proxy.toml': toml };
+  const found = await printed(t, { args: ['--config', 'proxy.toml'], files });
+  assert.equal(found['cors-origin'][1], 'file');
+  assert.match(found['cors-origin'][0], /https:\/\/a\.example,https:\/\/b\.example/);
+  assert.equal(found['rate-limit-chat'][0], '3');
+  const proxy = await startLight(t, {
+    args: ['--config', 'proxy.toml'],
+    prepare: (one) => writeFiles(one, files),
+  });
+  for (const key of ['key-one', 'key-two']) {
+    const listed = await t.get('/v1/tools', { proxy, headers: { 'x-api-key': key, origin: 'https://b.example' } });
+    assert.equal(listed.status, 200, listed.text);
+    assert.equal(listed.headers['access-control-allow-origin'], 'https://b.example');
+    assert.equal(listed.headers['x-ratelimit-limit-requests'], '30', 'the limits are on');
+  }
+  const strict = await t.chat({ seed: 1, ...ask('[[text]]') }, { proxy, ...bearer('key-one') });
+  assert.equal(strict.status, 400, strict.text);
+  const config = ['--config', 'proxy.toml'];
+  const wrong = [
+    ['no-such-setting = 1', /no-such-setting/],
+    ['spares = "many"', /spares/],
+    ['spares = 1000', /spares/],
+    ['timeout = "soon"', /timeout/],
+    ['budget = ["usd=lots/day"]', /budget/],
+  ];
+  for (const [line, message] of wrong)
+    assert.match(await refusal(t, { args: config, files: { 'proxy.toml': `${line}\n` } }), message);
+  assert.match(await refusal(t, { args: config }), /proxy\.toml/, 'a file that is not there');
+});
+
+test('--print-config knows every flag, tells no secret, and starts nothing', async (t) => {
+  const help = await startAndExpectExit({ url: t.api.url, args: ['--help'] });
+  const flags = [...help.output.matchAll(/^ {2}(?:-h,)?--([a-z-]+)/gm)].map(([, name]) => name);
+  assert.ok(flags.length > 30, `${flags}`);
+  const files = { '.env': 'API_KEYS=secret-of-env,secret-two\n' };
+  const found = await printed(t, { env: { ANTHROPIC_API_KEY: 'sk-ant-very-secret' }, files });
+  for (const flag of flags.filter((name) => !['help', 'version', 'config', 'print-config'].includes(name)))
+    assert.ok(found[flag], `${flag} is told`);
+  assert.equal(found['api-key'][0], '***');
+  assert.match(found['api-key'][1], /^\.env, API_KEYS$/, 'where the key comes from');
+  assert.ok(!/secret/.test(found.output()), found.output());
+  for (const args of [
+    ['--api-key', 'secret-1'],
+    ['--api-key=secret-2', '--api-key', 'secret-3'],
+  ]) {
+    const flagged = await printed(t, { args });
+    assert.deepEqual(flagged['api-key'], ['***', 'flag']);
+    assert.ok(!/secret/.test(flagged.output()));
+  }
+});
+
+test('--print-config tells what holds: levels by DEBUG_MODE, switches by variable', async (t) => {
+  for (const env of [{ DEBUG_MODE: 'true' }, { VERBOSE: '1' }]) {
+    const [name] = Object.keys(env);
+    assert.deepEqual((await printed(t, { env }))['log-level'], ['debug', `environment, ${name}`]);
+  }
+  const off = await printed(t, { env: { RATE_LIMIT_ENABLED: 'False', CLAUDE_NO_BUILTIN_TOOLS: 'yes' } });
+  assert.deepEqual(off['rate-limit'], ['false', 'environment, RATE_LIMIT_ENABLED']);
+  assert.match(off['no-builtin-tools'][0], /^(true|yes)$/);
+  assert.equal((await printed(t, { args: ['--no-rate-limit'] }))['rate-limit'][0], 'false');
+});
+
+test('a flag that is none, and a value that is none, are told', async (t) => {
+  const wrong = [
+    [{ args: ['--no-such-flag'] }, /no-such-flag/],
+    [{ args: ['--budget', 'usd=1/week'] }, /usd=1\/week/],
+    [{ args: ['--budget', 'requests=-1/day'] }, /budget/],
+    [{ args: ['--rate-limit-chat', '-1'] }, /rate-limit-chat/],
+    [{ args: ['--log-format', 'xml'] }, /log-format/],
+    [{ env: { CORS_ORIGINS: '[1]' } }, /CORS|cors|array/],
+    [{ env: { CORS_ORIGINS: 'app.example' } }, /origin/],
+    [{ env: { RATE_LIMIT_CHAT_PER_MINUTE: 'ten' } }, /rate-limit-chat|RATE_LIMIT_CHAT/],
+  ];
+  for (const [options, message] of wrong) assert.match(await refusal(t, options), message);
+});
+
+// ---- SIGHUP --------------------------------------------------------------------------------------
+
+test('SIGHUP: keys, limits, model and log level change; a stream goes on, an idle process is reused', async (t) => {
+  const write = (proxy, text) => writeFiles(proxy, { '.env': text });
+  const proxy = await startLight(t, {
+    env: { DEFAULT_MODEL: undefined, CLAUDE_MAX_PROCESSES: '4' },
+    prepare: (one) => write(one, 'API_KEY=old-key\nDEFAULT_MODEL=sonnet\n'),
+  });
+  const [old, fresh] = [bearer('old-key'), bearer('new-key')];
+  const first = ask('[[who]] one');
+  const one = await t.chat(first, { ...old });
+  assert.equal(one.status, 200, one.text);
+  const stream = t.send({
+    ...old,
+    body: { stream: true, model: 'sonnet', ...ask('[[text n=30 delay_ms=100]]') },
+  });
+  await stream.head;
+  write(
+    proxy,
+    'API_KEYS=old-key,new-key\nDEFAULT_MODEL=opus\nRATE_LIMIT_ENABLED=true\nRATE_LIMIT_PER_MINUTE=7\nLOG_LEVEL=debug\n',
+  );
+  assert.match(await reload(proxy), /loaded anew/);
+  assert.equal((await t.get('/v1/models', fresh)).status, 200, 'the new key');
+  assert.equal((await t.get('/v1/tools', fresh)).headers['x-ratelimit-limit-requests'], '7', 'the new limits');
+  const debug = await t.send({ path: '/v1/debug/request', body: {}, ...fresh }).done;
+  assert.equal(debug.json.debug_info.debug_mode_enabled, true, 'the new log level');
+  const told = await t.chat({ model: undefined, ...ask('[[echo]]') }, fresh);
+  const argv = JSON.parse(told.json.choices[0].message.content).argv.join(' ');
+  assert.match(argv, /--model[ =]opus/, 'the new default model');
+  const second = await t.chat(
+    { messages: [...first.messages, one.json.choices[0].message, { role: 'user', content: '[[who]] two' }] },
+    old,
+  );
+  const [before, after] = [one, second].map(({ json }) => JSON.parse(json.choices[0].message.content));
+  assert.deepEqual([after.pid, after.turn], [before.pid, 2], 'the idle process goes on');
+  const whole = await stream.done;
+  assert.equal(whole.data.at(-1), '[DONE]', 'the stream went on');
+  assert.equal(whole.data.filter((one) => one.choices?.[0]?.delta?.content).length >= 30, true);
+  // The old key goes: whoever has it is out at once.
+  write(proxy, 'API_KEY=new-key\n');
+  assert.match(await reload(proxy), /loaded anew/);
+  assert.equal((await t.get('/v1/models', old)).status, 401);
+  assert.equal((await t.get('/v1/models', fresh)).status, 200);
+  assert.equal((await t.get('/v1/tools', fresh)).headers['x-ratelimit-limit-requests'], undefined, 'off again');
+});
+
+test('SIGHUP with a broken file changes nothing, says why, and later goes well', async (t) => {
+  const proxy = await startOwn(t, {
+    args: ['--config', 'proxy.toml'],
+    prepare: (one) => writeFiles(one, { '.env': 'API_KEY=old-key\n', 'proxy.toml': 'rate-limit-chat = 5\n' }),
+  });
+  const broken = [
+    { '.env': 'API_KEY=new-key\nno setting\n' },
+    { '.env': 'API_KEY=new-key\nLOG_LEVEL=loud\n' },
+    { '.env': 'API_KEY=new-key\nCORS_ORIGINS=nowhere\n' },
+    { '.env': 'API_KEY=new-key\nCLAUDE_BUDGET=usd=much/day\n' },
+    { '.env': 'API_KEY=new-key\n', 'proxy.toml': 'no-such-setting = 5\n' },
+    { '.env': 'API_KEY=new-key\n', 'proxy.toml': 'rate-limit-chat = "many"\n' },
+  ];
+  for (const files of broken) {
+    writeFiles(proxy, { '.env': 'API_KEY=new-key\n', 'proxy.toml': 'rate-limit-chat = 5\n', ...files });
+    assert.match(await reload(proxy), /stay as they were: ./, JSON.stringify(files));
+    assert.equal((await t.get('/v1/models', bearer('new-key'))).status, 401, JSON.stringify(files));
+    assert.equal((await t.get('/v1/models', bearer('old-key'))).status, 200, JSON.stringify(files));
+    assert.match(logLines(proxy).at(-3) + logLines(proxy).at(-1), /Z (error|info) /);
+  }
+  writeFiles(proxy, { '.env': 'API_KEY=new-key\n', 'proxy.toml': 'rate-limit-chat = 5\n' });
+  assert.match(await reload(proxy), /loaded anew/);
+  assert.equal((await t.get('/v1/models', bearer('new-key'))).status, 200);
+});
+
+test('SIGHUP never opens a proxy that others can reach, and keeps a key that was made', async (t) => {
+  const proxy = await startOwn(t, {
+    args: ['--host', '0.0.0.0'],
+    prepare: (one) => writeFiles(one, { '.env': 'API_KEY=old-key\n' }),
+  });
+  writeFiles(proxy, { '.env': '# no key any more\n' });
+  assert.match(await reload(proxy), /stay as they were: .*key/);
+  assert.equal((await t.get('/v1/models')).status, 401);
+  assert.equal((await t.get('/v1/models', bearer('old-key'))).status, 200);
+  const made = await startOwn(t, { args: ['--generate-key'] });
+  const [key] = made.output.match(KEY);
+  assert.match(await reload(made), /loaded anew/);
+  assert.equal((await t.get('/v1/models', { proxy: made })).status, 401);
+  assert.equal((await t.get('/v1/models', { proxy: made, ...bearer(key) })).status, 200);
+});
+
+// ---- the key that a terminal is asked about ------------------------------------------------------
+
+
+/** Starts it in a terminal and types `answers`, each when the question is there again. */
+async function typed(t, answers, options = {}) {
+  let made;
+  const started = t.start({
+    cli: NO_CLI,
+    terminal: true,
+    ...options,
+    args: ['--spares', '0', ...(options.args ?? [])],
+    prepare: (proxy) => {
+      made = proxy;
+    },
+  });
+  started.catch(() => {});
+  for (const [i, answer] of answers.entries()) {
+    await eventually('it asks', () => made?.output.split(QUESTION).length > i + 1 || made?.exit, 8000);
+    made.keys.write(answer);
+  }
+  const proxy = (t.proxy = await started);
+  await eventually('the start is told', () => /try it/.test(proxy.output));
+  return proxy;
+}
+
+async function assertOpen(t, proxy) {
+  assert.equal((await t.get('/v1/models', { proxy })).status, 200);
+  assert.equal((await t.get('/v1/auth/status', { proxy })).json.server_info.api_key_required, false);
+}
+
+async function assertKeyed(t, proxy, key) {
+  assert.equal((await t.get('/v1/models', { proxy })).status, 401);
+  assert.equal((await t.get('/v1/models', { proxy, ...bearer(`${key}x`) })).status, 401);
+  const status = await t.get('/v1/auth/status', { proxy, ...bearer(key) });
+  assert.equal(status.json?.server_info.api_key_required, true, status.text);
+}
+
+/** The key that the proxy has printed: 256 bits, and shown once beside the curl line. */
+function keyOf(proxy) {
+  const keys = proxy.output.match(KEY) ?? [];
+  assert.ok(keys.length >= 1, proxy.output);
+  assert.equal(new Set(keys).size, 1, 'one key');
+  assert.ok(Math.log2(62) * (keys[0].length - 'sk-local-'.length) >= 256, `256 bits: ${keys[0].length}`);
+  assert.match(keys[0], /^[A-Za-z0-9_-]+$/, 'fit for an URL');
+  const curl = /curl [^\n]*/.exec(proxy.output)[0];
+  assert.ok(curl.includes(`http://127.0.0.1:${proxy.port}/`), `the true address: ${curl}`);
+  assert.ok(curl.includes(keys[0]) || curl.includes('$API_KEY'), curl);
+  return keys[0];
+}
+
+test('on a terminal: yes makes a key and enforces it', async (t) => {
+  const keys = new Set();
+  for (const answer of ['y\n', ' YES \n']) {
+    const proxy = await typed(t, [answer]);
+    keys.add(keyOf(proxy));
+    await assertKeyed(t, proxy, keyOf(proxy));
+    const curl = /curl [^\n]*/.exec(proxy.output)[0];
+    assert.match(curl, /-H 'Authorization: Bearer sk-local-/, 'a line to copy');
+  }
+  assert.equal(keys.size, 2, 'a key of its own each time');
+});
+
+test('on a terminal: no, an empty line, the end of input and Ctrl-C mean no key, on loopback', async (t) => {
+  for (const answer of ['n\n', 'No\n', '\n', '\x04', '\x03']) {
+    const proxy = await typed(t, [answer]);
+    assert.equal(proxy.output.match(KEY), null, JSON.stringify(answer));
+    await assertOpen(t, proxy);
+  }
+});
+
+test('on a terminal: what is no answer is asked again', async (t) => {
+  const proxy = await typed(t, ['maybe\n', 'x\n', 'y\n']);
+  await assertKeyed(t, proxy, keyOf(proxy));
+});
+
+test('no question: --no-prompt, a key that is set, no terminal; --generate-key needs none', async (t) => {
+  const quiet = await typed(t, [], { args: ['--no-prompt'] });
+  assert.doesNotMatch(quiet.output, QUESTION);
+  await assertOpen(t, quiet);
+  const byVariable = await typed(t, [], { env: { CLAUDE_NO_PROMPT: 'true' } });
+  assert.doesNotMatch(byVariable.output, QUESTION);
+  const keyed = await typed(t, [], { env: { API_KEY: 'mine' } });
+  assert.doesNotMatch(keyed.output, QUESTION);
+  await assertKeyed(t, keyed, 'mine');
+  assert.doesNotMatch(keyed.output, /mine/, 'a key of the operator is never shown');
+  const piped = await startOwn(t);
+  assert.doesNotMatch(piped.output, QUESTION);
+  await assertOpen(t, piped);
+  const made = await startOwn(t, { args: ['--generate-key'] });
+  assert.doesNotMatch(made.output, QUESTION);
+  await assertKeyed(t, made, keyOf(made));
+});
+
+test('beyond loopback it is never open: Ctrl-C, the end of input and --no-prompt change nothing', async (t) => {
+  for (const options of [{}, { args: ['--no-prompt'] }]) {
+    const proxy = await typed(t, [], { ...options, args: ['--host', '0.0.0.0', ...(options.args ?? [])] });
+    await assertKeyed(t, proxy, proxy.output.match(KEY)[0]);
+    const curl = /curl [^\n]*/.exec(proxy.output)[0];
+    assert.ok(curl.includes(`:${proxy.port}/`), curl);
+  }
+});
+
+test('--generate-key beside a key that is set takes none away', async (t) => {
+  const proxy = await startOwn(t, { args: ['--generate-key'], env: { API_KEY: 'mine' } });
+  const [made] = proxy.output.match(KEY);
+  for (const when of ['at the start', 'after SIGHUP']) {
+    assert.equal((await t.get('/v1/models', bearer(made))).status, 200, `the key that was made, ${when}`);
+    assert.equal((await t.get('/v1/models', bearer('mine'))).status, 200, `the key that was set, ${when}`);
+    await reload(proxy);
+  }
+});
+
+test('a terminal that is closed ends the proxy', async (t) => {
+  const proxy = await typed(t, ['n\n']);
+  proxy.child.kill('SIGKILL'); // the terminal's other end
+  await eventually('the proxy is gone', async () => {
+    const asked = await t.get('/health', { proxy });
+    return asked.error !== undefined;
+  });
+});
+
+test('a key is in no log, no list of processes, and no answer', async (t) => {
+  const proxy = await startLight(t, {
+    args: ['--api-key', 'secret-flag-key', '--api-key=secret-other-key', '--log-level', 'debug', '--log-bodies'],
+  });
+  for (const key of ['secret-flag-key', 'secret-other-key'])
+    assert.equal((await t.get('/v1/models', bearer(key))).status, 200);
+  await t.get('/v1/models', bearer('secret-guess'));
+  assert.doesNotMatch(readFileSync(`/proc/${proxy.pid}/cmdline`, 'utf8'), /secret/);
+  await eventually('the requests are logged', () => logLines(proxy).length >= 3);
+  assert.doesNotMatch(proxy.output, /secret/);
+});
