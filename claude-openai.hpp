@@ -8212,9 +8212,11 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 13> commands
     {"/fast", "does not wait between words"},
 }};
 
-/// The words, each with what stands before it. They end at blanks, and at commas for JSON's sake.
+/// Words end at blanks, and at commas for JSON's sake.
+constexpr std::string_view separators = " ,\t\r\n";
+
+/// The words, each with what stands before it.
 inline std::vector<std::string_view> pieces_of(std::string_view said) {
-  constexpr std::string_view separators = " ,\t\r\n";
   std::vector<std::string_view> pieces;
   for (std::size_t at = 0; at < said.size(); at += pieces.back().size()) {
     const auto end = said.find_first_of(separators, said.find_first_not_of(separators, at));
@@ -8230,11 +8232,12 @@ inline wishes find_commands(std::string_view said) {
   wishes found;
   std::string* argument = nullptr;
   for (const auto piece : pieces_of(said)) {
+    const auto word = piece.substr(std::min(piece.find_first_not_of(separators), piece.size()));
     const auto* command = std::find_if(commands.begin(), commands.end(), [&](const auto& one) {
-      return one.first.substr(0, one.first.find(' ')) == text::trim(piece);
+      return word == one.first.substr(0, one.first.find(' '));
     });
     if (command != commands.end()) {
-      argument = &found[command->first.substr(0, command->first.find(' '))];
+      argument = &found[command->first.substr(0, word.size())];
       argument->clear();
     } else if (argument != nullptr) {
       *argument += piece;
@@ -8278,7 +8281,8 @@ inline json sample_number(const json& schema) {
   };
   double value = std::max(bound("minimum", 1), bound("exclusiveMinimum", 0) + 1);
   value = std::min({value, bound("maximum", value), bound("exclusiveMaximum", value + 1) - 1});
-  return value == std::floor(value) ? json(static_cast<std::int64_t>(value)) : json(value);
+  const bool whole = value == std::floor(value) && std::abs(value) < 1e15;
+  return whole ? json(static_cast<std::int64_t>(value)) : json(value);
 }
 
 inline std::string sample_string(const json& schema) {
@@ -8313,14 +8317,15 @@ inline json sample(const json& given, const json& root, int& left) {
   const auto& types = member_of(schema, "type");
   const auto& type = types.is_array() && !types.empty() ? types.front() : types;
   const auto& properties = member_of(schema, "properties");
-  json made = type == "array" ? json::array() : json::object();
   if (type == "array") {
+    json made = json::array();
     const auto count = std::max<std::int64_t>(integer_of(schema, "minItems"), 1);
-    while (static_cast<std::int64_t>(made.size()) < count && left > 0) {
+    for (std::int64_t i = 0; i < count && left > 0; ++i) {
       made.push_back(sample(member_of(schema, "items"), root, left));
     }
+    return made;
   }
-  if (type == "array") return made;
+  json made = json::object();
   for (const auto& name : member_of(schema, "required")) {
     const auto key = name.is_string() ? name.get<std::string>() : std::string();
     made[key] = sample(member_of(properties, key.c_str()), root, left);
@@ -8473,8 +8478,9 @@ inline std::string plain_answer(const conversation& now, const std::string& said
   const auto& last = now.messages.back();
   std::string results;
   for (const auto& result : blocks_of(last, "tool_result")) {
-    const char* how = boolean_of(result, "is_error") ? "The tool failed: " : "The tool answered: ";
-    results += (results.empty() ? "" : "\n") + (how + text_of(member_of(result, "content")));
+    results += (results.empty() ? "" : "\n") + std::string("The tool ") +
+               (boolean_of(result, "is_error") ? "failed: " : "answered: ") +
+               text_of(member_of(result, "content"));
   }
   if (!results.empty()) return results;
   return "This is the demo of claude-openai: no model has read this. You said: \"" +
@@ -8590,16 +8596,11 @@ class stand_in {
 
   /// Until the input ends, or a `/crash`. The exit status.
   int run() {
-    while (!failed_ && !(ended_ && waiting_.empty())) {
-      if (waiting_.empty()) {
-        wait(-1);
-        continue;
-      }
-      const auto line = std::move(waiting_.front());
-      waiting_.pop_front();
-      take_message(line);
+    for (;;) {
+      for (; !failed_ && !waiting_.empty(); waiting_.pop_front()) take_message(waiting_.front());
+      if (failed_ || ended_) return failed_ ? 1 : 0;
+      wait(-1);
     }
-    return failed_ ? 1 : 0;
   }
 
  private:
@@ -8653,7 +8654,7 @@ class stand_in {
       now_.thinks = integer_of(request, "max_thinking_tokens") > 0;
     }
     if (subtype == "set_model") model_ = string_of(request, "model");
-    if (subtype == "interrupt") interrupted_ = answering_ || !waiting_.empty();
+    if (subtype == "interrupt") interrupted_ = !waiting_.empty();
     const auto id = string_of(line, "request_id");
     const auto response =
         json::object({{"subtype", "success"}, {"request_id", id}, {"response", answer}});
@@ -8715,7 +8716,6 @@ class stand_in {
     const auto tools = now_.schema.is_null() ? json::array() : json::array({structured_tool});
     say("system", json::object({{"subtype", "init"}, {"model", model_}, {"tools", tools}}));
     if (!asks) return say_result({}, json::object());
-    answering_ = true;
     while (tools_awaited_ && !ended_) wait(-1);
     // A limit that is never reached, for those who show it.
     const auto limit = json::object(
@@ -8723,14 +8723,14 @@ class stand_in {
     say("rate_limit_event", json::object({{"rate_limit_info", limit}}));
     while (answer()) {
     }
-    answering_ = interrupted_ = false;
+    interrupted_ = false;
   }
 
   /// One message of the turn, and the turn's result unless another message is to follow.
   bool answer() {
     const auto made = make_plan(now_);
     while (made.has("/hang") && !over() && !ended_) wait(-1);
-    if (made.has("/hang") && ended_) return false;
+    if (made.has("/hang") && !over()) return false;
     if (made.has("/error") && !over()) {
       say_failure(text::try_number<int>(first_word(made.asked.at("/error"))).value_or(500));
       return false;
@@ -8847,11 +8847,10 @@ class stand_in {
   std::string model_;
   conversation now_;
   line_splitter lines_;
-  std::deque<json> waiting_;             ///< messages that were not taken yet
+  std::deque<json> waiting_;             ///< messages; the first one is being answered
   std::map<std::string, json> results_;  ///< of what the client was asked, by id
   int asked_ = 0;
   bool tools_awaited_ = false;
-  bool answering_ = false;
   bool interrupted_ = false;
   bool ended_ = false;   ///< the input has
   bool failed_ = false;  ///< the process has
