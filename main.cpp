@@ -43,7 +43,7 @@ std::string path_of_program(const std::string& name) {
   const auto path = std::filesystem::read_symlink("/proc/self/exe", unknown);
   if (!unknown) return path.string();
   const auto found = proxy::find_program(name, proxy::current_environment());
-  return found.empty() ? name : found;
+  return std::filesystem::absolute(found.empty() ? name : found).string();
 }
 
 std::string read_file(const std::string& path) {
