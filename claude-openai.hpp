@@ -84,6 +84,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/types.h>
@@ -1187,6 +1188,8 @@ inline std::vector<std::string> call_ids(const message& said) {
   return ids;
 }
 
+constexpr std::size_t most_calls = 1024;  ///< of tools in one message
+
 /// Throws a 400 unless each tool call is answered in the message after it, once, and nothing else
 /// is. The API would refuse it too, in words about blocks that the client has never seen.
 inline void check_tool_results(const std::vector<message>& messages) {
@@ -1208,6 +1211,10 @@ inline void check_tool_results(const std::vector<message>& messages) {
                                       text::join(open, "', '") + "' has none");
     }
     open = call_ids(said);
+    if (open.size() > most_calls) {
+      throw bad_field("messages", "must hold at most " + std::to_string(most_calls) +
+                                      " tool calls in one message");
+    }
   }
 }
 
@@ -1374,7 +1381,13 @@ inline void append_instructions(const reader& content, turn_request& request) {
   }
 }
 
+/// More tools than the API takes, and few enough for checks of each against each.
+constexpr std::size_t most_tools = 1024;
+
 inline void add_tool(const reader& source, tool_definition tool, turn_request& request) {
+  if (request.tools.size() >= most_tools) {
+    throw bad_field("tools", "must be at most " + std::to_string(most_tools));
+  }
   if (tool.name.empty() || tool.name.size() > 256) {
     source.require("name").fail("must be 1 to 256 characters long");
   }
@@ -3959,11 +3972,12 @@ class tool_names {
     for (const auto& tool : tools) {
       if (clean(tool.name) == tool.name) add(tool.name, tool.name);
     }
+    std::map<std::string, int> numbers;  // given already, by name
     for (const auto& tool : tools) {
       if (wire_.count(tool.name) > 0) continue;
       auto wire = clean(tool.name);
-      for (int i = 2; client_.count(wire) > 0; ++i) {
-        wire = clean(tool.name).substr(0, longest - 4) + "_" + std::to_string(i);
+      for (auto& i = numbers[wire]; client_.count(wire) > 0;) {
+        wire = clean(tool.name).substr(0, longest - 5) + "_" + std::to_string(++i + 1);
       }
       add(tool.name, wire);
     }
@@ -5480,12 +5494,14 @@ inline std::string find_program(const std::string& name, const environment_map& 
 /// A private directory (mode 0700) that is removed with all it holds.
 class temporary_directory {
  public:
-  /// Throws `std::system_error` when it cannot be made.
-  explicit temporary_directory(const std::string& parent)
-      : path_(parent + "/claude-openai-XXXXXX") {
+  /// Throws `std::system_error` when it cannot be made. Also removes those that killed programs have
+  /// left there.
+  explicit temporary_directory(const std::string& parent) : path_(parent + "/" + stem + "XXXXXX") {
+    remove_abandoned(parent);
     if (::mkdtemp(path_.data()) == nullptr) {
       throw std::system_error(last_system_error(), "cannot make a directory in " + parent);
     }
+    lock_ = lock_of(path_, O_CREAT);
   }
   temporary_directory(const temporary_directory&) = delete;
   temporary_directory& operator=(const temporary_directory&) = delete;
@@ -5497,7 +5513,29 @@ class temporary_directory {
   const std::string& path() const { return path_; }
 
  private:
+  static constexpr const char* stem = "claude-openai-";
+
+  /// The lock that its owner holds as long as it lives; none when another holds it.
+  static unique_fd lock_of(const std::string& directory, int flags) {
+    unique_fd file(::open((directory + "/.lock").c_str(), O_RDWR | O_CLOEXEC | flags, 0600));
+    if (file && ::flock(file.get(), LOCK_EX | LOCK_NB) != 0) file.reset();
+    return file;
+  }
+
+  static void remove_abandoned(const std::string& parent) {
+    std::error_code ignored;
+    for (const auto& entry : std::filesystem::directory_iterator(parent, ignored)) {
+      const auto path = entry.path().string();
+      struct stat found {};
+      const bool ours = text::starts_with(entry.path().filename().string(), stem) &&
+                        ::lstat(path.c_str(), &found) == 0 && S_ISDIR(found.st_mode) &&
+                        found.st_uid == ::getuid();
+      if (ours && lock_of(path, 0)) std::filesystem::remove_all(path, ignored);
+    }
+  }
+
   std::string path_;
+  unique_fd lock_;
 };
 
 //================================================================================================
@@ -6610,7 +6648,7 @@ class session_store {
   using client_and_id = std::pair<std::string, std::string>;
 
   static constexpr std::size_t most_kept = 10'000;
-  static constexpr std::size_t most_bytes = 128 * 1024 * 1024;
+  static constexpr std::size_t most_bytes = 64 * 1024 * 1024;
 
   struct session {
     std::string client;
@@ -6876,11 +6914,12 @@ class response_store {
     const auto previous = reader(body).find("previous_response_id");
     json input = json::array();
     if (previous) add_history(client, previous->string(), input);
+    references left;
     const auto& given = member_of(body, "input");
     if (given.is_string()) {
       input.push_back(json::object({{"role", "user"}, {"content", given}}));
     } else if (given.is_array()) {
-      for (const auto& item : given) input.push_back(resolve(client, item));
+      for (const auto& item : given) input.push_back(resolve(client, item, left));
     } else {
       return body;  // parsing says what is wrong with it
     }
@@ -6942,6 +6981,19 @@ class response_store {
     std::weak_ptr<const wake_signal> cancel;  ///< while it is under way
   };
 
+  /// What a request may put in by referring to it, so that a short one does not become a huge one.
+  struct references {
+    std::size_t number = 200;
+    std::size_t bytes = 16 * 1024 * 1024;
+
+    void take(std::size_t more) {
+      if (more > bytes) {
+        throw api_error(error_kind::too_large, "what the input refers to is too long");
+      }
+      bytes -= more;
+    }
+  };
+
   // All below needs the lock.
 
   void sweep() {
@@ -6977,9 +7029,11 @@ class response_store {
   /// A conversation that goes on does not expire, nor does its beginning.
   void add_history(const std::string& client, const std::string& id, json& input) {
     std::vector<kept_response*> chain;
+    references left;
     for (auto next = id; !next.empty(); next = chain.back()->previous) {
       chain.push_back(&require(client, next));
       chain.back()->since = clock::now();
+      left.take(chain.back()->bytes);
     }
     for (auto one = chain.rbegin(); one != chain.rend(); ++one) {
       for (const auto& item : (*one)->input) input.push_back(item);
@@ -6988,16 +7042,19 @@ class response_store {
   }
 
   /// `{"type":"item_reference","id"}`, or the id alone. What is not kept stays: parsing refuses it.
-  json resolve(const std::string& client, const json& item) const {
+  json resolve(const std::string& client, const json& item, references& left) const {
     const auto id = string_of(item, "id");
     const bool alone = item.is_object() && item.size() == 1 && !id.empty();
     if (!alone && string_of(item, "type") != "item_reference") return item;
+    if (--left.number == 0) throw bad_field("input", "refers to too many items");
     const auto is_it = [&](const json& known) { return string_of(known, "id") == id; };
     for (const auto& [key, kept] : kept_) {
       if (key.first != client) continue;
       for (const auto* items : {&kept.input, &member_of(kept.response, "output")}) {
         const auto found = std::find_if(items->begin(), items->end(), is_it);
-        if (found != items->end()) return *found;
+        if (found == items->end()) continue;
+        left.take(dump(*found).size());
+        return *found;
       }
     }
     return item;
@@ -7068,7 +7125,10 @@ inline std::shared_ptr<response_store::running> response_store::begin(const std:
     fresh.input.push_back(make_kept_item(json::object({{"role", "user"}, {"content", input}})));
   } else if (input.is_array()) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    for (const auto& item : input) fresh.input.push_back(make_kept_item(resolve(client, item)));
+    references left;
+    for (const auto& item : input) {
+      fresh.input.push_back(make_kept_item(resolve(client, item, left)));
+    }
   }
   fresh.response = std::move(response);
   fresh.previous = string_of(body, "previous_response_id");
@@ -7381,7 +7441,9 @@ class turn {
 /// one client, who may leave at any time. One thread.
 class answer {
  public:
-  enum class pulled { arrived, silence, client_left };
+  /// `client_shut`, told once: the client sends no more, so that it may have left. If it has, the
+  /// next that is written to it ends it.
+  enum class pulled { arrived, silence, client_shut, client_left };
 
   /// One event of one choice.
   struct choice_event {
@@ -7417,7 +7479,7 @@ class answer {
         return pulled::arrived;
       }
       if (now >= stop_at) return pulled::silence;
-      if (!wait(stop_at)) return pulled::client_left;
+      if (const auto client = wait(stop_at)) return *client;
       for (const auto& one : turns_) one->pump();
     }
   }
@@ -7465,28 +7527,32 @@ class answer {
     return false;
   }
 
-  /// Waits for bytes, or for a place. False when the client has gone.
-  bool wait(steady_time until) {
+  /// Waits for bytes, or for a place. Tells what the client has done meanwhile, if anything.
+  std::optional<pulled> wait(steady_time until) {
     entries_.clear();
     for (const auto& one : turns_) one->add_poll_entries(entries_);
     if (cancelled_) entries_.push_back({cancelled_->fd(), POLLIN, 0});
 #ifdef POLLRDHUP
-    constexpr short gone = POLLRDHUP | POLLHUP | POLLERR | POLLNVAL;
-    entries_.push_back({client_fd_, POLLRDHUP, 0});
+    constexpr short shut = POLLRDHUP;
 #else
-    constexpr short gone = POLLHUP | POLLERR | POLLNVAL;
-    entries_.push_back({client_fd_, 0, 0});
+    constexpr short shut = 0;
 #endif
+    entries_.push_back({client_fd_, static_cast<short>(client_shut_ ? 0 : shut), 0});
     const auto latest = std::chrono::steady_clock::now() + longest_wait;
     ::poll(entries_.data(), static_cast<nfds_t>(entries_.size()),
            poll_timeout(std::min(until, latest)));
-    return (entries_.back().revents & gone) == 0;
+    const auto seen = entries_.back().revents;
+    if ((seen & (POLLHUP | POLLERR | POLLNVAL)) != 0) return pulled::client_left;
+    if ((seen & shut) == 0) return std::nullopt;
+    client_shut_ = true;
+    return pulled::client_shut;
   }
 
   std::vector<std::unique_ptr<turn>> turns_;
   std::chrono::milliseconds timeout_;
   steady_time deadline_;
   int client_fd_;
+  bool client_shut_ = false;
   std::shared_ptr<const wake_signal> cancelled_;
   bool failed_ = false;
   std::vector<pollfd> entries_;
@@ -9783,6 +9849,13 @@ inline bool is_token(std::string_view word) {
   });
 }
 
+/// False when this is the beginning of no request: of TLS, for one, which would wait for an answer.
+inline bool begins_well(std::string_view bytes) {
+  constexpr std::size_t longest_method = 32;
+  const auto method = bytes.substr(0, std::min(bytes.find(' '), longest_method + 1));
+  return method.empty() ? bytes.empty() : method.size() <= longest_method && is_token(method);
+}
+
 /// Visible characters, blanks and bytes above ASCII: no line end and no NUL hides in a value.
 inline bool is_field_text(std::string_view value) {
   return std::all_of(value.begin(), value.end(), [](char c) {
@@ -9933,7 +10006,11 @@ class chunk_decoder {
     if (state_ == state::data_end) {
       state_ = state::size;
     } else if (state_ == state::trailer) {
-      if ((trailers_ += line.size()) > 2 * longest_line) throw http_head::broken("its trailers");
+      const bool field = http_head::is_token(std::string_view(line).substr(0, line.find(':')));
+      trailers_ += line.size();
+      if (trailers_ > 2 * longest_line || (length > 0 && !field)) {
+        throw http_head::broken("what follows a chunked body");
+      }
       if (length == 0) state_ = state::done;
     } else {
       left_ = parse_size(std::string_view(line).substr(0, std::min(line.find(';'), length)));
@@ -11770,8 +11847,11 @@ class connection final : public httplib::Stream {
     deadline_ = std::chrono::steady_clock::now() + std::chrono::milliseconds(head_ms);
     std::size_t end = 0;
     std::size_t searched = 0;
+    for (int lines = 0; text::starts_with(buffer_, "\r\n") && lines < 4; ++lines) {
+      buffer_.erase(0, 2);  // RFC 9112, 2.2: after a body some clients send too much
+    }
     do {
-      while (text::starts_with(buffer_, "\r\n")) buffer_.erase(0, 2);  // RFC 9112, 2.2
+      if (!http_head::begins_well(buffer_)) throw http_head::broken("the request line");
       end = buffer_.find("\r\n\r\n", searched > 3 ? searched - 3 : 0);
       searched = buffer_.size();
       if (searched > max_head_bytes && end > max_head_bytes) throw too_long();
@@ -11788,15 +11868,15 @@ class connection final : public httplib::Stream {
   const request_head& head() const { return head_; }
 
   /// The request's body, once. Throws an `api_error`; one over the limit is not read on.
-  std::string read_body(std::size_t limit, body_budget& budget) {
+  std::string read_body(std::size_t limit, body_budget::share& share) {
     if (body_read_) return {};
     const api_error too_large(
         error_kind::too_large,
         "the request body is too large; the limit is " + std::to_string(limit) + " bytes");
     if (head_.content_length.value_or(0) > limit) throw too_large;
     if (head_.expects_continue) write_all("HTTP/1.1 100 Continue\r\n\r\n");
-    body_budget::share share(budget);
     std::string body;
+    body.reserve(static_cast<std::size_t>(head_.content_length.value_or(0)));
     chunk_decoder chunks;
     const auto begun = std::chrono::steady_clock::now();
     while (!take_body(body, chunks)) {
@@ -11843,13 +11923,7 @@ class connection final : public httplib::Stream {
   bool is_writable() const { return is_peer_alive(); }
   bool wait_readable() const { return is_readable(); }
   bool wait_writable() const { return is_peer_alive(); }
-  bool is_peer_alive() const {
-#ifdef POLLRDHUP
-    return !channel_.wait(POLLRDHUP, 0);
-#else
-    return !channel_.wait(0, 0);
-#endif
-  }
+  bool is_peer_alive() const { return !channel_.wait(0, 0); }
   ssize_t read(char* bytes, std::size_t size) {
     const auto count = std::min(size, shown_.size() - next_);
     std::memcpy(bytes, shown_.data() + next_, count);
@@ -11977,6 +12051,7 @@ struct exchange {
   std::string client_id = {};  ///< see `client_name`
   std::string path = {};       ///< without `/v1` and a last slash
   std::shared_ptr<request_record> record = std::make_shared<request_record>();
+  std::optional<body_budget::share> body_share = {};  ///< held while the body is worked on
 };
 
 /// httplib's parser, writer and nothing else: it neither listens nor makes threads here.
@@ -12388,7 +12463,8 @@ class http_service : public httplib::Server {
 
   /// The whole body. Throws a 413 over the limit, without reading on.
   std::string read_body(exchange& now) {
-    auto bytes = now.client.read_body(now.settings->max_body_bytes, bodies_);
+    now.body_share.emplace(bodies_);
+    auto bytes = now.client.read_body(now.settings->max_body_bytes, *now.body_share);
     if (now.settings->log_bodies) now.settings->log.debug(now.id + " request: " + bytes);
     return bytes;
   }
@@ -12504,9 +12580,8 @@ class http_service : public httplib::Server {
     std::vector<collector> gathered(running.choices());
     while (!running.ended()) {
       answer::choice_event next;
-      if (running.next(next, steady_time::max()) == answer::pulled::client_left) {
-        return abandon(now);
-      }
+      const auto got = pull(now, running, next, steady_time::max());
+      if (got == answer::pulled::client_left) return abandon(now);
       now.record->facts = running.facts();
       now.record->note(next.what);
       gathered.at(next.choice).add(next.what);
@@ -12518,6 +12593,16 @@ class http_service : public httplib::Server {
     auto body = writer.render(results);
     if (now.settings->log_bodies) now.settings->log.debug(now.id + " answer: " + body);
     now.response.set_content(std::move(body), json_type);
+  }
+
+  /// The next event, before anything of the answer is written. A client that sends no more is sent
+  /// an interim response, which any but an old one skips: if it has left, its system says so.
+  static answer::pulled pull(exchange& now, answer& running, answer::choice_event& next,
+                             steady_time until) {
+    const auto got = running.next(next, until);
+    if (got != answer::pulled::client_shut) return got;
+    if (!now.client.head().http_1_0) now.client.write_all("HTTP/1.1 100 Continue\r\n\r\n");
+    return running.next(next, until);
   }
 
   /// How much of the subscription is used, as far as it is known.
@@ -12566,7 +12651,7 @@ class http_service : public httplib::Server {
     stream->record = now.record;
     answer::choice_event first;
     const auto patience = std::chrono::steady_clock::now() + now.settings->keep_alive_interval;
-    const auto got = stream->running->next(first, patience);
+    const auto got = pull(now, *stream->running, first, patience);
     now.record->facts = stream->running->facts();
     if (got == answer::pulled::client_left) return abandon(now);
     if (got == answer::pulled::arrived) {
@@ -12611,7 +12696,7 @@ class http_service : public httplib::Server {
     const auto& settings = *stream.settings;
     for (bool ended = false; !ended;) {
       std::string out;
-      if (got == answer::pulled::silence) stream.writer->write_keep_alive(out);
+      if (got != answer::pulled::arrived) stream.writer->write_keep_alive(out);
       while (got == answer::pulled::arrived && !ended) {
         if (!std::exchange(noted, false)) stream.record->note(next.what);
         stream.writer->write(next.choice, next.what, out);
@@ -12903,7 +12988,7 @@ class http_service : public httplib::Server {
                                    {"api_version", "v1"}}));
   }
 
-  static constexpr std::size_t most_body_bytes = 64 * 1024 * 1024;
+  static constexpr std::size_t most_body_bytes = 40 * 1024 * 1024;
 
   services services_;
   body_budget bodies_{std::max(most_body_bytes, 2 * services_.settings.get()->max_body_bytes)};
@@ -13057,7 +13142,7 @@ class server {
   /// a problem, since the user may install it or log in meanwhile, or when its program has changed.
   void inspect() {
     constexpr std::chrono::seconds pause{30};
-    std::optional<file_state> seen;
+    file_state seen;
     for (bool first = true;; first = false) {
       const auto now = state_of(settings_.claude_path);
       if (first || !status_.get().problem.empty() || now != seen) {
@@ -13075,14 +13160,21 @@ class server {
     }
   }
 
-  using file_state = std::pair<std::filesystem::file_time_type, std::uintmax_t>;
+  /// When a program was written, and how large it is.
+  struct file_state {
+    std::filesystem::file_time_type written{};
+    std::uintmax_t size = 0;
 
-  /// Of the program behind all links; nullopt when there is none.
-  static std::optional<file_state> state_of(const std::string& path) {
+    bool operator!=(const file_state& other) const {
+      return written != other.written || size != other.size;
+    }
+  };
+
+  /// Of the program behind all links.
+  static file_state state_of(const std::string& path) {
     std::error_code failed;
-    const auto written = std::filesystem::last_write_time(path, failed);
-    const auto size = failed ? 0 : std::filesystem::file_size(path, failed);
-    return failed ? std::nullopt : std::optional<file_state>({written, size});
+    return {std::filesystem::last_write_time(path, failed),
+            std::filesystem::file_size(path, failed)};
   }
 
   cli_facts inspect_once() {
@@ -13151,7 +13243,7 @@ class server {
     const auto client = std::prev(clients_.end());
     try {
       std::thread([this, client] { serve_client(client); }).detach();
-    } catch (const std::system_error& failure) {
+    } catch (const std::exception& failure) {
       clients_.erase(client);
       settings_.log.error(std::string("no thread for a connection: ") + failure.what());
     }

@@ -68,17 +68,29 @@ proxy::log_level parse_level(const std::string& name) {
   return static_cast<proxy::log_level>(std::find(names.begin(), names.end(), name) - names.begin());
 }
 
+/// A line for the log. When nobody reads it, lines are left out rather than requests held up.
+void write_log(const std::string& line) {
+  static std::size_t lost = 0;  // the logger calls one at a time
+  pollfd entry{STDERR_FILENO, POLLOUT, 0};
+  if (::poll(&entry, 1, 0) == 0) {
+    ++lost;
+    return;
+  }
+  const auto before = std::exchange(lost, 0);
+  if (before > 0) std::cerr << "(" << before << " lines of the log were lost: nobody read it)\n";
+  std::cerr << line << std::endl;
+}
+
 proxy::logger make_logger(proxy::log_level level, bool as_objects) {
-  const auto write_line = [](proxy::log_level at, const std::string& line) {
-    std::cerr << proxy::text::iso_time(std::chrono::system_clock::now()) << ' '
-              << proxy::log_level_names.at(static_cast<std::size_t>(at)) << ' ' << line
-              << std::endl;
-  };
-  const auto write_object = [](proxy::log_level, const std::string& object) {
-    std::cerr << object << std::endl;
-  };
-  if (as_objects) return {level, write_object, proxy::log_format::object};
-  return {level, write_line, proxy::log_format::line};
+  if (as_objects) {
+    return {level, [](proxy::log_level, const std::string& object) { write_log(object); },
+            proxy::log_format::object};
+  }
+  return {level, [](proxy::log_level at, const std::string& line) {
+            write_log(proxy::text::iso_time(std::chrono::system_clock::now()) + " " +
+                      std::string(proxy::log_level_names.at(static_cast<std::size_t>(at))) + " " +
+                      line);
+          }};
 }
 
 bool is_true(const std::string& value) {

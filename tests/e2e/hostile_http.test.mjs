@@ -184,14 +184,14 @@ for (const [what, body] of [
     'tools of names that mean the same to the model',
     (count) => {
       const name = (i) => i.toString(2).padStart(14, '0').replaceAll('0', '!').replaceAll('1', '?');
-      const tools = Array.from({ length: count / 8 }, (_, i) => ({ type: 'function', function: { name: name(i) } }));
+      const tools = Array.from({ length: count / 16 }, (_, i) => ({ type: 'function', function: { name: name(i) } }));
       return chatBody('x', { tools });
     },
   ],
   [
     'tool calls and results',
     (count) => {
-      const each = (make) => Array.from({ length: count }, (_, i) => make(`call${i}`));
+      const each = (make) => Array.from({ length: count / 2 }, (_, i) => make(`call${i}`));
       const calls = each((id) => ({ id, type: 'function', function: { name: 't', arguments: '{}' } }));
       const results = each((id) => ({ role: 'tool', tool_call_id: id, content: 'x' }));
       const messages = [
@@ -199,6 +199,16 @@ for (const [what, body] of [
         { role: 'assistant', content: null, tool_calls: calls },
       ];
       return JSON.stringify({ model: MODEL, messages: [...messages, ...results.slice(1)] });
+    },
+  ],
+  [
+    'items and references to items',
+    (count) => {
+      const make = (item) => JSON.stringify({ model: MODEL, input: Array.from({ length: count / 10 }, item) });
+      return [
+        make((_, i) => ({ type: 'message', id: `item${i}`, role: 'user', content: 'x' })),
+        make((_, i) => ({ type: 'item_reference', id: `none${i}` })),
+      ].map((text) => ({ target: '/v1/responses', text }));
     },
   ],
   [
@@ -218,10 +228,12 @@ for (const [what, body] of [
     await proxy.inspected();
     const cost = async (count) => {
       const before = processorTime(proxy);
-      const client = connectRaw(t, proxy);
-      await client.write(post('/v1/chat/completions', body(count)));
-      await client.answers(1, 25_000);
-      client.close();
+      for (const { target, text } of [body(count)].flat().map((one) => (one.target ? one : { text: one }))) {
+        const client = connectRaw(t, proxy);
+        await client.write(post(target ?? '/v1/chat/completions', text));
+        await client.answers(1, 25_000);
+        client.close();
+      }
       return processorTime(proxy) - before;
     };
     const few = Math.max(60, await cost(8000));
@@ -280,6 +292,33 @@ function nestedTool(depth) {
   for (let i = 0; i < depth / 2; i++) parameters = { type: 'object', properties: { a: parameters } };
   return { type: 'function', function: { name: 'nested', parameters } };
 }
+
+test('references to a long item do not multiply it', async (t) => {
+  const proxy = await t.start({ cli: t.cli, args: ['--spares', '0', '--idle-timeout', '0', '--timeout', '4s'] });
+  await proxy.inspected();
+  const ask = (input) => t.send({ proxy, path: '/v1/responses', body: { model: MODEL, input } }).done;
+  const item = { type: 'message', id: 'long', role: 'user', content: 'x'.repeat(MIB) };
+  assert.equal((await ask([item])).status, 200);
+  await withWitnesses(t, proxy, async () => {
+    const result = await ask(Array.from({ length: 80 }, () => ({ type: 'item_reference', id: 'long' })));
+    assert.ok(refused(result), `80 MiB by reference: ${result.status} ${result.text.slice(0, 200)}`);
+  });
+});
+
+test('a conversation that refers to itself again and again is bounded', async (t) => {
+  const proxy = await t.start({ cli: t.cli, args: ['--spares', '0', '--idle-timeout', '0', '--timeout', '4s'] });
+  await proxy.inspected();
+  const idle = memory(proxy);
+  let previous;
+  for (let turn = 0; turn < 12; turn++) {
+    const body = { model: MODEL, input: `${'x'.repeat(2 * MIB)} [[text say=on]]`, previous_response_id: previous };
+    const result = await t.send({ proxy, path: '/v1/responses', body }).done;
+    if (result.status !== 200) break; // too long by now, or out of time: an answer as well
+    previous = result.json.id;
+  }
+  const grown = Math.round(memory(proxy) - idle);
+  assert.ok(grown < 256, `${grown} MiB are kept of 24`);
+});
 
 // ---- slow things ---------------------------------------------------------------------------------
 

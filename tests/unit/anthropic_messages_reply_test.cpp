@@ -288,7 +288,7 @@ namespace {
 const std::vector<model_entry> five = {{"a", 0}, {"b", 86400}, {"c", 0}, {"d", 0}, {"e", 0}};
 
 /// `b c+` is a page of these two with more to come.
-std::string page(const std::string& limit, const std::string& after, const std::string& before) {
+std::string page_of(const std::string& limit, const std::string& after, const std::string& before) {
   const tree told = tree::parse(render_model_page(five, limit, after, before).dump());
   std::string ids;
   for (const auto& row : told["data"]) ids += row["id"].get<std::string>() + " ";
@@ -309,18 +309,18 @@ TEST_CASE("model page: a model has Anthropic's fields") {
 }
 
 TEST_CASE("model page: pages go forwards after an id and backwards before one") {
-  CHECK(page("", "", "") == "a b c d e ");
-  CHECK(page("2", "", "") == "a b +");
-  CHECK(page("2", "b", "") == "c d +");
-  CHECK(page("2", "d", "") == "e ");
-  CHECK(page("2", "c", "") == "d e ");
-  CHECK(page("2", "e", "") == "");
-  CHECK(page("2", "", "e") == "c d +");
-  CHECK(page("2", "", "c") == "a b ");
-  CHECK(page("2", "", "a") == "");
-  CHECK(page("5", "", "") == "a b c d e ");
-  CHECK(page("1", "a", "e") == "d +");
-  CHECK(page("2", "nobody", "") == "");
+  CHECK(page_of("", "", "") == "a b c d e ");
+  CHECK(page_of("2", "", "") == "a b +");
+  CHECK(page_of("2", "b", "") == "c d +");
+  CHECK(page_of("2", "d", "") == "e ");
+  CHECK(page_of("2", "c", "") == "d e ");
+  CHECK(page_of("2", "e", "") == "");
+  CHECK(page_of("2", "", "e") == "c d +");
+  CHECK(page_of("2", "", "c") == "a b ");
+  CHECK(page_of("2", "", "a") == "");
+  CHECK(page_of("5", "", "") == "a b c d e ");
+  CHECK(page_of("1", "a", "e") == "d +");
+  CHECK(page_of("2", "nobody", "") == "");
 }
 
 TEST_CASE("model page: a limit is from 1 to 1000, and 20 when none is given") {
@@ -330,7 +330,7 @@ TEST_CASE("model page: a limit is from 1 to 1000, and 20 when none is given") {
     CHECK(error.kind == error_kind::invalid_request);
     CHECK(error.param == "limit");
   }
-  CHECK(page("1000", "", "") == "a b c d e ");
+  CHECK(page_of("1000", "", "") == "a b c d e ");
   std::vector<model_entry> many;
   for (int i = 0; i < 21; ++i) many.push_back({"m" + std::to_string(i), 0});
   CHECK(render_model_page(many, "", "", "")["data"].size() == 20);
