@@ -328,6 +328,27 @@ enum class error_kind {
   timed_out,           ///< 504
 };
 
+/// For the log.
+inline std::string_view name_of(error_kind kind) {
+  switch (kind) {
+    case error_kind::invalid_request: return "invalid_request";
+    case error_kind::authentication: return "authentication";
+    case error_kind::permission: return "permission";
+    case error_kind::not_found: return "not_found";
+    case error_kind::method_not_allowed: return "method_not_allowed";
+    case error_kind::too_large: return "too_large";
+    case error_kind::rate_limited: return "rate_limited";
+    case error_kind::too_many_requests: return "too_many_requests";
+    case error_kind::internal: return "internal";
+    case error_kind::upstream_failed: return "upstream_failed";
+    case error_kind::bad_gateway: return "bad_gateway";
+    case error_kind::unavailable: return "unavailable";
+    case error_kind::overloaded: return "overloaded";
+    case error_kind::timed_out: return "timed_out";
+  }
+  return "internal";
+}
+
 inline int http_status(error_kind kind) {
   switch (kind) {
     case error_kind::invalid_request: return 400;
@@ -556,6 +577,15 @@ inline std::size_t credential_mark_length(std::string_view line) {
   return 0;
 }
 
+/// True for JSON's `\n` and the like, and `\u000a`: what follows begins a word.
+inline bool ends_in_escape(std::string_view said) {
+  const auto backslash = said.find_last_of('\\');
+  if (backslash == std::string_view::npos) return false;
+  const auto escape = said.substr(backslash + 1);
+  return (escape.size() == 1 && escape.find_first_of("nrtbf") == 0) ||
+         (escape.size() == 5 && escape[0] == 'u');
+}
+
 /// The line with whatever looks like a credential masked.
 inline std::string redact(std::string_view line) {
   constexpr std::string_view token_punctuation = "-_./+=~";
@@ -565,7 +595,7 @@ inline std::string redact(std::string_view line) {
   };
   std::string safe;
   while (!line.empty()) {
-    const bool word_begins = safe.empty() || !in_word(safe.back());
+    const bool word_begins = safe.empty() || !in_word(safe.back()) || ends_in_escape(safe);
     const auto mark = word_begins ? credential_mark_length(line) : 0;
     const auto shown = std::max<std::size_t>(mark, 1);
     safe += line.substr(0, shown);
@@ -6799,7 +6829,7 @@ inline json render_session_stats(const std::vector<session_info>& all,
   const json stats = json::object(
       {{"active_sessions", all.size()}, {"expired_sessions", 0}, {"total_messages", messages}});
   return json::object({{"session_stats", stats},
-                       {"cleanup_interval_minutes", 0},
+                       {"cleanup_interval_minutes", 1},
                        {"default_ttl_hours", hours.count()}});
 }
 
@@ -9254,7 +9284,7 @@ struct request_record {
   std::string client_id;  ///< see `client_name`
   std::string address;
   int status = 0;
-  const char* ending = nullptr;  ///< of a stream: `done` or why it ended before
+  const char* ending = nullptr;  ///< of a stream: `done`, `failed` or `client left`
   steady_time started = std::chrono::steady_clock::now();
   std::optional<steady_time> first_token;
   steady_time ended;
@@ -9274,7 +9304,7 @@ struct request_record {
 
   /// A failure of the answer is the upstream's unless it has a name of ours.
   void note_failure(const api_error& error) {
-    failure = error.code;
+    failure = error.code.empty() ? std::string(name_of(error.kind)) : error.code;
     upstream_failed = error.code.empty() && error.kind != error_kind::timed_out;
     upstream_status = http_status(error.kind);
   }
@@ -12108,7 +12138,7 @@ class http_service : public httplib::Server {
 
   struct route {
     std::string_view method;
-    std::string_view path;  ///< without `/v1`; a last '*' stands for the rest
+    std::string_view path;  ///< without `/v1`; see `matches`
     endpoint_group group;
     handler answer;
     bool needs_key = true;
@@ -12119,9 +12149,10 @@ class http_service : public httplib::Server {
     static const std::vector<route> table = {
         {"POST", "/chat/completions", group::chat, &http_service::answer_chat},
         {"POST", "/responses", group::chat, &http_service::answer_responses},
+        {"GET", "/responses/*/input_items", group::session, &http_service::answer_input_items},
+        {"POST", "/responses/*/cancel", group::session, &http_service::cancel_response},
         {"GET", "/responses/*", group::session, &http_service::answer_response},
         {"DELETE", "/responses/*", group::session, &http_service::delete_response},
-        {"POST", "/responses/*", group::session, &http_service::cancel_response},
         {"POST", "/messages", group::chat, &http_service::answer_messages},
         {"POST", "/messages/count_tokens", group::other, &http_service::answer_count},
         {"POST", "/completions", group::chat, &http_service::answer_completions},
@@ -12250,9 +12281,9 @@ class http_service : public httplib::Server {
                             request.get_header_value("X-Api-Key"), now.client.address() == "unix"};
     allow_origin(now, shown);
     const auto group = found == nullptr ? endpoint_group::other : found->group;
-    now.record->address =
-        client_address(now.client.address(), request.get_header_value("X-Forwarded-For"),
-                       now.settings->trusted_proxies);
+    if (found != nullptr) now.record->route = found->path;
+    now.record->address = client_address(
+        now.client.address(), all_values_of(now, "x-forwarded-for"), now.settings->trusted_proxies);
     if (!preflight) count_request(now, group, now.record->address);
     const bool needs_key = !preflight && (found == nullptr || found->needs_key);
     admit(now, shown, needs_key);
@@ -12260,7 +12291,6 @@ class http_service : public httplib::Server {
     if (preflight) {
       now.response.status = 204;
     } else if (found != nullptr) {
-      now.record->route = found->path;
       now.response.status = 200;
       if (group == endpoint_group::chat) {
         services_.limits.enter_budget(now.client_id, *now.settings);
@@ -12269,6 +12299,15 @@ class http_service : public httplib::Server {
     } else {
       refuse_route(now);
     }
+  }
+
+  /// The values of all fields of that name, in their order: proxies add lines of their own.
+  static std::string all_values_of(const exchange& now, std::string_view name) {
+    std::vector<std::string> values;
+    for (const auto& [field, value] : now.client.head().fields) {
+      if (text::to_lower(field) == name) values.push_back(value);
+    }
+    return text::join(values, ", ");
   }
 
   /// Lets the client in, or throws. The answer to a wrong key waits, so that guessing takes long.
@@ -12322,10 +12361,16 @@ class http_service : public httplib::Server {
     return std::string(path);
   }
 
+  /// A last '*' stands for anything, one within the path for anything without a slash.
   static bool matches(const route& row, std::string_view path) {
-    if (row.path.back() != '*') return row.path == path;
-    const auto stem = row.path.substr(0, row.path.size() - 1);
-    return text::starts_with(path, stem) && path.size() > stem.size();
+    const auto star = row.path.find('*');
+    if (star == std::string_view::npos) return row.path == path;
+    const auto stem = row.path.substr(0, star);
+    const auto tail = row.path.substr(star + 1);
+    if (path.size() <= stem.size() + tail.size() || !text::starts_with(path, stem)) return false;
+    const auto rest = path.substr(stem.size());
+    if (tail.empty()) return true;
+    return rest.find('/') == rest.size() - tail.size() && rest.substr(rest.find('/')) == tail;
   }
 
   /// Endpoints of other servers that clients ask for, and what to do without them.
@@ -12438,7 +12483,9 @@ class http_service : public httplib::Server {
     const auto& dialect =
         speaks_anthropic(now) ? anthropic_messages::dialect : openai_chat::dialect;
     now.response.status = dialect.status(error.kind);
-    if (now.record->failure.empty()) now.record->failure = error.code;
+    if (now.record->failure.empty()) {
+      now.record->failure = error.code.empty() ? std::string(name_of(error.kind)) : error.code;
+    }
     if (error.code == "budget_exceeded") services_.figures.reject("budget");
     now.response.set_content(dialect.render_error(error, now.id), json_type);
     const bool says_when =
@@ -12631,6 +12678,8 @@ class http_service : public httplib::Server {
     now.client.close_after_reply();
   }
 
+  static constexpr const char* client_left = "client left";
+
   /// A stream under way, owned by the response that it fills.
   struct open_stream {
     std::unique_ptr<answer> running;
@@ -12669,7 +12718,7 @@ class http_service : public httplib::Server {
       record.facts = stream->running->facts();
       stream->running.reset();
       finish(stream->settings->log, record);
-      return *record.ending == 'd';
+      return record.ending != client_left;
     };
     constexpr const char* type = "text/event-stream";
     if (now.client.head()
@@ -12704,14 +12753,14 @@ class http_service : public httplib::Server {
         if (!ended) got = stream.running->next(next, steady_time::min());
       }
       if (settings.log_bodies) settings.log.debug(stream.record->id + " stream: " + out);
-      if (!out.empty() && !sink.write(out.data(), out.size())) return "client left";
+      if (!out.empty() && !sink.write(out.data(), out.size())) return client_left;
       if (ended) break;
       got = stream.running->next(next,
                                  std::chrono::steady_clock::now() + settings.keep_alive_interval);
-      if (got == answer::pulled::client_left) return "client left";
+      if (got == answer::pulled::client_left) return client_left;
     }
     sink.done();
-    return "done";
+    return stream.record->failure.empty() ? "done" : "failed";
   }
 
   // The other routes.
@@ -12758,14 +12807,10 @@ class http_service : public httplib::Server {
     return count > 0 ? std::optional<std::int64_t>(count) : std::nullopt;
   }
 
-  /// `/responses/ID`, `/responses/ID/input_items`, `/responses/ID/cancel`: the id, if the path ends
-  /// so.
-  static std::optional<std::string> response_id(const exchange& now, std::string_view ending) {
-    const auto rest = last_of_path(now);
-    const auto slash = rest.find('/');
-    const auto tail = slash == std::string::npos ? std::string() : rest.substr(slash);
-    if (tail != ending) return std::nullopt;
-    return rest.substr(0, slash);
+  /// The id of `/responses/ID` and `/responses/ID/cancel`.
+  static std::string response_id(const exchange& now, std::string_view tail = {}) {
+    const auto id = last_of_path(now);
+    return id.substr(0, id.size() - tail.size());
   }
 
   static api_error no_response(const std::string& id) {
@@ -12773,31 +12818,31 @@ class http_service : public httplib::Server {
   }
 
   void answer_response(exchange& now) {
-    if (const auto id = response_id(now, "/input_items")) {
-      const auto items = services_.responses.input_items(now.client_id, *id);
-      if (!items) throw no_response(*id);
-      const bool newest_first = now.request.get_param_value("order") != "asc";
-      return answer_json(now,
-                         render_items(*items, newest_first, now.request.get_param_value("limit"),
-                                      now.request.get_param_value("after")));
-    }
-    const auto id = response_id(now, "").value_or(last_of_path(now));
+    const auto id = response_id(now);
     const auto kept = services_.responses.get(now.client_id, id);
     if (!kept) throw no_response(id);
     answer_json(now, *kept);
   }
 
+  void answer_input_items(exchange& now) {
+    const auto id = response_id(now, "/input_items");
+    const auto items = services_.responses.input_items(now.client_id, id);
+    if (!items) throw no_response(id);
+    const bool newest_first = now.request.get_param_value("order") != "asc";
+    answer_json(now, render_items(*items, newest_first, now.request.get_param_value("limit"),
+                                  now.request.get_param_value("after")));
+  }
+
   void delete_response(exchange& now) {
-    const auto id = response_id(now, "").value_or(last_of_path(now));
+    const auto id = response_id(now);
     if (!services_.responses.remove(now.client_id, id)) throw no_response(id);
     answer_json(now, json::object({{"id", id}, {"object", "response"}, {"deleted", true}}));
   }
 
   void cancel_response(exchange& now) {
     const auto id = response_id(now, "/cancel");
-    if (!id) refuse_route(now);
-    const auto kept = services_.responses.cancel(now.client_id, *id);
-    if (!kept) throw no_response(*id);
+    const auto kept = services_.responses.cancel(now.client_id, id);
+    if (!kept) throw no_response(id);
     answer_json(now, *kept);
   }
 
@@ -12945,7 +12990,7 @@ class http_service : public httplib::Server {
                               {"method", now.request.method},
                               {"url", text::repair_utf8(now.request.target)},
                               {"raw_body", text::repair_utf8(redact(raw))}});
-    info.update(openai_chat::render_diagnosis(raw));
+    info.update(openai_chat::render_diagnosis(redact(raw)));
     info["debug_mode_enabled"] = now.settings->log.wants(log_level::debug);
     answer_json(now, json::object({{"debug_info", info}}));
   }
@@ -13008,7 +13053,7 @@ inline options complete(options settings, std::optional<temporary_directory>& sc
   auto& variables = settings.environment;
   const auto name = settings.claude_path.empty() ? "claude" : settings.claude_path;
   const auto path = find_program(name, variables);
-  settings.claude_path = path.empty() ? name : path;
+  settings.claude_path = path.empty() ? name : std::filesystem::absolute(path).string();
   scratch.emplace(value_or(variables, "TMPDIR", "/tmp"));
   if (settings.working_directory.empty()) settings.working_directory = scratch->path();
   variables["TMPDIR"] = scratch->path();  // sockets and files of `claude` go with us

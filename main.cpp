@@ -256,7 +256,8 @@ struct command_line {
     app.add_option("--auth-method", auth, "How claude reaches a model (default: detect)")
         ->envname("CLAUDE_AUTH_METHOD")
         ->check(CLI::IsMember(
-            {"cli", "api_key", "bedrock", "vertex", "claude_cli", "anthropic", "detect"}));
+            {"cli", "api_key", "bedrock", "vertex", "claude_cli", "anthropic", "detect"},
+            CLI::ignore_case));
     app.add_option("--claude-path", settings.claude_path, "The claude program (default: on PATH)")
         ->envname("CLAUDE_CLI_PATH");
     app.add_option("--cwd", settings.working_directory,
@@ -521,6 +522,7 @@ void print_configuration(const command_line& line,
 /// Asks as the reference wrapper does. No terminal, the end of input or Ctrl-C: no.
 bool wants_key() {
   if (::isatty(STDIN_FILENO) != 1 || ::isatty(STDOUT_FILENO) != 1) return false;
+  if (::tcgetpgrp(STDIN_FILENO) != ::getpgrp()) return false;  // a job in the background
   struct sigaction interrupted {};
   struct sigaction before {};
   interrupted.sa_handler = interrupt_prompt;  // without SA_RESTART: read(2) ends
