@@ -84,7 +84,6 @@
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
-#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/types.h>
@@ -805,6 +804,8 @@ struct options {
 /// the number of a line that is none of this.
 inline environment_map parse_env_file(std::string_view content) {
   environment_map variables;
+  constexpr std::string_view byte_order_mark = "\xEF\xBB\xBF";
+  if (text::starts_with(content, byte_order_mark)) content.remove_prefix(byte_order_mark.size());
   for (std::size_t number = 1; !content.empty(); ++number) {
     const auto end = std::min(content.find('\n'), content.size());
     auto line = text::trim(content.substr(0, end));
@@ -813,7 +814,9 @@ inline environment_map parse_env_file(std::string_view content) {
     if (text::starts_with(line, "export ")) line = text::trim(line.substr(7));
     const auto equals = std::min(line.find('='), line.size());
     const auto name = text::trim(line.substr(0, equals));
-    const bool named = !name.empty() && name.find_first_of(" \t'\"#") == std::string_view::npos;
+    const bool named = !name.empty() && std::all_of(name.begin(), name.end(), [](char c) {
+      return c == '_' || std::isalnum(static_cast<unsigned char>(c)) != 0;
+    });
     const auto value =
         equals == line.size() ? std::nullopt : try_env_value(text::trim(line.substr(equals + 1)));
     if (!named || !value) {
@@ -5235,17 +5238,20 @@ class child_guard {
  public:
   /// Also ignores for this program SIGPIPE, since a child may die while it is written to, and
   /// SIGXFSZ: a session that outgrows the limit of file sizes is not stored, no more.
-  child_guard() : pipe_(make_pipe()) {
+  ///
+  /// `scratch` is a directory that goes with this program, however it ends; empty for none.
+  explicit child_guard(const std::string& scratch = {}) : pipe_(make_pipe()) {
     std::signal(SIGPIPE, SIG_IGN);
     std::signal(SIGXFSZ, SIG_IGN);
     pid_ = ::fork();
     if (pid_ < 0) throw std::system_error(last_system_error(), "fork");
-    if (pid_ == 0) watch(pipe_.read.get());
+    if (pid_ == 0) watch(pipe_.read.get(), scratch.c_str());
     pipe_.read.reset();
   }
   child_guard(const child_guard&) = delete;
   child_guard& operator=(const child_guard&) = delete;
   ~child_guard() {
+    tell(farewell);
     pipe_.write.reset();
     while (::waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) {
     }
@@ -5255,6 +5261,8 @@ class child_guard {
   void remove(pid_t group) const { tell(-group); }
 
  private:
+  static constexpr pid_t farewell = 0;  ///< this program ends well, and cleans up itself
+
   void tell(pid_t message) const {
     ssize_t written = 0;
     do {
@@ -5269,7 +5277,7 @@ class child_guard {
   }
 
   /// Runs in the forked process: only async-signal-safe calls.
-  [[noreturn]] static void watch(int fd) {
+  [[noreturn]] static void watch(int fd, const char* scratch) {
     ::setpgid(0, 0);  // a Ctrl-C at the terminal is for us, not for it
     ::signal(SIGTERM, SIG_IGN);
     ::signal(SIGHUP, SIG_IGN);
@@ -5278,10 +5286,13 @@ class child_guard {
     }
     static std::array<pid_t, 4096> groups{};
     pid_t message = 0;
+    bool ended_well = false;
     for (;;) {
       const ssize_t count = ::read(fd, &message, sizeof message);
       if (count < 0 && errno == EINTR) continue;
       if (count != sizeof message) break;
+      ended_well = message == farewell;
+      if (ended_well) continue;
       const pid_t known = message > 0 ? 0 : -message;
       const auto slot = std::find(groups.begin(), groups.end(), known);
       if (slot != groups.end()) *slot = message > 0 ? message : 0;
@@ -5290,6 +5301,7 @@ class child_guard {
     const bool any = std::any_of(groups.begin(), groups.end(), [](pid_t g) { return g > 0; });
     if (any) ::usleep(400'000);
     signal_all(groups, SIGKILL);
+    if (!ended_well && *scratch != '\0') ::execl("/bin/rm", "rm", "-rf", scratch, nullptr);
     ::_exit(0);
   }
 
@@ -5524,14 +5536,12 @@ inline std::string find_program(const std::string& name, const environment_map& 
 /// A private directory (mode 0700) that is removed with all it holds.
 class temporary_directory {
  public:
-  /// Throws `std::system_error` when it cannot be made. Also removes those that killed programs have
-  /// left there.
-  explicit temporary_directory(const std::string& parent) : path_(parent + "/" + stem + "XXXXXX") {
-    remove_abandoned(parent);
+  /// Throws `std::system_error` when it cannot be made.
+  explicit temporary_directory(const std::string& parent)
+      : path_(parent + "/claude-openai-XXXXXX") {
     if (::mkdtemp(path_.data()) == nullptr) {
       throw std::system_error(last_system_error(), "cannot make a directory in " + parent);
     }
-    lock_ = lock_of(path_, O_CREAT);
   }
   temporary_directory(const temporary_directory&) = delete;
   temporary_directory& operator=(const temporary_directory&) = delete;
@@ -5543,29 +5553,7 @@ class temporary_directory {
   const std::string& path() const { return path_; }
 
  private:
-  static constexpr const char* stem = "claude-openai-";
-
-  /// The lock that its owner holds as long as it lives; none when another holds it.
-  static unique_fd lock_of(const std::string& directory, int flags) {
-    unique_fd file(::open((directory + "/.lock").c_str(), O_RDWR | O_CLOEXEC | flags, 0600));
-    if (file && ::flock(file.get(), LOCK_EX | LOCK_NB) != 0) file.reset();
-    return file;
-  }
-
-  static void remove_abandoned(const std::string& parent) {
-    std::error_code ignored;
-    for (const auto& entry : std::filesystem::directory_iterator(parent, ignored)) {
-      const auto path = entry.path().string();
-      struct stat found {};
-      const bool ours = text::starts_with(entry.path().filename().string(), stem) &&
-                        ::lstat(path.c_str(), &found) == 0 && S_ISDIR(found.st_mode) &&
-                        found.st_uid == ::getuid();
-      if (ours && lock_of(path, 0)) std::filesystem::remove_all(path, ignored);
-    }
-  }
-
   std::string path_;
-  unique_fd lock_;
 };
 
 //================================================================================================
@@ -7471,8 +7459,8 @@ class turn {
 /// one client, who may leave at any time. One thread.
 class answer {
  public:
-  /// `client_shut`, told once: the client sends no more, so that it may have left. If it has, the
-  /// next that is written to it ends it.
+  /// `client_shut`, told again and again: the client sends no more, so that it may have left. If it
+  /// has, the next that is written to it ends it.
   enum class pulled { arrived, silence, client_shut, client_left };
 
   /// One event of one choice.
@@ -7567,14 +7555,15 @@ class answer {
 #else
     constexpr short shut = 0;
 #endif
-    entries_.push_back({client_fd_, static_cast<short>(client_shut_ ? 0 : shut), 0});
+    const auto now = std::chrono::steady_clock::now();
+    entries_.push_back({client_fd_, static_cast<short>(now < ask_again_ ? 0 : shut), 0});
     const auto latest = std::chrono::steady_clock::now() + longest_wait;
     ::poll(entries_.data(), static_cast<nfds_t>(entries_.size()),
            poll_timeout(std::min(until, latest)));
     const auto seen = entries_.back().revents;
     if ((seen & (POLLHUP | POLLERR | POLLNVAL)) != 0) return pulled::client_left;
     if ((seen & shut) == 0) return std::nullopt;
-    client_shut_ = true;
+    ask_again_ = now + std::chrono::seconds(1);
     return pulled::client_shut;
   }
 
@@ -7582,7 +7571,7 @@ class answer {
   std::chrono::milliseconds timeout_;
   steady_time deadline_;
   int client_fd_;
-  bool client_shut_ = false;
+  steady_time ask_again_{};  ///< whether a client is still there that has shut its end
   std::shared_ptr<const wake_signal> cancelled_;
   bool failed_ = false;
   std::vector<pollfd> entries_;
@@ -9295,11 +9284,30 @@ struct request_record {
 
   /// Takes in what comes of the answer.
   void note(const event& what) {
-    if (std::holds_alternative<block_delta>(what) && !first_token) {
-      first_token = std::chrono::steady_clock::now();
+    if (const auto* started_turn = std::get_if<turn_started>(&what)) {
+      open_usage = started_turn->usage;
+      open_text = 0;
     }
-    if (const auto* stopped = std::get_if<turn_stopped>(&what)) add_usage(usage, stopped->usage);
+    if (const auto* delta = std::get_if<block_delta>(&what)) {
+      if (!first_token) first_token = std::chrono::steady_clock::now();
+      open_text += delta->text.size();
+    }
+    if (const auto* stopped = std::get_if<turn_stopped>(&what)) {
+      add_usage(usage, stopped->usage);
+      open_usage = {};
+      open_text = 0;
+    }
     if (const auto* failed = std::get_if<turn_failed>(&what)) note_failure(failed->error);
+  }
+
+  /// What an answer that was cut has used, as far as it is known: its input, and an estimate of what
+  /// came of it.
+  void settle_cut() {
+    open_usage.output = std::max<std::int64_t>(open_usage.output, std::int64_t(open_text / 4));
+    open_usage.cost_usd.reset();
+    add_usage(usage, open_usage);
+    open_usage = {};
+    open_text = 0;
   }
 
   /// A failure of the answer is the upstream's unless it has a name of ours.
@@ -9310,6 +9318,8 @@ struct request_record {
   }
 
   int upstream_status = 0;
+  token_usage open_usage;     ///< of an answer that has not ended
+  std::size_t open_text = 0;  ///< how much of it has come, in bytes
 };
 
 inline double seconds_between(steady_time from, steady_time to) {
@@ -9882,7 +9892,10 @@ inline bool is_token(std::string_view word) {
 /// False when this is the beginning of no request: of TLS, for one, which would wait for an answer.
 inline bool begins_well(std::string_view bytes) {
   constexpr std::size_t longest_method = 32;
-  const auto method = bytes.substr(0, std::min(bytes.find(' '), longest_method + 1));
+  const auto line = bytes.substr(0, bytes.find('\r'));
+  const auto method = line.substr(0, std::min(line.find(' '), longest_method + 1));
+  const bool whole = line.size() < bytes.size();
+  if (whole && line.find("HTTP/1.") == line.npos) return false;
   return method.empty() ? bytes.empty() : method.size() <= longest_method && is_token(method);
 }
 
@@ -10180,6 +10193,8 @@ class tls_context {
     ::SSL_CTX_set_min_proto_version(raw, TLS1_2_VERSION);
     ::SSL_CTX_set_mode(raw, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
     ::SSL_CTX_set_options(raw, SSL_OP_NO_RENEGOTIATION);
+    // A pass phrase would be asked for at the terminal, in the middle of the work.
+    ::SSL_CTX_set_default_passwd_cb(raw, [](char*, int, int, void*) { return 0; });
     ::ERR_clear_error();
     if (::SSL_CTX_use_certificate_chain_file(raw, certificate.c_str()) != 1) {
       throw std::runtime_error("no certificate in " + certificate);
@@ -10317,7 +10332,7 @@ class channel {
 
 //================================================================================================
 // [31] page - the page at /
-// uses: text | pure
+// uses: nothing | pure
 //================================================================================================
 
 namespace page {
@@ -10373,6 +10388,7 @@ h3 { font-size: 0.9375rem; }
 a { color: var(--accent); text-underline-offset: 0.2em; }
 code, pre, .code { font-family: var(--mono); font-size: 0.875rem !important; }
 pre { overflow: auto; }
+textarea.code { field-sizing: content; }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 pre, summary, .log, input, select, textarea { outline-offset: -2px !important; }
 .visually-hidden { position: absolute; width: 1px; height: 1px; clip-path: inset(50%); }
@@ -10584,7 +10600,7 @@ dialog .row { justify-content: flex-end; }
   nav { order: 1; width: 100%; margin-left: -0.4rem; font-size: 0.875rem; }
   nav a { padding-inline: 0.4rem; }
   #theme { margin-left: auto; text-align: right; }
-  .endpoint > summary { grid-template-columns: 4.25rem 1fr auto; }
+  .endpoint > summary { grid-template-columns: 3.1rem 1fr auto; gap: 0 0.6rem; }
   .endpoint .muted { grid-area: 2 / 2; }
   .addresses p { grid-template-columns: 1fr auto; gap: 0 0.75rem; min-height: 4.05rem; }
   .addresses .muted { grid-column: 1 / -1; }
@@ -11789,12 +11805,13 @@ for (let round = 1; ; round++) {
 inline std::string fill_in(std::string_view text, std::string_view name, std::string_view value) {
   const auto placeholder = "{{" + std::string(name) + "}}";
   std::string filled;
-  for (auto at = text.find(placeholder); at != std::string_view::npos;
-       at = text.find(placeholder)) {
-    filled.append(text.substr(0, at)).append(value);
+  for (;;) {
+    const auto at = text.find(placeholder);
+    filled.append(text.substr(0, at));
+    if (at == std::string_view::npos) return filled;
+    filled.append(value);
     text.remove_prefix(at + placeholder.size());
   }
-  return filled.append(text);
 }
 
 /// The page, with a nonce of this answer's own. No secret is in it.
@@ -12266,6 +12283,7 @@ class http_service : public httplib::Server {
   /// The last that is done for a request: its line in the log, and its figures.
   void finish(const logger& log, request_record& record) const {
     record.ended = std::chrono::steady_clock::now();
+    record.settle_cut();
     services_.figures.finish(record);
     if (!record.dialect.empty()) services_.limits.charge(record.client_id, record.usage);
     if (!log.wants(log_level::info)) return;
@@ -12646,10 +12664,11 @@ class http_service : public httplib::Server {
   /// an interim response, which any but an old one skips: if it has left, its system says so.
   static answer::pulled pull(exchange& now, answer& running, answer::choice_event& next,
                              steady_time until) {
-    const auto got = running.next(next, until);
-    if (got != answer::pulled::client_shut) return got;
-    if (!now.client.head().http_1_0) now.client.write_all("HTTP/1.1 100 Continue\r\n\r\n");
-    return running.next(next, until);
+    for (;;) {
+      const auto got = running.next(next, until);
+      if (got != answer::pulled::client_shut) return got;
+      if (!now.client.head().http_1_0) now.client.write_all("HTTP/1.1 100 Continue\r\n\r\n");
+    }
   }
 
   /// How much of the subscription is used, as far as it is known.
@@ -13070,7 +13089,7 @@ class server {
       : settings_(prepare(std::move(settings), scratch_)),
         live_(settings_),
         tls_(make_tls(settings_)),
-        guard_(std::make_shared<child_guard>()),
+        guard_(std::make_shared<child_guard>(scratch_->path())),
         pool_(settings_, guard_),
         sessions_(settings_),
         engine_(settings_, pool_, sessions_),
@@ -13188,9 +13207,11 @@ class server {
   void inspect() {
     constexpr std::chrono::seconds pause{30};
     file_state seen;
+    steady_time again{};
     for (bool first = true;; first = false) {
       const auto now = state_of(settings_.claude_path);
-      if (first || !status_.get().problem.empty() || now != seen) {
+      const bool due = !status_.get().problem.empty() && std::chrono::steady_clock::now() >= again;
+      if (first || due || now != seen) {
         const auto facts = inspect_once();
         const auto before = status_.get();
         status_.set(facts);
@@ -13198,10 +13219,11 @@ class server {
             first || facts.problem != before.problem || facts.version != before.version;
         if (on_inspected && news) on_inspected(facts);
         if (first && facts.too_old) return;
+        again = std::chrono::steady_clock::now() + pause;
       }
       seen = now;
       pollfd entry{closing_.fd(), POLLIN, 0};
-      if (::poll(&entry, 1, static_cast<int>(pause.count()) * 1000) > 0) return;
+      if (::poll(&entry, 1, 2'000) > 0) return;
     }
   }
 
@@ -13394,6 +13416,7 @@ class doctor {
   /// True when nothing is wrong.
   bool run() {
     check_port();
+    check_transport();
     check_temporary_directory();
     if (!check_cli()) return false;
     check_login();
@@ -13405,6 +13428,26 @@ class doctor {
   void tell(const finding& found) {
     well_ = well_ && found.good;
     tell_(found);
+  }
+
+  void check_transport() {
+    if (!settings_.tls_certificate.empty()) {
+      try {
+        const tls_context tls(settings_.tls_certificate, settings_.tls_key);
+        tell({"TLS", true, settings_.tls_certificate, {}});
+      } catch (const std::exception& failure) {
+        tell(
+            {"TLS", false, failure.what(), "name a certificate and its own key, without a phrase"});
+      }
+    }
+    if (settings_.unix_socket.empty()) return;
+    try {
+      listen_at(settings_.unix_socket);
+      ::unlink(settings_.unix_socket.c_str());
+      tell({"unix socket", true, settings_.unix_socket + " can be made", {}});
+    } catch (const std::system_error& failure) {
+      tell({"unix socket", false, failure.what(), "end what uses it, or choose another path"});
+    }
   }
 
   void check_port() {

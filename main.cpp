@@ -654,7 +654,15 @@ void hide_keys(int argc, char** argv) {
   }
 }
 
+/// Large requests come and go: what they take is not kept for later ones.
+void give_large_blocks_back() {
+#ifdef __GLIBC__
+  ::mallopt(M_MMAP_THRESHOLD, 512 * 1024);
+#endif
+}
+
 int run(const arguments& called) {
+  give_large_blocks_back();
   proxy::environment_map variables;
   std::map<std::string, std::string> sources;
   const auto line = called.load(variables, sources);

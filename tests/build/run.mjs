@@ -213,6 +213,7 @@ const POSIX_EXCEPTIONS = {
   status: ['poll'],           // the probe waits for the first answer of a CLI
   agents: ['poll', 'open'],   // the trial of an MCP server; the file with those of an agent
   demo: ['poll', 'read'],     // it reads lines while it answers
+  doctor: ['unlink'],         // the trial of the unix socket
   server: ['poll', 'accept', 'accept4', 'fcntl', 'unlink'],  // the accept loop; the socket's file
 };
 

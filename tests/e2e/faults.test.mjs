@@ -244,24 +244,6 @@ test('SIGKILL of the proxy leaves no claude, though they are deaf, stopped or pa
   assert.deepEqual(left, []);
 });
 
-test('when the guard is killed too, there is another', async (t) => {
-  const { program, conf } = standIn(t, 'ignore_sigterm', 'ignore_eof');
-  const proxy = await t.start({ cli: program, args: ['--spares', '1'] });
-  await proxy.inspected();
-  conf('ignore_sigterm', 'ignore_eof');
-  await eventually('the spare', () => pids(proxy).length === 1, 8000);
-  const all = processesMarked(proxy.scratch);
-  const { executable } = all.find(({ pid }) => pid === proxy.pid);
-  const guard = all.find((one) => one.pid !== proxy.pid && one.executable === executable);
-  assert.ok(guard, 'the guard is a fork of the proxy');
-  process.kill(guard.pid, 'SIGKILL');
-  await sleep(1500); // time to notice
-  assert.equal((await t.send({ proxy, body: chatBody('[[text]]') }).done).status, 200);
-  const { faults: left } = await proxy.stop('SIGKILL');
-  proxy.stopped = true;
-  assert.deepEqual(left, []);
-});
-
 test('a proxy that was killed leaves no folder behind', async (t) => {
   const { proxy, well } = await proxyWith(t, STAND_IN_CLI);
   await well();
@@ -269,17 +251,6 @@ test('a proxy that was killed leaves no folder behind', async (t) => {
   proxy.kill('SIGKILL');
   await proxy.exited;
   await eventually('its folder is removed', () => readdirSync(proxy.temporary).length === 0, 3000);
-});
-
-test('a terminal that is closed ends the proxy as SIGTERM does', async (t) => {
-  const { proxy, ask, well } = await proxyWith(t, STAND_IN_CLI);
-  await well();
-  const exchange = ask('[[text n=10 delay_ms=50]]', { stream: true });
-  await eventually('a delta', () => exchange.chunks.length > 1, 8000);
-  proxy.kill('SIGHUP');
-  assert.equal((await exchange.done).data?.at(-1), '[DONE]', 'what runs is finished');
-  const { code, signal } = await proxy.exited;
-  assert.deepEqual([code, signal, readdirSync(proxy.temporary)], [0, null, []]);
 });
 
 // ---- stopped -------------------------------------------------------------------------------------

@@ -233,7 +233,10 @@ function parseFrames(chunks) {
  * `done` to {status, headers, text, json, frames, data, at, error}. `data` are the parsed data frames, '[DONE]' as it is. `over` are
  * further options of the request: `socketPath`, or the `ca` of TLS.
  */
-export function send(proxy, { method = 'POST', path: where = '/v1/chat/completions', headers = {}, body, host, over } = {}) {
+export function send(
+  proxy,
+  { method = 'POST', path: where = '/v1/chat/completions', headers = {}, body, host, over } = {},
+) {
   const payload =
     body === undefined ? undefined : typeof body === 'string' || Buffer.isBuffer(body) ? body : JSON.stringify(body);
   const all = {

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { writeFileSync } from 'node:fs';
 import path from 'node:path';
-import { sleep, suite } from './harness.mjs';
+import { eventually, sleep, suite } from './harness.mjs';
 import { ask, reload, scrape, startLight, startOwn, waitForWindow } from './operate.mjs';
 
 export const limits = suite();
@@ -68,59 +68,74 @@ test('each group of endpoints has its own count, with the documented defaults', 
   }
 });
 
-test('what is counted together: dialects, sessions and responses, health and version, the rest', { slow: true }, async (t) => {
-  const env = Object.fromEntries(GROUPS.map(([name, variable], i) => [variable, String(101 + i)]));
-  await startOwn(t, { env: { ...env, RATE_LIMIT_ENABLED: 'true' } });
-  const limitOf = Object.fromEntries(GROUPS.map(([name], i) => [name, String(101 + i)]));
-  const post = (path) => ({ path, body: {} });
-  const get = (path) => ({ method: 'GET', path });
-  const expected = [
-    ['chat', [post('/v1/chat/completions'), post('/v1/messages'), post('/v1/responses'), post('/v1/completions')]],
-    ['session', [get('/v1/sessions'), get('/v1/sessions/stats'), get('/v1/sessions/x'), get('/v1/responses/x')]],
-    ['health', [get('/health'), get('/version'), get('/v1/health')]],
-    ['auth', [get('/v1/auth/status')]],
-    ['debug', [post('/v1/debug/request')]],
-    ['other', [get('/v1/tools'), get('/v1/mcp/servers'), post('/v1/compatibility'), get('/nothing'), get('/v1/messages')]],
-    [undefined, [get('/v1/models'), get('/v1/models/x'), get('/metrics'), get('/')]],
-  ];
-  for (const [group, requests] of expected)
-    for (const request of requests) {
-      const result = await t.send(request).done;
-      assert.equal(result.headers[STANDING[0]], limitOf[group], `${request.method} ${request.path}`);
-      if (group) assert.match(result.headers[STANDING[2]], /^\d+s?$/);
-    }
-});
+test(
+  'what is counted together: dialects, sessions and responses, health and version, the rest',
+  { slow: true },
+  async (t) => {
+    const env = Object.fromEntries(GROUPS.map(([name, variable], i) => [variable, String(101 + i)]));
+    await startOwn(t, { env: { ...env, RATE_LIMIT_ENABLED: 'true' } });
+    const limitOf = Object.fromEntries(GROUPS.map(([name], i) => [name, String(101 + i)]));
+    const post = (path) => ({ path, body: {} });
+    const get = (path) => ({ method: 'GET', path });
+    const expected = [
+      ['chat', [post('/v1/chat/completions'), post('/v1/messages'), post('/v1/responses'), post('/v1/completions')]],
+      ['session', [get('/v1/sessions'), get('/v1/sessions/stats'), get('/v1/sessions/x'), get('/v1/responses/x')]],
+      ['health', [get('/health'), get('/version'), get('/v1/health')]],
+      ['auth', [get('/v1/auth/status')]],
+      ['debug', [post('/v1/debug/request')]],
+      [
+        'other',
+        [get('/v1/tools'), get('/v1/mcp/servers'), post('/v1/compatibility'), get('/nothing'), get('/v1/messages')],
+      ],
+      [undefined, [get('/v1/models'), get('/v1/models/x'), get('/metrics'), get('/')]],
+    ];
+    for (const [group, requests] of expected)
+      for (const request of requests) {
+        const result = await t.send(request).done;
+        assert.equal(result.headers[STANDING[0]], limitOf[group], `${request.method} ${request.path}`);
+        if (group) assert.match(result.headers[STANDING[2]], /^\d+s?$/);
+      }
+  },
+);
 
-test('a limited request costs nothing, and the window ends when it was told', { slow: true, deadline: 60_000 }, async (t) => {
-  const proxy = await startLight(t, { args: ['--rate-limit', '--rate-limit-chat', '2', '--rate-limit-health', '1000'] });
-  await waitForWindow(probe(t, proxy));
-  const chat = () => t.chat(ask('[[text say=fine]]'));
-  assert.deepEqual([(await chat()).status, (await chat()).status], [200, 200]);
-  const refused = await chat();
-  assertLimited(refused, 'the third');
-  const stream = await t.chat({ stream: true, ...ask('[[text]]') });
-  assertLimited(stream, 'streamed');
-  const messages = await t.send({ path: '/v1/messages', body: { model: 'sonnet', max_tokens: 9, ...ask('[[text]]') } })
-    .done;
-  assert.equal(messages.status, 429, messages.text);
-  assert.deepEqual(
-    [messages.json.type, messages.json.error.type],
-    ['error', 'rate_limit_error'],
-    'in the shape of Messages',
-  );
-  assert.ok(Number(messages.headers['retry-after']) > 0);
-  const figures = await scrape(t);
-  assert.equal(figures('rejected_total', { reason: 'rate_limit' }), 3);
-  assert.equal(figures('turns_total'), 2, 'the model was asked twice');
-  // The seconds are true: they run down, and when they are few enough to wait for, the window ends with them.
-  const [begun, left] = [performance.now(), Number(refused.headers['retry-after'])];
-  await sleep(left > 30 ? 4000 : left * 1000 + 300);
-  const later = await chat();
-  if (left <= 30) return assert.equal(later.status, 200, 'the window is over');
-  assertLimited(later, 'later');
-  const passed = left - Number(later.headers['retry-after']);
-  assert.ok(Math.abs(passed - (performance.now() - begun) / 1000) < 1.5, `${passed} s of ${left} have passed`);
-});
+test(
+  'a limited request costs nothing, and the window ends when it was told',
+  { slow: true, deadline: 60_000 },
+  async (t) => {
+    const proxy = await startLight(t, {
+      args: ['--rate-limit', '--rate-limit-chat', '2', '--rate-limit-health', '1000'],
+    });
+    await waitForWindow(probe(t, proxy));
+    const chat = () => t.chat(ask('[[text say=fine]]'));
+    assert.deepEqual([(await chat()).status, (await chat()).status], [200, 200]);
+    const refused = await chat();
+    assertLimited(refused, 'the third');
+    const stream = await t.chat({ stream: true, ...ask('[[text]]') });
+    assertLimited(stream, 'streamed');
+    const messages = await t.send({
+      path: '/v1/messages',
+      body: { model: 'sonnet', max_tokens: 9, ...ask('[[text]]') },
+    }).done;
+    assert.equal(messages.status, 429, messages.text);
+    assert.deepEqual(
+      [messages.json.type, messages.json.error.type],
+      ['error', 'rate_limit_error'],
+      'in the shape of Messages',
+    );
+    assert.ok(Number(messages.headers['retry-after']) > 0);
+    const figures = await scrape(t);
+    assert.equal(figures('rejected_total', { reason: 'rate_limit' }), 3);
+    assert.equal(figures('turns_total'), 2, 'the model was asked twice');
+    // The seconds are true: they run down, and when they are few enough to wait for, the window ends with them.
+    const [begun, left] = [performance.now(), Number(refused.headers['retry-after'])];
+    await sleep(left > 30 ? 4000 : left * 1000 + 300);
+    const later = await chat();
+    if (left <= 30) return assert.equal(later.status, 200, 'the window is over');
+    assertLimited(later, 'later');
+    const passed = left - Number(later.headers['retry-after']);
+    assert.ok(Math.abs(passed - (performance.now() - begun) / 1000) < 1.5, `${passed} s of ${left} have passed`);
+  },
+);
 
 test('off on loopback unless switched on, on beyond it unless switched off', async (t) => {
   const limited = async (options) => {
@@ -148,8 +163,7 @@ test('an address and a key are counted each by itself', { slow: true }, async (t
     env: { API_KEYS: keys.join(',') },
   });
   await waitForWindow(probe(t, proxy, { 'x-forwarded-for': '10.9.9.9' }));
-  const from = (address, key) =>
-    t.get('/v1/sessions', { headers: { ...bearer(key), 'x-forwarded-for': address } });
+  const from = (address, key) => t.get('/v1/sessions', { headers: { ...bearer(key), 'x-forwarded-for': address } });
   const statuses = async (...calls) => {
     const got = [];
     for (const call of calls) got.push((await from(...call)).status);
@@ -188,6 +202,32 @@ test('X-Forwarded-For counts from a trusted proxy only, and only its last foreig
   const other = await startOwn(t, { args: [...args, '--trusted-proxy', '192.168.0.0/16'] });
   assert.equal(await remaining(other, '1.1.1.1'), 49);
   assert.equal(await remaining(other, '2.2.2.2'), 48, 'another network’s trust is not ours');
+});
+
+test('X-Forwarded-For in several lines, as some proxies send it, is one list', async (t) => {
+  const proxy = await startOwn(t, {
+    args: ['--rate-limit', '--rate-limit-session', '50', '--trusted-proxy', '127.0.0.1'],
+  });
+  await waitForWindow(probe(t, proxy, { 'x-forwarded-for': '10.9.9.9' }), 5);
+  const remaining = async (lines) =>
+    Number(standing(await t.get('/v1/sessions', { headers: { 'x-forwarded-for': lines } }))[1]);
+  assert.equal(await remaining(['6.6.6.1', '1.1.1.1']), 49);
+  assert.equal(await remaining(['6.6.6.2', '1.1.1.1']), 48, 'the first line is the client’s own word');
+  assert.equal(await remaining('1.1.1.1'), 47);
+});
+
+test('of many requests at once exactly as many pass as may', { slow: true }, async (t) => {
+  const proxy = await startOwn(t, { args: ['--rate-limit', '--rate-limit-session', '25'] });
+  await waitForWindow(probe(t, proxy), 8);
+  const results = await Promise.all(Array.from({ length: 80 }, () => t.get('/v1/sessions')));
+  assert.equal(results.filter(({ status }) => status === 200).length, 25);
+  assert.equal(results.filter(({ status }) => status === 429).length, 55);
+  const left = results.filter(({ status }) => status === 200).map((one) => Number(standing(one)[1]));
+  assert.deepEqual(
+    left.toSorted((a, b) => a - b),
+    Array.from({ length: 25 }, (_, i) => i),
+    'each is told its own',
+  );
 });
 
 test('a limit of 0 shuts a group, and SIGHUP opens it', async (t) => {
@@ -264,6 +304,27 @@ test('budgets: requests, tokens and dollars of a key, without another key’s', 
   assert.equal((await chat('two')).status, 200);
 });
 
+test('a client that leaves before the end is charged for what it has got', async (t) => {
+  const proxy = await startLight(t, {
+    args: ['--budget', 'tokens=200/day', '--max-processes', '3'],
+    env: { API_KEY: 'one' },
+  });
+  const headers = bearer('one');
+  const statuses = [];
+  for (let i = 0; i < 6; i++) {
+    const stream = t.send({
+      headers,
+      body: { model: 'sonnet', stream: true, ...ask(`[[text n=100 delay_ms=50 in=100 out=100]] ${i}`) },
+    });
+    statuses.push((await stream.head).statusCode);
+    await eventually('some of it has come', () => stream.chunks.length > 2 || stream.status !== 200);
+    stream.abort();
+    await stream.done;
+    await eventually('it is over', () => (proxy.output.match(/ POST \/v1\/chat/g) ?? []).length > i);
+  }
+  assert.ok(statuses.includes(429), `six times 100 tokens in, of 200: ${statuses}`);
+});
+
 test('a budget of a minute, by variable, beside one of a day', { slow: true }, async (t) => {
   const proxy = await startLight(t, {
     args: ['--rate-limit', '--rate-limit-health', '1000', '--rate-limit-chat', '1000'],
@@ -273,8 +334,11 @@ test('a budget of a minute, by variable, beside one of a day', { slow: true }, a
   const chat = () => t.chat(ask('[[text]]'), { headers: bearer('one') });
   assert.deepEqual([(await chat()).status, (await chat()).status], [200, 200]);
   assertSpent(await chat(), 'requests', 'minute');
-  const messages = await t.send({ path: '/v1/messages', headers: bearer('one'), body: { model: 'sonnet', max_tokens: 9, ...ask('[[text]]') } })
-    .done;
+  const messages = await t.send({
+    path: '/v1/messages',
+    headers: bearer('one'),
+    body: { model: 'sonnet', max_tokens: 9, ...ask('[[text]]') },
+  }).done;
   assert.deepEqual([messages.status, messages.json.error.type], [429, 'rate_limit_error'], messages.text);
 });
 

@@ -5,7 +5,19 @@ import { chmodSync, writeFileSync } from 'node:fs';
 import net from 'node:net';
 import path from 'node:path';
 import { eventually, startAndExpectExit, suite } from './harness.mjs';
-import { NO_CLI, ask, logLines, logObjects, parseMetrics, scratchFolder, scrape, standIn, startLight, startOwn } from './operate.mjs';
+import {
+  NO_CLI,
+  ask,
+  logLines,
+  logObjects,
+  parseMetrics,
+  scratchFolder,
+  scrape,
+  standIn,
+  startLight,
+  startOwn,
+  waitForWindow,
+} from './operate.mjs';
 
 export const observe = suite();
 const { test } = observe;
@@ -93,19 +105,28 @@ async function changes(t, action) {
   const before = await scrape(t);
   const result = await action();
   const after = await scrape(t);
-  return { result, delta: (name, labels) => Math.round((after(name, labels) - before(name, labels)) * 1e9) / 1e9, after };
+  return {
+    result,
+    delta: (name, labels) => Math.round((after(name, labels) - before(name, labels)) * 1e9) / 1e9,
+    after,
+  };
 }
 
 test('figures of one chat, one stream, one message: requests, tokens, cost, times', async (t) => {
   await (await startLight(t)).inspected();
   const chat = { route: '/chat/completions', dialect: 'openai_chat', model: 'sonnet', status: '200' };
-  const one = await changes(t, () => t.chat({ ...ask('[[text in=30 out=20 cache_read=5 cache_write=3]]'), model: 'sonnet' }));
+  const one = await changes(t, () =>
+    t.chat({ ...ask('[[text in=30 out=20 cache_read=5 cache_write=3]]'), model: 'sonnet' }),
+  );
   assert.equal(one.result.status, 200);
   assert.equal(one.delta('requests_total', chat), 1);
   assert.equal(one.delta('requests_total'), 2, 'and the scrape before');
   assert.equal(one.delta('requests_total', { route: '/metrics', dialect: '', model: '', status: '200' }), 1);
   const kinds = ['input', 'output', 'cache_read', 'cache_write'];
-  assert.deepEqual(kinds.map((kind) => one.delta('tokens_total', { kind })), [30, 20, 5, 3]);
+  assert.deepEqual(
+    kinds.map((kind) => one.delta('tokens_total', { kind })),
+    [30, 20, 5, 3],
+  );
   assert.ok(one.result.json.usage.cost > 0);
   assert.ok(Math.abs(one.delta('cost_usd_total') - one.result.json.usage.cost) < 1e-7);
   const dialect = { dialect: 'openai_chat' };
@@ -120,8 +141,13 @@ test('figures of one chat, one stream, one message: requests, tokens, cost, time
     t.chat({ stream: true, model: 'opus', ...ask('[[text n=5 delay_ms=60 first_ms=300 in=7 out=9]]') }),
   );
   assert.equal(two.delta('requests_total', { ...chat, model: 'opus' }), 1);
-  assert.deepEqual(kinds.map((kind) => two.delta('tokens_total', { kind })), [7, 9, 0, 0]);
-  const [first, whole] = ['time_to_first_token_seconds_sum', 'request_duration_seconds_sum'].map((n) => two.delta(n, dialect));
+  assert.deepEqual(
+    kinds.map((kind) => two.delta('tokens_total', { kind })),
+    [7, 9, 0, 0],
+  );
+  const [first, whole] = ['time_to_first_token_seconds_sum', 'request_duration_seconds_sum'].map((n) =>
+    two.delta(n, dialect),
+  );
   assert.ok(first >= 0.29 && whole >= first + 0.2, `first token after ${first}, the end after ${whole}`);
 
   const three = await changes(
@@ -147,13 +173,18 @@ test('figures: a reused turn, a replay, a spare', async (t) => {
   await (await startLight(t, { args: ['--max-processes', '4'] })).inspected();
   const first = ask('[[text say=one]]');
   const answered = await t.chat(first);
-  const second = { messages: [...first.messages, answered.json.choices[0].message, { role: 'user', content: '[[text]] two' }] };
+  const second = {
+    messages: [...first.messages, answered.json.choices[0].message, { role: 'user', content: '[[text]] two' }],
+  };
   const reused = await changes(t, () => t.chat(second));
   assert.equal(reused.delta('turns_total', { process: 'reused' }), 1);
   assert.equal(reused.delta('turns_total'), 1);
   assert.equal(reused.delta('replays_total'), 0);
   assert.equal(reused.delta('processes_started_total'), 0);
-  const strange = [{ role: 'user', content: 'never said' }, { role: 'assistant', content: 'nor this' }];
+  const strange = [
+    { role: 'user', content: 'never said' },
+    { role: 'assistant', content: 'nor this' },
+  ];
   const replayed = await changes(t, () => t.chat({ messages: [...strange, { role: 'user', content: '[[text]]' }] }));
   assert.equal(replayed.delta('replays_total'), 1);
   assert.equal(replayed.delta('turns_total', { process: 'reused' }), 0);
@@ -209,7 +240,10 @@ test('figures: the queue, its depth, its waits, and whom it refuses', async (t) 
   assert.equal(after('queue_wait_seconds_count') - before('queue_wait_seconds_count'), 2);
   const waited = after('queue_wait_seconds_sum') - before('queue_wait_seconds_sum');
   assert.ok(waited > 0.3 && waited < 8, `${waited} s`);
-  assert.equal(after('rejected_total', { reason: 'queue_full' }) - before('rejected_total', { reason: 'queue_full' }), 1);
+  assert.equal(
+    after('rejected_total', { reason: 'queue_full' }) - before('rejected_total', { reason: 'queue_full' }),
+    1,
+  );
   assert.equal(after('upstream_errors_total'), before('upstream_errors_total'), 'that is not the upstream’s fault');
 });
 
@@ -218,6 +252,7 @@ test('figures: refusals by reason, and their routes', async (t) => {
     args: ['--api-key', 'right', '--rate-limit', '--rate-limit-debug', '1'],
   });
   const headers = { authorization: 'Bearer right' };
+  await waitForWindow(() => t.get('/health'), 5);
   const debug = (more) => t.send({ path: '/v1/debug/request', body: {}, headers: { ...headers, ...more } }).done;
   assert.equal((await debug()).status, 200);
   assert.equal((await debug()).status, 429);
@@ -231,8 +266,7 @@ test('figures: refusals by reason, and their routes', async (t) => {
 
 test('figures: clients cannot make the number of series grow without end, nor break a line', async (t) => {
   await startLight(t, { args: ['--max-processes', '2'] });
-  for (const model of ['a"b', 'a\\b', 'a\nb', 'ünï', 'a}b 1'])
-    await t.chat({ model, ...ask('[[text]]') });
+  for (const model of ['a"b', 'a\\b', 'a\nb', 'ünï', 'a}b 1']) await t.chat({ model, ...ask('[[text]]') });
   await scrape(t);
   for (let i = 0; i < 70; i++) await t.get(`/v1/path-${i}`);
   await Promise.all(Array.from({ length: 60 }, (_, i) => t.chat({ model: `m-${i}`, messages: [], n: 0 })));
@@ -262,7 +296,8 @@ test('the subscription’s windows: as figures, and as headers of answers', asyn
   }
   const later = await t.chat(ask('[[text]] later'));
   assert.equal(later.headers['x-claude-ratelimit-five_hour-utilization'], '0.91', 'the last known is told on');
-  const messages = await t.send({ path: '/v1/messages', body: { model: 'sonnet', max_tokens: 9, ...ask('[[text]]') } }).done;
+  const messages = await t.send({ path: '/v1/messages', body: { model: 'sonnet', max_tokens: 9, ...ask('[[text]]') } })
+    .done;
   assert.equal(messages.headers['x-claude-ratelimit-seven_day-status'], 'allowed_warning');
 });
 
@@ -273,7 +308,10 @@ test('the log: one line per request, which tells what it was and what it took', 
   const headers = { authorization: 'Bearer left', 'x-request-id': 'my-id-1' };
   const chat = await t.chat({ model: 'sonnet', ...ask('[[text in=30 out=20]] my-secret-prompt') }, { headers });
   assert.equal(chat.status, 200);
-  await t.chat({ stream: true, model: 'opus', ...ask('[[text]] my-secret-prompt') }, { headers: { ...headers, 'x-request-id': 'my-id-2' } });
+  await t.chat(
+    { stream: true, model: 'opus', ...ask('[[text]] my-secret-prompt') },
+    { headers: { ...headers, 'x-request-id': 'my-id-2' } },
+  );
   await t.get('/v1/models?key=my-secret-query', { headers: { 'x-request-id': 'my-id-3' } });
   await t.get('/health', { headers: { 'x-request-id': 'my-id-4' } });
   const lineOf = (id) => {
@@ -283,7 +321,16 @@ test('the log: one line per request, which tells what it was and what it took', 
   };
   await eventually('they are logged', () => proxy.output.includes('my-id-4'));
   const one = lineOf('my-id-1');
-  for (const part of [/ POST \/v1\/chat\/completions 200 /, /\d+ ms/, /model sonnet/, /30 in 20 out/, /cost \d/, /process started/, /client key-2/, /127\.0\.0\.1/])
+  for (const part of [
+    / POST \/v1\/chat\/completions 200 /,
+    /\d+ ms/,
+    /model sonnet/,
+    /30 in 20 out/,
+    /cost \d/,
+    /process started/,
+    /client key-2/,
+    /127\.0\.0\.1/,
+  ])
     assert.match(one, part);
   assert.match(lineOf('my-id-2'), /POST \/v1\/chat\/completions 200 .*stream done.*model opus/);
   assert.match(lineOf('my-id-3'), /GET \/v1\/models 401/);
@@ -327,13 +374,20 @@ test('the log for programs: objects with their fields, one line per request', as
   assert.ok(two.stream, 'how the stream ended');
   assert.notEqual(two.error ?? two.stream, 'done', `that it failed: ${JSON.stringify(two)}`);
   assert.deepEqual([three.status, three.path], [404, '/v1/nothing']);
-  for (const line of proxy.output.trim().split('\n').filter((one) => /json-\d/.test(one))) JSON.parse(line);
+  for (const line of proxy.output
+    .trim()
+    .split('\n')
+    .filter((one) => /json-\d/.test(one)))
+    JSON.parse(line);
 });
 
 test('log levels, and no line of a request can forge another', async (t) => {
   const quiet = await startOwn(t, { args: ['--log-level', 'warning'] });
   await t.get('/v1/nothing');
-  assert.deepEqual(logLines(quiet).filter((line) => / info /.test(line)), []);
+  assert.deepEqual(
+    logLines(quiet).filter((line) => / info /.test(line)),
+    [],
+  );
   const loud = await startOwn(t);
   const forged = '/v1/x%0a2026-01-01T00:00:00.000Z%20error%20forged%1b%5b31m';
   await t.get(forged, { headers: { 'x-request-id': 'a b\tc', 'x-forwarded-for': 'nobody' } });
@@ -353,6 +407,20 @@ test('--log-bodies at debug logs bodies, with keys masked; not at info', async (
   assert.match(proxy.output, / debug .*visible-prompt/);
   assert.ok(!proxy.output.includes(secret), 'the key is masked');
   assert.match(proxy.output, /visible-prompt [^"]*sk-/, 'and seen to be');
+  for (const before of ['\n', '\t', '"', "'", '=', ':', '(']) {
+    const chat = await t.chat(ask(`[[text]] visible-again${before}${secret}`));
+    assert.equal(chat.status, 200, chat.text);
+  }
+  await eventually(
+    'all are logged',
+    () => (proxy.output.match(/debug \S+ request:.*visible-again/g) ?? []).length >= 7,
+  );
+  const shown = proxy.output.split('\n').filter((line) => line.includes(secret));
+  assert.deepEqual(
+    shown.map((line) => /visible-again.{0,4}/.exec(line)?.[0]),
+    [],
+    'masked wherever it stands',
+  );
   for (const args of [['--log-bodies'], ['--log-level', 'debug']]) {
     const other = await startLight(t, { args });
     assert.equal((await t.chat(body())).status, 200);
@@ -507,20 +575,40 @@ test('doctor: the port is busy', async (t) => {
   assert.ok(findings['an answer'].good, 'it goes on looking');
 });
 
-test('doctor: a claude that never gets ready, that fails to answer, that says nonsense', { slow: true, deadline: 60_000 }, async (t) => {
-  const failing = await examined(t, { cli: standIn(t, 'answer api_error status=401 retries=0') });
-  assert.equal(failing.code, 1, failing.output);
-  assert.equal(failing.findings['an answer']?.good, false, failing.output);
-  assert.ok(failing.findings['an answer'].remedy);
+test(
+  'doctor: a claude that never gets ready, that fails to answer, that says nonsense',
+  { slow: true, deadline: 60_000 },
+  async (t) => {
+    const failing = await examined(t, { cli: standIn(t, 'answer api_error status=401 retries=0') });
+    assert.equal(failing.code, 1, failing.output);
+    assert.equal(failing.findings['an answer']?.good, false, failing.output);
+    assert.ok(failing.findings['an answer'].remedy);
+    const folder = scratchFolder(t);
+    const cli = path.join(folder, 'claude');
+    writeFileSync(cli, '#!/bin/sh\necho nonsense\n');
+    chmodSync(cli, 0o755);
+    const nonsense = await examined(t, { cli });
+    assert.equal(nonsense.code, 1);
+    assert.match(nonsense.findings.claude.detail, /does not tell its version/);
+    const crashing = await examined(t, { cli: standIn(t, 'crash_at_start') });
+    assert.equal(crashing.code, 1, crashing.output);
+  },
+);
+
+test('doctor looks at TLS files and the unix socket too, and waits for no answer longer than --timeout', async (t) => {
   const folder = scratchFolder(t);
-  const cli = path.join(folder, 'claude');
-  writeFileSync(cli, '#!/bin/sh\necho nonsense\n');
-  chmodSync(cli, 0o755);
-  const nonsense = await examined(t, { cli });
-  assert.equal(nonsense.code, 1);
-  assert.match(nonsense.findings.claude.detail, /does not tell its version/);
-  const crashing = await examined(t, { cli: standIn(t, 'crash_at_start') });
-  assert.equal(crashing.code, 1, crashing.output);
+  const file = path.join(folder, 'not-a-certificate.pem');
+  writeFileSync(file, 'nothing of the kind');
+  const tls = await examined(t, { cli: standIn(t), args: ['--tls-cert', file, '--tls-key', file] });
+  assert.equal(tls.code, 1, tls.output);
+  assert.match(tls.output, /certificate/);
+  const socket = await examined(t, { cli: standIn(t), args: ['--unix-socket', file] });
+  assert.equal(socket.code, 1, socket.output);
+  const begun = performance.now();
+  const silent = await examined(t, { cli: standIn(t, 'answer hang'), args: ['--timeout', '1s'] });
+  assert.equal(silent.code, 1, silent.output);
+  assert.equal(silent.findings['an answer'].good, false);
+  assert.ok(performance.now() - begun < 8000);
 });
 
 test('doctor takes the settings of files and variables, and its flags on either side', async (t) => {
@@ -531,7 +619,11 @@ test('doctor takes the settings of files and variables, and its flags on either 
   });
   t.defer(async () => holder.close());
   const { port } = holder.address();
-  for (const args of [['--port', String(port), 'doctor'], ['doctor', '--port', String(port)], ['doctor', '--no-prompt', '--port', String(port)]]) {
+  for (const args of [
+    ['--port', String(port), 'doctor'],
+    ['doctor', '--port', String(port)],
+    ['doctor', '--no-prompt', '--port', String(port)],
+  ]) {
     const { exit, output } = await startAndExpectExit({ url: t.api.url, cli, args }, 15_000);
     assert.equal(exit?.code, 1, output);
     assert.match(output, new RegExp(`FAIL +port: .*${port}`));

@@ -484,11 +484,12 @@ test('what a model says stays text, however hostile', { deadline: 60_000 }, asyn
 
 const buckets = (...counts) =>
   ['0.5', '1', '2', '+Inf'].map((le, at) => `claude_openai_time_to_first_token_seconds_bucket{dialect="openai_chat",le="${le}"} ${counts[at]}`);
+let pages = 5000; // of other requests, such as the page's own, which are not answers
 const figures = ({ requests, counts }) =>
   [
     '# TYPE claude_openai_requests_total counter',
     `claude_openai_requests_total{route="/v1/chat/completions",dialect="openai_chat",model="a \\"b\\"",status="200"} ${requests}`,
-    'claude_openai_requests_total{route="/metrics",dialect="",model="",status="200"} 5000',
+    `claude_openai_requests_total{route="/metrics",dialect="",model="",status="200"} ${(pages += 7)}`,
     ...buckets(...counts),
     'claude_openai_requests_in_flight 3',
     'claude_openai_queue_depth 4',
@@ -671,6 +672,7 @@ for (const colorScheme of ['light', 'dark']) {
       assert.deepEqual(serious.map(({ id, nodes }) => `${where}: ${id}: ${nodes.map(({ html }) => html.slice(0, 200)).join(' ')}`), []);
     };
     await check('wide');
+    for (const name of ['Your message', 'System prompt', 'Body']) assert.ok(await view.getByRole('textbox', { name }).count(), name);
     await view.setViewportSize({ width: 360, height: 780 });
     await check('narrow');
   });

@@ -156,17 +156,6 @@ test('what a page can ask for by GET, without Origin, changes nothing', async (t
   assert.equal((await t.get('/v1/sessions')).json.total, 0, 'no session was made');
 });
 
-test('what a browser itself calls cross-site is refused, though it tells no Origin', async (t) => {
-  const posted = await ask(
-    t,
-    t.proxy,
-    postChat('[[text]]', {}, 'Sec-Fetch-Site: cross-site', 'Sec-Fetch-Mode: no-cors'),
-  );
-  assert.equal(posted.status, 403);
-  const own = await ask(t, t.proxy, postChat('[[text]]', {}, 'Sec-Fetch-Site: same-origin'));
-  assert.equal(own.status, 200);
-});
-
 test('no answer lets a foreign page read it, and none is framed or sniffed into a page', async (t) => {
   const name = '<img src=x onerror=alert(1)>';
   for (const request of [

@@ -8,7 +8,7 @@ import net from 'node:net';
 import path from 'node:path';
 import tls from 'node:tls';
 import OpenAI from 'openai';
-import { eventually, send, sleep, startAndExpectExit, suite } from './harness.mjs';
+import { eventually, processesMarked, send, sleep, startAndExpectExit, suite } from './harness.mjs';
 import { NO_CLI, ask, reload, scratchFolder, startLight, startOwn } from './operate.mjs';
 
 export const transport = suite();
@@ -90,7 +90,10 @@ test('TLS: SIGHUP takes new files, for new connections; broken ones are refused'
   const next = makeCertificate(folder, 'second');
   const firstCa = trusting(pair);
   const proxy = await startLight(t, { args: tlsArgs(pair) });
-  const stream = t.send({ body: { model: 'sonnet', stream: true, ...ask('[[text n=20 delay_ms=60]]') }, over: firstCa });
+  const stream = t.send({
+    body: { model: 'sonnet', stream: true, ...ask('[[text n=20 delay_ms=60]]') },
+    over: firstCa,
+  });
   await stream.head;
   copyFileSync(next.cert, pair.cert);
   copyFileSync(next.key, pair.key);
@@ -107,6 +110,33 @@ test('TLS: SIGHUP takes new files, for new connections; broken ones are refused'
   copyFileSync(other.key, pair.key);
   assert.match(await reload(proxy), /anew/);
   assert.equal(await shownName(proxy), 'third');
+});
+
+test('TLS: a key with a pass phrase is refused, and nobody is asked for one: not at SIGHUP either', async (t) => {
+  const folder = scratchFolder(t);
+  const pair = makeCertificate(folder, 'first');
+  const locked = path.join(folder, 'locked.key');
+  execFileSync('openssl', ['ec', '-in', pair.key, '-aes256', '-passout', 'pass:secret', '-out', locked], {
+    stdio: 'ignore',
+  });
+  assert.match(readFileSync(locked, 'utf8'), /ENCRYPTED/);
+  const proxy = await startOwn(t, { terminal: true, args: ['--no-prompt', ...tlsArgs(pair)] });
+  await eventually('the start is told', () => /try it/.test(proxy.output));
+  const own = processesMarked(proxy.scratch).find((one) => one.argv.includes('--no-prompt') && one.pid !== proxy.pid);
+  const over = trusting(pair);
+  const served = async () => {
+    const exchange = t.send({ method: 'GET', path: '/health', over });
+    const late = setTimeout(exchange.abort, 3000);
+    const { status } = await exchange.done;
+    clearTimeout(late);
+    return status;
+  };
+  assert.equal(await served(), 200);
+  copyFileSync(locked, pair.key);
+  process.kill(own.pid, 'SIGHUP');
+  await eventually('the refusal is told', () => /stay as they were|PEM pass phrase/.test(proxy.output));
+  assert.equal(await served(), 200, 'it serves on');
+  assert.doesNotMatch(proxy.output, /PEM pass phrase/);
 });
 
 test('TLS: what cannot be used is refused at the start', async (t) => {
@@ -157,7 +187,12 @@ test('a unix socket alone: no port, the key still holds, and the curl line works
   const proxy = await startOwn(t, { args: ['--unix-socket', socketPath, '--no-tcp', '--api-key', 'right'] });
   assert.equal(proxy.port, undefined, proxy.output);
   const listening = readFileSync(`/proc/${proxy.pid}/net/tcp`, 'utf8').split('\n').slice(1);
-  const inodes = new Set(listening.map((line) => line.trim().split(/\s+/)).filter((f) => f[3] === '0A').map((f) => f[9]));
+  const inodes = new Set(
+    listening
+      .map((line) => line.trim().split(/\s+/))
+      .filter((f) => f[3] === '0A')
+      .map((f) => f[9]),
+  );
   const own = execFileSync('ls', ['-l', `/proc/${proxy.pid}/fd`], { encoding: 'utf8' });
   for (const [, inode] of own.matchAll(/socket:\[(\d+)\]/g)) assert.ok(!inodes.has(inode), 'no socket of TCP listens');
   const over = { socketPath };
@@ -258,19 +293,28 @@ test('the OpenAI client over TLS and over the unix socket, as its users would se
   const folder = scratchFolder(t);
   const pair = makeCertificate(folder, 'first');
   const proxy = await startLight(t, { args: [...tlsArgs(pair), '--api-key', 'right'] });
-  const fetchThrough = (ca) => async (url, { method, headers, body }) => {
-    const target = new URL(url);
-    const result = await send(proxy, {
-      method,
-      path: target.pathname,
-      headers: Object.fromEntries(new Headers(headers)),
-      body,
-      over: { ca },
-    }).done;
-    if (result.error) throw result.error;
-    return new Response(result.text, { status: result.status, headers: { 'content-type': result.headers['content-type'] } });
-  };
-  const client = new OpenAI({ baseURL: `${proxy.url}/v1`, apiKey: 'right', fetch: fetchThrough(readFileSync(pair.cert)) });
+  const fetchThrough =
+    (ca) =>
+    async (url, { method, headers, body }) => {
+      const target = new URL(url);
+      const result = await send(proxy, {
+        method,
+        path: target.pathname,
+        headers: Object.fromEntries(new Headers(headers)),
+        body,
+        over: { ca },
+      }).done;
+      if (result.error) throw result.error;
+      return new Response(result.text, {
+        status: result.status,
+        headers: { 'content-type': result.headers['content-type'] },
+      });
+    };
+  const client = new OpenAI({
+    baseURL: `${proxy.url}/v1`,
+    apiKey: 'right',
+    fetch: fetchThrough(readFileSync(pair.cert)),
+  });
   const answer = await client.chat.completions.create({ model: 'sonnet', ...ask('[[text say=fine]]') });
   assert.equal(answer.choices[0].message.content, 'fine');
 });
