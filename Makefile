@@ -18,6 +18,8 @@ flags_plain := -O2
 flags_asan  := -O1 -g -fno-omit-frame-pointer -D_GLIBCXX_ASSERTIONS \
                -fsanitize=address,undefined -fno-sanitize-recover=all
 flags_tsan  := -O1 -g -fno-omit-frame-pointer -fsanitize=thread
+flags_fuzz  := -O1 -g -fno-omit-frame-pointer -D_GLIBCXX_ASSERTIONS -DDOCTEST_CONFIG_DISABLE \
+               -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all
 
 ifeq ($(origin CXX),default)
 CXX := g++
@@ -75,9 +77,10 @@ $B/tests/unit: $(unit)
 $B/tests/golden: $(golden)
 $B/tests/protocol: $(protocol)
 build/tests/stand-in: $(call object,$(stand_in))
+$B/tests/fuzz: $(call object,tests/fuzz/fuzz.cpp)
 $(programs): $(call object,tests/main.cpp)
 
-build/claude-openai build/tests/stand-in $(programs):
+build/claude-openai build/tests/stand-in $B/tests/fuzz $(programs):
 	@echo "link $@"
 	@mkdir -p $(@D)
 	$Q$(link)
@@ -139,6 +142,30 @@ asan tsan: ## run unit, golden and protocol tests under address+undefined or thr
 	@$(MAKE) --no-print-directory -j$(JOBS) stand-in
 	@$(MAKE) --no-print-directory -j$(JOBS) CONFIG=$@ CXX=$(SANITIZE_CXX) programs
 	@CONFIG=$@ tests/run unit golden protocol
+
+# Seconds for each target of tests/fuzz/targets.hpp, or of those in FUZZ="decoder guard". What is found stays in
+# build/fuzz; the corpus grows there too, and comes into tests/fuzz/corpus by `make fuzz-merge`.
+FUZZ_TIME ?= 60
+FUZZ      ?= chat messages responses completions decoder writers http_head guard
+fuzz_limits := -max_len=8192 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1
+
+fuzz: ## look for inputs that break parsers, decoder, writers and guard; FUZZ_TIME=600
+	@.ci/deps build test sanitize
+	@$(MAKE) --no-print-directory CONFIG=fuzz CXX=$(SANITIZE_CXX) build/fuzz/tests/fuzz
+	@for target in $(FUZZ); do \
+	  mkdir -p build/fuzz/corpus/$$target build/fuzz/findings && echo "fuzz $$target" && \
+	  FUZZ_TARGET=$$target build/fuzz/tests/fuzz $(fuzz_limits) -max_total_time=$(FUZZ_TIME) \
+	    -artifact_prefix=build/fuzz/findings/$$target- build/fuzz/corpus/$$target \
+	    tests/fuzz/corpus/$$target > build/fuzz/$$target.log 2>&1 || \
+	    { tail -n 40 build/fuzz/$$target.log; exit 1; }; \
+	  tail -n 5 build/fuzz/$$target.log | grep executed; \
+	done
+
+fuzz-merge: ## keep in tests/fuzz/corpus what `make fuzz` has found that covers more
+	@for target in $(FUZZ); do \
+	  FUZZ_TARGET=$$target build/fuzz/tests/fuzz $(fuzz_limits) -merge=1 \
+	    tests/fuzz/corpus/$$target build/fuzz/corpus/$$target 2>&1 | tail -n 1; \
+	done
 
 bench: build/claude-openai stand-in e2e-modules ## measure what requests, sessions and streams cost
 	@node tests/bench/bench.mjs
@@ -205,6 +232,6 @@ help: ## say this
 
 FORCE:
 .DELETE_ON_ERROR:
-.PHONY: all run dev test unit protocol golden e2e e2e-clients header asan tsan bench soak programs \
+.PHONY: all run dev test fuzz fuzz-merge unit protocol golden e2e e2e-clients header asan tsan bench soak programs \
         stand-in e2e-modules format format-check tidy install uninstall clean deps need-build need-test \
         help FORCE

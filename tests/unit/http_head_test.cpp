@@ -89,7 +89,7 @@ TEST_CASE("http_head: the length is told once, in digits, or in chunks") {
 }
 
 TEST_CASE("http_head: a line that programs read in two ways is refused") {
-  for (const std::string fields :
+  for (const auto& fields :
        {std::string("Content-Length : 5\r\n"), std::string(" Content-Length: 5\r\n"),
         std::string("X: a\r\n folded\r\n"), std::string("no colon\r\n"), std::string(": value\r\n"),
         std::string("X: a\nY: b\r\n"), std::string("X: a\rY: b\r\n"), std::string("X: a\0b\r\n", 8),
