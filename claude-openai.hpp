@@ -5562,6 +5562,22 @@ class temporary_directory {
 //       process | one thread
 //================================================================================================
 
+/// What a fresh process is told first and cannot be told otherwise later: system prompt, tools, schema
+/// of the answer. The line is the same for the same wishes.
+struct conversation_opening {
+  std::string line;
+  tool_names names;
+  json tools;  ///< as the in-process server lists them
+};
+
+constexpr const char* opening_id = "initialize";  ///< of the request that `claude` answers
+
+inline conversation_opening make_opening(const turn_request& request) {
+  auto names = make_answer_shape(request).names;
+  auto tools = encode_tools(request.tools, names);
+  return {encode_initialize(opening_id, request), std::move(names), std::move(tools)};
+}
+
 /// Speaks with one process. Whoever holds it moves its bytes with `pump`; it owns no thread.
 class worker {
  public:
@@ -5571,6 +5587,18 @@ class worker {
       : child_(std::make_unique<child_process>(what, guard)) {
     send(encode_probe(probe_id));
   }
+
+  /// Tells a fresh process its opening ahead of the request, which saves the request that time. From
+  /// then on only one with the same opening may have it.
+  void open(const conversation_opening& opening) {
+    opening_ = opening.line;
+    names_ = opening.names;
+    tools_ = opening.tools;
+    send(opening.line);
+  }
+
+  /// The line that it was opened with; empty when it was not.
+  const std::string& opening() const { return opening_; }
 
   /// The process has answered once, so that its start is no longer on anybody's clock.
   bool warm() const { return warm_; }
@@ -5611,9 +5639,10 @@ class worker {
     names_ = shape.names;
     agent_ = shape.agent;
     std::string batch;
-    if (first == 0) {
-      batch = encode_initialize(initialize_id, request);
-      tools_ = encode_tools(request.tools, names_);
+    if (first == 0 && opening_.empty()) {
+      auto opening = make_opening(request);
+      batch = std::move(opening.line);
+      tools_ = std::move(opening.tools);
     }
     batch += encode_wishes(request);
     model_ = request.model;
@@ -5639,7 +5668,7 @@ class worker {
     expecting_ = expectation::introduction;
     turn_request nothing;
     nothing.system = "-";
-    send(encode_initialize(initialize_id, nothing));
+    send(encode_initialize(opening_id, nothing));
   }
 
   /// What the process answered to `initialize`; null until then.
@@ -5683,7 +5712,6 @@ class worker {
   enum class expectation { nothing, introduction, turn };
 
   static constexpr const char* probe_id = "probe";
-  static constexpr const char* initialize_id = "initialize";
   static constexpr const char* settings_id = "settings";
   static constexpr std::size_t longest_complaint = 2048;
 
@@ -5739,11 +5767,11 @@ class worker {
   void read_control_response(const json& response) {
     warm_ = true;
     const auto id = string_of(response, "request_id");
-    if (id != initialize_id && id != settings_id) return;
+    if (id != opening_id && id != settings_id) return;
     if (string_of(response, "subtype") == "error") {
       return lose("claude refused the conversation: " + string_of(response, "error"));
     }
-    if (id == initialize_id) introduction_ = member_of(response, "response");
+    if (id == opening_id) introduction_ = member_of(response, "response");
     if (id != settings_id) return;
     settings_pending_ = false;
     answer_calls();
@@ -5850,6 +5878,7 @@ class worker {
   bool told_ = false;
 
   expectation expecting_ = expectation::nothing;
+  std::string opening_;
   std::deque<message> untold_;  ///< a user's is told when the one before was acknowledged
   std::size_t number_ = 0;      ///< of the first of them
   std::string model_;           ///< as the client calls it
@@ -5877,6 +5906,7 @@ class worker {
 struct process_counts {
   int spare = 0;     ///< ready, or soon
   int warm = 0;      ///< of the spares: have answered already
+  int opened = 0;    ///< of the spares: know how the next conversation will likely begin
   int busy = 0;      ///< serve a request
   int idle = 0;      ///< hold a conversation that may go on
   int parked = 0;    ///< of the idle: wait for the results of a client's tools
@@ -5899,6 +5929,7 @@ struct process_demand {
   std::string client;          ///< the queue is fair between clients
   conversation_trace trace;    ///< of the request; a process that holds a part of it goes on
   bool answers_calls = false;  ///< all that is new are results for a process that waits for them
+  std::shared_ptr<const conversation_opening> opening = nullptr;  ///< of a fresh process; null: any
 };
 
 class pool;
@@ -5987,7 +6018,10 @@ class pool {
     now.maximum = maximum_;
     now.queued = static_cast<int>(queued_);
     now.started = started_;
-    for (const auto& spare : spares_) now.warm += spare.process->warm() ? 1 : 0;
+    for (const auto& spare : spares_) {
+      now.warm += spare.process->warm() ? 1 : 0;
+      now.opened += spare.process->opening().empty() ? 0 : 1;
+    }
     for (const auto& idle : idle_) now.parked += idle.process->parked() ? 1 : 0;
     if (queued_ > 0) {
       now.stalled = std::chrono::duration_cast<std::chrono::milliseconds>(
@@ -6002,6 +6036,13 @@ class pool {
   struct spare_process {
     launch_profile profile;
     std::unique_ptr<worker> process;
+  };
+
+  /// A profile that was asked for, and how its last fresh conversations were opened.
+  struct asked_profile {
+    launch_profile profile;
+    std::shared_ptr<const conversation_opening> last;
+    std::shared_ptr<const conversation_opening> usual;  ///< the same twice in a row: likely again
   };
 
   struct idle_process {
@@ -6061,10 +6102,26 @@ class pool {
   }
 
   /// Most recently asked-for profiles first: they get the spares.
-  void remember(const launch_profile& profile) {
-    profiles_.erase(std::remove(profiles_.begin(), profiles_.end(), profile), profiles_.end());
-    profiles_.push_front(profile);
+  asked_profile& remember(const launch_profile& profile) {
+    const auto known = find_asked(profile);
+    auto asked = known == profiles_.end() ? asked_profile{profile, {}, {}} : *known;
+    if (known != profiles_.end()) profiles_.erase(known);
+    profiles_.push_front(std::move(asked));
     if (profiles_.size() > 4) profiles_.pop_back();
+    return profiles_.front();
+  }
+
+  std::deque<asked_profile>::iterator find_asked(const launch_profile& profile) {
+    return std::find_if(profiles_.begin(), profiles_.end(),
+                        [&](const asked_profile& asked) { return asked.profile == profile; });
+  }
+
+  /// A client that opens its conversations alike finds a spare that is opened so already.
+  void note_opening(const process_demand& demand) {
+    if (!demand.opening) return;
+    auto& asked = remember(demand.profile);
+    if (asked.last && asked.last->line == demand.opening->line) asked.usual = demand.opening;
+    asked.last = demand.opening;
   }
 
   /// A slot for the request, if there is one: the process that holds most of its history, else a
@@ -6073,11 +6130,12 @@ class pool {
     if (auto own = try_own(demand)) return own;
     last_taken_ = std::chrono::steady_clock::now();
     grant found;
-    found.process = take_spare(demand.profile);
+    found.process = take_spare(demand);
     if (!found.process && total() >= maximum_) {
       if (stopping_.empty()) stop_least_useful();
       return std::nullopt;
     }
+    note_opening(demand);
     return take_slot(std::move(found));
   }
 
@@ -6124,14 +6182,19 @@ class pool {
     return found;
   }
 
-  /// The spare of that profile that is warm, else any of it; null when there is none.
-  std::unique_ptr<worker> take_spare(const launch_profile& profile) {
+  /// The spare of that profile that is opened as wanted, else one that is not opened; rather a warm
+  /// one. Null when there is none.
+  std::unique_ptr<worker> take_spare(const process_demand& demand) {
     auto best = spares_.end();
+    int best_rank = 0;
     for (auto spare = spares_.begin(); spare != spares_.end(); ++spare) {
-      if (!(spare->profile == profile) || !spare->process->alive()) continue;
-      if (best == spares_.end() || (spare->process->warm() && !best->process->warm())) {
-        best = spare;
-      }
+      auto& process = *spare->process;
+      const bool opened = !process.opening().empty();
+      const bool fits = !opened || (demand.opening && process.opening() == demand.opening->line);
+      if (!(spare->profile == demand.profile) || !fits || !process.alive()) continue;
+      const int rank = 1 + (process.warm() ? 2 : 0) + (opened ? 1 : 0);
+      if (rank > best_rank) best = spare;
+      best_rank = std::max(rank, best_rank);
     }
     if (best == spares_.end()) return nullptr;
     auto process = std::move(best->process);
@@ -6248,6 +6311,7 @@ class pool {
     for (;;) {
       if (closing_) stop_waiting();
       tend_spares();
+      open_spares();
       tend_idle();
       reap();
       serve_queue();
@@ -6273,6 +6337,27 @@ class pool {
     for (auto& idle : idle_) stop(*idle.process);
     spares_.clear();
     idle_.clear();
+  }
+
+  /// Where a profile has several spares, one is opened as its conversations usually are. One that
+  /// was opened in another way is of little use any more, and makes room.
+  void open_spares() {
+    for (const auto& asked : profiles_) {
+      if (!asked.usual || share_of(asked.profile) < 2) continue;
+      spare_process* plain = nullptr;
+      bool is_open = false;
+      for (auto spare = spares_.begin(); spare != spares_.end();) {
+        auto& process = *spare->process;
+        const bool mine = spare->profile == asked.profile;
+        const bool stale =
+            mine && !process.opening().empty() && process.opening() != asked.usual->line;
+        is_open = is_open || (mine && process.opening() == asked.usual->line);
+        if (mine && process.opening().empty() && process.warm()) plain = &*spare;
+        if (stale) stop(process);
+        spare = stale ? spares_.erase(spare) : std::next(spare);
+      }
+      if (plain != nullptr && !is_open) plain->process->open(*asked.usual);
+    }
   }
 
   /// Reads what spares say, and drops those that died or that nobody will ask for.
@@ -6360,8 +6445,8 @@ class pool {
   std::optional<launch_profile> missing_spare() const {
     const bool makes_room = spares_.empty() && idle_.size() > 1;
     if (closing_ || queued_ > 0 || (total() >= maximum_ && !makes_room)) return std::nullopt;
-    for (const auto& profile : profiles_) {
-      if (count_spares(profile) < share_of(profile)) return profile;
+    for (const auto& asked : profiles_) {
+      if (count_spares(asked.profile) < share_of(asked.profile)) return asked.profile;
     }
     return std::nullopt;
   }
@@ -6374,7 +6459,9 @@ class pool {
 
   /// The wanted spares are dealt out to the remembered profiles in turn, the latest first.
   int share_of(const launch_profile& profile) const {
-    const auto found = std::find(profiles_.begin(), profiles_.end(), profile);
+    const auto found =
+        std::find_if(profiles_.begin(), profiles_.end(),
+                     [&](const asked_profile& asked) { return asked.profile == profile; });
     if (found == profiles_.end()) return 0;
     const auto all = static_cast<int>(profiles_.size());
     const auto place = static_cast<int>(found - profiles_.begin());
@@ -6386,7 +6473,7 @@ class pool {
   int maximum_ = 0;
 
   mutable std::mutex mutex_;  ///< guards all below but the janitor itself
-  std::deque<launch_profile> profiles_;
+  std::deque<asked_profile> profiles_;
   std::list<spare_process> spares_;
   std::list<idle_process> idle_;  ///< the least recently used first
   std::list<stopping_process> stopping_;
@@ -7354,8 +7441,11 @@ class turn {
       waits_since_ = std::chrono::steady_clock::now();
       ticket_.emplace(
           pool_,
-          process_demand{
-              {request_.model, request_.agent}, request_.client, trace_, answers_calls(request_)});
+          process_demand{{request_.model, request_.agent},
+                         request_.client,
+                         trace_,
+                         answers_calls(request_),
+                         std::make_shared<const conversation_opening>(make_opening(request_))});
     }
     auto taken = ticket_->try_take();
     if (!taken) return false;
@@ -11618,6 +11708,7 @@ const endpoints = {
     ['POST', '/v1/messages/count_tokens', 'How many tokens a request has', hello],
     ['POST', '/v1/completions', 'Legacy completions',
       (model) => ({ model, prompt: 'Once upon a time', max_tokens: 60, stream: true })],
+    ['POST', '/v1/debug/request', 'What has arrived, and what is wrong with it', hello],
     ['POST', '/v1/compatibility', 'What of a chat request would be honoured',
       (model) => ({ ...hello(model), temperature: 1.5, seed: 42 })],
   ],

@@ -105,22 +105,31 @@ inline std::string decode(std::string_view bytes) {
 /// A turn that keeps the grammar, made of the input's choices.
 inline std::vector<event> make_turn(choices& input) {
   std::vector<event> told{turn_started{input.text(8), {}}};
+  bool calls = false;
   for (std::size_t index = 0; !input.empty() && index < 20; ++index) {
     constexpr std::array<block_kind, 5> kinds = {block_kind::text, block_kind::thinking,
                                                  block_kind::redacted_thinking,
                                                  block_kind::tool_call, block_kind::activity};
     const auto kind = kinds.at(input.below(kinds.size()));
-    told.emplace_back(block_started{index, kind, "id" + std::to_string(index), input.text(8)});
-    for (auto pieces = input.below(4); pieces > 0; --pieces) {
-      told.emplace_back(block_delta{index, input.text(12)});
+    block_started begun{index, kind, {}, {}};
+    if (kind == block_kind::tool_call) {
+      begun.id = "id" + std::to_string(index);
+      begun.name = "n" + input.text(8);
+      calls = true;
     }
-    told.emplace_back(block_stopped{index, input.text(4)});
+    told.emplace_back(begun);
+    for (auto pieces = 1 + input.below(4); pieces > 0; --pieces) {
+      told.emplace_back(block_delta{index, "x" + input.text(12)});
+    }
+    told.emplace_back(
+        block_stopped{index, kind == block_kind::thinking ? input.text(4) : std::string()});
     if (input.below(12) == 0) {
       told.emplace_back(turn_failed{api_error(error_kind::upstream_failed, input.text(8))});
       return told;
     }
   }
-  const auto reason = static_cast<stop_reason>(input.below(6));
+  auto reason = static_cast<stop_reason>(input.below(6));
+  if (reason == stop_reason::tool_use && !calls) reason = stop_reason::end_turn;
   told.emplace_back(turn_stopped{reason, input.text(4), {}});
   return told;
 }

@@ -452,3 +452,104 @@ TEST_CASE("pool: the default cap follows the memory, within bounds") {
   CHECK(claude_openai::default_max_processes(2500 * mib) == 10);
   CHECK(claude_openai::default_max_processes(1'000'000 * mib) == 32);
 }
+
+namespace {
+
+claude_openai::turn_request opened_by(const std::string& system, const std::string& wish) {
+  auto request = asking(wish);
+  request.system = system;
+  return request;
+}
+
+/// A process for a fresh conversation that is opened like this.
+lease take_for(pool& processes, const claude_openai::turn_request& request) {
+  auto opening = std::make_shared<const claude_openai::conversation_opening>(make_opening(request));
+  pool::ticket place(processes, {usual, "", {}, false, std::move(opening)});
+  const auto deadline = steady::now() + 20s * slowness;
+  while (steady::now() < deadline) {
+    if (auto taken = place.try_take()) return std::move(*taken);
+    pollfd readable{place.fd(), POLLIN, 0};
+    ::poll(&readable, 1, 20);
+  }
+  throw std::runtime_error("no process in time");
+}
+
+/// How often the process was initialized, and with which system prompt last.
+std::pair<int, std::string> initialized(claude_openai::worker& process, const std::string& system) {
+  const auto got = finish_turn(process, opened_by(system, "echo"));
+  REQUIRE(got.stopped);
+  std::pair<int, std::string> seen;
+  const auto echo = json::parse(got.text);
+  for (const auto& line : echo["told"]) {
+    const auto& request = line.value("request", json::object());
+    if (request.value("subtype", "") != "initialize") continue;
+    ++seen.first;
+    seen.second = request["systemPrompt"].dump();
+  }
+  return seen;
+}
+
+}  // namespace
+
+TEST_CASE("pool: who opens conversations alike finds a spare that is opened already") {
+  const stand_in program;
+  running_pool running(with_spares(program, 2, 8));
+  REQUIRE(has_warm(running.processes, 2));
+  for (int i = 0; i < 2; ++i) {
+    const auto taken = take_for(running.processes, opened_by("usual prompt", "echo"));
+    CHECK(taken.worker().opening().empty());
+    CHECK(initialized(taken.worker(), "usual prompt").first == 1);
+  }
+  REQUIRE(eventually([&] { return running.processes.counts().opened == 1; }));
+  REQUIRE(has_warm(running.processes, 2));
+  {
+    // Somebody else's prompt never goes to it, nor does a request that tells none.
+    const auto stranger = take_for(running.processes, opened_by("another prompt", "echo"));
+    CHECK(stranger.worker().opening().empty());
+    CHECK(initialized(stranger.worker(), "another prompt").second.find("another") !=
+          std::string::npos);
+    CHECK(running.processes.counts().opened == 1);
+  }
+  const auto taken = take_for(running.processes, opened_by("usual prompt", "echo"));
+  CHECK(!taken.worker().opening().empty());
+  const auto [times, prompt] = initialized(taken.worker(), "usual prompt");
+  CHECK(times == 1);
+  CHECK(prompt.find("usual prompt") != std::string::npos);
+}
+
+TEST_CASE("pool: a prompt that came once opens no spare, and a new usual one takes its place") {
+  const stand_in program;
+  running_pool running(with_spares(program, 2, 8));
+  REQUIRE(has_warm(running.processes, 2));
+  for (const char* prompt : {"a", "b", "a", "b"}) {
+    take_for(running.processes, opened_by(prompt, "echo"));
+  }
+  REQUIRE(has_warm(running.processes, 2));
+  std::this_thread::sleep_for(300ms);
+  CHECK(running.processes.counts().opened == 0);
+  for (const std::string prompt : {"first", "second"}) {
+    for (int i = 0; i < 3; ++i) {
+      take_for(running.processes, opened_by(prompt, "echo"));
+      REQUIRE(has_warm(running.processes, 2));
+    }
+    REQUIRE(eventually([&] { return running.processes.counts().opened == 1; }));
+    const auto taken = take_for(running.processes, opened_by(prompt, "echo"));
+    CHECK(!taken.worker().opening().empty());
+    CHECK(initialized(taken.worker(), prompt).second.find(prompt) != std::string::npos);
+  }
+}
+
+TEST_CASE("pool: a spare that is opened with tools serves them to its first request") {
+  const stand_in program;
+  running_pool running(with_spares(program, 2, 8));
+  auto request = asking("tool names=look");
+  request.tools.push_back({"look", "looks", json::object({{"type", "object"}})});
+  for (int i = 0; i < 2; ++i) take_for(running.processes, request);
+  REQUIRE(eventually([&] { return running.processes.counts().opened == 1; }));
+  REQUIRE(has_warm(running.processes, 2));
+  const auto taken = take_for(running.processes, request);
+  REQUIRE(!taken.worker().opening().empty());
+  const auto got = finish_turn(taken.worker(), request);
+  REQUIRE(got.stopped);
+  CHECK(got.stopped->reason == claude_openai::stop_reason::tool_use);
+}

@@ -197,7 +197,7 @@ TEST_CASE("options: an empty variable counts as not set") {
 TEST_CASE("env file: names and values, with quotes, comments and export") {
   using claude_openai::parse_env_file;
   const auto read = parse_env_file(
-      "# comment\n\nA=1\r\n  B = two words  \nexport C='it''s $HOME # all'\nD=\"a\\n\\\"b\\\\\" # "
+      "# comment\n\nA=1\r\n  B = two words  \nexport C='its $HOME # all'\nD=\"a\\n\\\"b\\\\\" # "
       "x\n"
       "E=x#y\nF=x # y\nG=\nA=2");
   CHECK(read.at("A") == "2");
