@@ -125,11 +125,11 @@ unit protocol golden: ## build and run one suite
 	@$(MAKE) --no-print-directory -j$(JOBS) programs
 	@tests/run $@
 
-e2e: build/claude-openai e2e-modules ## run the real server, the real CLI and real clients
+e2e: build/claude-openai stand-in e2e-modules ## run the real server, the real CLI and real clients
 	@.ci/deps browser
 	@tests/run e2e
 
-e2e-clients: build/claude-openai e2e-modules ## run Codex, opencode and Claude Code against the real server
+e2e-clients: build/claude-openai stand-in e2e-modules ## run Codex, opencode and Claude Code against the real server
 	@cd tests/e2e && node run.mjs --suite coding_agents
 
 header: stand-in ## check the header itself (linkage, macros, warnings, sections, shape)

@@ -13310,7 +13310,9 @@ class server {
             first || facts.problem != before.problem || facts.version != before.version;
         if (on_inspected && news) on_inspected(facts);
         if (first && facts.too_old) return;
-        again = std::chrono::steady_clock::now() + pause;
+        // A process that died while it was asked is no reason to think long of it.
+        const bool unlucky = !facts.version.empty() && !facts.logged_in;
+        again = std::chrono::steady_clock::now() + (unlucky ? std::chrono::seconds(2) : pause);
       }
       seen = now;
       pollfd entry{closing_.fd(), POLLIN, 0};
@@ -13354,11 +13356,15 @@ class server {
   std::size_t accept_connections() {
     std::vector<pollfd> entries{{stop_.fd(), POLLIN, 0}, {reload_.fd(), POLLIN, 0}};
     for (const auto& listener : listeners_) entries.push_back({listener.get(), POLLIN, 0});
+    constexpr std::chrono::minutes expiry_interval{1};
+    auto expiry = std::chrono::steady_clock::now() + expiry_interval;
     for (;;) {
-      constexpr int expiry_interval_ms = 60'000;
       const int ready =
-          ::poll(entries.data(), static_cast<nfds_t>(entries.size()), expiry_interval_ms);
-      if (ready == 0) sessions_.expire();
+          ::poll(entries.data(), static_cast<nfds_t>(entries.size()), poll_timeout(expiry));
+      if (std::chrono::steady_clock::now() >= expiry) {
+        sessions_.expire();
+        expiry = std::chrono::steady_clock::now() + expiry_interval;
+      }
       if (ready <= 0) continue;
       if (const auto stops = entries[0].revents != 0 ? stop_.clear() : 0) return stops;
       if (entries[1].revents != 0) load_anew();

@@ -428,13 +428,18 @@ using strings = std::vector<std::string>;
 struct arguments {
   std::string program;
   std::vector<std::string> given;
+  bool had_env_file = false;
 
   /// The variables of the environment, and of the file where the environment has none.
-  static proxy::environment_map read_variables(const std::string& env_file) {
+  proxy::environment_map read_variables(const std::string& env_file) {
     auto variables = proxy::current_environment();
     const bool asked = !env_file.empty();
     const std::string path = asked ? env_file : ".env";
-    if (!asked && !std::filesystem::exists(path)) return variables;
+    if (!asked && !std::filesystem::exists(path)) {
+      if (!had_env_file) return variables;
+      throw std::runtime_error(".env is gone");  // its keys shall not go with it
+    }
+    had_env_file = true;
     try {
       for (auto& [name, value] : proxy::parse_env_file(read_file(path))) {
         variables.emplace(name, value);
@@ -455,7 +460,7 @@ struct arguments {
   /// library's own order (flags, file, environment) becomes ours. `sources` tells of each flag
   /// whether it, or which variable, has set it.
   std::unique_ptr<command_line> load(proxy::environment_map& variables,
-                                     std::map<std::string, std::string>& sources) const {
+                                     std::map<std::string, std::string>& sources) {
     command_line flags(false);
     const auto names = flags.take_variables();
     parse(flags, given);
@@ -593,7 +598,7 @@ void allow_many_descriptors() {
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-int serve(const proxy::options& settings, const arguments& called, std::string made_key) {
+int serve(const proxy::options& settings, arguments& called, std::string made_key) {
   allow_many_descriptors();
   proxy::server server(settings);
   server.bind();
@@ -661,7 +666,7 @@ void give_large_blocks_back() {
 #endif
 }
 
-int run(const arguments& called) {
+int run(arguments& called) {
   give_large_blocks_back();
   proxy::environment_map variables;
   std::map<std::string, std::string> sources;
@@ -689,7 +694,7 @@ int main(int argc, char** argv) {
     return proxy::demo::run({argv + 2, argv + argc}, proxy::current_environment(), STDIN_FILENO,
                             STDOUT_FILENO);
   }
-  const arguments called{argv[0], {argv + 1, argv + argc}};
+  arguments called{argv[0], {argv + 1, argv + argc}};
   hide_keys(argc, argv);
   try {
     return run(called);

@@ -19,7 +19,7 @@ export const sleep = (ms) =>
   });
 
 /** Asks until it holds, and returns what held; says what it waited for when the time is up. */
-export async function eventually(what, holds, ms = 3000) {
+export async function eventually(what, holds, ms = 8000) {
   const end = performance.now() + ms;
   for (;;) {
     const value = await holds();
@@ -197,13 +197,13 @@ export async function startProxy(options) {
 }
 
 /** A proxy that is expected to refuse to start. Resolves to {exit, output}; `exit` is null when it stays. */
-export async function startAndExpectExit(options, ms = 5000) {
+export async function startAndExpectExit(options, ms = 10_000) {
   const proxy = new Proxy(options);
   options.prepare?.(proxy);
   proxy.start();
   const exit = await Promise.race([proxy.exited, sleep(ms).then(() => null)]);
   const { faults } = await proxy.stop();
-  await Promise.race([proxy.closed, sleep(1000)]); // what it said last may come after its end
+  await Promise.race([proxy.closed, sleep(10_000)]); // what it said last may come after its end
   return { exit, output: proxy.output, faults };
 }
 
@@ -403,13 +403,13 @@ export class Conversation {
 }
 
 /**
- * A list of tests and the function that adds one. Options: `deadline` in ms; `alone`: measures time, so nothing else may run;
+ * A list of tests and the function that adds one. Options: `deadline` in ms, `usual` if it has none; `alone`: measures time, so nothing else may run;
  * `slow`: begins early, since it waits more than it works.
  */
-export function suite() {
+export function suite(usual = 30_000) {
   const tests = [];
   const test = (name, options, body = options) => {
-    tests.push({ name, deadline: 30_000, ...(body === options ? {} : options), body });
+    tests.push({ name, deadline: usual, ...(body === options ? {} : options), body });
   };
   return { tests, test };
 }

@@ -6,7 +6,7 @@ import path from 'node:path';
 import { eventually, sleep, suite } from './harness.mjs';
 import { ask, reload, scrape, startLight, startOwn, waitForWindow } from './operate.mjs';
 
-export const limits = suite();
+export const limits = suite(90_000);
 const { test } = limits;
 
 const writeEnv = (proxy, text) => writeFileSync(path.join(proxy.scratch, '.env'), text);
@@ -50,7 +50,7 @@ const GROUPS = [
 
 test('each group of endpoints has its own count, with the documented defaults', { slow: true }, async (t) => {
   const proxy = await startOwn(t, { env: { RATE_LIMIT_ENABLED: 'true' } });
-  await waitForWindow(probe(t, proxy));
+  await waitForWindow(probe(t, proxy), 20);
   await t.get('/version'); // opens the count of health in the new window, if there was a wait
   for (const [name, , limit, request] of GROUPS) {
     const first = await t.send(request).done;
@@ -98,44 +98,40 @@ test(
   },
 );
 
-test(
-  'a limited request costs nothing, and the window ends when it was told',
-  { slow: true, deadline: 60_000 },
-  async (t) => {
-    const proxy = await startLight(t, {
-      args: ['--rate-limit', '--rate-limit-chat', '2', '--rate-limit-health', '1000'],
-    });
-    await waitForWindow(probe(t, proxy));
-    const chat = () => t.chat(ask('[[text say=fine]]'));
-    assert.deepEqual([(await chat()).status, (await chat()).status], [200, 200]);
-    const refused = await chat();
-    assertLimited(refused, 'the third');
-    const stream = await t.chat({ stream: true, ...ask('[[text]]') });
-    assertLimited(stream, 'streamed');
-    const messages = await t.send({
-      path: '/v1/messages',
-      body: { model: 'sonnet', max_tokens: 9, ...ask('[[text]]') },
-    }).done;
-    assert.equal(messages.status, 429, messages.text);
-    assert.deepEqual(
-      [messages.json.type, messages.json.error.type],
-      ['error', 'rate_limit_error'],
-      'in the shape of Messages',
-    );
-    assert.ok(Number(messages.headers['retry-after']) > 0);
-    const figures = await scrape(t);
-    assert.equal(figures('rejected_total', { reason: 'rate_limit' }), 3);
-    assert.equal(figures('turns_total'), 2, 'the model was asked twice');
-    // The seconds are true: they run down, and when they are few enough to wait for, the window ends with them.
-    const [begun, left] = [performance.now(), Number(refused.headers['retry-after'])];
-    await sleep(left > 30 ? 4000 : left * 1000 + 300);
-    const later = await chat();
-    if (left <= 30) return assert.equal(later.status, 200, 'the window is over');
-    assertLimited(later, 'later');
-    const passed = left - Number(later.headers['retry-after']);
-    assert.ok(Math.abs(passed - (performance.now() - begun) / 1000) < 1.5, `${passed} s of ${left} have passed`);
-  },
-);
+test('a limited request costs nothing, and the window ends when it was told', { slow: true }, async (t) => {
+  const proxy = await startLight(t, {
+    args: ['--rate-limit', '--rate-limit-chat', '2', '--rate-limit-health', '1000'],
+  });
+  await waitForWindow(probe(t, proxy));
+  const chat = () => t.chat(ask('[[text say=fine]]'));
+  assert.deepEqual([(await chat()).status, (await chat()).status], [200, 200]);
+  const refused = await chat();
+  assertLimited(refused, 'the third');
+  const stream = await t.chat({ stream: true, ...ask('[[text]]') });
+  assertLimited(stream, 'streamed');
+  const messages = await t.send({
+    path: '/v1/messages',
+    body: { model: 'sonnet', max_tokens: 9, ...ask('[[text]]') },
+  }).done;
+  assert.equal(messages.status, 429, messages.text);
+  assert.deepEqual(
+    [messages.json.type, messages.json.error.type],
+    ['error', 'rate_limit_error'],
+    'in the shape of Messages',
+  );
+  assert.ok(Number(messages.headers['retry-after']) > 0);
+  const figures = await scrape(t);
+  assert.equal(figures('rejected_total', { reason: 'rate_limit' }), 3);
+  assert.equal(figures('turns_total'), 2, 'the model was asked twice');
+  // The seconds are true: they run down, and when they are few enough to wait for, the window ends with them.
+  const [begun, left] = [performance.now(), Number(refused.headers['retry-after'])];
+  await sleep(left > 30 ? 4000 : left * 1000 + 300);
+  const later = await chat();
+  if (left <= 30) return assert.equal(later.status, 200, 'the window is over');
+  assertLimited(later, 'later');
+  const passed = left - Number(later.headers['retry-after']);
+  assert.ok(Math.abs(passed - (performance.now() - begun) / 1000) < 1.5, `${passed} s of ${left} have passed`);
+});
 
 test('off on loopback unless switched on, on beyond it unless switched off', async (t) => {
   const limited = async (options) => {
@@ -242,7 +238,7 @@ test('a limit of 0 shuts a group, and SIGHUP opens it', async (t) => {
   assert.equal((await t.get('/v1/sessions')).status, 200);
 });
 
-test('wrong keys are slowed down, counted, and end in a 429', { slow: true, deadline: 60_000 }, async (t) => {
+test('wrong keys are slowed down, counted, and end in a 429', { slow: true }, async (t) => {
   const proxy = await startOwn(t, { args: ['--rate-limit', '--rate-limit-session', '8', '--api-key', 'right'] });
   await waitForWindow(probe(t, proxy), 20);
   const guesses = [];

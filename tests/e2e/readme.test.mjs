@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url';
 import { startAndExpectExit, suite } from './harness.mjs';
 import { ask, scrape, startLight, startOwn, waitForWindow } from './operate.mjs';
 
-export const readme = suite();
+export const readme = suite(90_000);
 const { test } = readme;
 
 const README = readFileSync(path.join(path.dirname(fileURLToPath(import.meta.url)), '..', '..', 'README.md'), 'utf8');

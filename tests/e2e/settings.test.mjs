@@ -8,7 +8,7 @@ import { promisify } from 'node:util';
 import { PROXY, eventually, processesMarked, startAndExpectExit, suite } from './harness.mjs';
 import { NO_CLI, STAND_IN, ask, logLines, reload, scratchFolder, standIn, startLight, startOwn } from './operate.mjs';
 
-export const settings = suite();
+export const settings = suite(90_000);
 const { test } = settings;
 
 const QUESTION = /Enable API key protection\? \(y\/N\)/;
@@ -17,13 +17,16 @@ const bearer = (key) => ({ headers: { authorization: `Bearer ${key}` } });
 
 /** What --print-config says, as {name: [value, source]}. `files` lie in the working directory. */
 async function printed(t, { args = [], env = {}, files = {} } = {}) {
-  const result = await startAndExpectExit({
-    url: t.api.url,
-    cli: NO_CLI,
-    args: [...args, '--print-config'],
-    env: { DEFAULT_MODEL: undefined, ...env },
-    prepare: (proxy) => writeFiles(proxy, files),
-  });
+  const result = await startAndExpectExit(
+    {
+      url: t.api.url,
+      cli: NO_CLI,
+      args: [...args, '--print-config'],
+      env: { DEFAULT_MODEL: undefined, ...env },
+      prepare: (proxy) => writeFiles(proxy, files),
+    },
+    20_000,
+  );
   assert.equal(result.exit?.code, 0, result.output);
   const found = {};
   for (const line of result.output.trim().split('\n')) {

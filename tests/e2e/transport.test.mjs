@@ -11,7 +11,7 @@ import OpenAI from 'openai';
 import { eventually, processesMarked, send, sleep, startAndExpectExit, suite } from './harness.mjs';
 import { NO_CLI, ask, reload, scratchFolder, startLight, startOwn } from './operate.mjs';
 
-export const transport = suite();
+export const transport = suite(90_000);
 const { test } = transport;
 
 // ---- TLS -----------------------------------------------------------------------------------------
