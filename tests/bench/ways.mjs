@@ -15,7 +15,7 @@ export const pair = (question) => [user(question), { role: 'assistant', content:
 export const health = async (proxy) => (await send(proxy, { method: 'GET', path: '/health' }).done).json.processes;
 
 /** Resolves when every process has been warm and idle for a while. */
-export async function quiet(proxy, spares = 1) {
+export async function quiet(proxy, spares = 2) {
   await eventually(
     'the spares are warm',
     async () => {

@@ -6,7 +6,7 @@
 // HEADER=file takes another header than claude-openai.hpp (to try the checks themselves).
 
 import { execFile, spawn } from 'node:child_process';
-import { existsSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -235,6 +235,24 @@ check('only sections process, transport and http call the operating system', () 
 });
 
 const lines = header.split('\n');
+
+check('make install puts program, header and service files below the prefix, make uninstall takes them away', async () => {
+  const folder = join(scratch, 'installed');
+  const made = (...goals) => run('make', ['--no-print-directory', ...goals, `DESTDIR=${folder}`, 'PREFIX=/opt/proxy'], { cwd: root });
+  const { code, out } = await made('install');
+  if (code !== 0) throw new Error(out);
+  const at = (path) => join(folder, 'opt/proxy', path);
+  const version = await run(at('bin/claude-openai'), ['--version']);
+  if (!/^claude-openai \d/.test(version.out)) throw new Error(version.out);
+  if (readFileSync(at('include/claude-openai.hpp'), 'utf8') !== header) throw new Error('another header');
+  for (const path of ['lib/systemd/user/claude-openai.service', 'share/claude-openai/claude-openai.plist']) {
+    const text = readFileSync(at(path), 'utf8');
+    if (!text.includes('/opt/proxy/bin/claude-openai') || text.includes('@PREFIX@')) throw new Error(text);
+  }
+  await made('uninstall');
+  const left = readdirSync(folder, { recursive: true, withFileTypes: true }).filter((entry) => !entry.isDirectory());
+  none(left.map(({ name }) => name), 'left');
+});
 
 check('no line is over 100 columns', () => {
   none(lines.flatMap((line, i) => ([...line].length > 100 ? [`line ${i + 1}: ${[...line].length}`] : [])), 'too long');

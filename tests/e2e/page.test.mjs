@@ -7,6 +7,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { promisify } from 'node:util';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
+import { DEMO } from './demo.test.mjs';
 import { directive } from './messages_api.mjs';
 import { eventually, sleep, suite } from './harness.mjs';
 
@@ -341,6 +342,21 @@ test('playground: two streamed turns, with Markdown, reasoning, figures and the 
   await view.click('#restart');
   assert.equal(await view.locator('.message').count(), 0);
   assert.ok(await view.locator('#empty').isVisible());
+});
+
+test('playground: two streamed turns with the demo', async (t) => {
+  const proxy = await t.start({ ...DEMO, args: ['--demo', '--spares', '1'] });
+  const view = await open(t, { proxy });
+  await is(view, '#connection', 'Connected');
+  await say(view, '/think /say The **first** answer');
+  await idle(view);
+  assert.equal(await view.locator('.message').nth(1).locator('strong').textContent(), 'first');
+  await say(view, 'And what now?');
+  await idle(view);
+  assert.match(await view.locator('.message').nth(3).locator('.text').textContent(), /demo.*And what now\?/s);
+  const { processes, demo } = (await t.get('/health', { proxy })).json;
+  assert.equal(demo, true);
+  assert.equal(processes.idle, 1, 'both turns went to one process');
 });
 
 test('playground: the settings are sent, and an answer that is not streamed is shown too', async (t) => {

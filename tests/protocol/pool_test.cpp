@@ -474,19 +474,12 @@ lease take_for(pool& processes, const claude_openai::turn_request& request) {
   throw std::runtime_error("no process in time");
 }
 
-/// How often the process was initialized, and with which system prompt last.
+/// How often the process was initialized, and with which system prompt.
 std::pair<int, std::string> initialized(claude_openai::worker& process, const std::string& system) {
   const auto got = finish_turn(process, opened_by(system, "echo"));
   REQUIRE(got.stopped);
-  std::pair<int, std::string> seen;
-  const auto echo = json::parse(got.text);
-  for (const auto& line : echo["told"]) {
-    const auto& request = line.value("request", json::object());
-    if (request.value("subtype", "") != "initialize") continue;
-    ++seen.first;
-    seen.second = request["systemPrompt"].dump();
-  }
-  return seen;
+  const auto told = json::parse(got.text)["told"];
+  return {told["initialized"].get<int>(), told["initialize"]["systemPrompt"].dump()};
 }
 
 }  // namespace

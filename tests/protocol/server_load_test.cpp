@@ -181,7 +181,7 @@ TEST_CASE("server: several requests follow each other on one connection, errors 
   }
 }
 
-TEST_CASE("server: over max_connections the next client is turned away, and served when one goes") {
+TEST_CASE("server: over max_connections the client that is silent longest makes room") {
   const stand_in program;
   auto settings = options_for(program);
   settings.max_connections = 3;
@@ -192,12 +192,31 @@ TEST_CASE("server: over max_connections the next client is turned away, and serv
     held.back()->get("/health");
     REQUIRE(held.back()->answer().status == 200);
   }
-  {
-    connection fourth(proxy.port());
-    fourth.get("/health");
-    CHECK(fourth.closed_by_peer());
+  connection fourth(proxy.port());
+  fourth.get("/health");
+  CHECK(fourth.answer().status == 200);
+  CHECK(held[0]->closed_by_peer());
+  held[2]->get("/health");
+  CHECK(held[2]->answer().status == 200);
+}
+
+TEST_CASE("server: where all connections are at work the next client is turned away") {
+  const stand_in program;
+  auto settings = options_for(program);
+  settings.max_connections = 2;
+  running_proxy proxy(settings);
+  std::vector<std::unique_ptr<connection>> busy;
+  for (int i = 0; i < 2; ++i) {
+    busy.push_back(std::make_unique<connection>(proxy.port()));
+    busy.back()->post("/v1/chat/completions", chat_asking("hang").dump());
   }
-  held.pop_back();
+  REQUIRE(eventually([&] { return program.live().size() == 2; }));
+  {
+    connection third(proxy.port());
+    third.get("/health");
+    CHECK(third.closed_by_peer());
+  }
+  busy.pop_back();
   CHECK(eventually([&] { return proxy.get("/health").status == 200; }));
 }
 

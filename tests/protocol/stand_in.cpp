@@ -61,6 +61,7 @@ void initialize(const json& id, const json& request) {
     return out.line(lines::control_error(id, "initialize failed as told", "internal_error"));
   }
   if (!told.contains("initialize")) told["initialize"] = request;  // a second one changes nothing
+  told["initialized"] = told.value("initialized", 0) + 1;
   lines::serves_tools = request.contains("sdkMcpServers");
   if (lines::serves_tools) {
     const json about{{"name", "claude-code"}, {"version", lines::version}};
