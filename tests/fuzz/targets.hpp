@@ -156,7 +156,7 @@ inline std::string write(std::string_view bytes) {
       {&openai_chat::dialect, R"({"messages":[{"role":"user","content":"x"}],"stream":true,
                                   "stream_options":{"include_usage":true}})"},
       {&anthropic_messages::dialect,
-       R"({"messages":[{"role":"user","content":"x"}],"max_tokens":9,"stream":true})"},
+       R"({"model":"m","messages":[{"role":"user","content":"x"}],"max_tokens":9,"stream":true})"},
       {&openai_responses::dialect, R"({"input":"x","stream":true})"},
       {&openai_completions::dialect, R"({"prompt":"x","stream":true})"},
   }};
