@@ -51,6 +51,12 @@ own_cli := $(CLAUDE_CLI_PATH)$(findstring --claude-path,$(ARGS))$(shell command 
 run: build/claude-openai $(if $(own_cli),,$(cli_folder)/installed) ## build and start, flags in ARGS="--port 9000"
 	@$(if $(own_cli),,CLAUDE_CLI_PATH=$(abspath $(cli))) build/claude-openai $(ARGS)
 
+doctor: build/claude-openai $(if $(own_cli),,$(cli_folder)/installed) ## is everything there that answers need?
+	@$(if $(own_cli),,CLAUDE_CLI_PATH=$(abspath $(cli))) build/claude-openai doctor $(ARGS)
+
+login: $(if $(own_cli),,$(cli_folder)/installed) ## log the `claude` in that `make run` uses
+	@$(if $(CLAUDE_CLI_PATH),$(CLAUDE_CLI_PATH),$(if $(own_cli),claude,$(cli))) auth login
+
 dev: build/claude-openai ## build and start, and again whenever a source changes
 	@tests/dev $(ARGS)
 
@@ -232,6 +238,6 @@ help: ## say this
 
 FORCE:
 .DELETE_ON_ERROR:
-.PHONY: all run dev test fuzz fuzz-merge unit protocol golden e2e e2e-clients header asan tsan bench soak programs \
+.PHONY: all run doctor login dev test fuzz fuzz-merge unit protocol golden e2e e2e-clients header asan tsan bench soak programs \
         stand-in e2e-modules format format-check tidy install uninstall clean deps need-build need-test \
         help FORCE

@@ -907,6 +907,11 @@ inline std::vector<std::string> validate(const options& settings) {
   require(settings.tcp || !settings.unix_socket.empty(), "without TCP a unix socket is needed");
   require(settings.tls_certificate.empty() == settings.tls_key.empty(),
           "TLS needs both a certificate and its key");
+  for (const auto& network : settings.trusted_proxies) {
+    const auto base = network.substr(0, network.find('/'));
+    require(is_ip_literal(base) || base == "unix",
+            "a trusted proxy is an address or a network, such as 10.0.0.0/8");
+  }
   const auto& limits = settings.limits;
   for (const int limit :
        {limits.chat, limits.debug, limits.auth, limits.session, limits.health, limits.other}) {
@@ -1162,7 +1167,9 @@ struct turn_request {
   std::string system;   ///< empty: none
   std::vector<message> messages;
   std::vector<tool_definition> tools;
-  tool_choice choice;          ///< of the tools
+  tool_choice choice;  ///< of the tools
+  std::string
+      nudge;  ///< said after the last message to this turn's process; no part of the history
   std::optional<json> schema;  ///< of the answer, which is JSON then
   std::string schema_field;    ///< where the client gave it
   sampling_settings sampling;
@@ -3791,6 +3798,17 @@ inline void settle_thinking(turn_request& request, const model_traits& model) {
   request.thinks = model.always_thinks || request.thinking_tokens.value_or(0) > 0;
 }
 
+/// A model that thinks cannot be forced to call a tool (the API refuses it): it is asked to.
+inline void settle_choice(turn_request& request) {
+  auto& choice = request.choice;
+  const bool named = choice.kind == tool_choice::how::named;
+  if (!request.thinks || (!named && choice.kind != tool_choice::how::any)) return;
+  name_ignored(request, "tool_choice");
+  request.nudge = named ? "Answer with a call of the tool `" + choice.name + "` and nothing else."
+                        : "Answer with a call of one of your tools and nothing else.";
+  choice.kind = tool_choice::how::automatic;
+}
+
 inline void settle_sampling(turn_request& request, const model_traits& model) {
   auto& sampling = request.sampling;
   if (sampling.temperature && *sampling.temperature > 1) {
@@ -3818,12 +3836,13 @@ inline void settle_sampling(turn_request& request, const model_traits& model) {
 /// Takes out of the request what the API would refuse, and names it. The one place that knows:
 ///
 /// - thinking goes with no temperature, top_p or top_k, needs 1,024 tokens below `max_tokens`, and
-///   cannot be had where a tool must be called;
+///   cannot be had where a tool must be called; where it cannot be turned off, the tool gives way;
 /// - later models take temperature or top_p, not both, and the CLI always sends a temperature; none
 ///   takes one above 1;
 /// - a stop sequence must hold more than blanks.
 inline void settle(turn_request& request, const model_traits& model) {
   settle_thinking(request, model);
+  settle_choice(request);
   settle_sampling(request, model);
 }
 
@@ -5652,6 +5671,7 @@ class worker {
     } else {
       const auto begin = request.messages.begin() + static_cast<std::ptrdiff_t>(first);
       untold_.assign(begin, request.messages.end());
+      if (!request.nudge.empty()) untold_.back().parts.emplace_back(text_part{request.nudge});
       number_ = first;
     }
     decoder_ = turn_decoder(decoder_.cost(), std::move(shape));
@@ -6118,7 +6138,8 @@ class pool {
 
   /// A client that opens its conversations alike finds a spare that is opened so already.
   void note_opening(const process_demand& demand) {
-    if (!demand.opening) return;
+    constexpr std::size_t longest = 64 * 1024;
+    if (!demand.opening || demand.opening->line.size() > longest) return;
     auto& asked = remember(demand.profile);
     if (asked.last && asked.last->line == demand.opening->line) asked.usual = demand.opening;
     asked.last = demand.opening;
@@ -9738,8 +9759,9 @@ struct cli_facts {
   std::optional<bool> logged_in;
   std::vector<std::string> models;           ///< ids and aliases that the CLI reports
   std::vector<std::string> always_thinking;  ///< those of them whose thinking cannot be turned off
-  std::string problem;                       ///< why no request can be answered, and what to do
-  bool too_old = false;                      ///< the problem is one that no retry can mend
+  std::map<std::string, std::string> resolved;  ///< ids by alias
+  std::string problem;                          ///< why no request can be answered, and what to do
+  bool too_old = false;                         ///< the problem is one that no retry can mend
 };
 
 /// Holds the facts for all threads.
@@ -9849,6 +9871,7 @@ inline void read_introduction(const json& introduction, cli_facts& facts) {
       const auto id = string_of(models[i], name);
       if (id.empty() || id == "default") continue;
       facts.models.push_back(id);
+      facts.resolved.emplace(string_of(models[i], "value"), string_of(models[i], "resolvedModel"));
       const auto& off = member_of(models[i], "supportsThinkingOff");
       if (off.is_boolean() && !off.get<bool>()) facts.always_thinking.push_back(id);
     }
@@ -12045,6 +12068,14 @@ class connection final : public httplib::Stream {
   /// way. For other threads too.
   std::int64_t waiting_since() const { return waiting_since_; }
 
+  /// Waits; meanwhile another client may have this one's place.
+  void rest(int timeout_ms, const wake_signal& stop) {
+    waiting_since_ = ticks_now();
+    std::array<pollfd, 2> fds{{{channel_.fd(), 0, 0}, {stop.fd(), POLLIN, 0}}};
+    ::poll(fds.data(), fds.size(), timeout_ms);
+    waiting_since_ = 0;
+  }
+
   bool write_all(std::string_view bytes) { return write(bytes.data(), bytes.size()) >= 0; }
 
   /// Lets the client read the answer although bytes of its request were never read: closing at
@@ -12075,7 +12106,11 @@ class connection final : public httplib::Stream {
       const auto result = channel_.send(bytes + sent, size - sent, count);
       if (result == io_result::moved) sent += count;
       if (result == io_result::ended) return -1;
-      if (result == io_result::wait && !channel_.wait_wanted(write_ms)) return -1;
+      if (result != io_result::wait) continue;
+      waiting_since_ = ticks_now();  // a client that does not read may lose its place to another
+      const bool goes_on = channel_.wait_wanted(write_ms);
+      waiting_since_ = 0;
+      if (!goes_on) return -1;
     }
     return static_cast<ssize_t>(size);
   }
@@ -12091,7 +12126,7 @@ class connection final : public httplib::Stream {
   static constexpr std::size_t slowest_bytes_per_ms = 16;
   static constexpr int write_ms = 60'000;
   static constexpr int linger_ms = 1'000;
-  static constexpr std::size_t max_head_bytes = 64 * 1024;
+  static constexpr std::size_t max_head_bytes = 32 * 1024;
 
   static std::int64_t ticks_now() {
     return std::chrono::steady_clock::now().time_since_epoch().count();
@@ -12348,7 +12383,7 @@ class http_service : public httplib::Server {
     services_.figures.begin();
     now.record->id = now.id;
     now.record->method = request.method;
-    now.record->path = printable(request.path);
+    now.record->path = printable(request.path.substr(0, 512));
     response.set_header("x-request-id", now.id);
     response.set_header("openai-version", "2020-10-01");
     if (now.settings->demo) response.set_header("x-claude-demo", "true");
@@ -12429,8 +12464,7 @@ class http_service : public httplib::Server {
       services_.figures.reject(refused.kind == error_kind::authentication ? "key" : "origin");
       if (refused.kind == error_kind::authentication && !presented_key(shown).empty()) {
         const auto delay = services_.limits.note_wrong_key(now.record->address);
-        pollfd entry{services_.stop.fd(), POLLIN, 0};
-        ::poll(&entry, 1, static_cast<int>(delay.count()));
+        now.client.rest(static_cast<int>(delay.count()), services_.stop);
       }
       throw;
     }
@@ -12464,7 +12498,8 @@ class http_service : public httplib::Server {
   static std::string canonical_path(const httplib::Request& request) {
     std::string_view path = request.path;
     const auto target = std::string_view(request.target).substr(0, request.target.find('?'));
-    if (text::starts_with(path, "/v1/")) path.remove_prefix(3);
+    // Twice where a client puts it before its own paths and the user has put it there, too.
+    for (int i = 0; i < 2 && text::starts_with(path, "/v1/"); ++i) path.remove_prefix(3);
     const bool slash = !target.empty() && target.back() == '/';
     if (path.size() > 1 && slash) path.remove_suffix(1);
     return std::string(path);
@@ -12889,8 +12924,11 @@ class http_service : public httplib::Server {
     const auto body = parse_body(read_body(now));
     auto turn = anthropic_messages::parse_request(body, true);
     define_called_tools(turn);
-    const auto counted =
-        count_by_api(*now.settings, anthropic_messages::make_count_request(body, turn));
+    auto asked = anthropic_messages::make_count_request(body, turn);
+    const auto aliases = services_.status.get().resolved;
+    const auto alias = aliases.find(string_of(asked, "model"));
+    if (alias != aliases.end() && !alias->second.empty()) asked["model"] = alias->second;
+    const auto counted = count_by_api(*now.settings, asked);
     now.response.set_header("x-token-count", counted ? "exact" : "estimate");
     answer_json(now, json::object({{"input_tokens",
                                     counted.value_or(anthropic_messages::estimate_tokens(turn))}}));
@@ -13378,7 +13416,9 @@ class server {
     reload_.clear();
     try {
       if (on_reload) on_reload();
-      settings_.log.info("the settings were loaded anew");
+      settings_.log.info(
+          "loaded anew: keys, limits, budgets, origins, proxies, default model, log level and TLS "
+          "files; other settings need a restart");
     } catch (const std::exception& failure) {
       settings_.log.error(std::string("the settings stay as they were: ") + failure.what());
     }
@@ -13508,13 +13548,15 @@ struct finding {
 class doctor {
  public:
   doctor(options settings, std::function<void(const finding&)> tell)
-      : settings_(complete(std::move(settings), scratch_)), tell_(std::move(tell)) {}
+      : settings_(std::move(settings)), tell_(std::move(tell)) {}
 
   /// True when nothing is wrong.
   bool run() {
+    if (!check_settings()) return false;
     check_port();
     check_transport();
     check_temporary_directory();
+    check_session_directory();
     if (!check_cli()) return false;
     check_login();
     if (check_spare()) check_answer();
@@ -13525,6 +13567,31 @@ class doctor {
   void tell(const finding& found) {
     well_ = well_ && found.good;
     tell_(found);
+  }
+
+  bool check_settings() {
+    try {
+      settings_ = complete(std::move(settings_), scratch_);
+      guard_ = std::make_shared<child_guard>(scratch_->path());
+      return true;
+    } catch (const std::exception& failure) {
+      tell({"settings", false, failure.what(), "see --print-config, and TMPDIR"});
+      return false;
+    }
+  }
+
+  void check_session_directory() {
+    if (settings_.session_directory.empty()) return;
+    try {
+      const session_store sessions(settings_);
+      tell({"session directory",
+            true,
+            settings_.session_directory + ", " + std::to_string(sessions.size()) + " sessions",
+            {}});
+    } catch (const std::exception& failure) {
+      tell({"session directory", false, failure.what(), "choose another --session-dir"});
+      settings_.session_directory.clear();
+    }
   }
 
   void check_transport() {
@@ -13554,8 +13621,15 @@ class doctor {
       listen_on(settings_.host, settings_.port);
       tell({"port", true, place + " is free", {}});
     } catch (const std::system_error& failure) {
+      const bool busy = failure.code().value() == EADDRINUSE;
+      if (busy && !settings_.port_required) {
+        tell({"port", true, place + " is in use; the proxy would take the next free one", {}});
+        return;
+      }
       tell({"port", false, failure.what(),
-            "end what listens there (is the proxy running already?), or choose another --port"});
+            busy
+                ? "end what listens there (is the proxy running already?), or choose another --port"
+                : "choose an address of this machine with --host"});
     }
   }
 
@@ -13655,7 +13729,7 @@ class doctor {
   std::optional<temporary_directory> scratch_;
   options settings_;
   std::function<void(const finding&)> tell_;
-  std::shared_ptr<const child_guard> guard_ = std::make_shared<child_guard>();
+  std::shared_ptr<const child_guard> guard_;
   wake_signal stop_;
   std::optional<pool> processes_;
   bool well_ = true;

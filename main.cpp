@@ -68,17 +68,33 @@ proxy::log_level parse_level(const std::string& name) {
   return static_cast<proxy::log_level>(std::find(names.begin(), names.end(), name) - names.begin());
 }
 
+/// Writes as much as can be written without waiting. False when that was not all.
+bool write_without_waiting(std::string_view bytes) {
+  while (!bytes.empty()) {
+    pollfd entry{STDERR_FILENO, POLLOUT, 0};
+    if (::poll(&entry, 1, 0) <= 0) return false;
+    const ssize_t count =
+        ::write(STDERR_FILENO, bytes.data(), std::min<std::size_t>(bytes.size(), 512));
+    if (count < 0 && errno != EINTR) return false;
+    if (count > 0) bytes.remove_prefix(static_cast<std::size_t>(count));
+  }
+  return true;
+}
+
 /// A line for the log. When nobody reads it, lines are left out rather than requests held up.
 void write_log(const std::string& line) {
   static std::size_t lost = 0;  // the logger calls one at a time
-  pollfd entry{STDERR_FILENO, POLLOUT, 0};
-  if (::poll(&entry, 1, 0) == 0) {
+  static bool cut = false;      // the last line was not written to its end
+  std::string out = cut ? "\n" : "";
+  if (lost > 0)
+    out += "(" + std::to_string(lost) + " lines of the log were lost: nobody read it)\n";
+  if (write_without_waiting(out + line + "\n")) {
+    lost = 0;
+    cut = false;
+  } else {
     ++lost;
-    return;
+    cut = true;
   }
-  const auto before = std::exchange(lost, 0);
-  if (before > 0) std::cerr << "(" << before << " lines of the log were lost: nobody read it)\n";
-  std::cerr << line << std::endl;
 }
 
 proxy::logger make_logger(proxy::log_level level, bool as_objects) {
@@ -497,8 +513,9 @@ struct arguments {
     const bool own = proxy::current_environment().count(variable) > 0;
     sources[flag] = (own ? "environment, " : ".env, ") + variable;
     const bool several = variable == "API_KEYS";
+    auto place = words.begin();
     for (const auto& one : several ? proxy::text::split(value, ',') : strings{value}) {
-      words.insert(words.begin(), "--" + flag + "=" + one);
+      place = std::next(words.insert(place, "--" + flag + "=" + one));
     }
   }
 };
@@ -520,7 +537,9 @@ void print_configuration(const command_line& line,
     const auto source = known != sources.end() ? known->second
                         : option->count() > 0  ? std::string("file")
                                                : std::string("default");
-    std::cout << name << " = \"" << value << "\"  # " << source << "\n";
+    const bool says_nothing = value.empty() || value == "***";  // to a file that is read again
+    std::cout << (says_nothing ? "# " : "") << name << " = \"" << value << "\"  # " << source
+              << "\n";
   }
 }
 
@@ -698,6 +717,14 @@ int main(int argc, char** argv) {
   hide_keys(argc, argv);
   try {
     return run(called);
+  } catch (const CLI::ConfigError& wrong) {
+    std::string said = wrong.what();
+    const std::string_view unknown = "INI was not able to parse ";
+    if (said.compare(0, unknown.size(), unknown) == 0) {
+      said = "'" + said.substr(unknown.size()) + "' is no setting (see --help)";
+    }
+    std::cerr << "claude-openai: the file of --config: " << said << std::endl;
+    return 1;
   } catch (const CLI::ParseError& wrong) {
     return command_line(false).app.exit(wrong);
   } catch (const std::exception& failure) {

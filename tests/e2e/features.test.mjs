@@ -606,6 +606,26 @@ everyVersion.test('tool_choice and parallel_tool_calls reach the API, for their 
   );
 });
 
+once.test('a tool that must be called, of a model that always thinks: it is asked to, which is told', async (t) => {
+  for (const [choice, said] of [
+    ['required', /Answer with a call of one of your tools/],
+    [{ type: 'function', function: { name: 'get_weather' } }, /Answer with a call of the tool `get_weather`/],
+  ]) {
+    const client = new ChatClient(t, { body: { model: 'sonnet', tools: [WEATHER], tool_choice: choice } });
+    const answer = await client.ask(steps(call(inZurich), say('Done.')));
+    assert.deepEqual([answer.finish, answer.ignored], ['tool_calls', ['tool_choice']]);
+    assert.equal((await client.results('sunny').send()).text, 'Done.');
+    const [first, second] = client.assertCalls(2);
+    assert.equal(first.body.thinking.type, 'adaptive');
+    assert.ok([undefined, 'auto'].includes(first.body.tool_choice?.type));
+    assert.match(JSON.stringify(first.body.messages), said);
+    const session = ({ headers }) => headers['x-claude-code-session-id'];
+    assert.equal(session(first), session(second), 'the process that waited goes on');
+  }
+  const strict = new ChatClient(t, { headers: { 'x-strict-params': 'true' }, body: { model: 'sonnet', tools: [WEATHER], tool_choice: 'required' } });
+  await assert.rejects(strict.ask(say('no')), /tool_choice/);
+});
+
 test('tool_choice asked again with the results forces again', async (t) => {
   const client = new ChatClient(t, { body: { tools: [WEATHER], tool_choice: 'required' } });
   await client.ask(steps(call(inZurich), call(inZurich), say('Done.')));

@@ -304,3 +304,26 @@ TEST_CASE("settle: what it has settled it leaves alone, and it names nothing twi
   settle(request, new_model);
   CHECK(tell(request) == once);
 }
+
+TEST_CASE("settle: a model that thinks cannot be forced to call a tool, and is asked to") {
+  using how = claude_openai::tool_choice::how;
+  claude_openai::model_traits thinker;
+  thinker.always_thinks = true;
+  for (const auto kind : {how::any, how::named, how::automatic, how::none}) {
+    claude_openai::turn_request request;
+    request.choice.kind = kind;
+    request.choice.name = "look";
+    const bool forced = kind == how::any || kind == how::named;
+    settle(request, thinker);
+    CHECK(request.choice.kind == (forced ? how::automatic : kind));
+    CHECK(request.nudge.empty() == !forced);
+    CHECK((request.nudge.find("`look`") != std::string::npos) == (kind == how::named));
+    CHECK(request.ignored_params == (forced ? std::vector<std::string>{"tool_choice"}
+                                            : std::vector<std::string>{}));
+    claude_openai::turn_request other;
+    other.choice.kind = kind;
+    settle(other, {});
+    CHECK(other.choice.kind == kind);
+    CHECK(other.nudge.empty());
+  }
+}
