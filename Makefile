@@ -176,8 +176,10 @@ fuzz-merge: ## keep in tests/fuzz/corpus what `make fuzz` has found that covers 
 bench: build/claude-openai stand-in e2e-modules ## measure what requests, sessions and streams cost
 	@node tests/bench/bench.mjs
 
-soak: build/claude-openai e2e-modules ## run the isolation test with 50 conversations, for some minutes
+# SOAK_SEED=n repeats a load, SOAK_CLI=stand-in, claude or demo takes one of them alone.
+soak: build/claude-openai stand-in e2e-modules ## run 50 conversations at once, then a mixed load with faults for SOAK_TIME=300 s
 	@SOAK=1 node tests/e2e/run.mjs --only 'never mix'
+	@SOAK_TIME=$(or $(SOAK_TIME),300) node tests/soak/soak.mjs
 
 programs: $(programs) $(if $(filter plain,$(CONFIG)),build/claude-openai stand-in) ; @:
 stand-in: $(if $(wildcard $(stand_in)),build/tests/stand-in) ; @:
