@@ -173,7 +173,7 @@ export async function reload(proxy) {
   proxy.kill('SIGHUP');
   return eventually(
     'the reload is told',
-    () => /settings were loaded anew|settings stay as they were: [^\n]*/.exec(proxy.output.slice(before))?.[0],
+    () => /loaded anew: keys|settings stay as they were: [^\n]*/.exec(proxy.output.slice(before))?.[0],
     5000,
   );
 }

@@ -30,7 +30,7 @@ async function printed(t, { args = [], env = {}, files = {} } = {}) {
   assert.equal(result.exit?.code, 0, result.output);
   const found = {};
   for (const line of result.output.trim().split('\n')) {
-    const parts = /^([a-z-]+) = "(.*)" {2}# (.+)$/.exec(line);
+    const parts = /^(?:# )?([a-z-]+) = "(.*)" {2}# (.+)$/.exec(line); // "# " before what would not be read again
     assert.ok(parts, `a setting: ${line}`);
     found[parts[1]] = parts.slice(2);
   }
@@ -200,6 +200,13 @@ test('--print-config knows every flag, tells no secret, and starts nothing', asy
     assert.deepEqual(flagged['api-key'], ['***', 'flag']);
     assert.ok(!/secret/.test(flagged.output()));
   }
+});
+
+test('what --print-config says is taken by --config', async (t) => {
+  const first = await printed(t, { args: ['--max-queue', '7', '--strict', '--cors-origin', 'https://a.example'] });
+  const again = await printed(t, { args: ['--config', 'said.toml'], files: { 'said.toml': first.output() } });
+  for (const [name, value] of [['max-queue', '7'], ['strict', 'true'], ['cors-origin', 'https://a.example']])
+    assert.deepEqual(again[name], [value, 'file']);
 });
 
 test('--print-config tells what holds: levels by DEBUG_MODE, switches by variable', async (t) => {

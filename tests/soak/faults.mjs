@@ -234,7 +234,7 @@ export class Faults {
     const from = this.proxy.output.length;
     this.proxy.kill('SIGHUP');
     for (let waited = 0; waited < this.load.deadline; waited += 20) {
-      const told = /settings were loaded anew|settings stay as they were/.exec(this.proxy.output.slice(from))?.[0];
+      const told = /loaded anew: keys|settings stay as they were/.exec(this.proxy.output.slice(from))?.[0];
       if (told) return told;
       await sleep(20);
     }
