@@ -5582,11 +5582,12 @@ class temporary_directory {
 //================================================================================================
 
 /// What a fresh process is told first and cannot be told otherwise later: system prompt, tools, schema
-/// of the answer. The line is the same for the same wishes.
+/// of the answer.
 struct conversation_opening {
   std::string line;
   tool_names names;
-  json tools;  ///< as the in-process server lists them
+  json tools;            ///< as the in-process server lists them; the line does not name them
+  std::string identity;  ///< the same for the same wishes only
 };
 
 constexpr const char* opening_id = "initialize";  ///< of the request that `claude` answers
@@ -5594,7 +5595,9 @@ constexpr const char* opening_id = "initialize";  ///< of the request that `clau
 inline conversation_opening make_opening(const turn_request& request) {
   auto names = make_answer_shape(request).names;
   auto tools = encode_tools(request.tools, names);
-  return {encode_initialize(opening_id, request), std::move(names), std::move(tools)};
+  auto line = encode_initialize(opening_id, request);
+  auto identity = line + dump(tools);
+  return {std::move(line), std::move(names), std::move(tools), std::move(identity)};
 }
 
 /// Speaks with one process. Whoever holds it moves its bytes with `pump`; it owns no thread.
@@ -5610,13 +5613,13 @@ class worker {
   /// Tells a fresh process its opening ahead of the request, which saves the request that time. From
   /// then on only one with the same opening may have it.
   void open(const conversation_opening& opening) {
-    opening_ = opening.line;
+    opening_ = opening.identity;
     names_ = opening.names;
     tools_ = opening.tools;
     send(opening.line);
   }
 
-  /// The line that it was opened with; empty when it was not.
+  /// The identity of what it was opened with; empty when it was not.
   const std::string& opening() const { return opening_; }
 
   /// The process has answered once, so that its start is no longer on anybody's clock.
@@ -6139,9 +6142,10 @@ class pool {
   /// A client that opens its conversations alike finds a spare that is opened so already.
   void note_opening(const process_demand& demand) {
     constexpr std::size_t longest = 64 * 1024;
-    if (!demand.opening || demand.opening->line.size() > longest) return;
+    if (!demand.opening || demand.opening->identity.size() > longest) return;
     auto& asked = remember(demand.profile);
-    if (asked.last && asked.last->line == demand.opening->line) asked.usual = demand.opening;
+    if (asked.last && asked.last->identity == demand.opening->identity)
+      asked.usual = demand.opening;
     asked.last = demand.opening;
   }
 
@@ -6211,7 +6215,8 @@ class pool {
     for (auto spare = spares_.begin(); spare != spares_.end(); ++spare) {
       auto& process = *spare->process;
       const bool opened = !process.opening().empty();
-      const bool fits = !opened || (demand.opening && process.opening() == demand.opening->line);
+      const bool fits =
+          !opened || (demand.opening && process.opening() == demand.opening->identity);
       if (!(spare->profile == demand.profile) || !fits || !process.alive()) continue;
       const int rank = 1 + (process.warm() ? 2 : 0) + (opened ? 1 : 0);
       if (rank > best_rank) best = spare;
@@ -6371,8 +6376,8 @@ class pool {
         auto& process = *spare->process;
         const bool mine = spare->profile == asked.profile;
         const bool stale =
-            mine && !process.opening().empty() && process.opening() != asked.usual->line;
-        is_open = is_open || (mine && process.opening() == asked.usual->line);
+            mine && !process.opening().empty() && process.opening() != asked.usual->identity;
+        is_open = is_open || (mine && process.opening() == asked.usual->identity);
         if (mine && process.opening().empty() && process.warm()) plain = &*spare;
         if (stale) stop(process);
         spare = stale ? spares_.erase(spare) : std::next(spare);
@@ -7582,12 +7587,13 @@ class answer {
 
   /// `cancelled` ends it when it is raised; null for none.
   answer(std::vector<std::unique_ptr<turn>> turns, std::chrono::milliseconds timeout, int client_fd,
-         std::shared_ptr<const wake_signal> cancelled)
+         std::shared_ptr<const wake_signal> cancelled, const wake_signal* cut)
       : turns_(std::move(turns)),
         timeout_(timeout),
         deadline_(std::chrono::steady_clock::now() + timeout),
         client_fd_(client_fd),
-        cancelled_(std::move(cancelled)) {}
+        cancelled_(std::move(cancelled)),
+        cut_(cut) {}
 
   /// Waits for the next event until `until`. Once the answer has ended there is none.
   pulled next(choice_event& out, steady_time until) {
@@ -7599,6 +7605,10 @@ class answer {
         out = fail(api_error(error_kind::timed_out, "no complete answer within " +
                                                         std::to_string(timeout_.count()) +
                                                         " ms (see --timeout)"));
+        return pulled::arrived;
+      }
+      if (cut_ != nullptr && cut_->is_raised()) {
+        out = fail(api_error(error_kind::unavailable, "the proxy is shutting down"));
         return pulled::arrived;
       }
       if (cancelled_ && cancelled_->is_raised()) {
@@ -7661,6 +7671,7 @@ class answer {
     entries_.clear();
     for (const auto& one : turns_) one->add_poll_entries(entries_);
     if (cancelled_) entries_.push_back({cancelled_->fd(), POLLIN, 0});
+    if (cut_ != nullptr) entries_.push_back({cut_->fd(), POLLIN, 0});
 #ifdef POLLRDHUP
     constexpr short shut = POLLRDHUP;
 #else
@@ -7684,6 +7695,7 @@ class answer {
   int client_fd_;
   steady_time ask_again_{};  ///< whether a client is still there that has shut its end
   std::shared_ptr<const wake_signal> cancelled_;
+  const wake_signal* cut_;
   bool failed_ = false;
   std::vector<pollfd> entries_;
 };
@@ -7691,8 +7703,10 @@ class answer {
 /// Turns requests into answers.
 class engine {
  public:
-  engine(const options& settings, pool& processes, session_store& sessions)
-      : settings_(settings), pool_(processes), sessions_(sessions) {}
+  /// `cut` ends all answers when it is raised; null for none.
+  engine(const options& settings, pool& processes, session_store& sessions,
+         const wake_signal* cut = nullptr)
+      : settings_(settings), pool_(processes), sessions_(sessions), cut_(cut) {}
 
   /// Nothing can fail before the answer is pulled. `client_fd` is the client's socket, watched for
   /// its end; -1 for none.
@@ -7703,13 +7717,14 @@ class engine {
       turns.push_back(std::make_unique<turn>(pool_, sessions_, std::move(request), settings_));
     }
     return std::make_unique<answer>(std::move(turns), settings_.timeout, client_fd,
-                                    std::move(cancelled));
+                                    std::move(cancelled), cut_);
   }
 
  private:
   const options& settings_;
   pool& pool_;
   session_store& sessions_;
+  const wake_signal* cut_;
 };
 
 //================================================================================================
@@ -12081,6 +12096,7 @@ class connection final : public httplib::Stream {
   /// Lets the client read the answer although bytes of its request were never read: closing at
   /// once would reset the connection and take the answer away.
   void linger() {
+    waiting_since_ = ticks_now();
     channel_.shut_down();
     const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(linger_ms);
     while (std::chrono::steady_clock::now() < until && fill(poll_timeout(until))) buffer_.clear();
@@ -13221,7 +13237,7 @@ class server {
         guard_(std::make_shared<child_guard>(scratch_->path())),
         pool_(settings_, guard_),
         sessions_(settings_),
-        engine_(settings_, pool_, sessions_),
+        engine_(settings_, pool_, sessions_, &cut_),
         responses_(settings_),
         agents_(settings_, scratch_->path()),
         http_({live_, pool_, engine_, sessions_, responses_, agents_, status_, limiter_, figures_,
@@ -13489,19 +13505,26 @@ class server {
     return !clients_.empty();
   }
 
-  /// Waits for the connections' threads. At the timeout, or at a second `stop`, their sockets are
-  /// shut, which ends every turn as if the client had left.
+  /// Waits for the connections' threads. At the timeout, or at a second `stop`, their answers end with
+  /// an error; what is still there a moment later is shut, as if the client had left.
   void drain(bool cut) {
-    const auto deadline = std::chrono::steady_clock::now() + settings_.drain_timeout;
+    constexpr std::chrono::milliseconds last_words{300};
+    auto deadline = std::chrono::steady_clock::now() + settings_.drain_timeout;
     while (has_clients()) {
-      if (cut) {
+      const bool late = std::chrono::steady_clock::now() >= deadline;
+      if (cut && late && cut_.is_raised()) {
         const std::lock_guard<std::mutex> lock(mutex_);
         for (const auto& client : clients_) ::shutdown(client->fd(), SHUT_RDWR);
+      }
+      cut = cut || late;
+      if (cut && !cut_.is_raised()) {
+        cut_.raise();
+        deadline = std::chrono::steady_clock::now() + last_words;
       }
       std::array<pollfd, 2> fds{{{stop_.fd(), POLLIN, 0}, {all_gone_.fd(), POLLIN, 0}}};
       ::poll(fds.data(), fds.size(), cut ? 100 : poll_timeout(deadline));
       all_gone_.clear();
-      cut = cut || stop_.clear() > 0 || std::chrono::steady_clock::now() >= deadline;
+      cut = stop_.clear() > 0 || cut;
     }
   }
 
@@ -13514,6 +13537,7 @@ class server {
   wake_signal stop_;     ///< somebody wants `run` to end
   wake_signal reload_;   ///< somebody wants the options to be loaded anew
   wake_signal closing_;  ///< raised once, for the connections
+  wake_signal cut_;      ///< raised once: answers end with an error
   wake_signal all_gone_;
   status_board status_;
   limiter limiter_;

@@ -546,3 +546,17 @@ TEST_CASE("pool: a spare that is opened with tools serves them to its first requ
   REQUIRE(got.stopped);
   CHECK(got.stopped->reason == claude_openai::stop_reason::tool_use);
 }
+
+TEST_CASE("pool: a spare that is opened with tools is not for other tools of the same prompt") {
+  const stand_in program;
+  running_pool running(with_spares(program, 2, 8));
+  auto request = asking("text");
+  request.tools.push_back({"look", "looks", json::object({{"type", "object"}})});
+  for (int i = 0; i < 2; ++i) take_for(running.processes, request);
+  REQUIRE(eventually([&] { return running.processes.counts().opened == 1; }));
+  auto other = request;
+  other.tools.front().description = "looks elsewhere";
+  CHECK(take_for(running.processes, other).worker().opening().empty());
+  CHECK(take_for(running.processes, asking("text")).worker().opening().empty());
+  CHECK(running.processes.counts().opened == 1);
+}
