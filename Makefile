@@ -57,8 +57,8 @@ doctor: build/claude-openai $(if $(own_cli),,$(cli_folder)/installed) ## is ever
 login: $(if $(own_cli),,$(cli_folder)/installed) ## log the `claude` in that `make run` uses
 	@$(if $(CLAUDE_CLI_PATH),$(CLAUDE_CLI_PATH),$(if $(own_cli),claude,$(cli))) auth login
 
-dev: build/claude-openai ## build and start, and again whenever a source changes
-	@tests/dev $(ARGS)
+dev: build/claude-openai $(if $(own_cli),,$(cli_folder)/installed) ## build and start, and again whenever a source changes
+	@$(if $(own_cli),,CLAUDE_CLI_PATH=$(abspath $(cli))) tests/dev $(ARGS)
 
 # A newer npm may skip the package's install script, which puts the program in place of a stub.
 $(cli_folder)/installed:
@@ -207,7 +207,7 @@ tidy: ## look for bugs by .clang-tidy
 	@.ci/deps build tidy
 	clang-tidy --quiet main.cpp -- -std=c++17 -I. $(cflags) $(CPPFLAGS)
 
-systemd_folder = $(DESTDIR)$(PREFIX)/lib/systemd/user
+systemd_folder = $(DESTDIR)$(PREFIX)/share/systemd/user
 launchd_folder = $(DESTDIR)$(PREFIX)/share/claude-openai
 
 install: build/claude-openai ## install program, header and service files below PREFIX
@@ -216,6 +216,7 @@ install: build/claude-openai ## install program, header and service files below 
 	install -m 644 claude-openai.hpp $(DESTDIR)$(PREFIX)/include/
 	sed 's|@PREFIX@|$(PREFIX)|g' packaging/claude-openai.service > $(systemd_folder)/claude-openai.service
 	sed 's|@PREFIX@|$(PREFIX)|g' packaging/claude-openai.plist > $(launchd_folder)/claude-openai.plist
+	@echo "A service needs claude on its PATH (npm install -g @anthropic-ai/claude-code), or CLAUDE_CLI_PATH among its settings."
 
 uninstall: ## remove what `make install` installed
 	rm -f $(DESTDIR)$(PREFIX)/bin/claude-openai $(DESTDIR)$(PREFIX)/include/claude-openai.hpp \

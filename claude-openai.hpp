@@ -578,6 +578,8 @@ inline std::size_t credential_mark_length(std::string_view line) {
 
 /// True for JSON's `\n` and the like, and `\u000a`: what follows begins a word.
 inline bool ends_in_escape(std::string_view said) {
+  constexpr std::size_t longest = 6;
+  said.remove_prefix(said.size() - std::min(said.size(), longest));
   const auto backslash = said.find_last_of('\\');
   if (backslash == std::string_view::npos) return false;
   const auto escape = said.substr(backslash + 1);
@@ -634,9 +636,10 @@ class logger {
   /// `fields` are the members that the JSON format has beside the message, which tells them too.
   void write(log_level level, const std::string& line, const json& fields = json::object()) const {
     if (!wants(level)) return;
-    const auto said = state_->format == log_format::object ? render(level, line, fields) : line;
+    const bool as_object = state_->format == log_format::object;
+    const auto said = redact(as_object ? render(level, line, fields) : line);
     const std::lock_guard<std::mutex> lock(state_->mutex);
-    state_->write(level, redact(said));
+    state_->write(level, said);
   }
 
  private:
@@ -942,9 +945,10 @@ class live_options {
     return now_;
   }
 
-  /// Takes over keys, limits, origins and the default model.
+  /// Takes over keys, limits, budgets, origins, trusted proxies and the default model.
   void take(const options& fresh) {
-    auto next = *get();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    auto next = *now_;
     next.api_keys = fresh.api_keys;
     next.default_model = fresh.default_model;
     next.cors_origins = fresh.cors_origins;
@@ -952,7 +956,6 @@ class live_options {
     next.limits = fresh.limits;
     next.minute_budget = fresh.minute_budget;
     next.day_budget = fresh.day_budget;
-    const std::lock_guard<std::mutex> lock(mutex_);
     now_ = std::make_shared<const options>(std::move(next));
   }
 
@@ -5124,6 +5127,13 @@ inline std::vector<std::string> claude_words(const options& settings,
   return words;
 }
 
+/// What to do where there is no `claude`.
+inline std::string say_missing(const options& settings) {
+  return "claude cannot be started (" + settings.claude_path +
+         "); install it with `npm install -g @anthropic-ai/claude-code`, or name it with "
+         "--claude-path";
+}
+
 /// The command of a process without settings or memory of its own, and without tools or MCP servers
 /// unless it is an agent.
 inline command make_command(const options& settings, const launch_profile& profile) {
@@ -6108,9 +6118,7 @@ class pool {
       api_error error(error_kind::unavailable, std::string(failure.what()));
       const bool missing = failure.code().value() == ENOENT || failure.code().value() == EACCES;
       if (missing || settings_.claude_path.empty()) {
-        error.message = "claude cannot be started (" + settings_.claude_path +
-                        "); install it with `npm install -g @anthropic-ai/claude-code`, or name it "
-                        "with --claude-path";
+        error.message = say_missing(settings_);
         error.code = "claude_not_found";
         error.retry_is_futile = true;
       }
@@ -6141,7 +6149,7 @@ class pool {
 
   /// A client that opens its conversations alike finds a spare that is opened so already.
   void note_opening(const process_demand& demand) {
-    constexpr std::size_t longest = 64 * 1024;
+    constexpr std::size_t longest = 256 * 1024;
     if (!demand.opening || demand.opening->identity.size() > longest) return;
     auto& asked = remember(demand.profile);
     if (asked.last && asked.last->identity == demand.opening->identity)
@@ -6386,6 +6394,14 @@ class pool {
     }
   }
 
+  /// One that `claude` does not take must not cost spare after spare.
+  void forget_opening(const launch_profile& profile) {
+    const auto asked = find_asked(profile);
+    if (asked == profiles_.end()) return;
+    asked->last = nullptr;
+    asked->usual = nullptr;
+  }
+
   /// Reads what spares say, and drops those that died or that nobody will ask for.
   void tend_spares() {
     for (auto spare = spares_.begin(); spare != spares_.end();) {
@@ -6394,6 +6410,7 @@ class pool {
       if (!lost && spare->process->warm()) failures_ = 0;
       const bool surplus = count_spares(spare->profile) > share_of(spare->profile);
       if (lost) back_off();
+      if (lost && !spare->process->opening().empty()) forget_opening(spare->profile);
       if (lost || surplus) {
         stop(*spare->process);
         spare = spares_.erase(spare);
@@ -9222,6 +9239,14 @@ inline bool is_limited(const options& settings) {
   return settings.limits.enabled.value_or(settings.tcp && !is_loopback_name(settings.host));
 }
 
+/// Whoever has one address of IPv6 has some 2^64 of them, so the network of 64 bits is what counts.
+inline std::string network_of(const std::string& address) {
+  in6_addr parsed{};
+  if (::inet_pton(AF_INET6, address.c_str(), &parsed) != 1) return address;
+  constexpr std::size_t bytes = 8;
+  return std::string(reinterpret_cast<const char*>(&parsed), bytes);
+}
+
 /// Counts requests in fixed windows of a minute, what keys have used in a minute and in a day, and
 /// wrong keys. In memory alone.
 class limiter {
@@ -9238,7 +9263,9 @@ class limiter {
   standing count(endpoint_group group, const std::string& who, const rate_limits& limits) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto reset = enter_minute();
-    auto& counted = requests_[{group, known_name(who)}];
+    const auto name = network_of(who);
+    const bool known = requests_.count({group, name}) > 0;
+    auto& counted = requests_[{group, known_name(name, requests_, known)}];
     const int limit = limit_of(group, limits);
     const bool allowed = counted < limit;
     if (allowed) ++counted;
@@ -9274,7 +9301,9 @@ class limiter {
     constexpr std::chrono::milliseconds longest{2'000};
     const std::lock_guard<std::mutex> lock(mutex_);
     enter_minute();
-    const int failures = std::min(++wrong_keys_[known_name(address)], 10);
+    const auto name = network_of(address);
+    const bool known = wrong_keys_.count(name) > 0;
+    const int failures = std::min(++wrong_keys_[known_name(name, wrong_keys_, known)], 10);
     return std::min(longest, std::chrono::milliseconds(25 << (failures - 1)));
   }
 
@@ -9304,8 +9333,11 @@ class limiter {
     return ceil<milliseconds>(hours((day + 1) * 24) - now);
   }
 
-  std::string known_name(const std::string& who) const {
-    return requests_.size() + wrong_keys_.size() < most_names ? who : std::string("others");
+  /// The name to count under. A network of IPv6 is one client; more of them than can be remembered
+  /// are counted as one, but for those that are known.
+  template <class Counts>
+  static std::string known_name(const std::string& who, const Counts& counts, bool is_known) {
+    return is_known || counts.size() < most_names ? who : std::string("others");
   }
 
   static void refuse_spent(const budget& spent, const budget& most, const char* span,
@@ -9375,7 +9407,7 @@ inline std::string client_address(const std::string& peer, std::string_view forw
   };
   auto address = peer;
   auto hops = text::split(forwarded_for, ',');
-  while (is_trusted(address) && !hops.empty()) {
+  while (is_trusted(address) && !hops.empty() && is_ip_literal(hops.back())) {
     address = hops.back();
     hops.pop_back();
   }
@@ -9648,10 +9680,6 @@ class metrics {
     return out.text();
   }
 
-  double uptime_seconds() const {
-    return seconds_between(begun_, std::chrono::steady_clock::now());
-  }
-
  private:
   using tally = std::map<std::string, double>;
 
@@ -9720,6 +9748,8 @@ class metrics {
         {"stopping", counts.stopping},
     }};
     for (const auto& [state, count] : states) out.add({{"state", state}}, count);
+    out.begin("spares_opened", "gauge", "Spares that know the usual opening of a conversation.");
+    out.add({}, counts.opened);
     out.begin("processes_max", "gauge", "The most processes at once.");
     out.add({}, counts.maximum);
     out.begin("processes_started_total", "counter", "Processes of claude that were started.");
@@ -11320,7 +11350,7 @@ function listing(code, language) {
 
 const patterns = {
   fence: /^ {0,3}(`{3,}|~{3,})\s*([\w+#.-]*)/,
-  heading: /^ {0,3}(#{1,6})\s+(.*?)[\s#]*$/,
+  heading: /^ {0,3}(#{1,6})\s+(\S[^]*)?$/,
   quote: /^ {0,3}> ?/,
   item: /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/,
   blank: /^\s*$/,
@@ -11343,7 +11373,7 @@ function takeBlock(lines, depth) {
     return listing(code.join('\n'), language);
   }
   if (isA('heading')) {
-    const [, marks, text] = patterns.heading.exec(lines.shift());
+    const [, marks, text = ''] = patterns.heading.exec(lines.shift().trimEnd().replace(/\s#+$/, ''));
     return element(`h${Math.min(6, marks.length + 3)}`, {}, ...inlineNodes(text));
   }
   if (isA('quote') && depth < deepest) {
@@ -12050,7 +12080,7 @@ class connection final : public httplib::Stream {
         error_kind::too_large,
         "the request body is too large; the limit is " + std::to_string(limit) + " bytes");
     if (head_.content_length.value_or(0) > limit) throw too_large;
-    if (head_.expects_continue) write_all("HTTP/1.1 100 Continue\r\n\r\n");
+    if (head_.expects_continue && !head_.http_1_0) write_all("HTTP/1.1 100 Continue\r\n\r\n");
     std::string body;
     body.reserve(static_cast<std::size_t>(head_.content_length.value_or(0)));
     chunk_decoder chunks;
@@ -12447,7 +12477,7 @@ class http_service : public httplib::Server {
     if (!preflight) count_request(now, group, now.record->address);
     const bool needs_key = !preflight && (found == nullptr || found->needs_key);
     admit(now, shown, needs_key);
-    if (!preflight && !now.client_id.empty()) count_request(now, group, now.record->client);
+    if (!preflight && !now.client_id.empty()) count_request(now, group, "key " + now.client_id);
     if (preflight) {
       now.response.status = 204;
     } else if (found != nullptr) {
@@ -12581,7 +12611,7 @@ class http_service : public httplib::Server {
       throw api_error(error_kind::not_found, advice);
     }
     if (allowed.empty()) {
-      throw api_error(error_kind::not_found, "unknown path " + text::repair_utf8(now.path) +
+      throw api_error(error_kind::not_found, "unknown path " + now.record->path +
                                                  "; this server has " + text::join(known, ", "));
     }
     now.response.set_header("Allow", text::join(allowed, ", "));
@@ -12848,6 +12878,11 @@ class http_service : public httplib::Server {
     std::shared_ptr<const options> settings;
     std::shared_ptr<request_record> record;
     std::optional<answer::choice_event> first;  ///< what came before the status line was sent
+    std::function<void()> on_abandoned;         ///< when nothing of it was ever written
+
+    ~open_stream() {
+      if (on_abandoned) on_abandoned();
+    }
   };
 
   /// Waits for the first event before the status line, so that a failure is a real status; but not
@@ -12873,7 +12908,12 @@ class http_service : public httplib::Server {
     tell_windows(now);
     now.response.set_header("Cache-Control", "no-cache");
     now.response.set_header("X-Accel-Buffering", "no");
+    stream->on_abandoned = [this, record = stream->record, settings = now.settings] {
+      record->ending = client_left;
+      finish(settings->log, *record);
+    };
     const auto write = [this, stream](httplib::DataSink& sink) {
+      stream->on_abandoned = nullptr;
       auto& record = *stream->record;
       record.ending = run_stream(*stream, sink);
       record.facts = stream->running->facts();
@@ -13148,11 +13188,12 @@ class http_service : public httplib::Server {
     const auto raw = read_body(now);
     json headers = json::object();
     for (const auto& [name, value] : now.client.head().fields) {
-      headers[text::to_lower(name)] = is_secret_header(name) ? "***" : text::repair_utf8(value);
+      headers[text::to_lower(name)] =
+          is_secret_header(name) ? "***" : text::repair_utf8(redact(value));
     }
     json info = json::object({{"headers", headers},
                               {"method", now.request.method},
-                              {"url", text::repair_utf8(now.request.target)},
+                              {"url", text::repair_utf8(redact(now.request.target))},
                               {"raw_body", text::repair_utf8(redact(raw))}});
     info.update(openai_chat::render_diagnosis(redact(raw)));
     info["debug_mode_enabled"] = now.settings->log.wants(log_level::debug);
@@ -13161,8 +13202,10 @@ class http_service : public httplib::Server {
 
   static bool is_secret_header(std::string_view name) {
     const auto lower = text::to_lower(name);
-    return lower == "authorization" || lower == "x-api-key" || lower == "cookie" ||
-           lower == "proxy-authorization";
+    const std::array<const char*, 7> marks = {"auth",   "key", "cookie",  "token",
+                                              "secret", "jwt", "password"};
+    return std::any_of(marks.begin(), marks.end(),
+                       [&](const char* mark) { return lower.find(mark) != lower.npos; });
   }
 
   /// The page for a browser, and a word for whoever else looks whether somebody is there.
@@ -13183,8 +13226,8 @@ class http_service : public httplib::Server {
     response.set_content(
         "claude-openai " CLAUDE_OPENAI_VERSION
         ": point an OpenAI client at /v1 of this address, an Anthropic client at this address.\n\n"
-        "  curl http://" +
-            place +
+        "  curl " +
+            std::string(now.settings->tls_certificate.empty() ? "http://" : "https://") + place +
             "/v1/chat/completions \\\n"
             "    -d '{\"messages\":[{\"role\":\"user\",\"content\":\"Say hello\"}]}'\n\n"
             "With a client key: -H \"Authorization: Bearer KEY\". A browser gets a page here.\n",
@@ -13400,6 +13443,9 @@ class server {
       inspect_account(settings_, pool_, closing_, facts);
     } catch (const api_error& failure) {  // busy processes are no problem of the CLI's
       if (failure.kind != error_kind::rate_limited) facts.problem = failure.message;
+    } catch (const std::system_error& failure) {
+      const bool missing = failure.code().value() == ENOENT || failure.code().value() == EACCES;
+      facts.problem = missing ? say_missing(settings_) : failure.what();
     } catch (const std::exception& failure) {
       facts.problem = failure.what();
     }
@@ -13451,7 +13497,7 @@ class server {
     }
     ::fcntl(socket.get(), F_SETFD, FD_CLOEXEC);
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (!make_room()) return;
+    if (!make_room()) return figures_.reject("connections");
     try {
       // TLS is for the port: whoever can open the unix socket could read this memory, too.
       const bool in_clear = peer_address(socket.get()) == "unix";

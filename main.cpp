@@ -553,7 +553,10 @@ bool wants_key() {
   ::sigaction(SIGINT, &interrupted, &before);
   std::string answer = "?";
   while (answer != "y" && answer != "yes" && answer != "n" && answer != "no" && !answer.empty()) {
-    std::cout << "Enable API key protection? (y/N): " << std::flush;
+    std::cout
+        << "Without a client key every user of this machine can use your account through this "
+           "proxy.\nEnable API key protection? (y/N): "
+        << std::flush;
     std::array<char, 256> typed{};
     const ssize_t count = ::read(STDIN_FILENO, typed.data(), typed.size());
     if (count <= 0) std::cout << "\n";
@@ -585,7 +588,9 @@ void print_start(const proxy::server& server, const std::string& made_key) {
   if (!made_key.empty()) {
     std::cout << "  client key         " << made_key
               << "  (made for this run; set your own by --api-key)\n";
-  } else if (settings.api_keys.empty() && tcp) {
+  } else if (!settings.api_keys.empty()) {
+    std::cout << "  client keys        " << settings.api_keys.size() << "\n";
+  } else if (tcp) {
     std::cout << "  client key         none: every user of this machine may use it (--api-key)\n";
   }
   const auto header = settings.api_keys.empty() ? std::string()

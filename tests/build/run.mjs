@@ -245,7 +245,7 @@ check('make install puts program, header and service files below the prefix, mak
   const version = await run(at('bin/claude-openai'), ['--version']);
   if (!/^claude-openai \d/.test(version.out)) throw new Error(version.out);
   if (readFileSync(at('include/claude-openai.hpp'), 'utf8') !== header) throw new Error('another header');
-  for (const path of ['lib/systemd/user/claude-openai.service', 'share/claude-openai/claude-openai.plist']) {
+  for (const path of ['share/systemd/user/claude-openai.service', 'share/claude-openai/claude-openai.plist']) {
     const text = readFileSync(at(path), 'utf8');
     if (!text.includes('/opt/proxy/bin/claude-openai') || text.includes('@PREFIX@')) throw new Error(text);
   }

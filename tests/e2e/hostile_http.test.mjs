@@ -125,6 +125,35 @@ test('stalled uploads together hold no more memory than may be', async (t) => {
   assert.ok(stays < MOST_MEMORY, `${stays} MiB stay when they are gone`);
 });
 
+for (const [what, keys, request] of [
+  ['guess keys', ['--api-key', 'right'], (client) => client.write(get('/v1/models', 'Authorization: Bearer wrong'))],
+  ['never send their body', ['--api-key', 'right'], (client) => client.write(head('POST /v1/messages HTTP/1.1', 'Content-Length: 9'))],
+  ['never read', [], (client) => client.write(get('/', 'Accept: text/html').repeat(400))],
+])
+  test(`clients that ${what}, as many as there may be, shut nobody out`, async (t) => {
+    const proxy = await ownProxy(t, ['--max-connections', '8', ...keys]);
+    let over = false;
+    const crowd = Array.from({ length: 16 }, async () => {
+      for (let round = 0; !over && round < 500; round++) {
+        const client = connectRaw(t, proxy);
+        if (what === 'never read') client.socket.pause();
+        request(client);
+        await Promise.race([client.ended ?? sleep(300), sleep(300)]);
+        client.close();
+      }
+    });
+    await sleep(300);
+    let served = 0;
+    for (let i = 0; i < 20; i++) {
+      const { status } = await send(proxy, { method: 'GET', path: '/health' }).done;
+      if (status === 200) served++;
+      await sleep(20);
+    }
+    over = true;
+    await Promise.all(crowd);
+    assert.ok(served >= 18, `${served} of 20 were served`);
+  });
+
 for (const [what, value] of [
   ['numbers', '0'],
   ['empty arrays', '[]'],
@@ -211,6 +240,7 @@ for (const [what, body] of [
       ].map((text) => ({ target: '/v1/responses', text }));
     },
   ],
+  ['letters of a body to look at', (count) => [{ target: '/v1/debug/request', text: 'a'.repeat(count * 30) }]],
   [
     'messages',
     (count) => {
