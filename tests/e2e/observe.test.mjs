@@ -63,6 +63,7 @@ const NAMES = {
   cost_usd_total: 'counter',
   processes: 'gauge',
   processes_max: 'gauge',
+  spares_opened: 'gauge',
   processes_started_total: 'counter',
   turns_total: 'counter',
   replays_total: 'counter',
