@@ -2335,8 +2335,8 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   return parsed;
 }
 
-/// What `POST /v1/debug/request` says of a body, in the reference wrapper's shape: what it holds, and
-/// what is wrong with it as a chat request.
+/// What `POST /v1/debug/request` says of a body, in the reference wrapper's shape: what it holds,
+/// and what is wrong with it as a chat request.
 inline json render_diagnosis(std::string_view raw) {
   const json parsed = json::parse(raw.begin(), raw.end(), nullptr, false);
   json errors = json::array();
@@ -5591,8 +5591,8 @@ class temporary_directory {
 //       process | one thread
 //================================================================================================
 
-/// What a fresh process is told first and cannot be told otherwise later: system prompt, tools, schema
-/// of the answer.
+/// What a fresh process is told first and cannot be told otherwise later: system prompt, tools,
+/// schema of the answer.
 struct conversation_opening {
   std::string line;
   tool_names names;
@@ -5620,8 +5620,8 @@ class worker {
     send(encode_probe(probe_id));
   }
 
-  /// Tells a fresh process its opening ahead of the request, which saves the request that time. From
-  /// then on only one with the same opening may have it.
+  /// Tells a fresh process its opening ahead of the request, which saves the request that time.
+  /// From then on only one with the same opening may have it.
   void open(const conversation_opening& opening) {
     opening_ = opening.identity;
     names_ = opening.names;
@@ -9149,8 +9149,8 @@ inline std::string_view presented_key(const credentials& shown) {
   return text::trim(shown.api_key);
 }
 
-/// The number of the key among those known, from 1 on; 0 for none of them. All are compared, so that
-/// the time tells nothing.
+/// The number of the key among those known, from 1 on; 0 for none of them. All are compared, so
+/// that the time tells nothing.
 inline std::size_t number_of_key(std::string_view presented, const std::vector<std::string>& keys) {
   std::size_t number = 0;
   for (std::size_t i = 0; i < keys.size(); ++i) {
@@ -9167,7 +9167,8 @@ inline bool is_own_host(std::string_view host, const options& settings) {
          name == host_name(settings.host);
 }
 
-/// The origin of a page that may talk to us: this machine's, our own, or one that the operator named.
+/// The origin of a page that may talk to us: this machine's, our own, or one that the operator
+/// named.
 inline bool is_welcome_origin(const credentials& shown, const options& settings) {
   const std::string_view origin = shown.origin;
   const auto scheme_end = origin.find("://");
@@ -9233,8 +9234,8 @@ inline int limit_of(endpoint_group group, const rate_limits& limits) {
   return std::numeric_limits<int>::max();
 }
 
-/// An agent alone makes dozens of calls a minute, so this machine's own users are not limited unless
-/// the operator says so.
+/// An agent alone makes dozens of calls a minute, so this machine's own users are not limited
+/// unless the operator says so.
 inline bool is_limited(const options& settings) {
   return settings.limits.enabled.value_or(settings.tcp && !is_loopback_name(settings.host));
 }
@@ -9295,8 +9296,8 @@ class limiter {
     }
   }
 
-  /// Notes a wrong key, and tells how long its answer shall wait: whoever guesses gets slower, up to
-  /// two seconds a guess.
+  /// Notes a wrong key, and tells how long its answer shall wait: whoever guesses gets slower, up
+  /// to two seconds a guess.
   std::chrono::milliseconds note_wrong_key(const std::string& address) {
     constexpr std::chrono::milliseconds longest{2'000};
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -9458,8 +9459,8 @@ struct request_record {
     if (const auto* failed = std::get_if<turn_failed>(&what)) note_failure(failed->error);
   }
 
-  /// What an answer that was cut has used, as far as it is known: its input, and an estimate of what
-  /// came of it.
+  /// What an answer that was cut has used, as far as it is known: its input, and an estimate of
+  /// what came of it.
   void settle_cut() {
     open_usage.output = std::max<std::int64_t>(open_usage.output, std::int64_t(open_text / 4));
     open_usage.cost_usd.reset();
@@ -10016,8 +10017,8 @@ inline json render_health(const process_counts& counts, const cli_facts& facts, 
 //================================================================================================
 //
 // Where two programs disagree about where a request ends, one client's bytes become another's
-// request. So whatever is doubtful is refused here, before httplib sees a byte of it: older versions
-// of it skip broken lines, decode percent signs in values and take bad chunks for the end.
+// request. So whatever is doubtful is refused here, before httplib sees a byte of it: older
+// versions of it skip broken lines, decode percent signs in values and take bad chunks for the end.
 
 /// One request without its body.
 struct request_head {
@@ -10135,8 +10136,8 @@ inline void check_fields(request_head& head) {
   if (head.authority.empty() && !hosts.empty()) head.authority = hosts.front();
 }
 
-/// A request's head, up to and with its empty line. Throws an `api_error` for whatever RFC 9112 does
-/// not allow, or allows for compatibility only.
+/// A request's head, up to and with its empty line. Throws an `api_error` for whatever RFC 9112
+/// does not allow, or allows for compatibility only.
 inline request_head parse(std::string_view bytes) {
   request_head head;
   for (bool first = true; !bytes.empty(); first = false) {
@@ -11373,7 +11374,8 @@ function takeBlock(lines, depth) {
     return listing(code.join('\n'), language);
   }
   if (isA('heading')) {
-    const [, marks, text = ''] = patterns.heading.exec(lines.shift().trimEnd().replace(/\s#+$/, ''));
+    const line = lines.shift().trimEnd().replace(/\s#+$/, '');
+    const [, marks, text = ''] = patterns.heading.exec(line);
     return element(`h${Math.min(6, marks.length + 3)}`, {}, ...inlineNodes(text));
   }
   if (isA('quote') && depth < deepest) {
@@ -12908,11 +12910,16 @@ class http_service : public httplib::Server {
     tell_windows(now);
     now.response.set_header("Cache-Control", "no-cache");
     now.response.set_header("X-Accel-Buffering", "no");
+    fill(now, stream);
+  }
+
+  /// Makes the stream the body of the response.
+  void fill(exchange& now, const std::shared_ptr<open_stream>& stream) const {
     stream->on_abandoned = [this, record = stream->record, settings = now.settings] {
       record->ending = client_left;
       finish(settings->log, *record);
     };
-    const auto write = [this, stream](httplib::DataSink& sink) {
+    const auto write = [this, stream](std::size_t, httplib::DataSink& sink) {
       stream->on_abandoned = nullptr;
       auto& record = *stream->record;
       record.ending = run_stream(*stream, sink);
@@ -12922,14 +12929,11 @@ class http_service : public httplib::Server {
       return record.ending != client_left;
     };
     constexpr const char* type = "text/event-stream";
-    if (now.client.head()
-            .http_1_0) {  // which knows no chunks: the connection's end is the stream's
+    if (!now.client.head().http_1_0) {
+      now.response.set_chunked_content_provider(type, write);
+    } else {  // which knows no chunks: the connection's end is the stream's
       now.client.close_after_reply();
-      now.response.set_content_provider(
-          type, [write](std::size_t, httplib::DataSink& sink) { return write(sink); });
-    } else {
-      now.response.set_chunked_content_provider(
-          type, [write](std::size_t, httplib::DataSink& sink) { return write(sink); });
+      now.response.set_content_provider(type, write);
     }
   }
 
@@ -13390,8 +13394,9 @@ class server {
     return settings;
   }
 
-  /// Looks at the CLI in the background, the port is open long before; and again as long as there is
-  /// a problem, since the user may install it or log in meanwhile, or when its program has changed.
+  /// Looks at the CLI in the background, the port is open long before; and again as long as there
+  /// is a problem, since the user may install it or log in meanwhile, or when its program has
+  /// changed.
   void inspect() {
     constexpr std::chrono::seconds pause{30};
     file_state seen;
@@ -13551,8 +13556,8 @@ class server {
     return !clients_.empty();
   }
 
-  /// Waits for the connections' threads. At the timeout, or at a second `stop`, their answers end with
-  /// an error; what is still there a moment later is shut, as if the client had left.
+  /// Waits for the connections' threads. At the timeout, or at a second `stop`, their answers end
+  /// with an error; what is still there a moment later is shut, as if the client had left.
   void drain(bool cut) {
     constexpr std::chrono::milliseconds last_words{300};
     auto deadline = std::chrono::steady_clock::now() + settings_.drain_timeout;

@@ -263,7 +263,7 @@ check('no tab and no space at a line end', () => {
 });
 
 // Four dialects, agents and what they keep are more than the 6,000 lines that were first thought of.
-check('the header is under 10,000 lines', () => {
+check('the header is under 14,000 lines', () => {
   if (lines.length >= 14_000) throw new Error(`${lines.length} lines`);
 });
 
