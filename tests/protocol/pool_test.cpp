@@ -554,9 +554,9 @@ TEST_CASE("pool: a spare that is opened with tools is not for other tools of the
   request.tools.push_back({"look", "looks", json::object({{"type", "object"}})});
   for (int i = 0; i < 2; ++i) take_for(running.processes, request);
   REQUIRE(eventually([&] { return running.processes.counts().opened == 1; }));
-  auto other = request;
-  other.tools.front().description = "looks elsewhere";
-  CHECK(take_for(running.processes, other).worker().opening().empty());
+  auto another = request;
+  another.tools.front().description = "looks elsewhere";
+  CHECK(take_for(running.processes, another).worker().opening().empty());
   CHECK(take_for(running.processes, asking("text")).worker().opening().empty());
   CHECK(running.processes.counts().opened == 1);
 }

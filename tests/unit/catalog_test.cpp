@@ -307,14 +307,14 @@ TEST_CASE("settle: what it has settled it leaves alone, and it names nothing twi
 
 TEST_CASE("settle: a model that thinks cannot be forced to call a tool, and is asked to") {
   using how = claude_openai::tool_choice::how;
-  claude_openai::model_traits thinker;
-  thinker.always_thinks = true;
+  claude_openai::model_traits always;
+  always.always_thinks = true;
   for (const auto kind : {how::any, how::named, how::automatic, how::none}) {
     claude_openai::turn_request request;
     request.choice.kind = kind;
     request.choice.name = "look";
     const bool forced = kind == how::any || kind == how::named;
-    settle(request, thinker);
+    settle(request, always);
     CHECK(request.choice.kind == (forced ? how::automatic : kind));
     CHECK(request.nudge.empty() == !forced);
     CHECK((request.nudge.find("`look`") != std::string::npos) == (kind == how::named));
