@@ -547,7 +547,9 @@ inline std::string string_of(const json& object, const char* name) {
 
 inline std::int64_t integer_of(const json& object, const char* name) {
   const auto& member = member_of(object, name);
-  return member.is_number() ? member.get<std::int64_t>() : 0;
+  if (!member.is_number_float()) return member.is_number() ? member.get<std::int64_t>() : 0;
+  constexpr double most = 9e18;
+  return static_cast<std::int64_t>(std::clamp(member.get<double>(), -most, most));
 }
 
 inline bool boolean_of(const json& object, const char* name) {
