@@ -192,6 +192,7 @@ TEST_CASE("server: over max_connections the client that is silent longest makes 
     held.back()->get("/health");
     REQUIRE(held.back()->answer().status == 200);
   }
+  std::this_thread::sleep_for(100ms * slowness);  // all have gone back to waiting
   connection fourth(proxy.port());
   fourth.get("/health");
   CHECK(fourth.answer().status == 200);
