@@ -745,7 +745,13 @@ once.test('count_tokens: with an API key it is the true count, of all that count
   assert.equal(t.calls().length, 0, 'nobody was asked');
 });
 
-once.test('count_tokens: an estimate says so: with another login, an alias, or where the API does not count', async (t) => {
+once.test('count_tokens: an alias is counted as the model that it stands for', async (t) => {
+  const result = await count(t, { messages: [{ role: 'user', content: t.token }], model: 'sonnet' });
+  assert.deepEqual([result.status, result.headers['x-token-count']], [200, 'exact'], result.text);
+  assert.match(countsOf(t).at(-1).body.model, /^claude-sonnet-/);
+});
+
+once.test('count_tokens: an estimate says so: with another login, an unknown name, or where the API does not count', async (t) => {
   const proxy = await t.start({ cli: t.cli, args: ['--auth-method', 'cli', '--spares', '0'] });
   const words = (length) => ({ messages: [{ role: 'user', content: `${t.token} ${'word '.repeat(length)}` }] });
   const estimate = async (body, options) => {
@@ -763,7 +769,7 @@ once.test('count_tokens: an estimate says so: with another login, an alias, or w
   const image = { messages: [{ role: 'user', content: [textBlock(t.token), pngBlock] }] };
   assert.ok((await estimate(image, { proxy })) > 1000);
   assert.equal(countsOf(t).length, 0, 'the key is not this login’s');
-  await estimate({ ...words(100), model: 'sonnet' });
+  await estimate({ ...words(100), model: 'no-such-alias' });
   await estimate({ messages: t.messages('error status=529') });
 });
 
