@@ -6378,6 +6378,7 @@ class pool {
   /// Where a profile has several spares, one is opened as its conversations usually are. One that
   /// was opened in another way is of little use any more, and makes room.
   void open_spares() {
+    if (std::chrono::steady_clock::now() < last_taken_ + refill_delay) return;  // requests first
     for (const auto& asked : profiles_) {
       if (!asked.usual || share_of(asked.profile) < 2) continue;
       spare_process* plain = nullptr;
