@@ -66,6 +66,7 @@
 #include <mutex>
 #include <optional>
 #include <random>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -383,6 +384,11 @@ class api_error : public std::exception {
   std::optional<std::chrono::milliseconds> retry_after;
   bool retry_is_futile = false;  ///< true: the operator must act first
 };
+
+/// One word for the log: the error's own, else its kind's.
+inline std::string word_for(const api_error& error) {
+  return error.code.empty() ? std::string(name_of(error.kind)) : error.code;
+}
 
 /// A 400 that names its field.
 inline api_error bad_field(std::string path, std::string_view problem) {
@@ -1381,6 +1387,23 @@ inline json parse_object_schema(const reader& field) {
   return schema;
 }
 
+/// What the answer has to look like, in OpenAI's words; `holder` is the member of the format that
+/// holds the schema, null where it stands in the format itself. `strict` needs no thought: the CLI
+/// always validates.
+inline void parse_answer_format(const reader& format, turn_request& request,
+                                const char* holder = nullptr) {
+  const auto type = format.require("type");
+  if (type.string() == "json_schema") {
+    const auto schema = (holder ? format.require(holder) : format).require("schema");
+    request.schema = parse_object_schema(schema);
+    request.schema_field = schema.path();
+  } else if (type.string() == "json_object") {
+    request.schema = json::object({{"type", "object"}});
+  } else if (type.string() != "text") {
+    type.fail("must be text, json_object or json_schema");
+  }
+}
+
 inline reasoning_effort parse_reasoning_effort(const reader& field) {
   const auto& names = reasoning_effort_names;
   const auto found = std::find(names.begin(), names.end(), field.string());
@@ -2252,20 +2275,6 @@ inline void parse_tool_choices(const reader& root, turn_request& request) {
   }
 }
 
-/// What the answer has to look like. `strict` needs no thought: the CLI always validates.
-inline void parse_response_format(const reader& format, turn_request& request) {
-  const auto type = format.require("type");
-  if (type.string() == "json_schema") {
-    const auto schema = format.require("json_schema").require("schema");
-    request.schema = parse_object_schema(schema);
-    request.schema_field = schema.path();
-  } else if (type.string() == "json_object") {
-    request.schema = json::object({{"type", "object"}});
-  } else if (type.string() != "text") {
-    type.fail("must be text, json_object or json_schema");
-  }
-}
-
 inline void parse_sampling(const reader& root, turn_request& request) {
   auto& sampling = request.sampling;
   if (const auto value = root.find("temperature")) sampling.temperature = value->number(0, 2);
@@ -2321,7 +2330,9 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   normalize(turn.messages);
   parse_tools(root, turn);
   parse_tool_choices(root, turn);
-  if (const auto format = root.find("response_format")) parse_response_format(*format, turn);
+  if (const auto format = root.find("response_format")) {
+    parse_answer_format(*format, turn, "json_schema");
+  }
   parse_sampling(root, turn);
   if (const auto model = root.find("model")) turn.model = parse_model(*model);
   if (const auto session = root.find("session_id")) turn.session = parse_session_id(*session);
@@ -3424,18 +3435,7 @@ inline void parse_text(const reader& root, turn_request& request) {
   if (const auto verbosity = wanted->find("verbosity")) {
     if (verbosity->string() != "medium") name_ignored(request, "text.verbosity");
   }
-  const auto format = wanted->find("format");
-  if (!format) return;
-  const auto type = format->require("type");
-  if (type.string() == "json_object") {
-    request.schema = json::object({{"type", "object"}});
-  } else if (type.string() == "json_schema") {
-    const auto schema = format->require("schema");
-    request.schema = parse_object_schema(schema);
-    request.schema_field = schema.path();
-  } else if (type.string() != "text") {
-    type.fail("must be text, json_object or json_schema");
-  }
+  if (const auto format = wanted->find("format")) parse_answer_format(*format, request);
 }
 
 inline void parse_sampling(const reader& root, turn_request& request) {
@@ -5129,6 +5129,11 @@ inline std::vector<std::string> claude_words(const options& settings,
   return words;
 }
 
+/// True when a program could not be started because it is not there, or is none.
+inline bool is_missing(const std::system_error& failure) {
+  return failure.code().value() == ENOENT || failure.code().value() == EACCES;
+}
+
 /// What to do where there is no `claude`.
 inline std::string say_missing(const options& settings) {
   return "claude cannot be started (" + settings.claude_path +
@@ -5964,7 +5969,8 @@ struct process_demand {
   std::string client;          ///< the queue is fair between clients
   conversation_trace trace;    ///< of the request; a process that holds a part of it goes on
   bool answers_calls = false;  ///< all that is new are results for a process that waits for them
-  std::shared_ptr<const conversation_opening> opening = nullptr;  ///< of a fresh process; null: any
+  const turn_request* request = nullptr;  ///< as a fresh process is told it; null: not known yet
+  std::shared_ptr<const conversation_opening> opening = nullptr;  ///< the ticket's, of that request
 };
 
 class pool;
@@ -6118,8 +6124,7 @@ class pool {
       return fresh;
     } catch (const std::system_error& failure) {
       api_error error(error_kind::unavailable, std::string(failure.what()));
-      const bool missing = failure.code().value() == ENOENT || failure.code().value() == EACCES;
-      if (missing || settings_.claude_path.empty()) {
+      if (is_missing(failure) || settings_.claude_path.empty()) {
         error.message = say_missing(settings_);
         error.code = "claude_not_found";
         error.retry_is_futile = true;
@@ -6134,19 +6139,20 @@ class pool {
     return busy_ + starting_ + static_cast<int>(spares_.size() + idle_.size() + stopping_.size());
   }
 
+  template <class Profiles>
+  static auto find_asked(Profiles& all, const launch_profile& profile) {
+    return std::find_if(all.begin(), all.end(),
+                        [&](const asked_profile& asked) { return asked.profile == profile; });
+  }
+
   /// Most recently asked-for profiles first: they get the spares.
   asked_profile& remember(const launch_profile& profile) {
-    const auto known = find_asked(profile);
+    const auto known = find_asked(profiles_, profile);
     auto asked = known == profiles_.end() ? asked_profile{profile, {}, {}} : *known;
     if (known != profiles_.end()) profiles_.erase(known);
     profiles_.push_front(std::move(asked));
     if (profiles_.size() > 4) profiles_.pop_back();
     return profiles_.front();
-  }
-
-  std::deque<asked_profile>::iterator find_asked(const launch_profile& profile) {
-    return std::find_if(profiles_.begin(), profiles_.end(),
-                        [&](const asked_profile& asked) { return asked.profile == profile; });
   }
 
   /// A client that opens its conversations alike finds a spare that is opened so already.
@@ -6399,7 +6405,7 @@ class pool {
 
   /// One that `claude` does not take must not cost spare after spare.
   void forget_opening(const launch_profile& profile) {
-    const auto asked = find_asked(profile);
+    const auto asked = find_asked(profiles_, profile);
     if (asked == profiles_.end()) return;
     asked->last = nullptr;
     asked->usual = nullptr;
@@ -6505,9 +6511,7 @@ class pool {
 
   /// The wanted spares are dealt out to the remembered profiles in turn, the latest first.
   int share_of(const launch_profile& profile) const {
-    const auto found =
-        std::find_if(profiles_.begin(), profiles_.end(),
-                     [&](const asked_profile& asked) { return asked.profile == profile; });
+    const auto found = find_asked(profiles_, profile);
     if (found == profiles_.end()) return 0;
     const auto all = static_cast<int>(profiles_.size());
     const auto place = static_cast<int>(found - profiles_.begin());
@@ -6552,12 +6556,18 @@ class pool::ticket {
       : pool_(owner),
         demand_(std::move(demand)),
         deadline_(std::chrono::steady_clock::now() + owner.settings_.queue_timeout) {
-    const std::lock_guard<std::mutex> lock(pool_.mutex_);
-    if (pool_.queued_ == 0) {
-      granted_ = pool_.try_grant(demand_);
-    } else if (!pool_.is_overtaken()) {
-      granted_ = pool_.try_own(demand_);
+    {
+      const std::lock_guard<std::mutex> lock(pool_.mutex_);
+      if (!pool_.is_overtaken()) granted_ = pool_.try_own(demand_);
     }
+    if (granted_) return;
+    // A turn of a living conversation has no use for this, and others' turns need the lock.
+    if (demand_.request != nullptr) {
+      demand_.opening =
+          std::make_shared<const conversation_opening>(make_opening(*demand_.request));
+    }
+    const std::lock_guard<std::mutex> lock(pool_.mutex_);
+    if (pool_.queued_ == 0) granted_ = pool_.try_grant(demand_);
     if (granted_) return;
     // A process that is ending makes room for one request, which is not what the queue bounds.
     const auto places = static_cast<std::size_t>(pool_.settings_.max_queue);
@@ -7485,13 +7495,11 @@ class turn {
     if (!ticket_) {
       compose();
       waits_since_ = std::chrono::steady_clock::now();
-      ticket_.emplace(
-          pool_,
-          process_demand{{request_.model, request_.agent},
-                         request_.client,
-                         trace_,
-                         answers_calls(request_),
-                         std::make_shared<const conversation_opening>(make_opening(request_))});
+      ticket_.emplace(pool_, process_demand{{request_.model, request_.agent},
+                                            request_.client,
+                                            trace_,
+                                            answers_calls(request_),
+                                            &request_});
     }
     auto taken = ticket_->try_take();
     if (!taken) return false;
@@ -7558,7 +7566,8 @@ class turn {
     ended_ = ends_turn(what);
     if (lease_) {
       facts_.retries = lease_->worker().retries();
-      facts_.windows = lease_->worker().windows();
+      const auto& windows = lease_->worker().windows();
+      if (windows.size() != facts_.windows.size()) facts_.windows = windows;
     }
     if (std::holds_alternative<turn_failed>(what)) return;
     answer_.add(what);
@@ -9267,9 +9276,7 @@ class limiter {
   standing count(endpoint_group group, const std::string& who, const rate_limits& limits) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto reset = enter_minute();
-    const auto name = network_of(who);
-    const bool known = requests_.count({group, name}) > 0;
-    auto& counted = requests_[{group, known_name(name, requests_, known)}];
+    auto& counted = counter(requests_, {group, network_of(who)}, {group, "others"});
     const int limit = limit_of(group, limits);
     const bool allowed = counted < limit;
     if (allowed) ++counted;
@@ -9305,9 +9312,7 @@ class limiter {
     constexpr std::chrono::milliseconds longest{2'000};
     const std::lock_guard<std::mutex> lock(mutex_);
     enter_minute();
-    const auto name = network_of(address);
-    const bool known = wrong_keys_.count(name) > 0;
-    const int failures = std::min(++wrong_keys_[known_name(name, wrong_keys_, known)], 10);
+    const int failures = std::min(++counter(wrong_keys_, network_of(address), "others"), 10);
     return std::min(longest, std::chrono::milliseconds(25 << (failures - 1)));
   }
 
@@ -9337,11 +9342,15 @@ class limiter {
     return ceil<milliseconds>(hours((day + 1) * 24) - now);
   }
 
-  /// The name to count under. A network of IPv6 is one client; more of them than can be remembered
-  /// are counted as one, but for those that are known.
-  template <class Counts>
-  static std::string known_name(const std::string& who, const Counts& counts, bool is_known) {
-    return is_known || counts.size() < most_names ? who : std::string("others");
+  /// The count of that name. More names than can be remembered are counted as one, but for those
+  /// that are known.
+  template <class Name>
+  static int& counter(std::map<Name, int>& counts,
+                      const typename std::map<Name, int>::key_type& name,
+                      const typename std::map<Name, int>::key_type& others) {
+    const auto known = counts.find(name);
+    if (known != counts.end()) return known->second;
+    return counts[counts.size() < most_names ? name : others];
   }
 
   static void refuse_spent(const budget& spent, const budget& most, const char* span,
@@ -9474,7 +9483,7 @@ struct request_record {
 
   /// A failure of the answer is the upstream's unless it has a name of ours.
   void note_failure(const api_error& error) {
-    failure = error.code.empty() ? std::string(name_of(error.kind)) : error.code;
+    failure = word_for(error);
     upstream_failed = error.code.empty() && error.kind != error_kind::timed_out;
     upstream_status = http_status(error.kind);
   }
@@ -9698,9 +9707,8 @@ class metrics {
   }
 
   std::string known_model(const std::string& model) {
-    if (models_.count(model) > 0) return model;
-    if (models_.size() >= most_models) return "other";
-    models_[model] = 1;
+    if (models_.size() >= most_models && models_.count(model) == 0) return "other";
+    models_.insert(model);
     return model;
   }
 
@@ -9785,7 +9793,7 @@ class metrics {
   tally tokens_;
   tally turns_;
   tally upstream_errors_;
-  tally models_;
+  std::set<std::string> models_;
   std::map<std::string, histogram> first_tokens_;
   std::map<std::string, histogram> durations_;
   histogram queue_waits_{{0.001, 0.01, 0.1, 0.5, 1, 5, 10, 30, 60}};
@@ -12678,9 +12686,7 @@ class http_service : public httplib::Server {
     const auto& dialect =
         speaks_anthropic(now) ? anthropic_messages::dialect : openai_chat::dialect;
     now.response.status = dialect.status(error.kind);
-    if (now.record->failure.empty()) {
-      now.record->failure = error.code.empty() ? std::string(name_of(error.kind)) : error.code;
-    }
+    if (now.record->failure.empty()) now.record->failure = word_for(error);
     if (error.code == "budget_exceeded") services_.figures.reject("budget");
     now.response.set_content(dialect.render_error(error, now.id), json_type);
     const bool says_when =
@@ -12823,8 +12829,9 @@ class http_service : public httplib::Server {
     while (!running.ended()) {
       answer::choice_event next;
       const auto got = pull(now, running, next, steady_time::max());
-      if (got == answer::pulled::client_left) return abandon(now);
-      now.record->facts = running.facts();
+      const bool left = got == answer::pulled::client_left;
+      if (left || ends_turn(next.what)) now.record->facts = running.facts();
+      if (left) return abandon(now);
       now.record->note(next.what);
       gathered.at(next.choice).add(next.what);
     }
@@ -13452,8 +13459,7 @@ class server {
     } catch (const api_error& failure) {  // busy processes are no problem of the CLI's
       if (failure.kind != error_kind::rate_limited) facts.problem = failure.message;
     } catch (const std::system_error& failure) {
-      const bool missing = failure.code().value() == ENOENT || failure.code().value() == EACCES;
-      facts.problem = missing ? say_missing(settings_) : failure.what();
+      facts.problem = is_missing(failure) ? say_missing(settings_) : failure.what();
     } catch (const std::exception& failure) {
       facts.problem = failure.what();
     }

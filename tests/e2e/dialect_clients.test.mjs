@@ -8,9 +8,9 @@ import Anthropic from '@anthropic-ai/sdk';
 import { generateObject, generateText, stepCountIs, streamObject, streamText, tool } from 'ai';
 import OpenAI from 'openai';
 import { zodFunction, zodTextFormat } from 'openai/helpers/zod';
-import { z } from 'zod';
-import { call, callerSystem, conversationOf, processOf, say, steps, toolsOf } from './chat_client.mjs';
+import { call, callerSystem, conversationOf, say, steps, toolsOf } from './chat_client.mjs';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
+import { ADA, ANSWER, assertRounds, City, Person, ROUNDS, structured, weatherOf } from './client_tasks.mjs';
 import { eventually, suite } from './harness.mjs';
 import { directive } from './messages_api.mjs';
 
@@ -24,38 +24,8 @@ const PNG = Buffer.from(
   'base64',
 );
 const PDF = Buffer.from('%PDF-1.4\ntrailer<</Root 1 0 R>>\n%%EOF\n');
-const Person = z.object({ name: z.string(), age: z.number().int() });
-const ADA = { name: 'Ada', age: 36 };
-const City = z.object({ city: z.string() });
 const CITY = { type: 'object', properties: { city: { type: 'string' } }, required: ['city'] };
-const structured = (value, options = {}) => directive('structured', { value, ...options });
 const thought = (text, options = {}) => directive('thinking', { thinking: 'Let me think.', text, thinking_tokens: 5, output: 12, ...options });
-const weatherOf = ({ city }) => `${city}: sunny`;
-const inCity = (...cities) => call(cities.map((city) => ({ tool: 'get_weather', args: { city } })));
-
-/** Two rounds of tools, the second with two calls, and a text. */
-const ROUNDS = steps(inCity('Zürich'), inCity('Bern', 'Basel'), say('Sunny everywhere.', { input: 20, output: 5 }));
-const ANSWER = 'Sunny everywhere.';
-
-/** What the API got of ROUNDS: three calls of one process, and each result with its call. */
-function assertRounds(t) {
-  const calls = t.calls();
-  assert.equal(calls.length, 3);
-  assert.equal(new Set(calls.map(processOf)).size, 1, 'the process that waits goes on');
-  const told = conversationOf(calls[2]);
-  assert.deepEqual(
-    told.map(({ role }) => role),
-    ['user', 'assistant', 'user', 'assistant', 'user'],
-  );
-  const made = [told[1], told[3]].flatMap(({ content }) => content.filter((block) => block.call));
-  assert.deepEqual(
-    made.map(({ input }) => input.city),
-    ['Zürich', 'Bern', 'Basel'],
-  );
-  const results = Object.fromEntries([told[2], told[4]].flatMap(({ content }) => content.map((one) => [one.result, one.content])));
-  for (const { call: id, input } of made) assert.equal(results[id], weatherOf(input));
-  return calls;
-}
 
 // ---- Anthropic's SDK -----------------------------------------------------------------------------
 

@@ -54,9 +54,9 @@ outcome finish_turn(claude_openai::worker& process, const claude_openai::turn_re
   return got;
 }
 
-/// A process of that profile, waited for as a request does.
-lease take(pool& processes, const launch_profile& profile, const std::string& client = "") {
-  pool::ticket place(processes, {profile, client, {}});
+/// A process, waited for as a request does.
+lease wait_for(pool& processes, claude_openai::process_demand demand) {
+  pool::ticket place(processes, std::move(demand));
   const auto deadline = steady::now() + 20s * slowness;
   while (steady::now() < deadline) {
     if (auto taken = place.try_take()) return std::move(*taken);
@@ -64,6 +64,10 @@ lease take(pool& processes, const launch_profile& profile, const std::string& cl
     ::poll(&readable, 1, 20);
   }
   throw std::runtime_error("no process in time");
+}
+
+lease take(pool& processes, const launch_profile& profile, const std::string& client = "") {
+  return wait_for(processes, {profile, client, {}});
 }
 
 pid_t pid_of(claude_openai::worker& process) {
@@ -463,15 +467,7 @@ claude_openai::turn_request opened_by(const std::string& system, const std::stri
 
 /// A process for a fresh conversation that is opened like this.
 lease take_for(pool& processes, const claude_openai::turn_request& request) {
-  auto opening = std::make_shared<const claude_openai::conversation_opening>(make_opening(request));
-  pool::ticket place(processes, {usual, "", {}, false, std::move(opening)});
-  const auto deadline = steady::now() + 20s * slowness;
-  while (steady::now() < deadline) {
-    if (auto taken = place.try_take()) return std::move(*taken);
-    pollfd readable{place.fd(), POLLIN, 0};
-    ::poll(&readable, 1, 20);
-  }
-  throw std::runtime_error("no process in time");
+  return wait_for(processes, {usual, "", {}, false, &request});
 }
 
 /// How often the process was initialized, and with which system prompt.

@@ -1,0 +1,40 @@
+// What the suites of real clients ask alike: a person as JSON, and the weather in three cities by two rounds of tools.
+
+import assert from 'node:assert/strict';
+import { z } from 'zod';
+import { call, conversationOf, processOf, say, steps } from './chat_client.mjs';
+import { directive } from './messages_api.mjs';
+
+export const Person = z.object({ name: z.string(), age: z.number().int() });
+export const ADA = { name: 'Ada', age: 36 };
+export const City = z.object({ city: z.string() });
+export const structured = (value, options = {}) => directive('structured', { value, ...options });
+
+export const weatherOf = ({ city }) => `${city}: sunny`;
+export const inCity = (...cities) => call(cities.map((city) => ({ tool: 'get_weather', args: { city } })));
+
+/** Two rounds of tools, the second with two calls, and a text. */
+export const ROUNDS = steps(inCity('Zürich'), inCity('Bern', 'Basel'), say('Sunny everywhere.', { input: 20, output: 5 }));
+export const ANSWER = 'Sunny everywhere.';
+
+/** What the API got of ROUNDS: three calls of one process, and each result with its call. */
+export function assertRounds(t) {
+  const calls = t.calls();
+  assert.equal(calls.length, 3);
+  assert.equal(new Set(calls.map(processOf)).size, 1, 'the process that waits goes on');
+  const told = conversationOf(calls[2]);
+  assert.deepEqual(
+    told.map(({ role }) => role),
+    ['user', 'assistant', 'user', 'assistant', 'user'],
+  );
+  const made = [told[1], told[3]].flatMap(({ content }) => content.filter((block) => block.call));
+  assert.deepEqual(
+    made.map(({ input }) => input.city),
+    ['Zürich', 'Bern', 'Basel'],
+  );
+  const results = Object.fromEntries(
+    [told[2], told[4]].flatMap(({ content }) => content.map((one) => [one.result, one.content])),
+  );
+  for (const { call: id, input } of made) assert.equal(results[id], weatherOf(input));
+  return calls;
+}
