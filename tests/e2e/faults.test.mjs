@@ -102,16 +102,21 @@ for (const cli of [STAND_IN_CLI, REAL_CLI]) {
 
   test(`${cli.name}, killed as a spare, is replaced`, options, async (t) => {
     const { proxy, well } = await proxyWith(t, cli, { args: ['--spares', '1'] });
-    const spare = () => pids(proxy).length === 1 && pids(proxy)[0];
-    await eventually('a spare', spare, cli.ms);
+    const spare = (than) => {
+      const only = () => {
+        const [one, ...others] = pids(proxy);
+        return others.length === 0 && one !== than && one;
+      };
+      return eventually(`a spare other than ${than}`, only, cli.ms);
+    };
+    let one = await spare();
     const before = await restingResources(proxy, cli.ms);
     for (let round = 0; round < 2; round++) {
-      const killed = spare();
-      process.kill(killed, 'SIGKILL');
-      await eventually('another', () => spare() && spare() !== killed, cli.ms);
+      process.kill(one, 'SIGKILL');
+      one = await spare(one);
     }
     await well();
-    await eventually('the next spare', spare, cli.ms);
+    await spare();
     await assertNothingLeft(proxy, before, cli.ms);
   });
 
@@ -510,7 +515,7 @@ test('without processes for a claude a request fails as one, and all is well whe
 });
 
 test('a log that nobody reads stops nobody', async (t) => {
-  const { proxy, well } = await proxyWith(t, STAND_IN_CLI);
+  const { proxy, well } = await proxyWith(t, STAND_IN_CLI, { args: ['--log-format', 'json'] });
   await well();
   const outputs = [proxy.child.stdout, proxy.child.stderr];
   outputs.forEach((stream) => stream.pause());
@@ -525,6 +530,13 @@ test('a log that nobody reads stops nobody', async (t) => {
   const health = await Promise.race([t.get('/health', { proxy }), sleep(3000)]);
   outputs.forEach((stream) => stream.resume());
   assert.deepEqual([answered, health?.status], [3000, 200]);
+  const told = await eventually('it is told how many lines were lost', async () => {
+    await t.get('/health', { proxy });
+    return proxy.output.split('\n').find((line) => line.includes('lines of the log were lost'));
+  });
+  const { level, message } = JSON.parse(told);
+  assert.equal(level, 'warning');
+  assert.match(message, /^[1-9]\d* lines of the log were lost: nobody read it$/);
 });
 
 test('a log that is closed stops nobody', async (t) => {
