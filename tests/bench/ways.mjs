@@ -164,12 +164,32 @@ function flatten(messages) {
   return messages.map(({ role, content }) => `${role === 'user' ? 'Human' : 'Assistant'}: ${content}`).join('\n\n');
 }
 
-/** What other wrappers do. With the spare's flags, since those start faster than the usual ones. */
-export async function processPerRequest(spare, messages) {
-  const argv = [...spare.argv, '--system-prompt', SYSTEM];
-  argv.splice(argv.indexOf('--input-format'), 2);
+/**
+ * How wrappers start a process per request: the Python wrapper's arguments, without the `claude -v` that it runs before
+ * each, and with the partial messages and the system prompt that it lacks. In its clean environment, as the proxy got it.
+ */
+export const asWrappersDo = (proxy, { argv }) => ({
+  argv: [
+    ...[argv[0], '--output-format', 'stream-json', '--verbose', '--include-partial-messages', '--max-turns', '1'],
+    ...['--disallowedTools', UNWANTED_TOOLS, '--model', argv[argv.indexOf('--model') + 1], '--setting-sources', ''],
+    ...['--print', '--system-prompt', SYSTEM],
+  ],
+  environment: { ...proxy.environment, CLAUDE_CODE_ENTRYPOINT: 'sdk-py' },
+  cwd: proxy.scratch,
+});
+const UNWANTED_TOOLS =
+  'Task,Bash,Glob,Grep,Read,Edit,Write,NotebookEdit,WebFetch,TodoWrite,WebSearch,BashOutput,KillShell,Skill,SlashCommand';
+
+/** The leanest process per request that we know: with the spare's flags and environment. No wrapper does it. */
+export function lean({ argv, environment, cwd }) {
+  const own = [...argv, '--system-prompt', SYSTEM];
+  own.splice(own.indexOf('--input-format'), 2);
+  return { argv: own, environment, cwd };
+}
+
+export async function processPerRequest(launch, messages) {
   const sent = performance.now();
-  const claude = start(argv, spare);
+  const claude = start(launch.argv, launch);
   claude.child.stdin.end(flatten(messages));
   const [token] = await Promise.all([claude.line(isToken), claude.line(isResult)]);
   await claude.ended;
