@@ -619,6 +619,22 @@ inline std::string redact(std::string_view line) {
   return safe;
 }
 
+/// A line of the log for programs to read; `fields` are added, and win.
+inline std::string render_log_object(log_level level, const std::string& message,
+                                     const json& fields = json::object()) {
+  json whole = json::object({{"time", text::iso_time(std::chrono::system_clock::now())},
+                             {"level", log_level_names.at(static_cast<std::size_t>(level))},
+                             {"message", message}});
+  whole.update(fields);
+  return dump(whole);
+}
+
+/// The same for people.
+inline std::string render_log_text(log_level level, const std::string& message) {
+  return text::iso_time(std::chrono::system_clock::now()) + " " +
+         std::string(log_level_names.at(static_cast<std::size_t>(level))) + " " + message;
+}
+
 /// Writes lines to one sink. Copies share the sink; every call is safe from any thread.
 class logger {
  public:
@@ -645,7 +661,7 @@ class logger {
   void write(log_level level, const std::string& line, const json& fields = json::object()) const {
     if (!wants(level)) return;
     const bool as_object = state_->format == log_format::object;
-    const auto said = redact(as_object ? render(level, line, fields) : line);
+    const auto said = redact(as_object ? render_log_object(level, line, fields) : line);
     const std::lock_guard<std::mutex> lock(state_->mutex);
     state_->write(level, said);
   }
@@ -659,14 +675,6 @@ class logger {
     log_format format;
     std::mutex mutex;
   };
-
-  static std::string render(log_level level, const std::string& line, const json& fields) {
-    json whole = json::object({{"time", text::iso_time(std::chrono::system_clock::now())},
-                               {"level", log_level_names.at(static_cast<std::size_t>(level))},
-                               {"message", line}});
-    whole.update(fields);
-    return dump(whole);
-  }
 
   std::shared_ptr<state> state_;
 };
@@ -1187,6 +1195,7 @@ struct turn_request {
   reasoning_effort effort = reasoning_effort::none;
   std::optional<std::int64_t> thinking_tokens;      ///< asked for by number, else by the effort
   const char* thinking_field = "reasoning_effort";  ///< where the client asked for it
+  bool no_thinking = false;                         ///< asked for in so many words
   const char* stop_field = "stop";                  ///< where it gave stop sequences
   bool thinks = false;  ///< the model will: asked to, or because it cannot do otherwise
   std::optional<agent_request> agent;  ///< unset: the model has no tools but the client's
@@ -1411,6 +1420,12 @@ inline reasoning_effort parse_reasoning_effort(const reader& field) {
     field.fail("must be none, minimal, low, medium, high, xhigh or max");
   }
   return static_cast<reasoning_effort>(found - names.begin());
+}
+
+/// How hard the model is to think: an effort of OpenAI's, which `none` turns off.
+inline void parse_reasoning_effort(const reader& field, turn_request& request) {
+  request.effort = parse_reasoning_effort(field);
+  request.no_thinking = request.effort == reasoning_effort::none;
 }
 
 /// Notes, once, that a field asks for what the answer will not show.
@@ -2290,9 +2305,7 @@ inline void parse_sampling(const reader& root, turn_request& request) {
     }
     if (sampling.stop.size() > 4) stop->fail("must be at most 4 texts");
   }
-  if (const auto effort = root.find("reasoning_effort")) {
-    request.effort = parse_reasoning_effort(*effort);
-  }
+  if (const auto effort = root.find("reasoning_effort")) parse_reasoning_effort(*effort, request);
 }
 
 /// How the answer is to be written.
@@ -2785,7 +2798,9 @@ inline void parse_output(const reader& root, turn_request& request) {
     } else if (type.string() == "adaptive") {
       const bool told = request.effort != reasoning_effort::none;
       request.thinking_tokens = thinking_budget(told ? request.effort : reasoning_effort::high);
-    } else if (type.string() != "disabled") {
+    } else if (type.string() == "disabled") {
+      request.no_thinking = true;
+    } else {
       type.fail("must be enabled, adaptive or disabled");
     }
   }
@@ -3416,9 +3431,7 @@ inline void parse_tool_choice(const reader& root, turn_request& request) {
 
 inline void parse_reasoning(const reader& root, turn_request& request, response_style& style) {
   if (const auto reasoning = root.find("reasoning")) {
-    if (const auto effort = reasoning->find("effort")) {
-      request.effort = parse_reasoning_effort(*effort);
-    }
+    if (const auto effort = reasoning->find("effort")) parse_reasoning_effort(*effort, request);
     style.summarizes =
         reasoning->find("summary").has_value() || reasoning->find("generate_summary").has_value();
   }
@@ -3800,6 +3813,7 @@ inline void settle_thinking(turn_request& request, const model_traits& model) {
       request.thinking_tokens.reset();
     }
   }
+  if (request.no_thinking && model.always_thinks) name_ignored(request, request.thinking_field);
   request.thinks = model.always_thinks || request.thinking_tokens.value_or(0) > 0;
 }
 
@@ -12279,11 +12293,12 @@ struct exchange {
   const httplib::Request& request;
   httplib::Response& response;
   std::shared_ptr<const options> settings;  ///< as they were when it came
-  std::string id;
-  std::string client_id = {};  ///< see `client_name`
-  std::string path = {};       ///< without `/v1` and a last slash
+  std::string path = {};                    ///< without `/v1` and a last slash
   std::shared_ptr<request_record> record = std::make_shared<request_record>();
   std::optional<body_budget::share> body_share = {};  ///< held while the body is worked on
+
+  const std::string& id() const { return record->id; }
+  const std::string& client_id() const { return record->client_id; }
 };
 
 /// httplib's parser, writer and nothing else: it neither listens nor makes threads here.
@@ -12299,11 +12314,10 @@ class http_service : public httplib::Server {
     set_keep_alive_timeout(75);
     set_keep_alive_max_count(10'000);
     // Only what never reached `dispatch` is still without a body here: what httplib alone refuses.
-    set_error_handler([](const httplib::Request&, httplib::Response& response) {
+    set_error_handler([this](const httplib::Request&, httplib::Response& response) {
       if (!response.body.empty()) return;
-      current()->close_after_reply();
       const api_error error(error_kind::invalid_request, "this is not a valid HTTP request");
-      response.set_content(openai_chat::render_error(error), json_type);
+      response.set_content(refuse_http(*current(), error), json_type);
     });
   }
 
@@ -12318,9 +12332,7 @@ class http_service : public httplib::Server {
         if (!alive || closed || client.is_closing()) break;
       }
     } catch (const api_error& error) {  // it was no request
-      client.close_after_reply();
-      services_.figures.reject("http");
-      const auto body = openai_chat::render_error(error);
+      const auto body = refuse_http(client, error);
       client.write_all(
           "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n"
           "Connection: close\r\nContent-Length: " +
@@ -12335,6 +12347,15 @@ class http_service : public httplib::Server {
 
  private:
   static constexpr const char* json_type = "application/json";
+
+  /// The body of the answer to what is no request.
+  std::string refuse_http(connection& client, const api_error& error) const {
+    client.close_after_reply();
+    services_.figures.reject("http");
+    services_.settings.get()->log.info("refused bad HTTP from " + client.address() + ": " +
+                                       error.what());
+    return openai_chat::render_error(error);
+  }
 
   using handler = void (http_service::*)(exchange&);
 
@@ -12438,22 +12459,22 @@ class http_service : public httplib::Server {
   // From a request to its route, and the one place where exceptions end.
 
   void dispatch(const httplib::Request& request, httplib::Response& response) {
-    exchange now{*current(), request, response, services_.settings.get(), request_id(request)};
+    exchange now{*current(), request, response, services_.settings.get()};
     services_.figures.begin();
-    now.record->id = now.id;
+    now.record->id = request_id(request);
     now.record->method = request.method;
     now.record->path = printable(request.path.substr(0, 512));
-    response.set_header("x-request-id", now.id);
+    response.set_header("x-request-id", now.id());
     response.set_header("openai-version", "2020-10-01");
     if (now.settings->demo) response.set_header("x-claude-demo", "true");
     try {
       now.path = canonical_path(now.request);
-      if (speaks_anthropic(now)) response.set_header("request-id", now.id);
+      if (speaks_anthropic(now)) response.set_header("request-id", now.id());
       enter(now);
     } catch (const api_error& error) {
       answer_error(now, error);
     } catch (const std::exception& fault) {
-      now.settings->log.error("request " + now.id + ": " + fault.what());
+      now.settings->log.error("request " + now.id() + ": " + fault.what());
       answer_error(now, api_error(error_kind::internal, "internal error; see the proxy's log"));
     }
     // httplib tells the client by the request's own header, whatever version it is.
@@ -12490,13 +12511,13 @@ class http_service : public httplib::Server {
     if (!preflight) count_request(now, group, now.record->address);
     const bool needs_key = !preflight && (found == nullptr || found->needs_key);
     admit(now, shown, needs_key);
-    if (!preflight && !now.client_id.empty()) count_request(now, group, "key " + now.client_id);
+    if (!preflight && !now.client_id().empty()) count_request(now, group, "key " + now.client_id());
     if (preflight) {
       now.response.status = 204;
     } else if (found != nullptr) {
       now.response.status = 200;
       if (group == endpoint_group::chat) {
-        services_.limits.enter_budget(now.client_id, *now.settings);
+        services_.limits.enter_budget(now.client_id(), *now.settings);
       }
       (this->*found->answer)(now);
     } else {
@@ -12517,7 +12538,7 @@ class http_service : public httplib::Server {
   void admit(exchange& now, const credentials& shown, bool needs_key) {
     try {
       auto who = check_access(shown, *now.settings, needs_key);
-      now.client_id = now.record->client_id = std::move(who.name);
+      now.record->client_id = std::move(who.name);
       now.record->client = std::move(who.label);
     } catch (const api_error& refused) {
       services_.figures.reject(refused.kind == error_kind::authentication ? "key" : "origin");
@@ -12688,7 +12709,7 @@ class http_service : public httplib::Server {
     now.response.status = dialect.status(error.kind);
     if (now.record->failure.empty()) now.record->failure = word_for(error);
     if (error.code == "budget_exceeded") services_.figures.reject("budget");
-    now.response.set_content(dialect.render_error(error, now.id), json_type);
+    now.response.set_content(dialect.render_error(error, now.id()), json_type);
     const bool says_when =
         error.kind == error_kind::rate_limited || error.kind == error_kind::too_many_requests ||
         error.kind == error_kind::unavailable || error.kind == error_kind::overloaded;
@@ -12713,7 +12734,7 @@ class http_service : public httplib::Server {
   std::string read_body(exchange& now) {
     now.body_share.emplace(bodies_);
     auto bytes = now.client.read_body(now.settings->max_body_bytes, *now.body_share);
-    if (now.settings->log_bodies) now.settings->log.debug(now.id + " request: " + bytes);
+    if (now.settings->log_bodies) now.settings->log.debug(now.id() + " request: " + bytes);
     return bytes;
   }
 
@@ -12730,18 +12751,18 @@ class http_service : public httplib::Server {
   static reply_context make_context(const exchange& now) {
     using namespace std::chrono;
     const auto created = duration_cast<seconds>(system_clock::now().time_since_epoch()).count();
-    return {text::random_id("", 24), created, now.id, {}};
+    return {text::random_id("", 24), created, now.id(), {}};
   }
 
   /// A response may refer to earlier ones, and later ones to it.
   void answer_responses(exchange& now) {
     auto context = make_context(now);
     const auto given = parse_body(read_body(now));
-    auto expanded = services_.responses.expand(now.client_id, given);
+    auto expanded = services_.responses.expand(now.client_id(), given);
     const auto& store = member_of(given, "store");
     std::shared_ptr<response_store::running> running;
     if (!store.is_boolean() || store.get<bool>()) {
-      running = services_.responses.begin(now.client_id, given,
+      running = services_.responses.begin(now.client_id(), given,
                                           openai_responses::make_begun_response(context, given));
       context.keep = [running](const json& response) { running->keep(response); };
     }
@@ -12772,7 +12793,7 @@ class http_service : public httplib::Server {
 
   /// Puts in what is not in the body: who asks, in which session, and what the model takes.
   void settle_turn(const exchange& now, turn_request& turn) const {
-    turn.client = now.client_id;
+    turn.client = now.client_id();
     turn.strict = is_strict(now);
     if (turn.model.empty()) turn.model = now.settings->default_model;
     // Beside X-Session-Affinity it only tells a router which server to use (opencode): requests of
@@ -12840,7 +12861,7 @@ class http_service : public httplib::Server {
     tell_ignored(now, running.ignored_params());
     tell_windows(now);
     auto body = writer.render(results);
-    if (now.settings->log_bodies) now.settings->log.debug(now.id + " answer: " + body);
+    if (now.settings->log_bodies) now.settings->log.debug(now.id() + " answer: " + body);
     now.response.set_content(std::move(body), json_type);
   }
 
@@ -13037,14 +13058,14 @@ class http_service : public httplib::Server {
 
   void answer_response(exchange& now) {
     const auto id = response_id(now);
-    const auto kept = services_.responses.get(now.client_id, id);
+    const auto kept = services_.responses.get(now.client_id(), id);
     if (!kept) throw no_response(id);
     answer_json(now, *kept);
   }
 
   void answer_input_items(exchange& now) {
     const auto id = response_id(now, "/input_items");
-    const auto items = services_.responses.input_items(now.client_id, id);
+    const auto items = services_.responses.input_items(now.client_id(), id);
     if (!items) throw no_response(id);
     const bool newest_first = now.request.get_param_value("order") != "asc";
     answer_json(now, render_items(*items, newest_first, now.request.get_param_value("limit"),
@@ -13053,13 +13074,13 @@ class http_service : public httplib::Server {
 
   void delete_response(exchange& now) {
     const auto id = response_id(now);
-    if (!services_.responses.remove(now.client_id, id)) throw no_response(id);
+    if (!services_.responses.remove(now.client_id(), id)) throw no_response(id);
     answer_json(now, json::object({{"id", id}, {"object", "response"}, {"deleted", true}}));
   }
 
   void cancel_response(exchange& now) {
     const auto id = response_id(now, "/cancel");
-    const auto kept = services_.responses.cancel(now.client_id, id);
+    const auto kept = services_.responses.cancel(now.client_id(), id);
     if (!kept) throw no_response(id);
     answer_json(now, *kept);
   }
@@ -13084,25 +13105,25 @@ class http_service : public httplib::Server {
   }
 
   void answer_sessions(exchange& now) {
-    answer_json(now, render_sessions(services_.sessions.list(now.client_id)));
+    answer_json(now, render_sessions(services_.sessions.list(now.client_id())));
   }
 
   void answer_session_stats(exchange& now) {
-    answer_json(now, render_session_stats(services_.sessions.list(now.client_id),
+    answer_json(now, render_session_stats(services_.sessions.list(now.client_id()),
                                           now.settings->session_ttl));
   }
 
   static api_error no_session() { return {error_kind::not_found, "Session not found"}; }
 
   void answer_session(exchange& now) {
-    const auto kept = services_.sessions.get(now.client_id, last_of_path(now));
+    const auto kept = services_.sessions.get(now.client_id(), last_of_path(now));
     if (!kept) throw no_session();
     answer_json(now, render_session(*kept));
   }
 
   void delete_session(exchange& now) {
     const auto id = last_of_path(now);
-    if (!services_.sessions.remove(now.client_id, id)) throw no_session();
+    if (!services_.sessions.remove(now.client_id(), id)) throw no_session();
     answer_json(now, json::object({{"message", "Session " + id + " deleted successfully"}}));
   }
 
@@ -13118,7 +13139,8 @@ class http_service : public httplib::Server {
 
   void answer_tool_configuration(exchange& now) {
     const auto session = now.request.get_param_value("session_id");
-    answer_json(now, render_configuration(services_.agents.configuration(now.client_id, session)));
+    answer_json(now,
+                render_configuration(services_.agents.configuration(now.client_id(), session)));
   }
 
   void set_tool_configuration(exchange& now) {
@@ -13126,27 +13148,27 @@ class http_service : public httplib::Server {
     const reader root(body);
     const auto session = root.find("session_id");
     answer_json(now, render_configuration(services_.agents.configure(
-                         now.client_id, session ? parse_session_id(*session) : std::string(),
+                         now.client_id(), session ? parse_session_id(*session) : std::string(),
                          parse_names(root.find("allowed_tools")),
                          parse_names(root.find("disallowed_tools")))));
   }
 
   void answer_tool_stats(exchange& now) {
-    answer_json(now, render_tool_stats(services_.agents.configuration(now.client_id, {}),
-                                       services_.agents.session_configurations(now.client_id)));
+    answer_json(now, render_tool_stats(services_.agents.configuration(now.client_id(), {}),
+                                       services_.agents.session_configurations(now.client_id())));
   }
 
   void answer_mcp_servers(exchange& now) {
-    answer_json(now, render_mcp_servers(services_.agents.servers(now.client_id)));
+    answer_json(now, render_mcp_servers(services_.agents.servers(now.client_id())));
   }
 
   void answer_mcp_stats(exchange& now) {
-    answer_json(now, render_mcp_stats(services_.agents.servers(now.client_id)));
+    answer_json(now, render_mcp_stats(services_.agents.servers(now.client_id())));
   }
 
   /// A server is a command that runs as the proxy's user: whoever registers one must hold a key.
   void check_registration(const exchange& now) const {
-    if (!now.client_id.empty() || now.settings->allow_mcp_registration) return;
+    if (!now.client_id().empty() || now.settings->allow_mcp_registration) return;
     throw api_error(error_kind::permission,
                     "an MCP server is a command that runs on this machine; registering it needs a "
                     "client key (--api-key) or --allow-mcp-registration");
@@ -13157,7 +13179,7 @@ class http_service : public httplib::Server {
     const auto body = parse_body(read_body(now));
     auto server = parse_mcp_server(reader(body));
     const auto told = "MCP server '" + server.name + "' registered successfully";
-    services_.agents.add_server(now.client_id, std::move(server));
+    services_.agents.add_server(now.client_id(), std::move(server));
     answer_json(now, json::object({{"message", told}}));
   }
 
@@ -13166,7 +13188,7 @@ class http_service : public httplib::Server {
     const auto body = parse_body(read_body(now));
     const auto name = reader(body).require("server_name").string();
     const auto server =
-        services_.agents.connect(now.client_id, name, services_.guard, services_.stop);
+        services_.agents.connect(now.client_id(), name, services_.guard, services_.stop);
     answer_json(now, json::object({{"message", "Connected to MCP server '" + name + "'"},
                                    {"tools", server.tools},
                                    {"resources", server.resources},
@@ -13177,7 +13199,7 @@ class http_service : public httplib::Server {
     check_registration(now);
     const auto body = parse_body(read_body(now));
     const auto name = reader(body).require("server_name").string();
-    services_.agents.disconnect(now.client_id, name);
+    services_.agents.disconnect(now.client_id(), name);
     answer_json(now, json::object({{"message", "Disconnected from MCP server '" + name + "'"}}));
   }
 

@@ -81,13 +81,18 @@ bool write_without_waiting(std::string_view bytes) {
   return true;
 }
 
-/// A line for the log. When nobody reads it, lines are left out rather than requests held up.
-void write_log(const std::string& line) {
+/// A line for the log. When nobody reads it, lines are left out rather than requests held up; their
+/// number is told, as `render` tells things, once somebody does.
+void write_log(const std::string& line,
+               std::string (*render)(proxy::log_level, const std::string& message)) {
   static std::size_t lost = 0;  // the logger calls one at a time
   static bool cut = false;      // the last line was not written to its end
   std::string out = cut ? "\n" : "";
-  if (lost > 0)
-    out += "(" + std::to_string(lost) + " lines of the log were lost: nobody read it)\n";
+  if (lost > 0) {
+    out += render(proxy::log_level::warning,
+                  std::to_string(lost) + " lines of the log were lost: nobody read it") +
+           "\n";
+  }
   if (write_without_waiting(out + line + "\n")) {
     lost = 0;
     cut = false;
@@ -98,15 +103,18 @@ void write_log(const std::string& line) {
 }
 
 proxy::logger make_logger(proxy::log_level level, bool as_objects) {
-  if (as_objects) {
-    return {level, [](proxy::log_level, const std::string& object) { write_log(object); },
-            proxy::log_format::object};
+  using proxy::log_level;
+  if (!as_objects) {
+    return {level, [](log_level at, const std::string& line) {
+              write_log(proxy::render_log_text(at, line), proxy::render_log_text);
+            }};
   }
-  return {level, [](proxy::log_level at, const std::string& line) {
-            write_log(proxy::text::iso_time(std::chrono::system_clock::now()) + " " +
-                      std::string(proxy::log_level_names.at(static_cast<std::size_t>(at))) + " " +
-                      line);
-          }};
+  const auto write = [](log_level, const std::string& object) {
+    write_log(object, [](log_level at, const std::string& message) {
+      return proxy::render_log_object(at, message);
+    });
+  };
+  return {level, write, proxy::log_format::object};
 }
 
 bool is_true(const std::string& value) {

@@ -18,6 +18,7 @@ import {
   startOwn,
   waitForWindow,
 } from './operate.mjs';
+import { connectRaw } from './raw_client.mjs';
 
 export const observe = suite(90_000);
 const { test } = observe;
@@ -273,6 +274,16 @@ test('figures: refusals by reason, and their routes', async (t) => {
   for (const reason of ['rate_limit', 'key', 'origin']) assert.equal(figures('rejected_total', { reason }), 1, reason);
   assert.equal(figures('requests_total', { route: '/debug/request', status: '429' }), 1, 'the route is known');
   assert.equal(figures('requests_total', { route: '/models', status: '401' }), 1, 'the route is known');
+});
+
+test('figures and log: what is no request is counted and told', async (t) => {
+  await startLight(t);
+  const client = connectRaw(t, t.proxy);
+  await client.write('GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n');
+  assert.ok(await client.ends());
+  assert.equal(client.responses[0].status, 400);
+  await eventually('a line of the log', () => /info refused bad HTTP from 127\.0\.0\.1: .*two host/i.test(t.proxy.output));
+  assert.equal((await scrape(t))('rejected_total', { reason: 'http' }), 1);
 });
 
 test('figures: clients cannot make the number of series grow without end, nor break a line', async (t) => {

@@ -305,6 +305,24 @@ TEST_CASE("settle: what it has settled it leaves alone, and it names nothing twi
   CHECK(tell(request) == once);
 }
 
+TEST_CASE("settle: no thinking, asked for of a model that always thinks, is named") {
+  claude_openai::model_traits always;
+  always.always_thinks = true;
+  for (const char* field : {"reasoning_effort", "thinking"}) {
+    turn_request request;
+    request.no_thinking = true;
+    request.thinking_field = field;
+    auto other = request;
+    settle(request, always);
+    CHECK(request.ignored_params == strings{field});
+    settle(other, {});
+    CHECK(other.ignored_params.empty());
+  }
+  turn_request silent;
+  settle(silent, always);
+  CHECK(silent.ignored_params.empty());
+}
+
 TEST_CASE("settle: a model that thinks cannot be forced to call a tool, and is asked to") {
   using how = claude_openai::tool_choice::how;
   claude_openai::model_traits always;

@@ -734,10 +734,12 @@ TEST_CASE("chat request: choices and efforts") {
   CHECK(choices("") == 1);
   CHECK(choices(R"("n":8)") == 8);
   CHECK(parse_text(with_fields("")).effort == reasoning_effort::none);
+  CHECK_FALSE(parse_text(with_fields("")).no_thinking);
   for (const auto name : reasoning_effort_names) {
     CAPTURE(name);
     const auto field = R"("reasoning_effort":")" + std::string(name) + "\"";
     CHECK(name_of(parse_text(with_fields(field)).effort) == name);
+    CHECK(parse_text(with_fields(field)).no_thinking == (name == "none"));
   }
 }
 

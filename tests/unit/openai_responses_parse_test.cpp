@@ -396,6 +396,8 @@ TEST_CASE(
 TEST_CASE("responses request: reasoning tells the effort") {
   CHECK(with(R"("reasoning":{"effort":"high","summary":"auto"})").effort == reasoning_effort::high);
   CHECK(with(R"("reasoning":{"effort":null})").effort == reasoning_effort::none);
+  CHECK_FALSE(with(R"("reasoning":{"effort":null})").no_thinking);
+  CHECK(with(R"("reasoning":{"effort":"none"})").no_thinking);
   CHECK(with("").thinking_field == std::string("reasoning"));
   CHECK(param_of_fields(R"("reasoning":{"effort":"huge"})") == "reasoning.effort");
   CHECK(param_of_fields(R"("reasoning":"high")") == "reasoning");
