@@ -12513,7 +12513,7 @@ class http_service : public httplib::Server {
     admit(now, shown, needs_key);
     if (!preflight && !now.client_id().empty()) count_request(now, group, "key " + now.client_id());
     if (preflight) {
-      now.response.status = 204;
+      now.response.status = 200;  // httplib tells a length of 0, which a 204 must not have
     } else if (found != nullptr) {
       now.response.status = 200;
       if (group == endpoint_group::chat) {

@@ -171,7 +171,7 @@ function flatten(messages) {
 export const asWrappersDo = (proxy, { argv }) => ({
   argv: [
     ...[argv[0], '--output-format', 'stream-json', '--verbose', '--include-partial-messages', '--max-turns', '1'],
-    ...['--disallowedTools', UNWANTED_TOOLS, '--model', argv[argv.indexOf('--model') + 1], '--setting-sources', ''],
+    ...['--disallowedTools', UNWANTED_TOOLS, argv.find((word) => word.startsWith('--model=')), '--setting-sources', ''],
     ...['--print', '--system-prompt', SYSTEM],
   ],
   environment: { ...proxy.environment, CLAUDE_CODE_ENTRYPOINT: 'sdk-py' },

@@ -353,7 +353,7 @@ test('pages of loopback may ask by default, others may not; a preflight needs no
     const wanted = 'authorization,content-type,x-stainless-os,x-my-own';
     for (let i = 0; i < 3; i++) {
       const allowed = await preflight(t, origin, { 'access-control-request-headers': wanted });
-      assert.ok([200, 204].includes(allowed.status), `${allowed.status} ${allowed.text}`);
+      assert.deepEqual([allowed.status, allowed.text], [200, '']);
       assert.equal(allowed.headers['access-control-allow-origin'], origin);
       assert.equal(allowed.headers['access-control-allow-headers'], wanted);
       for (const method of ['GET', 'POST', 'DELETE'])
