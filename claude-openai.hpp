@@ -92,6 +92,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
@@ -5329,6 +5332,9 @@ class child_guard {
   /// Runs in the forked process: only async-signal-safe calls.
   [[noreturn]] static void watch(int fd, const char* scratch) {
     ::setpgid(0, 0);  // a Ctrl-C at the terminal is for us, not for it
+#ifdef __linux__
+    ::prctl(PR_SET_NAME, "claude-guard");  // `pkill -9 claude-openai` must not hit it too
+#endif
     ::signal(SIGTERM, SIG_IGN);
     ::signal(SIGHUP, SIG_IGN);
     for (int other = 0; other < 4096; ++other) {

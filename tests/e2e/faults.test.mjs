@@ -244,6 +244,10 @@ test('SIGKILL of the proxy leaves no claude, though they are deaf, stopped or pa
   await eventually('all of them', () => pids(proxy).length >= 4, 8000);
   process.kill(pids(proxy)[0], 'SIGSTOP');
   process.kill(pids(proxy)[2], 'SIGSTOP');
+  const comm = ({ pid }) => readFileSync(`/proc/${pid}/comm`, 'utf8').trim();
+  const named = processesMarked(proxy.scratch).filter((one) => comm(one) === path.basename(PROXY));
+  assert.ok(named.some(({ pid }) => pid === proxy.pid));
+  for (const { pid } of named) process.kill(pid, 'SIGKILL'); // as `pkill -9 claude-openai` does
   const { faults: left } = await proxy.stop('SIGKILL');
   proxy.stopped = true;
   assert.deepEqual(left, []);
