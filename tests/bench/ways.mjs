@@ -165,16 +165,16 @@ function flatten(messages) {
 }
 
 /**
- * How wrappers start a process per request: the Python wrapper's arguments, without the `claude -v` that it runs before
- * each, and with the partial messages and the system prompt that it lacks. In its clean environment, as the proxy got it.
+ * How the Python wrapper starts a process per request, with the partial messages added that it lacks: without them
+ * there is no first token. It drops the system prompt. The `claude -v` that it runs before each (10 ms) is left out.
  */
 export const asWrappersDo = (proxy, { argv }) => ({
   argv: [
     ...[argv[0], '--output-format', 'stream-json', '--verbose', '--include-partial-messages', '--max-turns', '1'],
-    ...['--disallowedTools', UNWANTED_TOOLS, argv.find((word) => word.startsWith('--model=')), '--setting-sources', ''],
-    ...['--print', '--system-prompt', SYSTEM],
+    ...['--disallowedTools', UNWANTED_TOOLS, argv.find((word) => word.startsWith('--model='))],
+    ...['--setting-sources', '', '--print'],
   ],
-  environment: { ...proxy.environment, CLAUDE_CODE_ENTRYPOINT: 'sdk-py' },
+  environment: { ...proxy.environment, TMPDIR: proxy.scratch, CLAUDE_CODE_ENTRYPOINT: 'sdk-py' },
   cwd: proxy.scratch,
 });
 const UNWANTED_TOOLS =
