@@ -554,10 +554,11 @@ inline std::string string_of(const json& object, const char* name) {
   return member.is_string() ? member.get<std::string>() : std::string();
 }
 
+/// At most 10^15 either way, so that sums of thousands of them fit.
 inline std::int64_t integer_of(const json& object, const char* name) {
   const auto& member = member_of(object, name);
-  if (!member.is_number_float()) return member.is_number() ? member.get<std::int64_t>() : 0;
-  constexpr double most = 9e18;
+  constexpr double most = 1e15;
+  if (!member.is_number()) return 0;
   return static_cast<std::int64_t>(std::clamp(member.get<double>(), -most, most));
 }
 
@@ -6890,6 +6891,13 @@ class session_store {
     return duration_cast<milliseconds>(time.time_since_epoch()).count();
   }
 
+  /// Not in the future, whatever the file says: clocks are set back, and files are written to.
+  static system_time past_time(const json& stored, const char* name) {
+    const auto now = std::chrono::system_clock::now();
+    const auto told = std::clamp<std::int64_t>(integer_of(stored, name), 0, to_ms(now));
+    return system_time(std::chrono::milliseconds(told));
+  }
+
   static std::string encode(const session& kept) {
     json messages = json::array();
     for (const auto& said : kept.history) {
@@ -6935,9 +6943,8 @@ class session_store {
     kept->id = string_of(stored, "id");
     kept->file = path;
     kept->system = string_of(stored, "system");
-    kept->created = system_time(std::chrono::milliseconds(integer_of(stored, "created_ms")));
-    kept->last_accessed =
-        system_time(std::chrono::milliseconds(integer_of(stored, "last_accessed_ms")));
+    kept->created = past_time(stored, "created_ms");
+    kept->last_accessed = past_time(stored, "last_accessed_ms");
     const auto age = std::chrono::system_clock::now() - kept->last_accessed;
     kept->last_used = std::chrono::steady_clock::now() -
                       std::max(age, std::chrono::system_clock::duration::zero());

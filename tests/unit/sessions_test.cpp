@@ -5,6 +5,7 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <memory>
 #include <string>
 #include <thread>
@@ -305,6 +306,26 @@ TEST_CASE("sessions: a file that is damaged or foreign is skipped and not touche
   CHECK(files_in(folder.path).size() == foreign.size());
   put(store, "k", "mine", "Hi");
   CHECK(ids_of(store, "k") == strings{"mine"});
+}
+
+TEST_CASE("sessions: a file from the future is taken for one of now") {
+  const scratch_folder folder;
+  const auto settings = with_folder(folder.path);
+  { put(*std::make_unique<session_store>(settings), "k", "mine", "Hi"); }
+  for (const auto& file : files::directory_iterator(folder.path)) {
+    auto stored = json::parse(std::ifstream(file.path()));
+    for (const char* time : {"created_ms", "last_accessed_ms"}) {
+      REQUIRE(stored.contains(time));
+      stored[time] = std::numeric_limits<std::int64_t>::max();
+    }
+    std::ofstream(file.path()) << stored;
+  }
+  session_store store(settings);
+  const auto kept = store.list("k");
+  REQUIRE(kept.size() == 1);
+  CHECK(kept[0].id == "mine");
+  CHECK(kept[0].created <= std::chrono::system_clock::now());
+  CHECK(kept[0].last_accessed <= std::chrono::system_clock::now());
 }
 
 TEST_CASE("sessions: a stored message reads back as it was written") {
