@@ -270,5 +270,5 @@ TEST_CASE("completions stream: silence is broken by a comment, which changes not
   CHECK(bytes.find(": keep-alive\n\n") == 0);
   const test::completions_stream_reader got(bytes);
   CHECK_MESSAGE(got.problem.empty(), got.problem);
-  CHECK(got.whole["choices"] == tree{choice(0, "ab", "stop")});
+  CHECK(got.whole["choices"] == tree::array({choice(0, "ab", "stop")}));
 }

@@ -99,7 +99,7 @@ TEST_CASE("responses stream: a text is an item with one part") {
         at_place({{"text", "Hello"}, {"logprobs", tree::array()}}));
   CHECK(data_of(all, "content_part.done") == at_place({{"part", done_part}}));
   item["status"] = "completed";
-  item["content"] = {done_part};
+  item["content"] = tree::array({done_part});
   CHECK(data_of(all, "output_item.done") == tree{{"output_index", 0}, {"item", item}});
   streamed(script().text({"Hel", "lo"}).stop());  // checks all deltas together, and their places
 }
