@@ -5619,23 +5619,38 @@ class temporary_directory {
 //       process | one thread
 //================================================================================================
 
-/// What a fresh process is told first and cannot be told otherwise later: system prompt, tools,
-/// schema of the answer.
-struct conversation_opening {
-  std::string line;
-  tool_names names;
-  json tools;            ///< as the in-process server lists them; the line does not name them
-  std::string identity;  ///< the same for the same wishes only
+constexpr const char* opening_id = "initialize";  ///< of the requests that `claude` answers
+constexpr const char* settings_id = "settings";
+
+/// What a turn asks beside its messages, as a process is told it. It may change from turn to turn;
+/// by default what a fresh process does untold.
+struct turn_wishes {
+  std::string settings = encode_settings(settings_id, turn_request(), tool_names());
+  std::int64_t thinking = 0;
 };
 
-constexpr const char* opening_id = "initialize";  ///< of the request that `claude` answers
+inline turn_wishes make_wishes(const turn_request& request, const tool_names& names) {
+  return {encode_settings(settings_id, request, names), request.thinking_tokens.value_or(0)};
+}
+
+/// What a fresh process is told first and cannot be told otherwise later: system prompt, tools,
+/// schema of the answer. And the wishes that came with it, which are likely to come again.
+struct conversation_opening {
+  std::string line;
+  turn_wishes wishes;
+  tool_names names;
+  json tools;            ///< as the in-process server lists them; the line does not name them
+  std::string identity;  ///< of all but the wishes
+};
 
 inline conversation_opening make_opening(const turn_request& request) {
   auto names = make_answer_shape(request).names;
   auto tools = encode_tools(request.tools, names);
   auto line = encode_initialize(opening_id, request);
   auto identity = line + dump(tools);
-  return {std::move(line), std::move(names), std::move(tools), std::move(identity)};
+  auto wishes = make_wishes(request, names);
+  return {std::move(line), std::move(wishes), std::move(names), std::move(tools),
+          std::move(identity)};
 }
 
 /// Speaks with one process. Whoever holds it moves its bytes with `pump`; it owns no thread.
@@ -5648,13 +5663,13 @@ class worker {
     send(encode_probe(probe_id));
   }
 
-  /// Tells a fresh process its opening ahead of the request, which saves the request that time.
-  /// From then on only one with the same opening may have it.
+  /// Tells a fresh process its opening ahead of the request, which saves the request that time, as
+  /// do the wishes (some 20 ms each). From then on only one with the same opening may have it.
   void open(const conversation_opening& opening) {
     opening_ = opening.identity;
     names_ = opening.names;
     tools_ = opening.tools;
-    send(opening.line);
+    send(opening.line + tell_wishes(opening.wishes));
   }
 
   /// The identity of what it was opened with; empty when it was not.
@@ -5704,7 +5719,7 @@ class worker {
       batch = std::move(opening.line);
       tools_ = std::move(opening.tools);
     }
-    batch += encode_wishes(request);
+    batch += tell_wishes(make_wishes(request, names_));
     model_ = request.model;
     untold_.clear();
     if (parked()) {
@@ -5773,7 +5788,6 @@ class worker {
   enum class expectation { nothing, introduction, turn };
 
   static constexpr const char* probe_id = "probe";
-  static constexpr const char* settings_id = "settings";
   static constexpr std::size_t longest_complaint = 2048;
 
   void send(std::string_view bytes) {
@@ -5858,16 +5872,13 @@ class worker {
     answer_calls();
   }
 
-  /// What the next turn wishes, where it differs from the last one's; empty when it does not.
-  std::string encode_wishes(const turn_request& request) {
+  /// The lines that tell the next turn's wishes, where they differ from the last one's.
+  std::string tell_wishes(turn_wishes wishes) {
     std::string lines;
-    auto settings = encode_settings(settings_id, request, names_);
-    const auto thinking = request.thinking_tokens.value_or(0);
-    if (thinking != thinking_) lines += encode_thinking("thinking", thinking);
-    if (settings != settings_) lines += settings;
-    settings_pending_ = settings != settings_;
-    settings_ = std::move(settings);
-    thinking_ = thinking;
+    settings_pending_ = wishes.settings != wishes_.settings;
+    if (wishes.thinking != wishes_.thinking) lines += encode_thinking("thinking", wishes.thinking);
+    if (settings_pending_) lines += wishes.settings;
+    wishes_ = std::move(wishes);
     return lines;
   }
 
@@ -5948,8 +5959,7 @@ class worker {
   json tools_;                           ///< the client's, as the in-process server lists them
   std::map<std::string, json> parked_;   ///< calls that wait for their result, by id
   std::map<std::string, json> answers_;  ///< results that wait for their call
-  std::string settings_ = encode_settings(settings_id, turn_request(), tool_names());
-  std::int64_t thinking_ = 0;
+  turn_wishes wishes_;                   ///< that it was told last
   bool agent_ = false;
   bool settings_pending_ = false;
   turn_decoder decoder_;

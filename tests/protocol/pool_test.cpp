@@ -506,6 +506,27 @@ TEST_CASE("pool: who opens conversations alike finds a spare that is opened alre
   CHECK(prompt.find("usual prompt") != std::string::npos);
 }
 
+TEST_CASE("pool: what is usually wished is told ahead, and what is wished otherwise after it") {
+  const stand_in program;
+  running_pool running(with_spares(program, 2, 8));
+  const auto told_by = [&](double temperature) {
+    auto request = opened_by("usual prompt", "echo");
+    request.sampling.temperature = temperature;
+    REQUIRE(has_warm(running.processes, 2));
+    const auto taken = take_for(running.processes, request);
+    const auto echo = json::parse(finish_turn(taken.worker(), request).text);
+    return std::pair(echo["told"]["settings_told"].get<int>(), echo["settings"]["env"].dump());
+  };
+  told_by(0.25);
+  told_by(0.25);
+  for (const double temperature : {0.25, 0.75}) {
+    REQUIRE(eventually([&] { return running.processes.counts().opened == 1; }));
+    const auto [times, settings] = told_by(temperature);
+    CHECK(times == (temperature == 0.25 ? 2 : 3));  // the probe is one
+    CHECK(settings.find(json(temperature).dump()) != std::string::npos);
+  }
+}
+
 TEST_CASE("pool: a prompt that came once opens no spare, and a new usual one takes its place") {
   const stand_in program;
   running_pool running(with_spares(program, 2, 8));

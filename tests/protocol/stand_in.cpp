@@ -86,6 +86,7 @@ void take_control_request(const json& line) {
   if (subtype == "apply_flag_settings") {
     if (configured("no_answer_to_settings")) return;
     settings.merge_patch(request.value("settings", json::object()));
+    told["settings_told"] = told.value("settings_told", 0) + 1;
   } else if (subtype == "set_max_thinking_tokens") {
     told["max_thinking_tokens"] = request["max_thinking_tokens"];
   } else if (subtype == "set_permission_mode") {
