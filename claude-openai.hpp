@@ -5715,9 +5715,8 @@ class worker {
     agent_ = shape.agent;
     std::string batch;
     if (first == 0 && opening_.empty()) {
-      auto opening = make_opening(request);
-      batch = std::move(opening.line);
-      tools_ = std::move(opening.tools);
+      batch = encode_initialize(opening_id, request);
+      tools_ = encode_tools(request.tools, names_);
     }
     batch += tell_wishes(make_wishes(request, names_));
     model_ = request.model;
