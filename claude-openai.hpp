@@ -3923,6 +3923,21 @@ inline json render_model_page(const std::vector<model_entry>& catalog, const std
 // One JSON object per line each way. Seen on the real CLI, 2.1.120 to 2.1.330; the transcripts in
 // tests/golden are its own words.
 
+/// `2.1.330 (Claude Code)` to numbers; nullopt when it is no version.
+inline std::optional<std::array<int, 3>> parse_version(std::string_view said) {
+  const auto words = text::split(said, ' ');
+  const auto parts = text::split(words.empty() ? std::string() : words.front(), '.');
+  if (parts.size() != 3) return std::nullopt;
+  std::array<int, 3> version{};
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const auto digits = std::min(parts[i].find_first_not_of("0123456789"), parts[i].size());
+    const auto number = text::try_number<int>(parts[i].substr(0, digits));
+    if (!number) return std::nullopt;
+    version[i] = *number;
+  }
+  return version;
+}
+
 /// Cuts a stream of bytes into lines. Bounded: a line over the limit overflows it for good.
 class line_splitter {
  public:
@@ -4903,6 +4918,35 @@ inline std::string encode_probe(const std::string& id) {
       id, json::object({{"subtype", "apply_flag_settings"}, {"settings", json::object()}}));
 }
 
+/// Whether that `claude` can take its first message back, by its answer to `initialize`: 2.1.330
+/// can; 2.1.197 cannot, and does not tell its version.
+inline bool can_rehearse(const json& introduction) {
+  const auto version = parse_version(string_of(introduction, "claude_code_version"));
+  return version && *version >= std::array<int, 3>{2, 1, 330};
+}
+
+constexpr const char* rehearsal_uuid = "00000000-0000-4000-8000-000000000001";
+
+/// A message without content that asks nothing, to be taken back when it is acknowledged: with it
+/// `claude` loads and compiles what it runs for every message. Without being taken back it would
+/// show in the API's requests, in the checksum that their attribution holds of the first message.
+inline std::string encode_rehearsal() {
+  const json line =
+      json::object({{"type", "user"},
+                    {"message", json::object({{"role", "user"}, {"content", json::array()}})},
+                    {"parent_tool_use_id", json()},
+                    {"session_id", ""},
+                    {"uuid", rehearsal_uuid},
+                    {"shouldQuery", false}});
+  return dump(line) + '\n';
+}
+
+/// Takes the rehearsal back; the answer says whether it was `rewound`.
+inline std::string encode_rewind(const std::string& id) {
+  return encode_control_request(id, json::object({{"subtype", "rewind_conversation"},
+                                                  {"target_message_uuid", rehearsal_uuid}}));
+}
+
 /// Ids of other makers may hold what the API refuses in one.
 inline std::string clean_call_id(std::string id) {
   for (char& c : id) {
@@ -5621,6 +5665,7 @@ class temporary_directory {
 
 constexpr const char* opening_id = "initialize";  ///< of the requests that `claude` answers
 constexpr const char* settings_id = "settings";
+constexpr const char* rewind_id = "rewind";
 
 /// What a turn asks beside its messages, as a process is told it. It may change from turn to turn;
 /// by default what a fresh process does untold.
@@ -5641,16 +5686,17 @@ struct conversation_opening {
   tool_names names;
   json tools;            ///< as the in-process server lists them; the line does not name them
   std::string identity;  ///< of all but the wishes
+  bool agent = false;    ///< for Claude Code's own tools
 };
 
 inline conversation_opening make_opening(const turn_request& request) {
-  auto names = make_answer_shape(request).names;
-  auto tools = encode_tools(request.tools, names);
+  auto shape = make_answer_shape(request);
+  auto tools = encode_tools(request.tools, shape.names);
   auto line = encode_initialize(opening_id, request);
   auto identity = line + dump(tools);
-  auto wishes = make_wishes(request, names);
-  return {std::move(line), std::move(wishes), std::move(names), std::move(tools),
-          std::move(identity)};
+  auto wishes = make_wishes(request, shape.names);
+  return {std::move(line),  std::move(wishes),   std::move(shape.names),
+          std::move(tools), std::move(identity), shape.agent};
 }
 
 /// Speaks with one process. Whoever holds it moves its bytes with `pump`; it owns no thread.
@@ -5664,8 +5710,11 @@ class worker {
   }
 
   /// Tells a fresh process its opening ahead of the request, which saves the request that time, as
-  /// do the wishes (some 20 ms each). From then on only one with the same opening may have it.
-  void open(const conversation_opening& opening) {
+  /// do the wishes and the rehearsal (some 20 ms each). From then on only one with the same opening
+  /// may have it.
+  void open(const conversation_opening& opening, bool may_rehearse = true) {
+    // An agent's hooks would take notice.
+    if (may_rehearse && !opening.agent) rehearsal_ = rehearsal::planned;
     opening_ = opening.identity;
     names_ = opening.names;
     tools_ = opening.tools;
@@ -5675,11 +5724,15 @@ class worker {
   /// The identity of what it was opened with; empty when it was not.
   const std::string& opening() const { return opening_; }
 
-  /// The process has answered once, so that its start is no longer on anybody's clock.
-  bool warm() const { return warm_; }
+  /// The process has answered once, so that its start is no longer on anybody's clock, and does not
+  /// rehearse.
+  bool warm() const { return warm_ && rehearsal_ != rehearsal::running; }
 
   /// The process ended, or said what nobody understands, before it told anything of a turn.
   bool lost() const { return lost_; }
+
+  /// It took its rehearsal for a message, and is lost; another one would do the same.
+  bool failed_rehearsal() const { return rehearsal_ == rehearsal::failed; }
 
   /// Not lost, and not ended unnoticed either.
   bool alive() const { return !lost_ && !child_->has_exited(); }
@@ -5734,7 +5787,11 @@ class worker {
     windows_.clear();
     told_ = false;
     expecting_ = expectation::turn;
-    send_batch(std::move(batch));
+    if (rehearsal_ == rehearsal::running) {
+      send(batch);  // the messages follow when the rehearsal is over
+    } else {
+      send_batch(std::move(batch));
+    }
     answer_calls();
   }
 
@@ -5785,6 +5842,7 @@ class worker {
 
  private:
   enum class expectation { nothing, introduction, turn };
+  enum class rehearsal { none, planned, running, failed };
 
   static constexpr const char* probe_id = "probe";
   static constexpr std::size_t longest_complaint = 2048;
@@ -5824,6 +5882,7 @@ class worker {
     const auto type = string_of(line, "type");
     if (type == "control_response") return read_control_response(member_of(line, "response"));
     if (type == "control_request") read_control_request(line);
+    if (rehearsal_ == rehearsal::running) return read_rehearsal(line);
     if (expecting_ != expectation::turn) return;
     if (!untold_.empty()) return read_acknowledgement(line);
     const bool unanswered = parked() || !answers_.empty();
@@ -5841,14 +5900,41 @@ class worker {
   void read_control_response(const json& response) {
     warm_ = true;
     const auto id = string_of(response, "request_id");
-    if (id != opening_id && id != settings_id) return;
+    if (id != opening_id && id != settings_id && id != rewind_id) return;
+    if (id == rewind_id) return end_rehearsal(member_of(response, "response"));
     if (string_of(response, "subtype") == "error") {
       return lose("claude refused the conversation: " + string_of(response, "error"));
     }
-    if (id == opening_id) introduction_ = member_of(response, "response");
+    if (id == opening_id) read_introduction(member_of(response, "response"));
     if (id != settings_id) return;
     settings_pending_ = false;
     answer_calls();
+  }
+
+  /// A process that was opened ahead of its turn has the time to rehearse.
+  void read_introduction(const json& introduction) {
+    introduction_ = introduction;
+    const bool asked = expecting_ != expectation::nothing;
+    if (asked || rehearsal_ != rehearsal::planned || !can_rehearse(introduction_)) return;
+    rehearsal_ = rehearsal::running;
+    send(encode_rehearsal());
+  }
+
+  void read_rehearsal(const json& line) {
+    const auto type = string_of(line, "type");
+    if (type == "result") send(encode_rewind(rewind_id));
+    if (type == "stream_event") fail_rehearsal("was answered");
+  }
+
+  void end_rehearsal(const json& answer) {
+    if (!boolean_of(answer, "rewound")) return fail_rehearsal("was not taken back");
+    rehearsal_ = rehearsal::none;
+    if (expecting_ == expectation::turn) send_batch({});
+  }
+
+  void fail_rehearsal(const std::string& how) {
+    rehearsal_ = rehearsal::failed;
+    lose("a message that claude was only to rehearse " + how);
   }
 
   /// The process asks the in-process server that holds the client's tools.
@@ -5961,6 +6047,7 @@ class worker {
   turn_wishes wishes_;                   ///< that it was told last
   bool agent_ = false;
   bool settings_pending_ = false;
+  rehearsal rehearsal_ = rehearsal::none;
   turn_decoder decoder_;
   int retries_ = 0;
   std::vector<usage_window> windows_;
@@ -6429,7 +6516,7 @@ class pool {
         if (stale) stop(process);
         spare = stale ? spares_.erase(spare) : std::next(spare);
       }
-      if (plain != nullptr && !is_open) plain->process->open(*asked.usual);
+      if (plain != nullptr && !is_open) plain->process->open(*asked.usual, may_rehearse_);
     }
   }
 
@@ -6448,6 +6535,7 @@ class pool {
       const bool lost = spare->process->lost();
       if (!lost && spare->process->warm()) failures_ = 0;
       const bool surplus = count_spares(spare->profile) > share_of(spare->profile);
+      if (spare->process->failed_rehearsal()) may_rehearse_ = false;
       if (lost) back_off();
       if (lost && !spare->process->opening().empty()) forget_opening(spare->profile);
       if (lost || surplus) {
@@ -6563,6 +6651,7 @@ class pool {
   int starting_ = 0;
   int wanted_ = 0;  ///< spares
   int failures_ = 0;
+  bool may_rehearse_ = true;  ///< until a process was lost over it
   steady_time last_taken_{};
   steady_time last_moved_{};  ///< when a request last got a process
   steady_time refill_not_before_{};
@@ -9841,7 +9930,8 @@ class metrics {
 
 //================================================================================================
 // [28] status - what is known of the CLI and its login
-// uses: text, json_access, options, events, cli_command, process, worker, pool | thread-safe
+// uses: text, json_access, options, events, cli_protocol, cli_command, process, worker,
+//       pool | thread-safe
 //================================================================================================
 
 constexpr std::array<int, 3> oldest_cli = {2, 1, 120};
@@ -9874,21 +9964,6 @@ class status_board {
   mutable std::mutex mutex_;
   cli_facts facts_;
 };
-
-/// `2.1.330 (Claude Code)` to numbers; nullopt when it is no version.
-inline std::optional<std::array<int, 3>> parse_version(std::string_view said) {
-  const auto words = text::split(said, ' ');
-  const auto parts = text::split(words.empty() ? std::string() : words.front(), '.');
-  if (parts.size() != 3) return std::nullopt;
-  std::array<int, 3> version{};
-  for (std::size_t i = 0; i < parts.size(); ++i) {
-    const auto digits = std::min(parts[i].find_first_not_of("0123456789"), parts[i].size());
-    const auto number = text::try_number<int>(parts[i].substr(0, digits));
-    if (!number) return std::nullopt;
-    version[i] = *number;
-  }
-  return version;
-}
 
 /// What the chosen method lacks in the environment, a sentence each.
 inline std::vector<std::string> missing_credentials(const options& settings) {

@@ -9,14 +9,16 @@ const times = (count, make) => Array.from({ length: count }, (_, i) => make(i));
 const chatCalls = (api) => api.requests.filter(({ path }) => path === '/v1/messages');
 
 /**
- * Lets the ways take turns, each as often the first as the others, so that what else happens on the machine meets them
- * alike; each begins when all is quiet. Resolves, by way, to the milliseconds to the first token and the API's calls.
+ * Lets the ways take turns, each as often the first as the others and after each of its neighbours, so that what else
+ * happens on the machine, and what the one before left in its caches, meets them alike; each begins when all is quiet.
+ * Resolves, by way, to the milliseconds to the first token and the API's calls.
  */
 async function compare({ api, proxy, rounds }, ways) {
   const names = Object.keys(ways);
   const took = Object.fromEntries(names.map((name) => [name, { first: [], calls: [] }]));
   for (let round = 0; round <= rounds; round++) {
-    for (const name of names.map((_, i) => names[(round + i) % names.length])) {
+    const order = names.map((_, i) => names[(round + i) % names.length]);
+    for (const name of round % 2 ? order.reverse() : order) {
       await quiet(proxy);
       const before = chatCalls(api).length;
       const { first } = await ways[name](round);

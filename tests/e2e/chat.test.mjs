@@ -596,6 +596,41 @@ test('no process serves two conversations', async (t) => {
   assert.equal(new Set(sessions).size, 3, `${sessions}`);
 });
 
+test('a spare that was told the opening ahead and has rehearsed asks the API the very same', { slow: true }, async (t) => {
+  const proxy = await t.start({ cli: t.cli });
+  const figure = async (name) => {
+    const { text } = await t.get('/metrics', { proxy });
+    return Number(new RegExp(`^claude_openai_${name}(?:{[^}]*})? (\\d+)$`, 'm').exec(text)?.[1]);
+  };
+  const health = async () => (await t.get('/health', { proxy })).json.processes;
+  const ready = () => eventually('two spares are warm', async () => (await health()).warm === 2, 20_000);
+  const question = [{ role: 'system', content: 'You are terse.' }, ...t.messages('plain')];
+  // The attribution holds a checksum of the first message, whose text has to be long enough for it.
+  const history = [...question, { role: 'assistant', content: 'Yes.' }, { role: 'user', content: 'Why is that so?' }];
+  await ready();
+  const before = await figure('processes_started_total');
+  for (const messages of [question, history]) {
+    assert.equal((await t.chat({ messages }, { proxy })).status, 200);
+    await ready();
+  }
+  for (const messages of [question, history]) {
+    await eventually('a spare is opened', async () => (await figure('spares_opened')) === 1, 20_000);
+    await ready();
+    assert.equal((await t.chat({ messages }, { proxy })).status, 200);
+  }
+  await ready();
+  assert.equal(await figure('processes_started_total'), before + 4, 'no spare was lost over it');
+  const sessions = new Set(t.calls().map((call) => call.headers['x-claude-code-session-id']));
+  assert.equal(sessions.size, 4);
+  // `cch` is another in each request of 2.1.120.
+  const [asked, told, askedAgain, toldAgain] = t.calls().map(({ raw }) => {
+    const { metadata, ...body } = JSON.parse(raw.replace(/ cch=\w+;/, ''));
+    return body;
+  });
+  assert.deepEqual(askedAgain, asked);
+  assert.deepEqual(toldAgain, told);
+});
+
 // ---- the openai client ---------------------------------------------------------------------------
 
 test('the openai client gets answers, streams, request ids and models', async (t) => {

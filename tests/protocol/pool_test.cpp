@@ -549,6 +549,27 @@ TEST_CASE("pool: a prompt that came once opens no spare, and a new usual one tak
   }
 }
 
+TEST_CASE("pool: where a rehearsal fails, spares are opened without one") {
+  const stand_in program("refuses_rewind\n");
+  running_pool running(with_spares(program, 2, 8));
+  const auto take_usual = [&] {
+    REQUIRE(has_warm(running.processes, 2));
+    return take_for(running.processes, opened_by("usual prompt", "echo"));
+  };
+  for (int i = 0; i < 2; ++i) take_usual();
+  // The first one that is opened is lost, and its opening forgotten.
+  REQUIRE(eventually([&] { return running.processes.counts().started >= 5; }));
+  for (int i = 0; i < 2; ++i) take_usual();
+  REQUIRE(eventually([&] { return running.processes.counts().opened == 1; }));
+  const auto taken = take_usual();
+  CHECK(!taken.worker().opening().empty());
+  const auto got = finish_turn(taken.worker(), opened_by("usual prompt", "echo"));
+  REQUIRE(got.stopped);
+  const auto told = json::parse(got.text)["told"];
+  CHECK(told["initialized"] == 1);
+  CHECK(!told.contains("rewound"));
+}
+
 TEST_CASE("pool: a spare that is opened with tools serves them to its first request") {
   const stand_in program;
   running_pool running(with_spares(program, 2, 8));

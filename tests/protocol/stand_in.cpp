@@ -28,6 +28,7 @@ json arguments = json::array();
 json settings = json::object();  // of apply_flag_settings, merged
 json told = json::object();      // what the other control requests asked for
 json history = json::array();    // every message so far, in the order of arrival
+string last_uuid;                // of them
 std::deque<json> lines_to_do;    // user and assistant lines
 std::map<string, json> answers;  // to our control requests, by id
 bool interrupt_asked = false;
@@ -76,6 +77,15 @@ void initialize(const json& id, const json& request) {
   }
 }
 
+/// Takes the last message back.
+json rewind(const json& request) {
+  const bool last = !history.empty() && request["target_message_uuid"] == last_uuid;
+  if (!last || configured("refuses_rewind")) return {{"rewound", false}, {"error", "stale target"}};
+  history.erase(history.size() - 1);
+  told["rewound"] = told.value("rewound", 0) + 1;
+  return {{"rewound", true}, {"targetMessageUuid", last_uuid}, {"prefillText", ""}};
+}
+
 void take_control_request(const json& line) {
   const auto id = line.value("request_id", json());
   const auto request = line.value("request", json::object());
@@ -94,6 +104,8 @@ void take_control_request(const json& line) {
     response = {{"mode", request["mode"]}};
   } else if (subtype == "set_model") {
     lines::model = request.value("model", lines::model);
+  } else if (subtype == "rewind_conversation") {
+    response = rewind(request);
   } else if (subtype == "interrupt") {
     interrupt_asked = true;
     response = {{"still_queued", json::array()}};
@@ -603,6 +615,8 @@ const behaviour start_behaviours[] = {
     {"crash_in_replay", {}, "after=0: out at a line of the history, when so many are done"},
     {"hang_in_replay", {}, "after=0: the same, but never acknowledges it"},
     {"slow_replay", {}, "ms=10: every line of the history takes its time"},
+    {"answers_rehearsal", {}, "takes the message that is to be taken back for one that asks"},
+    {"refuses_rewind", {}, "takes no message back"},
     {"slow_reader", {}, "chunk=65536 pause_ms=5: reads stdin in sips"},
     {"write_before_read", {}, "bytes=300000: writes that much before reading on in a long line"},
     {"answer", {}, "and a turn behaviour with its values: for turns without a directive"},
@@ -737,6 +751,8 @@ void replay(const json& line) {
   sleep_ms(configured_number("slow_replay", "ms", 10));
   ++replayed;
   history.push_back(line["message"]);
+  last_uuid = line.value("uuid", "");
+  if (configured("answers_rehearsal") && !last_uuid.empty()) return run_turn(line["message"]);
   // The real one takes user lines that it has not acknowledged together, and the order is lost.
   unacknowledged += !lines_to_do.empty() || in.waiting();
   out.line(lines::init());

@@ -41,6 +41,15 @@ outcome run(const std::string& wish, const std::string& configuration = "") {
   return run(asking(wish), configuration);
 }
 
+/// Lets an opened process read until that holds.
+template <typename predicate>
+bool pump_until(worker& process, predicate holds) {
+  return eventually([&] {
+    process.pump();
+    return holds();
+  });
+}
+
 }  // namespace
 
 TEST_CASE("worker: a process is warm when it has answered, and silent until it is asked") {
@@ -87,6 +96,79 @@ TEST_CASE("worker: the process is told everything once, in order, with roles") {
   }
   CHECK(roles == "uauau");
   CHECK(words == "first|first answer|second|second answer|[[echo]]|");
+}
+
+TEST_CASE("worker: what an opened process rehearses is no part of the conversation") {
+  const stand_in program("slow_replay ms=50\n");
+  const child_guard guard;
+  turn_request request = asking("echo");
+  request.messages.insert(request.messages.begin(), {user_says("past"), assistant_says("yes")});
+  for (const bool hurried : {false, true}) {  // the request comes after it, or in the midst of it
+    CAPTURE(hurried);
+    const auto process = start(program, guard);
+    REQUIRE(pump_until(*process, [&] { return process->warm(); }));
+    process->open(claude_openai::make_opening(request));
+    REQUIRE(pump_until(*process, [&] { return process->introduction().is_object(); }));
+    CHECK_FALSE(process->warm());
+    if (!hurried) REQUIRE(pump_until(*process, [&] { return process->warm(); }));
+    process->begin(request, 0);
+    const auto got = finish_turn(*process);
+    REQUIRE(got.stopped);
+    const auto echo = json::parse(got.text);
+    CHECK(echo["told"]["initialized"] == 1);
+    CHECK(echo["told"]["rewound"] == 1);
+    CHECK(echo["unacknowledged"] == 0);
+    REQUIRE(echo["history"].size() == 3);
+    CHECK(echo["history"][0]["content"][0]["text"] == "past");
+  }
+}
+
+TEST_CASE("worker: who rehearses nothing: an old process, an agent, one that is asked at once") {
+  const child_guard guard;
+  const auto rewound = [&](const char* version, bool is_agent, bool at_once) {
+    const stand_in program(std::string("version value=") + version + "\n");
+    auto request = asking("echo");
+    const auto process = start(program, guard);
+    auto opening = claude_openai::make_opening(request);
+    opening.agent = is_agent;
+    process->open(opening);
+    if (!at_once)
+      REQUIRE(pump_until(*process, [&] { return process->introduction().is_object(); }));
+    process->begin(request, 0);
+    const auto got = finish_turn(*process);
+    REQUIRE(got.stopped);
+    return json::parse(got.text)["told"].value("rewound", 0);
+  };
+  CHECK(rewound("2.1.330", false, false) == 1);
+  CHECK(rewound("2.1.330", false, true) == 0);
+  CHECK(rewound("2.1.330", true, false) == 0);
+  CHECK(rewound("2.1.329", false, false) == 0);
+}
+
+TEST_CASE("worker: a process that takes its rehearsal for a message is lost") {
+  for (const std::string wrong : {"answers_rehearsal", "refuses_rewind"}) {
+    CAPTURE(wrong);
+    const stand_in program(wrong + "\n");
+    const child_guard guard;
+    const auto process = start(program, guard);
+    process->open(claude_openai::make_opening(asking("text")));
+    CHECK(pump_until(*process, [&] { return process->lost(); }));
+    CHECK(process->failed_rehearsal());
+  }
+}
+
+TEST_CASE(
+    "worker: a request that came in a rehearsal that fails is told so, and may be asked again") {
+  const stand_in program("slow_replay ms=50\nrefuses_rewind\n");
+  const child_guard guard;
+  const auto process = start(program, guard);
+  process->open(claude_openai::make_opening(asking("text")));
+  REQUIRE(pump_until(*process, [&] { return process->introduction().is_object(); }));
+  process->begin(asking("text"), 0);
+  const auto got = finish_turn(*process);
+  REQUIRE(got.error);
+  CHECK(got.error->kind == error_kind::bad_gateway);
+  CHECK(process->lost());
 }
 
 TEST_CASE("worker: a history that begins with the assistant is told in order too") {

@@ -430,7 +430,8 @@ TEST_CASE("messages request: thinking is asked for by a budget, or adaptively by
   CHECK(with(R"("thinking":{"type":"enabled","budget_tokens":2000})").thinking_tokens == 2000);
   CHECK(with(R"("thinking":{"type":"disabled"})").thinking_tokens == 0);
   CHECK(with(R"("thinking":{"type":"disabled"})").no_thinking);
-  CHECK_FALSE(with(R"("output_config":{"effort":"none"})").no_thinking);  // it thinks on request only
+  CHECK_FALSE(
+      with(R"("output_config":{"effort":"none"})").no_thinking);  // it thinks on request only
   CHECK(with(R"("thinking":{"type":"adaptive"})").thinking_tokens ==
         thinking_budget(reasoning_effort::high));
   const auto low = with(R"("thinking":{"type":"adaptive"},"output_config":{"effort":"low"})");

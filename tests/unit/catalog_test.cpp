@@ -336,8 +336,8 @@ TEST_CASE("settle: a model that thinks cannot be forced to call a tool, and is a
     CHECK(request.choice.kind == (forced ? how::automatic : kind));
     CHECK(request.nudge.empty() == !forced);
     CHECK((request.nudge.find("`look`") != std::string::npos) == (kind == how::named));
-    CHECK(request.ignored_params == (forced ? std::vector<std::string>{"tool_choice"}
-                                            : std::vector<std::string>{}));
+    CHECK(request.ignored_params ==
+          (forced ? std::vector<std::string>{"tool_choice"} : std::vector<std::string>{}));
     claude_openai::turn_request other;
     other.choice.kind = kind;
     settle(other, {});

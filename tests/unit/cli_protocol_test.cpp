@@ -1,5 +1,6 @@
 // [11] cli_protocol: lines, errors' wordings and what is written to `claude`.
 // The decoder of its turns is in turn_decoder_test.cpp.
+#include <array>
 #include <string>
 #include <utility>
 #include <vector>
@@ -8,6 +9,7 @@
 
 using namespace claude_openai;
 using strings = std::vector<std::string>;
+using version = std::array<int, 3>;
 
 namespace {
 
@@ -282,6 +284,46 @@ TEST_CASE("encode: a probe changes no settings") {
         R"({"type":"control_request","request_id":"p","request":{"subtype":"apply_flag_settings",)"
         R"("settings":{}}})"
         "\n");
+}
+
+TEST_CASE("version: what `claude --version` prints is read") {
+  CHECK(parse_version("2.1.330 (Claude Code)\n") == version{2, 1, 330});
+  CHECK(parse_version("2.1.120") == version{2, 1, 120});
+  CHECK(parse_version("  2.1.120\r\n") == version{2, 1, 120});
+  CHECK(parse_version("2.1.330-beta (Claude Code)") == version{2, 1, 330});
+  CHECK(parse_version("10.0.0 (Claude Code)") == version{10, 0, 0});
+}
+
+TEST_CASE("version: what is no version is none") {
+  for (const std::string said :
+       {"", "\n", "2", "2.1", "v2.1.3", "Claude Code 2.1.330", "a.b.c", "2.1.x", "-1.2.3",
+        "2.1.99999999999", "command not found: claude", "error: 2.1.3"}) {
+    CAPTURE(said);
+    CHECK_FALSE(parse_version(said));
+  }
+}
+
+TEST_CASE("rehearsal: a message without content that asks nothing, and is taken back") {
+  CHECK(encode_rehearsal() ==
+        R"({"type":"user","message":{"role":"user","content":[]},"parent_tool_use_id":null,)"
+        R"("session_id":"","uuid":"00000000-0000-4000-8000-000000000001","shouldQuery":false})"
+        "\n");
+  CHECK(encode_rewind("r") ==
+        R"({"type":"control_request","request_id":"r","request":{"subtype":"rewind_conversation",)"
+        R"("target_message_uuid":"00000000-0000-4000-8000-000000000001"}})"
+        "\n");
+}
+
+TEST_CASE("rehearsal: only of those that tell a version that can take it back") {
+  const auto can = [](const json& told) {
+    return can_rehearse(json::object({{"claude_code_version", told}}));
+  };
+  CHECK(can("2.1.330"));
+  CHECK(can("2.2.0"));
+  CHECK_FALSE(can("2.1.329"));
+  CHECK_FALSE(can("soon"));
+  CHECK_FALSE(can(json()));
+  CHECK_FALSE(can_rehearse(json::object()));
 }
 
 TEST_CASE("encode: the live user message") {

@@ -8,7 +8,6 @@
 
 using namespace claude_openai;
 using strings = std::vector<std::string>;
-using version = std::array<int, 3>;
 
 namespace {
 
@@ -26,23 +25,6 @@ strings missing(auth_method method, const environment_map& environment) {
 }
 
 }  // namespace
-
-TEST_CASE("version: what `claude --version` prints is read") {
-  CHECK(parse_version("2.1.330 (Claude Code)\n") == version{2, 1, 330});
-  CHECK(parse_version("2.1.120") == version{2, 1, 120});
-  CHECK(parse_version("  2.1.120\r\n") == version{2, 1, 120});
-  CHECK(parse_version("2.1.330-beta (Claude Code)") == version{2, 1, 330});
-  CHECK(parse_version("10.0.0 (Claude Code)") == version{10, 0, 0});
-}
-
-TEST_CASE("version: what is no version is none") {
-  for (const std::string said :
-       {"", "\n", "2", "2.1", "v2.1.3", "Claude Code 2.1.330", "a.b.c", "2.1.x", "-1.2.3",
-        "2.1.99999999999", "command not found: claude", "error: 2.1.3"}) {
-    CAPTURE(said);
-    CHECK_FALSE(parse_version(said));
-  }
-}
 
 TEST_CASE("version: versions are ordered by number, not by letter") {
   CHECK(parse_version("2.1.119").value() < oldest_cli);
