@@ -45,11 +45,11 @@ all: build/claude-openai ## build the proxy (this is the default)
 cli_folder := build/cli/$(CLAUDE_VERSION)
 cli        := $(cli_folder)/node_modules/@anthropic-ai/claude-code/bin/claude.exe
 
-# Not empty when the user has a CLI: on PATH, in the environment or among the flags.
-own_cli := $(CLAUDE_CLI_PATH)$(findstring --claude-path,$(ARGS))$(shell command -v claude 2>/dev/null)
+# Not empty when the user has a CLI: on PATH, in the environment or among the flags. The demo needs none.
+own_cli := $(CLAUDE_CLI_PATH)$(filter --claude-path% --demo,$(ARGS))$(shell command -v claude 2>/dev/null)
 
 run: build/claude-openai $(if $(own_cli),,$(cli_folder)/installed) ## build and start, flags in ARGS="--port 9000"
-	@$(if $(own_cli),,CLAUDE_CLI_PATH=$(abspath $(cli))) build/claude-openai $(ARGS)
+	@exec env $(if $(own_cli),,CLAUDE_CLI_PATH=$(abspath $(cli))) build/claude-openai $(ARGS)
 
 doctor: build/claude-openai $(if $(own_cli),,$(cli_folder)/installed) ## is everything there that answers need?
 	@$(if $(own_cli),,CLAUDE_CLI_PATH=$(abspath $(cli))) build/claude-openai doctor $(ARGS)

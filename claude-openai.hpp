@@ -4018,7 +4018,8 @@ inline error_kind kind_of_upstream_status(std::int64_t status) {
 inline api_error upstream_error(std::int64_t status, std::string_view told) {
   if (told.find("/login") != std::string_view::npos && status == 0) {
     api_error error(error_kind::unavailable,
-                    "claude is not logged in; run `claude auth login` as the user of this proxy, "
+                    "claude is not logged in; run `claude auth login` (or `make login`) as the "
+                    "user of this proxy, "
                     "or start the proxy with ANTHROPIC_API_KEY set");
     error.code = "not_logged_in";
     error.retry_is_futile = true;
@@ -5658,7 +5659,7 @@ class temporary_directory {
 };
 
 //================================================================================================
-// [18] worker - one `claude` process: probe, replay, turn
+// [18] worker - one `claude` process: probe, rehearsal, replay, turn
 // uses: text, errors, log, json_access, conversation, events, cli_protocol,
 //       process | one thread
 //================================================================================================
@@ -5686,17 +5687,16 @@ struct conversation_opening {
   tool_names names;
   json tools;            ///< as the in-process server lists them; the line does not name them
   std::string identity;  ///< of all but the wishes
-  bool agent = false;    ///< for Claude Code's own tools
 };
 
 inline conversation_opening make_opening(const turn_request& request) {
-  auto shape = make_answer_shape(request);
-  auto tools = encode_tools(request.tools, shape.names);
+  auto names = make_answer_shape(request).names;
+  auto tools = encode_tools(request.tools, names);
   auto line = encode_initialize(opening_id, request);
   auto identity = line + dump(tools);
-  auto wishes = make_wishes(request, shape.names);
-  return {std::move(line),  std::move(wishes),   std::move(shape.names),
-          std::move(tools), std::move(identity), shape.agent};
+  auto wishes = make_wishes(request, names);
+  return {std::move(line), std::move(wishes), std::move(names), std::move(tools),
+          std::move(identity)};
 }
 
 /// Speaks with one process. Whoever holds it moves its bytes with `pump`; it owns no thread.
@@ -5712,9 +5712,9 @@ class worker {
   /// Tells a fresh process its opening ahead of the request, which saves the request that time, as
   /// do the wishes and the rehearsal (some 20 ms each). From then on only one with the same opening
   /// may have it.
-  void open(const conversation_opening& opening, bool may_rehearse = true) {
-    // An agent's hooks would take notice.
-    if (may_rehearse && !opening.agent) rehearsal_ = rehearsal::planned;
+  void open(const conversation_opening& opening, bool may_rehearse) {
+    if (may_rehearse) rehearsal_ = rehearsal::planned;
+    rehearsal_limit_ = std::chrono::steady_clock::now() + longest_rehearsal;
     opening_ = opening.identity;
     names_ = opening.names;
     tools_ = opening.tools;
@@ -5724,18 +5724,20 @@ class worker {
   /// The identity of what it was opened with; empty when it was not.
   const std::string& opening() const { return opening_; }
 
-  /// The process has answered once, so that its start is no longer on anybody's clock, and does not
-  /// rehearse.
-  bool warm() const { return warm_ && rehearsal_ != rehearsal::running; }
+  /// The process has answered once, so that its start is no longer on anybody's clock; when it was
+  /// opened it has also rehearsed.
+  bool warm() const { return warm_ && !rehearses(); }
 
   /// The process ended, or said what nobody understands, before it told anything of a turn.
   bool lost() const { return lost_; }
 
-  /// It took its rehearsal for a message, and is lost; another one would do the same.
+  bool rehearsed() const { return rehearsal_ == rehearsal::done; }
+
+  /// It was lost in its rehearsal: another one of the same `claude` may do the same.
   bool failed_rehearsal() const { return rehearsal_ == rehearsal::failed; }
 
-  /// Not lost, and not ended unnoticed either.
-  bool alive() const { return !lost_ && !child_->has_exited(); }
+  /// Not lost, not ended unnoticed either, and not stuck.
+  bool alive() const { return !lost_ && !child_->has_exited() && !overdue(); }
 
   /// How often the CLI has asked the API again in this turn.
   int retries() const { return retries_; }
@@ -5835,6 +5837,7 @@ class worker {
     while (const auto line = splitter_.next()) read_line(*line);
     if (splitter_.overflowed()) lose("claude printed an endless line");
     if (said.empty() && (exited || !open)) lose_exited();
+    if (overdue()) lose("claude has not ended a rehearsal");
   }
 
   /// Gives the process up: whoever holds the child ends it.
@@ -5842,10 +5845,11 @@ class worker {
 
  private:
   enum class expectation { nothing, introduction, turn };
-  enum class rehearsal { none, planned, running, failed };
+  enum class rehearsal { none, planned, running, done, failed };
 
   static constexpr const char* probe_id = "probe";
   static constexpr std::size_t longest_complaint = 2048;
+  static constexpr std::chrono::seconds longest_rehearsal{10};  // with `initialize`; usual: 40 ms
 
   void send(std::string_view bytes) {
     outgoing_.add(bytes);
@@ -5883,6 +5887,7 @@ class worker {
     if (type == "control_response") return read_control_response(member_of(line, "response"));
     if (type == "control_request") read_control_request(line);
     if (rehearsal_ == rehearsal::running) return read_rehearsal(line);
+    if (rehearsal_ == rehearsal::failed) return;
     if (expecting_ != expectation::turn) return;
     if (!untold_.empty()) return read_acknowledgement(line);
     const bool unanswered = parked() || !answers_.empty();
@@ -5914,27 +5919,34 @@ class worker {
   /// A process that was opened ahead of its turn has the time to rehearse.
   void read_introduction(const json& introduction) {
     introduction_ = introduction;
+    if (rehearsal_ != rehearsal::planned) return;
     const bool asked = expecting_ != expectation::nothing;
-    if (asked || rehearsal_ != rehearsal::planned || !can_rehearse(introduction_)) return;
-    rehearsal_ = rehearsal::running;
-    send(encode_rehearsal());
+    rehearsal_ = !asked && can_rehearse(introduction_) ? rehearsal::running : rehearsal::none;
+    if (rehearses()) send(encode_rehearsal());
+  }
+
+  bool rehearses() const {
+    return rehearsal_ == rehearsal::planned || rehearsal_ == rehearsal::running;
+  }
+
+  /// Of one that waits for a request; a request has a limit of its own.
+  bool overdue() const {
+    return rehearses() && expecting_ == expectation::nothing &&
+           std::chrono::steady_clock::now() > rehearsal_limit_;
   }
 
   void read_rehearsal(const json& line) {
     const auto type = string_of(line, "type");
-    if (type == "result") send(encode_rewind(rewind_id));
-    if (type == "stream_event") fail_rehearsal("was answered");
+    const bool done = type == "result" && !boolean_of(line, "is_error");
+    if (done) return send(encode_rewind(rewind_id));
+    if (type == "result" || type == "stream_event") lose("claude answered a rehearsal");
   }
 
   void end_rehearsal(const json& answer) {
-    if (!boolean_of(answer, "rewound")) return fail_rehearsal("was not taken back");
-    rehearsal_ = rehearsal::none;
+    if (rehearsal_ != rehearsal::running) return;
+    if (!boolean_of(answer, "rewound")) return lose("claude did not take a rehearsal back");
+    rehearsal_ = rehearsal::done;
     if (expecting_ == expectation::turn) send_batch({});
-  }
-
-  void fail_rehearsal(const std::string& how) {
-    rehearsal_ = rehearsal::failed;
-    lose("a message that claude was only to rehearse " + how);
   }
 
   /// The process asks the in-process server that holds the client's tools.
@@ -6016,6 +6028,7 @@ class worker {
 
   void lose(const std::string& reason) {
     failed_ = true;
+    if (rehearses()) rehearsal_ = rehearsal::failed;
     if (events_.empty() && (!told_ || decoder_.finished())) lost_ = true;
     const auto complaint = text::repair_utf8(text::trim(redact(complaints_)));
     std::vector<event> decoded;
@@ -6048,6 +6061,7 @@ class worker {
   bool agent_ = false;
   bool settings_pending_ = false;
   rehearsal rehearsal_ = rehearsal::none;
+  std::chrono::steady_clock::time_point rehearsal_limit_;
   turn_decoder decoder_;
   int retries_ = 0;
   std::vector<usage_window> windows_;
@@ -6061,13 +6075,14 @@ class worker {
 
 /// Processes by state. Their sum never exceeds the cap.
 struct process_counts {
-  int spare = 0;     ///< ready, or soon
-  int warm = 0;      ///< of the spares: have answered already
-  int opened = 0;    ///< of the spares: know how the next conversation will likely begin
-  int busy = 0;      ///< serve a request
-  int idle = 0;      ///< hold a conversation that may go on
-  int parked = 0;    ///< of the idle: wait for the results of a client's tools
-  int stopping = 0;  ///< told to end, not yet gone
+  int spare = 0;      ///< ready, or soon
+  int warm = 0;       ///< of the spares: have answered already
+  int opened = 0;     ///< of the spares: know how the next conversation will likely begin
+  int rehearsed = 0;  ///< of the opened: have taken in a message, and back
+  int busy = 0;       ///< serve a request
+  int idle = 0;       ///< hold a conversation that may go on
+  int parked = 0;     ///< of the idle: wait for the results of a client's tools
+  int stopping = 0;   ///< told to end, not yet gone
   int maximum = 0;
   std::uint64_t started = 0;             ///< since the proxy began
   int queued = 0;                        ///< requests that wait for a process
@@ -6161,6 +6176,7 @@ class pool {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       wanted_ = settings_.spares;
+      may_rehearse_ = true;  // it may be another version
       remember({settings_.default_model, std::nullopt});
     }
     wake_.raise();
@@ -6179,6 +6195,7 @@ class pool {
     for (const auto& spare : spares_) {
       now.warm += spare.process->warm() ? 1 : 0;
       now.opened += spare.process->opening().empty() ? 0 : 1;
+      now.rehearsed += spare.process->rehearsed() ? 1 : 0;
     }
     for (const auto& idle : idle_) now.parked += idle.process->parked() ? 1 : 0;
     if (queued_ > 0) {
@@ -6454,6 +6471,7 @@ class pool {
   void give_back(std::unique_ptr<worker> process, std::optional<std::string> kept) {
     const std::lock_guard<std::mutex> lock(mutex_);
     --busy_;
+    if (process) note_rehearsal(*process);
     if (kept && !closing_ && settings_.idle_timeout.count() > 0) {
       idle_.push_back({std::move(*kept), std::move(process), std::chrono::steady_clock::now()});
     } else if (process) {
@@ -6528,6 +6546,12 @@ class pool {
     asked->usual = nullptr;
   }
 
+  void note_rehearsal(const worker& process) {
+    if (!process.failed_rehearsal() || !may_rehearse_) return;
+    may_rehearse_ = false;
+    settings_.log.warning("claude was lost in a rehearsal; spares are opened without one");
+  }
+
   /// Reads what spares say, and drops those that died or that nobody will ask for.
   void tend_spares() {
     for (auto spare = spares_.begin(); spare != spares_.end();) {
@@ -6535,7 +6559,7 @@ class pool {
       const bool lost = spare->process->lost();
       if (!lost && spare->process->warm()) failures_ = 0;
       const bool surplus = count_spares(spare->profile) > share_of(spare->profile);
-      if (spare->process->failed_rehearsal()) may_rehearse_ = false;
+      note_rehearsal(*spare->process);
       if (lost) back_off();
       if (lost && !spare->process->opening().empty()) forget_opening(spare->profile);
       if (lost || surplus) {
@@ -6651,7 +6675,7 @@ class pool {
   int starting_ = 0;
   int wanted_ = 0;  ///< spares
   int failures_ = 0;
-  bool may_rehearse_ = true;  ///< until a process was lost over it
+  bool may_rehearse_ = true;  ///< until a process was lost in it
   steady_time last_taken_{};
   steady_time last_moved_{};  ///< when a request last got a process
   steady_time refill_not_before_{};
@@ -9887,6 +9911,8 @@ class metrics {
     for (const auto& [state, count] : states) out.add({{"state", state}}, count);
     out.begin("spares_opened", "gauge", "Spares that know the usual opening of a conversation.");
     out.add({}, counts.opened);
+    out.begin("spares_rehearsed", "gauge", "Of these, spares that have rehearsed a message.");
+    out.add({}, counts.rehearsed);
     out.begin("processes_max", "gauge", "The most processes at once.");
     out.add({}, counts.maximum);
     out.begin("processes_started_total", "counter", "Processes of claude that were started.");
@@ -10083,7 +10109,8 @@ inline void inspect_account(const options& settings, pool& processes, const wake
   read_introduction(asked.introduction(), facts);
   if (facts.logged_in == false) {
     facts.problem =
-        "claude is not logged in; run `claude auth login` as the user of this proxy, "
+        "claude is not logged in; run `claude auth login` (or `make login`) as the user of this "
+        "proxy, "
         "or start it with ANTHROPIC_API_KEY set";
   }
 }
@@ -12410,9 +12437,10 @@ class http_service : public httplib::Server {
     svr_sock_ = 0;  // httplib cuts streams short while it thinks that it does not listen
     set_keep_alive_timeout(75);
     set_keep_alive_max_count(10'000);
-    // Only what never reached `dispatch` is still without a body here: what httplib alone refuses.
+    // What httplib alone refuses never reached `dispatch`, and is still without a body here. So is
+    // the answer to a client that has left.
     set_error_handler([this](const httplib::Request&, httplib::Response& response) {
-      if (!response.body.empty()) return;
+      if (!response.body.empty() || response.status == status_client_left) return;
       const api_error error(error_kind::invalid_request, "this is not a valid HTTP request");
       response.set_content(refuse_http(*current(), error), json_type);
     });
@@ -12444,6 +12472,7 @@ class http_service : public httplib::Server {
 
  private:
   static constexpr const char* json_type = "application/json";
+  static constexpr int status_client_left = 499;  ///< nginx's number, for the log
 
   /// The body of the answer to what is no request.
   std::string refuse_http(connection& client, const api_error& error) const {
@@ -12993,9 +13022,9 @@ class http_service : public httplib::Server {
     }
   }
 
-  /// Nobody reads this answer; nginx's number for the log.
+  /// Nobody reads this answer.
   static void abandon(exchange& now) {
-    now.response.status = 499;
+    now.response.status = status_client_left;
     now.client.close_after_reply();
   }
 
@@ -13688,6 +13717,11 @@ class server {
   /// with an error; what is still there a moment later is shut, as if the client had left.
   void drain(bool cut) {
     constexpr std::chrono::milliseconds last_words{300};
+    if (has_clients()) {
+      settings_.log.info("stopping; what still runs has " +
+                         std::to_string(settings_.drain_timeout.count() / 1000) +
+                         " s, or until a second signal");
+    }
     auto deadline = std::chrono::steady_clock::now() + settings_.drain_timeout;
     while (has_clients()) {
       const bool late = std::chrono::steady_clock::now() >= deadline;

@@ -601,11 +601,15 @@ void print_start(const proxy::server& server, const std::string& made_key) {
   } else if (tcp) {
     std::cout << "  client key         none: every user of this machine may use it (--api-key)\n";
   }
-  const auto header = settings.api_keys.empty() ? std::string()
-                      : !made_key.empty()       ? " -H 'Authorization: Bearer " + made_key + "'"
-                                          : std::string(" -H \"Authorization: Bearer $API_KEY\"");
+  // A key of the user's own is not shown; where it did not come from the shell, the shell asks for it.
+  const bool own_key = !settings.api_keys.empty() && made_key.empty();
+  const bool shell_knows = ::getenv("API_KEY") != nullptr;
+  const auto header = own_key            ? std::string(" -H \"Authorization: Bearer $API_KEY\"")
+                      : made_key.empty() ? std::string()
+                                         : " -H 'Authorization: Bearer " + made_key + "'";
   const auto socket = tcp ? std::string() : "--unix-socket " + settings.unix_socket + " ";
-  std::cout << "  try it             curl " << socket << base << "/v1/chat/completions" << header
+  std::cout << "  try it             " << (own_key && !shell_knows ? "read -r API_KEY && " : "")
+            << "curl " << socket << base << "/v1/chat/completions" << header
             << " -d '{\"messages\":[{\"role\":\"user\",\"content\":\"Say hello\"}]}'" << std::endl;
 }
 

@@ -5,7 +5,7 @@ import { existsSync, mkdirSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import OpenAI from 'openai';
 import { textOf } from './messages_api.mjs';
-import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
+import { CLI_VERSIONS, DEFAULT_MODEL as MODEL, claudePath } from './claude_cli.mjs';
 import { eventually, sleep, suite } from './harness.mjs';
 
 export const chat = suite();
@@ -596,7 +596,7 @@ test('no process serves two conversations', async (t) => {
   assert.equal(new Set(sessions).size, 3, `${sessions}`);
 });
 
-test('a spare that was told the opening ahead and has rehearsed asks the API the very same', { slow: true }, async (t) => {
+test('a spare that was told the opening ahead, and has rehearsed, asks the API the very same', { slow: true }, async (t) => {
   const proxy = await t.start({ cli: t.cli });
   const figure = async (name) => {
     const { text } = await t.get('/metrics', { proxy });
@@ -616,6 +616,7 @@ test('a spare that was told the opening ahead and has rehearsed asks the API the
   for (const messages of [question, history]) {
     await eventually('a spare is opened', async () => (await figure('spares_opened')) === 1, 20_000);
     await ready();
+    assert.equal(await figure('spares_rehearsed'), t.cli === claudePath(CLI_VERSIONS.at(-1)) ? 1 : 0);
     assert.equal((await t.chat({ messages }, { proxy })).status, 200);
   }
   await ready();

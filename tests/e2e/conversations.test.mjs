@@ -699,7 +699,7 @@ test('the queue serves client keys in turn', { deadline: LONG }, async (t) => {
   assert.deepEqual(order, [0, 3, 1, 4, 2]);
 });
 
-test('a stampede of 200 requests is answered, all of it, by two processes', { deadline: LONG }, async (t) => {
+test('a stampede of 200 requests on two processes: each is answered, or told that they are busy', { deadline: LONG }, async (t) => {
   const proxy = await startQuiet(t, ['--max-processes', '2', '--max-queue', '8', '--queue-timeout', '3s']);
   let results;
   const most = await mostProcesses(proxy, async () => {

@@ -67,9 +67,9 @@ export function processesMarked(marker) {
 class Proxy {
   /**
    * `url` of the API; `cli` the path of a claude; `env` over the clean environment, undefined removes; `terminal`: it runs in one of
-   * its own, whose keyboard is `keys`.
+   * its own, whose keyboard is `keys`; `ownPort`: that of its default, instead of any.
    */
-  constructor({ url, cli, args = [], env = {}, terminal = false }) {
+  constructor({ url, cli, args = [], env = {}, terminal = false, ownPort = false }) {
     this.terminal = terminal;
     this.scratch = mkdtempSync(path.join(tmpdir(), 'claude-openai-e2e-'));
     this.home = path.join(this.scratch, 'home');
@@ -91,7 +91,7 @@ class Proxy {
     Object.keys(environment).forEach((name) => environment[name] === undefined && delete environment[name]);
     this.command = [
       PROXY,
-      ...(args.some((arg) => arg === '--port' || /^\d{4,}$/.test(arg)) ? [] : ['--port', '0']),
+      ...(ownPort || args.some((arg) => arg === '--port' || /^\d{4,}$/.test(arg)) ? [] : ['--port', '0']),
       ...(cli ? ['--claude-path', cli] : []),
       ...args,
     ];

@@ -65,6 +65,7 @@ const NAMES = {
   processes: 'gauge',
   processes_max: 'gauge',
   spares_opened: 'gauge',
+  spares_rehearsed: 'gauge',
   processes_started_total: 'counter',
   turns_total: 'counter',
   replays_total: 'counter',
@@ -284,6 +285,17 @@ test('figures and log: what is no request is counted and told', async (t) => {
   assert.equal(client.responses[0].status, 400);
   await eventually('a line of the log', () => /info refused bad HTTP from 127\.0\.0\.1: .*two host/i.test(t.proxy.output));
   assert.equal((await scrape(t))('rejected_total', { reason: 'http' }), 1);
+});
+
+test('figures and log: a client that leaves an answer is no bad HTTP', async (t) => {
+  await startLight(t);
+  const exchange = t.send({ body: ask('[[hang]]') });
+  await eventually('a process works', async () => (await scrape(t))('processes', { state: 'busy' }) === 1);
+  exchange.abort();
+  await eventually('the answer is given up', () => /POST \/v1\/chat\/completions 499/.test(t.proxy.output));
+  await eventually('nothing is left', async () => (await scrape(t))('processes', { state: 'busy' }) === 0);
+  assert.doesNotMatch(t.proxy.output, /bad HTTP/);
+  assert.ok(!(await scrape(t))('rejected_total', { reason: 'http' }));
 });
 
 test('figures: clients cannot make the number of series grow without end, nor break a line', async (t) => {

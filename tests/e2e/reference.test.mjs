@@ -496,8 +496,9 @@ test('the variables that its users have set mean the same here', async (t) => {
   assert.equal(echo.cwd, cwd);
   assert.match(echo.argv.join(' '), /--model[= ]claude-3-5-haiku-20241022/);
   await startLight(t, { env: { MAX_TIMEOUT: '10000' } });
-  const fast = await post(t, '/v1/chat/completions', ask('[[text]]'));
-  assert.equal(fast.status, 200, 'milliseconds');
+  const late = await post(t, '/v1/chat/completions', ask('[[hang]]'));
+  assert.equal(late.status, 504, 'milliseconds');
+  assert.ok(late.at - late.sentAt >= 9900, 'all ten thousand of them');
   const missing = await startAndExpectExit({ url: t.api.url, cli: NO_CLI, env: { CLAUDE_CWD: '/nonexistent/folder' } });
   assert.notEqual(missing.exit?.code ?? 0, 0);
   assert.match(missing.output, /nonexistent/);

@@ -522,6 +522,20 @@ test('a busy port that was asked for ends it with a clear line', async (t) => {
   }
 });
 
+test('a busy default port gives way to the next free one, which is told', async (t) => {
+  const holder = net.createServer();
+  await new Promise((resolve) => {
+    // Somebody else may hold it already, which does as well.
+    holder.once('error', resolve).listen(8000, '127.0.0.1', resolve);
+  });
+  t.defer(async () => holder.close());
+  const proxy = await t.start({ cli: t.cli, ownPort: true });
+  const [, port] = /port 8000 is busy; using (\d+) instead/.exec(proxy.output) ?? assert.fail(proxy.output);
+  assert.ok(port > 8000 && port <= 8010, port);
+  assert.equal(proxy.port, Number(port));
+  assert.equal((await t.get('/health', { proxy })).status, 200);
+});
+
 test('SIGKILL of the proxy leaves no claude behind', async (t) => {
   const proxy = await t.start({ cli: t.cli, args: ['--spares', '2'] });
   t.send({ proxy, body: { stream: true, messages: t.messages('hang after=2') } });

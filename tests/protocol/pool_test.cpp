@@ -567,7 +567,7 @@ TEST_CASE("pool: where a rehearsal fails, spares are opened without one") {
   REQUIRE(got.stopped);
   const auto told = json::parse(got.text)["told"];
   CHECK(told["initialized"] == 1);
-  CHECK(!told.contains("rewound"));
+  CHECK(!told.contains("rewinds_asked"));
 }
 
 TEST_CASE("pool: a spare that is opened with tools serves them to its first request") {

@@ -139,6 +139,11 @@ TEST_CASE("server: 256 idle kept-alive connections starve nobody") {
     idle.back()->get("/health");
     REQUIRE(idle.back()->answer().status == 200);
   }
+  for (int i = 0; i < 5; ++i) {
+    const auto start = steady::now();
+    CHECK(proxy.get("/health").status == 200);
+    CHECK(elapsed_since(start) < 500ms * slowness);
+  }
   const auto start = steady::now();
   CHECK(proxy.chat(chat_asking("text say=hi")).status == 200);
   CHECK(elapsed_since(start) < 2s * slowness);
@@ -146,7 +151,7 @@ TEST_CASE("server: 256 idle kept-alive connections starve nobody") {
   CHECK(idle[100]->answer().status == 200);
 }
 
-TEST_CASE("server: 64 streams at once come through whole") {
+TEST_CASE("server: 64 streams at once come through whole, and do not starve /health") {
   const stand_in program;
   auto settings = options_for(program);
   settings.max_processes = 64;
@@ -160,6 +165,11 @@ TEST_CASE("server: 64 streams at once come through whole") {
           proxy.chat(chat_asking("text say=\"" + word + " a b c d e f g\" delay_ms=10", true));
       whole += streamed_text(got.body) == word + " a b c d e f g";
     });
+  }
+  for (int i = 0; i < 10; ++i) {
+    const auto start = steady::now();
+    CHECK(proxy.get("/health").status == 200);
+    CHECK(elapsed_since(start) < 500ms * slowness);
   }
   for (auto& each : crowd) each.join();
   CHECK(whole == 64);

@@ -79,6 +79,7 @@ void initialize(const json& id, const json& request) {
 
 /// Takes the last message back.
 json rewind(const json& request) {
+  told["rewinds_asked"] = told.value("rewinds_asked", 0) + 1;
   const bool last = !history.empty() && request["target_message_uuid"] == last_uuid;
   if (!last || configured("refuses_rewind")) return {{"rewound", false}, {"error", "stale target"}};
   history.erase(history.size() - 1);

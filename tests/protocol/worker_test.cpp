@@ -107,7 +107,7 @@ TEST_CASE("worker: what an opened process rehearses is no part of the conversati
     CAPTURE(hurried);
     const auto process = start(program, guard);
     REQUIRE(pump_until(*process, [&] { return process->warm(); }));
-    process->open(claude_openai::make_opening(request));
+    process->open(claude_openai::make_opening(request), true);
     REQUIRE(pump_until(*process, [&] { return process->introduction().is_object(); }));
     CHECK_FALSE(process->warm());
     if (!hurried) REQUIRE(pump_until(*process, [&] { return process->warm(); }));
@@ -123,46 +123,52 @@ TEST_CASE("worker: what an opened process rehearses is no part of the conversati
   }
 }
 
-TEST_CASE("worker: who rehearses nothing: an old process, an agent, one that is asked at once") {
+TEST_CASE("worker: who rehearses nothing: an old process, one that must not, one that is asked") {
   const child_guard guard;
-  const auto rewound = [&](const char* version, bool is_agent, bool at_once) {
+  const auto rehearses = [&](const char* version, bool may, bool asked_at_once) {
     const stand_in program(std::string("version value=") + version + "\n");
-    auto request = asking("echo");
+    const auto request = asking("echo");
     const auto process = start(program, guard);
-    auto opening = claude_openai::make_opening(request);
-    opening.agent = is_agent;
-    process->open(opening);
-    if (!at_once)
-      REQUIRE(pump_until(*process, [&] { return process->introduction().is_object(); }));
+    process->open(claude_openai::make_opening(request), may);
+    if (!asked_at_once) REQUIRE(pump_until(*process, [&] { return process->warm(); }));
+    if (!asked_at_once) pump_until(*process, [&] { return process->introduction().is_object(); });
     process->begin(request, 0);
     const auto got = finish_turn(*process);
     REQUIRE(got.stopped);
-    return json::parse(got.text)["told"].value("rewound", 0);
+    const bool told = json::parse(got.text)["told"].contains("rewinds_asked");
+    CHECK(process->rehearsed() == told);
+    return told;
   };
-  CHECK(rewound("2.1.330", false, false) == 1);
-  CHECK(rewound("2.1.330", false, true) == 0);
-  CHECK(rewound("2.1.330", true, false) == 0);
-  CHECK(rewound("2.1.329", false, false) == 0);
+  CHECK(rehearses("2.1.330", true, false));
+  CHECK_FALSE(rehearses("2.1.330", true, true));
+  CHECK_FALSE(rehearses("2.1.330", false, false));
+  CHECK_FALSE(rehearses("2.1.329", true, false));
 }
 
-TEST_CASE("worker: a process that takes its rehearsal for a message is lost") {
-  for (const std::string wrong : {"answers_rehearsal", "refuses_rewind"}) {
+TEST_CASE("worker: a process that fails in its rehearsal is lost") {
+  for (const std::string wrong :
+       {"answers_rehearsal", "refuses_rewind", "crash_in_replay", "hang_in_replay"}) {
     CAPTURE(wrong);
     const stand_in program(wrong + "\n");
     const child_guard guard;
     const auto process = start(program, guard);
-    process->open(claude_openai::make_opening(asking("text")));
-    CHECK(pump_until(*process, [&] { return process->lost(); }));
+    process->open(claude_openai::make_opening(asking("text")), true);
+    CHECK(eventually(
+        [&] {
+          process->pump();
+          return process->lost();
+        },
+        15s));
     CHECK(process->failed_rehearsal());
+    CHECK_FALSE(process->alive());
   }
 }
 
-TEST_CASE(
-    "worker: a request that came in a rehearsal that fails is told so, and may be asked again") {
+TEST_CASE("worker: a request that came in a rehearsal that fails is told so") {
   const stand_in program("slow_replay ms=50\nrefuses_rewind\n");
   const child_guard guard;
   const auto process = start(program, guard);
-  process->open(claude_openai::make_opening(asking("text")));
+  process->open(claude_openai::make_opening(asking("text")), true);
   REQUIRE(pump_until(*process, [&] { return process->introduction().is_object(); }));
   process->begin(asking("text"), 0);
   const auto got = finish_turn(*process);

@@ -1,4 +1,4 @@
-// [11] cli_protocol: lines, errors' wordings and what is written to `claude`.
+// [15] cli_protocol: lines, errors' wordings and what is written to `claude`.
 // The decoder of its turns is in turn_decoder_test.cpp.
 #include <array>
 #include <string>

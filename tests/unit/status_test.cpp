@@ -1,4 +1,4 @@
-// [18] status: what is known of the CLI and its login.
+// [28] status: what is known of the CLI and its login.
 #include <algorithm>
 #include <string>
 #include <utility>
@@ -34,6 +34,25 @@ TEST_CASE("version: versions are ordered by number, not by letter") {
   CHECK(parse_version("2.1.120").value() >= oldest_cli);
   CHECK(parse_version("2.2.0").value() >= oldest_cli);
   CHECK(parse_version("10.0.0").value() >= oldest_cli);
+}
+
+TEST_CASE("health: degraded where nothing works, and where requests wait and nothing moves") {
+  process_counts counts;
+  cli_facts facts;
+  counts.queued = 3;
+  counts.stalled = std::chrono::seconds(30);
+  auto health = render_health(counts, facts);
+  CHECK(health["status"] == "healthy");
+  CHECK(health["queued"] == 3);
+  CHECK_FALSE(health.contains("problem"));
+  counts.stalled = std::chrono::seconds(31);
+  health = render_health(counts, facts);
+  CHECK(health["status"] == "degraded");
+  CHECK(health["problem"] == "3 requests wait, and none has got a process for 31 s");
+  facts.problem = "no claude";
+  CHECK(render_health(counts, facts)["problem"] == "no claude");
+  counts.stalled = std::chrono::seconds(0);
+  CHECK(render_health(counts, facts)["status"] == "degraded");
 }
 
 TEST_CASE("login: a key, a token or a cloud is a login, nothing is none") {
