@@ -5789,6 +5789,7 @@ class worker {
     windows_.clear();
     told_ = false;
     expecting_ = expectation::turn;
+    if (rehearsal_ == rehearsal::planned) rehearsal_ = rehearsal::none;  // there is no time for it
     if (rehearsal_ == rehearsal::running) {
       send(batch);  // the messages follow when the rehearsal is over
     } else {
@@ -5920,8 +5921,7 @@ class worker {
   void read_introduction(const json& introduction) {
     introduction_ = introduction;
     if (rehearsal_ != rehearsal::planned) return;
-    const bool asked = expecting_ != expectation::nothing;
-    rehearsal_ = !asked && can_rehearse(introduction_) ? rehearsal::running : rehearsal::none;
+    rehearsal_ = can_rehearse(introduction_) ? rehearsal::running : rehearsal::none;
     if (rehearses()) send(encode_rehearsal());
   }
 
