@@ -1,7 +1,8 @@
 // What a request costs through the proxy, beside driving `claude` by hand and starting one per request, and what the
 // proxy itself costs. One run, one loopback Messages API, the newest pinned CLI; some four minutes. `make bench`
 //
-//   node tests/bench/bench.mjs [PART...]     ROUNDS=11 is how often each way is measured
+//   node tests/bench/bench.mjs [PART...]     ROUNDS=11 is how often each way is measured; at most 25, since each
+//                                            leaves a process idle
 //
 // Parts: fresh later tools cold bursts chats proxy sessions streams; all of them when none is named.
 
