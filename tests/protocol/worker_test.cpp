@@ -41,13 +41,15 @@ outcome run(const std::string& wish, const std::string& configuration = "") {
   return run(asking(wish), configuration);
 }
 
-/// Lets an opened process read until that holds.
+/// Lets the process read until that holds.
 template <typename predicate>
-bool pump_until(worker& process, predicate holds) {
-  return eventually([&] {
-    process.pump();
-    return holds();
-  });
+bool pump_until(worker& process, predicate holds, milliseconds within = 5s) {
+  return eventually(
+      [&] {
+        process.pump();
+        return holds();
+      },
+      within);
 }
 
 }  // namespace
@@ -56,10 +58,7 @@ TEST_CASE("worker: a process is warm when it has answered, and silent until it i
   const stand_in program;
   const child_guard guard;
   const auto process = start(program, guard);
-  CHECK(eventually([&] {
-    process->pump();
-    return process->warm();
-  }));
+  CHECK(pump_until(*process, [&] { return process->warm(); }));
   CHECK_FALSE(process->lost());
   CHECK_FALSE(process->pop());
 }
@@ -68,12 +67,8 @@ TEST_CASE("worker: a process that reads nothing is not warm, and not lost either
   const stand_in program("never_warm\n");
   const child_guard guard;
   const auto process = start(program, guard);
-  CHECK_FALSE(eventually(
-      [&] {
-        process->pump();
-        return process->warm() || process->lost();
-      },
-      milliseconds(300 / slowness)));
+  CHECK_FALSE(pump_until(
+      *process, [&] { return process->warm() || process->lost(); }, milliseconds(300 / slowness)));
 }
 
 TEST_CASE("worker: the process is told everything once, in order, with roles") {
@@ -153,12 +148,8 @@ TEST_CASE("worker: a process that fails in its rehearsal is lost") {
     const child_guard guard;
     const auto process = start(program, guard);
     process->open(claude_openai::make_opening(asking("text")), true);
-    CHECK(eventually(
-        [&] {
-          process->pump();
-          return process->lost();
-        },
-        15s));
+    CHECK(pump_until(
+        *process, [&] { return process->lost(); }, 15s));
     CHECK(process->failed_rehearsal());
     CHECK_FALSE(process->alive());
   }
