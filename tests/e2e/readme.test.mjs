@@ -240,9 +240,10 @@ test('every figure of /metrics is in the README, with its labels and their value
       ...['--max-processes', '1', '--max-queue', '0'],
     ],
   });
+  await t.proxy.inspected(); // by the only process that may be
   const headers = { authorization: 'Bearer right' };
-  const busy = t.send({ headers, body: { model: 'sonnet', stream: true, ...ask('[[rate_limit n=5 delay_ms=200]]') } });
-  await busy.head;
+  const busy = t.send({ headers, body: { model: 'sonnet', stream: true, ...ask('[[rate_limit n=12 delay_ms=200]]') } });
+  assert.equal((await busy.head).statusCode, 200);
   const refused = [
     [429, await t.chat(ask('[[text]]'), { headers })], // the queue
     [401, await t.get('/v1/models')],
