@@ -782,8 +782,9 @@ struct options {
   std::string working_directory;  ///< empty: a private temporary one, removed at the end
   std::vector<std::string> claude_arguments;  ///< before all others, as `claude_path` needs them
   bool demo = false;  ///< `claude_path` is no `claude`, but a stand-in; told where answers are
-  std::string default_model = "sonnet";   ///< an alias never goes stale
-  std::vector<std::string> api_keys;      ///< empty: open, on loopback only
+  std::string default_model = "sonnet";  ///< an alias never goes stale
+  std::vector<std::string> api_keys;     ///< empty: open, on loopback only
+  bool made_key = false;  ///< the last of `api_keys` was made for this run, not given
   std::vector<std::string> cors_origins;  ///< of pages that may ask, beside loopback's; `*`: of all
   std::vector<std::string> trusted_proxies;  ///< addresses or networks whose X-Forwarded-For counts
   rate_limits limits;
@@ -953,6 +954,12 @@ inline std::vector<std::string> validate(const options& settings) {
   return problems;
 }
 
+/// A client key of this run's own, beside those that are given.
+inline void make_key(options& settings) {
+  settings.api_keys.push_back(text::random_id("sk-local-", 43));
+  settings.made_key = true;
+}
+
 /// The options of a running proxy. What may change while it runs is taken from a new set; requests
 /// that are under way keep the set that they began with.
 class live_options {
@@ -970,6 +977,7 @@ class live_options {
     const std::lock_guard<std::mutex> lock(mutex_);
     auto next = *now_;
     next.api_keys = fresh.api_keys;
+    next.made_key = fresh.made_key;
     next.default_model = fresh.default_model;
     next.cors_origins = fresh.cors_origins;
     next.trusted_proxies = fresh.trusted_proxies;
@@ -4015,12 +4023,13 @@ inline error_kind kind_of_upstream_status(std::int64_t status) {
   }
 }
 
+constexpr const char* not_logged_in =
+    "claude is not logged in; run `claude auth login` (or `make login`) as the user of this proxy, "
+    "or start the proxy with ANTHROPIC_API_KEY set";
+
 inline api_error upstream_error(std::int64_t status, std::string_view told) {
   if (told.find("/login") != std::string_view::npos && status == 0) {
-    api_error error(error_kind::unavailable,
-                    "claude is not logged in; run `claude auth login` (or `make login`) as the "
-                    "user of this proxy, "
-                    "or start the proxy with ANTHROPIC_API_KEY set");
+    api_error error(error_kind::unavailable, not_logged_in);
     error.code = "not_logged_in";
     error.retry_is_futile = true;
     return error;
@@ -4919,6 +4928,15 @@ inline std::string encode_probe(const std::string& id) {
       id, json::object({{"subtype", "apply_flag_settings"}, {"settings", json::object()}}));
 }
 
+/// The line that tells `claude` a message, of the user or as one of its own before.
+inline json frame_message(json told) {
+  const auto author = string_of(told, "role");
+  return json::object({{"type", author},
+                       {"message", std::move(told)},
+                       {"parent_tool_use_id", json()},
+                       {"session_id", ""}});
+}
+
 /// Whether that `claude` can take its first message back, by its answer to `initialize`: 2.1.330
 /// can; 2.1.197 cannot, and does not tell its version.
 inline bool can_rehearse(const json& introduction) {
@@ -4932,13 +4950,9 @@ constexpr const char* rehearsal_uuid = "00000000-0000-4000-8000-000000000001";
 /// `claude` loads and compiles what it runs for every message. Without being taken back it would
 /// show in the API's requests, in the checksum that their attribution holds of the first message.
 inline std::string encode_rehearsal() {
-  const json line =
-      json::object({{"type", "user"},
-                    {"message", json::object({{"role", "user"}, {"content", json::array()}})},
-                    {"parent_tool_use_id", json()},
-                    {"session_id", ""},
-                    {"uuid", rehearsal_uuid},
-                    {"shouldQuery", false}});
+  json line = frame_message(json::object({{"role", "user"}, {"content", json::array()}}));
+  line["uuid"] = rehearsal_uuid;
+  line["shouldQuery"] = false;
   return dump(line) + '\n';
 }
 
@@ -4994,12 +5008,9 @@ inline std::string encode_message(const message& said, bool ask, const tool_name
   const char* author = from_user ? "user" : "assistant";
   json told = json::object({{"role", author}, {"content", std::move(content)}});
   if (!from_user) told["id"] = "msg_past_" + std::to_string(number);
-  json line = json::object({{"type", author},
-                            {"message", std::move(told)},
-                            {"parent_tool_use_id", json()},
-                            {"session_id", ""}});
+  if (!from_user && !model.empty()) told["model"] = model;
+  json line = frame_message(std::move(told));
   if (from_user && !ask) line["shouldQuery"] = false;
-  if (!from_user && !model.empty()) line["message"]["model"] = model;
   return dump(line) + '\n';
 }
 
@@ -10108,10 +10119,7 @@ inline void inspect_account(const options& settings, pool& processes, const wake
   }
   read_introduction(asked.introduction(), facts);
   if (facts.logged_in == false) {
-    facts.problem =
-        "claude is not logged in; run `claude auth login` (or `make login`) as the user of this "
-        "proxy, "
-        "or start it with ANTHROPIC_API_KEY set";
+    facts.problem = not_logged_in;
   }
 }
 
@@ -10132,8 +10140,9 @@ inline json render_auth_status(const options& settings, const cli_facts& facts) 
   const json auth =
       json::object({{"method", method}, {"status", status}, {"environment_variables", names}});
   const bool keyed = !settings.api_keys.empty();
+  const char* given = keyed ? "environment" : "none";  // by a flag too: there are but three words
   const json server = json::object({{"api_key_required", keyed},
-                                    {"api_key_source", keyed ? "environment" : "none"},
+                                    {"api_key_source", settings.made_key ? "runtime" : given},
                                     {"version", CLAUDE_OPENAI_VERSION}});
   return json::object({{"claude_code_auth", auth}, {"server_info", server}});
 }
@@ -13529,7 +13538,11 @@ class server {
         return;
       } catch (const std::system_error& failure) {
         const bool busy = failure.code().value() == EADDRINUSE;
-        if (!busy || i + 1 == tries || settings_.port + i == 65535) throw;
+        if (!busy || tries == 1) throw;
+        if (i + 1 < tries && settings_.port + i < 65535) continue;
+        throw std::system_error(failure.code(), "the ports " + std::to_string(settings_.port) +
+                                                    " to " + std::to_string(settings_.port + i) +
+                                                    " are all taken; choose one with --port");
       }
     }
   }
@@ -13547,7 +13560,7 @@ class server {
   static options prepare(options settings, std::optional<temporary_directory>& scratch) {
     settings = complete(std::move(settings), scratch);
     if (settings.api_keys.empty() && !is_private(settings)) {
-      settings.api_keys.push_back(text::random_id("sk-local-", 43));
+      make_key(settings);
     }
     return settings;
   }

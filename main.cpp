@@ -576,8 +576,9 @@ bool wants_key() {
   return answer == "y" || answer == "yes";
 }
 
-void print_start(const proxy::server& server, const std::string& made_key) {
+void print_start(const proxy::server& server) {
   const auto& settings = server.settings();
+  const auto made_key = settings.made_key ? settings.api_keys.back() : std::string();
   const auto url = server.url();
   const bool tcp = settings.tcp;
   const auto base = tcp ? url : std::string("http://localhost");
@@ -634,7 +635,7 @@ void allow_many_descriptors() {
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-int serve(const proxy::options& settings, arguments& called, std::string made_key) {
+int serve(const proxy::options& settings, arguments& called) {
   allow_many_descriptors();
   proxy::server server(settings);
   server.bind();
@@ -655,7 +656,9 @@ int serve(const proxy::options& settings, arguments& called, std::string made_ke
     std::map<std::string, std::string> sources;
     const auto line = called.load(variables, sources);
     auto fresh = line->finish(variables);
-    if (!made_key.empty()) fresh.api_keys.push_back(made_key);
+    const auto& first = server.settings();
+    if (first.made_key) fresh.api_keys.push_back(first.api_keys.back());
+    fresh.made_key = first.made_key;
     server.reload(fresh);
     settings.log.set_level(parse_level(line->log_level));
   };
@@ -664,10 +667,7 @@ int serve(const proxy::options& settings, arguments& called, std::string made_ke
   std::signal(SIGTERM, stop_running);
   has_terminal = ::isatty(STDIN_FILENO) == 1;
   std::signal(SIGHUP, reload_running);
-  if (made_key.empty() && settings.api_keys.empty() && !server.settings().api_keys.empty()) {
-    made_key = server.settings().api_keys.front();  // beyond loopback it never runs without one
-  }
-  print_start(server, made_key);
+  print_start(server);
   server.run();
   running = nullptr;  // a further signal changes nothing: all that is left is to clean up
   return refused ? 1 : 0;
@@ -715,12 +715,8 @@ int run(arguments& called) {
   if (line->doctor->parsed()) return examine(settings);
   const bool asks = settings.api_keys.empty() && settings.tcp && !line->no_prompt && !line->demo &&
                     proxy::is_loopback_name(settings.host);
-  std::string made_key;
-  if (line->generate_key || (asks && wants_key())) {
-    made_key = proxy::text::random_id("sk-local-", 43);
-    settings.api_keys.push_back(made_key);
-  }
-  return serve(settings, called, made_key);
+  if (line->generate_key || (asks && wants_key())) proxy::make_key(settings);
+  return serve(settings, called);
 }
 
 }  // namespace
@@ -743,7 +739,7 @@ int main(int argc, char** argv) {
     std::cerr << "claude-openai: the file of --config: " << said << std::endl;
     return 1;
   } catch (const CLI::ParseError& wrong) {
-    return command_line(false).app.exit(wrong);
+    return command_line(false).app.exit(wrong) == 0 ? 0 : 1;  // of --help and --version: 0
   } catch (const std::exception& failure) {
     std::cerr << "claude-openai: " << failure.what() << std::endl;
     return 1;

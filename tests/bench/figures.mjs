@@ -16,7 +16,7 @@ export const note = (text) => console.log(`      ${text}`);
 export function row(name, values) {
   const [low, high] = quartiles(values);
   const spread = values.length > 3 ? `  [${low.toFixed(1)}–${high.toFixed(1)}]` : '';
-  note(`${name.padEnd(34)}${median(values).toFixed(1).padStart(9)}${spread}`);
+  note(`${name.padEnd(38)}${median(values).toFixed(1).padStart(9)}${spread}`);
 }
 
 let failed = 0;

@@ -95,22 +95,22 @@ const isToken = (line) => line.event?.delta?.type === 'text_delta';
 const isResult = (line) => line.type === 'result';
 
 const control = (id, request) => `${JSON.stringify({ type: 'control_request', request_id: id, request })}\n`;
-const initialize = () => control('initialize', { subtype: 'initialize', systemPrompt: [SYSTEM] });
+export const initialize = () => control('initialize', { subtype: 'initialize', systemPrompt: [SYSTEM] });
 const userLine = (text) => {
   const message = { role: 'user', content: [{ type: 'text', text }] };
   return `${JSON.stringify({ type: 'user', message, parent_tool_use_id: null, session_id: '' })}\n`;
 };
 
-/** What the proxy does, by hand: a process with its spare's program, arguments and environment. */
-async function startSpare(spare) {
+/** By hand: a process with the program, arguments and environment of the proxy's spare, up and told nothing. */
+export async function startSpare(spare) {
   const claude = start(spare.argv, spare);
   claude.child.stdin.write(control('probe', { subtype: 'apply_flag_settings', settings: {} }));
   await claude.line((line) => line.type === 'control_response');
   return claude;
 }
 
-/** The same, told its opening ahead, and with a rehearsal. */
-async function openSpare(spare) {
+/** The same as the proxy has its own, told its opening ahead, and with a rehearsal. */
+export async function openSpare(spare) {
   const claude = await startSpare(spare);
   const tell = (line, matches) => {
     claude.child.stdin.write(line);
@@ -136,21 +136,22 @@ async function turnByHand(claude, lines) {
 }
 
 /**
- * Spares driven by hand, one a request. The next one starts when one has been used, so that it has been warm for as
- * long as the proxy's own, which waits 200 ms with that.
+ * Spares driven by hand, one a request, made by `make`; what an opening has left to tell comes with the question. The
+ * next one starts when one has been used, so that it has been warm for as long as the proxy's own, which waits 200 ms
+ * with that.
  */
 export class SparesByHand {
-  constructor(proxy, spare) {
-    Object.assign(this, { proxy, spare });
-    this.next = openSpare(spare);
+  constructor(proxy, make, opening = '') {
+    Object.assign(this, { proxy, make, opening });
+    this.next = make();
   }
 
   async ask(text) {
     const claude = await this.next;
     await quiet(this.proxy);
-    const took = await turnByHand(claude, userLine(text));
+    const took = await turnByHand(claude, this.opening + userLine(text));
     await stop(claude);
-    this.next = openSpare(this.spare);
+    this.next = this.make();
     await this.next; // or it would start while another way is measured
     return took;
   }

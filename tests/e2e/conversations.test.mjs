@@ -837,7 +837,7 @@ test(
     console.log(`     the isolation test's seed: TEST_SEED=${seed}`);
     const random = randomFrom(seed);
     const limits = ['--max-processes', String(size.processes), '--queue-timeout', '300s'];
-    const proxy = await t.start({ cli: t.cli, args: ['--spares', '1', ...limits] });
+    const proxy = await t.start({ cli: t.cli, args: ['--spares', '2', ...limits] });
     const words = times(size.chats, (i) => `secret${i}x${Math.floor(random() * 2 ** 40).toString(36)}x`);
     const counts = { whole: 0, left: 0, killed: 0 };
     const pasts = new Map(); // what a client that keeps the history itself had before each of its questions

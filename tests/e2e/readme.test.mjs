@@ -1,9 +1,11 @@
 // The README's tables against the program: flags and variables by --help, endpoints by the 404, figures by /metrics. Both directions.
 
 import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
 import { startAndExpectExit, suite } from './harness.mjs';
 import { ask, scrape, startLight, startOwn, waitForWindow } from './operate.mjs';
 
@@ -108,6 +110,22 @@ test('the defaults in the table are those of --help', async (t) => {
       count++;
     }
   assert.ok(count > 15, `${count} defaults`);
+});
+
+test('the examples with curl work as they are, and the session of one keeps what it was told', async (t) => {
+  await startOwn(t, { cli: t.cli });
+  const examples = [...README.matchAll(/^curl http[^]*?[^\\]$/gm)].map(([found]) => found);
+  assert.equal(examples.length, 3, examples.join());
+  for (const example of examples) {
+    const line = example.replaceAll('127.0.0.1:8000', `127.0.0.1:${t.proxy.port}`);
+    const { stdout } = await promisify(execFile)('sh', ['-c', `${line} -s`]);
+    assert.equal(JSON.parse(stdout).choices?.[0].message.content, 'Hello from the loopback API.', stdout);
+  }
+  const asked = t.api.requests.filter(({ raw }) => raw.includes('I am going to Lisbon.'));
+  assert.deepEqual(
+    asked.map(({ body }) => body.messages.length),
+    [1, 3],
+  );
 });
 
 test('the variables that no flag has are told: DEBUG_MODE and VERBOSE', async () => {

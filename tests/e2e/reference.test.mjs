@@ -331,7 +331,8 @@ test('the client key: Bearer in any case, all keys of API_KEYS, and no route is 
     assert.equal((await post(t, `/v1/${where}`, {})).status, 401, where);
   for (const where of ['/health', '/version', '/']) assert.equal((await t.get(where)).status, 200, where);
   const status = await t.get('/v1/auth/status', { headers: { authorization: 'Bearer first-key' } });
-  assert.deepEqual(status.json.server_info.api_key_required, true);
+  const { api_key_required: required, api_key_source: source } = status.json.server_info;
+  assert.deepEqual([required, source], [true, 'environment']);
   assert.doesNotMatch(status.text, /first-key|second-key/);
 });
 

@@ -536,6 +536,22 @@ test('a busy default port gives way to the next free one, which is told', async 
   assert.equal((await t.get('/health', { proxy })).status, 200);
 });
 
+test('when the default port and the ten after it are busy, that is told of all of them', async (t) => {
+  const holders = await Promise.all(
+    Array.from({ length: 11 }, async (_, i) => {
+      const holder = net.createServer();
+      await new Promise((resolve) => {
+        holder.once('error', resolve).listen(8000 + i, '127.0.0.1', resolve);
+      });
+      return holder;
+    }),
+  );
+  t.defer(async () => holders.forEach((holder) => holder.close()));
+  const { exit, output } = await startAndExpectExit({ url: t.api.url, cli: t.cli, ownPort: true });
+  assert.equal(exit?.code, 1, output);
+  assert.match(output, /ports 8000 to 8010 are all taken; choose one with --port/);
+});
+
 test('SIGKILL of the proxy leaves no claude behind', async (t) => {
   const proxy = await t.start({ cli: t.cli, args: ['--spares', '2'] });
   t.send({ proxy, body: { stream: true, messages: t.messages('hang after=2') } });

@@ -49,7 +49,7 @@ async function refusal(t, { files = {}, ...options }) {
     ...options,
     prepare: (proxy) => writeFiles(proxy, files),
   });
-  assert.ok(result.exit && result.exit.code !== 0, `it starts: ${result.output}`);
+  assert.equal(result.exit?.code, 1, `it starts: ${result.output}`);
   assert.deepEqual(result.faults, []);
   return result.output;
 }
@@ -485,6 +485,8 @@ test('--generate-key beside a key that is set takes none away', async (t) => {
   for (const when of ['at the start', 'after SIGHUP']) {
     assert.equal((await t.get('/v1/models', bearer(made))).status, 200, `the key that was made, ${when}`);
     assert.equal((await t.get('/v1/models', bearer('mine'))).status, 200, `the key that was set, ${when}`);
+    const { server_info: info } = (await t.get('/v1/auth/status', bearer('mine'))).json;
+    assert.deepEqual([info.api_key_required, info.api_key_source], [true, 'runtime'], when);
     await reload(proxy);
   }
 });

@@ -19,7 +19,7 @@ import { startWorld } from './worlds.mjs';
 
 const KEYS = ['soak-key-of-one', 'soak-key-of-two'];
 const BODY_LIMIT = 4 << 20;
-const SPARES = 1;
+const SPARES = 2; // with one, none would be opened ahead
 const IDLE = 4; // s
 const KEPT = 20; // s that a session or a response is kept
 const MOST_GROWTH = 20; // MiB of resident memory over the second half
