@@ -522,31 +522,21 @@ test('a busy port that was asked for ends it with a clear line', async (t) => {
   }
 });
 
-test('a busy default port gives way to the next free one, which is told', async (t) => {
-  const holder = net.createServer();
-  await new Promise((resolve) => {
-    // Somebody else may hold it already, which does as well.
-    holder.once('error', resolve).listen(8000, '127.0.0.1', resolve);
-  });
-  t.defer(async () => holder.close());
+test('a busy default port gives way to the next free one, which is told; so is that all eleven are taken', async (t) => {
+  const hold = (port) =>
+    new Promise((resolve) => {
+      const holder = net.createServer();
+      t.defer(async () => holder.close());
+      // Somebody else may hold it already, which does as well.
+      holder.once('error', resolve).listen(port, '127.0.0.1', resolve);
+    });
+  await hold(8000);
   const proxy = await t.start({ cli: t.cli, ownPort: true });
   const [, port] = /port 8000 is busy; using (\d+) instead/.exec(proxy.output) ?? assert.fail(proxy.output);
   assert.ok(port > 8000 && port <= 8010, port);
   assert.equal(proxy.port, Number(port));
   assert.equal((await t.get('/health', { proxy })).status, 200);
-});
-
-test('when the default port and the ten after it are busy, that is told of all of them', async (t) => {
-  const holders = await Promise.all(
-    Array.from({ length: 11 }, async (_, i) => {
-      const holder = net.createServer();
-      await new Promise((resolve) => {
-        holder.once('error', resolve).listen(8000 + i, '127.0.0.1', resolve);
-      });
-      return holder;
-    }),
-  );
-  t.defer(async () => holders.forEach((holder) => holder.close()));
+  for (let other = 8001; other <= 8010; other++) await hold(other);
   const { exit, output } = await startAndExpectExit({ url: t.api.url, cli: t.cli, ownPort: true });
   assert.equal(exit?.code, 1, output);
   assert.match(output, /ports 8000 to 8010 are all taken; choose one with --port/);
