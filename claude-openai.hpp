@@ -85,6 +85,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/types.h>
@@ -816,7 +817,8 @@ struct options {
   std::chrono::milliseconds session_ttl{3'600'000};  ///< of a session nobody uses
   std::string session_directory;  ///< where sessions survive a restart; empty: in memory alone
   std::chrono::milliseconds keep_alive_interval{15'000};  ///< of silence in a stream
-  std::chrono::milliseconds stop_grace{500};        ///< between SIGTERM and SIGKILL of a `claude`
+  std::chrono::milliseconds stop_grace{500};     ///< between SIGTERM and SIGKILL of a `claude`
+  std::chrono::milliseconds spare_hold{20'000};  ///< unasked, a model keeps a spare of few so long
   std::chrono::milliseconds drain_timeout{30'000};  ///< for running requests, after `stop`
   environment_map environment;  ///< what `claude` may inherit from; see `child_environment`
   bool log_bodies = false;      ///< requests and answers too, at the level `debug`
@@ -5192,6 +5194,8 @@ inline void settle_environment(bool agent, environment_map& variables) {
   }
   for (const char* name : tool_less_variables) variables.erase(name);
   variables["MCP_CONNECTION_NONBLOCKING"] = "0";  // its servers are there from the first
+  // The end of a command in the background would begin a turn that nobody has asked for.
+  variables["CLAUDE_CODE_DISABLE_BACKGROUND_TASKS"] = "1";
 }
 
 /// The program and these arguments.
@@ -5279,11 +5283,11 @@ class unique_fd {
 
 inline void set_nonblocking(int fd) { ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK); }
 
-/// Milliseconds for poll(2) until a time: rounded up, never negative.
+/// Milliseconds for poll(2) until a time, or for an hour: rounded up, never negative.
 inline int poll_timeout(steady_time until) {
   using namespace std::chrono;
   const auto left = ceil<milliseconds>(until - steady_clock::now()).count();
-  return static_cast<int>(std::clamp<std::int64_t>(left, 0, 60'000));
+  return static_cast<int>(std::clamp<std::int64_t>(left, 0, 3'600'000));
 }
 
 struct pipe_ends {
@@ -5646,7 +5650,8 @@ inline std::string find_program(const std::string& name, const environment_map& 
   return {};
 }
 
-/// A private directory (mode 0700) that is removed with all it holds.
+/// A private directory (mode 0700) that is removed with all it holds. It is locked: that keeps
+/// systemd-tmpfiles, which tidies `/tmp` up, away from it.
 class temporary_directory {
  public:
   /// Throws `std::system_error` when it cannot be made.
@@ -5655,6 +5660,8 @@ class temporary_directory {
     if (::mkdtemp(path_.data()) == nullptr) {
       throw std::system_error(last_system_error(), "cannot make a directory in " + parent);
     }
+    lock_ = unique_fd(::open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (lock_) ::flock(lock_.get(), LOCK_SH);
   }
   temporary_directory(const temporary_directory&) = delete;
   temporary_directory& operator=(const temporary_directory&) = delete;
@@ -5667,6 +5674,7 @@ class temporary_directory {
 
  private:
   std::string path_;
+  unique_fd lock_;
 };
 
 //================================================================================================
@@ -5902,9 +5910,10 @@ class worker {
     if (rehearsal_ == rehearsal::failed) return;
     if (expecting_ != expectation::turn) return;
     if (!untold_.empty()) return read_acknowledgement(line);
-    const bool unanswered = parked() || !answers_.empty();
-    if (unanswered && string_of(member_of(line, "event"), "type") == "message_start") {
-      return lose("claude went on without the results of the client's tools");
+    const bool over = decoder_.finished() && !decoder_.was_cut();
+    const bool unasked = over || parked() || !answers_.empty();
+    if (unasked && string_of(member_of(line, "event"), "type") == "message_start") {
+      return lose("claude went on by itself");
     }
     if (auto window = decode_usage_window(line)) windows_.push_back(std::move(*window));
     if (string_of(line, "subtype") == "api_retry") ++retries_;
@@ -5940,10 +5949,8 @@ class worker {
     return rehearsal_ == rehearsal::planned || rehearsal_ == rehearsal::running;
   }
 
-  /// Of one that waits for a request; a request has a limit of its own.
   bool overdue() const {
-    return rehearses() && expecting_ == expectation::nothing &&
-           std::chrono::steady_clock::now() > rehearsal_limit_;
+    return rehearses() && std::chrono::steady_clock::now() > rehearsal_limit_;
   }
 
   void read_rehearsal(const json& line) {
@@ -6227,6 +6234,7 @@ class pool {
   /// A profile that was asked for, and how its last fresh conversations were opened.
   struct asked_profile {
     launch_profile profile;
+    steady_time asked;
     std::shared_ptr<const conversation_opening> last;
     std::shared_ptr<const conversation_opening> usual;  ///< the same twice in a row: likely again
   };
@@ -6261,21 +6269,36 @@ class pool {
   static constexpr std::chrono::milliseconds refill_delay{200};
   static constexpr std::chrono::seconds longest_overtaking{3};
   static constexpr std::chrono::milliseconds reap_interval{5};
+  static constexpr std::size_t most_profiles = 4;
 
   std::unique_ptr<worker> start_worker(const launch_profile& profile) {
-    try {
-      auto fresh = std::make_unique<worker>(make_command(settings_, profile), *guard_);
-      ++started_;
-      return fresh;
-    } catch (const std::system_error& failure) {
-      api_error error(error_kind::unavailable, std::string(failure.what()));
-      if (is_missing(failure) || settings_.claude_path.empty()) {
-        error.message = say_missing(settings_);
-        error.code = "claude_not_found";
-        error.retry_is_futile = true;
+    const auto command = make_command(settings_, profile);
+    for (bool again = true;; again = false) {
+      try {
+        auto fresh = std::make_unique<worker>(command, *guard_);
+        ++started_;
+        return fresh;
+      } catch (const std::system_error& failure) {
+        // Where `/tmp` is tidied up, the private directory of a proxy that is quiet for days goes.
+        const auto& scratch = value_or(settings_.environment, "TMPDIR");
+        if (again && is_missing(failure) && ::mkdir(scratch.c_str(), 0700) == 0) continue;
+        throw explain(failure, command);
       }
-      throw error;
     }
+  }
+
+  /// Why no process could be started, and what to do.
+  api_error explain(const std::system_error& failure, const command& what) const {
+    api_error error(error_kind::unavailable, std::string(failure.what()));
+    if (!is_missing(failure) && !settings_.claude_path.empty()) return error;
+    error.message = say_missing(settings_);
+    error.code = "claude_not_found";
+    error.retry_is_futile = true;
+    const auto& directory = what.working_directory;
+    if (directory.empty() || ::access(directory.c_str(), X_OK) == 0) return error;
+    error.message = "the working directory of claude cannot be entered: " + directory;
+    error.code = "working_directory_missing";
+    return error;
   }
 
   // From here to the janitor's part everything needs the lock.
@@ -6290,14 +6313,27 @@ class pool {
                         [&](const asked_profile& asked) { return asked.profile == profile; });
   }
 
-  /// Most recently asked-for profiles first: they get the spares.
+  /// The first profiles have one spare more than the others, or one instead of none. Another takes
+  /// such a place only when nobody has asked for its owner for a while: to follow each request
+  /// would start a process and end another for it.
   asked_profile& remember(const launch_profile& profile) {
-    const auto known = find_asked(profiles_, profile);
-    auto asked = known == profiles_.end() ? asked_profile{profile, {}, {}} : *known;
-    if (known != profiles_.end()) profiles_.erase(known);
-    profiles_.push_front(std::move(asked));
-    if (profiles_.size() > 4) profiles_.pop_back();
-    return profiles_.front();
+    const auto now = std::chrono::steady_clock::now();
+    const auto earlier = [](const auto& a, const auto& b) { return a.asked < b.asked; };
+    auto known = find_asked(profiles_, profile);
+    if (known == profiles_.end()) {
+      if (profiles_.size() == most_profiles) {
+        profiles_.erase(std::min_element(profiles_.begin(), profiles_.end(), earlier));
+      }
+      known = profiles_.insert(profiles_.end(), asked_profile{profile, now, {}, {}});
+    }
+    known->asked = now;
+    const auto first = profiles_.begin();
+    const auto richer = wanted_ % static_cast<std::ptrdiff_t>(profiles_.size());
+    if (richer == 0 || known - first < richer) return *known;
+    const auto oldest = std::min_element(first, first + richer, earlier);
+    if (now - oldest->asked < settings_.spare_hold) return *known;
+    std::swap(*oldest, *known);
+    return *oldest;
   }
 
   /// A client that opens its conversations alike finds a spare that is opened so already.
@@ -6315,6 +6351,7 @@ class pool {
   std::optional<grant> try_grant(const process_demand& demand) {
     if (auto own = try_own(demand)) return own;
     last_taken_ = std::chrono::steady_clock::now();
+    remember(demand.profile);
     grant found;
     found.process = take_spare(demand);
     if (!found.process && total() >= maximum_) {
@@ -6327,7 +6364,6 @@ class pool {
 
   /// The idle process that holds most of the request's history.
   std::optional<grant> try_own(const process_demand& demand) {
-    remember(demand.profile);
     grant found = take_idle(demand);
     if (!found.process) return std::nullopt;
     return take_slot(std::move(found));
@@ -6569,10 +6605,12 @@ class pool {
       spare->process->pump();
       const bool lost = spare->process->lost();
       if (!lost && spare->process->warm()) failures_ = 0;
-      const bool surplus = count_spares(spare->profile) > share_of(spare->profile);
+      const int share = share_of(spare->profile);
+      const bool opened = !spare->process->opening().empty();  // for few; a lone one is for all
+      const bool surplus = count_spares(spare->profile) > share || (opened && share < 2);
       note_rehearsal(*spare->process);
       if (lost) back_off();
-      if (lost && !spare->process->opening().empty()) forget_opening(spare->profile);
+      if (lost && opened) forget_opening(spare->profile);
       if (lost || surplus) {
         stop(*spare->process);
         spare = spares_.erase(spare);
@@ -6662,7 +6700,7 @@ class pool {
     }));
   }
 
-  /// The wanted spares are dealt out to the remembered profiles in turn, the latest first.
+  /// The wanted spares are dealt out to the remembered profiles in turn.
   int share_of(const launch_profile& profile) const {
     const auto found = find_asked(profiles_, profile);
     if (found == profiles_.end()) return 0;
@@ -6906,8 +6944,9 @@ class session_store {
     }
     files::permissions(directory, files::perms::owner_all);
     for (const auto& file : files::directory_iterator(directory)) {
+      const auto name = file.path().filename().string();
       if (file.path().extension() == ".json") load(file.path().string());
-      if (file.path().extension() == ".new") files::remove(file.path());  // of a write cut short
+      if (is_cut_short(name)) files::remove(file.path());
     }
   }
   session_store(const session_store&) = delete;
@@ -7048,6 +7087,14 @@ class session_store {
                               {"messages", messages}}));
   }
 
+  static constexpr std::size_t name_length = 24;
+  static constexpr std::string_view unfinished = ".json.new";
+
+  /// What `write_file` leaves when it is cut short; other files that end so are not ours.
+  static bool is_cut_short(std::string_view name) {
+    return name.size() == name_length + unfinished.size() && name.substr(name_length) == unfinished;
+  }
+
   /// Whole or not at all: written beside the file, then put in its place. Needs no lock.
   void write_file(const std::string& path, const std::string& bytes) const {
     const auto fresh = path + ".new";
@@ -7085,8 +7132,11 @@ class session_store {
     for (const auto& said : member_of(stored, "messages")) {
       if (auto decoded = decode_message(said)) kept->history.push_back(std::move(*decoded));
     }
-    if (kept->id.empty() || kept->history.empty()) {
-      settings_.log.warning("session file skipped, it is not whole: " + path);
+    const bool ours = integer_of(stored, "version") == 1 &&
+                      member_of(stored, "client").is_string() &&
+                      integer_of(stored, "last_accessed_ms") > 0;
+    if (!ours || kept->id.empty() || kept->history.empty()) {
+      settings_.log.warning("session file skipped, it is not whole, or none: " + path);
       return;
     }
     sessions_[{kept->client, kept->id}] = kept;
@@ -7195,7 +7245,7 @@ class session_store::visit {
       const auto& directory = store_.settings_.session_directory;
       if (directory.empty() || !store_.is_kept(session_)) return;
       if (session_->file.empty()) {
-        session_->file = directory + "/" + text::random_id("", 24) + ".json";
+        session_->file = directory + "/" + text::random_id("", name_length) + ".json";
       }
       bytes = encode(*session_);
     }
@@ -7658,7 +7708,7 @@ class turn {
       ticket_.emplace(pool_, process_demand{{request_.model, request_.agent},
                                             request_.client,
                                             trace_,
-                                            answers_calls(request_),
+                                            answers_calls(request_) && request_.nudge.empty(),
                                             &request_});
     }
     auto taken = ticket_->try_take();
@@ -7814,6 +7864,9 @@ class answer {
 
   std::size_t choices() const { return turns_.size(); }
 
+  /// It holds its processes no longer.
+  steady_time deadline() const { return deadline_; }
+
   const std::vector<std::string>& ignored_params() const {
     return turns_.front()->ignored_params();
   }
@@ -7933,7 +7986,7 @@ struct known_tool {
 /// Those that a client may ask for by name, in the order and categories of the reference wrapper.
 constexpr std::array<known_tool, 15> known_tools = {{
     {"Task", "agent", "Hands a task to an agent of its own", "description, prompt, subagent_type"},
-    {"Bash", "system", "Runs a shell command", "command, timeout, run_in_background"},
+    {"Bash", "system", "Runs a shell command", "command, timeout"},
     {"Glob", "file", "Finds files by a pattern of their names", "pattern, path"},
     {"Grep", "file", "Finds text in files by a regular expression", "pattern, path, glob"},
     {"Read", "file", "Reads a file", "file_path, offset, limit"},
@@ -10601,17 +10654,19 @@ class channel {
   int fd() const { return socket_.get(); }
 
   /// Waits until bytes may be moved again after `io_result::wait`. False when they may not.
-  bool wait_wanted(int timeout_ms) const { return wait(wanted_, timeout_ms); }
+  bool wait_wanted(int timeout_ms, int other = -1) const {
+    return wait(wanted_, timeout_ms, other);
+  }
 
-  /// Waits for bytes to read, or for the events given.
-  bool wait(short events, int timeout_ms) const {
+  /// Waits for bytes to read, or for the events given; no longer than until `other` is readable.
+  bool wait(short events, int timeout_ms, int other = -1) const {
     if (session_ && session_->has_pending() && (events & POLLIN) != 0) return true;
-    pollfd entry{socket_.get(), events, 0};
+    std::array<pollfd, 2> fds{{{socket_.get(), events, 0}, {other, POLLIN, 0}}};
     int ready = 0;
     do {
-      ready = ::poll(&entry, 1, timeout_ms);
+      ready = ::poll(fds.data(), fds.size(), timeout_ms);
     } while (ready < 0 && errno == EINTR);
-    return ready > 0;
+    return ready > 0 && fds[0].revents != 0;
   }
 
   bool has_pending() const { return session_ && session_->has_pending(); }
@@ -12200,16 +12255,19 @@ class body_budget {
 /// No `override`: the virtual functions differ between the versions of httplib.
 class connection final : public httplib::Stream {
  public:
-  connection(unique_fd socket, std::shared_ptr<const tls_context> tls)
-      : tls_(std::move(tls)),
+  /// Once `stop` is raised nothing more is read than what has arrived.
+  connection(unique_fd socket, std::shared_ptr<const tls_context> tls, const wake_signal& stop)
+      : stop_(stop),
+        tls_(std::move(tls)),
         channel_(std::move(socket), tls_.get()),
         address_(peer_address(channel_.fd())) {}
 
   /// Reads the next request's head. False when there will be none. Throws an `api_error` for one
   /// that is no HTTP.
-  bool read_request(const wake_signal& stop) {
+  bool read_request() {
     waiting_since_ = ticks_now();
-    if (buffer_.empty() && !wait_for_first_byte(stop)) return false;
+    write_deadline_ = steady_time::max();
+    if (buffer_.empty() && !fill(keep_alive_ms)) return false;
     deadline_ = std::chrono::steady_clock::now() + std::chrono::milliseconds(head_ms);
     std::size_t end = 0;
     std::size_t searched = 0;
@@ -12251,6 +12309,7 @@ class connection final : public httplib::Stream {
       const std::chrono::milliseconds allowed(body_ms + body.size() / slowest_bytes_per_ms);
       const bool late = std::chrono::steady_clock::now() > begun + allowed;
       if (late || !fill(body_ms)) {
+        if (stop_.is_raised()) throw api_error(error_kind::unavailable, "the proxy is stopping");
         throw api_error(error_kind::invalid_request, "the request body did not arrive whole");
       }
     }
@@ -12274,12 +12333,14 @@ class connection final : public httplib::Stream {
   std::int64_t waiting_since() const { return waiting_since_; }
 
   /// Waits; meanwhile another client may have this one's place.
-  void rest(int timeout_ms, const wake_signal& stop) {
+  void rest(int timeout_ms) {
     waiting_since_ = ticks_now();
-    std::array<pollfd, 2> fds{{{channel_.fd(), 0, 0}, {stop.fd(), POLLIN, 0}}};
-    ::poll(fds.data(), fds.size(), timeout_ms);
+    channel_.wait(0, timeout_ms, stop_.fd());
     waiting_since_ = 0;
   }
+
+  /// A client that does not read what is written of this answer until then is given up.
+  void write_until(steady_time deadline) { write_deadline_ = deadline; }
 
   bool write_all(std::string_view bytes) { return write(bytes.data(), bytes.size()) >= 0; }
 
@@ -12289,7 +12350,9 @@ class connection final : public httplib::Stream {
     waiting_since_ = ticks_now();
     channel_.shut_down();
     const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(linger_ms);
-    while (std::chrono::steady_clock::now() < until && fill(poll_timeout(until))) buffer_.clear();
+    while (std::chrono::steady_clock::now() < until && fill(poll_timeout(until), -1)) {
+      buffer_.clear();
+    }
   }
 
   // What httplib asks of a stream, in all its versions.
@@ -12314,7 +12377,7 @@ class connection final : public httplib::Stream {
       if (result == io_result::ended) return -1;
       if (result != io_result::wait) continue;
       waiting_since_ = ticks_now();  // a client that does not read may lose its place to another
-      const bool goes_on = channel_.wait_wanted(write_ms);
+      const bool goes_on = channel_.wait_wanted(std::min(write_ms, poll_timeout(write_deadline_)));
       waiting_since_ = 0;
       if (!goes_on) return -1;
     }
@@ -12343,13 +12406,6 @@ class connection final : public httplib::Stream {
                              " bytes");
   }
 
-  bool wait_for_first_byte(const wake_signal& stop) {
-    if (channel_.has_pending()) return fill(0);
-    std::array<pollfd, 2> fds{{{channel_.fd(), POLLIN, 0}, {stop.fd(), POLLIN, 0}}};
-    if (::poll(fds.data(), fds.size(), keep_alive_ms) <= 0 || fds[0].revents == 0) return false;
-    return fill(head_ms);
-  }
-
   /// Moves what has arrived to the body. True when that was all of it.
   bool take_body(std::string& body, chunk_decoder& chunks) {
     if (head_.chunked) {
@@ -12363,8 +12419,11 @@ class connection final : public httplib::Stream {
     return body.size() == length;
   }
 
-  /// Waits for bytes. False when none came in time, or none will.
-  bool fill(int timeout_ms) {
+  /// Waits for bytes. False when none came in time, none will, or `stop` is raised.
+  bool fill(int timeout_ms) { return fill(timeout_ms, stop_.fd()); }
+
+  /// The same, with what may end the wait; -1: nothing.
+  bool fill(int timeout_ms, int stop) {
     const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
     std::array<char, 16384> chunk;
     for (;;) {
@@ -12374,7 +12433,8 @@ class connection final : public httplib::Stream {
         buffer_.append(chunk.data(), count);
         return true;
       }
-      if (result == io_result::ended || !channel_.wait_wanted(poll_timeout(until))) return false;
+      if (result == io_result::ended) return false;
+      if (!channel_.wait_wanted(poll_timeout(until), stop)) return false;
     }
   }
 
@@ -12391,6 +12451,7 @@ class connection final : public httplib::Stream {
     next_ = 0;
   }
 
+  const wake_signal& stop_;
   std::shared_ptr<const tls_context> tls_;
   channel channel_;
   std::string address_;
@@ -12402,6 +12463,7 @@ class connection final : public httplib::Stream {
   std::size_t next_ = 0;  ///< what of it httplib has not read yet
   bool closing_ = false;
   steady_time deadline_{};
+  steady_time write_deadline_ = steady_time::max();
   std::atomic<std::int64_t> waiting_since_{ticks_now()};
 };
 
@@ -12459,7 +12521,7 @@ class http_service : public httplib::Server {
   void serve_connection(connection& client) {
     current() = &client;
     try {
-      while (client.read_request(services_.stop)) {
+      while (client.read_request()) {
         bool closed = false;
         const bool alive = process_one(client, closed, 0);
         if (client.took_much()) give_memory_back();
@@ -12679,7 +12741,7 @@ class http_service : public httplib::Server {
       services_.figures.reject(refused.kind == error_kind::authentication ? "key" : "origin");
       if (refused.kind == error_kind::authentication && !presented_key(shown).empty()) {
         const auto delay = services_.limits.note_wrong_key(now.record->address);
-        now.client.rest(static_cast<int>(delay.count()), services_.stop);
+        now.client.rest(static_cast<int>(delay.count()));
       }
       throw;
     }
@@ -13081,6 +13143,7 @@ class http_service : public httplib::Server {
 
   /// Makes the stream the body of the response.
   void fill(exchange& now, const std::shared_ptr<open_stream>& stream) const {
+    now.client.write_until(stream->running->deadline());
     stream->on_abandoned = [this, record = stream->record, settings = now.settings] {
       record->ending = client_left;
       finish(settings->log, *record);
@@ -13458,9 +13521,7 @@ class server {
                *guard_, closing_}) {}
   server(const server&) = delete;
   server& operator=(const server&) = delete;
-  ~server() {
-    if (bound_socket_) ::unlink(settings_.unix_socket.c_str());
-  }
+  ~server() { close_listeners(); }
 
   /// Opens the port, the first free one of eleven when none was asked for, and the unix socket.
   /// Throws `std::system_error`.
@@ -13515,7 +13576,7 @@ class server {
     pool_.start();
     std::thread inspector([this] { inspect(); });
     const auto stops = accept_connections();
-    listeners_.clear();
+    close_listeners();
     closing_.raise();
     drain(stops > 1);
     inspector.join();
@@ -13529,6 +13590,12 @@ class server {
 
  private:
   using client_list = std::list<std::unique_ptr<connection>>;
+
+  /// The file goes first, and only once: the next proxy may have one of that name at any time.
+  void close_listeners() {
+    if (std::exchange(bound_socket_, false)) ::unlink(settings_.unix_socket.c_str());
+    listeners_.clear();
+  }
 
   void bind_port() {
     const int tries = settings_.port_required || settings_.port == 0 ? 1 : 11;
@@ -13566,26 +13633,28 @@ class server {
   }
 
   /// Looks at the CLI in the background, the port is open long before; and again as long as there
-  /// is a problem, since the user may install it or log in meanwhile, or when its program has
-  /// changed.
+  /// is a problem, since the user may install it or log in meanwhile, or as it has not told its
+  /// account, or when its program has changed.
   void inspect() {
     constexpr std::chrono::seconds pause{30};
     file_state seen;
     steady_time again{};
     for (bool first = true;; first = false) {
       const auto now = state_of(settings_.claude_path);
-      const bool due = !status_.get().problem.empty() && std::chrono::steady_clock::now() >= again;
+      const auto before = status_.get();
+      const bool done = before.problem.empty() && before.logged_in;
+      const bool due = !done && std::chrono::steady_clock::now() >= again;
       if (first || due || now != seen) {
         const auto facts = inspect_once();
-        const auto before = status_.get();
         status_.set(facts);
-        const bool news =
-            first || facts.problem != before.problem || facts.version != before.version;
+        const bool news = first || facts.problem != before.problem ||
+                          facts.version != before.version || facts.logged_in != before.logged_in;
         if (on_inspected && news) on_inspected(facts);
         if (first && facts.too_old) return;
-        // A process that died while it was asked is no reason to think long of it.
+        // A process that died while it was asked, or none in time, is soon asked again.
         const bool unlucky = !facts.version.empty() && !facts.logged_in;
-        again = std::chrono::steady_clock::now() + (unlucky ? std::chrono::seconds(2) : pause);
+        const std::chrono::seconds soon{facts.problem.empty() ? 10 : 2};
+        again = std::chrono::steady_clock::now() + (unlucky ? soon : pause);
       }
       seen = now;
       pollfd entry{closing_.fd(), POLLIN, 0};
@@ -13677,7 +13746,7 @@ class server {
       // TLS is for the port: whoever can open the unix socket could read this memory, too.
       const bool in_clear = peer_address(socket.get()) == "unix";
       clients_.push_back(
-          std::make_unique<connection>(std::move(socket), in_clear ? nullptr : tls_));
+          std::make_unique<connection>(std::move(socket), in_clear ? nullptr : tls_, closing_));
     } catch (const std::exception& failure) {
       return settings_.log.error(std::string("no connection: ") + failure.what());
     }

@@ -6,8 +6,10 @@
 
 #include <sys/resource.h>
 
+#include <chrono>
 #include <fstream>
 #include <iostream>
+#include <new>
 #include <sstream>
 
 namespace {
@@ -702,8 +704,21 @@ void give_large_blocks_back() {
 #endif
 }
 
+/// Memory that is short is so for a moment, mostly: whoever needs some waits up to a second for it.
+void wait_for_memory() {
+  using clock = std::chrono::steady_clock;
+  thread_local clock::time_point begun;
+  thread_local clock::time_point last;
+  const auto now = clock::now();
+  if (now - last > std::chrono::milliseconds(100)) begun = now;
+  last = now;
+  if (now - begun > std::chrono::seconds(1)) throw std::bad_alloc();
+  ::usleep(10'000);
+}
+
 int run(arguments& called) {
   give_large_blocks_back();
+  std::set_new_handler(wait_for_memory);
   proxy::environment_map variables;
   std::map<std::string, std::string> sources;
   const auto line = called.load(variables, sources);

@@ -248,6 +248,8 @@ check('make install puts program, header and service files below the prefix, mak
   for (const path of ['share/systemd/user/claude-openai.service', 'share/claude-openai/claude-openai.plist']) {
     const text = readFileSync(at(path), 'utf8');
     if (!text.includes('/opt/proxy/bin/claude-openai') || text.includes('@PREFIX@')) throw new Error(text);
+    // Else the system ends every `claude` with the proxy, and none of them finishes what it says.
+    if (path.endsWith('.service') && !text.includes('\nKillMode=mixed\n')) throw new Error(text);
   }
   await made('uninstall');
   const left = readdirSync(folder, { recursive: true, withFileTypes: true }).filter((entry) => !entry.isDirectory());
@@ -263,8 +265,9 @@ check('no tab and no space at a line end', () => {
 });
 
 // Four dialects, agents and what they keep are more than the 6,000 lines that were first thought of.
-check('the header is under 14,000 lines', () => {
-  if (lines.length >= 14_000) throw new Error(`${lines.length} lines`);
+// Growth shall be noticed: whoever raises this has looked for what can go first.
+check('the header is under 14,500 lines', () => {
+  if (lines.length >= 14_500) throw new Error(`${lines.length} lines`);
 });
 
 let functions;

@@ -28,7 +28,7 @@ import {
 } from './chat_client.mjs';
 import { assertKeys } from './chat.test.mjs';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
-import { eventually, processesMarked, suite } from './harness.mjs';
+import { eventually, processesMarked, sleep, suite } from './harness.mjs';
 import { directive } from './messages_api.mjs';
 
 export const agents = suite();
@@ -181,6 +181,19 @@ test('a conversation with an agent goes on in its process', (t) =>
     },
     { body: AGENT },
   ));
+
+test('no command runs on in the background, where its end would begin a turn that nobody has asked for', async (t) => {
+  for (const more of [{ run_in_background: true }, { timeout: 1000 }]) {
+    const client = new ChatClient(t, { body: AGENT });
+    const args = { command: 'timeout 2 tail -f /dev/null; echo ended', description: 'a test', ...more };
+    const first = await client.ask(steps(call({ tool: 'Bash', args }), say('Started.'), say('Who has asked?')));
+    assert.equal(first.text, 'Started.');
+    await sleep(3000);
+    client.assertCalls(2);
+    assert.equal((await client.ask(say('Asked.'))).text, 'Asked.');
+    client.assertCalls(3);
+  }
+});
 
 test('a session with an agent', async (t) => {
   const client = new ChatClient(t, { session: 'agent', body: AGENT });

@@ -12,12 +12,14 @@ import {
   readdirSync,
   renameSync,
   rmSync,
+  statSync,
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
 import path from 'node:path';
 import { CLI_VERSIONS, DEFAULT_MODEL, claudePath } from './claude_cli.mjs';
 import { PROXY, eventually, processesMarked, sleep, suite } from './harness.mjs';
+import { scrape } from './operate.mjs';
 import {
   MODEL,
   assertNothingLeft,
@@ -25,6 +27,7 @@ import {
   filesIn,
   get,
   connectRaw,
+  postChat,
   resources,
   restingResources,
   scratch,
@@ -682,6 +685,138 @@ test('a CLI that is replaced in mid-answer finishes it', async (t) => {
   assert.equal((await exchange.done).data.at(-1), '[DONE]');
   await well();
   await assertNothingLeft(proxy, before);
+});
+
+// ---- what it stands in ---------------------------------------------------------------------------
+
+test('a private folder that was tidied away is made anew; a working directory that is gone is told', async (t) => {
+  const { proxy, ask, well } = await proxyWith(t, STAND_IN_CLI);
+  await well();
+  const folders = readdirSync(proxy.temporary).filter((name) => name.startsWith('claude-openai-'));
+  assert.equal(folders.length, 1, folders.join());
+  rmSync(path.join(proxy.temporary, folders[0]), { recursive: true });
+  await well();
+  assert.equal(statSync(path.join(proxy.temporary, folders[0])).mode & 0o777, 0o700);
+
+  const folder = path.join(scratch(t), 'work');
+  mkdirSync(folder);
+  const elsewhere = await proxyWith(t, STAND_IN_CLI, { args: ['--cwd', folder] });
+  await elsewhere.well();
+  rmSync(folder, { recursive: true });
+  const refused = await elsewhere.ask('[[text]]').done;
+  assert.equal(refused.status, 503, refused.text);
+  assert.equal(refused.json.error.code, 'working_directory_missing');
+  assert.ok(refused.json.error.message.includes(folder), refused.text);
+  mkdirSync(folder);
+  await elsewhere.well();
+  assert.equal((await ask('[[text]]').done).status, 200);
+});
+
+test('a look at claude that found no place is made again later', { deadline: 60_000 }, async (t) => {
+  const { program, conf } = standIn(t);
+  conf('slow_version ms=1500');
+  const proxy = await t.start({ cli: program, args: ['--spares', '0', '--max-processes', '1', '--max-queue', '0'] });
+  const content = '[[text n=30 delay_ms=100]]';
+  const busy = t.send({ proxy, body: { model: MODEL, messages: [{ role: 'user', content }] } });
+  await eventually('it is told', () => /login +not known/.test(proxy.output), 10_000);
+  assert.equal((await busy.done).status, 200);
+  await eventually('and told again', () => /login +valid/.test(proxy.output), 45_000);
+});
+
+// ---- spares --------------------------------------------------------------------------------------
+
+const startedBy = async (t, proxy) => (await scrape(t, { proxy }))('processes_started_total');
+
+test('chats that go on with more models than spares start no process', async (t) => {
+  const { proxy, ask } = await proxyWith(t, STAND_IN_CLI, {
+    args: ['--spares', '2', '--model', 'a', '--idle-timeout', '600'],
+  });
+  const chats = ['a', 'b', 'c'].map((model) => ({ model, messages: [] }));
+  const goOn = async (chat) => {
+    chat.messages.push({ role: 'user', content: '[[text]]' });
+    const { status, json, text } = await ask('', chat).done;
+    assert.equal(status, 200, text);
+    chat.messages.push(json.choices[0].message);
+  };
+  for (const chat of chats) await goOn(chat);
+  await eventually('the spares are there', async () => (await t.get('/health', { proxy })).json.processes.warm === 2);
+  await sleep(500);
+  const before = await startedBy(t, proxy);
+  for (let turn = 0; turn < 3; turn++)
+    for (const chat of chats) {
+      await goOn(chat);
+      await sleep(300); // longer than the pause before a spare is started
+    }
+  assert.equal(await startedBy(t, proxy), before);
+  // Fresh ones of three models in turn: two of them have a spare each, which is not given up for the third.
+  for (let turn = 0; turn < 2; turn++)
+    for (const { model } of chats) {
+      assert.equal((await ask('[[text]]', { model }).done).status, 200);
+      await eventually('the spares are there', async () => (await t.get('/health', { proxy })).json.processes.warm === 2);
+      await sleep(300);
+    }
+  assert.equal((await startedBy(t, proxy)) - before, 6, 'one process a conversation');
+});
+
+test('a lone spare is for every conversation, not opened for one', async (t) => {
+  const { proxy, ask } = await proxyWith(t, STAND_IN_CLI, { args: ['--spares', '2', '--model', 'a'] });
+  const figures = () => scrape(t, { proxy });
+  const say = (system, model = 'a') =>
+    ask('', {
+      model,
+      messages: [
+        { role: 'system', content: system },
+        { role: 'user', content: '[[text]]' },
+      ],
+    }).done;
+  for (let i = 0; i < 2; i++) assert.equal((await say('usual')).status, 200);
+  await eventually('one is opened', async () => (await figures())('spares_opened') === 1);
+  await eventually('both are warm', async () => (await t.get('/health', { proxy })).json.processes.warm === 2);
+  // The plain one goes, and before there is another a second model halves the share.
+  await Promise.all([say('other'), say('usual', 'b')]);
+  await eventually('none is opened', async () => (await figures())('spares_opened') === 0);
+  await eventually('each model has one', async () => (await t.get('/health', { proxy })).json.processes.warm === 2);
+  await sleep(500);
+  const spare = (await figures())('turns_total', { process: 'spare' });
+  assert.equal((await say('other')).status, 200);
+  assert.equal((await figures())('turns_total', { process: 'spare' }), spare + 1);
+});
+
+test('requests that come in a rehearsal that hangs are answered, and there is none any more', { deadline: 60_000 }, async (t) => {
+  const { proxy, ask } = await proxyWith(t, STAND_IN_CLI, {
+    args: ['--spares', '2', '--model', 'a'],
+    lines: ['hang_in_replay'],
+  });
+  for (let i = 0; i < 2; i++) assert.equal((await ask('[[text]]', { model: 'a' }).done).status, 200);
+  await eventually('one is opened', async () => (await scrape(t, { proxy }))('spares_opened') === 1);
+  const all = await Promise.all(Array.from({ length: 3 }, () => ask('[[text]]', { model: 'a' }).done));
+  assert.deepEqual(
+    all.map(({ status }) => status),
+    [200, 200, 200],
+  );
+  await eventually('it is told', () => /lost in a rehearsal/.test(proxy.output));
+});
+
+// ---- turns ---------------------------------------------------------------------------------------
+
+test('a claude that begins a turn by itself is dropped, and nobody gets that turn', async (t) => {
+  const { proxy, ask } = await proxyWith(t, STAND_IN_CLI, { args: ['--idle-timeout', '600'] });
+  const question = { role: 'user', content: '[[wakes say=first ms=200]]' };
+  const first = await ask('', { messages: [question] }).done;
+  assert.equal(first.json?.choices[0].message.content, 'first', first.text);
+  await eventually('it is gone', () => pids(proxy).length === 0);
+  const messages = [question, first.json.choices[0].message, { role: 'user', content: '[[text say=second]]' }];
+  const second = await ask('', { messages }).done;
+  assert.equal(second.json?.choices[0].message.content, 'second', second.text);
+});
+
+test('a client that reads in sips holds its process no longer than --timeout', async (t) => {
+  const { proxy } = await proxyWith(t, STAND_IN_CLI, { args: ['--timeout', '2s'] });
+  const raw = await connectRaw(t, proxy);
+  raw.socket.pause();
+  await raw.write(postChat('[[text n=3000 size=4000]]', { stream: true }));
+  await eventually('it works', () => pids(proxy).length === 1);
+  await eventually('it is gone', () => pids(proxy).length === 0, 10_000);
 });
 
 // ---- upstream ------------------------------------------------------------------------------------

@@ -230,6 +230,48 @@ test('a socket file: a dead one is replaced, a living one refused, another file 
   }
 });
 
+test('a proxy that finishes its answers leaves the socket to the next one', async (t) => {
+  const socketPath = path.join(scratchFolder(t), 'proxy.sock');
+  const old = await startLight(t, { args: ['--unix-socket', socketPath] });
+  const stream = t.send({ body: { model: 'sonnet', stream: true, ...ask('[[text n=20 delay_ms=100]]') } });
+  await stream.head;
+  old.stopped = true;
+  const stopped = old.stop();
+  await eventually('it is stopping', () => /stopping/.test(old.output));
+  await startLight(t, { args: ['--unix-socket', socketPath] });
+  assert.equal((await stream.done).data.at(-1), '[DONE]');
+  await stopped;
+  assert.equal((await t.get('/health', { over: { socketPath } })).status, 200);
+});
+
+test('SIGTERM waits for no connection without a request, with half a head or half a body', async (t) => {
+  const head = 'POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n';
+  const begin = (bytes) => (port) => {
+    const socket = net.connect(port, '127.0.0.1');
+    socket.write(bytes);
+    return socket;
+  };
+  const shake = (port) => tls.connect({ port, host: '127.0.0.1', rejectUnauthorized: false });
+  const ways = [
+    ['half a head', begin(head)],
+    ['half a body', begin(`${head}Content-Length: 100\r\n\r\n{`)],
+    ['TLS without a request', shake, tlsArgs(makeCertificate(scratchFolder(t), 'own'))],
+  ];
+  for (const [name, connect, args = []] of ways) {
+    const proxy = await startLight(t, { args: ['--drain-timeout', '20s', ...args] });
+    const socket = connect(proxy.port).on('error', () => {});
+    t.defer(async () => socket.destroy());
+    await new Promise((resolve) => {
+      socket.once(connect === shake ? 'secureConnect' : 'connect', resolve);
+    });
+    await sleep(200);
+    const begun = performance.now();
+    proxy.stopped = true;
+    await proxy.stop();
+    assert.ok(performance.now() - begun < 6000, `${name}: ${performance.now() - begun} ms`);
+  }
+});
+
 test('clients by unix socket are not limited by default, and with TLS they speak in the clear', async (t) => {
   const folder = scratchFolder(t);
   const socketPath = path.join(folder, 'proxy.sock');

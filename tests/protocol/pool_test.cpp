@@ -132,6 +132,21 @@ TEST_CASE("pool: a spare of another profile is never adopted") {
   CHECK(std::count(argv.begin(), argv.end(), "--model=claude-other") == 1);
 }
 
+TEST_CASE("pool: a lone spare goes to another profile only when nobody asked for its own") {
+  const stand_in program;
+  running_pool running(with_spares(program, 1, 4));
+  const auto finds_spare = [&] {
+    REQUIRE(has_warm(running.processes, 1));
+    std::this_thread::sleep_for(300ms);  // for what might come of the request before
+    return take(running.processes, other).was_waiting();
+  };
+  running.settings.spare_hold = 1h;
+  for (int i = 0; i < 3; ++i) CHECK_FALSE(finds_spare());
+  running.settings.spare_hold = 0ms;
+  CHECK_FALSE(finds_spare());
+  CHECK(eventually(finds_spare));
+}
+
 TEST_CASE("pool: at the cap a spare of another profile makes room") {
   const stand_in program;
   running_pool running(with_spares(program, 2, 2));

@@ -263,6 +263,12 @@ void close_abandoned_message() {
 
 void answer_text(const directive& wish) { write_result(write_message(wish, "end_turn")); }
 
+void answer_wakes(const directive& wish) {
+  answer_text(wish);
+  pause(wish.number("ms", 200));
+  answer_text(wish);
+}
+
 void answer_stop_sequence(const directive& wish) {
   write_result(write_message(wish, "stop_sequence"), "stop_sequence");
 }
@@ -639,6 +645,7 @@ const behaviour turn_behaviours[] = {
      "n=3 size=0 say=\"…\" delay_ms=0 first_ms=0 in= out= cache_read= cache_write="},
     {"echo", answer_echo, "answers with JSON: everything that this process has been told"},
     {"who", answer_who, "answers with JSON: pid, turn, number of messages, secrets it was told"},
+    {"wakes", answer_wakes, "ms=200: answers as `text`, and begins another turn by itself"},
     {"thinking", answer_thinking, "n=2: thinks, then answers as `text`"},
     {"stop_sequence", answer_stop_sequence, "value=END: stops at it"},
     {"max_tokens", answer_max_tokens, "go_on_ms=5: stops at the limit; goes on by itself"},

@@ -421,10 +421,7 @@ TEST_CASE("tools: the list and its counts have the reference's shape") {
   CHECK(told["tools"][1] == tree{{"name", "Bash"},
                                  {"description", "Runs a shell command"},
                                  {"category", "system"},
-                                 {"parameters",
-                                  {{"command", "command"},
-                                   {"timeout", "timeout"},
-                                   {"run_in_background", "run_in_background"}}},
+                                 {"parameters", {{"command", "command"}, {"timeout", "timeout"}}},
                                  {"examples", tree::array()},
                                  {"is_safe", false},
                                  {"requires_network", false}});

@@ -431,7 +431,8 @@ TEST_CASE("agent command: a long task may be summed up, and servers' names stay 
     const auto settings = settings_for(method);
     const auto usual = child_environment(settings);
     CHECK(difference(usual, make_command(settings, {"m", some_agent()}).environment) ==
-          "-CLAUDE_CODE_BLOCKING_LIMIT_OVERRIDE -DISABLE_COMPACT +MCP_CONNECTION_NONBLOCKING=0 ");
+          "-CLAUDE_CODE_BLOCKING_LIMIT_OVERRIDE -DISABLE_COMPACT "
+          "+CLAUDE_CODE_DISABLE_BACKGROUND_TASKS=1 +MCP_CONNECTION_NONBLOCKING=0 ");
     CHECK(difference(usual, make_command(settings, {"m"}).environment) ==
           "+CLAUDE_AGENT_SDK_MCP_NO_PREFIX=1 ");
     CHECK(usual.at("ENABLE_TOOL_SEARCH") == "false");

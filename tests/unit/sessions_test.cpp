@@ -296,7 +296,13 @@ TEST_CASE("sessions: a file that is damaged or foreign is skipped and not touche
       {"odd.json", R"({"id":"odd","client":"k","messages":7,"created_ms":"x"})"},
       {"nameless.json", R"({"client":"k","messages":[{"role":"user","content":[]}]})"},
       {"bytes.json", "\xFF\xFE{"},
-      {"note.txt", "not mine"}};
+      {"export.json",
+       R"({"id":"chat","messages":[{"role":"user","content":[{"type":"text","text":"Hi"}]}]})"},
+      {"old.json", R"({"version":1,"client":"k","id":"old","messages":[{"role":"user","content":)"
+                   R"([{"type":"text","text":"Hi"}]}]})"},
+      {"note.txt", "not mine"},
+      {"note.new", "not mine"},
+      {"note.json.new", "not mine"}};
   for (const auto& [name, bytes] : foreign) {
     std::ofstream(folder.path / name, std::ios::binary) << bytes;
   }
