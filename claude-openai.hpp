@@ -2176,6 +2176,9 @@ inline tool_call_part parse_function_call(const reader& function, std::string id
   tool_call_part part{std::move(id), function.require("name").string(),
                       json::parse(arguments.string(), nullptr, false)};
   if (arguments.string().empty()) part.input = json::object();
+  if (part.input.is_discarded()) {  // the token limit has cut them; the API takes an object only
+    part.input = json::object({{"_invalid_arguments", arguments.string()}});
+  }
   if (!part.input.is_object()) arguments.fail("must be the JSON text of an object");
   return part;
 }
@@ -2378,9 +2381,11 @@ inline parsed_request parse(const json& body, const reply_context& context) {
 /// What `POST /v1/debug/request` says of a body, in the reference wrapper's shape: what it holds,
 /// and what is wrong with it as a chat request.
 inline json render_diagnosis(std::string_view raw) {
-  const json parsed = json::parse(raw.begin(), raw.end(), nullptr, false);
+  json parsed = json(json::value_t::discarded);
   json errors = json::array();
   try {
+    check_json_bounds(raw);
+    parsed = json::parse(raw.begin(), raw.end(), nullptr, false);
     parse(parse_body(raw), {});
   } catch (const api_error& error) {
     errors.push_back(
@@ -2679,14 +2684,17 @@ inline tool_result_part parse_result(const reader& block) {
   if (const auto failed = block.find("is_error")) result.is_error = failed->boolean();
   const auto content = block.find("content");
   if (!content) return result;
+  const auto add = [&](const std::string& words) {  // the API refuses an empty one
+    if (!words.empty()) result.content.emplace_back(text_part{words});
+  };
   if (content->is_string()) {
-    result.content.emplace_back(text_part{content->string()});
+    add(content->string());
     return result;
   }
   for (const auto& piece : content->elements()) {
     const auto type = piece.require("type");
     if (type.string() == "text") {
-      result.content.emplace_back(text_part{piece.require("text").string()});
+      add(piece.require("text").string());
     } else if (type.string() == "image") {
       result.content.emplace_back(parse_source(piece, media_part::media_kind::image));
     } else if (type.string() == "document") {
@@ -3361,7 +3369,9 @@ inline void parse_output_item(const reader& item, turn_request& request) {
 inline void parse_reasoning_item(const reader& item, turn_request& request) {
   const auto sealed = item.find("encrypted_content");
   if (!sealed || !text::is_base64(sealed->string())) return;
-  const json opened = json::parse(text::from_base64(sealed->string()), nullptr, false);
+  const auto bytes = text::from_base64(sealed->string());
+  check_json_bounds(bytes);
+  const json opened = json::parse(bytes, nullptr, false);
   thinking_part thought{string_of(opened, "thinking"), string_of(opened, "signature"),
                         string_of(opened, "redacted")};
   if (thought.signature.empty() && thought.redacted.empty()) return;
@@ -4427,11 +4437,15 @@ class turn_decoder {
     end_structured(answer.is_discarded() ? json() : answer, out);
   }
 
+  /// The answer in JSON: the input of a tool to the CLI, a text to the client.
+  static bool is_structured(const told_block& block) {
+    return block.kind == block_kind::text && block.source == "tool_use";
+  }
+
   std::string structured_text() const {
-    for (auto block = told_.rbegin(); block != told_.rend(); ++block) {
-      if (block->kind == block_kind::text && block->source == "tool_use") return block->text;
-    }
-    return {};
+    const auto block = std::find_if(told_.rbegin(), told_.rend(), is_structured);
+    if (block == told_.rend()) return {};
+    return block->text.empty() ? "{}" : block->text;
   }
 
   void begin_message(const json& message, bool streamed, events& out) {
@@ -4564,9 +4578,8 @@ class turn_decoder {
     const auto& last = told_.back();
     if (last.hidden) return;
     // A call without arguments comes without a byte of them.
-    if (last.kind == block_kind::tool_call && last.text.empty()) {
-      out.emplace_back(block_delta{last.index, "{}"});
-    }
+    const bool called = last.kind == block_kind::tool_call || is_structured(last);
+    if (called && last.text.empty()) out.emplace_back(block_delta{last.index, "{}"});
     if (last.kind == block_kind::activity) out.emplace_back(block_delta{last.index, "\n"});
     out.emplace_back(block_stopped{last.index, last.signature});
   }
@@ -4617,8 +4630,10 @@ class turn_decoder {
   bool goes_on_unasked() const {
     if (reason_ == stop_reason::refusal) return true;
     if (shape_.agent) return false;
-    const auto has_text = [](const told_block& block) { return !block.text.empty(); };
-    return reason_ == stop_reason::max_tokens || std::none_of(told_.begin(), told_.end(), has_text);
+    const auto says = [](const told_block& block) {
+      return !block.text.empty() || is_structured(block);
+    };
+    return reason_ == stop_reason::max_tokens || std::none_of(told_.begin(), told_.end(), says);
   }
 
   static stop_reason decode_reason(const std::string& reason) {
@@ -4997,6 +5012,12 @@ inline void shield_slash_command(json& content) {
   }
 }
 
+/// The API refuses such a text beside what is none.
+inline bool is_blank(const content_part& part) {
+  const auto* said = std::get_if<text_part>(&part);
+  return said != nullptr && text::trim(said->text).empty();
+}
+
 /// One message of the conversation. `ask` is for the last one: the model answers it; the others
 /// are only remembered (a user's is acknowledged by a `result` line, an assistant's is not). Each
 /// has a `number` of its own: the CLI takes assistant lines of one id for one message. `model` is
@@ -5004,7 +5025,10 @@ inline void shield_slash_command(json& content) {
 inline std::string encode_message(const message& said, bool ask, const tool_names& names,
                                   std::size_t number = 0, const std::string& model = {}) {
   json content = json::array();
-  for (const auto& part : said.parts) content.push_back(encode_part(part, names));
+  const bool all_blank = std::all_of(said.parts.begin(), said.parts.end(), is_blank);
+  for (const auto& part : said.parts) {
+    if (all_blank || !is_blank(part)) content.push_back(encode_part(part, names));
+  }
   const bool from_user = said.author == role::user;
   if (from_user) shield_slash_command(content);
   const char* author = from_user ? "user" : "assistant";
@@ -5699,7 +5723,7 @@ inline turn_wishes make_wishes(const turn_request& request, const tool_names& na
 }
 
 /// What a fresh process is told first and cannot be told otherwise later: system prompt, tools,
-/// schema of the answer. And the wishes that came with it, which are likely to come again.
+/// schema of the answer, effort. And the wishes that came with it, which are likely to come again.
 struct conversation_opening {
   std::string line;
   turn_wishes wishes;
@@ -5712,7 +5736,7 @@ inline conversation_opening make_opening(const turn_request& request) {
   auto names = make_answer_shape(request).names;
   auto tools = encode_tools(request.tools, names);
   auto line = encode_initialize(opening_id, request);
-  auto identity = line + dump(tools);
+  auto identity = line + dump(tools) + std::string(name_of(request.effort));
   auto wishes = make_wishes(request, names);
   return {std::move(line), std::move(wishes), std::move(names), std::move(tools),
           std::move(identity)};
@@ -6863,9 +6887,10 @@ inline media_part decode_media(const json& block) {
 inline tool_result_part decode_tool_result(const json& block) {
   tool_result_part result{string_of(block, "tool_use_id"), {}, boolean_of(block, "is_error")};
   for (const auto& piece : member_of(block, "content")) {
-    if (string_of(piece, "type") == "text") {
-      result.content.emplace_back(text_part{string_of(piece, "text")});
-    } else {
+    const auto words = string_of(piece, "text");
+    if (!words.empty()) {
+      result.content.emplace_back(text_part{words});
+    } else if (string_of(piece, "type") != "text") {
       result.content.emplace_back(decode_media(piece));
     }
   }
@@ -7285,12 +7310,11 @@ class response_store {
     const auto previous = reader(body).find("previous_response_id");
     json input = json::array();
     if (previous) add_history(client, previous->string(), input);
-    references left;
     const auto& given = member_of(body, "input");
     if (given.is_string()) {
       input.push_back(json::object({{"role", "user"}, {"content", given}}));
     } else if (given.is_array()) {
-      for (const auto& item : given) input.push_back(resolve(client, item, left));
+      for (auto& item : resolve(client, given)) input.push_back(std::move(item));
     } else {
       return body;  // parsing says what is wrong with it
     }
@@ -7352,9 +7376,9 @@ class response_store {
     std::weak_ptr<const wake_signal> cancel;  ///< while it is under way
   };
 
-  /// What a request may put in by referring to it, so that a short one does not become a huge one.
+  /// Bytes that a request may put in by referring to them, so that a short one does not become a
+  /// huge one.
   struct references {
-    std::size_t number = 200;
     std::size_t bytes = 16 * 1024 * 1024;
 
     void take(std::size_t more) {
@@ -7412,23 +7436,41 @@ class response_store {
     }
   }
 
-  /// `{"type":"item_reference","id"}`, or the id alone. What is not kept stays: parsing refuses it.
-  json resolve(const std::string& client, const json& item, references& left) const {
-    const auto id = string_of(item, "id");
-    const bool alone = item.is_object() && item.size() == 1 && !id.empty();
-    if (!alone && string_of(item, "type") != "item_reference") return item;
-    if (--left.number == 0) throw bad_field("input", "refers to too many items");
-    const auto is_it = [&](const json& known) { return string_of(known, "id") == id; };
+  /// `{"type":"item_reference","id"}`, or the id alone.
+  static bool is_reference(const json& item) {
+    if (string_of(item, "id").empty()) return false;
+    return item.size() == 1 || string_of(item, "type") == "item_reference";
+  }
+
+  /// Fills in the client's kept items that have these ids; the first one of each.
+  void find_items(const std::string& client, std::map<std::string, const json*>& wanted) const {
+    const auto look_at = [&](const json& item) {
+      const auto found = wanted.find(string_of(item, "id"));
+      if (found != wanted.end() && found->second == nullptr) found->second = &item;
+    };
     for (const auto& [key, kept] : kept_) {
       if (key.first != client) continue;
-      for (const auto* items : {&kept.input, &member_of(kept.response, "output")}) {
-        const auto found = std::find_if(items->begin(), items->end(), is_it);
-        if (found == items->end()) continue;
-        left.take(dump(*found).size());
-        return *found;
-      }
+      for (const auto& item : kept.input) look_at(item);
+      for (const auto& item : member_of(kept.response, "output")) look_at(item);
     }
-    return item;
+  }
+
+  /// The items, with those that are kept in place of the references to them. What is not kept
+  /// stays: parsing refuses it.
+  json resolve(const std::string& client, const json& items) const {
+    std::map<std::string, const json*> known;
+    for (const auto& item : items) {
+      if (is_reference(item)) known.emplace(string_of(item, "id"), nullptr);
+    }
+    if (!known.empty()) find_items(client, known);
+    references left;
+    json resolved = json::array();
+    for (const auto& item : items) {
+      const auto* found = is_reference(item) ? known.at(string_of(item, "id")) : nullptr;
+      if (found != nullptr) left.take(dump(*found).size());
+      resolved.push_back(found == nullptr ? item : *found);
+    }
+    return resolved;
   }
 
   const options& settings_;
@@ -7496,9 +7538,8 @@ inline std::shared_ptr<response_store::running> response_store::begin(const std:
     fresh.input.push_back(make_kept_item(json::object({{"role", "user"}, {"content", input}})));
   } else if (input.is_array()) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    references left;
-    for (const auto& item : input) {
-      fresh.input.push_back(make_kept_item(resolve(client, item, left)));
+    for (auto& item : resolve(client, input)) {
+      fresh.input.push_back(make_kept_item(std::move(item)));
     }
   }
   fresh.response = std::move(response);
@@ -7590,16 +7631,17 @@ inline void define_called_tools(turn_request& request) {
 }
 
 /// True when a process can take the result by MCP as it is: images by their bytes only, and no more
-/// text than the CLI passes on.
+/// text than the CLI passes on. Of a failure it passes on the text alone, 10,000 characters of it.
 inline bool fits_mcp(const tool_result_part& result) {
+  constexpr std::size_t longest_failure = 10'000;
   std::size_t bytes = 0;
   for (const auto& piece : result.content) {
     if (const auto* said = std::get_if<text_part>(&piece)) bytes += said->text.size();
     const auto* media = std::get_if<media_part>(&piece);
     const bool image = media && media->kind == media_part::media_kind::image && media->url.empty();
-    if (media && !image) return false;
+    if (media && (!image || result.is_error)) return false;
   }
-  return bytes < longest_tool_result;
+  return bytes < (result.is_error ? longest_failure : longest_tool_result);
 }
 
 /// All that a request adds to its history are results for a process that waits for them.

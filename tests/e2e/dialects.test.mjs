@@ -224,6 +224,24 @@ once.test('messages: what a newer client puts into the middle as role system is 
 
 // ---- Messages: tools -----------------------------------------------------------------------------
 
+test('messages: a failure of a tool reaches the API whole, however long; of one with an image, the words', (t) =>
+  messages(
+    t,
+    async (client) => {
+      const long = { content: `from ${'x'.repeat(12_000)} to`, is_error: true };
+      const shown = { content: [textBlock('See:'), pngBlock], is_error: true };
+      await client.ask(steps(call(inCity('Bern')), call(inCity('Bern')), say('So be it.')));
+      const second = await client.results(long).send();
+      const third = await client.results(shown).send();
+      assert.deepEqual([second.finish, third.text], ['tool_use', 'So be it.']);
+      const [, one, two] = client.assertCalls(3, 3); // the process that waits would take but a part of each
+      const resultIn = (asked) => conversationOf(asked).at(-1).content[0];
+      assert.deepEqual([resultIn(one).content, resultIn(one).is_error], [long.content, true]);
+      assert.deepEqual([resultIn(two).content, resultIn(two).is_error], ['See:', true]);
+    },
+    { body: { tools: [WEATHER] } },
+  ));
+
 test('messages: tools over three rounds, in one process', (t) =>
   messages(
     t,
@@ -1122,7 +1140,7 @@ for (const [param, fields] of [
   [/file_id/, { input: [{ role: 'user', content: [{ type: 'input_image', file_id: 'file-1' }] }] }],
   [/file_id/, { input: [{ role: 'user', content: [{ type: 'input_file', file_id: 'file-1' }] }] }],
   [/image_url/, { input: [{ role: 'user', content: [{ type: 'input_image', image_url: 'ftp://x/y.png' }] }] }],
-  [/arguments/, { input: [{ type: 'function_call', call_id: 'c', name: 'x', arguments: 'no json' }] }],
+  [/arguments/, { input: [{ type: 'function_call', call_id: 'c', name: 'x', arguments: '["no object"]' }] }],
   ['temperature', { temperature: 2.1 }],
   ['top_p', { top_p: -1 }],
   ['max_output_tokens', { max_output_tokens: 0 }],

@@ -661,7 +661,7 @@ for (const [param, fields] of [
     {
       messages: [
         { role: 'user', content: 'x' },
-        { role: 'assistant', tool_calls: [{ id: 'a', type: 'function', function: { name: 'x', arguments: '{' } }] },
+        { role: 'assistant', tool_calls: [{ id: 'a', type: 'function', function: { name: 'x', arguments: '[]' } }] },
         { role: 'tool', tool_call_id: 'a', content: 'x' },
       ],
     },
@@ -984,6 +984,9 @@ test('json_object: any object', (t) =>
       const value = { any: ['thing', { at: 'all' }], n: null };
       assert.deepEqual(JSON.parse((await client.ask(structured(value))).text), value);
       assert.equal(toolsOf(client.calls()[0]).StructuredOutput.input_schema.type, 'object');
+      const nothing = await client.ask(structured({}));
+      assert.deepEqual([nothing.text, nothing.finish], ['{}', 'stop']);
+      client.assertCalls(2);
     },
     { body: { response_format: { type: 'json_object' } } },
   ));

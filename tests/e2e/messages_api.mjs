@@ -240,7 +240,7 @@ function messageOf(scenario, body, nextId) {
   }
 }
 
-/** The deltas of one content block, in the API's own terms. */
+/** The deltas of one content block, in the API's own terms: of a call without arguments not a byte of them. */
 function deltasOf(block, count) {
   if (block.type === 'thinking') {
     return [
@@ -250,7 +250,8 @@ function deltasOf(block, count) {
   }
   if (block.type === 'redacted_thinking') return [];
   if (block.type === 'tool_use') {
-    return ['', ...pieces(JSON.stringify(block.input), count)].map((partial_json) => ({
+    const input = JSON.stringify(block.input);
+    return ['', ...(input === '{}' ? [] : pieces(input, count))].map((partial_json) => ({
       type: 'input_json_delta',
       partial_json,
     }));

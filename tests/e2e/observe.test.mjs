@@ -515,6 +515,14 @@ test('POST /v1/debug/request: the reference’s shape, behind the key, secrets m
     const info = await debug(odd);
     assert.equal(info.validation_result.valid, false, odd);
   }
+  for (const bomb of [
+    `{"messages":${'['.repeat(100_000)}${']'.repeat(100_000)}}`,
+    `{${Array.from({ length: 20_000 }, (_, i) => `"${i}":1`).join()}}`,
+  ]) {
+    const info = await debug(bomb);
+    assert.match(info.json_parse_error, /nested too deeply|too many fields/);
+    assert.deepEqual([info.parsed_body, info.validation_result.valid], [null, false]);
+  }
   const bytes = await debug(Buffer.from([0x7b, 0xff, 0xfe, 0x7d]));
   assert.ok(bytes.json_parse_error);
   const leaking = await debug({ ...body, api_key: 'sk-ant-api03-abcdefghijklmnop' });

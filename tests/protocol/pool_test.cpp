@@ -600,7 +600,7 @@ TEST_CASE("pool: a spare that is opened with tools serves them to its first requ
   CHECK(got.stopped->reason == claude_openai::stop_reason::tool_use);
 }
 
-TEST_CASE("pool: a spare that is opened with tools is not for other tools of the same prompt") {
+TEST_CASE("pool: a spare that is opened with tools is for no other tools or effort") {
   const stand_in program;
   running_pool running(with_spares(program, 2, 8));
   auto request = asking("text");
@@ -610,6 +610,9 @@ TEST_CASE("pool: a spare that is opened with tools is not for other tools of the
   auto another = request;
   another.tools.front().description = "looks elsewhere";
   CHECK(take_for(running.processes, another).worker().opening().empty());
+  auto harder = request;  // an effort stays with the process that was told it
+  harder.effort = claude_openai::reasoning_effort::high;
+  CHECK(take_for(running.processes, harder).worker().opening().empty());
   CHECK(take_for(running.processes, asking("text")).worker().opening().empty());
   CHECK(running.processes.counts().opened == 1);
 }

@@ -297,6 +297,9 @@ TEST_CASE("messages request: a result is nothing, a text, or blocks; it may be a
   CHECK(read("") == "{} user: result(t)");
   CHECK(read(R"(,"content":null)") == "{} user: result(t)");
   CHECK(read(R"(,"content":[])") == "{} user: result(t)");
+  CHECK(read(R"(,"content":"")") == "{} user: result(t)");
+  CHECK(read(R"(,"content":[{"type":"text","text":""},{"type":"text","text":"x"}])") ==
+        "{} user: result(t <x>)");
   CHECK(read(R"(,"content":"x","is_error":false)") == "{} user: result(t <x>)");
   CHECK(read(R"(,"content":"x","is_error":true)") == "{} user: failure(t <x>)");
   CHECK(read(R"(,"content":[{"type":"text","text":"x"},{"type":"image",)" + png_source +

@@ -303,6 +303,15 @@ TEST_CASE("version: what is no version is none") {
   }
 }
 
+TEST_CASE("encode: a blank text is left out beside what is none") {
+  const auto contents = [](const message& said) {
+    return json::parse(encode_message(said, true, no_tools))["message"]["content"];
+  };
+  CHECK(contents(says(role::assistant, {"\n\n", "Hi", " "})) ==
+        contents(says(role::assistant, {"Hi"})));
+  CHECK(contents(says(role::user, {" "})).size() == 1);
+}
+
 TEST_CASE("rehearsal: a message without content that asks nothing, and is taken back") {
   CHECK(encode_rehearsal() ==
         R"({"type":"user","message":{"role":"user","content":[]},"parent_tool_use_id":null,)"

@@ -67,6 +67,15 @@ TEST_CASE("engine: what a waiting process cannot take, another is told from the 
       ending_with({result_of({media_part{kind::document, "application/pdf", "A", {}, {}}})})));
 }
 
+TEST_CASE("engine: a failure goes to a waiting process as far as the CLI passes it on whole") {
+  const auto fits = [](std::vector<std::variant<text_part, media_part>> content) {
+    return answers_calls(ending_with({tool_result_part{"1", std::move(content), true}}));
+  };
+  CHECK(fits({text_part{std::string(9'999, 'x')}}));
+  CHECK_FALSE(fits({text_part{std::string(6'000, 'x')}, text_part{std::string(6'000, 'x')}}));
+  CHECK_FALSE(fits({media_part{media_part::media_kind::image, "image/png", "AAAA", {}, {}}}));
+}
+
 TEST_CASE("engine: calls of the past need their tools, which may not be called again") {
   auto request = ending_with({result_of({})});
   request.messages[1].parts.emplace_back(tool_call_part{"2", "see", json::object()});

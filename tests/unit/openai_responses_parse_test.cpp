@@ -208,8 +208,6 @@ TEST_CASE("responses request: a call or an output that lacks something is refuse
   CHECK(param_of_item(call + R"(,"call_id":"c","name":"n"})") == "input[0].arguments");
   CHECK(param_of_item(call + R"(,"call_id":"c","name":"n","arguments":"[]"})") ==
         "input[0].arguments");
-  CHECK(param_of_item(call + R"(,"call_id":"c","name":"n","arguments":"{"})") ==
-        "input[0].arguments");
   CHECK(param_of_item(R"({"type":"custom_tool_call","call_id":"c","name":"n"})") ==
         "input[0].input");
   CHECK(param_of_item(R"({"type":"function_call_output","output":"x"})") == "input[0].call_id");
@@ -272,12 +270,18 @@ TEST_CASE("responses request: a thought that nobody here has sealed is left out"
         "input[0].encrypted_content");
 }
 
-TEST_CASE("responses request: what is sealed may be nested ever so deep, and does no harm") {
-  const auto deep = std::string(300'000, '[') + std::string(300'000, ']');
-  CHECK(outline_of(R"([{"role":"user","content":"a"},{"type":"reasoning","encrypted_content":")" +
-                   text::to_base64(R"({"signature":"s","x":)" + deep + "}") +
-                   R"("},{"role":"user","content":"b"}])") ==
-        "{} user: <a> assistant: thought(,s,) user: <b>");
+TEST_CASE("responses request: what is sealed is no way around the bounds of JSON") {
+  std::string wide = "{\"signature\":\"s\"";
+  for (int i = 0; i < 20'000; ++i) wide += ",\"" + std::to_string(i) + "\":1";
+  const auto deep = R"({"signature":"s","x":)" + std::string(300'000, '[') + "}";
+  for (const auto& sealed : {wide + "}", deep}) {
+    const auto error = error_of([&] {
+      parse_text(R"({"input":[{"type":"reasoning","encrypted_content":")" +
+                 text::to_base64(sealed) + R"("},{"role":"user","content":"b"}]})");
+    });
+    CHECK(error.kind == error_kind::invalid_request);
+    CHECK(error.message.find("the JSON") != std::string::npos);
+  }
 }
 
 // ---- tools ----

@@ -139,6 +139,21 @@ TEST_CASE("response store: items are named by their id, alone or as a reference"
   CHECK(kept.expanded(input(item("own", "out_1"))) == "own");  // whole: it names nothing
 }
 
+TEST_CASE("response store: a conversation that is named item by item has no end") {
+  fixture kept;
+  std::string items;
+  std::string references;
+  for (int i = 0; i < 3000; ++i) {
+    const auto comma = i == 0 ? "" : ",";
+    items += comma + item(std::to_string(i), "in_" + std::to_string(i));
+    references += comma + reference("in_" + std::to_string(i));
+  }
+  kept.answer("r1", input(items));
+  const auto whole = kept.expanded(input(references));
+  CHECK(whole.substr(0, 6) == "0 1 2 ");
+  CHECK(whole.substr(whole.size() - 10) == " 2998 2999");
+}
+
 TEST_CASE("response store: one client's items are nobody else's") {
   fixture kept;
   kept.answer("r1", input(item("a", "in_1")), "[" + item("A", "out_1") + "]", "another");

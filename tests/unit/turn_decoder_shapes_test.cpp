@@ -362,6 +362,18 @@ TEST_CASE("decoder schema: a schema that the CLI dropped is the client's fault, 
   CHECK_FALSE(decode({init("[]")}, tools_shape()).finished);
 }
 
+TEST_CASE("decoder schema: an object without members comes without a byte, and is an answer") {
+  for (const bool streamed : {false, true}) {
+    const auto all = decode(structured_message("m1", "s1", {}) + accepted() +
+                                std::vector<json>{structured_result("{}")},
+                            schema_shape(streamed));
+    REQUIRE(all.finished);
+    CHECK_FALSE(all.cut);
+    CHECK(deltas_of(all.told) == strings{"{}"});
+    CHECK(all.end().reason == stop_reason::end_turn);
+  }
+}
+
 TEST_CASE("decoder schema: an answer in words alone is a failure") {
   for (const bool streamed : {false, true}) {
     const auto all = decode(hello() + std::vector<json>{result()}, schema_shape(streamed));
