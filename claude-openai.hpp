@@ -4035,6 +4035,7 @@ inline error_kind kind_of_upstream_status(std::int64_t status) {
   }
 }
 
+/// Told to clients and at the start.
 constexpr const char* not_logged_in =
     "claude is not logged in; run `claude auth login` (or `make login`) as the user of this proxy, "
     "or start the proxy with ANTHROPIC_API_KEY set";
@@ -4578,7 +4579,8 @@ class turn_decoder {
     const auto& last = told_.back();
     if (last.hidden) return;
     // A call without arguments comes without a byte of them.
-    const bool called = last.kind == block_kind::tool_call || is_structured(last);
+    const bool called =
+        last.kind == block_kind::tool_call || (is_structured(last) && !is_cut_short());
     if (called && last.text.empty()) out.emplace_back(block_delta{last.index, "{}"});
     if (last.kind == block_kind::activity) out.emplace_back(block_delta{last.index, "\n"});
     out.emplace_back(block_stopped{last.index, last.signature});
@@ -4608,22 +4610,25 @@ class turn_decoder {
     settle(out);
     if (finished_ || !started_ || message_complete_) return;
     if (next_ != told_.size()) return fail_diverged(out);
+    reason_ = decode_reason(reason);
     close_open_block(out);
     add_usage(total_usage_, message_usage_);
     estimated_thinking_ += message_thinking_;
     message_complete_ = true;
     stop_sequence_ = stop_sequence;
-    reason_ = decode_reason(reason);
-    const bool cut_short = reason_ == stop_reason::max_tokens || reason_ == stop_reason::refusal;
-    if (!calls_.empty() && !cut_short) {
+    if (!calls_.empty() && !is_cut_short()) {
       reason_ = stop_reason::tool_use;  // a stop sequence within the arguments is told as such
       cut_ = unknown_tool_;             // the CLI itself tells the model that there is no such tool
       return finish(out);
     }
     cut_ = goes_on_unasked();
     if (!cut_) return;
-    if (shape_.structured && !cut_short) return end_structured({}, out);  // not a word of it
+    if (shape_.structured && !is_cut_short()) return end_structured({}, out);  // not a word of it
     finish(out);
+  }
+
+  bool is_cut_short() const {
+    return reason_ == stop_reason::max_tokens || reason_ == stop_reason::refusal;
   }
 
   /// The CLI would call the API again, for something that nobody asked for.
@@ -6305,10 +6310,15 @@ class pool {
       } catch (const std::system_error& failure) {
         // Where `/tmp` is tidied up, the private directory of a proxy that is quiet for days goes.
         const auto& scratch = value_or(settings_.environment, "TMPDIR");
-        if (again && is_missing(failure) && ::mkdir(scratch.c_str(), 0700) == 0) continue;
+        if (again && is_missing(failure) && make_directory(scratch)) continue;
         throw explain(failure, command);
       }
     }
+  }
+
+  /// True when it is there now, by us or by another thread.
+  static bool make_directory(const std::string& path) {
+    return ::mkdir(path.c_str(), 0700) == 0 || errno == EEXIST;
   }
 
   /// Why no process could be started, and what to do.
@@ -6346,7 +6356,8 @@ class pool {
     auto known = find_asked(profiles_, profile);
     if (known == profiles_.end()) {
       if (profiles_.size() == most_profiles) {
-        profiles_.erase(std::min_element(profiles_.begin(), profiles_.end(), earlier));
+        const auto poorer = profiles_.begin() + wanted_ % static_cast<int>(most_profiles);
+        profiles_.erase(std::min_element(poorer, profiles_.end(), earlier));
       }
       known = profiles_.insert(profiles_.end(), asked_profile{profile, now, {}, {}});
     }
@@ -6436,8 +6447,9 @@ class pool {
     for (auto spare = spares_.begin(); spare != spares_.end(); ++spare) {
       auto& process = *spare->process;
       const bool opened = !process.opening().empty();
+      const bool stuck = opened && !process.warm() && !may_rehearse_;
       const bool fits =
-          !opened || (demand.opening && process.opening() == demand.opening->identity);
+          !opened || (!stuck && demand.opening && process.opening() == demand.opening->identity);
       if (!(spare->profile == demand.profile) || !fits || !process.alive()) continue;
       const int rank = 1 + (process.warm() ? 2 : 0) + (opened ? 1 : 0);
       if (rank > best_rank) best = spare;
@@ -6593,7 +6605,7 @@ class pool {
     if (std::chrono::steady_clock::now() < last_taken_ + refill_delay) return;  // requests first
     for (const auto& asked : profiles_) {
       if (!asked.usual || share_of(asked.profile) < 2) continue;
-      spare_process* plain = nullptr;
+      auto plain = spares_.end();
       bool is_open = false;
       for (auto spare = spares_.begin(); spare != spares_.end();) {
         auto& process = *spare->process;
@@ -6601,11 +6613,14 @@ class pool {
         const bool stale =
             mine && !process.opening().empty() && process.opening() != asked.usual->identity;
         is_open = is_open || (mine && process.opening() == asked.usual->identity);
-        if (mine && process.opening().empty() && process.warm()) plain = &*spare;
+        if (mine && process.opening().empty() && process.warm()) plain = spare;
         if (stale) stop(process);
         spare = stale ? spares_.erase(spare) : std::next(spare);
       }
-      if (plain != nullptr && !is_open) plain->process->open(*asked.usual, may_rehearse_);
+      if (plain == spares_.end() || is_open) continue;
+      plain->process->open(*asked.usual, may_rehearse_);
+      // Where there is one too many, `tend_spares` meets this one first.
+      spares_.splice(spares_.begin(), spares_, plain);
     }
   }
 
@@ -10710,8 +10725,6 @@ class channel {
     } while (ready < 0 && errno == EINTR);
     return ready > 0 && fds[0].revents != 0;
   }
-
-  bool has_pending() const { return session_ && session_->has_pending(); }
 
   io_result receive(char* bytes, std::size_t size, std::size_t& count) {
     if (session_) return session_->receive(bytes, size, count, wanted_);

@@ -729,7 +729,7 @@ const startedBy = async (t, proxy) => (await scrape(t, { proxy }))('processes_st
 
 test('chats that go on with more models than spares start no process', async (t) => {
   const { proxy, ask } = await proxyWith(t, STAND_IN_CLI, {
-    args: ['--spares', '2', '--model', 'a', '--idle-timeout', '600'],
+    args: ['--spares', '2', '--model', 'a', '--idle-timeout', '600', '--max-processes', '16'],
   });
   const chats = ['a', 'b', 'c'].map((model) => ({ model, messages: [] }));
   const goOn = async (chat) => {
@@ -810,7 +810,7 @@ test('a claude that begins a turn by itself is dropped, and nobody gets that tur
   assert.equal(second.json?.choices[0].message.content, 'second', second.text);
 });
 
-test('a client that reads in sips holds its process no longer than --timeout', async (t) => {
+test('a client that does not read holds its process no longer than --timeout', async (t) => {
   const { proxy } = await proxyWith(t, STAND_IN_CLI, { args: ['--timeout', '2s'] });
   const raw = await connectRaw(t, proxy);
   raw.socket.pause();

@@ -118,7 +118,7 @@ test('the examples with curl work as they are, and the session of one keeps what
   assert.equal(examples.length, 3, examples.join());
   for (const example of examples) {
     const line = example.replaceAll('127.0.0.1:8000', `127.0.0.1:${t.proxy.port}`);
-    const { stdout } = await promisify(execFile)('sh', ['-c', `${line} -s`]);
+    const { stdout } = await promisify(execFile)('sh', ['-c', `${line} -s --noproxy '*'`]);
     assert.equal(JSON.parse(stdout).choices?.[0].message.content, 'Hello from the loopback API.', stdout);
   }
   const asked = t.api.requests.filter(({ raw }) => raw.includes('I am going to Lisbon.'));
