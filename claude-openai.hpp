@@ -7765,7 +7765,7 @@ class turn {
       ticket_.emplace(pool_, process_demand{{request_.model, request_.agent},
                                             request_.client,
                                             trace_,
-                                            answers_calls(request_) && request_.nudge.empty(),
+                                            answers_calls(request_),
                                             &request_});
     }
     auto taken = ticket_->try_take();
