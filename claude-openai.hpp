@@ -6372,10 +6372,9 @@ class pool {
   }
 
   /// A client that opens its conversations alike finds a spare that is opened so already.
-  void note_opening(const process_demand& demand) {
+  static void note_opening(const process_demand& demand, asked_profile& asked) {
     constexpr std::size_t longest = 256 * 1024;
     if (!demand.opening || demand.opening->identity.size() > longest) return;
-    auto& asked = remember(demand.profile);
     if (asked.last && asked.last->identity == demand.opening->identity)
       asked.usual = demand.opening;
     asked.last = demand.opening;
@@ -6386,14 +6385,14 @@ class pool {
   std::optional<grant> try_grant(const process_demand& demand) {
     if (auto own = try_own(demand)) return own;
     last_taken_ = std::chrono::steady_clock::now();
-    remember(demand.profile);
+    auto& asked = remember(demand.profile);
     grant found;
     found.process = take_spare(demand);
     if (!found.process && total() >= maximum_) {
       if (stopping_.empty()) stop_least_useful();
       return std::nullopt;
     }
-    note_opening(demand);
+    note_opening(demand, asked);
     return take_slot(std::move(found));
   }
 
@@ -6439,19 +6438,24 @@ class pool {
     return found;
   }
 
+  /// How much the spare is worth to the request; 0 when it is of no use to it.
+  int rank_of(const spare_process& spare, const process_demand& demand) const {
+    const auto& process = *spare.process;
+    const bool opened = !process.opening().empty();
+    const bool stuck = opened && !process.warm() && !may_rehearse_;
+    if (!(spare.profile == demand.profile) || stuck) return 0;
+    if (opened && !(demand.opening && process.opening() == demand.opening->identity)) return 0;
+    if (!process.alive()) return 0;
+    return 1 + (process.warm() ? 2 : 0) + (opened ? 1 : 0);
+  }
+
   /// The spare of that profile that is opened as wanted, else one that is not opened; rather a warm
   /// one. Null when there is none.
   std::unique_ptr<worker> take_spare(const process_demand& demand) {
     auto best = spares_.end();
     int best_rank = 0;
     for (auto spare = spares_.begin(); spare != spares_.end(); ++spare) {
-      auto& process = *spare->process;
-      const bool opened = !process.opening().empty();
-      const bool stuck = opened && !process.warm() && !may_rehearse_;
-      const bool fits =
-          !opened || (!stuck && demand.opening && process.opening() == demand.opening->identity);
-      if (!(spare->profile == demand.profile) || !fits || !process.alive()) continue;
-      const int rank = 1 + (process.warm() ? 2 : 0) + (opened ? 1 : 0);
+      const int rank = rank_of(*spare, demand);
       if (rank > best_rank) best = spare;
       best_rank = std::max(rank, best_rank);
     }

@@ -725,6 +725,7 @@ test('a look at claude that found no place is made again later', { deadline: 60_
 
 // ---- spares --------------------------------------------------------------------------------------
 
+const areWarm = async (t, proxy, spares) => (await t.get('/health', { proxy })).json.processes.warm === spares;
 const startedBy = async (t, proxy) => (await scrape(t, { proxy }))('processes_started_total');
 
 test('chats that go on with more models than spares start no process', async (t) => {
@@ -739,7 +740,7 @@ test('chats that go on with more models than spares start no process', async (t)
     chat.messages.push(json.choices[0].message);
   };
   for (const chat of chats) await goOn(chat);
-  await eventually('the spares are there', async () => (await t.get('/health', { proxy })).json.processes.warm === 2);
+  await eventually('the spares are there', () => areWarm(t, proxy, 2));
   await sleep(500);
   const before = await startedBy(t, proxy);
   for (let turn = 0; turn < 3; turn++)
@@ -752,7 +753,7 @@ test('chats that go on with more models than spares start no process', async (t)
   for (let turn = 0; turn < 2; turn++)
     for (const { model } of chats) {
       assert.equal((await ask('[[text]]', { model }).done).status, 200);
-      await eventually('the spares are there', async () => (await t.get('/health', { proxy })).json.processes.warm === 2);
+      await eventually('the spares are there', () => areWarm(t, proxy, 2));
       await sleep(300);
     }
   assert.equal((await startedBy(t, proxy)) - before, 6, 'one process a conversation');
@@ -771,11 +772,11 @@ test('a lone spare is for every conversation, not opened for one', async (t) => 
     }).done;
   for (let i = 0; i < 2; i++) assert.equal((await say('usual')).status, 200);
   await eventually('one is opened', async () => (await figures())('spares_opened') === 1);
-  await eventually('both are warm', async () => (await t.get('/health', { proxy })).json.processes.warm === 2);
+  await eventually('both are warm', () => areWarm(t, proxy, 2));
   // The plain one goes, and before there is another a second model halves the share.
   await Promise.all([say('other'), say('usual', 'b')]);
   await eventually('none is opened', async () => (await figures())('spares_opened') === 0);
-  await eventually('each model has one', async () => (await t.get('/health', { proxy })).json.processes.warm === 2);
+  await eventually('each model has one', () => areWarm(t, proxy, 2));
   await sleep(500);
   const spare = (await figures())('turns_total', { process: 'spare' });
   assert.equal((await say('other')).status, 200);
