@@ -94,6 +94,9 @@
 #include <unistd.h>
 
 #ifdef __linux__
+#include <linux/inet_diag.h>
+#include <linux/netlink.h>
+#include <linux/sock_diag.h>
 #include <sys/prctl.h>
 #endif
 #ifdef __GLIBC__
@@ -754,6 +757,10 @@ inline std::string value_or(const environment_map& variables, const char* name,
   return found == variables.end() || found->second.empty() ? std::move(fallback) : found->second;
 }
 
+/// `automatic`: files are confined, and commands where the system can do it. `on`: both, or there
+/// are no agents. `off`: neither.
+enum class sandbox_use { automatic, on, off };
+
 /// How often one address and one client key may ask, in requests a minute, per group of endpoints.
 /// 0: never.
 struct rate_limits {
@@ -797,18 +804,22 @@ struct options {
   std::string tls_key;          ///< PEM file
   bool strict = false;          ///< what a request asks for in vain is a 400 instead of a header
   bool builtin_tools = true;    ///< clients may ask for Claude Code's own tools (`enable_tools`)
-  std::vector<std::string> allowed_tools;       ///< most that an agent may have; empty: all known
-  std::vector<std::string> disallowed_tools;    ///< rules that no agent gets around
-  std::string permission_mode = "acceptEdits";  ///< most that a client may ask for
-  int max_turns = 0;                            ///< most that a client may ask for; 0: no limit
-  double max_budget_usd = 0;                    ///< of one agent's process; 0: no limit
-  std::vector<std::string> agent_directories;   ///< that agents may use beside their own
-  std::vector<std::string> agent_roots;  ///< where a client may let its agent work, and below
+  sandbox_use sandbox = sandbox_use::automatic;  ///< of agents; see `confinement`
+  bool sandbox_network = false;                  ///< commands in the sandbox may reach the network
+  bool allow_keyless_tools = false;  ///< also to clients without a key whose user is not known
+  std::vector<std::string> allowed_tools;      ///< most that an agent may have; empty: all known
+  std::vector<std::string> disallowed_tools;   ///< rules that no agent gets around
+  std::string permission_mode = "default";     ///< most that a client may ask for
+  int max_turns = 0;                           ///< most that a client may ask for; 0: no limit
+  double max_budget_usd = 0;                   ///< of one agent's process; 0: no limit
+  std::vector<std::string> agent_directories;  ///< that agents may use beside their own
+  std::vector<std::string> agent_roots;        ///< where a client may let its agent work, and below
   std::string mcp_config;  ///< file with the MCP servers of agents, in Claude Code's own form
-  bool allow_mcp_registration = false;  ///< without a client key too
-  int spares = 2;                       ///< processes kept ready
-  int max_processes = 0;                ///< 0: from the machine's memory
-  int max_queue = 64;                   ///< requests that may wait for a process
+  bool allow_mcp_registration = false;    ///< clients may add MCP servers, which are commands
+  std::vector<std::string> secret_paths;  ///< files and directories that no agent's tool may name
+  int spares = 2;                         ///< processes kept ready
+  int max_processes = 0;                  ///< 0: from the machine's memory
+  int max_queue = 64;                     ///< requests that may wait for a process
   std::size_t max_body_bytes = 10 * 1024 * 1024;
   int max_connections = 1024;
   std::chrono::milliseconds timeout{600'000};        ///< of one request, from start to end
@@ -914,6 +925,49 @@ inline bool is_loopback_name(const std::string& host) {
   return host == "::1" || text::starts_with(host, "127.");
 }
 
+/// Nobody but this machine's users can connect.
+inline bool is_private(const options& settings) {
+  return !settings.tcp || is_loopback_name(settings.host);
+}
+
+/// A permission rule as the CLI splits and reads it: `Bash` or `Bash(git:*)`. The CLI splits at
+/// commas and blanks outside parentheses, and its parentheses do not nest (tried on 2.1.120 to
+/// 2.1.332), so that a rule holds one pair of them, which ends it.
+inline bool is_rule(std::string_view rule) {
+  const auto open = std::min(rule.find('('), rule.size());
+  const auto name = rule.substr(0, open);
+  const auto text = rule.substr(open);
+  const auto is_plain = [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == '-' || c == '*';
+  };
+  const auto is_control = [](char c) { return static_cast<unsigned char>(c) < ' ' || c == '\x7f'; };
+  if (name.empty() || name.front() == '-' || !std::all_of(name.begin(), name.end(), is_plain)) {
+    return false;
+  }
+  return text.empty() ||
+         (text.size() > 2 && text.find_last_of('(') == 0 && text.find(')') == text.size() - 1 &&
+          std::none_of(text.begin(), text.end(), is_control));
+}
+
+/// What `validate` asks of those options that say who may do what.
+template <class Require>
+void require_access(const options& settings, Require require) {
+  for (const auto& origin : settings.cors_origins) {
+    require(origin == "*" || origin.find("://") != std::string::npos,
+            "an origin is a scheme and a host, such as https://app.example.com, or *");
+    require(origin != "*" || !settings.api_keys.empty(),
+            "--cors-origin '*' lets every web page in; it needs a client key (--api-key)");
+  }
+  for (const auto* rules : {&settings.allowed_tools, &settings.disallowed_tools}) {
+    require(std::all_of(rules->begin(), rules->end(), is_rule),
+            "a tool is a name or a rule, such as Bash or Bash(git:*), with no other parentheses");
+  }
+  for (const auto& key : settings.api_keys) {
+    require(!key.empty() && text::trim(key).size() == key.size(),
+            "an API key must not be empty nor begin or end with a blank");
+  }
+}
+
 /// One sentence per problem; empty when the options can be run with.
 inline std::vector<std::string> validate(const options& settings) {
   std::vector<std::string> problems;
@@ -943,16 +997,9 @@ inline std::vector<std::string> validate(const options& settings) {
        {limits.chat, limits.debug, limits.auth, limits.session, limits.health, limits.other}) {
     require(limit >= 0, "a rate limit must not be negative");
   }
-  for (const auto& origin : settings.cors_origins) {
-    require(origin == "*" || origin.find("://") != std::string::npos,
-            "an origin is a scheme and a host, such as https://app.example.com, or *");
-  }
   require(!settings.default_model.empty(), "the model must not be empty");
   require(!text::starts_with(settings.default_model, "-"), "the model must not begin with '-'");
-  for (const auto& key : settings.api_keys) {
-    require(!key.empty() && text::trim(key).size() == key.size(),
-            "an API key must not be empty nor begin or end with a blank");
-  }
+  require_access(settings, require);
   return problems;
 }
 
@@ -1180,14 +1227,21 @@ inline std::int64_t thinking_budget(reasoning_effort effort) {
   return 0;
 }
 
+/// What an agent can reach of this machine. `files`: its file tools reach its directories and no
+/// others; `commands`: its commands neither.
+enum class confinement { none, files, commands };
+
 /// What Claude Code's own tools may do in this request. All of it is fixed when a process starts.
 struct agent_request {
   std::vector<std::string> tools;       ///< that exist for the model and need no permission
   std::vector<std::string> disallowed;  ///< rules such as `Bash(rm:*)`
   std::string permission_mode;
-  int max_turns = 0;           ///< 0: without a limit
-  std::string directory;       ///< empty: the operator's working directory
-  std::string mcp_config;      ///< file with the MCP servers it may use; empty: none
+  int max_turns = 0;              ///< 0: without a limit
+  std::string directory;          ///< in which it works
+  std::string private_directory;  ///< of its client's agents alone; TMPDIR is in it
+  std::string mcp_config;         ///< JSON with the MCP servers it may use; empty: none
+  bool client_servers = false;    ///< some of them were registered by the client
+  confinement confined = confinement::none;
   bool show_activity = false;  ///< tell the client what the tools were asked and have answered
 };
 
@@ -1298,6 +1352,7 @@ inline void append_agent(std::string& words, const agent_request& agent) {
   append_field(words, 'P', agent.permission_mode);
   append_field(words, 'T', std::to_string(agent.max_turns));
   append_field(words, 'W', agent.directory);
+  append_field(words, 'H', agent.private_directory);
   append_field(words, 'M', agent.mcp_config);
 }
 
@@ -5072,6 +5127,15 @@ struct command {
   std::vector<std::string> arguments;  ///< the program's path first
   environment_map environment;
   std::string working_directory;
+  /// Secrets, each of which it may read once, from the descriptors 3, 4, …: no file, no variable
+  /// and no argument holds them, and what has been read is gone.
+  std::vector<std::string> inherited = {};
+
+  /// Hands one more over, and returns the number of its descriptor.
+  std::string inherit(std::string secret) {
+    inherited.push_back(std::move(secret));
+    return std::to_string(2 + inherited.size());
+  }
 };
 
 /// The variables' names or prefixes (ending in '*') that every `claude` may have.
@@ -5199,28 +5263,193 @@ inline std::vector<std::string> builtin_tools(const std::vector<std::string>& ru
   return names;
 }
 
-/// What an agent's process may do, beyond what every process is told.
-inline void add_agent_arguments(const options& settings, const agent_request& agent,
-                                std::vector<std::string>& arguments) {
-  const auto add = [&](const char* flag, const std::string& value) {
-    arguments.emplace_back(flag);
-    arguments.push_back(value);
-  };
-  if (agent.max_turns > 0) add("--max-turns", std::to_string(agent.max_turns));
-  if (settings.max_budget_usd > 0) {
-    add("--max-budget-usd", dump(json(settings.max_budget_usd)));
-  }
-  if (!agent.disallowed.empty()) add("--disallowedTools", text::join(agent.disallowed, ","));
-  if (!agent.mcp_config.empty()) add("--mcp-config", agent.mcp_config);
-  for (const auto& directory : settings.agent_directories) add("--add-dir", directory);
+/// Claude Code's tools that read or change files by themselves.
+inline bool is_file_tool(std::string_view name) {
+  constexpr std::array<std::string_view, 6> names = {"Read", "Glob",  "Grep",
+                                                     "Edit", "Write", "NotebookEdit"};
+  return std::find(names.begin(), names.end(), name) != names.end();
 }
 
-/// What an agent needs otherwise than a process without tools.
-inline void settle_environment(bool agent, environment_map& variables) {
-  if (!agent) {
-    variables["CLAUDE_AGENT_SDK_MCP_NO_PREFIX"] = "1";
-    return;
+/// A rule for a path, or for all below it. The CLI takes it for a pattern in which nothing can be
+/// escaped, so a sign that may be special there becomes one that matches any character.
+inline std::string path_rule(const char* tool, std::string_view path, const char* below) {
+  std::string pattern(path);
+  const auto is_special = [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) == 0 && c != '/' && c != '.' && c != '_' &&
+           c != '-';
+  };
+  std::replace_if(pattern.begin(), pattern.end(), is_special, '?');
+  return std::string(tool) + "(/" + pattern + below + ")";
+}
+
+/// The directories that an agent works in.
+inline std::vector<std::string> directories_of(const options& settings,
+                                               const agent_request& agent) {
+  auto directories = settings.agent_directories;
+  directories.push_back(agent.directory);
+  return directories;
+}
+
+/// What needs no permission. Where files are confined, a bare `Read` would be one for all of the
+/// disk, while the CLI lets it read the agent's directories without any; a bare `Edit` or `Write`
+/// becomes one for these directories.
+inline std::vector<std::string> allowed_rules(const options& settings, const agent_request& agent) {
+  if (agent.confined == confinement::none) return agent.tools;
+  std::vector<std::string> rules;
+  bool writes = false;
+  for (const auto& rule : agent.tools) {
+    if (!is_file_tool(rule)) rules.push_back(rule);
+    writes = writes || rule == "Edit" || rule == "Write" || rule == "NotebookEdit";
   }
+  if (!writes) return rules;
+  for (const auto& directory : directories_of(settings, agent)) {
+    rules.push_back(path_rule("Edit", directory, "/**"));
+  }
+  return rules;
+}
+
+/// What no tool gets: what the agent's client and the operator deny, and files with secrets.
+inline std::vector<std::string> denied_rules(const options& settings, const agent_request& agent) {
+  auto rules = agent.disallowed;
+  for (const auto& path : settings.secret_paths) {
+    for (const char* tool : {"Read", "Edit"}) {
+      rules.push_back(path_rule(tool, path, ""));
+      rules.push_back(path_rule(tool, path, "/**"));
+    }
+  }
+  return rules;
+}
+
+/// One word for a POSIX shell, whatever it holds.
+inline std::string shell_word(std::string_view word) {
+  std::string quoted = "'";
+  for (const char c : word) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return quoted + "'";
+}
+
+/// The program that the CLI starts commands and MCP servers through (its CLAUDE_CODE_SHELL_PREFIX,
+/// which must be one file; it is given the command as one argument). The words come by variables,
+/// which nothing that an agent runs can change.
+constexpr std::string_view confining_script = R"(#!/bin/sh
+if [ -n "$CLAUDE_OPENAI_SERVER" ]; then eval "exec $CLAUDE_OPENAI_SERVER"; fi
+eval "exec $CLAUDE_OPENAI_CONFINE" '"$1"'
+)";
+
+/// Where that file is.
+inline std::string confining_script_path(const options& settings) {
+  return value_or(settings.environment, "TMPDIR", "/tmp") + "/confine";
+}
+
+/// The words that run a command which sees the system's programs and libraries and nothing else of
+/// the disk, no other process, and no network unless it may; bubblewrap, bwrap(1). Files are the
+/// caller's to add.
+inline std::vector<std::string> bubblewrap_words(bool network) {
+  std::vector<std::string> words{"bwrap",
+                                 "--die-with-parent",
+                                 "--new-session",
+                                 "--unshare-all",
+                                 "--unshare-user",
+                                 "--cap-drop",
+                                 "ALL"};
+  if (network) words.emplace_back("--share-net");
+  for (const char* part : {"/usr",
+                           "/bin",
+                           "/sbin",
+                           "/lib",
+                           "/lib32",
+                           "/lib64",
+                           "/opt",
+                           "/nix",
+                           "/etc/alternatives",
+                           "/etc/ca-certificates",
+                           "/etc/fonts",
+                           "/etc/group",
+                           "/etc/hosts",
+                           "/etc/ld.so.cache",
+                           "/etc/ld.so.conf",
+                           "/etc/ld.so.conf.d",
+                           "/etc/localtime",
+                           "/etc/mime.types",
+                           "/etc/nsswitch.conf",
+                           "/etc/os-release",
+                           "/etc/passwd",
+                           "/etc/pki",
+                           "/etc/resolv.conf",
+                           "/etc/ssl",
+                           "/etc/timezone"}) {
+    words.insert(words.end(), {"--ro-bind-try", part, part});
+  }
+  words.insert(words.end(), {"--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"});
+  return words;
+}
+
+/// Confines what an agent runs: its commands see and change its directories alone, and have none of
+/// the variables that a login is in.
+inline void confine_commands(const options& settings, const agent_request& agent, command& made) {
+  auto words = bubblewrap_words(settings.sandbox_network);
+  auto& variables = made.environment;
+  const auto home = agent.private_directory + "/tmp";
+  auto directories = directories_of(settings, agent);
+  directories.push_back(home);
+  for (const auto& directory : directories) {
+    words.insert(words.end(), {"--bind", directory, directory});
+  }
+  auto secret = variables_of(resolve_auth(settings));
+  secret.insert(secret.end(), {"ANTHROPIC_CUSTOM_HEADERS", "CLAUDE_CODE_*", "CLAUDE_OPENAI_*"});
+  for (const auto& [name, value] : variables) {
+    const auto lists = [&, key = std::string_view(name)](auto one) { return is_listed(key, one); };
+    if (std::none_of(secret.begin(), secret.end(), lists)) continue;
+    words.insert(words.end(), {"--unsetenv", name});
+  }
+  // Of a repository that an agent has made, its configuration is a command of the agent's, too.
+  words.insert(words.end(), {"--unsetenv", "GIT_DIR", "--setenv", "HOME", home, "--chdir",
+                             agent.directory, "bash", "-c"});
+  std::string line;
+  for (const auto& word : words) line += shell_word(word) + " ";
+  variables["GIT_DIR"] = "/dev/null";
+  variables["CLAUDE_OPENAI_CONFINE"] = line;
+  variables["CLAUDE_CODE_SHELL_PREFIX"] = confining_script_path(settings);
+}
+
+/// What an agent's process may do, beyond what every process is told.
+inline void add_agent_arguments(const options& settings, const agent_request& agent,
+                                command& made) {
+  auto& arguments = made.arguments;
+  const auto add = [&](const char* flag, const std::vector<std::string>& values) {
+    if (values.empty()) return;
+    arguments.emplace_back(flag);
+    arguments.insert(arguments.end(), values.begin(), values.end());
+  };
+  // Each rule is an argument of its own, so that none can end another; see `is_rule`.
+  add("--allowedTools", allowed_rules(settings, agent));
+  add("--disallowedTools", denied_rules(settings, agent));
+  if (agent.max_turns > 0) add("--max-turns", {std::to_string(agent.max_turns)});
+  if (settings.max_budget_usd > 0) {
+    add("--max-budget-usd", {dump(json(settings.max_budget_usd))});
+  }
+  if (!agent.mcp_config.empty()) {
+    add("--mcp-config", {"/dev/fd/" + made.inherit(agent.mcp_config)});
+  }
+  for (const auto& directory : settings.agent_directories) add("--add-dir", {directory});
+}
+
+/// What an agent needs otherwise than a process without tools. Its commands and MCP servers inherit
+/// its variables, so that the account's key is not among them.
+inline void set_agent_environment(const agent_request& agent, command& made) {
+  auto& variables = made.environment;
+  for (const char* name : {"ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"}) {
+    const auto found = variables.find(name);
+    if (found == variables.end() || found->second.empty()) continue;
+    const bool key = found->first == "ANTHROPIC_API_KEY";
+    variables[key ? "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR"
+                  : "CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR"] = made.inherit(found->second);
+    variables.erase(found);
+  }
+  for (const char* name : {"TMPDIR", "CLAUDE_CODE_TMPDIR"}) {
+    variables[name] = agent.private_directory + "/tmp";
+  }
+  // Of 2.1.248 and later: no rule lets a file tool leave the agent's directories.
+  if (agent.confined != confinement::none) variables["CLAUDE_CODE_RESTRICTED"] = "1";
   for (const char* name : tool_less_variables) variables.erase(name);
   variables["MCP_CONNECTION_NONBLOCKING"] = "0";  // its servers are there from the first
   // The end of a command in the background would begin a turn that nobody has asked for.
@@ -5253,24 +5482,26 @@ inline std::string say_missing(const options& settings) {
 inline command make_command(const options& settings, const launch_profile& profile) {
   command made;
   const auto* agent = profile.agent ? &*profile.agent : nullptr;
-  std::vector<std::string> allowed{"mcp__client"};  // see `tool_server`
-  if (agent) allowed.insert(allowed.end(), agent->tools.begin(), agent->tools.end());
   made.arguments = claude_words(
       settings, {"-p", "--input-format", "stream-json", "--output-format", "stream-json",
                  "--verbose", "--include-partial-messages", "--model=" + profile.model, "--tools",
-                 agent ? text::join(builtin_tools(agent->tools), ",") : "", "--allowedTools",
-                 text::join(allowed, ","), "--setting-sources", "", "--strict-mcp-config",
-                 "--no-session-persistence", "--disable-slash-commands", "--permission-mode",
-                 agent ? agent->permission_mode : "default"});
-  if (agent) add_agent_arguments(settings, *agent, made.arguments);
+                 agent ? text::join(builtin_tools(agent->tools), ",") : "", "--setting-sources", "",
+                 "--strict-mcp-config", "--no-session-persistence", "--disable-slash-commands",
+                 "--permission-mode", agent ? agent->permission_mode : "default", "--allowedTools",
+                 "mcp__client"});  // see `tool_server`
+  if (agent) add_agent_arguments(settings, *agent, made);
   // `--bare` starts faster and adds nothing to the prompt, but never reads the CLI's own login.
   // An agent is to have Claude Code's own prompt.
   const bool bare = resolve_auth(settings) != auth_method::cli && agent == nullptr;
   if (bare) made.arguments.emplace_back("--bare");
   made.environment = child_environment(settings);
-  settle_environment(agent != nullptr, made.environment);
-  const bool elsewhere = agent && !agent->directory.empty();
-  made.working_directory = elsewhere ? agent->directory : settings.working_directory;
+  made.working_directory = agent ? agent->directory : settings.working_directory;
+  if (agent) {
+    set_agent_environment(*agent, made);
+    if (agent->confined == confinement::commands) confine_commands(settings, *agent, made);
+  } else {
+    made.environment["CLAUDE_AGENT_SDK_MCP_NO_PREFIX"] = "1";
+  }
   return made;
 }
 
@@ -5455,6 +5686,16 @@ class child_guard {
   pid_t pid_ = -1;
 };
 
+/// Writes everything to a file. False when it does not fit.
+inline bool write_all(int fd, std::string_view bytes) {
+  while (!bytes.empty()) {
+    const ssize_t count = ::write(fd, bytes.data(), bytes.size());
+    if (count < 0 && errno != EINTR) return false;
+    if (count > 0) bytes.remove_prefix(static_cast<std::size_t>(count));
+  }
+  return true;
+}
+
 /// A running command in a process group of its own, with pipes to its three streams. Its owner
 /// ends it; the destructor kills what is left. One thread at a time.
 class child_process {
@@ -5464,7 +5705,13 @@ class child_process {
     pipe_ends in = make_pipe();
     pipe_ends out = make_pipe();
     pipe_ends err = make_pipe();
-    pid_ = spawn(what, in.read.get(), out.write.get(), err.write.get());
+    std::vector<unique_fd> secrets;
+    std::vector<int> streams{in.read.get(), out.write.get(), err.write.get()};
+    for (const auto& secret : what.inherited) {
+      secrets.push_back(fill_pipe(secret));
+      streams.push_back(secrets.back().get());
+    }
+    pid_ = spawn(what, streams);
     guard_->add(pid_);
     input = std::move(in.write);
     output = std::move(out.read);
@@ -5525,15 +5772,31 @@ class child_process {
     return pointers;
   }
 
-  static pid_t spawn(const command& what, int in, int out, int err) {
+  /// A pipe from which these bytes can be read. Throws `std::system_error` when it cannot hold them.
+  static unique_fd fill_pipe(std::string_view bytes) {
+    auto ends = make_pipe();
+    set_nonblocking(ends.write.get());
+#ifdef F_SETPIPE_SZ
+    ::fcntl(ends.write.get(), F_SETPIPE_SZ, static_cast<int>(bytes.size()));
+#endif
+    if (!write_all(ends.write.get(), bytes)) {
+      throw std::system_error(last_system_error(), "the settings of MCP servers do not fit a pipe");
+    }
+    // Above all descriptors that it may become, so that none of them is closed by another's.
+    return unique_fd(::fcntl(ends.read.get(), F_DUPFD_CLOEXEC, 32));
+  }
+
+  /// `streams` become its descriptors from 0 on.
+  static pid_t spawn(const command& what, const std::vector<int>& streams) {
     auto arguments = what.arguments;
     std::vector<std::string> variables;
     for (const auto& [name, value] : what.environment) variables.push_back(name + "=" + value);
     posix_spawn_file_actions_t actions{};
     posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_adddup2(&actions, in, STDIN_FILENO);
-    posix_spawn_file_actions_adddup2(&actions, out, STDOUT_FILENO);
-    posix_spawn_file_actions_adddup2(&actions, err, STDERR_FILENO);
+    int next = 0;
+    for (const int stream : streams) {
+      posix_spawn_file_actions_adddup2(&actions, stream, next++);
+    }
     if (!what.working_directory.empty()) {
       posix_spawn_file_actions_addchdir_np(&actions, what.working_directory.c_str());
     }
@@ -5543,7 +5806,7 @@ class child_process {
 #ifdef __APPLE__
     flags |= POSIX_SPAWN_CLOEXEC_DEFAULT;
 #elif defined(__GLIBC__) && __GLIBC_PREREQ(2, 34)
-    posix_spawn_file_actions_addclosefrom_np(&actions, STDERR_FILENO + 1);
+    posix_spawn_file_actions_addclosefrom_np(&actions, next);
 #endif
     sigset_t signals;
     sigfillset(&signals);
@@ -5591,16 +5854,6 @@ inline bool read_available(int fd, std::string& bytes) {
     if (count < 0) return errno == EAGAIN || errno == EINTR;
     bytes.append(chunk.data(), static_cast<std::size_t>(count));
     if (static_cast<std::size_t>(count) < chunk.size()) break;
-  }
-  return true;
-}
-
-/// Writes everything to a file. False when it does not fit.
-inline bool write_all(int fd, std::string_view bytes) {
-  while (!bytes.empty()) {
-    const ssize_t count = ::write(fd, bytes.data(), bytes.size());
-    if (count < 0 && errno != EINTR) return false;
-    if (count > 0) bytes.remove_prefix(static_cast<std::size_t>(count));
   }
   return true;
 }
@@ -5805,6 +6058,9 @@ class worker {
     if (agent_) return SIGINT;
     return parked() ? SIGKILL : SIGTERM;
   }
+
+  /// It has Claude Code's own tools.
+  bool is_agent() const { return agent_; }
 
   /// The last turn ended with calls of the client's tools, and the process waits for the results.
   bool parked() const { return decoder_.finished() && !decoder_.calls().empty(); }
@@ -6224,8 +6480,28 @@ class pool {
       const std::lock_guard<std::mutex> lock(mutex_);
       wanted_ = settings_.spares;
       may_rehearse_ = true;  // it may be another version
-      remember({settings_.default_model, std::nullopt});
+      remember({settings_.default_model, std::nullopt}, {});
     }
+    wake_.raise();
+  }
+
+  /// Ends what this client's agents left: a server that they had may be gone.
+  void end_idle_agents(const std::string& client) {
+    end_idle(
+        [&](const idle_process& idle) { return idle.process->is_agent() && idle.is_of(client); });
+  }
+
+  /// Ends all that was kept for a client whose key is no longer valid.
+  void forget(const std::set<std::string>& clients) {
+    end_idle([&](const idle_process& idle) {
+      return std::any_of(clients.begin(), clients.end(),
+                         [&](const std::string& client) { return idle.is_of(client); });
+    });
+    const std::lock_guard<std::mutex> lock(mutex_);
+    profiles_.erase(
+        std::remove_if(profiles_.begin(), profiles_.end(),
+                       [&](const asked_profile& asked) { return clients.count(asked.client) > 0; }),
+        profiles_.end());
     wake_.raise();
   }
 
@@ -6263,6 +6539,7 @@ class pool {
   /// A profile that was asked for, and how its last fresh conversations were opened.
   struct asked_profile {
     launch_profile profile;
+    std::string client;  ///< whose agents it is for; empty: for all, or for those without a key
     steady_time asked;
     std::shared_ptr<const conversation_opening> last;
     std::shared_ptr<const conversation_opening> usual;  ///< the same twice in a row: likely again
@@ -6272,6 +6549,12 @@ class pool {
     std::string words;  ///< trace of the conversation that it holds
     std::unique_ptr<worker> process;
     steady_time since;
+
+    bool is_of(const std::string& client) const {
+      std::string begin;
+      append_field(begin, 'k', client);  // as `make_trace` begins
+      return text::starts_with(words, begin);
+    }
   };
 
   struct stopping_process {
@@ -6350,7 +6633,7 @@ class pool {
   /// The first profiles have one spare more than the others, or one instead of none. Another takes
   /// such a place only when nobody has asked for its owner for a while: to follow each request
   /// would start a process and end another for it.
-  asked_profile& remember(const launch_profile& profile) {
+  asked_profile& remember(const launch_profile& profile, const std::string& client) {
     const auto now = std::chrono::steady_clock::now();
     const auto earlier = [](const auto& a, const auto& b) { return a.asked < b.asked; };
     auto known = find_asked(profiles_, profile);
@@ -6359,7 +6642,8 @@ class pool {
         const auto poorer = profiles_.begin() + wanted_ % static_cast<int>(most_profiles);
         profiles_.erase(std::min_element(poorer, profiles_.end(), earlier));
       }
-      known = profiles_.insert(profiles_.end(), asked_profile{profile, now, {}, {}});
+      const auto owner = profile.agent ? client : std::string();
+      known = profiles_.insert(profiles_.end(), asked_profile{profile, owner, now, {}, {}});
     }
     known->asked = now;
     const auto first = profiles_.begin();
@@ -6385,14 +6669,17 @@ class pool {
   std::optional<grant> try_grant(const process_demand& demand) {
     if (auto own = try_own(demand)) return own;
     last_taken_ = std::chrono::steady_clock::now();
-    auto& asked = remember(demand.profile);
+    // A server that a client has registered runs as long as that client uses it, not as a spare.
+    const auto& agent = demand.profile.agent;
+    auto* asked =
+        agent && agent->client_servers ? nullptr : &remember(demand.profile, demand.client);
     grant found;
     found.process = take_spare(demand);
     if (!found.process && total() >= maximum_) {
       if (stopping_.empty()) stop_least_useful();
       return std::nullopt;
     }
-    note_opening(demand, asked);
+    if (asked != nullptr) note_opening(demand, *asked);
     return take_slot(std::move(found));
   }
 
@@ -6640,6 +6927,17 @@ class pool {
     if (!process.failed_rehearsal() || !may_rehearse_) return;
     may_rehearse_ = false;
     settings_.log.warning("claude was lost in a rehearsal; spares are opened without one");
+  }
+
+  template <class Condition>
+  void end_idle(Condition holds) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto idle = idle_.begin(); idle != idle_.end();) {
+      const bool ends = holds(*idle);
+      if (ends) stop(*idle->process);
+      idle = ends ? idle_.erase(idle) : std::next(idle);
+    }
+    wake_.raise();
   }
 
   /// Reads what spares say, and drops those that died or that nobody will ask for.
@@ -7000,6 +7298,14 @@ class session_store {
   void expire() {
     const std::lock_guard<std::mutex> lock(mutex_);
     sweep();
+  }
+
+  /// Forgets the sessions of these clients, with their files.
+  void forget(const std::set<std::string>& clients) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto kept = sessions_.begin(); kept != sessions_.end();) {
+      kept = clients.count(kept->first.first) > 0 ? forget(kept) : std::next(kept);
+    }
   }
 
   /// Of all clients.
@@ -7365,6 +7671,14 @@ class response_store {
     const std::lock_guard<std::mutex> lock(mutex_);
     sweep();
     return kept_.erase({client, id}) > 0;
+  }
+
+  /// Forgets the responses of these clients.
+  void forget(const std::set<std::string>& clients) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto kept = kept_.begin(); kept != kept_.end();) {
+      kept = clients.count(kept->first.first) > 0 ? kept_.erase(kept) : std::next(kept);
+    }
   }
 
   /// Ends the answer if it is still under way; one that has ended stays as it is.
@@ -8093,6 +8407,7 @@ struct tool_configuration {
   std::vector<std::string> disallowed;
   std::chrono::system_clock::time_point created;
   std::chrono::system_clock::time_point updated;
+  steady_time used;  ///< by a request, or set
 
   std::vector<std::string> effective() const {
     std::vector<std::string> tools;
@@ -8113,8 +8428,9 @@ struct tool_configuration {
 struct mcp_server {
   std::string name;
   std::string description;
-  json config;          ///< in Claude Code's own form: `{command, args, env}` or `{type, url, …}`
-  bool enabled = true;  ///< agents are given it
+  json config;  ///< in Claude Code's own form: `{command, args, env}` or `{type, url, …}`
+  bool operators = false;  ///< from `options::mcp_config`; its command line is not shown
+  bool enabled = true;     ///< agents are given it
   bool connected = false;  ///< it was tried, and has answered
   std::size_t tools = 0;   ///< the counts that it told then
   std::size_t resources = 0;
@@ -8177,8 +8493,9 @@ inline mcp_server parse_mcp_server(const reader& root) {
   mcp_server server;
   server.name = name.string();
   if (server.name.empty() || server.name.size() > 100 ||
+      std::isalnum(static_cast<unsigned char>(server.name.front())) == 0 ||
       !std::all_of(server.name.begin(), server.name.end(), plain)) {
-    name.fail("must be 1 to 100 letters, digits, '-', '_' or '.'");
+    name.fail("must be 1 to 100 letters, digits, '-', '_' or '.', the first a letter or digit");
   }
   const auto command = root.require("command");
   if (text::trim(command.string()).empty() || command.string().size() > 500) {
@@ -8197,13 +8514,14 @@ inline mcp_server parse_mcp_server(const reader& root) {
   return server;
 }
 
-/// Without the variables, which may be secrets.
+/// Without the variables, and of the operator's without the command line: they may hold secrets.
 inline json render_mcp_servers(const std::vector<mcp_server>& servers) {
   json rows = json::array();
   for (const auto& server : servers) {
-    const auto& arguments = member_of(server.config, "args");
+    const json shown = server.operators ? json::object() : server.config;
+    const auto& arguments = member_of(shown, "args");
     rows.push_back(json::object({{"name", server.name},
-                                 {"command", string_of(server.config, "command")},
+                                 {"command", string_of(shown, "command")},
                                  {"args", arguments.is_array() ? arguments : json::array()},
                                  {"description", server.description},
                                  {"enabled", server.enabled},
@@ -8305,14 +8623,26 @@ class mcp_probe {
   steady_time deadline_ = std::chrono::steady_clock::now() + patience;
 };
 
+/// Why an agent's commands cannot be confined here; empty when they can.
+inline std::string try_sandbox(const options& settings, const child_guard& guard) {
+  if (find_program("bwrap", settings.environment).empty()) {
+    return "bubblewrap is not installed (on Debian: apt-get install bubblewrap)";
+  }
+  command trial{bubblewrap_words(false), settings.environment, {}};
+  trial.arguments.insert(trial.arguments.end(), {"bash", "-c", "exit 0"});
+  const auto tried = run_command(trial, guard, std::chrono::seconds(5), wake_signal());
+  if (tried.ending == "exit code 0") return {};
+  return std::string(text::trim(text::repair_utf8(tried.errors)));
+}
+
 /// Knows what agents may do: the operator's limits, and within them what each client has set. A
 /// client's settings are its own.
 class agent_registry {
  public:
   /// Throws `std::invalid_argument` when the operator's MCP file cannot be used. `scratch` is a
-  /// private directory for the files that agents are started with.
-  agent_registry(const options& settings, std::string scratch)
-      : settings_(settings), scratch_(std::move(scratch)) {
+  /// private directory, in which each client's agents get one of their own.
+  agent_registry(const options& settings, std::string scratch, const child_guard& guard)
+      : settings_(settings), scratch_(std::move(scratch)), guard_(guard) {
     if (settings_.mcp_config.empty()) return;
     unique_fd file(::open(settings_.mcp_config.c_str(), O_RDONLY | O_CLOEXEC));
     std::string bytes;
@@ -8324,35 +8654,62 @@ class agent_registry {
       throw std::invalid_argument("no MCP servers can be read from " + settings_.mcp_config);
     }
     for (const auto& [name, config] : servers.items()) {
-      operator_servers_.push_back({name, "from the operator's file", config});
+      operator_servers_.push_back({name, "from the operator's file", config, true});
     }
   }
 
   /// Fills in what the agent of this request may do. Throws a 400 for what is no setting, and a 403
   /// for more than the operator allows.
   void settle(turn_request& request, const agent_headers& asked) {
-    if (!settings_.builtin_tools) {
-      throw api_error(error_kind::permission,
-                      "this proxy does not lend Claude Code's own tools (--no-builtin-tools)");
-    }
+    check_lent();
     auto& agent = *request.agent;
+    agent.confined = confinement_here();
     settle_mode(request, asked);
     settle_turns(agent, asked);
-    settle_directory(agent, asked);
+    settle_directory(request, asked);
     const std::lock_guard<std::mutex> lock(mutex_);
-    auto servers = active_servers(request.client);
+    std::vector<mcp_server> servers;
+    for (const auto& server : servers_of(request.client)) {
+      if (server.enabled) servers.push_back(server);
+    }
     settle_tools(agent, asked, configuration_of(request.client, request.session), servers);
-    const auto unused = [&](const mcp_server& server) {
-      return std::none_of(agent.tools.begin(), agent.tools.end(),
-                          [&](const std::string& rule) { return is_of(rule, server); });
-    };
-    servers.erase(std::remove_if(servers.begin(), servers.end(), unused), servers.end());
-    agent.mcp_config = servers.empty() ? std::string() : config_file(servers);
+    json used = json::object();
+    for (const auto& server : servers) {
+      const auto names_it = [&](const std::string& rule) { return is_of(rule, server); };
+      if (std::none_of(agent.tools.begin(), agent.tools.end(), names_it)) continue;
+      used[server.name] = server.config;
+      const bool local = !string_of(server.config, "command").empty();
+      if (agent.confined == confinement::commands && server.operators && local) {
+        used[server.name]["env"]["CLAUDE_OPENAI_SERVER"] = command_line(server.config);
+      }
+      agent.client_servers = agent.client_servers || !server.operators;
+    }
+    if (!used.empty()) agent.mcp_config = dump(json::object({{"mcpServers", used}}));
   }
 
   tool_configuration configuration(const std::string& client, const std::string& session) {
     const std::lock_guard<std::mutex> lock(mutex_);
     return configuration_of(client, session);
+  }
+
+  /// How far agents are confined. The first call may take some 20 ms. Throws a 503 where they
+  /// should be and cannot.
+  confinement confinement_here() {
+    if (settings_.sandbox == sandbox_use::off) return confinement::none;
+    std::call_once(sandbox_tried_, [this] { sandbox_problem_ = try_sandbox(settings_, guard_); });
+    if (sandbox_problem_.empty()) return confinement::commands;
+    if (settings_.sandbox == sandbox_use::automatic) return confinement::files;
+    throw api_error(error_kind::unavailable,
+                    "agents are to be confined (--sandbox on), and cannot: " + sandbox_problem_);
+  }
+
+  /// Forgets all that these clients have set.
+  void forget(const std::set<std::string>& clients) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const auto& client : clients) {
+      servers_.erase(client);
+      configurations_.erase(client);
+    }
   }
 
   /// What is null stays as it is. Throws a 400 for a name that no tool has.
@@ -8363,84 +8720,130 @@ class agent_registry {
       if (*names) check_names(**names);
     }
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto now = std::chrono::system_clock::now();
-    const auto fresh =
-        session.empty() ? default_configuration() : tool_configuration{std::nullopt, {}, now, now};
-    auto& kept = configurations_.try_emplace({client, session}, fresh).first->second;
-    if (allowed) kept.allowed = *allowed;
-    if (disallowed) kept.disallowed = *disallowed;
-    kept.updated = now;
-    return kept;
+    auto fresh = configuration_of(client, {});
+    fresh.created = std::chrono::system_clock::now();
+    auto& own = configurations_[client];
+    auto& kept = own.try_emplace(session, std::move(fresh)).first->second;
+    if (allowed) kept.allowed = without_doubles(*allowed);
+    if (disallowed) kept.disallowed = without_doubles(*disallowed);
+    kept.updated = std::chrono::system_clock::now();
+    kept.used = std::chrono::steady_clock::now();
+    const auto configured = kept;
+    if (own.size() > max_configurations) {
+      own.erase(std::min_element(own.begin(), own.end(), [](const auto& a, const auto& b) {
+        return std::make_pair(a.first.empty(), a.second.used) <
+               std::make_pair(b.first.empty(), b.second.used);
+      }));
+    }
+    return configured;
   }
 
   std::size_t session_configurations(const std::string& client) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return static_cast<std::size_t>(
-        std::count_if(configurations_.begin(), configurations_.end(), [&](const auto& entry) {
-          return entry.first.first == client && !entry.first.second.empty();
-        }));
+    configuration_of(client, {});
+    return configurations_[client].size() - 1;
   }
 
   /// The operator's and the client's own.
   std::vector<mcp_server> servers(const std::string& client) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    auto all = operator_servers_;
-    const auto& own = client_servers_[client];
-    all.insert(all.end(), own.begin(), own.end());
-    return all;
+    return servers_of(client);
   }
 
-  /// A server of the same name is replaced. Throws a 403 when the operator has one of that name.
+  /// A client's server of the same name is replaced. Throws a 403 where clients may add none, or
+  /// none of that name.
   void add_server(const std::string& client, mcp_server server) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (find(operator_servers_, server.name) != nullptr) {
+    check_lent();
+    if (!settings_.allow_mcp_registration) {
       throw api_error(error_kind::permission,
-                      "the operator has an MCP server named '" + server.name + "'");
+                      "an MCP server is a command that runs on this machine; this proxy takes none "
+                      "from clients (--allow-mcp-registration)");
     }
-    auto& own = client_servers_[client];
-    if (auto* known = find(own, server.name)) {
-      *known = std::move(server);
-    } else {
-      own.push_back(std::move(server));
+    server.operators = false;
+    const auto rule = rule_of(server);
+    if (!may_have(rule, {server})) {
+      throw api_error(error_kind::permission,
+                      "'" + rule + "' is not among the tools that this proxy allows");
     }
+    const std::lock_guard<std::mutex> lock(mutex_);
+    auto& own = servers_of(client);
+    for (auto& known : own) {
+      if (rule_of(known) != rule) continue;
+      if (known.name != server.name || known.operators) refuse_name(server.name, known.name);
+      known = std::move(server);
+      return;
+    }
+    if (rule == "mcp__client") refuse_name(server.name, "client");  // see `tool_server`
+    std::size_t bytes = dump(server.config).size();
+    for (const auto& known : own) bytes += known.operators ? 0 : dump(known.config).size();
+    if (bytes > max_server_bytes) {
+      throw bad_field("name", "is one MCP server too many: those of a client may take 32 KiB");
+    }
+    own.push_back(std::move(server));
   }
 
-  /// Starts a server to see what it has, and gives it to agents from then on.
-  mcp_server connect(const std::string& client, const std::string& name, const child_guard& guard,
-                     const wake_signal& stop) {
-    auto server = copy_of(client, name);
-    if (string_of(server.config, "command").empty()) {
+  /// Starts a server to see what it has, and gives it to this client's agents from then on.
+  mcp_server connect(const std::string& client, const std::string& name, const wake_signal& stop) {
+    check_lent();
+    auto tried = change(client, name, [](mcp_server&) {});
+    if (string_of(tried.config, "command").empty()) {
       throw bad_field("server_name", "names a server that is no local command; it cannot be tried");
     }
     try {
-      mcp_probe(server_command(server.config), guard).count(server, stop);
+      mcp_probe(server_command(tried.config), guard_).count(tried, stop);
     } catch (const std::system_error& failure) {
       throw api_error(error_kind::bad_gateway, failure.what());
     }
-    server.connected = server.enabled = true;
-    replace(client, server);
-    return server;
+    // Only what was found out: the server may have been registered anew meanwhile.
+    return change(client, name, [&](mcp_server& server) {
+      server.connected = server.enabled = true;
+      server.tools = tried.tools;
+      server.resources = tried.resources;
+      server.prompts = tried.prompts;
+    });
   }
 
-  /// Agents no longer get the server. Throws a 404 when it was not connected.
+  /// This client's agents no longer get the server. Throws a 404 when it was not connected.
   void disconnect(const std::string& client, const std::string& name) {
-    auto server = copy_of(client, name);
-    if (!server.connected) {
-      throw api_error(error_kind::not_found, "Not connected to MCP server '" + name + "'");
-    }
-    server.connected = server.enabled = false;
-    replace(client, server);
+    check_lent();
+    change(client, name, [&](mcp_server& server) {
+      if (!server.connected) {
+        throw api_error(error_kind::not_found, "Not connected to MCP server '" + name + "'");
+      }
+      server.connected = server.enabled = false;
+    });
   }
 
  private:
   static constexpr int default_turns = 10;
+  static constexpr std::size_t max_configurations = 1'000;    ///< of one client's sessions
+  static constexpr std::size_t max_server_bytes = 32 * 1024;  ///< of all that one client adds
 
   static tool_configuration default_configuration() {
     const auto now = std::chrono::system_clock::now();
     return {std::vector<std::string>{"Read", "Glob", "Grep", "Bash", "Write", "Edit"},
             {"Task", "WebFetch", "WebSearch"},
             now,
-            now};
+            now,
+            std::chrono::steady_clock::now()};
+  }
+
+  /// Throws a 403 where tools are lent to nobody.
+  void check_lent() const {
+    if (settings_.builtin_tools) return;
+    throw api_error(error_kind::permission,
+                    "this proxy does not lend Claude Code's own tools (--no-builtin-tools)");
+  }
+
+  [[noreturn]] static void refuse_name(const std::string& name, const std::string& taken) {
+    throw api_error(error_kind::permission, "an MCP server cannot be named '" + name + "' here: '" +
+                                                taken + "' has that name's tools");
+  }
+
+  static std::vector<std::string> without_doubles(std::vector<std::string> names) {
+    std::sort(names.begin(), names.end());
+    names.erase(std::unique(names.begin(), names.end()), names.end());
+    return names;
   }
 
   static void check_names(const std::vector<std::string>& names) {
@@ -8473,9 +8876,19 @@ class agent_registry {
       }
       mode = *asked.permission_mode;
     }
+    const auto is_narrowed = [](const std::string& rule) {
+      return text::starts_with(rule, "Bash(");
+    };
+    const auto& tools = settings_.allowed_tools;
+    if (mode == "acceptEdits" && std::any_of(tools.begin(), tools.end(), is_narrowed)) {
+      throw api_error(error_kind::permission,
+                      "the permission mode 'acceptEdits' lets commands run that no rule of this "
+                      "proxy's --allowed-tools names");
+    }
     if (rank_of_mode(mode) > most) mode = settings_.permission_mode;
-    if (mode != "bypassPermissions" || ::geteuid() != 0) return;
-    mode = "acceptEdits";  // claude refuses to run as root without permissions
+    const bool confined = request.agent->confined != confinement::none;
+    if (mode != "bypassPermissions" || (::geteuid() != 0 && !confined)) return;
+    mode = "acceptEdits";  // claude refuses to run as root, or restricted, without permissions
     name_ignored(request, "X-Claude-Permission-Mode");
   }
 
@@ -8494,57 +8907,59 @@ class agent_registry {
     agent.max_turns = *turns;
   }
 
-  void settle_directory(agent_request& agent, const agent_headers& asked) const {
+  /// Each client's agents have a directory of their own; they work in it unless the operator or the
+  /// client names another.
+  void settle_directory(turn_request& request, const agent_headers& asked) const {
+    auto& agent = *request.agent;
+    const auto agents = scratch_ + "/agents";
+    agent.private_directory = agents + "/" + (request.client.empty() ? "keyless" : request.client);
+    agent.directory = agent.private_directory + "/work";
+    for (const auto& made :
+         {agents, agent.private_directory, agent.directory, agent.private_directory + "/tmp"}) {
+      ::mkdir(made.c_str(), 0700);
+    }
+    const unique_fd script(::open(confining_script_path(settings_).c_str(),
+                                  O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0700));
+    if (script) write_all(script.get(), confining_script);
+    const auto& usual = settings_.working_directory;
+    if (!usual.empty() && usual != scratch_) agent.directory = usual;
     if (!asked.directory) return;
     namespace files = std::filesystem;
     std::error_code failed;
     const auto wanted = files::canonical(*asked.directory, failed);
-    if (failed || !files::is_directory(wanted, failed)) {
-      throw bad_field("X-Claude-Cwd", "is not a directory");
-    }
-    for (const auto& root : settings_.agent_roots) {
-      const auto above = files::canonical(root, failed);
-      const auto differ = std::mismatch(above.begin(), above.end(), wanted.begin(), wanted.end());
-      if (!failed && differ.first == above.end()) {
+    if (!failed && files::is_directory(wanted, failed)) {
+      for (const auto& root : settings_.agent_roots) {
+        const auto above = files::canonical(root, failed);
+        const auto differ = std::mismatch(above.begin(), above.end(), wanted.begin(), wanted.end());
+        if (failed || differ.first != above.end()) continue;
         agent.directory = wanted.string();
         return;
       }
     }
-    throw api_error(error_kind::permission,
-                    "X-Claude-Cwd is not below a directory that this proxy allows (--allowed-cwd)");
-  }
-
-  static bool is_rule(std::string_view rule) {
-    const auto name = rule.substr(0, rule.find('('));
-    const bool closed = name.size() == rule.size() || rule.back() == ')';
-    return closed && !name.empty() && name.front() != '-' &&
-           std::all_of(name.begin(), name.end(), [](char c) {
-             return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == '-' ||
-                    c == '*';
-           });
+    // One answer, whether it exists or not: that is nothing for a client to know.
+    throw api_error(
+        error_kind::permission,
+        "X-Claude-Cwd is no directory that this proxy allows, nor in one (--allowed-cwd)");
   }
 
   /// Rules separated by commas; those within parentheses are part of a rule.
   static std::vector<std::string> split_rules(const char* header, std::string_view list) {
-    std::vector<std::string> rules(1);
-    int depth = 0;
-    for (const char c : list) {
-      if (c == '(') ++depth;
-      if (c == ')') --depth;
-      if (c == ',' && depth == 0) {
-        rules.emplace_back();
-      } else {
-        rules.back() += c;
+    std::vector<std::string> rules;
+    while (!list.empty()) {
+      auto comma = list.find(',');
+      const auto open = list.find('(');
+      if (open < comma) comma = list.find(',', std::min(list.find(')', open), list.size()));
+      const auto end = std::min(comma, list.size());
+      const auto rule = text::trim(list.substr(0, end));
+      list.remove_prefix(std::min(end + 1, list.size()));
+      if (rule.empty()) continue;
+      if (!is_rule(rule)) {
+        throw bad_field(header, "holds '" + text::repair_utf8(rule) +
+                                    "', which is no tool such as Bash or Bash(git:*)");
       }
+      rules.emplace_back(rule);
     }
-    std::vector<std::string> trimmed;
-    for (const auto& rule : rules) {
-      if (text::trim(rule).empty()) continue;
-      trimmed.emplace_back(text::trim(rule));
-      if (!is_rule(trimmed.back()))
-        throw bad_field(header, "holds '" + rule + "', which is no tool");
-    }
-    return trimmed;
+    return rules;
   }
 
   /// The rule for all tools of a server. Claude Code has it without signs that a tool's name cannot
@@ -8562,14 +8977,29 @@ class agent_registry {
 
   bool may_have(const std::string& rule, const std::vector<mcp_server>& servers) const {
     const auto name = tool_of_rule(rule);
-    for (const auto& server : servers) {
-      if (is_of(rule, server)) return true;
-    }
     const auto& most = settings_.allowed_tools;
-    if (most.empty()) return is_known_tool(name);
+    bool known = is_known_tool(name);
+    for (const auto& server : servers) {
+      if (!is_of(rule, server)) continue;
+      if (server.operators) return true;
+      known = true;
+      if (std::find(most.begin(), most.end(), rule_of(server)) != most.end()) return true;
+    }
+    if (most.empty()) return known;
     return std::any_of(most.begin(), most.end(), [&](const std::string& allowed) {
       return allowed == rule || allowed == name;
     });
+  }
+
+  /// A rule by which a file tool would reach more than the agent's directories, and which the
+  /// operator has not given.
+  bool leaves_directory(const std::string& rule) const {
+    const auto name = tool_of_rule(rule);
+    if (!is_file_tool(name) || name == rule) return false;
+    const auto& most = settings_.allowed_tools;
+    if (std::find(most.begin(), most.end(), rule) != most.end()) return false;
+    const auto begin = rule.at(name.size() + 1);
+    return begin == '/' || begin == '~' || begin == '!' || rule.find("..") != std::string::npos;
   }
 
   void settle_tools(agent_request& agent, const agent_headers& asked,
@@ -8585,7 +9015,8 @@ class agent_registry {
     if (asked.allowed_tools) {
       agent.tools = split_rules("X-Claude-Allowed-Tools", *asked.allowed_tools);
       for (const auto& rule : agent.tools) {
-        if (may_have(rule, servers)) continue;
+        const bool leaves = agent.confined != confinement::none && leaves_directory(rule);
+        if (may_have(rule, servers) && !leaves) continue;
         throw api_error(error_kind::permission,
                         "the tool '" + rule + "' is not among those that this proxy allows");
       }
@@ -8593,7 +9024,9 @@ class agent_registry {
       for (const auto& tool : configured.effective()) {
         if (may_have(tool, servers)) agent.tools.push_back(tool);
       }
-      for (const auto& server : servers) agent.tools.push_back(rule_of(server));
+      for (const auto& server : servers) {
+        if (may_have(rule_of(server), servers)) agent.tools.push_back(rule_of(server));
+      }
     }
     const auto out = [&](const std::string& rule) {
       return std::find(agent.disallowed.begin(), agent.disallowed.end(), rule) !=
@@ -8601,6 +9034,15 @@ class agent_registry {
     };
     agent.tools.erase(std::remove_if(agent.tools.begin(), agent.tools.end(), out),
                       agent.tools.end());
+  }
+
+  /// An operator's server is not confined: what it does is the operator's business.
+  static std::string command_line(const json& config) {
+    auto line = shell_word(string_of(config, "command"));
+    for (const auto& argument : member_of(config, "args")) {
+      if (argument.is_string()) line += " " + shell_word(argument.get<std::string>());
+    }
+    return line;
   }
 
   command server_command(const json& config) const {
@@ -8627,71 +9069,54 @@ class agent_registry {
     return what;
   }
 
-  // Everything below needs the lock, but for `copy_of` and `replace`, which take it.
-
-  template <class Servers>
-  static auto find(Servers& servers, const std::string& name) -> decltype(servers.data()) {
-    for (auto& server : servers) {
-      if (server.name == name) return &server;
-    }
-    return nullptr;
-  }
-
-  mcp_server copy_of(const std::string& client, const std::string& name) {
+  /// Changes the client's server of that name, and returns it as it is then. Throws a 404 where
+  /// there is none. Takes the lock.
+  template <class Change>
+  mcp_server change(const std::string& client, const std::string& name, Change what) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (const auto* server = find(operator_servers_, name)) return *server;
-    if (const auto* server = find(client_servers_[client], name)) return *server;
+    for (auto& server : servers_of(client)) {
+      if (server.name != name) continue;
+      what(server);
+      return server;
+    }
     throw api_error(error_kind::not_found, "MCP server '" + name + "' is not registered");
   }
 
-  void replace(const std::string& client, const mcp_server& server) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    auto* kept = find(operator_servers_, server.name);
-    if (kept == nullptr) kept = find(client_servers_[client], server.name);
-    if (kept != nullptr) *kept = server;
+  // Everything below needs the lock.
+
+  /// The client's own list, which begins with the operator's servers: what one client switches off
+  /// others keep.
+  std::vector<mcp_server>& servers_of(const std::string& client) {
+    return servers_.try_emplace(client, operator_servers_).first->second;
   }
 
-  std::vector<mcp_server> active_servers(const std::string& client) {
-    std::vector<mcp_server> active;
-    for (const auto* servers : {&operator_servers_, &client_servers_[client]}) {
-      for (const auto& server : *servers) {
-        if (server.enabled) active.push_back(server);
-      }
-    }
-    return active;
-  }
-
+  /// What holds for the session, or else for the client. A session's ends with its session.
   const tool_configuration& configuration_of(const std::string& client,
                                              const std::string& session) {
-    const auto found = configurations_.find({client, session});
-    if (found != configurations_.end()) return found->second;
-    return configurations_.try_emplace({client, std::string()}, default_configuration())
-        .first->second;
-  }
-
-  /// A file, since a server's variables may be secret and arguments are for all to see. One for
-  /// each set of servers: a process is started for the set that it has.
-  std::string config_file(const std::vector<mcp_server>& servers) {
-    json listed = json::object();
-    for (const auto& server : servers) listed[server.name] = server.config;
-    const auto bytes = dump(json::object({{"mcpServers", listed}}));
-    const auto known = config_files_.find(bytes);
-    if (known != config_files_.end()) return known->second;
-    const auto path = scratch_ + "/mcp-" + std::to_string(config_files_.size() + 1) + ".json";
-    const unique_fd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
-    if (!file || !write_all(file.get(), bytes)) {
-      throw api_error(error_kind::internal, "the MCP servers cannot be written down");
+    auto& own = configurations_[client];
+    const auto now = std::chrono::steady_clock::now();
+    for (auto kept = own.begin(); kept != own.end();) {
+      const bool expired = !kept->first.empty() && kept->second.used < now - settings_.session_ttl;
+      kept = expired ? own.erase(kept) : std::next(kept);
     }
-    return config_files_.emplace(bytes, path).first->second;
+    auto found = own.find(session);
+    if (found == own.end()) {
+      found = own.try_emplace(std::string(), default_configuration()).first;
+    }
+    found->second.used = now;
+    return found->second;
   }
 
   const options& settings_;
   std::string scratch_;
+  const child_guard& guard_;
+  std::once_flag sandbox_tried_;
+  std::string sandbox_problem_;  ///< empty: it works
   std::mutex mutex_;
   std::vector<mcp_server> operator_servers_;
-  std::map<std::string, std::vector<mcp_server>> client_servers_;  ///< by client
-  std::map<std::pair<std::string, std::string>, tool_configuration> configurations_;
-  std::map<std::string, std::string> config_files_;  ///< path by contents
+  std::map<std::string, std::vector<mcp_server>> servers_;  ///< by client
+  std::map<std::string, std::map<std::string, tool_configuration>>
+      configurations_;  ///< by client and session; that without one is the client's
 };
 
 //================================================================================================
@@ -9398,6 +9823,9 @@ inline int run(const std::vector<std::string>& arguments, const environment_map&
 // uses: text, errors, options | pure
 //================================================================================================
 
+/// Whose process a connection comes from. `own`: the proxy's own user's, or root's.
+enum class peer_user { own, other, unknown };
+
 /// What of a request decides whether it is let in.
 struct credentials {
   std::string host;           ///< `Host` header, or the authority of the target
@@ -9405,12 +9833,14 @@ struct credentials {
   std::string authorization;  ///< `Authorization` header
   std::string api_key;        ///< `X-Api-Key` header
   bool local = false;         ///< by a unix socket, which no web page reaches
+  peer_user peer = peer_user::unknown;
 };
 
 /// Who asks.
 struct visitor {
-  std::string name;   ///< of the key's holder, see `client_name`; empty without a key
-  std::string label;  ///< for the log: `key-2` is the second key's holder
+  std::string name;           ///< of the key's holder, see `client_name`; empty without a key
+  std::string label;          ///< for the log: `key-2` is the second key's holder
+  std::string tools_refusal;  ///< why it may not use tools and MCP servers; empty: it may
 };
 
 /// `example.org:8000` and `[::1]:8000` without the port and brackets, in lower case. What is no
@@ -9453,19 +9883,26 @@ inline bool is_own_host(std::string_view host, const options& settings) {
          name == host_name(settings.host);
 }
 
-/// The origin of a page that may talk to us: this machine's, our own, or one that the operator
-/// named.
+/// The origin of a page that may use tools: our own page's, or one that the operator named.
+inline bool is_trusted_origin(const credentials& shown, const options& settings) {
+  const std::string_view origin = shown.origin;
+  const auto& named = settings.cors_origins;
+  const auto is_named = [&](std::string_view one) {
+    return std::find(named.begin(), named.end(), one) != named.end();
+  };
+  const auto scheme_end = origin.find("://");
+  if (is_named("*") || is_named(origin)) return true;
+  return scheme_end != std::string_view::npos &&
+         text::to_lower(origin.substr(scheme_end + 3)) == text::to_lower(shown.host);
+}
+
+/// The origin of a page that may ask the model: any page of this machine may, too.
 inline bool is_welcome_origin(const credentials& shown, const options& settings) {
   const std::string_view origin = shown.origin;
   const auto scheme_end = origin.find("://");
-  const auto& named = settings.cors_origins;
-  const auto is_named = [&](const char* one) {
-    return std::find(named.begin(), named.end(), one) != named.end();
-  };
-  if (is_named("*") || is_named(shown.origin.c_str())) return true;
-  if (scheme_end == std::string_view::npos) return false;
-  const auto place = origin.substr(scheme_end + 3);
-  return is_loopback_name(host_name(place)) || text::to_lower(place) == text::to_lower(shown.host);
+  if (is_trusted_origin(shown, settings)) return true;
+  return scheme_end != std::string_view::npos &&
+         is_loopback_name(host_name(origin.substr(scheme_end + 3)));
 }
 
 /// A name for whoever holds that key, which does not tell the key (FNV-1a); empty without one.
@@ -9476,9 +9913,21 @@ inline std::string client_name(std::string_view key) {
   return std::to_string(hash);
 }
 
+/// Why this client may not use Claude Code's tools and MCP servers; empty when it may. They are
+/// commands on this machine: a key or the proxy's own user is needed, and no foreign page.
+inline std::string refuse_tools(const credentials& shown, const options& settings, bool has_key) {
+  if (!shown.origin.empty() && !is_trusted_origin(shown, settings)) {
+    return "pages of origin '" + text::repair_utf8(shown.origin) +
+           "' may not use tools or MCP servers; name it with --cors-origin to allow it";
+  }
+  if (has_key || shown.peer == peer_user::own || settings.allow_keyless_tools) return {};
+  return "this system does not tell which user asks, so tools and MCP servers need a client key "
+         "(--api-key) or --allow-keyless-tools";
+}
+
 /// Names the client, or throws a 401 or 403 for whoever may not come in. A client with a key proves
 /// more than its Host header does; without keys only names of this machine are answered (DNS
-/// rebinding).
+/// rebinding), and only to the proxy's own user where the system tells users apart.
 inline visitor check_access(const credentials& shown, const options& settings, bool needs_key) {
   if (!shown.origin.empty() && !is_welcome_origin(shown, settings)) {
     throw api_error(error_kind::permission,
@@ -9492,8 +9941,17 @@ inline visitor check_access(const credentials& shown, const options& settings, b
                                                 text::repair_utf8(shown.host) +
                                                 "'; use its address or a client key");
   }
-  if (number > 0) return {client_name(key), "key-" + std::to_string(number)};
-  if (!needs_key || settings.api_keys.empty()) return {};
+  auto no_tools = refuse_tools(shown, settings, number > 0);
+  if (number > 0) {
+    return {client_name(key), "key-" + std::to_string(number), std::move(no_tools)};
+  }
+  const bool open = settings.api_keys.empty();
+  if (needs_key && open && shown.peer == peer_user::other) {
+    throw api_error(error_kind::authentication,
+                    "without a client key this proxy serves the programs of its own user alone, "
+                    "and yours run as another one; start it with --api-key and send that key");
+  }
+  if (!needs_key || open) return {{}, {}, std::move(no_tools)};
   throw api_error(error_kind::authentication,
                   key.empty() ? "Missing API key: send 'Authorization: Bearer KEY' or 'x-api-key'"
                               : "Invalid API key");
@@ -9523,7 +9981,7 @@ inline int limit_of(endpoint_group group, const rate_limits& limits) {
 /// An agent alone makes dozens of calls a minute, so this machine's own users are not limited
 /// unless the operator says so.
 inline bool is_limited(const options& settings) {
-  return settings.limits.enabled.value_or(settings.tcp && !is_loopback_name(settings.host));
+  return settings.limits.enabled.value_or(!is_private(settings));
 }
 
 /// Whoever has one address of IPv6 has some 2^64 of them, so the network of 64 bits is what counts.
@@ -10513,7 +10971,7 @@ class chunk_decoder {
 
 //================================================================================================
 // [30] transport - listening sockets, and the bytes of a connection, in the clear or through TLS
-// uses: text, process | POSIX sockets and OpenSSL
+// uses: text, process, guard | POSIX sockets and OpenSSL
 //================================================================================================
 
 /// Listening sockets of a host and port; port 0 takes any. Throws `std::system_error`.
@@ -10606,6 +11064,137 @@ inline std::string peer_address(int socket) {
   return std::string(text::starts_with(name, mapped) && name.find('.') != name.npos
                          ? name.substr(mapped.size())
                          : name);
+}
+
+inline peer_user judge_user(uid_t user) {
+  return user == ::geteuid() || user == 0 ? peer_user::own : peer_user::other;
+}
+
+#ifdef __linux__
+/// One end of a TCP connection, in network order.
+struct endpoint {
+  sa_family_t family = AF_UNSPEC;
+  std::array<std::uint32_t, 4> address{};  ///< the first word alone for IPv4
+  in_port_t port = 0;
+};
+
+/// `ask` is getpeername or getsockname.
+inline endpoint endpoint_of(int socket, int (*ask)(int, sockaddr*, socklen_t*)) {
+  sockaddr_storage told{};
+  socklen_t size = sizeof told;
+  if (ask(socket, reinterpret_cast<sockaddr*>(&told), &size) != 0) return {};
+  const auto* v4 = reinterpret_cast<const sockaddr_in*>(&told);
+  const auto* v6 = reinterpret_cast<const sockaddr_in6*>(&told);
+  endpoint end{told.ss_family, {}, v4->sin_port};  // both have the port in the same place
+  if (told.ss_family == AF_INET6) std::memcpy(end.address.data(), &v6->sin6_addr, 16);
+  if (told.ss_family == AF_INET) end.address[0] = v4->sin_addr.s_addr;
+  return end;
+}
+
+/// The socket at the other end of a TCP connection within this machine.
+struct peer_socket {
+  enum class search { failed, absent, found };
+  search result = search::failed;
+  uid_t user = 0;     ///< who made it
+  bool held = false;  ///< by a process; of one that was closed the kernel tells root as its user
+};
+
+/// Asks the kernel for that one socket, whatever the number of others (sock_diag(7)).
+inline peer_socket find_peer_socket(const endpoint& peer, const endpoint& own) {
+  const unique_fd kernel(::socket(AF_NETLINK, SOCK_DGRAM | SOCK_CLOEXEC, NETLINK_SOCK_DIAG));
+  struct {
+    nlmsghdr header;
+    inet_diag_req_v2 request;
+  } question{};
+  question.header.nlmsg_len = sizeof question;
+  question.header.nlmsg_type = SOCK_DIAG_BY_FAMILY;
+  question.header.nlmsg_flags = NLM_F_REQUEST;
+  auto& request = question.request;
+  request.sdiag_family = static_cast<std::uint8_t>(peer.family);
+  request.sdiag_protocol = IPPROTO_TCP;
+  request.idiag_states = ~0U;
+  request.id.idiag_cookie[0] = request.id.idiag_cookie[1] = INET_DIAG_NOCOOKIE;
+  std::copy(peer.address.begin(), peer.address.end(), request.id.idiag_src);
+  std::copy(own.address.begin(), own.address.end(), request.id.idiag_dst);
+  request.id.idiag_sport = peer.port;
+  request.id.idiag_dport = own.port;
+  struct {
+    nlmsghdr header;
+    inet_diag_msg found;
+    std::array<char, 1024> more;
+  } reply{};
+  if (!kernel || ::send(kernel.get(), &question, sizeof question, 0) < 0) return {};
+  const ssize_t size = ::recv(kernel.get(), &reply, sizeof reply, 0);
+  if (size < static_cast<ssize_t>(sizeof(nlmsghdr) + sizeof(int))) return {};
+  if (reply.header.nlmsg_type == NLMSG_ERROR) {
+    nlmsgerr problem{};
+    std::memcpy(&problem.error, &reply.found, sizeof problem.error);
+    return {problem.error == -ENOENT ? peer_socket::search::absent : peer_socket::search::failed};
+  }
+  if (size < static_cast<ssize_t>(sizeof(nlmsghdr) + sizeof(inet_diag_msg))) return {};
+  // Where no such connection is, a socket that listens at the peer's port is found.
+  if (reply.found.idiag_state == TCP_LISTEN) return {peer_socket::search::absent};
+  return {peer_socket::search::found, reply.found.idiag_uid, reply.found.idiag_inode != 0};
+}
+
+/// The same from the kernel's table as text (proc(5)), for a system that does not let us ask.
+inline peer_socket find_peer_in_table(const endpoint& peer, const endpoint& own) {
+  const auto print = [](const endpoint& end) {
+    std::string printed = ": ";
+    std::array<char, 16> piece{};
+    for (std::size_t i = 0; i < (end.family == AF_INET6 ? 4 : 1); ++i) {
+      std::snprintf(piece.data(), piece.size(), "%08X", end.address[i]);
+      printed += piece.data();
+    }
+    std::snprintf(piece.data(), piece.size(), ":%04X ", ntohs(end.port));
+    return printed + piece.data();
+  };
+  const unique_fd table(
+      ::open(peer.family == AF_INET6 ? "/proc/net/tcp6" : "/proc/net/tcp", O_RDONLY | O_CLOEXEC));
+  std::string bytes;
+  while (table && read_available(table.get(), bytes)) {
+  }
+  if (bytes.empty()) return {};
+  const auto found = bytes.find(print(peer) + print(own).substr(2));
+  if (found == std::string::npos) return {peer_socket::search::absent};
+  // sl local remote state queues timer retransmits uid timeout inode
+  const auto columns = text::split(bytes.substr(found, bytes.find('\n', found) - found), ' ');
+  if (columns.size() < 10) return {};
+  return {peer_socket::search::found, text::try_number<uid_t>(columns[7]).value_or(~0U),
+          columns[9] != "0"};
+}
+#endif
+
+/// Whose process is at the other end. `unknown` for a connection from another machine or network
+/// namespace, and on systems that do not tell.
+inline peer_user user_of_peer(int socket) {
+#ifdef __linux__
+  const auto peer = endpoint_of(socket, ::getpeername);
+  if (peer.family == AF_UNSPEC) return peer_user::other;  // it is gone
+  if (peer.family == AF_UNIX) {
+    ucred holder{};
+    socklen_t size = sizeof holder;
+    const bool told = ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &holder, &size) == 0;
+    return told ? judge_user(holder.uid) : peer_user::unknown;
+  }
+  const auto own = endpoint_of(socket, ::getsockname);
+  auto found = find_peer_socket(peer, own);
+  if (found.result == peer_socket::search::failed) found = find_peer_in_table(peer, own);
+  if (found.result == peer_socket::search::found) {
+    return found.held ? judge_user(found.user) : peer_user::other;
+  }
+  // A socket that is not here is either in another network namespace, or was here and is closed.
+  tcp_info state{};
+  socklen_t size = sizeof state;
+  const bool open = ::getsockopt(socket, IPPROTO_TCP, TCP_INFO, &state, &size) == 0 &&
+                    state.tcpi_state == TCP_ESTABLISHED;
+  return open ? peer_user::unknown : peer_user::other;
+#else
+  uid_t user = 0;
+  gid_t group = 0;
+  const bool told = peer_address(socket) == "unix" && ::getpeereid(socket, &user, &group) == 0;
+  return told ? judge_user(user) : peer_user::unknown;
+#endif
 }
 
 /// What came of moving bytes: some moved, there will be no more, or poll(2) has to be asked.
@@ -12321,6 +12910,12 @@ class connection final : public httplib::Stream {
         channel_(std::move(socket), tls_.get()),
         address_(peer_address(channel_.fd())) {}
 
+  /// Whose process the client is; looked up once.
+  peer_user user() {
+    if (!user_) user_ = user_of_peer(channel_.fd());
+    return *user_;
+  }
+
   /// Reads the next request's head. False when there will be none. Throws an `api_error` for one
   /// that is no HTTP.
   bool read_request() {
@@ -12514,6 +13109,7 @@ class connection final : public httplib::Stream {
   std::shared_ptr<const tls_context> tls_;
   channel channel_;
   std::string address_;
+  std::optional<peer_user> user_;
   std::string buffer_;  ///< bytes of this request's body and perhaps of the next request
   request_head head_;
   bool body_read_ = true;
@@ -12550,6 +13146,7 @@ struct exchange {
   std::string path = {};                    ///< without `/v1` and a last slash
   std::shared_ptr<request_record> record = std::make_shared<request_record>();
   std::optional<body_budget::share> body_share = {};  ///< held while the body is worked on
+  std::string tools_refusal = {};                     ///< see `visitor`
 
   const std::string& id() const { return record->id; }
   const std::string& client_id() const { return record->client_id; }
@@ -12615,12 +13212,15 @@ class http_service : public httplib::Server {
 
   using handler = void (http_service::*)(exchange&);
 
+  /// What a route asks of its client: nothing, the key if there is one, or what `enable_tools` asks.
+  enum class access { open, key, tools };
+
   struct route {
     std::string_view method;
     std::string_view path;  ///< without `/v1`; see `matches`
     endpoint_group group;
     handler answer;
-    bool needs_key = true;
+    access needs = access::key;
   };
 
   static const std::vector<route>& routes() {
@@ -12643,20 +13243,23 @@ class http_service : public httplib::Server {
         {"DELETE", "/sessions/*", group::session, &http_service::delete_session},
         {"POST", "/compatibility", group::other, &http_service::answer_compatibility},
         {"POST", "/debug/request", group::debug, &http_service::answer_debug},
-        {"GET", "/tools", group::other, &http_service::answer_tools},
-        {"GET", "/tools/config", group::other, &http_service::answer_tool_configuration},
-        {"POST", "/tools/config", group::other, &http_service::set_tool_configuration},
-        {"GET", "/tools/stats", group::other, &http_service::answer_tool_stats},
-        {"GET", "/mcp/servers", group::other, &http_service::answer_mcp_servers},
-        {"POST", "/mcp/servers", group::other, &http_service::add_mcp_server},
-        {"POST", "/mcp/connect", group::other, &http_service::connect_mcp_server},
-        {"POST", "/mcp/disconnect", group::other, &http_service::disconnect_mcp_server},
-        {"GET", "/mcp/stats", group::other, &http_service::answer_mcp_stats},
+        {"GET", "/tools", group::other, &http_service::answer_tools, access::tools},
+        {"GET", "/tools/config", group::other, &http_service::answer_tool_configuration,
+         access::tools},
+        {"POST", "/tools/config", group::other, &http_service::set_tool_configuration,
+         access::tools},
+        {"GET", "/tools/stats", group::other, &http_service::answer_tool_stats, access::tools},
+        {"GET", "/mcp/servers", group::other, &http_service::answer_mcp_servers, access::tools},
+        {"POST", "/mcp/servers", group::other, &http_service::add_mcp_server, access::tools},
+        {"POST", "/mcp/connect", group::other, &http_service::connect_mcp_server, access::tools},
+        {"POST", "/mcp/disconnect", group::other, &http_service::disconnect_mcp_server,
+         access::tools},
+        {"GET", "/mcp/stats", group::other, &http_service::answer_mcp_stats, access::tools},
         {"GET", "/auth/status", group::auth, &http_service::answer_auth_status},
         {"GET", "/metrics", group::none, &http_service::answer_metrics},
-        {"GET", "/health", group::health, &http_service::answer_health, false},
-        {"GET", "/version", group::health, &http_service::answer_version, false},
-        {"GET", "/", group::none, &http_service::answer_root, false},
+        {"GET", "/health", group::health, &http_service::answer_health, access::open},
+        {"GET", "/version", group::health, &http_service::answer_version, access::open},
+        {"GET", "/", group::none, &http_service::answer_root, access::open},
     };
     return table;
   }
@@ -12756,22 +13359,27 @@ class http_service : public httplib::Server {
     const auto& request = now.request;
     const bool preflight = request.method == "OPTIONS";
     const auto* found = find_route(request.method, now.path);
-    const credentials shown{now.client.head().authority, request.get_header_value("Origin"),
-                            request.get_header_value("Authorization"),
-                            request.get_header_value("X-Api-Key"), now.client.address() == "unix"};
+    const credentials shown{
+        now.client.head().authority,
+        request.get_header_value("Origin"),
+        request.get_header_value("Authorization"),
+        request.get_header_value("X-Api-Key"),
+        now.client.address() == "unix",
+        now.settings->api_keys.empty() ? now.client.user() : peer_user::unknown};
     allow_origin(now, shown);
     const auto group = found == nullptr ? endpoint_group::other : found->group;
     if (found != nullptr) now.record->route = found->path;
     now.record->address = client_address(
         now.client.address(), all_values_of(now, "x-forwarded-for"), now.settings->trusted_proxies);
     if (!preflight) count_request(now, group, now.record->address);
-    const bool needs_key = !preflight && (found == nullptr || found->needs_key);
-    admit(now, shown, needs_key);
+    const auto needs = found == nullptr ? access::key : found->needs;
+    admit(now, shown, !preflight && needs != access::open);
     if (!preflight && !now.client_id().empty()) count_request(now, group, "key " + now.client_id());
     if (preflight) {
       now.response.status = 200;  // httplib tells a length of 0, which a 204 must not have
     } else if (found != nullptr) {
       now.response.status = 200;
+      if (needs == access::tools) check_tools(now);
       if (group == endpoint_group::chat) {
         services_.limits.enter_budget(now.client_id(), *now.settings);
       }
@@ -12796,6 +13404,7 @@ class http_service : public httplib::Server {
       auto who = check_access(shown, *now.settings, needs_key);
       now.record->client_id = std::move(who.name);
       now.record->client = std::move(who.label);
+      now.tools_refusal = std::move(who.tools_refusal);
     } catch (const api_error& refused) {
       services_.figures.reject(refused.kind == error_kind::authentication ? "key" : "origin");
       if (refused.kind == error_kind::authentication && !presented_key(shown).empty()) {
@@ -12804,6 +13413,11 @@ class http_service : public httplib::Server {
       }
       throw;
     }
+  }
+
+  /// Throws a 403 for a client that may chat and no more.
+  static void check_tools(const exchange& now) {
+    if (!now.tools_refusal.empty()) throw api_error(error_kind::permission, now.tools_refusal);
   }
 
   /// Counts the request against the rate limit, tells how the client stands, and throws a 429 when
@@ -13082,7 +13696,10 @@ class http_service : public httplib::Server {
         find_header(now, "X-Claude-Max-Turns"), find_header(now, "X-Claude-Allowed-Tools"),
         find_header(now, "X-Claude-Disallowed-Tools"), find_header(now, "X-Claude-Permission-Mode"),
         find_header(now, "X-Claude-Cwd")};
-    if (turn.agent) return services_.agents.settle(turn, asked);
+    if (turn.agent) {
+      check_tools(now);
+      return services_.agents.settle(turn, asked);
+    }
     if (asked.max_turns) name_ignored(turn, "X-Claude-Max-Turns");
     if (asked.allowed_tools) name_ignored(turn, "X-Claude-Allowed-Tools");
     if (asked.disallowed_tools) name_ignored(turn, "X-Claude-Disallowed-Tools");
@@ -13423,16 +14040,7 @@ class http_service : public httplib::Server {
     answer_json(now, render_mcp_stats(services_.agents.servers(now.client_id())));
   }
 
-  /// A server is a command that runs as the proxy's user: whoever registers one must hold a key.
-  void check_registration(const exchange& now) const {
-    if (!now.client_id().empty() || now.settings->allow_mcp_registration) return;
-    throw api_error(error_kind::permission,
-                    "an MCP server is a command that runs on this machine; registering it needs a "
-                    "client key (--api-key) or --allow-mcp-registration");
-  }
-
   void add_mcp_server(exchange& now) {
-    check_registration(now);
     const auto body = parse_body(read_body(now));
     auto server = parse_mcp_server(reader(body));
     const auto told = "MCP server '" + server.name + "' registered successfully";
@@ -13441,11 +14049,9 @@ class http_service : public httplib::Server {
   }
 
   void connect_mcp_server(exchange& now) {
-    check_registration(now);
     const auto body = parse_body(read_body(now));
     const auto name = reader(body).require("server_name").string();
-    const auto server =
-        services_.agents.connect(now.client_id(), name, services_.guard, services_.stop);
+    const auto server = services_.agents.connect(now.client_id(), name, services_.stop);
     answer_json(now, json::object({{"message", "Connected to MCP server '" + name + "'"},
                                    {"tools", server.tools},
                                    {"resources", server.resources},
@@ -13453,10 +14059,10 @@ class http_service : public httplib::Server {
   }
 
   void disconnect_mcp_server(exchange& now) {
-    check_registration(now);
     const auto body = parse_body(read_body(now));
     const auto name = reader(body).require("server_name").string();
     services_.agents.disconnect(now.client_id(), name);
+    services_.processes.end_idle_agents(now.client_id());
     answer_json(now, json::object({{"message", "Disconnected from MCP server '" + name + "'"}}));
   }
 
@@ -13545,6 +14151,19 @@ class http_service : public httplib::Server {
 //       status, http | owns threads
 //================================================================================================
 
+/// What holds keys, logins or other clients' words.
+inline void add_secret_paths(options& settings) {
+  const auto home = value_or(settings.environment, "HOME", "/root");
+  const auto folder = value_or(settings.environment, "CLAUDE_CONFIG_DIR", home + "/.claude");
+  auto& paths = settings.secret_paths;
+  for (const auto& path :
+       {settings.tls_key, settings.mcp_config, settings.session_directory, std::string("/proc"),
+        home + "/.claude.json", folder + "/.credentials.json", folder + "/settings.json"}) {
+    if (!path.empty()) paths.push_back(path);
+  }
+  for (auto& path : paths) path = std::filesystem::absolute(path).lexically_normal().string();
+}
+
 /// Fills in what is derived from the options and the machine. Throws `std::invalid_argument` for
 /// options that cannot be run with.
 inline options complete(options settings, std::optional<temporary_directory>& scratch) {
@@ -13557,6 +14176,7 @@ inline options complete(options settings, std::optional<temporary_directory>& sc
   scratch.emplace(value_or(variables, "TMPDIR", "/tmp"));
   if (settings.working_directory.empty()) settings.working_directory = scratch->path();
   variables["TMPDIR"] = scratch->path();  // sockets and files of `claude` go with us
+  add_secret_paths(settings);
   return settings;
 }
 
@@ -13575,7 +14195,7 @@ class server {
         sessions_(settings_),
         engine_(settings_, pool_, sessions_, &cut_),
         responses_(settings_),
-        agents_(settings_, scratch_->path()),
+        agents_(settings_, scratch_->path(), *guard_),
         http_({live_, pool_, engine_, sessions_, responses_, agents_, status_, limiter_, figures_,
                *guard_, closing_}) {}
   server(const server&) = delete;
@@ -13624,7 +14244,11 @@ class server {
       throw std::invalid_argument("a client key is needed beyond loopback");
     }
     const auto tls = make_tls(settings_);
+    std::set<std::string> revoked;
+    for (const auto& key : live_.get()->api_keys) revoked.insert(client_name(key));
+    for (const auto& key : fresh.api_keys) revoked.erase(client_name(key));
     live_.take(fresh);
+    if (!revoked.empty()) forget(revoked);
     const std::lock_guard<std::mutex> lock(mutex_);
     tls_ = tls;
   }
@@ -13650,6 +14274,14 @@ class server {
  private:
   using client_list = std::list<std::unique_ptr<connection>>;
 
+  /// What clients left whose keys are no longer valid ends.
+  void forget(const std::set<std::string>& clients) {
+    pool_.forget(clients);
+    sessions_.forget(clients);
+    responses_.forget(clients);
+    agents_.forget(clients);
+  }
+
   /// The file goes first, and only once: the next proxy may have one of that name at any time.
   void close_listeners() {
     if (std::exchange(bound_socket_, false)) ::unlink(settings_.unix_socket.c_str());
@@ -13671,11 +14303,6 @@ class server {
                                                     " are all taken; choose one with --port");
       }
     }
-  }
-
-  /// Nobody but this machine's users can connect.
-  static bool is_private(const options& settings) {
-    return !settings.tcp || is_loopback_name(settings.host);
   }
 
   static std::shared_ptr<const tls_context> make_tls(const options& settings) {
@@ -13920,6 +14547,78 @@ struct finding {
   std::string detail;
   std::string remedy;  ///< what to do when it is not good
 };
+
+/// Who may connect, with what proof.
+inline std::vector<finding> review_access(const options& settings) {
+  const bool keyless = settings.api_keys.empty();
+#ifdef __linux__
+  const bool tells_users = true;
+#else
+  const bool tells_users = !settings.tcp;
+#endif
+  std::size_t shortest = 1'000;
+  for (const auto& key : settings.api_keys) shortest = std::min(shortest, key.size());
+  const bool clear = !is_private(settings) && settings.tls_certificate.empty();
+  const auto& origins = settings.cors_origins;
+  return {
+      {"who can connect", is_private(settings),
+       is_private(settings) ? "this machine" : "whoever reaches " + settings.host,
+       "listen on loopback, or let a firewall choose"},
+      {"client key", !keyless || (is_private(settings) && tells_users),
+       !keyless ? std::to_string(settings.api_keys.size()) + " keys, the shortest of " +
+                      std::to_string(shortest) + " characters"
+       : tells_users ? std::string("none: only programs of this user and root are served")
+                     : std::string("none: every user of this machine is served"),
+       "set one with --api-key or API_KEY"},
+      {"encryption", !clear,
+       clear ? "none: keys and prompts can be read on the way"
+             : (settings.tls_certificate.empty() ? "none needed on this machine" : "TLS"),
+       "use --tls-cert and --tls-key, or a proxy in front that speaks TLS"},
+      {"web pages", std::find(origins.begin(), origins.end(), "*") == origins.end(),
+       origins.empty() ? "pages of this machine may chat, the proxy's own page may use tools"
+                       : "pages of " + text::join(origins, ", ") + " may chat and use tools",
+       "name the origins that need it (--cors-origin)"},
+  };
+}
+
+/// What a client can do on this machine once it is let in.
+inline std::vector<finding> review_tools(const options& settings) {
+  const bool lent = settings.builtin_tools;
+  const auto& allowed = settings.allowed_tools;
+  const bool commands =
+      allowed.empty() || std::any_of(allowed.begin(), allowed.end(),
+                                     [](const auto& rule) { return tool_of_rule(rule) == "Bash"; });
+  const bool bypass = settings.permission_mode == "bypassPermissions";
+  return {
+      {"Claude Code's tools", !lent || !commands,
+       !lent      ? "lent to nobody (--no-builtin-tools)"
+       : commands ? "lent, with commands: a client key is this user's account"
+                  : "lent: " + text::join(allowed, ", "),
+       "--no-builtin-tools for clients that only chat, or --allowed-tools Read,Glob,Grep"},
+      {"tools without a key", !lent || !settings.allow_keyless_tools,
+       settings.allow_keyless_tools ? "to every user of this machine"
+                                    : "only to this user's programs",
+       "leave --allow-keyless-tools out"},
+      {"permission mode", !lent || !bypass, "at most " + settings.permission_mode,
+       "--permission-mode default"},
+      {"MCP servers", !lent || !settings.allow_mcp_registration,
+       !lent ? "none"
+       : settings.allow_mcp_registration
+           ? "clients may add their own, which are commands"
+           : (settings.mcp_config.empty() ? "none" : "those of " + settings.mcp_config),
+       "leave --allow-mcp-registration out"},
+      {"log", !settings.log_bodies,
+       settings.log_bodies ? "holds prompts and answers" : "holds no prompts and no keys",
+       "leave --log-bodies out"},
+  };
+}
+
+/// What the settings leave open, a line each; `good` where no more is open than needs be.
+inline std::vector<finding> review_security(const options& settings) {
+  auto found = review_access(settings);
+  for (auto& more : review_tools(settings)) found.push_back(std::move(more));
+  return found;
+}
 
 /// Looks at the CLI, its login, the port, the temporary directory, a spare's start and one real
 /// answer, which costs as much as a word does. Tells each finding as it comes.

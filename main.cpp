@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <chrono>
 #include <fstream>
@@ -131,6 +132,7 @@ struct command_line {
   std::string auth;
   std::string log_level = "info";
   std::string log_format = "text";
+  std::string sandbox = "auto";
   std::string env_file;
   std::string config_file;
   std::vector<std::string> keys;
@@ -147,6 +149,7 @@ struct command_line {
   CLI::App app{"An OpenAI- and Anthropic-compatible proxy over living `claude` processes.",
                "claude-openai"};
   CLI::App* doctor = nullptr;
+  bool security = false;
 
   /// `reads_config` false: only the flags themselves are wanted.
   explicit command_line(bool reads_config) {
@@ -160,6 +163,7 @@ struct command_line {
     app.set_version_flag("--version", "claude-openai " CLAUDE_OPENAI_VERSION);
     doctor = app.add_subcommand("doctor", "Check whether everything is there that answers need");
     doctor->fallthrough();
+    doctor->add_flag("--security", security, "Say what the settings leave open, and start nothing");
     add_settings_files(reads_config);
     add_server_options();
     add_transport();
@@ -376,8 +380,19 @@ struct command_line {
         ->envname("CLAUDE_MCP_CONFIG")
         ->check(CLI::ExistingFile);
     app.add_flag("--allow-mcp-registration", settings.allow_mcp_registration,
-                 "Let clients without a key register MCP servers, which run commands here")
+                 "Let clients register MCP servers, which are commands that run here")
         ->envname("CLAUDE_ALLOW_MCP_REGISTRATION");
+    app.add_option("--sandbox", sandbox,
+                   "Confine agents to their directories: auto, as far as this machine can; on; off")
+        ->envname("CLAUDE_SANDBOX")
+        ->check(CLI::IsMember({"auto", "on", "off"}))
+        ->capture_default_str();
+    app.add_flag("--sandbox-network", settings.sandbox_network,
+                 "Let agents' commands in the sandbox reach the network")
+        ->envname("CLAUDE_SANDBOX_NETWORK");
+    app.add_flag("--allow-keyless-tools", settings.allow_keyless_tools,
+                 "Lend tools without a key also where the system does not tell which user asks")
+        ->envname("CLAUDE_ALLOW_KEYLESS_TOOLS");
   }
 
   CLI::Option* add_list(const char* flag, std::vector<std::string>& values, const char* help,
@@ -430,11 +445,15 @@ struct command_line {
     settings.auth = proxy::try_auth_method(auth).value_or(proxy::auth_method::detect);
     settings.timeout = parse_timeout(timeout);
     settings.builtin_tools = !no_builtin_tools;
+    settings.sandbox = sandbox == "on"    ? proxy::sandbox_use::on
+                       : sandbox == "off" ? proxy::sandbox_use::off
+                                          : proxy::sandbox_use::automatic;
     settings.tcp = !no_tcp;
     if (app.count("--rate-limit") > 0) settings.limits.enabled = rate_limit;
     settings.log = make_logger(parse_level(log_level), log_format == "json");
     if (demo) use_demo();
     settings.api_keys = keys;
+    settings.secret_paths = secret_files(variables);
     for (const auto& given : origins) {
       for (auto& origin : proxy::parse_list(given)) {
         settings.cors_origins.push_back(std::move(origin));
@@ -446,6 +465,16 @@ struct command_line {
     }
     return settings;
   }
+
+  /// The files that hold settings, so perhaps keys. An agent may neither read nor change them.
+  std::vector<std::string> secret_files(const proxy::environment_map& variables) const {
+    std::vector<std::string> paths{".env", env_file, config_file, settings.tls_key};
+    const auto home = proxy::value_or(variables, "HOME");
+    if (!home.empty()) paths.push_back(home + "/.config/claude-openai.env");
+    paths.erase(std::remove(paths.begin(), paths.end(), ""), paths.end());
+    for (auto& path : paths) path = std::filesystem::absolute(path).lexically_normal().string();
+    return paths;
+  }
 };
 
 using strings = std::vector<std::string>;
@@ -455,25 +484,101 @@ struct arguments {
   std::string program;
   std::vector<std::string> given;
   bool had_env_file = false;
+  std::vector<std::string> notices = {};  ///< what the user should know of the settings' files
+
+  using flag_variables = std::map<std::string, std::vector<std::string>>;
 
   /// The variables of the environment, and of the file where the environment has none.
-  proxy::environment_map read_variables(const std::string& env_file) {
+  proxy::environment_map read_variables(const std::string& env_file, const flag_variables& names) {
     auto variables = proxy::current_environment();
+    notices.clear();
     const bool asked = !env_file.empty();
     const std::string path = asked ? env_file : ".env";
-    if (!asked && !std::filesystem::exists(path)) {
+    if (!asked && !is_usable(path)) {
       if (!had_env_file) return variables;
-      throw std::runtime_error(".env is gone");  // its keys shall not go with it
+      throw std::runtime_error(".env is gone, or not this user's alone any more");
     }
     had_env_file = true;
+    std::vector<std::string> taken;
+    std::vector<std::string> left;
+    const bool whole = asked || is_beside_program();
     try {
       for (auto& [name, value] : proxy::parse_env_file(read_file(path))) {
-        variables.emplace(name, value);
+        const bool takes = whole || is_harmless(name, names);
+        (takes ? taken : left).push_back(name);
+        if (takes) variables.emplace(name, value);
       }
     } catch (const std::invalid_argument& broken) {
       throw std::runtime_error(path + ": " + broken.what());
     }
+    if (!taken.empty()) notices.push_back("settings from " + path + ": " + join(taken));
+    if (!left.empty()) {
+      notices.push_back("NOT taken from " + path + ", since it does not lie beside this program: " +
+                        join(left) + " (to have them: --env-file " + path + ")");
+    }
     return variables;
+  }
+
+  static std::string join(const std::vector<std::string>& names) {
+    return proxy::text::join(names, ", ");
+  }
+
+  /// A file that others can write is not this user's word.
+  bool is_usable(const std::string& path) {
+    struct stat file {};
+    if (::stat(path.c_str(), &file) != 0) return false;
+    const bool own = file.st_uid == ::geteuid() || file.st_uid == 0;
+    if (own && (file.st_mode & (S_IWGRP | S_IWOTH)) == 0) return true;
+    notices.push_back(path + " is NOT read: it belongs to another user, or others may write it");
+    return false;
+  }
+
+  /// The working directory is the program's own, or its checkout, where `make run` starts it.
+  bool is_beside_program() const {
+    namespace files = std::filesystem;
+    std::error_code failed;
+    const auto folder = files::path(path_of_program(program)).parent_path();
+    return files::equivalent(folder, ".", failed) ||
+           (folder.filename() == "build" && files::equivalent(folder.parent_path(), ".", failed));
+  }
+
+  /// In a folder of somebody else's, a file chooses at most how the proxy works: not what it runs,
+  /// whom it lets in, nor where an account's token goes.
+  static bool is_harmless(const std::string& variable, const flag_variables& names) {
+    constexpr std::array<std::string_view, 28> flags = {"port",
+                                                        "model",
+                                                        "log-level",
+                                                        "log-format",
+                                                        "spares",
+                                                        "max-processes",
+                                                        "max-queue",
+                                                        "max-connections",
+                                                        "timeout",
+                                                        "queue-timeout",
+                                                        "idle-timeout",
+                                                        "session-ttl",
+                                                        "drain-timeout",
+                                                        "strict",
+                                                        "max-request-size",
+                                                        "rate-limit",
+                                                        "rate-limit-chat",
+                                                        "rate-limit-debug",
+                                                        "rate-limit-auth",
+                                                        "rate-limit-session",
+                                                        "rate-limit-health",
+                                                        "rate-limit-other",
+                                                        "budget",
+                                                        "max-turns",
+                                                        "max-budget-usd",
+                                                        "no-builtin-tools",
+                                                        "disallowed-tools",
+                                                        "demo"};
+    const auto sets = [&](std::string_view flag) {
+      const auto found = names.find(std::string(flag));
+      return found != names.end() &&
+             std::find(found->second.begin(), found->second.end(), variable) != found->second.end();
+    };
+    return std::any_of(flags.begin(), flags.end(), sets);
   }
 
   static void parse(command_line& line, const std::vector<std::string>& words) {
@@ -490,7 +595,7 @@ struct arguments {
     command_line flags(false);
     const auto names = flags.take_variables();
     parse(flags, given);
-    variables = read_variables(flags.env_file);
+    variables = read_variables(flags.env_file, names);
     for (const auto* option : flags.app.get_options()) {
       if (option->count() > 0 && !option->get_lnames().empty()) {
         sources[option->get_lnames().front()] = "flag";
@@ -511,6 +616,7 @@ struct arguments {
     line->take_variables();
     line->program = path_of_program(program);
     parse(*line, words);
+    line->config_file = flags.config_file;
     return line;
   }
 
@@ -553,6 +659,13 @@ void print_configuration(const command_line& line,
   }
 }
 
+/// Whose programs are served without a key.
+#ifdef __linux__
+constexpr const char* keyless_users = "you";
+#else
+constexpr const char* keyless_users = "any user of this machine";
+#endif
+
 /// Asks as the reference wrapper does. No terminal, the end of input or Ctrl-C: no.
 bool wants_key() {
   if (::isatty(STDIN_FILENO) != 1 || ::isatty(STDOUT_FILENO) != 1) return false;
@@ -563,10 +676,10 @@ bool wants_key() {
   ::sigaction(SIGINT, &interrupted, &before);
   std::string answer = "?";
   while (answer != "y" && answer != "yes" && answer != "n" && answer != "no" && !answer.empty()) {
-    std::cout
-        << "Without a client key every user of this machine can use your account through this "
-           "proxy.\nEnable API key protection? (y/N): "
-        << std::flush;
+    std::cout << "Without a client key every program that runs as " << keyless_users
+              << " can use your account, and\nrun commands, through this proxy.\n"
+                 "Enable API key protection? (y/N): "
+              << std::flush;
     std::array<char, 256> typed{};
     const ssize_t count = ::read(STDIN_FILENO, typed.data(), typed.size());
     if (count <= 0) std::cout << "\n";
@@ -602,7 +715,8 @@ void print_start(const proxy::server& server) {
   } else if (!settings.api_keys.empty()) {
     std::cout << "  client keys        " << settings.api_keys.size() << "\n";
   } else if (tcp) {
-    std::cout << "  client key         none: every user of this machine may use it (--api-key)\n";
+    std::cout << "  client key         none: for programs that run as " << keyless_users
+              << " (--api-key)\n";
   }
   // A key of the user's own is not shown; where it did not come from the shell, the shell asks for it.
   const bool own_key = !settings.api_keys.empty() && made_key.empty();
@@ -675,14 +789,27 @@ int serve(const proxy::options& settings, arguments& called) {
   return refused ? 1 : 0;
 }
 
+void print_finding(const proxy::finding& found, const char* bad) {
+  std::cout << (found.good ? "ok    " : bad) << found.what << ": " << found.detail << "\n";
+  if (!found.good) std::cout << "      " << found.remedy << "\n";
+  std::cout << std::flush;
+}
+
 /// `claude-openai doctor`: 0 when everything is there.
 int examine(const proxy::options& settings) {
-  proxy::doctor doctor(settings, [](const proxy::finding& found) {
-    std::cout << (found.good ? "ok    " : "FAIL  ") << found.what << ": " << found.detail << "\n";
-    if (!found.good) std::cout << "      " << found.remedy << "\n";
-    std::cout << std::flush;
-  });
+  proxy::doctor doctor(settings,
+                       [](const proxy::finding& found) { print_finding(found, "FAIL  "); });
   return doctor.run() ? 0 : 1;
+}
+
+/// `claude-openai doctor --security`: 0 when no more is open than needs be.
+int review(const proxy::options& settings) {
+  bool all_good = true;
+  for (const auto& found : proxy::review_security(settings)) {
+    print_finding(found, "OPEN  ");
+    all_good = all_good && found.good;
+  }
+  return all_good ? 0 : 1;
 }
 
 /// What others could read in the list of processes is wiped out.
@@ -725,9 +852,11 @@ int run(arguments& called) {
   auto settings = line->finish(variables);
   if (line->print_config) {
     print_configuration(*line, sources);
+    for (const auto& notice : called.notices) std::cout << "# " << notice << "\n";
     return 0;
   }
-  if (line->doctor->parsed()) return examine(settings);
+  for (const auto& notice : called.notices) std::cout << notice << std::endl;
+  if (line->doctor->parsed()) return line->security ? review(settings) : examine(settings);
   const bool asks = settings.api_keys.empty() && settings.tcp && !line->no_prompt && !line->demo &&
                     proxy::is_loopback_name(settings.host);
   if (line->generate_key || (asks && wants_key())) proxy::make_key(settings);
