@@ -10516,6 +10516,30 @@ class chunk_decoder {
 // uses: text, process | POSIX sockets and OpenSSL
 //================================================================================================
 
+/// A stream socket that no child inherits: close-on-exec from the start where the system can, since
+/// another thread may start a child between two calls.
+inline unique_fd make_socket(int family) {
+#ifdef SOCK_CLOEXEC
+  return unique_fd(::socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+#else
+  unique_fd socket(::socket(family, SOCK_STREAM, 0));
+  ::fcntl(socket.get(), F_SETFD, FD_CLOEXEC);
+  return socket;
+#endif
+}
+
+/// The next connection of a listening socket, close-on-exec as by `make_socket`. Empty, with errno
+/// set, when there is none.
+inline unique_fd accept_from(int listener) {
+#ifdef SOCK_CLOEXEC
+  return unique_fd(::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC));
+#else
+  unique_fd socket(::accept(listener, nullptr, nullptr));
+  if (socket) ::fcntl(socket.get(), F_SETFD, FD_CLOEXEC);
+  return socket;
+#endif
+}
+
 /// Listening sockets of a host and port; port 0 takes any. Throws `std::system_error`.
 inline std::vector<unique_fd> listen_on(const std::string& host, int port) {
   addrinfo hints{};
@@ -10530,10 +10554,9 @@ inline std::vector<unique_fd> listen_on(const std::string& host, int port) {
   const std::unique_ptr<addrinfo, void (*)(addrinfo*)> addresses(found, ::freeaddrinfo);
   std::vector<unique_fd> listeners;
   for (const auto* address = found; address != nullptr; address = address->ai_next) {
-    unique_fd socket(::socket(address->ai_family, SOCK_STREAM, 0));
+    auto socket = make_socket(address->ai_family);
     if (!socket) continue;
     const int on = 1;
-    ::fcntl(socket.get(), F_SETFD, FD_CLOEXEC);
     ::setsockopt(socket.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     if (address->ai_family == AF_INET6) {
       ::setsockopt(socket.get(), IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
@@ -10570,16 +10593,14 @@ inline unique_fd listen_at(const std::string& path) {
   address.sun_family = AF_UNIX;
   path.copy(address.sun_path, path.size());
   const auto* generic = reinterpret_cast<const sockaddr*>(&address);
-  const auto make_socket = [] { return unique_fd(::socket(AF_UNIX, SOCK_STREAM, 0)); };
   struct stat found {};
   if (::lstat(path.c_str(), &found) == 0 && S_ISSOCK(found.st_mode)) {
-    const auto probe = make_socket();
+    const auto probe = make_socket(AF_UNIX);
     if (::connect(probe.get(), generic, sizeof address) != 0 && errno == ECONNREFUSED) {
       ::unlink(path.c_str());
     }
   }
-  auto listener = make_socket();
-  ::fcntl(listener.get(), F_SETFD, FD_CLOEXEC);
+  auto listener = make_socket(AF_UNIX);
   const auto old_mask = ::umask(0177);
   const bool bound = ::bind(listener.get(), generic, sizeof address) == 0;
   const auto failure = last_system_error();
@@ -13790,7 +13811,7 @@ class server {
   }
 
   void accept_one(int listener) {
-    unique_fd socket(::accept(listener, nullptr, nullptr));
+    auto socket = accept_from(listener);
     if (!socket) {
       // Out of descriptors or memory: the connection stays in the queue, and is tried again.
       if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
@@ -13798,7 +13819,6 @@ class server {
       }
       return;
     }
-    ::fcntl(socket.get(), F_SETFD, FD_CLOEXEC);
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!make_room()) return figures_.reject("connections");
     try {

@@ -117,6 +117,17 @@ for (const compiler of ['g++', 'clang++']) {
     compile(compiler, ['-std=c++17', '-fsyntax-only', ...warnings, ...stricter[compiler], ...cflags, ...include, consumer]));
 }
 
+// Between two calls another thread may start a child, which would inherit the descriptor.
+check('no descriptor is made close-on-exec by a second call where the system can do it in one', async () => {
+  if (process.platform !== 'linux') skip('only Linux is known to have accept4, pipe2 and SOCK_CLOEXEC');
+  const lines = ['#include <fcntl.h>', '#undef FD_CLOEXEC', '#define FD_CLOEXEC by_a_second_call', `#include "${header_name}"`];
+  const source = file('close_on_exec.cpp', lines.join('\n') + '\n');
+  const { code, out, err } = await run(cxx, ['-std=c++17', '-E', '-P', ...cflags, ...include, source]);
+  if (code !== 0) throw new Error(head(err));
+  const own = out.slice(out.indexOf('namespace claude_openai')).split('\n');
+  none(own.filter((line) => line.includes('by_a_second_call')), 'these lines do');
+});
+
 check('main.cpp compiles with a header-only cpp-httplib', async () => {
   const folder = process.env.HTTPLIB_INCLUDE;
   if (!folder) skip('HTTPLIB_INCLUDE is not set');
