@@ -12611,6 +12611,7 @@ class http_service : public httplib::Server {
       const auto body = refuse_http(client, error);
       client.write_all(
           "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n"
+          "X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\n"
           "Connection: close\r\nContent-Length: " +
           std::to_string(body.size()) + "\r\n\r\n" + body);
     }
@@ -12759,6 +12760,8 @@ class http_service : public httplib::Server {
       const_cast<httplib::Request&>(request).headers.emplace("Connection", "close");
     }
     response.set_header("openai-processing-ms", std::to_string(elapsed_ms(now)));
+    response.set_header("X-Content-Type-Options", "nosniff");
+    if (!response.has_header("Cache-Control")) response.set_header("Cache-Control", "no-store");
     now.record->status = response.status;
     if (!response.content_provider_) finish(now.settings->log, *now.record);
   }
@@ -13216,7 +13219,7 @@ class http_service : public httplib::Server {
     }
     tell_ignored(now, stream->running->ignored_params());
     tell_windows(now);
-    now.response.set_header("Cache-Control", "no-cache");
+    now.response.set_header("Cache-Control", "no-cache, no-store");
     now.response.set_header("X-Accel-Buffering", "no");
     fill(now, stream);
   }
@@ -13525,8 +13528,6 @@ class http_service : public httplib::Server {
   /// The page for a browser, and a word for whoever else looks whether somebody is there.
   void answer_root(exchange& now) {
     auto& response = now.response;
-    response.set_header("Cache-Control", "no-store");
-    response.set_header("X-Content-Type-Options", "nosniff");
     if (now.request.get_header_value("Accept").find("text/html") != std::string::npos) {
       const auto nonce = text::random_id("", 24);
       response.set_header("Content-Security-Policy", page::content_security_policy(nonce));

@@ -170,6 +170,28 @@ test('no answer lets a foreign page read it, and none is framed or sniffed into 
 
 // ---- keys ----------------------------------------------------------------------------------------
 
+test('no answer is sniffed into another type, nor kept by a cache', async (t) => {
+  const chat = { messages: t.messages('plain'), model: MODEL };
+  const post = (body, where = '/v1/chat/completions') => t.send({ path: where, body }).done;
+  const raw = await ask(t, t.proxy, 'GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\n folded\r\n\r\n');
+  assert.equal(raw.status, 400, 'what is no request');
+  for (const [what, { headers }] of Object.entries({
+    raw,
+    chat: await post(chat),
+    stream: await post({ ...chat, stream: true }),
+    messages: await post({ ...chat, max_tokens: 100 }, '/v1/messages'),
+    'bad request': await post({ messages: 7 }),
+    'unknown path': await t.get('/v1/nothing'),
+    models: await t.get('/v1/models'),
+    sessions: await t.get('/v1/sessions'),
+    figures: await t.get('/metrics'),
+    page: await t.get('/'),
+  })) {
+    assert.equal(headers['x-content-type-options'], 'nosniff', what);
+    assert.match(headers['cache-control'], what === 'stream' ? /^no-cache, no-store$/ : /^no-store$/, what);
+  }
+});
+
 test('guessing keys is slow, and does not slow who has one', { deadline: 40_000 }, async (t) => {
   const proxy = await t.start({ cli: t.cli, args: ['--api-key', KEY, '--spares', '0'] });
   const guess = (i) => t.get('/v1/models', { proxy, headers: { 'x-api-key': `guess-${i}` } });
