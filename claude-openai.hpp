@@ -10261,8 +10261,18 @@ inline json render_auth_status(const options& settings, const cli_facts& facts) 
   return json::object({{"claude_code_auth", auth}, {"server_info", server}});
 }
 
-/// Healthy means that a request would be answered.
-inline json render_health(const process_counts& counts, const cli_facts& facts, bool demo = false) {
+/// A word for the problem, which tells nothing of this machine.
+inline std::string problem_code(const cli_facts& facts) {
+  if (facts.problem.empty()) return "no_free_process";
+  if (facts.too_old) return "claude_too_old";
+  if (facts.logged_in == false) return "not_logged_in";
+  return facts.version.empty() ? "claude_not_usable" : "claude_failed";
+}
+
+/// Healthy means that a request would be answered. Without `details` only that, and the problem's
+/// code: its text names paths and what `claude` printed.
+inline json render_health(const process_counts& counts, const cli_facts& facts, bool details,
+                          bool demo = false) {
   constexpr std::chrono::seconds longest_stall{30};
   auto problem = facts.problem;
   if (problem.empty() && counts.stalled > longest_stall) {
@@ -10270,14 +10280,16 @@ inline json render_health(const process_counts& counts, const cli_facts& facts, 
               std::to_string(counts.stalled.count() / 1000) + " s";
   }
   json whole = json::object({{"status", problem.empty() ? "healthy" : "degraded"},
-                             {"service", "claude-openai"},
-                             {"processes", json::object({{"spare", counts.spare},
+                             {"service", "claude-openai"}});
+  if (!problem.empty()) whole["code"] = problem_code(facts);
+  if (!details) return whole;
+  whole.update(json::object({{"processes", json::object({{"spare", counts.spare},
                                                          {"warm", counts.warm},
                                                          {"busy", counts.busy},
                                                          {"idle", counts.idle},
                                                          {"stopping", counts.stopping},
                                                          {"maximum", counts.maximum}})},
-                             {"queued", counts.queued}});
+                             {"queued", counts.queued}}));
   if (demo) whole["demo"] = true;
   if (!problem.empty()) whole["problem"] = problem;
   return whole;
@@ -13489,7 +13501,8 @@ class http_service : public httplib::Server {
   }
 
   void answer_health(exchange& now) {
-    answer_json(now, render_health(services_.processes.counts(), services_.status.get(),
+    const bool stranger = now.client_id().empty() && !now.settings->api_keys.empty();
+    answer_json(now, render_health(services_.processes.counts(), services_.status.get(), !stranger,
                                    now.settings->demo));
   }
 

@@ -168,6 +168,18 @@ test('no answer lets a foreign page read it, and none is framed or sniffed into 
   }
 });
 
+test('/health tells a stranger no path and no word of claude', async (t) => {
+  const proxy = await t.start({ cli: '/home/somebody/bin/claude', args: ['--api-key', KEY, '--spares', '0'] });
+  await proxy.inspected();
+  const { status, json } = await t.get('/health', { proxy });
+  assert.equal(status, 200);
+  assert.deepEqual(json, { status: 'degraded', service: 'claude-openai', code: 'claude_not_usable' });
+  assert.deepEqual((await t.get('/health', { proxy, headers: { 'x-api-key': 'wrong' } })).json, json);
+  const whole = (await t.get('/health', { proxy, headers: { 'x-api-key': KEY } })).json;
+  assert.match(whole.problem, /\/home\/somebody|claude/);
+  assert.equal(whole.processes.maximum > 0, true);
+});
+
 // ---- keys ----------------------------------------------------------------------------------------
 
 test('no answer is sniffed into another type, nor kept by a cache', async (t) => {
