@@ -5679,6 +5679,32 @@ inline std::string find_program(const std::string& name, const environment_map& 
   return {};
 }
 
+/// Why a path is no directory that only this user can use; empty when it is one.
+inline std::string privacy_problem(const struct stat& path) {
+  if (!S_ISDIR(path.st_mode)) return "is not a directory";
+  if (path.st_uid != ::geteuid()) return "belongs to another user";
+  if ((path.st_mode & 077U) != 0) return "is open to other users; `chmod 700` makes it private";
+  return {};
+}
+
+/// Makes a directory for this user alone, and those above it as need be; one that is there stays as
+/// it is. Throws `std::system_error`.
+inline void make_private_directory(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  std::filesystem::create_directories(std::filesystem::absolute(path).parent_path());
+  if (::mkdir(path.c_str(), 0700) == 0 || errno == EEXIST) return;
+  throw std::system_error(last_system_error(), "cannot make the directory " + path);
+}
+
+/// Opens a regular file of this user's for reading; empty for a link, a pipe or another's file.
+inline unique_fd open_own_file(const std::string& path) {
+  unique_fd file(::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
+  struct stat info {};
+  const bool own = file && ::fstat(file.get(), &info) == 0 && S_ISREG(info.st_mode) &&
+                   info.st_uid == ::geteuid();
+  return own ? std::move(file) : unique_fd();
+}
+
 /// A private directory (mode 0700) that is removed with all it holds. It is locked: that keeps
 /// systemd-tmpfiles, which tidies `/tmp` up, away from it.
 class temporary_directory {
@@ -6975,23 +7001,38 @@ class session_store {
   class visit;
   using system_time = std::chrono::system_clock::time_point;
 
-  /// Reads what is stored. Throws `std::system_error` when the directory cannot be used.
+  /// Reads what is stored, in a directory that is made unless it is there. Throws
+  /// `std::system_error` when it cannot be made, and as `list_files`.
   explicit session_store(const options& settings) : settings_(settings) {
-    if (settings_.session_directory.empty()) return;
-    namespace files = std::filesystem;
-    const files::path directory = settings_.session_directory;
-    const bool own = files::create_directories(directory);
-    constexpr auto shared = files::perms::others_write | files::perms::sticky_bit;
-    if (!own && (files::status(directory).permissions() & shared) != files::perms::none) {
-      throw std::system_error(std::make_error_code(std::errc::permission_denied),
-                              "sessions need a directory of their own, not " + directory.string());
+    const auto& directory = settings_.session_directory;
+    if (directory.empty()) return;
+    make_private_directory(directory);
+    for (const auto& name : list_files(directory)) {
+      const auto path = directory + "/" + name;
+      if (ends_with(name, finished)) load(path);
+      if (is_own_file(name, unfinished)) ::unlink(path.c_str());
     }
-    files::permissions(directory, files::perms::owner_all);
-    for (const auto& file : files::directory_iterator(directory)) {
-      const auto name = file.path().filename().string();
-      if (file.path().extension() == ".json") load(file.path().string());
-      if (is_cut_short(name)) files::remove(file.path());
+  }
+
+  /// The names of all files in a directory for sessions; none where it does not exist. Changes
+  /// nothing. Throws `std::invalid_argument` for a directory that other users can use, or that
+  /// holds only files of something else.
+  static std::vector<std::string> list_files(const std::string& directory) {
+    std::vector<std::string> names;
+    struct stat info {};
+    if (::stat(directory.c_str(), &info) != 0) return names;
+    auto problem = privacy_problem(info);
+    bool used = false;
+    if (problem.empty()) {
+      for (const auto& file : std::filesystem::directory_iterator(directory)) {
+        names.push_back(file.path().filename().string());
+        const auto& name = names.back();
+        used = used || is_own_file(name, finished) || is_own_file(name, unfinished);
+      }
+      if (!used && !names.empty()) problem = "holds other files and no session; name an empty one";
     }
+    if (problem.empty()) return names;
+    throw std::invalid_argument("--session-dir: " + directory + " " + problem);
   }
   session_store(const session_store&) = delete;
   session_store& operator=(const session_store&) = delete;
@@ -7132,17 +7173,23 @@ class session_store {
   }
 
   static constexpr std::size_t name_length = 24;
-  static constexpr std::string_view unfinished = ".json.new";
+  static constexpr std::string_view finished = ".json";
+  static constexpr std::string_view unfinished = ".json.new";  ///< `write_file` was cut short
 
-  /// What `write_file` leaves when it is cut short; other files that end so are not ours.
-  static bool is_cut_short(std::string_view name) {
-    return name.size() == name_length + unfinished.size() && name.substr(name_length) == unfinished;
+  static bool ends_with(std::string_view name, std::string_view ending) {
+    return name.size() > ending.size() && name.substr(name.size() - ending.size()) == ending;
+  }
+
+  /// Of a name that the store gives; other files that end so may be anybody's.
+  static bool is_own_file(std::string_view name, std::string_view ending) {
+    return name.size() == name_length + ending.size() && ends_with(name, ending);
   }
 
   /// Whole or not at all: written beside the file, then put in its place. Needs no lock.
   void write_file(const std::string& path, const std::string& bytes) const {
     const auto fresh = path + ".new";
-    unique_fd file(::open(fresh.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+    constexpr int flags = O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC;
+    unique_fd file(::open(fresh.c_str(), flags, 0600));
     const bool written = file && write_all(file.get(), bytes) && ::fsync(file.get()) == 0 &&
                          ::rename(fresh.c_str(), path.c_str()) == 0;
     if (written) return;
@@ -7157,7 +7204,7 @@ class session_store {
   }
 
   void load(const std::string& path) {
-    unique_fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    const auto file = open_own_file(path);
     std::string bytes;
     while (file && read_available(file.get(), bytes)) {
     }
@@ -7289,7 +7336,7 @@ class session_store::visit {
       const auto& directory = store_.settings_.session_directory;
       if (directory.empty() || !store_.is_kept(session_)) return;
       if (session_->file.empty()) {
-        session_->file = directory + "/" + text::random_id("", name_length) + ".json";
+        session_->file = directory + "/" + text::random_id("", name_length) + std::string(finished);
       }
       bytes = encode(*session_);
     }
@@ -13995,15 +14042,20 @@ class doctor {
   void check_session_directory() {
     if (settings_.session_directory.empty()) return;
     try {
-      const session_store sessions(settings_);
+      const auto files = session_store::list_files(settings_.session_directory).size();
+      auto above = std::filesystem::absolute(settings_.session_directory);  // or where it is made
+      while (!std::filesystem::exists(above)) above = above.parent_path();
+      if (::access(above.c_str(), W_OK | X_OK) != 0) {
+        throw std::system_error(last_system_error(), above.string() + " cannot be written to");
+      }
       tell({"session directory",
             true,
-            settings_.session_directory + ", " + std::to_string(sessions.size()) + " sessions",
+            settings_.session_directory + ", " + std::to_string(files) + " files",
             {}});
     } catch (const std::exception& failure) {
       tell({"session directory", false, failure.what(), "choose another --session-dir"});
-      settings_.session_directory.clear();
     }
+    settings_.session_directory.clear();  // only looked at: the trial below stores nothing
   }
 
   void check_transport() {
