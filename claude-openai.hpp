@@ -103,6 +103,11 @@
 #include <httplib.h>
 #include <nlohmann/json.hpp>
 
+#ifdef CPPHTTPLIB_OPENSSL_SUPPORT
+#include <openssl/evp.h>
+#include <openssl/hmac.h>
+#endif
+
 namespace claude_openai {
 
 //================================================================================================
@@ -933,6 +938,11 @@ inline std::vector<std::string> validate(const options& settings) {
   require(settings.tcp || !settings.unix_socket.empty(), "without TCP a unix socket is needed");
   require(settings.tls_certificate.empty() == settings.tls_key.empty(),
           "TLS needs both a certificate and its key");
+#ifndef CPPHTTPLIB_OPENSSL_SUPPORT
+  require(settings.session_directory.empty(),
+          "a session directory needs a build with OpenSSL (CPPHTTPLIB_OPENSSL_SUPPORT): stored "
+          "sessions name their client by an HMAC of its key");
+#endif
   for (const auto& network : settings.trusted_proxies) {
     const auto base = network.substr(0, network.find('/'));
     require(is_ip_literal(base) || base == "unix",
@@ -7027,7 +7037,8 @@ class session_store {
       for (const auto& file : std::filesystem::directory_iterator(directory)) {
         names.push_back(file.path().filename().string());
         const auto& name = names.back();
-        used = used || is_own_file(name, finished) || is_own_file(name, unfinished);
+        used = used || name == salt_name || is_own_file(name, finished) ||
+               is_own_file(name, unfinished);
       }
       if (!used && !names.empty()) problem = "holds other files and no session; name an empty one";
     }
@@ -7036,6 +7047,24 @@ class session_store {
   }
   session_store(const session_store&) = delete;
   session_store& operator=(const session_store&) = delete;
+
+  /// The salt of the names that clients have in sessions: stored with them, else made for this run.
+  /// Throws `std::runtime_error` for a stored one that cannot be used.
+  std::string salt() const {
+    auto fresh = text::random_id("", salt_length);
+    if (settings_.session_directory.empty()) return fresh;
+    const auto path = settings_.session_directory + "/" + salt_name;
+    const unique_fd made(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
+    if (made && write_all(made.get(), fresh) && ::fsync(made.get()) == 0) return fresh;
+    const auto file = open_own_file(path);
+    std::string kept;
+    while (file && read_available(file.get(), kept)) {
+    }
+    if (kept.size() == salt_length) return kept;
+    throw std::runtime_error(path +
+                             " is damaged; without it nobody finds the stored sessions of "
+                             "client keys again: restore it, or remove it");
+  }
 
   /// Forgets the sessions that nobody has used for too long, with their files.
   void expire() {
@@ -7172,6 +7201,8 @@ class session_store {
                               {"messages", messages}}));
   }
 
+  static constexpr const char* salt_name = "salt";
+  static constexpr std::size_t salt_length = 43;
   static constexpr std::size_t name_length = 24;
   static constexpr std::string_view finished = ".json";
   static constexpr std::string_view unfinished = ".json.new";  ///< `write_file` was cut short
@@ -9442,7 +9473,7 @@ inline int run(const std::vector<std::string>& arguments, const environment_map&
 
 //================================================================================================
 // [25] guard - who may come in: client keys, Host and Origin
-// uses: text, errors, options | pure
+// uses: text, errors, options | pure, but for client_names: thread-safe
 //================================================================================================
 
 /// What of a request decides whether it is let in.
@@ -9456,7 +9487,7 @@ struct credentials {
 
 /// Who asks.
 struct visitor {
-  std::string name;   ///< of the key's holder, see `client_name`; empty without a key
+  std::string key;    ///< the valid one that was presented; empty without
   std::string label;  ///< for the log: `key-2` is the second key's holder
 };
 
@@ -9515,16 +9546,60 @@ inline bool is_welcome_origin(const credentials& shown, const options& settings)
   return is_loopback_name(host_name(place)) || text::to_lower(place) == text::to_lower(shown.host);
 }
 
-/// A name for whoever holds that key, which does not tell the key (FNV-1a); empty without one.
-inline std::string client_name(std::string_view key) {
-  if (key.empty()) return {};
-  std::uint64_t hash = 14695981039346656037ULL;
-  for (const char c : key) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211ULL;
-  return std::to_string(hash);
-}
+#ifdef CPPHTTPLIB_OPENSSL_SUPPORT
 
-/// Names the client, or throws a 401 or 403 for whoever may not come in. A client with a key proves
-/// more than its Host header does; without keys only names of this machine are answered (DNS
+/// Names clients by their keys without telling the keys: HMAC-SHA256 with a salt. Thread-safe.
+class client_names {
+ public:
+  explicit client_names(std::string salt) : salt_(std::move(salt)) {}
+
+  /// 64 hexadecimal digits, the same for the same salt and key; empty without a key. Throws
+  /// `std::runtime_error` when OpenSSL fails: a client without a name would be everybody.
+  std::string name_of(std::string_view key) const {
+    if (key.empty()) return {};
+    std::array<unsigned char, EVP_MAX_MD_SIZE> code{};
+    unsigned size = 0;
+    const auto* bytes = reinterpret_cast<const unsigned char*>(key.data());
+    if (::HMAC(::EVP_sha256(), salt_.data(), static_cast<int>(salt_.size()), bytes, key.size(),
+               code.data(), &size) == nullptr) {
+      throw std::runtime_error("OpenSSL offers no HMAC-SHA256");
+    }
+    constexpr std::string_view digits = "0123456789abcdef";
+    std::string name;
+    for (unsigned i = 0; i < size; ++i) {
+      name += digits[code[i] >> 4U];
+      name += digits[code[i] & 15U];
+    }
+    return name;
+  }
+
+ private:
+  std::string salt_;
+};
+
+#else
+
+/// Names clients by their keys without telling the keys: at random, for this run. Thread-safe.
+class client_names {
+ public:
+  explicit client_names(const std::string&) {}
+
+  /// The same for the same key; empty without one.
+  std::string name_of(const std::string& key) const {
+    if (key.empty()) return {};
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return names_.emplace(key, text::random_id("", 24)).first->second;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  mutable std::map<std::string, std::string> names_;
+};
+
+#endif
+
+/// Tells who the client is, or throws a 401 or 403 for whoever may not come in. A client with a key
+/// proves more than its Host header does; without keys only names of this machine are answered (DNS
 /// rebinding).
 inline visitor check_access(const credentials& shown, const options& settings, bool needs_key) {
   if (!shown.origin.empty() && !is_welcome_origin(shown, settings)) {
@@ -9539,7 +9614,7 @@ inline visitor check_access(const credentials& shown, const options& settings, b
                                                 text::repair_utf8(shown.host) +
                                                 "'; use its address or a client key");
   }
-  if (number > 0) return {client_name(key), "key-" + std::to_string(number)};
+  if (number > 0) return {std::string(key), "key-" + std::to_string(number)};
   if (!needs_key || settings.api_keys.empty()) return {};
   throw api_error(error_kind::authentication,
                   key.empty() ? "Missing API key: send 'Authorization: Bearer KEY' or 'x-api-key'"
@@ -9762,7 +9837,7 @@ struct request_record {
   std::string dialect;    ///< empty: the model was not asked
   std::string model;      ///< as the client calls it
   std::string client;     ///< `key-1` is the first key's holder; empty without a key
-  std::string client_id;  ///< see `client_name`
+  std::string client_id;  ///< see `client_names`
   std::string address;
   int status = 0;
   const char* ending = nullptr;  ///< of a stream: `done`, `failed` or `client left`
@@ -10326,8 +10401,8 @@ inline json render_health(const process_counts& counts, const cli_facts& facts, 
     problem = std::to_string(counts.queued) + " requests wait, and none has got a process for " +
               std::to_string(counts.stalled.count() / 1000) + " s";
   }
-  json whole = json::object({{"status", problem.empty() ? "healthy" : "degraded"},
-                             {"service", "claude-openai"}});
+  json whole = json::object(
+      {{"status", problem.empty() ? "healthy" : "degraded"}, {"service", "claude-openai"}});
   if (!problem.empty()) whole["code"] = problem_code(facts);
   if (!details) return whole;
   whole.update(json::object({{"processes", json::object({{"spare", counts.spare},
@@ -12877,7 +12952,7 @@ class http_service : public httplib::Server {
   void admit(exchange& now, const credentials& shown, bool needs_key) {
     try {
       auto who = check_access(shown, *now.settings, needs_key);
-      now.record->client_id = std::move(who.name);
+      now.record->client_id = names_.name_of(who.key);
       now.record->client = std::move(who.label);
     } catch (const api_error& refused) {
       services_.figures.reject(refused.kind == error_kind::authentication ? "key" : "origin");
@@ -13618,6 +13693,7 @@ class http_service : public httplib::Server {
   static constexpr std::size_t most_body_bytes = 40 * 1024 * 1024;
 
   services services_;
+  const client_names names_{services_.sessions.salt()};
   body_budget bodies_{std::max(most_body_bytes, 2 * services_.settings.get()->max_body_bytes)};
 };
 
@@ -13646,8 +13722,8 @@ inline options complete(options settings, std::optional<temporary_directory>& sc
 class server {
  public:
   /// Throws `std::invalid_argument` for options that cannot be run with, `std::runtime_error` for a
-  /// certificate that cannot be used, and `std::system_error` when the working directory cannot be
-  /// made.
+  /// certificate or a stored salt that cannot be used, and `std::system_error` when the working
+  /// directory cannot be made.
   explicit server(options settings)
       : settings_(prepare(std::move(settings), scratch_)),
         live_(settings_),

@@ -360,7 +360,7 @@ async function assertSurvivesFullDisk({ proxy, ask, well }, folder) {
   assert.match(proxy.output, /session not stored/);
   const told = (await ask('[[who]]', { session_id: 'grows' }).done).json.choices[0].message.content;
   assert.equal(JSON.parse(told).messages, 13, 'nothing of it is forgotten');
-  for (const name of filesIn(folder)) {
+  for (const name of filesIn(folder).filter((one) => one !== 'salt')) {
     assert.match(name, /\.json$/, 'no half file is left');
     JSON.parse(readFileSync(path.join(folder, name), 'utf8'));
   }
@@ -622,7 +622,7 @@ test('a wall clock that jumps a day ahead and back loses no session', async (t) 
   await t.get('/v1/sessions', { proxy });
   jump(0);
   assert.equal((await t.get('/v1/sessions', { proxy })).json.total, 1, 'it was used a moment ago');
-  assert.equal(readdirSync(folder).length, 1);
+  assert.equal(readdirSync(folder).filter((name) => name !== 'salt').length, 1);
 });
 
 // ---- the CLI is replaced -------------------------------------------------------------------------

@@ -1,10 +1,11 @@
 // Who may come in, and what may get out: foreign pages, guessed keys, paths with tricks, injected headers, secrets.
 
 import assert from 'node:assert/strict';
-import { existsSync, mkdirSync, readFileSync, readdirSync, statSync } from 'node:fs';
+import { createHmac } from 'node:crypto';
+import { mkdirSync, readFileSync, readdirSync, rmSync, statSync } from 'node:fs';
 import path from 'node:path';
 import { API_KEY_OF_CLAUDE, eventually, processesMarked, sleep, suite } from './harness.mjs';
-import { MODEL, chatBody, connectRaw, filesIn, get, head, post, postChat, standIn } from './raw_client.mjs';
+import { MODEL, chatBody, connectRaw, filesIn, get, head, post, postChat, scratch, standIn } from './raw_client.mjs';
 
 export const security = suite();
 const { test } = security;
@@ -363,7 +364,7 @@ test('session ids are names, whatever they look like, and never paths', async (t
     const told = await t.get(where, { proxy });
     assert.deepEqual([told.status, told.json?.session_id], [200, id], `${where}: ${told.text}`);
   }
-  for (const file of filesIn(path.dirname(sessions))) assert.match(file, /^[\w-]+\.json$/, file);
+  for (const file of filesIn(path.dirname(sessions))) assert.match(file, /^([\w-]+\.json|salt)$/, file);
   assert.deepEqual(readdirSync(path.dirname(sessions)), ['sessions']);
   assert.deepEqual(readdirSync(proxy.scratch).sort(), before);
   for (const id of ids) {
@@ -578,5 +579,25 @@ test('what is stored of a session is for the owner alone, and holds no key', asy
     assert.ok(!readFileSync(path.join(sessions, name), 'utf8').includes(SECRET_KEY));
     assert.ok(!name.includes(SECRET_KEY));
   }
-  assert.ok(existsSync(sessions) && readdirSync(sessions).length === 1);
+  assert.equal(readdirSync(sessions).filter((name) => name.endsWith('.json')).length, 1);
+});
+
+test('a key finds its stored sessions after a restart, and a copy without the salt tells nothing of the key', async (t) => {
+  const { program } = standIn(t);
+  const sessions = path.join(scratch(t), 'sessions');
+  const mine = { 'x-api-key': KEY };
+  const start = () => t.start({ cli: program, args: ['--api-key', KEY, '--spares', '0', '--session-dir', sessions] });
+  const total = async (proxy) => (await t.get('/v1/sessions', { proxy, headers: mine })).json.total;
+  const first = await start();
+  const body = chatBody('[[text]]', { session_id: 'mine' });
+  assert.equal((await t.send({ proxy: first, headers: mine, body }).done).status, 200);
+  await first.stop();
+  first.stopped = true;
+  const [file] = readdirSync(sessions).filter((name) => name.endsWith('.json'));
+  const { client } = JSON.parse(readFileSync(path.join(sessions, file), 'utf8'));
+  const salt = readFileSync(path.join(sessions, 'salt'));
+  assert.equal(client, createHmac('sha256', salt).update(KEY).digest('hex'));
+  assert.equal(await total(await start()), 1);
+  rmSync(path.join(sessions, 'salt'));
+  assert.equal(await total(await start()), 0, 'by another salt nobody has that name');
 });

@@ -313,13 +313,15 @@ TEST_CASE("sessions: another user's folder is refused") {
     files::create_directories(folder.path);
     files::permissions(folder.path, files::perms::owner_all);
     REQUIRE(::chown(folder.path.c_str(), 12345, 12345) == 0);
-    CHECK(refusal_of(with_folder(folder.path)).find("belongs to another user") != std::string::npos);
+    CHECK(refusal_of(with_folder(folder.path)).find("belongs to another user") !=
+          std::string::npos);
   } else {
     CHECK(refusal_of(with_folder("/")).find("belongs to another user") != std::string::npos);
   }
 }
 
-TEST_CASE("sessions: links, pipes and other users' files are no stored sessions, and hold nobody up") {
+TEST_CASE(
+    "sessions: links, pipes and other users' files are no stored sessions, and hold nobody up") {
   const scratch_folder folder;
   const scratch_folder elsewhere;
   {
@@ -374,6 +376,35 @@ TEST_CASE("sessions: a file that is damaged or foreign is skipped and not touche
   CHECK(files_in(folder.path).size() == foreign.size() + 1);
   put(store, "k", "mine", "Hi");
   CHECK(ids_of(store, "k") == strings{"mine"});
+}
+
+TEST_CASE("sessions: the salt of client names is stored with them, else each run has its own") {
+  const scratch_folder folder;
+  const auto settings = with_folder(folder.path);
+  const auto salt = session_store(settings).salt();
+  CHECK(salt.size() >= 32);
+  CHECK(session_store(settings).salt() == salt);
+  CHECK(mode_of(folder.path / "salt") == 0600);
+  const scratch_folder other;
+  CHECK(session_store(with_folder(other.path)).salt() != salt);
+  const options in_memory;
+  CHECK(session_store(in_memory).salt() != session_store(in_memory).salt());
+}
+
+TEST_CASE("sessions: a salt that is cut short, or a link to somebody else's, is refused") {
+  const scratch_folder folder;
+  const scratch_folder other;
+  const auto settings = with_folder(folder.path);
+  const session_store store(settings);
+  const auto others = with_folder(other.path);
+  session_store(others).salt();
+  files::create_symlink(other.path / "salt", folder.path / "salt");
+  CHECK_THROWS_AS(store.salt(), std::runtime_error);
+  files::remove(folder.path / "salt");
+  std::ofstream(folder.path / "salt") << "short";
+  CHECK_THROWS_AS(store.salt(), std::runtime_error);
+  files::remove(folder.path / "salt");
+  CHECK(store.salt() == store.salt());
 }
 
 TEST_CASE("sessions: a file from the future is taken for one of now") {
