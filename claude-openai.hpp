@@ -5383,6 +5383,90 @@ class wake_signal {
   pipe_ends ends_;
 };
 
+/// Why a path is no directory that only this user can use; empty when it is one.
+inline std::string privacy_problem(const struct stat& path) {
+  if (!S_ISDIR(path.st_mode)) return "is not a directory";
+  if (path.st_uid != ::geteuid()) return "belongs to another user";
+  if ((path.st_mode & 077U) != 0) return "is open to other users; `chmod 700` makes it private";
+  return {};
+}
+
+/// Makes a directory for this user alone, and those above it as need be; one that is there stays as
+/// it is. Throws `std::system_error`.
+inline void make_private_directory(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  std::filesystem::create_directories(std::filesystem::absolute(path).parent_path());
+  if (::mkdir(path.c_str(), 0700) == 0 || errno == EEXIST) return;
+  throw std::system_error(last_system_error(), "cannot make the directory " + path);
+}
+
+/// Opens a regular file of this user's for reading; empty for a link, a pipe or another's file.
+inline unique_fd open_own_file(const std::string& path) {
+  unique_fd file(::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
+  struct stat info {};
+  const bool own = file && ::fstat(file.get(), &info) == 0 && S_ISREG(info.st_mode) &&
+                   info.st_uid == ::geteuid();
+  return own ? std::move(file) : unique_fd();
+}
+
+/// A private directory (mode 0700) that is removed with all it holds. It is locked: that keeps
+/// systemd-tmpfiles, which tidies `/tmp` up, away from it.
+class temporary_directory {
+ public:
+  /// Throws `std::system_error` when it cannot be made.
+  explicit temporary_directory(const std::string& parent)
+      : path_(parent + "/claude-openai-XXXXXX") {
+    if (::mkdtemp(path_.data()) == nullptr) {
+      throw std::system_error(last_system_error(), "cannot make a directory in " + parent);
+    }
+    hold();
+  }
+  temporary_directory(const temporary_directory&) = delete;
+  temporary_directory& operator=(const temporary_directory&) = delete;
+  ~temporary_directory() {
+    std::error_code ignored;
+    if (is_own()) std::filesystem::remove_all(path_, ignored);
+  }
+
+  const std::string& path() const { return path_; }
+
+  /// To be called before the path is used: makes the directory anew when it is gone, since others
+  /// tidy `/tmp` up. Throws `std::system_error` when something else has its name: whoever made that
+  /// could read and exchange what is put there. Thread-safe.
+  void ensure() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (is_own()) return;
+    const bool made = ::mkdir(path_.c_str(), 0700) == 0;
+    if (!made && errno != EEXIST) {
+      throw std::system_error(last_system_error(), "cannot make the directory " + path_);
+    }
+    if (made) return hold();
+    throw std::system_error(std::make_error_code(std::errc::file_exists),
+                            "the proxy's private directory " + path_ +
+                                " was removed and something else has its name; restart the proxy");
+  }
+
+ private:
+  void hold() {
+    held_ = unique_fd(::open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+    if (!is_own()) throw std::system_error(last_system_error(), "cannot use " + path_);
+    ::flock(held_.get(), LOCK_SH);
+  }
+
+  /// The path still leads to what was made. Its mode is set again: an agent works in it.
+  bool is_own() const {
+    struct stat held {};
+    struct stat named {};
+    return held_ && ::fstat(held_.get(), &held) == 0 && ::lstat(path_.c_str(), &named) == 0 &&
+           held.st_dev == named.st_dev && held.st_ino == named.st_ino &&
+           held.st_uid == ::geteuid() && ::fchmod(held_.get(), 0700) == 0;
+  }
+
+  std::string path_;
+  unique_fd held_;
+  std::mutex mutex_;
+};
+
 /// A tiny forked process that ends our children's process groups when we die, even by SIGKILL: it
 /// notices by the end of file on a pipe that only we hold. Thread-safe. Owned by the pool.
 ///
@@ -5392,13 +5476,14 @@ class child_guard {
   /// Also ignores for this program SIGPIPE, since a child may die while it is written to, and
   /// SIGXFSZ: a session that outgrows the limit of file sizes is not stored, no more.
   ///
-  /// `scratch` is a directory that goes with this program, however it ends; empty for none.
-  explicit child_guard(const std::string& scratch = {}) : pipe_(make_pipe()) {
+  /// `scratch` is a directory that goes with this program, however it ends; null for none.
+  explicit child_guard(temporary_directory* scratch = nullptr)
+      : scratch_(scratch), pipe_(make_pipe()) {
     std::signal(SIGPIPE, SIG_IGN);
     std::signal(SIGXFSZ, SIG_IGN);
     pid_ = ::fork();
     if (pid_ < 0) throw std::system_error(last_system_error(), "fork");
-    if (pid_ == 0) watch(pipe_.read.get(), scratch.c_str());
+    if (pid_ == 0) watch(pipe_.read.get(), scratch_ == nullptr ? "" : scratch_->path().c_str());
     pipe_.read.reset();
   }
   child_guard(const child_guard&) = delete;
@@ -5410,6 +5495,10 @@ class child_guard {
     }
   }
 
+  /// Before a child is started: the directory that it works in is there, and ours.
+  void prepare() const {
+    if (scratch_ != nullptr) scratch_->ensure();
+  }
   void add(pid_t group) const { tell(group); }
   void remove(pid_t group) const { tell(-group); }
 
@@ -5461,6 +5550,7 @@ class child_guard {
     ::_exit(0);
   }
 
+  temporary_directory* scratch_;
   pipe_ends pipe_;
   pid_t pid_ = -1;
 };
@@ -5469,8 +5559,9 @@ class child_guard {
 /// ends it; the destructor kills what is left. One thread at a time.
 class child_process {
  public:
-  /// Throws `std::system_error` when the program cannot be started.
+  /// Throws `std::system_error` when the program cannot be started, or the guard's directory is gone.
   child_process(const command& what, const child_guard& guard) : guard_(&guard) {
+    guard_->prepare();
     pipe_ends in = make_pipe();
     pipe_ends out = make_pipe();
     pipe_ends err = make_pipe();
@@ -5688,59 +5779,6 @@ inline std::string find_program(const std::string& name, const environment_map& 
   }
   return {};
 }
-
-/// Why a path is no directory that only this user can use; empty when it is one.
-inline std::string privacy_problem(const struct stat& path) {
-  if (!S_ISDIR(path.st_mode)) return "is not a directory";
-  if (path.st_uid != ::geteuid()) return "belongs to another user";
-  if ((path.st_mode & 077U) != 0) return "is open to other users; `chmod 700` makes it private";
-  return {};
-}
-
-/// Makes a directory for this user alone, and those above it as need be; one that is there stays as
-/// it is. Throws `std::system_error`.
-inline void make_private_directory(std::string path) {
-  while (path.size() > 1 && path.back() == '/') path.pop_back();
-  std::filesystem::create_directories(std::filesystem::absolute(path).parent_path());
-  if (::mkdir(path.c_str(), 0700) == 0 || errno == EEXIST) return;
-  throw std::system_error(last_system_error(), "cannot make the directory " + path);
-}
-
-/// Opens a regular file of this user's for reading; empty for a link, a pipe or another's file.
-inline unique_fd open_own_file(const std::string& path) {
-  unique_fd file(::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
-  struct stat info {};
-  const bool own = file && ::fstat(file.get(), &info) == 0 && S_ISREG(info.st_mode) &&
-                   info.st_uid == ::geteuid();
-  return own ? std::move(file) : unique_fd();
-}
-
-/// A private directory (mode 0700) that is removed with all it holds. It is locked: that keeps
-/// systemd-tmpfiles, which tidies `/tmp` up, away from it.
-class temporary_directory {
- public:
-  /// Throws `std::system_error` when it cannot be made.
-  explicit temporary_directory(const std::string& parent)
-      : path_(parent + "/claude-openai-XXXXXX") {
-    if (::mkdtemp(path_.data()) == nullptr) {
-      throw std::system_error(last_system_error(), "cannot make a directory in " + parent);
-    }
-    lock_ = unique_fd(::open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (lock_) ::flock(lock_.get(), LOCK_SH);
-  }
-  temporary_directory(const temporary_directory&) = delete;
-  temporary_directory& operator=(const temporary_directory&) = delete;
-  ~temporary_directory() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-  unique_fd lock_;
-};
 
 //================================================================================================
 // [18] worker - one `claude` process: probe, rehearsal, replay, turn
@@ -6338,23 +6376,13 @@ class pool {
 
   std::unique_ptr<worker> start_worker(const launch_profile& profile) {
     const auto command = make_command(settings_, profile);
-    for (bool again = true;; again = false) {
-      try {
-        auto fresh = std::make_unique<worker>(command, *guard_);
-        ++started_;
-        return fresh;
-      } catch (const std::system_error& failure) {
-        // Where `/tmp` is tidied up, the private directory of a proxy that is quiet for days goes.
-        const auto& scratch = value_or(settings_.environment, "TMPDIR");
-        if (again && is_missing(failure) && make_directory(scratch)) continue;
-        throw explain(failure, command);
-      }
+    try {
+      auto fresh = std::make_unique<worker>(command, *guard_);
+      ++started_;
+      return fresh;
+    } catch (const std::system_error& failure) {
+      throw explain(failure, command);
     }
-  }
-
-  /// True when it is there now, by us or by another thread.
-  static bool make_directory(const std::string& path) {
-    return ::mkdir(path.c_str(), 0700) == 0 || errno == EEXIST;
   }
 
   /// Why no process could be started, and what to do.
@@ -13728,7 +13756,7 @@ class server {
       : settings_(prepare(std::move(settings), scratch_)),
         live_(settings_),
         tls_(make_tls(settings_)),
-        guard_(std::make_shared<child_guard>(scratch_->path())),
+        guard_(std::make_shared<child_guard>(&*scratch_)),
         pool_(settings_, guard_),
         sessions_(settings_),
         engine_(settings_, pool_, sessions_, &cut_),
@@ -14107,7 +14135,7 @@ class doctor {
   bool check_settings() {
     try {
       settings_ = complete(std::move(settings_), scratch_);
-      guard_ = std::make_shared<child_guard>(scratch_->path());
+      guard_ = std::make_shared<child_guard>(&*scratch_);
       return true;
     } catch (const std::exception& failure) {
       tell({"settings", false, failure.what(), "see --print-config, and TMPDIR"});

@@ -689,6 +689,21 @@ test('a CLI that is replaced in mid-answer finishes it', async (t) => {
 
 // ---- what it stands in ---------------------------------------------------------------------------
 
+test('whoever takes the name of a private folder that was tidied away gets no process into it', async (t) => {
+  const { proxy, ask, well } = await proxyWith(t, STAND_IN_CLI);
+  await well();
+  const [name] = readdirSync(proxy.temporary);
+  const folder = path.join(proxy.temporary, name);
+  rmSync(folder, { recursive: true });
+  mkdirSync(folder, { mode: 0o777 });
+  const refused = await ask('[[text]]').done;
+  assert.equal(refused.status, 503, refused.text);
+  assert.match(refused.json.error.message, /something else has its name; restart the proxy/);
+  assert.ok(refused.json.error.message.includes(folder), refused.text);
+  rmSync(folder, { recursive: true });
+  await well();
+});
+
 test('a private folder that was tidied away is made anew; a working directory that is gone is told', async (t) => {
   const { proxy, ask, well } = await proxyWith(t, STAND_IN_CLI);
   await well();
