@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { createHmac } from 'node:crypto';
-import { mkdirSync, readFileSync, readdirSync, rmSync, statSync } from 'node:fs';
+import { chownSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync } from 'node:fs';
 import path from 'node:path';
 import { API_KEY_OF_CLAUDE, eventually, processesMarked, sleep, suite } from './harness.mjs';
 import { MODEL, chatBody, connectRaw, filesIn, get, head, post, postChat, scratch, standIn } from './raw_client.mjs';
@@ -558,6 +558,27 @@ for (const form of [['--api-key', SECRET_KEY], [`--api-key=${SECRET_KEY}`]]) {
     assert.ok(!faults.length, faults.join('; '));
   });
 }
+
+test('no other process reads the memory of the proxy, and it leaves no core file; it runs well so', async (t) => {
+  // Root reads everything: then the proxy is somebody else, without rights.
+  const asRoot = process.getuid() === 0;
+  const proxy = await t.start({
+    args: ['--demo', '--api-key', KEY],
+    env: { CLAUDE_DEMO_PACE: '0ms' },
+    prepare: (one) => {
+      if (!asRoot) return;
+      [one.scratch, one.home, one.temporary].forEach((folder) => chownSync(folder, 12345, 12345));
+      one.command.unshift('setpriv', '--reuid=12345', '--regid=12345', '--clear-groups');
+    },
+  });
+  const of = (file) => `/proc/${proxy.pid}/${file}`;
+  assert.match(readFileSync(of('limits'), 'utf8'), /^Max core file size +0 /m);
+  assert.equal(statSync(of('environ')).uid, 0, 'not its user may read it');
+  if (!asRoot) assert.throws(() => readFileSync(of('environ')), /EACCES/);
+  const body = chatBody('/say fine');
+  const { json } = await t.send({ proxy, headers: { 'x-api-key': KEY }, body }).done;
+  assert.equal(json.choices[0].message.content, 'fine');
+});
 
 test('what is stored of a session is for the owner alone, and holds no key', async (t) => {
   const { program } = standIn(t);
