@@ -632,6 +632,11 @@ void print_access(const proxy::options& settings, const std::string& key_path) {
   } else if (settings.tcp) {
     std::cout << "  client key         none: every user of this machine may use it (--api-key)\n";
   }
+  if (settings.tcp && !proxy::is_loopback_name(settings.host) && settings.tls_certificate.empty()) {
+    std::cout
+        << "  WARNING            keys and prompts cross the network in clear text; use --tls-cert "
+           "and --tls-key, or a TLS proxy in front\n";
+  }
 }
 
 void print_start(const proxy::server& server, const std::string& key_path) {
