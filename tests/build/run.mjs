@@ -135,6 +135,17 @@ check('main.cpp compiles with a header-only cpp-httplib', async () => {
   await compile(cxx, ['-std=c++17', '-fsyntax-only', ...warnings, ...cflags, ...include, join(root, 'main.cpp')]);
 });
 
+// A path is left out of the image's build when a line of .dockerignore matches it or a folder above it.
+check('.dockerignore keeps secrets, tests and build products out of the image, and nothing that the build needs', () => {
+  const lines = readFileSync(join(root, '.dockerignore'), 'utf8').split('\n').filter((line) => line && !line.startsWith('#'));
+  const one = (line) => line.replace(/[.+]/g, '\\$&').replaceAll('**/', '(?:.*/)?').replaceAll(/(?<![.)])\*/g, '[^/]*');
+  const ignored = new RegExp(`^(?:${lines.map(one).join('|')})(?:/|$)`);
+  const secrets = ['.env', '.env.local', 'packaging/.env', 'cert.pem', 'tls/server.key', '.git/config', 'tests/run', 'build/x', 'packaging/cli/node_modules/x'];
+  const needed = ['Makefile', '.ci/deps', 'main.cpp', 'claude-openai.hpp', ...readdirSync(join(root, 'packaging')).map((name) => `packaging/${name}`)];
+  none(secrets.filter((path) => !ignored.test(path)), 'not ignored');
+  none(needed.filter((path) => ignored.test(path)), 'ignored');
+});
+
 // ---- sections -----------------------------------------------------------------------------------
 
 check('the banners are well formed', () => none(problems, 'in the header'));
