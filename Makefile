@@ -208,19 +208,22 @@ tidy: ## look for bugs by .clang-tidy
 	clang-tidy --quiet main.cpp -- -std=c++17 -I. $(cflags) $(CPPFLAGS)
 
 systemd_folder = $(DESTDIR)$(PREFIX)/share/systemd/user
+system_folder  = $(DESTDIR)$(PREFIX)/lib/systemd/system
 launchd_folder = $(DESTDIR)$(PREFIX)/share/claude-openai
 
 install: build/claude-openai ## install program, header and service files below PREFIX
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(systemd_folder) $(launchd_folder)
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(systemd_folder) $(system_folder) $(launchd_folder)
 	install -m 755 build/claude-openai $(DESTDIR)$(PREFIX)/bin/
 	install -m 644 claude-openai.hpp $(DESTDIR)$(PREFIX)/include/
 	sed 's|@PREFIX@|$(PREFIX)|g' packaging/claude-openai.service > $(systemd_folder)/claude-openai.service
+	sed 's|@PREFIX@|$(PREFIX)|g' packaging/claude-openai-system.service > $(system_folder)/claude-openai.service
 	sed 's|@PREFIX@|$(PREFIX)|g' packaging/claude-openai.plist > $(launchd_folder)/claude-openai.plist
 	@echo "A service needs claude on its PATH (npm install -g @anthropic-ai/claude-code), or CLAUDE_CLI_PATH among its settings."
 
 uninstall: ## remove what `make install` installed
 	rm -f $(DESTDIR)$(PREFIX)/bin/claude-openai $(DESTDIR)$(PREFIX)/include/claude-openai.hpp \
-	  $(systemd_folder)/claude-openai.service $(launchd_folder)/claude-openai.plist
+	  $(systemd_folder)/claude-openai.service $(system_folder)/claude-openai.service \
+	  $(launchd_folder)/claude-openai.plist
 	-rmdir $(launchd_folder)
 
 clean: ## remove everything that was built, and the CLI in build/cli

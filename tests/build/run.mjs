@@ -267,7 +267,8 @@ check('make install puts program, header and service files below the prefix, mak
   const version = await run(at('bin/claude-openai'), ['--version']);
   if (!/^claude-openai \d/.test(version.out)) throw new Error(version.out);
   if (readFileSync(at('include/claude-openai.hpp'), 'utf8') !== header) throw new Error('another header');
-  for (const path of ['share/systemd/user/claude-openai.service', 'share/claude-openai/claude-openai.plist']) {
+  const units = ['share/systemd/user', 'lib/systemd/system'].map((place) => `${place}/claude-openai.service`);
+  for (const path of [...units, 'share/claude-openai/claude-openai.plist']) {
     const text = readFileSync(at(path), 'utf8');
     if (!text.includes('/opt/proxy/bin/claude-openai') || text.includes('@PREFIX@')) throw new Error(text);
     // Else the system ends every `claude` with the proxy, and none of them finishes what it says.
@@ -276,6 +277,27 @@ check('make install puts program, header and service files below the prefix, mak
   await made('uninstall');
   const left = readdirSync(folder, { recursive: true, withFileTypes: true }).filter((entry) => !entry.isDirectory());
   none(left.map(({ name }) => name), 'left');
+});
+
+check('systemd takes the units, and finds that the one for a server shuts the proxy in', async () => {
+  const prefix = join(scratch, 'prefix');
+  const folder = join(scratch, 'units');
+  for (const place of [join(prefix, 'bin'), join(prefix, 'include'), folder]) mkdirSync(place, { recursive: true });
+  writeFileSync(join(prefix, 'bin/claude-openai'), '#!/bin/sh\n', { mode: 0o755 });
+  writeFileSync(join(prefix, 'include/claude-openai.hpp'), '');
+  const analyze = async (...args) => {
+    const { code, out, err } = await run('systemd-analyze', args, { env: { ...process.env, XDG_RUNTIME_DIR: scratch } });
+    if (code === 'ENOENT') skip('systemd-analyze is not here');
+    if (code !== 0 || err) throw new Error(`${args.join(' ')}: ${code}\n${head(err + out, 40)}`);
+  };
+  const unit = (source) => {
+    const text = readFileSync(join(root, 'packaging', source), 'utf8').replaceAll('@PREFIX@', prefix);
+    return file(`units/${source}`, text);
+  };
+  await analyze('--user', 'verify', unit('claude-openai.service'));
+  const system = unit('claude-openai-system.service');
+  await analyze('verify', system);
+  await analyze('security', '--offline=true', '--threshold=30', '--no-pager', system);  // 0 is best, 100 worst
 });
 
 check('no line is over 100 columns', () => {
