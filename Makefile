@@ -3,9 +3,6 @@
 # GNU make 4.3 or newer. CXX, CPPFLAGS, CXXFLAGS, LDFLAGS, PREFIX and DESTDIR are honoured. V=1 shows
 # whole commands. HTTPLIB_INCLUDE=dir takes a header-only httplib.h from there.
 
-# The CLI that `make run` installs when there is none on PATH.
-CLAUDE_VERSION = 2.1.330
-
 PREFIX ?= /usr/local
 JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 Q      := $(if $(V),,@)
@@ -42,7 +39,9 @@ all: build/claude-openai ## build the proxy (this is the default)
 
 # ---- running -------------------------------------------------------------------------------------
 
-cli_folder := build/cli/$(CLAUDE_VERSION)
+# The CLI that `make run` installs when there is none on PATH; its lock file has a checksum of every package.
+cli_lock   := packaging/cli/package.json packaging/cli/package-lock.json
+cli_folder := build/cli/$(shell sed -n 's|.*/claude-code": "\(.*\)".*|\1|p' packaging/cli/package.json)
 cli        := $(cli_folder)/node_modules/@anthropic-ai/claude-code/bin/claude.exe
 
 # Not empty when the user has a CLI: on PATH, in the environment or among the flags. The demo needs none.
@@ -61,10 +60,10 @@ dev: build/claude-openai $(if $(own_cli),,$(cli_folder)/installed) ## build and 
 	@$(if $(own_cli),,CLAUDE_CLI_PATH=$(abspath $(cli))) tests/dev $(ARGS)
 
 # A newer npm may skip the package's install script, which puts the program in place of a stub.
-$(cli_folder)/installed:
+$(cli_folder)/installed: $(cli_lock)
 	@.ci/deps node
-	npm install --prefix $(cli_folder) --no-audit --no-fund --loglevel=error \
-	  @anthropic-ai/claude-code@$(CLAUDE_VERSION)
+	@mkdir -p $(@D) && cp $(cli_lock) $(@D)
+	npm ci --prefix $(@D) --no-audit --no-fund --loglevel=error
 	@$(cli) --version >/dev/null 2>&1 || node $(cli_folder)/node_modules/@anthropic-ai/claude-code/install.cjs
 	@$(cli) --version && touch $@
 

@@ -146,6 +146,36 @@ check('.dockerignore keeps secrets, tests and build products out of the image, a
   none(needed.filter((path) => ignored.test(path)), 'ignored');
 });
 
+check('the CLI that `make run` and the image install is pinned by checksums, for every platform', () => {
+  const read = (path) => readFileSync(join(root, path), 'utf8');
+  const { packages } = JSON.parse(read('packaging/cli/package-lock.json'));
+  const cli = packages['node_modules/@anthropic-ai/claude-code'];
+  const wanted = ['@anthropic-ai/claude-code', ...Object.keys(cli.optionalDependencies)];
+  const pinned = (name) => /^sha512-/.test(packages[`node_modules/${name}`]?.integrity);
+  none(wanted.filter((name) => !pinned(name)), 'without a checksum');
+  none(Object.keys(packages).filter((path) => packages[path].resolved), 'names a registry');
+  const tested = JSON.parse(read('tests/e2e/package.json')).dependencies;
+  if (!Object.values(tested).includes(`npm:@anthropic-ai/claude-code@${cli.version}`)) throw new Error(`${cli.version} is not tested`);
+  const image = read('packaging/Dockerfile');
+  if (!/^ARG BASE=debian:[a-z]+-\d{8}-slim@sha256:[0-9a-f]{64}$/m.test(image)) throw new Error('the base image is not pinned');
+  none(image.match(/^FROM (?!\$\{BASE\}).*$/gm) ?? [], 'another base image');
+  none([image, read('Makefile')].flatMap((text) => text.match(/npm install.*claude-code.*@\S+/g) ?? []), 'past the lock file');
+});
+
+check('.ci/deps says what it will install before anything is called as root', async () => {
+  const folder = join(scratch, 'no_packages');
+  mkdirSync(folder, { recursive: true });
+  const stub = (name, script) => writeFileSync(join(folder, name), `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+  stub('id', 'echo 1000');
+  stub('uname', 'echo Linux');
+  stub('apt-get', 'exit 1');
+  stub('sudo', 'echo "as root: $*"');
+  const { code, out, err } = await run('/bin/sh', [join(root, '.ci/deps'), 'tidy', 'format'], { env: { PATH: folder } });
+  const [first, second] = out.split('\n');
+  if (code !== 0 || first !== 'Missing packages, now installed by sudo apt-get: clang-tidy clang-format') throw new Error(out + err);
+  if (second !== 'as root: apt-get update -qq') throw new Error(out);
+});
+
 // ---- sections -----------------------------------------------------------------------------------
 
 check('the banners are well formed', () => none(problems, 'in the header'));
