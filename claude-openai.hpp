@@ -938,11 +938,6 @@ inline std::vector<std::string> validate(const options& settings) {
   require(settings.tcp || !settings.unix_socket.empty(), "without TCP a unix socket is needed");
   require(settings.tls_certificate.empty() == settings.tls_key.empty(),
           "TLS needs both a certificate and its key");
-#ifndef CPPHTTPLIB_OPENSSL_SUPPORT
-  require(settings.session_directory.empty(),
-          "a session directory needs a build with OpenSSL (CPPHTTPLIB_OPENSSL_SUPPORT): stored "
-          "sessions name their client by an HMAC of its key");
-#endif
   for (const auto& network : settings.trusted_proxies) {
     const auto base = network.substr(0, network.find('/'));
     require(is_ip_literal(base) || base == "unix",
@@ -5559,7 +5554,7 @@ class child_guard {
 /// ends it; the destructor kills what is left. One thread at a time.
 class child_process {
  public:
-  /// Throws `std::system_error` when the program cannot be started, or the guard's directory is gone.
+  /// Throws `std::system_error` when the program cannot be started, or has no directory to work in.
   child_process(const command& what, const child_guard& guard) : guard_(&guard) {
     guard_->prepare();
     pipe_ends in = make_pipe();
@@ -13734,7 +13729,14 @@ class http_service : public httplib::Server {
 /// Fills in what is derived from the options and the machine. Throws `std::invalid_argument` for
 /// options that cannot be run with.
 inline options complete(options settings, std::optional<temporary_directory>& scratch) {
-  const auto problems = validate(settings);
+  auto problems = validate(settings);
+#ifndef CPPHTTPLIB_OPENSSL_SUPPORT
+  if (!settings.session_directory.empty()) {
+    problems.emplace_back(
+        "a session directory needs a build with OpenSSL (CPPHTTPLIB_OPENSSL_SUPPORT): stored "
+        "sessions name their client by an HMAC of its key");
+  }
+#endif
   if (!problems.empty()) throw std::invalid_argument(text::join(problems, "; "));
   auto& variables = settings.environment;
   const auto name = settings.claude_path.empty() ? "claude" : settings.claude_path;

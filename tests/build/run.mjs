@@ -128,6 +128,11 @@ check('no descriptor is made close-on-exec by a second call where the system can
   none(own.filter((line) => line.includes('by_a_second_call')), 'these lines do');
 });
 
+check('no warning from g++ without OpenSSL, where clients have names at random and no session is stored', () => {
+  const without = cflags.filter((flag) => !flag.includes('OPENSSL'));
+  return compile('g++', ['-std=c++17', '-fsyntax-only', ...warnings, ...without, ...include, consumer]);
+});
+
 check('main.cpp compiles with a header-only cpp-httplib', async () => {
   const folder = process.env.HTTPLIB_INCLUDE;
   if (!folder) skip('HTTPLIB_INCLUDE is not set');
