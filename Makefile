@@ -3,9 +3,6 @@
 # GNU make 4.3 or newer. CXX, CPPFLAGS, CXXFLAGS, LDFLAGS, PREFIX and DESTDIR are honoured. V=1 shows
 # whole commands. HTTPLIB_INCLUDE=dir takes a header-only httplib.h from there.
 
-# The CLI that `make run` installs when there is none on PATH.
-CLAUDE_VERSION = 2.1.330
-
 PREFIX ?= /usr/local
 JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 Q      := $(if $(V),,@)
@@ -42,7 +39,9 @@ all: build/claude-openai ## build the proxy (this is the default)
 
 # ---- running -------------------------------------------------------------------------------------
 
-cli_folder := build/cli/$(CLAUDE_VERSION)
+# The CLI that `make run` installs when there is none on PATH; its lock file has a checksum of every package.
+cli_lock   := packaging/cli/package.json packaging/cli/package-lock.json
+cli_folder := build/cli/$(shell sed -n 's|.*/claude-code": "\(.*\)".*|\1|p' packaging/cli/package.json)
 cli        := $(cli_folder)/node_modules/@anthropic-ai/claude-code/bin/claude.exe
 
 # Not empty when the user has a CLI: on PATH, in the environment or among the flags. The demo needs none.
@@ -61,10 +60,10 @@ dev: build/claude-openai $(if $(own_cli),,$(cli_folder)/installed) ## build and 
 	@$(if $(own_cli),,CLAUDE_CLI_PATH=$(abspath $(cli))) tests/dev $(ARGS)
 
 # A newer npm may skip the package's install script, which puts the program in place of a stub.
-$(cli_folder)/installed:
+$(cli_folder)/installed: $(cli_lock)
 	@.ci/deps node
-	npm install --prefix $(cli_folder) --no-audit --no-fund --loglevel=error \
-	  @anthropic-ai/claude-code@$(CLAUDE_VERSION)
+	@mkdir -p $(@D) && cp $(cli_lock) $(@D)
+	npm ci --prefix $(@D) --no-audit --no-fund --loglevel=error
 	@$(cli) --version >/dev/null 2>&1 || node $(cli_folder)/node_modules/@anthropic-ai/claude-code/install.cjs
 	@$(cli) --version && touch $@
 
@@ -208,19 +207,22 @@ tidy: ## look for bugs by .clang-tidy
 	clang-tidy --quiet main.cpp -- -std=c++17 -I. $(cflags) $(CPPFLAGS)
 
 systemd_folder = $(DESTDIR)$(PREFIX)/share/systemd/user
+system_folder  = $(DESTDIR)$(PREFIX)/lib/systemd/system
 launchd_folder = $(DESTDIR)$(PREFIX)/share/claude-openai
 
 install: build/claude-openai ## install program, header and service files below PREFIX
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(systemd_folder) $(launchd_folder)
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(systemd_folder) $(system_folder) $(launchd_folder)
 	install -m 755 build/claude-openai $(DESTDIR)$(PREFIX)/bin/
 	install -m 644 claude-openai.hpp $(DESTDIR)$(PREFIX)/include/
 	sed 's|@PREFIX@|$(PREFIX)|g' packaging/claude-openai.service > $(systemd_folder)/claude-openai.service
+	sed 's|@PREFIX@|$(PREFIX)|g' packaging/claude-openai-system.service > $(system_folder)/claude-openai.service
 	sed 's|@PREFIX@|$(PREFIX)|g' packaging/claude-openai.plist > $(launchd_folder)/claude-openai.plist
 	@echo "A service needs claude on its PATH (npm install -g @anthropic-ai/claude-code), or CLAUDE_CLI_PATH among its settings."
 
 uninstall: ## remove what `make install` installed
 	rm -f $(DESTDIR)$(PREFIX)/bin/claude-openai $(DESTDIR)$(PREFIX)/include/claude-openai.hpp \
-	  $(systemd_folder)/claude-openai.service $(launchd_folder)/claude-openai.plist
+	  $(systemd_folder)/claude-openai.service $(system_folder)/claude-openai.service \
+	  $(launchd_folder)/claude-openai.plist
 	-rmdir $(launchd_folder)
 
 clean: ## remove everything that was built, and the CLI in build/cli

@@ -106,6 +106,11 @@
 #include <httplib.h>
 #include <nlohmann/json.hpp>
 
+#ifdef CPPHTTPLIB_OPENSSL_SUPPORT
+#include <openssl/evp.h>
+#include <openssl/hmac.h>
+#endif
+
 namespace claude_openai {
 
 //================================================================================================
@@ -5604,6 +5609,90 @@ class wake_signal {
   pipe_ends ends_;
 };
 
+/// Why a path is no directory that only this user can use; empty when it is one.
+inline std::string privacy_problem(const struct stat& path) {
+  if (!S_ISDIR(path.st_mode)) return "is not a directory";
+  if (path.st_uid != ::geteuid()) return "belongs to another user";
+  if ((path.st_mode & 077U) != 0) return "is open to other users; `chmod 700` makes it private";
+  return {};
+}
+
+/// Makes a directory for this user alone, and those above it as need be; one that is there stays as
+/// it is. Throws `std::system_error`.
+inline void make_private_directory(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  std::filesystem::create_directories(std::filesystem::absolute(path).parent_path());
+  if (::mkdir(path.c_str(), 0700) == 0 || errno == EEXIST) return;
+  throw std::system_error(last_system_error(), "cannot make the directory " + path);
+}
+
+/// Opens a regular file of this user's for reading; empty for a link, a pipe or another's file.
+inline unique_fd open_own_file(const std::string& path) {
+  unique_fd file(::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
+  struct stat info {};
+  const bool own = file && ::fstat(file.get(), &info) == 0 && S_ISREG(info.st_mode) &&
+                   info.st_uid == ::geteuid();
+  return own ? std::move(file) : unique_fd();
+}
+
+/// A private directory (mode 0700) that is removed with all it holds. It is locked: that keeps
+/// systemd-tmpfiles, which tidies `/tmp` up, away from it.
+class temporary_directory {
+ public:
+  /// Throws `std::system_error` when it cannot be made.
+  explicit temporary_directory(const std::string& parent)
+      : path_(parent + "/claude-openai-XXXXXX") {
+    if (::mkdtemp(path_.data()) == nullptr) {
+      throw std::system_error(last_system_error(), "cannot make a directory in " + parent);
+    }
+    hold();
+  }
+  temporary_directory(const temporary_directory&) = delete;
+  temporary_directory& operator=(const temporary_directory&) = delete;
+  ~temporary_directory() {
+    std::error_code ignored;
+    if (is_own()) std::filesystem::remove_all(path_, ignored);
+  }
+
+  const std::string& path() const { return path_; }
+
+  /// To be called before the path is used: makes the directory anew when it is gone, since others
+  /// tidy `/tmp` up. Throws `std::system_error` when something else has its name: whoever made that
+  /// could read and exchange what is put there. Thread-safe.
+  void ensure() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (is_own()) return;
+    const bool made = ::mkdir(path_.c_str(), 0700) == 0;
+    if (!made && errno != EEXIST) {
+      throw std::system_error(last_system_error(), "cannot make the directory " + path_);
+    }
+    if (made) return hold();
+    throw std::system_error(std::make_error_code(std::errc::file_exists),
+                            "the proxy's private directory " + path_ +
+                                " was removed and something else has its name; restart the proxy");
+  }
+
+ private:
+  void hold() {
+    held_ = unique_fd(::open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+    if (!is_own()) throw std::system_error(last_system_error(), "cannot use " + path_);
+    ::flock(held_.get(), LOCK_SH);
+  }
+
+  /// The path still leads to what was made. Its mode is set again: an agent works in it.
+  bool is_own() const {
+    struct stat held {};
+    struct stat named {};
+    return held_ && ::fstat(held_.get(), &held) == 0 && ::lstat(path_.c_str(), &named) == 0 &&
+           held.st_dev == named.st_dev && held.st_ino == named.st_ino &&
+           held.st_uid == ::geteuid() && ::fchmod(held_.get(), 0700) == 0;
+  }
+
+  std::string path_;
+  unique_fd held_;
+  std::mutex mutex_;
+};
+
 /// A tiny forked process that ends our children's process groups when we die, even by SIGKILL: it
 /// notices by the end of file on a pipe that only we hold. Thread-safe. Owned by the pool.
 ///
@@ -5613,13 +5702,14 @@ class child_guard {
   /// Also ignores for this program SIGPIPE, since a child may die while it is written to, and
   /// SIGXFSZ: a session that outgrows the limit of file sizes is not stored, no more.
   ///
-  /// `scratch` is a directory that goes with this program, however it ends; empty for none.
-  explicit child_guard(const std::string& scratch = {}) : pipe_(make_pipe()) {
+  /// `scratch` is a directory that goes with this program, however it ends; null for none.
+  explicit child_guard(temporary_directory* scratch = nullptr)
+      : scratch_(scratch), pipe_(make_pipe()) {
     std::signal(SIGPIPE, SIG_IGN);
     std::signal(SIGXFSZ, SIG_IGN);
     pid_ = ::fork();
     if (pid_ < 0) throw std::system_error(last_system_error(), "fork");
-    if (pid_ == 0) watch(pipe_.read.get(), scratch.c_str());
+    if (pid_ == 0) watch(pipe_.read.get(), scratch_ == nullptr ? "" : scratch_->path().c_str());
     pipe_.read.reset();
   }
   child_guard(const child_guard&) = delete;
@@ -5631,6 +5721,10 @@ class child_guard {
     }
   }
 
+  /// Before a child is started: the directory that it works in is there, and ours.
+  void prepare() const {
+    if (scratch_ != nullptr) scratch_->ensure();
+  }
   void add(pid_t group) const { tell(group); }
   void remove(pid_t group) const { tell(-group); }
 
@@ -5682,6 +5776,7 @@ class child_guard {
     ::_exit(0);
   }
 
+  temporary_directory* scratch_;
   pipe_ends pipe_;
   pid_t pid_ = -1;
 };
@@ -5700,8 +5795,9 @@ inline bool write_all(int fd, std::string_view bytes) {
 /// ends it; the destructor kills what is left. One thread at a time.
 class child_process {
  public:
-  /// Throws `std::system_error` when the program cannot be started.
+  /// Throws `std::system_error` when the program cannot be started, or has no directory to work in.
   child_process(const command& what, const child_guard& guard) : guard_(&guard) {
+    guard_->prepare();
     pipe_ends in = make_pipe();
     pipe_ends out = make_pipe();
     pipe_ends err = make_pipe();
@@ -5931,33 +6027,6 @@ inline std::string find_program(const std::string& name, const environment_map& 
   }
   return {};
 }
-
-/// A private directory (mode 0700) that is removed with all it holds. It is locked: that keeps
-/// systemd-tmpfiles, which tidies `/tmp` up, away from it.
-class temporary_directory {
- public:
-  /// Throws `std::system_error` when it cannot be made.
-  explicit temporary_directory(const std::string& parent)
-      : path_(parent + "/claude-openai-XXXXXX") {
-    if (::mkdtemp(path_.data()) == nullptr) {
-      throw std::system_error(last_system_error(), "cannot make a directory in " + parent);
-    }
-    lock_ = unique_fd(::open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (lock_) ::flock(lock_.get(), LOCK_SH);
-  }
-  temporary_directory(const temporary_directory&) = delete;
-  temporary_directory& operator=(const temporary_directory&) = delete;
-  ~temporary_directory() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-  unique_fd lock_;
-};
 
 //================================================================================================
 // [18] worker - one `claude` process: probe, rehearsal, replay, turn
@@ -6585,23 +6654,13 @@ class pool {
 
   std::unique_ptr<worker> start_worker(const launch_profile& profile) {
     const auto command = make_command(settings_, profile);
-    for (bool again = true;; again = false) {
-      try {
-        auto fresh = std::make_unique<worker>(command, *guard_);
-        ++started_;
-        return fresh;
-      } catch (const std::system_error& failure) {
-        // Where `/tmp` is tidied up, the private directory of a proxy that is quiet for days goes.
-        const auto& scratch = value_or(settings_.environment, "TMPDIR");
-        if (again && is_missing(failure) && make_directory(scratch)) continue;
-        throw explain(failure, command);
-      }
+    try {
+      auto fresh = std::make_unique<worker>(command, *guard_);
+      ++started_;
+      return fresh;
+    } catch (const std::system_error& failure) {
+      throw explain(failure, command);
     }
-  }
-
-  /// True when it is there now, by us or by another thread.
-  static bool make_directory(const std::string& path) {
-    return ::mkdir(path.c_str(), 0700) == 0 || errno == EEXIST;
   }
 
   /// Why no process could be started, and what to do.
@@ -7273,26 +7332,60 @@ class session_store {
   class visit;
   using system_time = std::chrono::system_clock::time_point;
 
-  /// Reads what is stored. Throws `std::system_error` when the directory cannot be used.
+  /// Reads what is stored, in a directory that is made unless it is there. Throws
+  /// `std::system_error` when it cannot be made, and as `list_files`.
   explicit session_store(const options& settings) : settings_(settings) {
-    if (settings_.session_directory.empty()) return;
-    namespace files = std::filesystem;
-    const files::path directory = settings_.session_directory;
-    const bool own = files::create_directories(directory);
-    constexpr auto shared = files::perms::others_write | files::perms::sticky_bit;
-    if (!own && (files::status(directory).permissions() & shared) != files::perms::none) {
-      throw std::system_error(std::make_error_code(std::errc::permission_denied),
-                              "sessions need a directory of their own, not " + directory.string());
+    const auto& directory = settings_.session_directory;
+    if (directory.empty()) return;
+    make_private_directory(directory);
+    for (const auto& name : list_files(directory)) {
+      const auto path = directory + "/" + name;
+      if (ends_with(name, finished)) load(path);
+      if (is_own_file(name, unfinished)) ::unlink(path.c_str());
     }
-    files::permissions(directory, files::perms::owner_all);
-    for (const auto& file : files::directory_iterator(directory)) {
-      const auto name = file.path().filename().string();
-      if (file.path().extension() == ".json") load(file.path().string());
-      if (is_cut_short(name)) files::remove(file.path());
+  }
+
+  /// The names of all files in a directory for sessions; none where it does not exist. Changes
+  /// nothing. Throws `std::invalid_argument` for a directory that other users can use, or that
+  /// holds only files of something else.
+  static std::vector<std::string> list_files(const std::string& directory) {
+    std::vector<std::string> names;
+    struct stat info {};
+    if (::stat(directory.c_str(), &info) != 0) return names;
+    auto problem = privacy_problem(info);
+    bool used = false;
+    if (problem.empty()) {
+      for (const auto& file : std::filesystem::directory_iterator(directory)) {
+        names.push_back(file.path().filename().string());
+        const auto& name = names.back();
+        used = used || name == salt_name || is_own_file(name, finished) ||
+               is_own_file(name, unfinished);
+      }
+      if (!used && !names.empty()) problem = "holds other files and no session; name an empty one";
     }
+    if (problem.empty()) return names;
+    throw std::invalid_argument("--session-dir: " + directory + " " + problem);
   }
   session_store(const session_store&) = delete;
   session_store& operator=(const session_store&) = delete;
+
+  /// The salt of the names that clients have in sessions: stored with them, else made for this run.
+  /// Throws `std::runtime_error` for a stored one that cannot be used.
+  std::string salt() const {
+    auto fresh = text::random_id("", salt_length);
+    if (settings_.session_directory.empty()) return fresh;
+    const auto path = settings_.session_directory + "/" + salt_name;
+    const unique_fd made(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
+    if (made && write_all(made.get(), fresh) && ::fsync(made.get()) == 0) return fresh;
+    const auto file = open_own_file(path);
+    std::string kept;
+    while (file && read_available(file.get(), kept)) {
+    }
+    if (kept.size() == salt_length) return kept;
+    throw std::runtime_error(path +
+                             " is damaged; without it nobody finds the stored sessions of "
+                             "client keys again: restore it, or remove it");
+  }
 
   /// Forgets the sessions that nobody has used for too long, with their files.
   void expire() {
@@ -7437,18 +7530,26 @@ class session_store {
                               {"messages", messages}}));
   }
 
+  static constexpr const char* salt_name = "salt";
+  static constexpr std::size_t salt_length = 43;
   static constexpr std::size_t name_length = 24;
-  static constexpr std::string_view unfinished = ".json.new";
+  static constexpr std::string_view finished = ".json";
+  static constexpr std::string_view unfinished = ".json.new";  ///< `write_file` was cut short
 
-  /// What `write_file` leaves when it is cut short; other files that end so are not ours.
-  static bool is_cut_short(std::string_view name) {
-    return name.size() == name_length + unfinished.size() && name.substr(name_length) == unfinished;
+  static bool ends_with(std::string_view name, std::string_view ending) {
+    return name.size() > ending.size() && name.substr(name.size() - ending.size()) == ending;
+  }
+
+  /// Of a name that the store gives; other files that end so may be anybody's.
+  static bool is_own_file(std::string_view name, std::string_view ending) {
+    return name.size() == name_length + ending.size() && ends_with(name, ending);
   }
 
   /// Whole or not at all: written beside the file, then put in its place. Needs no lock.
   void write_file(const std::string& path, const std::string& bytes) const {
     const auto fresh = path + ".new";
-    unique_fd file(::open(fresh.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+    constexpr int flags = O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC;
+    unique_fd file(::open(fresh.c_str(), flags, 0600));
     const bool written = file && write_all(file.get(), bytes) && ::fsync(file.get()) == 0 &&
                          ::rename(fresh.c_str(), path.c_str()) == 0;
     if (written) return;
@@ -7463,7 +7564,7 @@ class session_store {
   }
 
   void load(const std::string& path) {
-    unique_fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    const auto file = open_own_file(path);
     std::string bytes;
     while (file && read_available(file.get(), bytes)) {
     }
@@ -7595,7 +7696,7 @@ class session_store::visit {
       const auto& directory = store_.settings_.session_directory;
       if (directory.empty() || !store_.is_kept(session_)) return;
       if (session_->file.empty()) {
-        session_->file = directory + "/" + text::random_id("", name_length) + ".json";
+        session_->file = directory + "/" + text::random_id("", name_length) + std::string(finished);
       }
       bytes = encode(*session_);
     }
@@ -9820,7 +9921,7 @@ inline int run(const std::vector<std::string>& arguments, const environment_map&
 
 //================================================================================================
 // [25] guard - who may come in: client keys, Host and Origin
-// uses: text, errors, options | pure
+// uses: text, errors, options | pure, but for client_names: thread-safe
 //================================================================================================
 
 /// Whose process a connection comes from. `own`: the proxy's own user's, or root's.
@@ -9838,7 +9939,7 @@ struct credentials {
 
 /// Who asks.
 struct visitor {
-  std::string name;           ///< of the key's holder, see `client_name`; empty without a key
+  std::string key;            ///< the valid one that was presented; empty without
   std::string label;          ///< for the log: `key-2` is the second key's holder
   std::string tools_refusal;  ///< why it may not use tools and MCP servers; empty: it may
 };
@@ -9905,13 +10006,57 @@ inline bool is_welcome_origin(const credentials& shown, const options& settings)
          is_loopback_name(host_name(origin.substr(scheme_end + 3)));
 }
 
-/// A name for whoever holds that key, which does not tell the key (FNV-1a); empty without one.
-inline std::string client_name(std::string_view key) {
-  if (key.empty()) return {};
-  std::uint64_t hash = 14695981039346656037ULL;
-  for (const char c : key) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211ULL;
-  return std::to_string(hash);
-}
+#ifdef CPPHTTPLIB_OPENSSL_SUPPORT
+
+/// Names clients by their keys without telling the keys: HMAC-SHA256 with a salt. Thread-safe.
+class client_names {
+ public:
+  explicit client_names(std::string salt) : salt_(std::move(salt)) {}
+
+  /// 64 hexadecimal digits, the same for the same salt and key; empty without a key. Throws
+  /// `std::runtime_error` when OpenSSL fails: a client without a name would be everybody.
+  std::string name_of(std::string_view key) const {
+    if (key.empty()) return {};
+    std::array<unsigned char, EVP_MAX_MD_SIZE> code{};
+    unsigned size = 0;
+    const auto* bytes = reinterpret_cast<const unsigned char*>(key.data());
+    if (::HMAC(::EVP_sha256(), salt_.data(), static_cast<int>(salt_.size()), bytes, key.size(),
+               code.data(), &size) == nullptr) {
+      throw std::runtime_error("OpenSSL offers no HMAC-SHA256");
+    }
+    constexpr std::string_view digits = "0123456789abcdef";
+    std::string name;
+    for (unsigned i = 0; i < size; ++i) {
+      name += digits[code[i] >> 4U];
+      name += digits[code[i] & 15U];
+    }
+    return name;
+  }
+
+ private:
+  std::string salt_;
+};
+
+#else
+
+/// Names clients by their keys without telling the keys: at random, for this run. Thread-safe.
+class client_names {
+ public:
+  explicit client_names(const std::string&) {}
+
+  /// The same for the same key; empty without one.
+  std::string name_of(const std::string& key) const {
+    if (key.empty()) return {};
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return names_.emplace(key, text::random_id("", 24)).first->second;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  mutable std::map<std::string, std::string> names_;
+};
+
+#endif
 
 /// Why this client may not use Claude Code's tools and MCP servers; empty when it may. They are
 /// commands on this machine: a key or the proxy's own user is needed, and no foreign page.
@@ -9925,8 +10070,8 @@ inline std::string refuse_tools(const credentials& shown, const options& setting
          "(--api-key) or --allow-keyless-tools";
 }
 
-/// Names the client, or throws a 401 or 403 for whoever may not come in. A client with a key proves
-/// more than its Host header does; without keys only names of this machine are answered (DNS
+/// Tells who the client is, or throws a 401 or 403 for whoever may not come in. A client with a key
+/// proves more than its Host header does; without keys only names of this machine are answered (DNS
 /// rebinding), and only to the proxy's own user where the system tells users apart.
 inline visitor check_access(const credentials& shown, const options& settings, bool needs_key) {
   if (!shown.origin.empty() && !is_welcome_origin(shown, settings)) {
@@ -9943,7 +10088,7 @@ inline visitor check_access(const credentials& shown, const options& settings, b
   }
   auto no_tools = refuse_tools(shown, settings, number > 0);
   if (number > 0) {
-    return {client_name(key), "key-" + std::to_string(number), std::move(no_tools)};
+    return {std::string(key), "key-" + std::to_string(number), std::move(no_tools)};
   }
   const bool open = settings.api_keys.empty();
   if (needs_key && open && shown.peer == peer_user::other) {
@@ -10173,7 +10318,7 @@ struct request_record {
   std::string dialect;    ///< empty: the model was not asked
   std::string model;      ///< as the client calls it
   std::string client;     ///< `key-1` is the first key's holder; empty without a key
-  std::string client_id;  ///< see `client_name`
+  std::string client_id;  ///< see `client_names`
   std::string address;
   int status = 0;
   const char* ending = nullptr;  ///< of a stream: `done`, `failed` or `client left`
@@ -10719,23 +10864,35 @@ inline json render_auth_status(const options& settings, const cli_facts& facts) 
   return json::object({{"claude_code_auth", auth}, {"server_info", server}});
 }
 
-/// Healthy means that a request would be answered.
-inline json render_health(const process_counts& counts, const cli_facts& facts, bool demo = false) {
+/// A word for the problem, which tells nothing of this machine.
+inline std::string problem_code(const cli_facts& facts) {
+  if (facts.problem.empty()) return "no_free_process";
+  if (facts.too_old) return "claude_too_old";
+  if (facts.logged_in == false) return "not_logged_in";
+  return facts.version.empty() ? "claude_not_usable" : "claude_failed";
+}
+
+/// Healthy means that a request would be answered. Without `details` only that, and the problem's
+/// code: its text names paths and what `claude` printed.
+inline json render_health(const process_counts& counts, const cli_facts& facts, bool details,
+                          bool demo = false) {
   constexpr std::chrono::seconds longest_stall{30};
   auto problem = facts.problem;
   if (problem.empty() && counts.stalled > longest_stall) {
     problem = std::to_string(counts.queued) + " requests wait, and none has got a process for " +
               std::to_string(counts.stalled.count() / 1000) + " s";
   }
-  json whole = json::object({{"status", problem.empty() ? "healthy" : "degraded"},
-                             {"service", "claude-openai"},
-                             {"processes", json::object({{"spare", counts.spare},
+  json whole = json::object(
+      {{"status", problem.empty() ? "healthy" : "degraded"}, {"service", "claude-openai"}});
+  if (!problem.empty()) whole["code"] = problem_code(facts);
+  if (!details) return whole;
+  whole.update(json::object({{"processes", json::object({{"spare", counts.spare},
                                                          {"warm", counts.warm},
                                                          {"busy", counts.busy},
                                                          {"idle", counts.idle},
                                                          {"stopping", counts.stopping},
                                                          {"maximum", counts.maximum}})},
-                             {"queued", counts.queued}});
+                             {"queued", counts.queued}}));
   if (demo) whole["demo"] = true;
   if (!problem.empty()) whole["problem"] = problem;
   return whole;
@@ -10974,6 +11131,30 @@ class chunk_decoder {
 // uses: text, process, guard | POSIX sockets and OpenSSL
 //================================================================================================
 
+/// A stream socket that no child inherits: close-on-exec from the start where the system can, since
+/// another thread may start a child between two calls.
+inline unique_fd make_socket(int family) {
+#ifdef SOCK_CLOEXEC
+  return unique_fd(::socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+#else
+  unique_fd socket(::socket(family, SOCK_STREAM, 0));
+  ::fcntl(socket.get(), F_SETFD, FD_CLOEXEC);
+  return socket;
+#endif
+}
+
+/// The next connection of a listening socket, close-on-exec as by `make_socket`. Empty, with errno
+/// set, when there is none.
+inline unique_fd accept_from(int listener) {
+#ifdef SOCK_CLOEXEC
+  return unique_fd(::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC));
+#else
+  unique_fd socket(::accept(listener, nullptr, nullptr));
+  if (socket) ::fcntl(socket.get(), F_SETFD, FD_CLOEXEC);
+  return socket;
+#endif
+}
+
 /// Listening sockets of a host and port; port 0 takes any. Throws `std::system_error`.
 inline std::vector<unique_fd> listen_on(const std::string& host, int port) {
   addrinfo hints{};
@@ -10988,10 +11169,9 @@ inline std::vector<unique_fd> listen_on(const std::string& host, int port) {
   const std::unique_ptr<addrinfo, void (*)(addrinfo*)> addresses(found, ::freeaddrinfo);
   std::vector<unique_fd> listeners;
   for (const auto* address = found; address != nullptr; address = address->ai_next) {
-    unique_fd socket(::socket(address->ai_family, SOCK_STREAM, 0));
+    auto socket = make_socket(address->ai_family);
     if (!socket) continue;
     const int on = 1;
-    ::fcntl(socket.get(), F_SETFD, FD_CLOEXEC);
     ::setsockopt(socket.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     if (address->ai_family == AF_INET6) {
       ::setsockopt(socket.get(), IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
@@ -11028,16 +11208,14 @@ inline unique_fd listen_at(const std::string& path) {
   address.sun_family = AF_UNIX;
   path.copy(address.sun_path, path.size());
   const auto* generic = reinterpret_cast<const sockaddr*>(&address);
-  const auto make_socket = [] { return unique_fd(::socket(AF_UNIX, SOCK_STREAM, 0)); };
   struct stat found {};
   if (::lstat(path.c_str(), &found) == 0 && S_ISSOCK(found.st_mode)) {
-    const auto probe = make_socket();
+    const auto probe = make_socket(AF_UNIX);
     if (::connect(probe.get(), generic, sizeof address) != 0 && errno == ECONNREFUSED) {
       ::unlink(path.c_str());
     }
   }
-  auto listener = make_socket();
-  ::fcntl(listener.get(), F_SETFD, FD_CLOEXEC);
+  auto listener = make_socket(AF_UNIX);
   const auto old_mask = ::umask(0177);
   const bool bound = ::bind(listener.get(), generic, sizeof address) == 0;
   const auto failure = last_system_error();
@@ -13173,6 +13351,9 @@ class http_service : public httplib::Server {
     });
   }
 
+  /// The name under which everything of this key's holder is kept.
+  std::string name_of(const std::string& key) const { return names_.name_of(key); }
+
   /// Serves one connection to its end, in this thread.
   void serve_connection(connection& client) {
     current() = &client;
@@ -13187,6 +13368,7 @@ class http_service : public httplib::Server {
       const auto body = refuse_http(client, error);
       client.write_all(
           "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n"
+          "X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\n"
           "Connection: close\r\nContent-Length: " +
           std::to_string(body.size()) + "\r\n\r\n" + body);
     }
@@ -13341,6 +13523,8 @@ class http_service : public httplib::Server {
       const_cast<httplib::Request&>(request).headers.emplace("Connection", "close");
     }
     response.set_header("openai-processing-ms", std::to_string(elapsed_ms(now)));
+    response.set_header("X-Content-Type-Options", "nosniff");
+    if (!response.has_header("Cache-Control")) response.set_header("Cache-Control", "no-store");
     now.record->status = response.status;
     if (!response.content_provider_) finish(now.settings->log, *now.record);
   }
@@ -13402,7 +13586,7 @@ class http_service : public httplib::Server {
   void admit(exchange& now, const credentials& shown, bool needs_key) {
     try {
       auto who = check_access(shown, *now.settings, needs_key);
-      now.record->client_id = std::move(who.name);
+      now.record->client_id = names_.name_of(who.key);
       now.record->client = std::move(who.label);
       now.tools_refusal = std::move(who.tools_refusal);
     } catch (const api_error& refused) {
@@ -13812,7 +13996,7 @@ class http_service : public httplib::Server {
     }
     tell_ignored(now, stream->running->ignored_params());
     tell_windows(now);
-    now.response.set_header("Cache-Control", "no-cache");
+    now.response.set_header("Cache-Control", "no-cache, no-store");
     now.response.set_header("X-Accel-Buffering", "no");
     fill(now, stream);
   }
@@ -14071,7 +14255,8 @@ class http_service : public httplib::Server {
   }
 
   void answer_health(exchange& now) {
-    answer_json(now, render_health(services_.processes.counts(), services_.status.get(),
+    const bool stranger = now.client_id().empty() && !now.settings->api_keys.empty();
+    answer_json(now, render_health(services_.processes.counts(), services_.status.get(), !stranger,
                                    now.settings->demo));
   }
 
@@ -14110,8 +14295,6 @@ class http_service : public httplib::Server {
   /// The page for a browser, and a word for whoever else looks whether somebody is there.
   void answer_root(exchange& now) {
     auto& response = now.response;
-    response.set_header("Cache-Control", "no-store");
-    response.set_header("X-Content-Type-Options", "nosniff");
     if (now.request.get_header_value("Accept").find("text/html") != std::string::npos) {
       const auto nonce = text::random_id("", 24);
       response.set_header("Content-Security-Policy", page::content_security_policy(nonce));
@@ -14142,6 +14325,7 @@ class http_service : public httplib::Server {
   static constexpr std::size_t most_body_bytes = 40 * 1024 * 1024;
 
   services services_;
+  const client_names names_{services_.sessions.salt()};
   body_budget bodies_{std::max(most_body_bytes, 2 * services_.settings.get()->max_body_bytes)};
 };
 
@@ -14167,7 +14351,14 @@ inline void add_secret_paths(options& settings) {
 /// Fills in what is derived from the options and the machine. Throws `std::invalid_argument` for
 /// options that cannot be run with.
 inline options complete(options settings, std::optional<temporary_directory>& scratch) {
-  const auto problems = validate(settings);
+  auto problems = validate(settings);
+#ifndef CPPHTTPLIB_OPENSSL_SUPPORT
+  if (!settings.session_directory.empty()) {
+    problems.emplace_back(
+        "a session directory needs a build with OpenSSL (CPPHTTPLIB_OPENSSL_SUPPORT): stored "
+        "sessions name their client by an HMAC of its key");
+  }
+#endif
   if (!problems.empty()) throw std::invalid_argument(text::join(problems, "; "));
   auto& variables = settings.environment;
   const auto name = settings.claude_path.empty() ? "claude" : settings.claude_path;
@@ -14184,13 +14375,13 @@ inline options complete(options settings, std::optional<temporary_directory>& sc
 class server {
  public:
   /// Throws `std::invalid_argument` for options that cannot be run with, `std::runtime_error` for a
-  /// certificate that cannot be used, and `std::system_error` when the working directory cannot be
-  /// made.
+  /// certificate or a stored salt that cannot be used, and `std::system_error` when the working
+  /// directory cannot be made.
   explicit server(options settings)
       : settings_(prepare(std::move(settings), scratch_)),
         live_(settings_),
         tls_(make_tls(settings_)),
-        guard_(std::make_shared<child_guard>(scratch_->path())),
+        guard_(std::make_shared<child_guard>(&*scratch_)),
         pool_(settings_, guard_),
         sessions_(settings_),
         engine_(settings_, pool_, sessions_, &cut_),
@@ -14245,8 +14436,8 @@ class server {
     }
     const auto tls = make_tls(settings_);
     std::set<std::string> revoked;
-    for (const auto& key : live_.get()->api_keys) revoked.insert(client_name(key));
-    for (const auto& key : fresh.api_keys) revoked.erase(client_name(key));
+    for (const auto& key : live_.get()->api_keys) revoked.insert(http_.name_of(key));
+    for (const auto& key : fresh.api_keys) revoked.erase(http_.name_of(key));
     live_.take(fresh);
     if (!revoked.empty()) forget(revoked);
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -14417,7 +14608,7 @@ class server {
   }
 
   void accept_one(int listener) {
-    unique_fd socket(::accept(listener, nullptr, nullptr));
+    auto socket = accept_from(listener);
     if (!socket) {
       // Out of descriptors or memory: the connection stays in the queue, and is tried again.
       if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
@@ -14425,7 +14616,6 @@ class server {
       }
       return;
     }
-    ::fcntl(socket.get(), F_SETFD, FD_CLOEXEC);
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!make_room()) return figures_.reject("connections");
     try {
@@ -14649,7 +14839,7 @@ class doctor {
   bool check_settings() {
     try {
       settings_ = complete(std::move(settings_), scratch_);
-      guard_ = std::make_shared<child_guard>(scratch_->path());
+      guard_ = std::make_shared<child_guard>(&*scratch_);
       return true;
     } catch (const std::exception& failure) {
       tell({"settings", false, failure.what(), "see --print-config, and TMPDIR"});
@@ -14660,15 +14850,20 @@ class doctor {
   void check_session_directory() {
     if (settings_.session_directory.empty()) return;
     try {
-      const session_store sessions(settings_);
+      const auto files = session_store::list_files(settings_.session_directory).size();
+      auto above = std::filesystem::absolute(settings_.session_directory);  // or where it is made
+      while (!std::filesystem::exists(above)) above = above.parent_path();
+      if (::access(above.c_str(), W_OK | X_OK) != 0) {
+        throw std::system_error(last_system_error(), above.string() + " cannot be written to");
+      }
       tell({"session directory",
             true,
-            settings_.session_directory + ", " + std::to_string(sessions.size()) + " sessions",
+            settings_.session_directory + ", " + std::to_string(files) + " files",
             {}});
     } catch (const std::exception& failure) {
       tell({"session directory", false, failure.what(), "choose another --session-dir"});
-      settings_.session_directory.clear();
     }
+    settings_.session_directory.clear();  // only looked at: the trial below stores nothing
   }
 
   void check_transport() {

@@ -240,7 +240,8 @@ struct command_line {
                    "Key that clients must present; repeatable [API_KEY, API_KEYS]")
         ->allow_extra_args(false)  // `--api-key KEY 9000`: the number is the port
         ->take_all();
-    app.add_flag("--generate-key", generate_key, "Make a client key for this run, and print it");
+    app.add_flag("--generate-key", generate_key,
+                 "Make a client key for this run; a terminal shows it, else a file holds it");
     app.add_flag("--no-prompt", no_prompt, "Never ask on the terminal whether to make a key")
         ->envname("CLAUDE_NO_PROMPT");
     add_list("--cors-origin", origins,
@@ -691,12 +692,71 @@ bool wants_key() {
   return answer == "y" || answer == "yes";
 }
 
-void print_start(const proxy::server& server) {
+/// A made key in a file for this user alone, as long as the proxy runs: what is printed where no
+/// terminal shows it ends in a log.
+class key_file {
+ public:
+  key_file(const std::string& key, const std::string& parent) : directory_(parent) {
+    const proxy::unique_fd file(::open(path().c_str(), O_WRONLY | O_CREAT | O_EXCL, 0600));
+    if (file && proxy::write_all(file.get(), key + "\n")) return;
+    throw std::system_error(proxy::last_system_error(), "cannot write " + path());
+  }
+
+  std::string path() const { return directory_.path() + "/client-key"; }
+
+ private:
+  proxy::temporary_directory directory_;
+};
+
+/// Null where no key was made, or a terminal shows it.
+std::unique_ptr<key_file> keep_made_key(const proxy::server& server,
+                                        const proxy::environment_map& variables) {
   const auto& settings = server.settings();
-  const auto made_key = settings.made_key ? settings.api_keys.back() : std::string();
+  if (!settings.made_key || ::isatty(STDOUT_FILENO) == 1) return nullptr;
+  return std::make_unique<key_file>(settings.api_keys.back(),
+                                    proxy::value_or(variables, "TMPDIR", "/tmp"));
+}
+
+/// A request to try it with; `key_path` is where a made key is that is not printed.
+void print_example(const proxy::server& server, const std::string& key_path) {
+  const auto& settings = server.settings();
+  // A key of the user's own is not shown; where it did not come from the shell, the shell asks for it.
+  const bool own_key = !settings.api_keys.empty() && !settings.made_key;
+  const bool asks = own_key && ::getenv("API_KEY") == nullptr;
+  const auto bearer = [](const std::string& key) { return "Authorization: Bearer " + key; };
+  const auto header = own_key              ? " -H \"" + bearer("$API_KEY") + "\""
+                      : !settings.made_key ? std::string()
+                      : key_path.empty()   ? " -H '" + bearer(settings.api_keys.back()) + "'"
+                                           : " -H \"" + bearer("$(cat " + key_path + ")") + "\"";
+  const auto socket = settings.tcp ? std::string() : "--unix-socket " + settings.unix_socket + " ";
+  const auto base = settings.tcp ? server.url() : std::string("http://localhost");
+  std::cout << "  try it             " << (asks ? "read -r API_KEY && " : "") << "curl " << socket
+            << base << "/v1/chat/completions" << header
+            << " -d '{\"messages\":[{\"role\":\"user\",\"content\":\"Say hello\"}]}'" << std::endl;
+}
+
+void print_access(const proxy::options& settings, const std::string& key_path) {
+  if (settings.made_key) {
+    std::cout << "  client key         "
+              << (key_path.empty() ? settings.api_keys.back() : "in " + key_path)
+              << "  (made for this run; set your own by API_KEY)\n";
+  } else if (!settings.api_keys.empty()) {
+    std::cout << "  client keys        " << settings.api_keys.size() << "\n";
+  } else if (settings.tcp) {
+    std::cout << "  client key         none: for programs that run as " << keyless_users
+              << " (--api-key)\n";
+  }
+  if (settings.tcp && !proxy::is_loopback_name(settings.host) && settings.tls_certificate.empty()) {
+    std::cout
+        << "  WARNING            keys and prompts cross the network in clear text; use --tls-cert "
+           "and --tls-key, or a TLS proxy in front\n";
+  }
+}
+
+void print_start(const proxy::server& server, const std::string& key_path) {
+  const auto& settings = server.settings();
   const auto url = server.url();
   const bool tcp = settings.tcp;
-  const auto base = tcp ? url : std::string("http://localhost");
   std::cout << "claude-openai " CLAUDE_OPENAI_VERSION " is listening on " << url << "\n";
   if (tcp) std::cout << "  OpenAI base URL    " << url << "/v1\n";
   if (!settings.unix_socket.empty()) {
@@ -709,25 +769,8 @@ void print_start(const proxy::server& server) {
             << "  auth method        " << proxy::name_of(proxy::resolve_auth(settings)) << "\n"
             << "  working directory  " << settings.working_directory << "\n"
             << "  spares             " << settings.spares << "\n";
-  if (!made_key.empty()) {
-    std::cout << "  client key         " << made_key
-              << "  (made for this run; set your own by --api-key)\n";
-  } else if (!settings.api_keys.empty()) {
-    std::cout << "  client keys        " << settings.api_keys.size() << "\n";
-  } else if (tcp) {
-    std::cout << "  client key         none: for programs that run as " << keyless_users
-              << " (--api-key)\n";
-  }
-  // A key of the user's own is not shown; where it did not come from the shell, the shell asks for it.
-  const bool own_key = !settings.api_keys.empty() && made_key.empty();
-  const bool shell_knows = ::getenv("API_KEY") != nullptr;
-  const auto header = own_key            ? std::string(" -H \"Authorization: Bearer $API_KEY\"")
-                      : made_key.empty() ? std::string()
-                                         : " -H 'Authorization: Bearer " + made_key + "'";
-  const auto socket = tcp ? std::string() : "--unix-socket " + settings.unix_socket + " ";
-  std::cout << "  try it             " << (own_key && !shell_knows ? "read -r API_KEY && " : "")
-            << "curl " << socket << base << "/v1/chat/completions" << header
-            << " -d '{\"messages\":[{\"role\":\"user\",\"content\":\"Say hello\"}]}'" << std::endl;
+  print_access(settings, key_path);
+  print_example(server, key_path);
 }
 
 void print_inspection(const proxy::server& server, const proxy::cli_facts& facts) {
@@ -741,6 +784,18 @@ void print_inspection(const proxy::server& server, const proxy::cli_facts& facts
   for (const auto& problem : missing) std::cout << "  login              " << problem << "\n";
   if (!facts.problem.empty()) std::cout << "  PROBLEM            " << facts.problem << "\n";
   std::cout << std::flush;
+}
+
+/// Memory holds keys and prompts: no other process of this user may read it, and no core file.
+void protect_memory() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_CORE, &limit) == 0) {
+    limit.rlim_cur = 0;
+    ::setrlimit(RLIMIT_CORE, &limit);
+  }
+#ifdef __linux__
+  ::prctl(PR_SET_DUMPABLE, 0);
+#endif
 }
 
 /// A process, a queued request and a connection each take some descriptors; the usual 1024 are few.
@@ -783,7 +838,8 @@ int serve(const proxy::options& settings, arguments& called) {
   std::signal(SIGTERM, stop_running);
   has_terminal = ::isatty(STDIN_FILENO) == 1;
   std::signal(SIGHUP, reload_running);
-  print_start(server);
+  const auto kept_key = keep_made_key(server, settings.environment);
+  print_start(server, kept_key ? kept_key->path() : "");
   server.run();
   running = nullptr;  // a further signal changes nothing: all that is left is to clean up
   return refused ? 1 : 0;
@@ -844,6 +900,7 @@ void wait_for_memory() {
 }
 
 int run(arguments& called) {
+  protect_memory();
   give_large_blocks_back();
   std::set_new_handler(wait_for_memory);
   proxy::environment_map variables;

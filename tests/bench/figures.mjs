@@ -40,11 +40,17 @@ export function table(titles) {
     );
 }
 
-/** In MiB. RSS counts what is shared with other processes in full, PSS by its share. */
+/** In MiB. RSS counts what is shared with other processes in full, PSS by its share; only root is told the proxy's PSS. */
 export function memoryOf(pid) {
-  const rollup = readFileSync(`/proc/${pid}/smaps_rollup`, 'utf8');
-  const of = (name) => Number(new RegExp(`^${name}:\\s+(\\d+) kB`, 'm').exec(rollup)[1]) / 1024;
-  return { rss: of('Rss'), pss: of('Pss') };
+  const of = (file, name) =>
+    Number(new RegExp(`^${name}:\\s+(\\d+) kB`, 'm').exec(readFileSync(`/proc/${pid}/${file}`, 'utf8'))[1]) / 1024;
+  const rss = of('status', 'VmRSS');
+  try {
+    return { rss, pss: of('smaps_rollup', 'Pss') };
+  } catch (error) {
+    if (error.code !== 'EACCES') throw error;
+    return { rss, pss: rss };
+  }
 }
 
 /** CPU time that the process has used, in µs. The kernel tells it in steps of 10 ms, so measure long enough. */

@@ -117,11 +117,68 @@ for (const compiler of ['g++', 'clang++']) {
     compile(compiler, ['-std=c++17', '-fsyntax-only', ...warnings, ...stricter[compiler], ...cflags, ...include, consumer]));
 }
 
+// Between two calls another thread may start a child, which would inherit the descriptor.
+check('no descriptor is made close-on-exec by a second call where the system can do it in one', async () => {
+  if (process.platform !== 'linux') skip('only Linux is known to have accept4, pipe2 and SOCK_CLOEXEC');
+  const lines = ['#include <fcntl.h>', '#undef FD_CLOEXEC', '#define FD_CLOEXEC by_a_second_call', `#include "${header_name}"`];
+  const source = file('close_on_exec.cpp', lines.join('\n') + '\n');
+  const { code, out, err } = await run(cxx, ['-std=c++17', '-E', '-P', ...cflags, ...include, source]);
+  if (code !== 0) throw new Error(head(err));
+  const own = out.slice(out.indexOf('namespace claude_openai')).split('\n');
+  none(own.filter((line) => line.includes('by_a_second_call')), 'these lines do');
+});
+
+check('no warning from g++ without OpenSSL, where clients have names at random and no session is stored', () => {
+  const without = cflags.filter((flag) => !flag.includes('OPENSSL'));
+  return compile('g++', ['-std=c++17', '-fsyntax-only', ...warnings, ...without, ...include, consumer]);
+});
+
 check('main.cpp compiles with a header-only cpp-httplib', async () => {
   const folder = process.env.HTTPLIB_INCLUDE;
   if (!folder) skip('HTTPLIB_INCLUDE is not set');
   if (!existsSync(join(root, 'main.cpp'))) skip('there is no main.cpp');
   await compile(cxx, ['-std=c++17', '-fsyntax-only', ...warnings, ...cflags, ...include, join(root, 'main.cpp')]);
+});
+
+// A path is left out of the image's build when a line of .dockerignore matches it or a folder above it.
+check('.dockerignore keeps secrets, tests and build products out of the image, and nothing that the build needs', () => {
+  const lines = readFileSync(join(root, '.dockerignore'), 'utf8').split('\n').filter((line) => line && !line.startsWith('#'));
+  const one = (line) => line.replace(/[.+]/g, '\\$&').replaceAll('**/', '(?:.*/)?').replaceAll(/(?<![.)])\*/g, '[^/]*');
+  const ignored = new RegExp(`^(?:${lines.map(one).join('|')})(?:/|$)`);
+  const secrets = ['.env', '.env.local', 'packaging/.env', 'cert.pem', 'tls/server.key', '.git/config', 'tests/run', 'build/x', 'packaging/cli/node_modules/x'];
+  const needed = ['Makefile', '.ci/deps', 'main.cpp', 'claude-openai.hpp', ...readdirSync(join(root, 'packaging')).map((name) => `packaging/${name}`)];
+  none(secrets.filter((path) => !ignored.test(path)), 'not ignored');
+  none(needed.filter((path) => ignored.test(path)), 'ignored');
+});
+
+check('the CLI that `make run` and the image install is pinned by checksums, for every platform', () => {
+  const read = (path) => readFileSync(join(root, path), 'utf8');
+  const { packages } = JSON.parse(read('packaging/cli/package-lock.json'));
+  const cli = packages['node_modules/@anthropic-ai/claude-code'];
+  const wanted = ['@anthropic-ai/claude-code', ...Object.keys(cli.optionalDependencies)];
+  const pinned = (name) => /^sha512-/.test(packages[`node_modules/${name}`]?.integrity);
+  none(wanted.filter((name) => !pinned(name)), 'without a checksum');
+  none(Object.keys(packages).filter((path) => packages[path].resolved), 'names a registry');
+  const tested = JSON.parse(read('tests/e2e/package.json')).dependencies;
+  if (!Object.values(tested).includes(`npm:@anthropic-ai/claude-code@${cli.version}`)) throw new Error(`${cli.version} is not tested`);
+  const image = read('packaging/Dockerfile');
+  if (!/^ARG BASE=debian:[a-z]+-\d{8}-slim@sha256:[0-9a-f]{64}$/m.test(image)) throw new Error('the base image is not pinned');
+  none(image.match(/^FROM (?!\$\{BASE\}).*$/gm) ?? [], 'another base image');
+  none([image, read('Makefile')].flatMap((text) => text.match(/npm install.*claude-code.*@\S+/g) ?? []), 'past the lock file');
+});
+
+check('.ci/deps says what it will install before anything is called as root', async () => {
+  const folder = join(scratch, 'no_packages');
+  mkdirSync(folder, { recursive: true });
+  const stub = (name, script) => writeFileSync(join(folder, name), `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+  stub('id', 'echo 1000');
+  stub('uname', 'echo Linux');
+  stub('apt-get', 'exit 1');
+  stub('sudo', 'echo "as root: $*"');
+  const { code, out, err } = await run('/bin/sh', [join(root, '.ci/deps'), 'tidy', 'format'], { env: { PATH: folder } });
+  const [first, second] = out.split('\n');
+  if (code !== 0 || first !== 'Missing packages, now installed by sudo apt-get: clang-tidy clang-format') throw new Error(out + err);
+  if (second !== 'as root: apt-get update -qq') throw new Error(out);
 });
 
 // ---- sections -----------------------------------------------------------------------------------
@@ -245,7 +302,8 @@ check('make install puts program, header and service files below the prefix, mak
   const version = await run(at('bin/claude-openai'), ['--version']);
   if (!/^claude-openai \d/.test(version.out)) throw new Error(version.out);
   if (readFileSync(at('include/claude-openai.hpp'), 'utf8') !== header) throw new Error('another header');
-  for (const path of ['share/systemd/user/claude-openai.service', 'share/claude-openai/claude-openai.plist']) {
+  const units = ['share/systemd/user', 'lib/systemd/system'].map((place) => `${place}/claude-openai.service`);
+  for (const path of [...units, 'share/claude-openai/claude-openai.plist']) {
     const text = readFileSync(at(path), 'utf8');
     if (!text.includes('/opt/proxy/bin/claude-openai') || text.includes('@PREFIX@')) throw new Error(text);
     // Else the system ends every `claude` with the proxy, and none of them finishes what it says.
@@ -254,6 +312,27 @@ check('make install puts program, header and service files below the prefix, mak
   await made('uninstall');
   const left = readdirSync(folder, { recursive: true, withFileTypes: true }).filter((entry) => !entry.isDirectory());
   none(left.map(({ name }) => name), 'left');
+});
+
+check('systemd takes the units, and finds that the one for a server shuts the proxy in', async () => {
+  const prefix = join(scratch, 'prefix');
+  const folder = join(scratch, 'units');
+  for (const place of [join(prefix, 'bin'), join(prefix, 'include'), folder]) mkdirSync(place, { recursive: true });
+  writeFileSync(join(prefix, 'bin/claude-openai'), '#!/bin/sh\n', { mode: 0o755 });
+  writeFileSync(join(prefix, 'include/claude-openai.hpp'), '');
+  const analyze = async (...args) => {
+    const { code, out, err } = await run('systemd-analyze', args, { env: { ...process.env, XDG_RUNTIME_DIR: scratch } });
+    if (code === 'ENOENT') skip('systemd-analyze is not here');
+    if (code !== 0 || err) throw new Error(`${args.join(' ')}: ${code}\n${head(err + out, 40)}`);
+  };
+  const unit = (source) => {
+    const text = readFileSync(join(root, 'packaging', source), 'utf8').replaceAll('@PREFIX@', prefix);
+    return file(`units/${source}`, text);
+  };
+  await analyze('--user', 'verify', unit('claude-openai.service'));
+  const system = unit('claude-openai-system.service');
+  await analyze('verify', system);
+  await analyze('security', '--offline=true', '--threshold=30', '--no-pager', system);  // 0 is best, 100 worst
 });
 
 check('no line is over 100 columns', () => {

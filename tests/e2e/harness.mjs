@@ -45,6 +45,15 @@ const linkOf = (pid, file) => {
     return '';
   }
 };
+/** The open descriptors of a process; none where only root may see those of the proxy, whose memory is protected. */
+export function descriptorsOf(pid) {
+  try {
+    return readdirSync(`/proc/${pid}/fd`);
+  } catch (error) {
+    if (error.code !== 'EACCES') throw error;
+    return [];
+  }
+}
 const strings = (text) => text.split('\0').slice(0, -1); // an argument may be empty
 
 /** Living processes (no zombies) that carry the marker in their environment. */
@@ -180,6 +189,12 @@ class Proxy {
     rmSync(this.scratch, { recursive: true, force: true });
     return { faults, took: this.exit.at - asked };
   }
+}
+
+/** The key that the proxy has made for itself: a terminal shows it, else it is in the file that is named. */
+export function madeKey(proxy) {
+  const file = /client key +in (\S+)/.exec(proxy.output)?.[1];
+  return file ? readFileSync(file, 'utf8').trim() : /sk-local-[\w-]+/.exec(proxy.output)[0];
 }
 
 /** A started proxy that listens. */

@@ -6,7 +6,7 @@ import net from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { eventually, processesMarked, send, sleep } from './harness.mjs';
+import { descriptorsOf, eventually, processesMarked, send, sleep } from './harness.mjs';
 
 const HERE = path.dirname(fileURLToPath(import.meta.url));
 /** A fast `claude` that misbehaves by name; see tests/protocol/stand_in.cpp. */
@@ -166,7 +166,7 @@ export function filesIn(folder) {
 export function resources(proxy) {
   return {
     processes: processesMarked(proxy.scratch).length,
-    descriptors: readdirSync(`/proc/${proxy.pid}/fd`).length,
+    descriptors: descriptorsOf(proxy.pid).length,
     threads: readdirSync(`/proc/${proxy.pid}/task`).length,
     files: filesIn(proxy.temporary).length,
   };

@@ -1,10 +1,11 @@
 // Who may come in, and what may get out: foreign pages, guessed keys, paths with tricks, injected headers, secrets.
 
 import assert from 'node:assert/strict';
-import { existsSync, mkdirSync, readFileSync, readdirSync, statSync } from 'node:fs';
+import { createHmac } from 'node:crypto';
+import { chownSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync } from 'node:fs';
 import path from 'node:path';
 import { API_KEY_OF_CLAUDE, eventually, processesMarked, sleep, suite } from './harness.mjs';
-import { MODEL, chatBody, connectRaw, filesIn, get, head, post, postChat, standIn } from './raw_client.mjs';
+import { MODEL, chatBody, connectRaw, filesIn, get, head, post, postChat, scratch, standIn } from './raw_client.mjs';
 
 export const security = suite();
 const { test } = security;
@@ -168,7 +169,41 @@ test('no answer lets a foreign page read it, and none is framed or sniffed into 
   }
 });
 
+test('/health tells a stranger no path and no word of claude', async (t) => {
+  const proxy = await t.start({ cli: '/home/somebody/bin/claude', args: ['--api-key', KEY, '--spares', '0'] });
+  await proxy.inspected();
+  const { status, json } = await t.get('/health', { proxy });
+  assert.equal(status, 200);
+  assert.deepEqual(json, { status: 'degraded', service: 'claude-openai', code: 'claude_not_usable' });
+  assert.deepEqual((await t.get('/health', { proxy, headers: { 'x-api-key': 'wrong' } })).json, json);
+  const whole = (await t.get('/health', { proxy, headers: { 'x-api-key': KEY } })).json;
+  assert.match(whole.problem, /\/home\/somebody|claude/);
+  assert.equal(whole.processes.maximum > 0, true);
+});
+
 // ---- keys ----------------------------------------------------------------------------------------
+
+test('no answer is sniffed into another type, nor kept by a cache', async (t) => {
+  const chat = { messages: t.messages('plain'), model: MODEL };
+  const post = (body, where = '/v1/chat/completions') => t.send({ path: where, body }).done;
+  const raw = await ask(t, t.proxy, 'GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\n folded\r\n\r\n');
+  assert.equal(raw.status, 400, 'what is no request');
+  for (const [what, { headers }] of Object.entries({
+    raw,
+    chat: await post(chat),
+    stream: await post({ ...chat, stream: true }),
+    messages: await post({ ...chat, max_tokens: 100 }, '/v1/messages'),
+    'bad request': await post({ messages: 7 }),
+    'unknown path': await t.get('/v1/nothing'),
+    models: await t.get('/v1/models'),
+    sessions: await t.get('/v1/sessions'),
+    figures: await t.get('/metrics'),
+    page: await t.get('/'),
+  })) {
+    assert.equal(headers['x-content-type-options'], 'nosniff', what);
+    assert.match(headers['cache-control'], what === 'stream' ? /^no-cache, no-store$/ : /^no-store$/, what);
+  }
+});
 
 test('guessing keys is slow, and does not slow who has one', { deadline: 40_000 }, async (t) => {
   const proxy = await t.start({ cli: t.cli, args: ['--api-key', KEY, '--spares', '0'] });
@@ -329,7 +364,7 @@ test('session ids are names, whatever they look like, and never paths', async (t
     const told = await t.get(where, { proxy });
     assert.deepEqual([told.status, told.json?.session_id], [200, id], `${where}: ${told.text}`);
   }
-  for (const file of filesIn(path.dirname(sessions))) assert.match(file, /^[\w-]+\.json$/, file);
+  for (const file of filesIn(path.dirname(sessions))) assert.match(file, /^([\w-]+\.json|salt)$/, file);
   assert.deepEqual(readdirSync(path.dirname(sessions)), ['sessions']);
   assert.deepEqual(readdirSync(proxy.scratch).sort(), before);
   for (const id of ids) {
@@ -524,6 +559,27 @@ for (const form of [['--api-key', SECRET_KEY], [`--api-key=${SECRET_KEY}`]]) {
   });
 }
 
+test('no other process reads the memory of the proxy, and it leaves no core file; it runs well so', async (t) => {
+  // Root reads everything: then the proxy is somebody else, without rights.
+  const asRoot = process.getuid() === 0;
+  const proxy = await t.start({
+    args: ['--demo', '--api-key', KEY],
+    env: { CLAUDE_DEMO_PACE: '0ms' },
+    prepare: (one) => {
+      if (!asRoot) return;
+      [one.scratch, one.home, one.temporary].forEach((folder) => chownSync(folder, 12345, 12345));
+      one.command.unshift('setpriv', '--reuid=12345', '--regid=12345', '--clear-groups');
+    },
+  });
+  const of = (file) => `/proc/${proxy.pid}/${file}`;
+  assert.match(readFileSync(of('limits'), 'utf8'), /^Max core file size +0 /m);
+  assert.equal(statSync(of('environ')).uid, 0, 'not its user may read it');
+  if (!asRoot) assert.throws(() => readFileSync(of('environ')), /EACCES/);
+  const body = chatBody('/say fine');
+  const { json } = await t.send({ proxy, headers: { 'x-api-key': KEY }, body }).done;
+  assert.equal(json.choices[0].message.content, 'fine');
+});
+
 test('what is stored of a session is for the owner alone, and holds no key', async (t) => {
   const { program } = standIn(t);
   let sessions;
@@ -544,5 +600,25 @@ test('what is stored of a session is for the owner alone, and holds no key', asy
     assert.ok(!readFileSync(path.join(sessions, name), 'utf8').includes(SECRET_KEY));
     assert.ok(!name.includes(SECRET_KEY));
   }
-  assert.ok(existsSync(sessions) && readdirSync(sessions).length === 1);
+  assert.equal(readdirSync(sessions).filter((name) => name.endsWith('.json')).length, 1);
+});
+
+test('a key finds its stored sessions after a restart, and a copy without the salt tells nothing of the key', async (t) => {
+  const { program } = standIn(t);
+  const sessions = path.join(scratch(t), 'sessions');
+  const mine = { 'x-api-key': KEY };
+  const start = () => t.start({ cli: program, args: ['--api-key', KEY, '--spares', '0', '--session-dir', sessions] });
+  const total = async (proxy) => (await t.get('/v1/sessions', { proxy, headers: mine })).json.total;
+  const first = await start();
+  const body = chatBody('[[text]]', { session_id: 'mine' });
+  assert.equal((await t.send({ proxy: first, headers: mine, body }).done).status, 200);
+  await first.stop();
+  first.stopped = true;
+  const [file] = readdirSync(sessions).filter((name) => name.endsWith('.json'));
+  const { client } = JSON.parse(readFileSync(path.join(sessions, file), 'utf8'));
+  const salt = readFileSync(path.join(sessions, 'salt'));
+  assert.equal(client, createHmac('sha256', salt).update(KEY).digest('hex'));
+  assert.equal(await total(await start()), 1);
+  rmSync(path.join(sessions, 'salt'));
+  assert.equal(await total(await start()), 0, 'by another salt nobody has that name');
 });

@@ -2,10 +2,10 @@
 
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
-import { chmodSync, copyFileSync, mkdirSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
+import { chmodSync, copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, statSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { promisify } from 'node:util';
-import { PROXY, eventually, processesMarked, startAndExpectExit, suite } from './harness.mjs';
+import { PROXY, eventually, madeKey, processesMarked, startAndExpectExit, suite } from './harness.mjs';
 import { NO_CLI, STAND_IN, ask, logLines, reload, scratchFolder, standIn, startLight, startOwn } from './operate.mjs';
 
 export const settings = suite(90_000);
@@ -333,7 +333,7 @@ test('SIGHUP never opens a proxy that others can reach, and keeps a key that was
   assert.equal((await t.get('/v1/models')).status, 401);
   assert.equal((await t.get('/v1/models', bearer('old-key'))).status, 200);
   const made = await startOwn(t, { args: ['--generate-key'] });
-  const [key] = made.output.match(KEY);
+  const key = madeKey(made);
   assert.match(await reload(made), /loaded anew/);
   assert.equal((await t.get('/v1/models', { proxy: made })).status, 401);
   assert.equal((await t.get('/v1/models', { proxy: made, ...bearer(key) })).status, 200);
@@ -450,7 +450,24 @@ test('no question: --no-prompt, a key that is set, no terminal; --generate-key n
   await assertOpen(t, piped);
   const made = await startOwn(t, { args: ['--generate-key'] });
   assert.doesNotMatch(made.output, QUESTION);
-  await assertKeyed(t, made, keyOf(made));
+  await assertKeyed(t, made, madeKey(made));
+});
+
+test('a made key is not printed where no terminal shows it: a file for this user alone holds it while the proxy runs', async (t) => {
+  for (const args of [['--generate-key'], ['--host', '0.0.0.0']]) {
+    const proxy = await startOwn(t, { args });
+    const key = madeKey(proxy);
+    assert.match(key, /^sk-local-/);
+    assert.ok(!proxy.output.includes(key), 'it would end in a log');
+    const file = /client key +in (\S+)/.exec(proxy.output)[1];
+    assert.equal(statSync(file).mode & 0o777, 0o600);
+    assert.equal(statSync(path.dirname(file)).mode & 0o777, 0o700);
+    assert.ok(/curl [^\n]*/.exec(proxy.output)[0].includes(`$(cat ${file})`), 'a line to copy');
+    await assertKeyed(t, proxy, key);
+    await proxy.stop();
+    proxy.stopped = true;
+    assert.ok(!existsSync(file), 'it goes with the proxy');
+  }
 });
 
 test('no question for a job in the background: it would be stopped', async (t) => {
@@ -473,7 +490,7 @@ test('no question for a job in the background: it would be stopped', async (t) =
 test('beyond loopback it is never open: Ctrl-C, the end of input and --no-prompt change nothing', async (t) => {
   for (const options of [{}, { args: ['--no-prompt'] }]) {
     const proxy = await typed(t, [], { ...options, args: ['--host', '0.0.0.0', ...(options.args ?? [])] });
-    await assertKeyed(t, proxy, proxy.output.match(KEY)[0]);
+    await assertKeyed(t, proxy, madeKey(proxy));
     const curl = /curl [^\n]*/.exec(proxy.output)[0];
     assert.ok(curl.includes(`:${proxy.port}/`), curl);
   }
@@ -481,7 +498,7 @@ test('beyond loopback it is never open: Ctrl-C, the end of input and --no-prompt
 
 test('--generate-key beside a key that is set takes none away', async (t) => {
   const proxy = await startOwn(t, { args: ['--generate-key'], env: { API_KEY: 'mine' } });
-  const [made] = proxy.output.match(KEY);
+  const made = madeKey(proxy);
   for (const when of ['at the start', 'after SIGHUP']) {
     assert.equal((await t.get('/v1/models', bearer(made))).status, 200, `the key that was made, ${when}`);
     assert.equal((await t.get('/v1/models', bearer('mine'))).status, 200, `the key that was set, ${when}`);

@@ -2,13 +2,13 @@
 
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { copyFileSync, existsSync, lstatSync, readFileSync, writeFileSync } from 'node:fs';
+import { copyFileSync, existsSync, lstatSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs';
 import http from 'node:http';
 import net from 'node:net';
 import path from 'node:path';
 import tls from 'node:tls';
 import OpenAI from 'openai';
-import { eventually, processesMarked, send, sleep, startAndExpectExit, suite } from './harness.mjs';
+import { descriptorsOf, eventually, processesMarked, send, sleep, startAndExpectExit, suite } from './harness.mjs';
 import { NO_CLI, ask, reload, scratchFolder, startLight, startOwn } from './operate.mjs';
 
 export const transport = suite(90_000);
@@ -61,6 +61,14 @@ test('TLS: chat, streams, large bodies, and a curl line that says https', async 
   assert.equal(large.status, 200, large.text);
   const many = await Promise.all(Array.from({ length: 20 }, () => t.get('/v1/models', { over })));
   many.forEach((one) => assert.equal(one.status, 200));
+});
+
+test('beyond loopback without TLS the start warns that keys and prompts go in clear text', async (t) => {
+  const warning = /WARNING +keys and prompts cross the network in clear text; use --tls-cert/;
+  const pair = makeCertificate(scratchFolder(t), 'first');
+  assert.match((await startOwn(t, { args: ['--host', '0.0.0.0'], env: { API_KEY: 'k' } })).output, warning);
+  assert.doesNotMatch((await startOwn(t, { args: ['--host', '127.0.0.1'] })).output, warning);
+  assert.doesNotMatch((await startOwn(t, { args: ['--host', '0.0.0.0', ...tlsArgs(pair)], env: { API_KEY: 'k' } })).output, warning);
 });
 
 test('TLS: slow, plain and strange clients harm nobody', async (t) => {
@@ -193,7 +201,7 @@ test('a unix socket alone: no port, the key still holds, and the curl line works
       .filter((f) => f[3] === '0A')
       .map((f) => f[9]),
   );
-  const own = execFileSync('ls', ['-l', `/proc/${proxy.pid}/fd`], { encoding: 'utf8' });
+  const own = descriptorsOf(proxy.pid).map((fd) => readlinkSync(`/proc/${proxy.pid}/fd/${fd}`)).join(' ');
   for (const [, inode] of own.matchAll(/socket:\[(\d+)\]/g)) assert.ok(!inodes.has(inode), 'no socket of TCP listens');
   const over = { socketPath };
   assert.equal((await t.get('/v1/models', { over })).status, 401);

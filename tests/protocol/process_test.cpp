@@ -210,6 +210,77 @@ TEST_CASE("process: without a free descriptor nothing starts, and nothing is los
   CHECK(failed < 30);
 }
 
+namespace {
+
+/// A private directory in a place of the test's own, and a guard that makes sure of it.
+struct guarded_directory {
+  stand_in place;
+  claude_openai::temporary_directory directory{place.folder()};
+  child_guard guard{&directory};
+
+  /// What a child that is started now says of the directory; the refusal when none is started.
+  std::string start() const {
+    try {
+      return run_short(shell("stat -c '%a %F' " + directory.path()), guard, enough).output;
+    } catch (const std::system_error& refused) {
+      return refused.what();
+    }
+  }
+  void remove() const { std::filesystem::remove_all(directory.path()); }
+};
+
+}  // namespace
+
+TEST_CASE("process: a private directory that was tidied away is made anew before the next start") {
+  const guarded_directory given;
+  CHECK(given.start() == "700 directory\n");
+  given.remove();
+  CHECK(given.start() == "700 directory\n");
+  given.remove();
+  CHECK(given.start() == "700 directory\n");
+  REQUIRE(::chmod(given.directory.path().c_str(), 0777) == 0);
+  CHECK(given.start() == "700 directory\n");
+}
+
+TEST_CASE("process: nothing is started in what has taken a private directory's name") {
+  const guarded_directory given;
+  const auto& path = given.directory.path();
+  const stand_in other;
+  SUBCASE("a directory") { REQUIRE((given.remove(), ::mkdir(path.c_str(), 0700)) == 0); }
+  SUBCASE("another user's directory") {
+    if (::geteuid() != 0) return;
+    REQUIRE((given.remove(), ::mkdir(path.c_str(), 0777)) == 0);
+    REQUIRE(::chown(path.c_str(), 12345, 12345) == 0);
+  }
+  SUBCASE("a link to a directory") {
+    given.remove();
+    std::filesystem::create_symlink(other.folder(), path);
+  }
+  SUBCASE("a link to the directory itself") {
+    const auto moved = other.folder() + "/moved";
+    std::filesystem::rename(path, moved);
+    std::filesystem::create_symlink(moved, path);
+  }
+  SUBCASE("a file") {
+    given.remove();
+    std::ofstream(path) << "mine";
+  }
+  const auto said = given.start();
+  CHECK_MESSAGE(said.find("something else has its name; restart the proxy") != said.npos, said);
+  CHECK(said.find(path) != std::string::npos);
+}
+
+TEST_CASE("process: at its end only what was made for the private directory is removed") {
+  const stand_in place;
+  auto directory = std::make_unique<claude_openai::temporary_directory>(place.folder());
+  const auto path = directory->path();
+  std::filesystem::remove_all(path);
+  std::filesystem::create_directory(path);
+  std::ofstream(path + "/file") << "not the proxy's";
+  directory.reset();
+  CHECK(std::filesystem::exists(path + "/file"));
+}
+
 TEST_CASE("process: children die with a proxy that is killed with -9") {
   const stand_in program("ignore_sigterm\nignore_eof\n");
   const auto proxy = ::fork();

@@ -267,6 +267,25 @@ TEST_CASE("guard: by a unix socket the host's name does not matter, the key does
 TEST_CASE("guard: the log knows a client by its key's number") {
   const auto second = check_access(with_bearer("Bearer key-two"), with_keys(), true);
   CHECK(second.label == "key-2");
-  CHECK(second.name == claude_openai::client_name("key-two"));
-  CHECK(check_access(with_bearer(""), options{}, true).label.empty());
+  CHECK(second.key == "key-two");
+  const auto nobody = check_access(with_bearer("Bearer key-two"), options{}, true);
+  CHECK(nobody.label.empty());
+  CHECK(nobody.key.empty());
+}
+
+TEST_CASE("guard: a client's name is one of its key and the salt, and tells neither") {
+  const client_names names("salt-one");
+  const auto name = names.name_of("key-one");
+  CHECK(name == names.name_of("key-one"));
+  CHECK(name != names.name_of("key-two"));
+  CHECK(name.find("key") == std::string::npos);
+  CHECK(names.name_of("").empty());
+#ifdef CPPHTTPLIB_OPENSSL_SUPPORT
+  CHECK(name.size() == 64);
+  CHECK(name == client_names("salt-one").name_of("key-one"));
+  CHECK(name != client_names("salt-two").name_of("key-one"));
+  // RFC 4231, test case 2: the salt is the key of the HMAC.
+  CHECK(client_names("Jefe").name_of("what do ya want for nothing?") ==
+        "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843");
+#endif
 }

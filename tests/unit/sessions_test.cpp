@@ -75,6 +75,16 @@ unsigned mode_of(const files::path& path) {
   return info.st_mode & 0777U;
 }
 
+/// Why the store will not use that folder; empty when it does.
+std::string refusal_of(const options& settings) {
+  try {
+    const session_store store(settings);
+  } catch (const std::invalid_argument& refused) {
+    return refused.what();
+  }
+  return {};
+}
+
 std::vector<files::path> files_in(const files::path& folder) {
   std::vector<files::path> found;
   for (const auto& file : files::directory_iterator(folder)) found.push_back(file.path());
@@ -267,15 +277,69 @@ TEST_CASE("sessions: their folder and files are their owner's alone, whatever th
   CHECK(files_in(folder.path / "deep").size() == 1);
 }
 
-TEST_CASE("sessions: a folder that others may write to is refused") {
+TEST_CASE("sessions: a folder that others may enter is refused, and stays as it is") {
   const scratch_folder folder;
   files::create_directories(folder.path);
-  files::permissions(folder.path, files::perms::all);
   const auto settings = with_folder(folder.path);
-  CHECK_THROWS_AS(session_store{settings}, std::system_error);
-  files::permissions(folder.path, files::perms::owner_all | files::perms::group_read);
+  for (const mode_t mode : {0777, 01777, 0770, 0750, 0705, 0701}) {
+    CAPTURE(mode);
+    REQUIRE(::chmod(folder.path.c_str(), mode) == 0);
+    const auto said = refusal_of(settings);
+    CHECK_MESSAGE(said.find(folder.path.string() + " is open to other users") != said.npos, said);
+    CHECK(said.find("chmod 700") != said.npos);
+    CHECK(mode_of(folder.path) == (mode & 0777U));
+  }
+  REQUIRE(::chmod(folder.path.c_str(), 0700) == 0);
   CHECK_NOTHROW(session_store{settings});
-  CHECK(mode_of(folder.path) == 0700);
+}
+
+TEST_CASE("sessions: a folder in use for other things is refused, and stays as it is") {
+  const scratch_folder folder;
+  files::create_directories(folder.path);
+  files::permissions(folder.path, files::perms::owner_all);
+  std::ofstream(folder.path / "notes.json") << "{}";
+  const auto settings = with_folder(folder.path);
+  const auto said = refusal_of(settings);
+  CHECK_MESSAGE(said.find("holds other files and no session") != said.npos, said);
+  CHECK(files_in(folder.path).size() == 1);
+  const auto file = with_folder(folder.path / "notes.json");
+  CHECK(refusal_of(file).find("File exists") == std::string::npos);
+  CHECK(refusal_of(file).find("is not a directory") != std::string::npos);
+}
+
+TEST_CASE("sessions: another user's folder is refused") {
+  if (::geteuid() == 0) {
+    const scratch_folder folder;
+    files::create_directories(folder.path);
+    files::permissions(folder.path, files::perms::owner_all);
+    REQUIRE(::chown(folder.path.c_str(), 12345, 12345) == 0);
+    CHECK(refusal_of(with_folder(folder.path)).find("belongs to another user") !=
+          std::string::npos);
+  } else {
+    CHECK(refusal_of(with_folder("/")).find("belongs to another user") != std::string::npos);
+  }
+}
+
+TEST_CASE(
+    "sessions: links, pipes and other users' files are no stored sessions, and hold nobody up") {
+  const scratch_folder folder;
+  const scratch_folder elsewhere;
+  {
+    const auto settings = with_folder(elsewhere.path);
+    session_store store(settings);
+    put(store, "k", "linked", "Hi");
+  }
+  const auto settings = with_folder(folder.path);
+  { put(*std::make_unique<session_store>(settings), "k", "mine", "Hi"); }
+  files::create_symlink(files_in(elsewhere.path)[0], folder.path / "link.json");
+  REQUIRE(::mkfifo((folder.path / "pipe.json").c_str(), 0600) == 0);
+  files::create_directory(folder.path / "folder.json");
+  if (::geteuid() == 0) {
+    files::copy_file(files_in(elsewhere.path)[0], folder.path / "another.json");
+    REQUIRE(::chown((folder.path / "another.json").c_str(), 12345, 12345) == 0);
+  }
+  session_store store(settings);
+  CHECK(ids_of(store, "k") == strings{"mine"});
 }
 
 TEST_CASE("sessions: a folder of the store's own making is not refused, whatever the umask") {
@@ -288,7 +352,8 @@ TEST_CASE("sessions: a folder of the store's own making is not refused, whatever
 
 TEST_CASE("sessions: a file that is damaged or foreign is skipped and not touched") {
   const scratch_folder folder;
-  files::create_directories(folder.path);
+  const auto settings = with_folder(folder.path);
+  { put(*std::make_unique<session_store>(settings), "first", "chat", "Hi"); }
   const std::vector<std::pair<std::string, std::string>> foreign = {
       {"empty.json", ""},
       {"cut.json", R"({"version":1,"client":"k","id":"cut","messages":[{"role":"us)"},
@@ -306,12 +371,40 @@ TEST_CASE("sessions: a file that is damaged or foreign is skipped and not touche
   for (const auto& [name, bytes] : foreign) {
     std::ofstream(folder.path / name, std::ios::binary) << bytes;
   }
-  const auto settings = with_folder(folder.path);
   session_store store(settings);
   CHECK(ids_of(store, "k").empty());
-  CHECK(files_in(folder.path).size() == foreign.size());
+  CHECK(files_in(folder.path).size() == foreign.size() + 1);
   put(store, "k", "mine", "Hi");
   CHECK(ids_of(store, "k") == strings{"mine"});
+}
+
+TEST_CASE("sessions: the salt of client names is stored with them, else each run has its own") {
+  const scratch_folder folder;
+  const auto settings = with_folder(folder.path);
+  const auto salt = session_store(settings).salt();
+  CHECK(salt.size() >= 32);
+  CHECK(session_store(settings).salt() == salt);
+  CHECK(mode_of(folder.path / "salt") == 0600);
+  const scratch_folder other;
+  CHECK(session_store(with_folder(other.path)).salt() != salt);
+  const options in_memory;
+  CHECK(session_store(in_memory).salt() != session_store(in_memory).salt());
+}
+
+TEST_CASE("sessions: a salt that is cut short, or a link to somebody else's, is refused") {
+  const scratch_folder folder;
+  const scratch_folder other;
+  const auto settings = with_folder(folder.path);
+  const session_store store(settings);
+  const auto others = with_folder(other.path);
+  session_store(others).salt();
+  files::create_symlink(other.path / "salt", folder.path / "salt");
+  CHECK_THROWS_AS(store.salt(), std::runtime_error);
+  files::remove(folder.path / "salt");
+  std::ofstream(folder.path / "salt") << "short";
+  CHECK_THROWS_AS(store.salt(), std::runtime_error);
+  files::remove(folder.path / "salt");
+  CHECK(store.salt() == store.salt());
 }
 
 TEST_CASE("sessions: a file from the future is taken for one of now") {

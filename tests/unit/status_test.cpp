@@ -41,18 +41,40 @@ TEST_CASE("health: degraded where nothing works, and where requests wait and not
   cli_facts facts;
   counts.queued = 3;
   counts.stalled = std::chrono::seconds(30);
-  auto health = render_health(counts, facts);
+  auto health = render_health(counts, facts, true);
   CHECK(health["status"] == "healthy");
   CHECK(health["queued"] == 3);
   CHECK_FALSE(health.contains("problem"));
   counts.stalled = std::chrono::seconds(31);
-  health = render_health(counts, facts);
+  health = render_health(counts, facts, true);
   CHECK(health["status"] == "degraded");
   CHECK(health["problem"] == "3 requests wait, and none has got a process for 31 s");
   facts.problem = "no claude";
-  CHECK(render_health(counts, facts)["problem"] == "no claude");
+  CHECK(render_health(counts, facts, true)["problem"] == "no claude");
   counts.stalled = std::chrono::seconds(0);
-  CHECK(render_health(counts, facts)["status"] == "degraded");
+  CHECK(render_health(counts, facts, true)["status"] == "degraded");
+}
+
+TEST_CASE("health: a stranger is told whether all is well, or a word of what is not") {
+  process_counts counts;
+  cli_facts facts;
+  CHECK(render_health(counts, facts, false) ==
+        json::object({{"status", "healthy"}, {"service", "claude-openai"}}));
+  const auto told = [&] { return render_health(counts, facts, false); };
+  const auto degraded = [](const char* code) {
+    return json::object({{"status", "degraded"}, {"service", "claude-openai"}, {"code", code}});
+  };
+  counts.stalled = std::chrono::seconds(31);
+  CHECK(told() == degraded("no_free_process"));
+  facts.problem = "/home/somebody/bin/claude cannot be started";
+  CHECK(told() == degraded("claude_not_usable"));
+  facts.version = "2.1.330";
+  CHECK(told() == degraded("claude_failed"));
+  facts.logged_in = false;
+  CHECK(told() == degraded("not_logged_in"));
+  facts.too_old = true;
+  CHECK(told() == degraded("claude_too_old"));
+  CHECK(render_health(counts, facts, true)["problem"] == facts.problem);
 }
 
 TEST_CASE("login: a key, a token or a cloud is a login, nothing is none") {
