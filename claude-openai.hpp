@@ -410,13 +410,17 @@ inline api_error bad_field(std::string path, std::string_view problem) {
 using json = nlohmann::ordered_json;
 
 constexpr std::size_t max_json_depth = 128;
+/// Of a line of the CLI, which wraps what the model wrote.
+constexpr std::size_t max_line_depth = 2 * max_json_depth;
+constexpr std::size_t max_json_values = 300'000;
+constexpr std::size_t bytes_of_json_value = 100;  ///< memory that a parsed value takes, roughly
 /// Name comparisons that parsing may cost: one object of 6,000 members, or many small ones.
-constexpr std::size_t max_json_values = 300'000;  ///< each takes some 100 bytes of memory
 constexpr std::size_t max_json_comparisons = 20'000'000;
 
 /// Throws when the text nests deeper or has larger objects than a parser can take safely:
 /// nlohmann's recursion overflows the stack, and ordered objects look names up one by one.
-inline void check_json_bounds(std::string_view body) {
+/// Returns the number of values, roughly.
+inline std::size_t check_json_bounds(std::string_view body, std::size_t max_depth = max_json_depth) {
   std::vector<std::size_t> members;  // of each object and array around the current byte
   std::size_t comparisons = 0;
   std::size_t values = 0;
@@ -436,13 +440,25 @@ inline void check_json_bounds(std::string_view body) {
     if (values > max_json_values) {
       throw api_error(error_kind::invalid_request, "the JSON holds too many values");
     }
-    if (members.size() > max_json_depth) {
+    if (members.size() > max_depth) {
       throw api_error(error_kind::invalid_request, "the JSON is nested too deeply");
     }
     if (comparisons > max_json_comparisons) {
       throw api_error(error_kind::invalid_request, "an object in the JSON has too many fields");
     }
   }
+  return values;
+}
+
+/// Text that a model, the CLI or the API wrote, to JSON. Never throws: what is malformed or exceeds
+/// the bounds is a discarded value.
+inline json try_parse_json(std::string_view text, std::size_t max_depth = max_json_depth) {
+  try {
+    check_json_bounds(text, max_depth);
+  } catch (const api_error&) {
+    return json(json::value_t::discarded);
+  }
+  return json::parse(text, nullptr, false);
 }
 
 /// Untrusted text to JSON. Throws a 400 that tells the byte at which the text is broken.
@@ -2575,7 +2591,7 @@ class messages_reply final : public reply {
         return json::object({{"type", "redacted_thinking"}, {"data", block.text}});
       case block_kind::tool_call: break;
     }
-    const json input = json::parse(block.text, nullptr, false);
+    const json input = try_parse_json(block.text);
     return json::object({{"type", "tool_use"},
                          {"id", block.id},
                          {"name", block.name},
@@ -3124,7 +3140,7 @@ class response_reply final : public reply {
 
   /// The text that a custom tool is called with: the only member of its input.
   static std::string freeform_input(const std::string& arguments) {
-    return string_of(json::parse(arguments, nullptr, false), "input");
+    return string_of(try_parse_json(arguments), "input");
   }
 
   json finished_item(const turn_result::block& block, const std::string& id) const {
@@ -3993,7 +4009,7 @@ class line_splitter {
 /// `API Error: Request rejected (429) · …`, `Failed to authenticate. API Error: 403 …`.
 inline std::string upstream_message(std::string_view told) {
   if (const auto brace = told.find('{'); brace != std::string_view::npos) {
-    const json body = json::parse(told.substr(brace), nullptr, false);
+    const json body = try_parse_json(told.substr(brace));
     auto inner = string_of(member_of(body, "error"), "message");
     if (!inner.empty()) return inner;
   }
@@ -4434,7 +4450,7 @@ class turn_decoder {
   /// A structured answer was accepted, and the CLI goes on all the same.
   void finish_cut(events& out) {
     cut_ = true;
-    const auto answer = json::parse(structured_text(), nullptr, false);
+    const auto answer = try_parse_json(structured_text());
     end_structured(answer.is_discarded() ? json() : answer, out);
   }
 
@@ -4567,10 +4583,20 @@ class turn_decoder {
     if (!told.hidden) out.emplace_back(block_delta{told.index, std::move(more)});
   }
 
-  /// The incoming block is complete: it must hold all that was told of it.
+  /// The incoming block is complete: it must hold all that was told of it, and JSON that the model
+  /// wrote must be safe to parse.
   void settle(events& out) {
     if (finished_ || !incoming_) return;
-    if (position_ != told_[*incoming_].text.size()) fail_diverged(out);
+    const auto& told = told_[*incoming_];
+    if (position_ != told.text.size()) return fail_diverged(out);
+    if (told.source != "tool_use") return;
+    try {
+      check_json_bounds(told.text);
+    } catch (const api_error& bounds) {
+      cut_ = true;
+      fail(api_error(error_kind::bad_gateway, "the model's answer is refused: " + bounds.message),
+           out);
+    }
   }
 
   void close_open_block(events& out) {
@@ -5930,8 +5956,10 @@ class worker {
 
   void read_line(std::string_view text) {
     if (text::trim(text).empty()) return;
-    const json line = json::parse(text, nullptr, false);
-    if (!line.is_object()) return lose("claude printed a line that is not a JSON object");
+    const json line = try_parse_json(text, max_line_depth);
+    if (!line.is_object()) {
+      return lose("claude printed a line that is not a JSON object, or one too deep or too large");
+    }
     const auto type = string_of(line, "type");
     if (type == "control_response") return read_control_response(member_of(line, "response"));
     if (type == "control_request") read_control_request(line);
@@ -7626,7 +7654,7 @@ inline message make_reply(const turn_result& result) {
       said.parts.emplace_back(thinking_part{{}, {}, block.text});
     }
     if (block.kind != block_kind::tool_call) continue;
-    const json input = json::parse(block.text, nullptr, false);
+    const json input = try_parse_json(block.text);
     if (input.is_object()) calls.emplace_back(tool_call_part{block.id, block.name, input});
   }
   if (!words.empty()) said.parts.emplace_back(text_part{words});
@@ -7638,11 +7666,11 @@ inline message make_reply(const turn_result& result) {
 /// offers them gets stand-ins that the model may not call.
 inline void define_called_tools(turn_request& request) {
   if (!request.tools.empty()) return;
+  std::set<std::string_view> defined;
   for (const auto& said : request.messages) {
     for (const auto& part : said.parts) {
       const auto* call = std::get_if<tool_call_part>(&part);
-      const auto same = [&](const tool_definition& tool) { return tool.name == call->name; };
-      if (!call || std::any_of(request.tools.begin(), request.tools.end(), same)) continue;
+      if (!call || !defined.insert(call->name).second) continue;
       request.tools.push_back({call->name, {}, json::object({{"type", "object"}})});
     }
   }
@@ -12273,7 +12301,8 @@ inline std::string content_security_policy(std::string_view nonce) {
 //       transport, page | thread-safe
 //================================================================================================
 
-/// The bytes of bodies that are being read, all together, so that many large ones do not add up.
+/// The memory of bodies that are being read and worked on, all together, so that many large ones do
+/// not add up.
 class body_budget {
  public:
   explicit body_budget(std::size_t most) : most_(most) {}
@@ -12994,6 +13023,13 @@ class http_service : public httplib::Server {
     return bytes;
   }
 
+  /// The whole body as JSON. Its values count as the memory that they take once they are parsed.
+  json read_json(exchange& now) {
+    const auto bytes = read_body(now);
+    now.body_share->grow_to(bytes.size() + check_json_bounds(bytes) * bytes_of_json_value);
+    return parse_body(bytes);
+  }
+
   // Turns: the routes that ask the model.
 
   void answer_chat(exchange& now) { answer_turn(now, openai_chat::dialect); }
@@ -13001,7 +13037,7 @@ class http_service : public httplib::Server {
   void answer_completions(exchange& now) { answer_turn(now, openai_completions::dialect); }
 
   void answer_turn(exchange& now, const surface& dialect) {
-    ask(now, dialect, parse_body(read_body(now)), make_context(now));
+    ask(now, dialect, read_json(now), make_context(now));
   }
 
   static reply_context make_context(const exchange& now) {
@@ -13013,7 +13049,7 @@ class http_service : public httplib::Server {
   /// A response may refer to earlier ones, and later ones to it.
   void answer_responses(exchange& now) {
     auto context = make_context(now);
-    const auto given = parse_body(read_body(now));
+    const auto given = read_json(now);
     auto expanded = services_.responses.expand(now.client_id(), given);
     const auto& store = member_of(given, "store");
     std::shared_ptr<response_store::running> running;
@@ -13269,7 +13305,7 @@ class http_service : public httplib::Server {
 
   /// As far as the API can be asked, it counts; else the size is an estimate, and told as one.
   void answer_count(exchange& now) {
-    const auto body = parse_body(read_body(now));
+    const auto body = read_json(now);
     auto turn = anthropic_messages::parse_request(body, true);
     define_called_tools(turn);
     auto asked = anthropic_messages::make_count_request(body, turn);
@@ -13299,7 +13335,7 @@ class http_service : public httplib::Server {
         api.Post(prefix + "/v1/messages/count_tokens",
                  {{"x-api-key", key}, {"anthropic-version", "2023-06-01"}}, dump(body), json_type);
     if (!answer || answer->status != 200) return std::nullopt;
-    const auto count = integer_of(json::parse(answer->body, nullptr, false), "input_tokens");
+    const auto count = integer_of(try_parse_json(answer->body), "input_tokens");
     return count > 0 ? std::optional<std::int64_t>(count) : std::nullopt;
   }
 
@@ -13386,7 +13422,7 @@ class http_service : public httplib::Server {
 
   /// What of a chat request would be honoured.
   void answer_compatibility(exchange& now) {
-    const auto body = parse_body(read_body(now));
+    const auto body = read_json(now);
     auto turn = openai_chat::parse(body, {}).turns.front();
     settle_turn(now, turn);
     answer_json(now, openai_chat::render_compatibility(body, turn.ignored_params));
@@ -13401,7 +13437,7 @@ class http_service : public httplib::Server {
   }
 
   void set_tool_configuration(exchange& now) {
-    const auto body = parse_body(read_body(now));
+    const auto body = read_json(now);
     const reader root(body);
     const auto session = root.find("session_id");
     answer_json(now, render_configuration(services_.agents.configure(
@@ -13433,7 +13469,7 @@ class http_service : public httplib::Server {
 
   void add_mcp_server(exchange& now) {
     check_registration(now);
-    const auto body = parse_body(read_body(now));
+    const auto body = read_json(now);
     auto server = parse_mcp_server(reader(body));
     const auto told = "MCP server '" + server.name + "' registered successfully";
     services_.agents.add_server(now.client_id(), std::move(server));
@@ -13442,7 +13478,7 @@ class http_service : public httplib::Server {
 
   void connect_mcp_server(exchange& now) {
     check_registration(now);
-    const auto body = parse_body(read_body(now));
+    const auto body = read_json(now);
     const auto name = reader(body).require("server_name").string();
     const auto server =
         services_.agents.connect(now.client_id(), name, services_.guard, services_.stop);
@@ -13454,7 +13490,7 @@ class http_service : public httplib::Server {
 
   void disconnect_mcp_server(exchange& now) {
     check_registration(now);
-    const auto body = parse_body(read_body(now));
+    const auto body = read_json(now);
     const auto name = reader(body).require("server_name").string();
     services_.agents.disconnect(now.client_id(), name);
     answer_json(now, json::object({{"message", "Disconnected from MCP server '" + name + "'"}}));

@@ -421,3 +421,23 @@ test('a page can read every header that the README and the SDKs use', async (t) 
   for (const name of ['x-request-id', 'retry-after', 'retry-after-ms', 'x-should-retry', ...STANDING])
     assert.ok(exposed.includes(name), name);
 });
+
+// ---- memory --------------------------------------------------------------------------------------
+
+test('bodies of many small values share the memory of bodies, however short their text is', async (t) => {
+  const proxy = await startLight(t);
+  const zeros = (count) => `[${'0,'.repeat(count)}0]`;
+  const body = (text, count) =>
+    `{"messages":[{"role":"user","content":"${text}"}],"prediction":${zeros(count)}}`;
+  const first = t.send({ proxy, body: body('[[hang]]', 250_000) });
+  await eventually('the first is worked on', async () => (await scrape(t))('processes', { state: 'busy' }) === 1);
+  const second = await t.send({ proxy, body: body('[[text say=fine]]', 250_000) }).done;
+  assert.equal(second.status, 503, second.text);
+  assert.match(second.text, /too many large requests/);
+  assert.equal((await t.send({ proxy, body: body('[[text say=fine]]', 1000) }).done).status, 200, 'a small one');
+  first.abort();
+  await eventually('the first has left', async () => {
+    const again = await t.send({ proxy, body: body('[[text say=fine]]', 250_000) }).done;
+    return again.status === 200;
+  });
+});
