@@ -930,6 +930,8 @@ inline bool is_loopback_name(const std::string& host) {
   return host == "::1" || text::starts_with(host, "127.");
 }
 
+constexpr std::size_t min_key_length = 16;  ///< of a client key beyond loopback
+
 /// One sentence per problem; empty when the options can be run with.
 inline std::vector<std::string> validate(const options& settings) {
   std::vector<std::string> problems;
@@ -968,6 +970,8 @@ inline std::vector<std::string> validate(const options& settings) {
   for (const auto& key : settings.api_keys) {
     require(!key.empty() && text::trim(key).size() == key.size(),
             "an API key must not be empty nor begin or end with a blank");
+    require(key.size() >= min_key_length || !settings.tcp || is_loopback_name(settings.host),
+            "an API key must have at least 16 characters beyond loopback, where it can be guessed");
   }
   return problems;
 }
@@ -9608,19 +9612,48 @@ class limiter {
     }
   }
 
-  /// Notes a wrong key, and tells how long its answer shall wait: whoever guesses gets slower, up
-  /// to two seconds a guess.
-  std::chrono::milliseconds note_wrong_key(const std::string& address) {
+  /// Counts a key as wrong before it is compared; `note_right_key` takes that back. Returns how long
+  /// an address must wait that sent too many wrong keys this minute, unless it has lately shown a
+  /// right one; nullopt when its key may be compared.
+  std::optional<std::chrono::milliseconds> try_key(const std::string& address) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto reset = enter_minute();
+    auto& wrong = counter(wrong_keys_, network_of(address), "others");
+    const auto known = right_keys_.find(network_of(address));
+    const auto now = std::chrono::steady_clock::now();
+    const bool trusted = known != right_keys_.end() && now - known->second < right_key_memory;
+    if (!trusted && wrong >= max_wrong_keys) return reset;
+    ++wrong;
+    return std::nullopt;
+  }
+
+  void note_right_key(const std::string& address) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    enter_minute();
+    auto& wrong = counter(wrong_keys_, network_of(address), "others");
+    wrong = std::max(0, wrong - 1);
+    right_keys_[network_of(address)] = std::chrono::steady_clock::now();
+    if (right_keys_.size() <= max_right_keys) return;
+    const auto earlier = [](const auto& a, const auto& b) { return a.second < b.second; };
+    right_keys_.erase(std::min_element(right_keys_.begin(), right_keys_.end(), earlier));
+  }
+
+  /// How long the answer to a wrong key shall wait: whoever guesses gets slower, up to two seconds a
+  /// guess.
+  std::chrono::milliseconds wrong_key_delay(const std::string& address) {
     constexpr std::chrono::milliseconds longest{2'000};
     const std::lock_guard<std::mutex> lock(mutex_);
     enter_minute();
-    const int failures = std::min(++counter(wrong_keys_, network_of(address), "others"), 10);
-    return std::min(longest, std::chrono::milliseconds(25 << (failures - 1)));
+    const int wrong = counter(wrong_keys_, network_of(address), "others");
+    return std::min(longest, std::chrono::milliseconds(25 << std::clamp(wrong - 1, 0, 9)));
   }
 
  private:
   /// More addresses than this in one minute share a count.
   static constexpr std::size_t most_names = 100'000;
+  static constexpr int max_wrong_keys = 30;  ///< of one address in a minute
+  static constexpr std::chrono::hours right_key_memory{1};
+  static constexpr std::size_t max_right_keys = 10'000;  ///< addresses
 
   std::chrono::milliseconds enter_minute() {
     using namespace std::chrono;
@@ -9677,6 +9710,7 @@ class limiter {
   std::int64_t day_ = 0;
   std::map<std::pair<endpoint_group, std::string>, int> requests_;
   std::map<std::string, int> wrong_keys_;
+  std::map<std::string, steady_time> right_keys_;  ///< when an address last showed one
   std::map<std::string, budget> minute_use_;
   std::map<std::string, budget> day_use_;
 };
@@ -12819,16 +12853,27 @@ class http_service : public httplib::Server {
     return text::join(values, ", ");
   }
 
-  /// Lets the client in, or throws. The answer to a wrong key waits, so that guessing takes long.
+  /// Lets the client in, or throws. The answer to a wrong key waits, and too many are not even
+  /// compared, so that guessing takes long; on every route, since each would tell a right key.
   void admit(exchange& now, const credentials& shown, bool needs_key) {
+    const auto& address = now.record->address;
+    const bool may_guess = !presented_key(shown).empty() && !now.settings->api_keys.empty();
+    const auto wait = may_guess ? services_.limits.try_key(address) : std::nullopt;
+    if (wait) {
+      services_.figures.reject("key");
+      auto error = rate_limit_error(*wait);
+      error.message = "Too many wrong keys came from your address. " + error.message;
+      throw error;
+    }
     try {
       auto who = check_access(shown, *now.settings, needs_key);
+      if (may_guess && !who.name.empty()) services_.limits.note_right_key(address);
       now.record->client_id = std::move(who.name);
       now.record->client = std::move(who.label);
     } catch (const api_error& refused) {
       services_.figures.reject(refused.kind == error_kind::authentication ? "key" : "origin");
       if (refused.kind == error_kind::authentication && !presented_key(shown).empty()) {
-        const auto delay = services_.limits.note_wrong_key(now.record->address);
+        const auto delay = services_.limits.wrong_key_delay(address);
         now.client.rest(static_cast<int>(delay.count()));
       }
       throw;
@@ -13654,7 +13699,10 @@ class server {
   /// Takes over what may change while the proxy runs: keys, limits, origins, the default model, and
   /// the content of the TLS files. Throws, and changes nothing, when they cannot be run with.
   void reload(const options& fresh) {
-    const auto problems = validate(fresh);
+    auto next = fresh;
+    next.host = settings_.host;  // which stay as they are, and decide what keys are needed
+    next.tcp = settings_.tcp;
+    const auto problems = validate(next);
     if (!problems.empty()) throw std::invalid_argument(text::join(problems, "; "));
     if (fresh.api_keys.empty() && !is_private(settings_)) {
       throw std::invalid_argument("a client key is needed beyond loopback");
