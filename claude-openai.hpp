@@ -484,6 +484,15 @@ inline std::string dump(const json& value) {
   return value.dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
+/// Memory that a value takes, roughly.
+inline std::size_t memory_of(const json& value) {
+  std::size_t bytes = bytes_of_json_value;
+  if (value.is_string()) bytes += value.get_ref<const std::string&>().size();
+  if (!value.is_structured()) return bytes;
+  for (const auto& one : value) bytes += memory_of(one);
+  return bytes;
+}
+
 /// Reads a value whose path is known, so that every complaint names its field. Throws `api_error`.
 /// Null counts as absent, as clients send it for "not set". Borrows the value.
 class reader {
@@ -6190,11 +6199,11 @@ class pool;
 /// must not outlive the pool.
 class lease {
  public:
-  lease(pool& owner, std::unique_ptr<claude_openai::worker> process, launch_profile profile,
+  lease(pool& owner, std::unique_ptr<claude_openai::worker> process, std::string client,
         std::size_t known_replies, bool was_waiting)
       : pool_(&owner),
         worker_(std::move(process)),
-        profile_(std::move(profile)),
+        client_(std::move(client)),
         known_replies_(known_replies),
         was_waiting_(was_waiting) {}
   lease(lease&&) noexcept = default;
@@ -6215,7 +6224,7 @@ class lease {
  private:
   pool* pool_;
   std::unique_ptr<claude_openai::worker> worker_;
-  launch_profile profile_;
+  std::string client_;
   std::size_t known_replies_;
   bool was_waiting_;
   std::optional<std::string> kept_;
@@ -6231,6 +6240,7 @@ class pool {
       : settings_(settings), guard_(std::move(guard)) {
     maximum_ = settings.max_processes > 0 ? settings.max_processes
                                           : default_max_processes(physical_memory());
+    share_between(settings.api_keys.size());
   }
   pool(const pool&) = delete;
   pool& operator=(const pool&) = delete;
@@ -6259,6 +6269,13 @@ class pool {
       remember({settings_.default_model, std::nullopt});
     }
     wake_.raise();
+  }
+
+  /// Where there are several client keys, none may hold all processes or all places in the queue.
+  void share_between(std::size_t keys) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    shared_ = keys > 1;
+    serve_queue();
   }
 
   process_counts counts() const {
@@ -6412,10 +6429,22 @@ class pool {
     asked.last = demand.opening;
   }
 
+  /// Most of a number of processes or places that one client may hold at once.
+  int share_of_client(int all) const {
+    return shared_ ? std::max(1, std::min(all * 3 / 4, all - 1)) : all;
+  }
+
+  /// The client holds as many processes as it may: its requests wait, and block no other's.
+  bool is_capped(const std::string& client) const {
+    const auto used = busy_of_.find(client);
+    return used != busy_of_.end() && used->second >= share_of_client(maximum_);
+  }
+
   /// A slot for the request, if there is one: the process that holds most of its history, else a
   /// spare, else room for a new one. Where there is none, the least useful process makes room.
   std::optional<grant> try_grant(const process_demand& demand) {
     if (auto own = try_own(demand)) return own;
+    if (is_capped(demand.client)) return std::nullopt;
     last_taken_ = std::chrono::steady_clock::now();
     auto& asked = remember(demand.profile);
     grant found;
@@ -6425,17 +6454,19 @@ class pool {
       return std::nullopt;
     }
     note_opening(demand, asked);
-    return take_slot(std::move(found));
+    return take_slot(demand.client, std::move(found));
   }
 
   /// The idle process that holds most of the request's history.
   std::optional<grant> try_own(const process_demand& demand) {
+    if (is_capped(demand.client)) return std::nullopt;
     grant found = take_idle(demand);
     if (!found.process) return std::nullopt;
-    return take_slot(std::move(found));
+    return take_slot(demand.client, std::move(found));
   }
 
-  grant take_slot(grant found) {
+  grant take_slot(const std::string& client, grant found) {
+    ++busy_of_[client];
     ++busy_;  // the slot is taken before a process starts: no race can pass the cap
     last_moved_ = std::chrono::steady_clock::now();
     wake_.raise();
@@ -6539,11 +6570,10 @@ class pool {
         if (auto own = try_own(*request->demand)) serve(*request, std::move(*own));
       }
     }
-    while (queued_ > 0) {
-      auto* first = queue_.front().second.front();
-      auto granted = try_grant(*first->demand);
+    while (auto* next = next_in_line()) {
+      auto granted = try_grant(*next->demand);
       if (!granted) return;
-      serve(*first, std::move(*granted));
+      serve(*next, std::move(*granted));
     }
   }
 
@@ -6556,8 +6586,25 @@ class pool {
   /// A conversation that goes on with its own process costs nobody a process, so it need not stand
   /// in line; but not for so long that those who do get none.
   bool is_overtaken() const {
-    return queued_ > 0 && std::chrono::steady_clock::now() - queue_.front().second.front()->since >
-                              longest_overtaking;
+    const auto* next = next_in_line();
+    return next != nullptr && std::chrono::steady_clock::now() - next->since > longest_overtaking;
+  }
+
+  /// The request that gets the next process; null when none may have one.
+  waiter* next_in_line() const {
+    const auto row = std::find_if(queue_.begin(), queue_.end(),
+                                  [&](const auto& entry) { return !is_capped(entry.first); });
+    return row == queue_.end() ? nullptr : row->second.front();
+  }
+
+  /// A process that is ending makes room for one request, which is not what the queue bounds.
+  bool is_queue_full(const std::string& client) const {
+    const int room = settings_.max_queue;
+    const auto row = std::find_if(queue_.begin(), queue_.end(),
+                                  [&](const auto& entry) { return entry.first == client; });
+    const auto own = static_cast<int>(row == queue_.end() ? 0 : row->second.size());
+    const auto ending = static_cast<int>(stopping_.size());
+    return static_cast<int>(queued_) >= room + ending || own >= share_of_client(room) + ending;
   }
 
   std::vector<waiter*> all_waiting() const {
@@ -6587,9 +6634,12 @@ class pool {
     --queued_;
   }
 
-  void give_back(std::unique_ptr<worker> process, std::optional<std::string> kept) {
+  void give_back(const std::string& client, std::unique_ptr<worker> process,
+                 std::optional<std::string> kept) {
     const std::lock_guard<std::mutex> lock(mutex_);
     --busy_;
+    const auto used = busy_of_.find(client);
+    if (--used->second == 0) busy_of_.erase(used);
     if (process) note_rehearsal(*process);
     if (kept && !closing_ && settings_.idle_timeout.count() > 0) {
       idle_.push_back({std::move(*kept), std::move(process), std::chrono::steady_clock::now()});
@@ -6762,7 +6812,7 @@ class pool {
   /// room for one spare, so that a new client need not wait; the latest conversation stays.
   std::optional<launch_profile> missing_spare() const {
     const bool makes_room = spares_.empty() && idle_.size() > 1;
-    if (closing_ || queued_ > 0 || (total() >= maximum_ && !makes_room)) return std::nullopt;
+    if (closing_ || next_in_line() != nullptr || (total() >= maximum_ && !makes_room)) return std::nullopt;
     for (const auto& asked : profiles_) {
       if (count_spares(asked.profile) < share_of(asked.profile)) return asked.profile;
     }
@@ -6796,6 +6846,8 @@ class pool {
   std::list<std::pair<std::string, std::deque<waiter*>>> queue_;  ///< by client, next one first
   std::size_t queued_ = 0;
   int busy_ = 0;
+  std::map<std::string, int> busy_of_;  ///< the same by client
+  bool shared_ = false;                 ///< between several client keys
   int starting_ = 0;
   int wanted_ = 0;  ///< spares
   int failures_ = 0;
@@ -6811,7 +6863,7 @@ class pool {
 };
 
 inline lease::~lease() {
-  if (worker_) pool_->give_back(std::move(worker_), std::move(kept_));
+  if (worker_) pool_->give_back(client_, std::move(worker_), std::move(kept_));
 }
 
 /// One request's place: at a process, or in the queue for one. One thread; must not outlive the
@@ -6834,11 +6886,9 @@ class pool::ticket {
           std::make_shared<const conversation_opening>(make_opening(*demand_.request));
     }
     const std::lock_guard<std::mutex> lock(pool_.mutex_);
-    if (pool_.queued_ == 0) granted_ = pool_.try_grant(demand_);
+    if (pool_.next_in_line() == nullptr) granted_ = pool_.try_grant(demand_);
     if (granted_) return;
-    // A process that is ending makes room for one request, which is not what the queue bounds.
-    const auto places = static_cast<std::size_t>(pool_.settings_.max_queue);
-    if (pool_.queued_ >= places + pool_.stopping_.size()) throw busy("the queue is full");
+    if (pool_.is_queue_full(demand_.client)) throw busy("the queue is full");
     waiting_ = std::make_unique<waiter>(waiter{&demand_});
     pool_.enter_queue(*waiting_);
   }
@@ -6858,7 +6908,7 @@ class pool::ticket {
       const auto length = demand_.trace.replies[unclaimed->known_replies - 1];
       kept = demand_.trace.words.substr(0, length);
     }
-    pool_.give_back(std::move(unclaimed->process), std::move(kept));
+    pool_.give_back(demand_.client, std::move(unclaimed->process), std::move(kept));
   }
 
   /// Readable when it may be worth to `try_take`; -1 when it is already.
@@ -6875,10 +6925,10 @@ class pool::ticket {
     try {
       if (!was_waiting) mine.process = pool_.start_worker(demand_.profile);
     } catch (...) {
-      pool_.give_back(nullptr, std::nullopt);
+      pool_.give_back(demand_.client, nullptr, std::nullopt);
       throw;
     }
-    return lease(pool_, std::move(mine.process), demand_.profile, mine.known_replies, was_waiting);
+    return lease(pool_, std::move(mine.process), demand_.client, mine.known_replies, was_waiting);
   }
 
  private:
@@ -6895,9 +6945,13 @@ class pool::ticket {
   }
 
   api_error busy(const char* how) const {
+    const auto most = std::to_string(pool_.maximum_);
+    const auto share = std::to_string(pool_.share_of_client(pool_.maximum_));
     api_error error(error_kind::rate_limited,
-                    "all " + std::to_string(pool_.maximum_) + " claude processes are busy and " +
-                        how + "; try again, or start the proxy with a larger --max-processes");
+                    (pool_.is_capped(demand_.client)
+                         ? "the " + share + " of " + most + " claude processes that one key may hold"
+                         : "all " + most + " claude processes") +
+                        " are busy and " + how + "; try again, or start the proxy with a larger --max-processes");
     error.code = "processes_busy";
     error.retry_after = std::chrono::seconds(1);
     return error;
@@ -6986,7 +7040,7 @@ inline std::size_t bytes_of(const std::vector<message>& messages) {
                                   return thought.text.size() + thought.signature.size() +
                                          thought.redacted.size();
                                 },
-                                [](const tool_call_part& call) { return dump(call.input).size(); },
+                                [](const tool_call_part& call) { return memory_of(call.input); },
                                 [&](const tool_result_part& result) {
                                   std::size_t sum = 0;
                                   for (const auto& piece : result.content) {
@@ -6999,6 +7053,53 @@ inline std::size_t bytes_of(const std::vector<message>& messages) {
   }
   return bytes;
 }
+
+/// What each client holds of a store that all share. Where that is too much, whoever holds most
+/// gives something up: nobody pushes out what is another's, as long as he holds less.
+class shared_store {
+ public:
+  shared_store(std::size_t max_entries, std::size_t max_bytes)
+      : max_entries_(max_entries), max_bytes_(max_bytes) {}
+
+  void add(const std::string& client, std::size_t bytes) {
+    for (auto* sum : {&all_, &clients_[client]}) {
+      ++sum->entries;
+      sum->bytes += bytes;
+    }
+  }
+
+  void remove(const std::string& client, std::size_t bytes) {
+    for (auto* sum : {&all_, &clients_[client]}) {
+      --sum->entries;
+      sum->bytes -= bytes;
+    }
+  }
+
+  bool is_full() const { return all_.entries > max_entries_ || all_.bytes > max_bytes_; }
+
+  /// The client that holds most, of entries or of bytes. Only where it is full.
+  const std::string& largest_client() const {
+    const auto share = [this](const holding& sum) {
+      return std::max(static_cast<double>(sum.entries) / static_cast<double>(max_entries_),
+                      static_cast<double>(sum.bytes) / static_cast<double>(max_bytes_));
+    };
+    return std::max_element(
+               clients_.begin(), clients_.end(),
+               [&](const auto& a, const auto& b) { return share(a.second) < share(b.second); })
+        ->first;
+  }
+
+ private:
+  struct holding {
+    std::size_t entries = 0;
+    std::size_t bytes = 0;
+  };
+
+  std::size_t max_entries_;
+  std::size_t max_bytes_;
+  holding all_;
+  std::map<std::string, holding> clients_;
+};
 
 /// Keeps sessions by client and id, in memory and, with `options::session_directory`, in a file
 /// each. A session is used by one request at a time; others wait in order.
@@ -7112,24 +7213,28 @@ class session_store {
     return sessions_.erase(gone);
   }
 
-  /// Those nobody has used for too long go, and the least recently used where there are too many.
+  /// Those nobody has used for too long go, and where there are too many the least recently used
+  /// of the client that holds most.
   void sweep() {
     const auto oldest = std::chrono::steady_clock::now() - settings_.session_ttl;
-    std::size_t bytes = 0;
+    shared_store held(most_kept, most_bytes);
     for (auto kept = sessions_.begin(); kept != sessions_.end();) {
       const bool expired = !kept->second->busy && kept->second->last_used < oldest;
-      if (!expired) bytes += kept->second->bytes;
+      if (!expired) held.add(kept->first.first, kept->second->bytes);
       kept = expired ? forget(kept) : std::next(kept);
     }
-    while (sessions_.size() > most_kept || bytes > most_bytes) {
+    while (held.is_full()) {
+      const auto& client = held.largest_client();
+      const auto order = [&](const auto& entry) {
+        return std::make_tuple(entry.first.first != client, entry.second->busy,
+                               entry.second->last_used);
+      };
       const auto last = std::min_element(
-          sessions_.begin(), sessions_.end(), [](const auto& left, const auto& right) {
-            return std::tie(left.second->busy, left.second->last_used) <
-                   std::tie(right.second->busy, right.second->last_used);
-          });
+          sessions_.begin(), sessions_.end(),
+          [&](const auto& left, const auto& right) { return order(left) < order(right); });
       if (last->second->busy) return;
       settings_.log.warning("a session was forgotten: there are too many, or they are too long");
-      bytes -= last->second->bytes;
+      held.remove(client, last->second->bytes);
       forget(last);
     }
   }
@@ -7339,7 +7444,7 @@ class session_store::visit {
 
 //================================================================================================
 // [21] responses - answers that clients of the Responses API may refer to
-// uses: text, errors, json_access, options, process | thread-safe
+// uses: text, errors, json_access, options, process, sessions | thread-safe
 //================================================================================================
 
 /// Keeps responses by client and id, in memory, the latest thousand and for as long as sessions: so
@@ -7352,6 +7457,12 @@ class response_store {
   explicit response_store(const options& settings) : settings_(settings) {}
   response_store(const response_store&) = delete;
   response_store& operator=(const response_store&) = delete;
+
+  /// Forgets the responses that nobody has referred to for too long.
+  void expire() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    sweep();
+  }
 
   /// The body with all that it refers to in its place: the input and output of the responses before
   /// it, and the items that are named by their id. Throws a 404 for what is not kept.
@@ -7444,17 +7555,21 @@ class response_store {
 
   void sweep() {
     const auto oldest = clock::now() - settings_.session_ttl;
-    std::size_t bytes = 0;
+    shared_store held(most_kept, most_bytes);
     for (auto one = kept_.begin(); one != kept_.end();) {
-      bytes += one->second.bytes;
       const bool expired = one->second.since < oldest && one->second.cancel.expired();
+      if (!expired) held.add(one->first.first, one->second.bytes);
       one = expired ? kept_.erase(one) : std::next(one);
     }
-    while (!kept_.empty() && (kept_.size() > most_kept || bytes > most_bytes)) {
-      const auto first = std::min_element(
-          kept_.begin(), kept_.end(),
-          [](const auto& a, const auto& b) { return a.second.since < b.second.since; });
-      bytes -= first->second.bytes;
+    while (held.is_full()) {
+      const auto& client = held.largest_client();
+      const auto order = [&](const auto& entry) {
+        return std::make_tuple(entry.first.first != client, entry.second.since);
+      };
+      const auto first =
+          std::min_element(kept_.begin(), kept_.end(),
+                           [&](const auto& a, const auto& b) { return order(a) < order(b); });
+      held.remove(client, first->second.bytes);
       kept_.erase(first);
     }
   }
@@ -7552,7 +7667,7 @@ class response_store::running {
     ended_ = true;
     if (found == store_.kept_.end()) return;
     found->second.response = response;
-    found->second.bytes += dump(response).size();
+    found->second.bytes += memory_of(response);
     found->second.cancel.reset();
   }
 
@@ -7597,7 +7712,7 @@ inline std::shared_ptr<response_store::running> response_store::begin(const std:
   fresh.previous = string_of(body, "previous_response_id");
   fresh.since = clock::now();
   fresh.cancel = under_way->cancelled();
-  fresh.bytes = dump(fresh.input).size();
+  fresh.bytes = memory_of(fresh.input);
   const std::lock_guard<std::mutex> lock(mutex_);
   kept_[{client, id}] = std::move(fresh);
   return under_way;
@@ -13709,6 +13824,7 @@ class server {
     }
     const auto tls = make_tls(settings_);
     live_.take(fresh);
+    pool_.share_between(fresh.api_keys.size());
     const std::lock_guard<std::mutex> lock(mutex_);
     tls_ = tls;
   }
@@ -13850,6 +13966,7 @@ class server {
           ::poll(entries.data(), static_cast<nfds_t>(entries.size()), poll_timeout(expiry));
       if (std::chrono::steady_clock::now() >= expiry) {
         sessions_.expire();
+        responses_.expire();
         expiry = std::chrono::steady_clock::now() + expiry_interval;
       }
       if (ready <= 0) continue;
