@@ -1674,6 +1674,7 @@ struct token_usage {
   std::int64_t output = 0;
   std::int64_t thinking = 0;       ///< part of the output; estimated where the API does not tell it
   std::optional<double> cost_usd;  ///< unknown when an answer was cut before the CLI told it
+  double charge_usd = 0;  ///< for budgets: the cost, or an estimate where it is unknown; see `turn`
 
   std::int64_t prompt() const { return input + cache_read + cache_write; }
 };
@@ -1687,6 +1688,7 @@ inline void add_usage(token_usage& sum, const token_usage& more) {
   sum.cache_write_5m += more.cache_write_5m;
   sum.cache_write_1h += more.cache_write_1h;
   if (more.cost_usd) sum.cost_usd = sum.cost_usd.value_or(0) + *more.cost_usd;
+  sum.charge_usd += more.charge_usd;
 }
 
 struct turn_started {
@@ -3756,8 +3758,8 @@ constexpr surface dialect{"openai_completions", parse, openai_chat::render_error
 }  // namespace openai_completions
 
 //================================================================================================
-// [14] catalog - the models a client may name, and what each can be asked
-// uses: text, json_access, conversation, fields | pure
+// [14] catalog - the models a client may name, what each can be asked, and what it costs
+// uses: text, json_access, conversation, fields, events | pure
 //================================================================================================
 
 /// One row of the model list.
@@ -3847,6 +3849,56 @@ inline model_traits traits_of(const std::string& id,
   traits.always_thinks = reported || (dated && generation >= std::make_pair(4, 7));
   traits.one_sampling_knob = !dated || generation >= std::make_pair(4, 1);
   return traits;
+}
+
+/// USD per million tokens, of the models of a family from a generation on.
+struct model_price {
+  std::string_view family;
+  std::pair<int, int> since;
+  double input;
+  double output;
+  double cache_read;
+  double long_factor = 1;  ///< for prompts of more than 100,000 tokens
+};
+
+/// Anthropic's public list prices (https://platform.claude.com/docs/en/about-claude/pricing), as
+/// the CLI reckons with them too (2.1.330). The first that fits counts; the last is the dearest.
+constexpr std::array<model_price, 13> model_prices = {{{"fable", {5, 2}, 8, 40, 0.2},
+                                                       {"fable", {0, 0}, 10, 50, 1},
+                                                       {"mythos", {0, 0}, 10, 50, 1},
+                                                       {"opus", {5, 5}, 4, 20, 0.2},
+                                                       {"opus", {4, 5}, 5, 25, 0.5},
+                                                       {"sonnet", {5, 5}, 2, 10, 0.1},
+                                                       {"sonnet", {5, 0}, 2, 10, 0.2},
+                                                       {"sonnet", {0, 0}, 3, 15, 0.3},
+                                                       {"haiku", {5, 5}, 0.1, 0.5, 0.01, 5},
+                                                       {"haiku", {4, 0}, 1, 5, 0.1},
+                                                       {"haiku", {3, 5}, 0.8, 4, 0.08},
+                                                       {"haiku", {0, 0}, 0.25, 1.25, 0.03},
+                                                       {"", {0, 0}, 15, 75, 1.5}}};
+
+/// The price of a model, by its id or alias, which means the newest of its family; of one that
+/// nobody knows the dearest.
+inline const model_price& price_of(const std::string& model) {
+  auto generation = model_generation(model);
+  if (generation == std::make_pair(0, 0)) generation = {100, 0};
+  return *std::find_if(model_prices.begin(), model_prices.end(), [&](const model_price& price) {
+    return model.find(price.family) != std::string::npos && generation >= price.since;
+  });
+}
+
+/// What one call of the API costs, in USD. A write to the cache costs 1.25 of the input's price for
+/// five minutes, twice of it for an hour.
+inline double estimate_cost(const std::string& model, const token_usage& used) {
+  constexpr double million = 1e6;
+  const auto& price = price_of(model);
+  const auto written = std::max(used.cache_write, used.cache_write_5m);
+  const auto input = static_cast<double>(used.input) +
+                     1.25 * static_cast<double>(used.cache_write_5m) +
+                     2 * static_cast<double>(written - used.cache_write_5m);
+  const double cost = input * price.input + static_cast<double>(used.output) * price.output +
+                      static_cast<double>(used.cache_read) * price.cache_read;
+  return cost * (used.prompt() > 100'000 ? price.long_factor : 1) / million;
 }
 
 /// Whether, and how much, the model will think.
@@ -3966,7 +4018,7 @@ inline json render_model_page(const std::vector<model_entry>& catalog, const std
 
 //================================================================================================
 // [15] cli_protocol - the lines that `claude` reads and writes (stream-json)
-// uses: text, errors, json_access, conversation, fields, events | pure
+// uses: text, errors, json_access, conversation, fields, events, catalog | pure
 //================================================================================================
 //
 // One JSON object per line each way. Seen on the real CLI, 2.1.120 to 2.1.330; the transcripts in
@@ -4233,11 +4285,34 @@ class turn_decoder {
   using events = std::vector<event>;
 
   /// The CLI tells what its process has cost so far, in USD: what it cost before is no turn's.
-  explicit turn_decoder(double cost_before = 0, answer_shape shape = {})
-      : shape_(std::move(shape)), cost_before_(cost_before), cost_(cost_before) {}
+  /// `charged_before`: what turns were charged whose cost it has not told yet.
+  explicit turn_decoder(double cost_before = 0, answer_shape shape = {}, double charged_before = 0)
+      : shape_(std::move(shape)),
+        cost_before_(cost_before),
+        cost_(cost_before),
+        charged_before_(charged_before) {}
 
-  /// What the process has cost so far.
+  /// What the process has cost so far, as the CLI has told it.
   double cost() const { return cost_; }
+
+  /// What this turn and those before it are charged beyond that: it tells their cost later.
+  double charged_ahead() const {
+    return total_usage_.cost_usd ? 0 : charged_before_ + estimate_;
+  }
+
+  /// What the turn has used so far, whether it has ended or not. It is charged what the CLI tells,
+  /// less what was charged for that already, and the list price where it tells nothing. Attempts
+  /// that broke are in the cost of some versions and not of others: then the higher sum counts.
+  token_usage usage() const {
+    auto sum = total_usage_;
+    const auto open = open_usage();
+    add_usage(sum, open);
+    const double unfinished = broken_ + estimate_cost(model_, open);
+    const double listed = charged_before_ + estimate_ + unfinished;
+    const double told = total_usage_.cost_usd.value_or(listed);
+    sum.charge_usd = (unfinished > 0 ? std::max(told, listed) : told) - charged_before_;
+    return sum;
+  }
 
   /// True once the turn has ended; later lines mean nothing.
   bool finished() const { return finished_; }
@@ -4295,7 +4370,7 @@ class turn_decoder {
   void decode_stream_event(const json& said, events& out) {
     const auto type = string_of(said, "type");
     if (type == "message_start") {
-      if (accepted_) return finish_cut(out);
+      if (accepted_) return finish_cut(out, said);
       begin_message(member_of(said, "message"), true, out);
     }
     const bool starts = type == "content_block_start";
@@ -4439,8 +4514,7 @@ class turn_decoder {
   void end_at_limit(const json& line, events& out) {
     const auto& errors = member_of(line, "errors");
     const bool told = errors.is_array() && !errors.empty() && errors[0].is_string();
-    if (!message_complete_) add_usage(total_usage_, message_usage_);
-    message_complete_ = true;
+    complete_message();
     cut_ = true;
     reason_ = stop_reason::turn_limit;
     const auto why = told ? errors[0].get<std::string>() : string_of(line, "subtype");
@@ -4460,9 +4534,12 @@ class turn_decoder {
     finish(out);
   }
 
-  /// A structured answer was accepted, and the CLI goes on all the same.
-  void finish_cut(events& out) {
+  /// A structured answer was accepted, and the CLI goes on all the same: `next` is what it began.
+  void finish_cut(events& out, const json& next = {}) {
     cut_ = true;
+    token_usage begun;
+    read_usage(member_of(member_of(next, "message"), "usage"), begun);
+    broken_ += estimate_cost(model_, begun);
     const auto answer = try_parse_json(structured_text());
     end_structured(answer.is_discarded() ? json() : answer, out);
   }
@@ -4479,11 +4556,14 @@ class turn_decoder {
   }
 
   void begin_message(const json& message, bool streamed, events& out) {
+    if (streamed_) broken_ += estimate_cost(model_, open_usage());
     message_id_ = string_of(message, "id");
+    model_ = string_of(message, "model");
     streamed_ = streamed;
+    message_bytes_ = 0;
     message_usage_ = {};
     read_usage(member_of(message, "usage"), message_usage_);
-    if (!started_) out.emplace_back(turn_started{string_of(message, "model"), message_usage_});
+    if (!started_) out.emplace_back(turn_started{model_, message_usage_});
     started_ = true;
     if (message_complete_ || told_.empty()) tell_results(out);
     if (message_complete_) {
@@ -4586,6 +4666,7 @@ class turn_decoder {
   void add_text(std::string_view source, std::string more, events& out) {
     if (finished_ || !incoming_ || more.empty() || source != told_[*incoming_].source) return;
     auto& told = told_[*incoming_];
+    message_bytes_ += more.size();
     const auto known = std::min(more.size(), told.text.size() - position_);
     if (told.text.compare(position_, known, more, 0, known) != 0) return fail_diverged(out);
     position_ += more.size();
@@ -4651,9 +4732,8 @@ class turn_decoder {
     if (next_ != told_.size()) return fail_diverged(out);
     reason_ = decode_reason(reason);
     close_open_block(out);
-    add_usage(total_usage_, message_usage_);
     estimated_thinking_ += message_thinking_;
-    message_complete_ = true;
+    complete_message();
     stop_sequence_ = stop_sequence;
     if (!calls_.empty() && !is_cut_short()) {
       reason_ = stop_reason::tool_use;  // a stop sequence within the arguments is told as such
@@ -4664,6 +4744,23 @@ class turn_decoder {
     if (!cut_) return;
     if (shape_.structured && !is_cut_short()) return end_structured({}, out);  // not a word of it
     finish(out);
+  }
+
+  void complete_message() {
+    if (!message_complete_) add_usage(total_usage_, message_usage_);
+    if (!message_complete_) estimate_ += estimate_cost(model_, message_usage_);
+    message_complete_ = true;
+  }
+
+  /// What the incoming message has used so far. The API tells its output at the end; until then
+  /// there is an estimate, rather too high.
+  token_usage open_usage() const {
+    if (!started_ || message_complete_) return {};
+    constexpr std::size_t bytes_of_token = 3;
+    const auto written = static_cast<std::int64_t>(message_bytes_ / bytes_of_token);
+    auto open = message_usage_;
+    open.output = std::max({open.output, written, message_thinking_});
+    return open;
   }
 
   bool is_cut_short() const {
@@ -4713,11 +4810,16 @@ class turn_decoder {
   answer_shape shape_;
   double cost_before_;
   double cost_;
+  double charged_before_;
+  double estimate_ = 0;  ///< the list price of the complete messages of this turn
+  double broken_ = 0;    ///< and of attempts that broke
   bool started_ = false;
   bool finished_ = false;
   bool cut_ = false;
 
   std::string message_id_;  ///< the API message that is coming in
+  std::string model_;       ///< that writes it
+  std::size_t message_bytes_ = 0;
   bool streamed_ = false;
   bool message_complete_ = false;
   token_usage message_usage_;
@@ -5826,6 +5928,9 @@ class worker {
   /// Not lost, not ended unnoticed either, and not stuck.
   bool alive() const { return !lost_ && !child_->has_exited() && !overdue(); }
 
+  /// What this turn has used so far.
+  token_usage usage() const { return decoder_.usage(); }
+
   /// How often the CLI has asked the API again in this turn.
   int retries() const { return retries_; }
 
@@ -5871,7 +5976,7 @@ class worker {
       if (!request.nudge.empty()) untold_.back().parts.emplace_back(text_part{request.nudge});
       number_ = first;
     }
-    decoder_ = turn_decoder(decoder_.cost(), std::move(shape));
+    decoder_ = turn_decoder(decoder_.cost(), std::move(shape), decoder_.charged_ahead());
     retries_ = 0;
     windows_.clear();
     told_ = false;
@@ -7745,8 +7850,8 @@ inline json render_items(const json& items, bool newest_first, const std::string
 
 //================================================================================================
 // [22] engine - one answer: sessions, processes, a deadline, a client who may leave
-// uses: errors, options, json_access, conversation, fields, events, cli_command, process, worker,
-//       pool, sessions | thread-safe
+// uses: errors, options, json_access, conversation, fields, events, anthropic_messages, catalog,
+//       cli_command, process, worker, pool, sessions | thread-safe
 //================================================================================================
 
 /// What a client without a system prompt gets, in place of Claude Code's persona.
@@ -7877,6 +7982,21 @@ class turn {
 
   const turn_facts& facts() const { return facts_; }
 
+  /// What it has used so far, whether it has ended or not. One that is given up is charged for what
+  /// the API writes until it notices that, and where the API has told nothing yet for an estimate of
+  /// the input, rather too high.
+  token_usage usage() const {
+    if (!lease_) return usage_;
+    auto used = lease_->worker().usage();
+    if (ended_) return used;
+    token_usage unseen;
+    unseen.output = 64;  // half a second's
+    if (used.prompt() == 0) unseen.input = anthropic_messages::estimate_tokens(request_) * 4 / 3;
+    used.input += unseen.input;
+    used.charge_usd += estimate_cost(request_.model, unseen);
+    return used;
+  }
+
   /// The fields that are not honoured; all are known at the first event.
   const std::vector<std::string>& ignored_params() const { return request_.ignored_params; }
 
@@ -7997,6 +8117,7 @@ class turn {
       session_->commit(given_system_, std::move(request_.messages));
     }
     if (lease_->worker().can_go_on()) lease_->keep(std::move(trace_.words));
+    usage_ = lease_->worker().usage();
     lease_.reset();
     session_.reset();
   }
@@ -8011,6 +8132,7 @@ class turn {
   std::optional<lease> lease_;
   steady_time waits_since_{};
   turn_facts facts_;
+  token_usage usage_;
   collector answer_;
   bool composed_ = false;
   bool told_ = false;
@@ -8086,6 +8208,16 @@ class answer {
       const auto& more = turns_[i]->facts();
       sum.retries += more.retries;
       sum.windows.insert(sum.windows.end(), more.windows.begin(), more.windows.end());
+    }
+    return sum;
+  }
+
+  /// What all its choices have used so far, with what their processes have said that was not pulled.
+  token_usage usage() {
+    token_usage sum;
+    for (const auto& one : turns_) {
+      if (!one->ended()) one->pump();
+      add_usage(sum, one->usage());
     }
     return sum;
   }
@@ -9704,27 +9836,35 @@ class limiter {
     return {limit, limit - counted, reset, allowed};
   }
 
-  /// Throws a 429 when the client has used up what a key may use; else counts one request more.
-  void enter_budget(const std::string& client, const options& settings) {
+  /// Counts the requests and reserves what they may use, roughly, until `settle`, which must follow.
+  /// Throws a 429 when the client has used up what a key may use, or when others of its requests may
+  /// still use up the rest: one alone may go over a budget, many at once may not.
+  void reserve(const std::string& client, const budget& wanted, const options& settings) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto minute_left = enter_minute();
     const auto day_left = enter_day();
     auto& in_minute = minute_use_[client];
     auto& in_day = day_use_[client];
-    refuse_spent(in_minute, settings.minute_budget, "minute", minute_left);
-    refuse_spent(in_day, settings.day_budget, "day", day_left);
-    ++in_minute.requests;
-    ++in_day.requests;
+    auto& held = reserved_[client];
+    refuse_spent(in_minute, held, wanted, settings.minute_budget, "minute", minute_left);
+    refuse_spent(in_day, held, wanted, settings.day_budget, "day", day_left);
+    in_minute.requests += wanted.requests;
+    in_day.requests += wanted.requests;
+    add_up(held, wanted, 1);
   }
 
-  void charge(const std::string& client, const token_usage& used) {
+  /// Charges what the requests have used in place of what was reserved for them.
+  void settle(const std::string& client, const budget& reserved, const token_usage& used) {
     const std::lock_guard<std::mutex> lock(mutex_);
     enter_minute();
     enter_day();
     for (auto* spent : {&minute_use_[client], &day_use_[client]}) {
       spent->tokens += used.prompt() + used.output;
-      spent->usd += used.cost_usd.value_or(0);
+      // Less than nothing where more was charged ahead than the CLI tells at last.
+      spent->usd = std::max(0.0, spent->usd + used.charge_usd);
     }
+    add_up(reserved_[client], reserved, -1);
+    if (reserved_[client].requests <= 0) reserved_.erase(client);
   }
 
   /// Counts a key as wrong before it is compared; `note_right_key` takes that back. Returns how long
@@ -9766,6 +9906,7 @@ class limiter {
  private:
   /// More addresses than this in one minute share a count.
   static constexpr std::size_t most_names = 100'000;
+  static constexpr double least_usd = 1e-9;
   static constexpr int max_wrong_keys = 30;  ///< of one address in a minute
   static constexpr std::chrono::hours right_key_memory{1};
   static constexpr std::size_t max_right_keys = 10'000;  ///< addresses
@@ -9803,16 +9944,40 @@ class limiter {
     return counts[counts.size() < most_names ? name : others];
   }
 
-  static void refuse_spent(const budget& spent, const budget& most, const char* span,
-                           std::chrono::milliseconds left) {
-    const char* what = most.requests > 0 && spent.requests >= most.requests ? "requests"
-                       : most.tokens > 0 && spent.tokens >= most.tokens     ? "tokens"
-                       : most.usd > 0 && spent.usd >= most.usd              ? "US dollars"
-                                                                            : nullptr;
+  static void add_up(budget& sum, const budget& more, int sign) {
+    sum.requests += sign * more.requests;
+    sum.tokens += sign * more.tokens;
+    sum.usd += sign * more.usd;
+  }
+
+  /// Which amount would be more than its limit; nullptr for none. What is not wanted does not count.
+  static const char* find_exceeded(const budget& used, const budget& wanted, const budget& most) {
+    const auto exceeds = [](auto in_all, auto more, auto limit) {
+      return limit > 0 && more > 0 && in_all > limit;
+    };
+    if (exceeds(used.requests, wanted.requests, most.requests)) return "requests";
+    if (exceeds(used.tokens, wanted.tokens, most.tokens)) return "tokens";
+    return exceeds(used.usd, wanted.usd, most.usd) ? "US dollars" : nullptr;
+  }
+
+  static void refuse_spent(const budget& spent, const budget& held, const budget& wanted,
+                           const budget& most, const char* span, std::chrono::milliseconds left) {
+    // Requests count when they come. Of the rest some must be left, however little: an answer's use
+    // is known at its end.
+    budget used = spent;
+    add_up(used, {wanted.requests, 1, least_usd}, 1);
+    const char* what = find_exceeded(used, wanted, most);
+    const char* end = " is used up.";
+    if (what == nullptr && held.requests > 0) {
+      add_up(used, {0, held.tokens + wanted.tokens, held.usd + wanted.usd}, 1);
+      what = find_exceeded(used, wanted, most);
+      end = " may be used up by its requests under way.";
+      left = std::min<std::chrono::milliseconds>(left, std::chrono::seconds(5));
+    }
     if (what == nullptr) return;
     api_error error(error_kind::too_many_requests,
-                    "This key's budget of " + std::string(what) + " for one " + span +
-                        " is used up. Try again in " +
+                    "This key's budget of " + std::string(what) + " for one " + span + end +
+                        " Try again in " +
                         std::to_string(std::chrono::ceil<std::chrono::seconds>(left).count()) +
                         " seconds.");
     error.code = "budget_exceeded";
@@ -9828,6 +9993,7 @@ class limiter {
   std::map<std::string, steady_time> right_keys_;  ///< when an address last showed one
   std::map<std::string, budget> minute_use_;
   std::map<std::string, budget> day_use_;
+  std::map<std::string, budget> reserved_;  ///< for requests under way
 };
 
 /// The 429 of the reference wrapper, with the true time.
@@ -9880,7 +10046,7 @@ inline std::string client_address(const std::string& peer, std::string_view forw
 
 //================================================================================================
 // [27] metrics - what has happened, in figures for a monitor and in a line for the log
-// uses: text, json_access, events, cli_protocol, pool, engine | thread-safe
+// uses: text, json_access, options, events, cli_protocol, pool, engine | thread-safe
 //================================================================================================
 
 /// One request: what it was, and what came of it.
@@ -9900,36 +10066,17 @@ struct request_record {
   std::optional<steady_time> first_token;
   steady_time ended;
   token_usage usage;
+  budget reserved;  ///< see `limiter::reserve`
   turn_facts facts;
   std::string failure;  ///< the error's code, else its kind
   bool upstream_failed = false;
 
   /// Takes in what comes of the answer.
   void note(const event& what) {
-    if (const auto* started_turn = std::get_if<turn_started>(&what)) {
-      open_usage = started_turn->usage;
-      open_text = 0;
-    }
-    if (const auto* delta = std::get_if<block_delta>(&what)) {
-      if (!first_token) first_token = std::chrono::steady_clock::now();
-      open_text += delta->text.size();
-    }
-    if (const auto* stopped = std::get_if<turn_stopped>(&what)) {
-      add_usage(usage, stopped->usage);
-      open_usage = {};
-      open_text = 0;
+    if (std::holds_alternative<block_delta>(what) && !first_token) {
+      first_token = std::chrono::steady_clock::now();
     }
     if (const auto* failed = std::get_if<turn_failed>(&what)) note_failure(failed->error);
-  }
-
-  /// What an answer that was cut has used, as far as it is known: its input, and an estimate of
-  /// what came of it.
-  void settle_cut() {
-    open_usage.output = std::max<std::int64_t>(open_usage.output, std::int64_t(open_text / 4));
-    open_usage.cost_usd.reset();
-    add_usage(usage, open_usage);
-    open_usage = {};
-    open_text = 0;
   }
 
   /// A failure of the answer is the upstream's unless it has a name of ours.
@@ -9940,8 +10087,6 @@ struct request_record {
   }
 
   int upstream_status = 0;
-  token_usage open_usage;     ///< of an answer that has not ended
-  std::size_t open_text = 0;  ///< how much of it has come, in bytes
 };
 
 inline double seconds_between(steady_time from, steady_time to) {
@@ -10103,7 +10248,8 @@ class metrics {
     tokens_["output"] += static_cast<double>(record.usage.output);
     tokens_["cache_read"] += static_cast<double>(record.usage.cache_read);
     tokens_["cache_write"] += static_cast<double>(record.usage.cache_write);
-    cost_usd_ += record.usage.cost_usd.value_or(0);
+    charged_usd_ += record.usage.charge_usd;
+    cost_usd_ = std::max(cost_usd_, charged_usd_);  // a counter never falls
     retries_ += record.facts.retries;
     replays_ += record.facts.replayed ? 1 : 0;
     if (record.failure == "processes_busy") ++rejected_["queue_full"];
@@ -10187,7 +10333,7 @@ class metrics {
   void render_use(exposition& out) const {
     out.begin("tokens_total", "counter", "Tokens, by kind.");
     render_counts(out, "kind", tokens_);
-    out.begin("cost_usd_total", "counter", "What the answers cost, as the CLI tells it.");
+    out.begin("cost_usd_total", "counter", "What the answers cost: as the CLI tells it, or by the list price.");
     out.add({}, cost_usd_);
     out.begin("upstream_errors_total", "counter", "Answers that failed behind the proxy.");
     render_counts(out, "status", upstream_errors_);
@@ -10251,6 +10397,7 @@ class metrics {
   std::map<std::string, histogram> durations_;
   histogram queue_waits_{{0.001, 0.01, 0.1, 0.5, 1, 5, 10, 30, 60}};
   std::map<std::string, usage_window> windows_;
+  double charged_usd_ = 0;
   double cost_usd_ = 0;
   double retries_ = 0;
   double replays_ = 0;
@@ -12923,9 +13070,10 @@ class http_service : public httplib::Server {
   /// The last that is done for a request: its line in the log, and its figures.
   void finish(const logger& log, request_record& record) const {
     record.ended = std::chrono::steady_clock::now();
-    record.settle_cut();
     services_.figures.finish(record);
-    if (!record.dialect.empty()) services_.limits.charge(record.client_id, record.usage);
+    if (record.reserved.requests > 0) {
+      services_.limits.settle(record.client_id, record.reserved, record.usage);
+    }
     if (!log.wants(log_level::info)) return;
     log.write(log_level::info, render_log_line(record), render_log_fields(record));
   }
@@ -12950,9 +13098,6 @@ class http_service : public httplib::Server {
       now.response.status = 200;  // httplib tells a length of 0, which a 204 must not have
     } else if (found != nullptr) {
       now.response.status = 200;
-      if (group == endpoint_group::chat) {
-        services_.limits.enter_budget(now.client_id(), *now.settings);
-      }
       (this->*found->answer)(now);
     } else {
       refuse_route(now);
@@ -13233,6 +13378,7 @@ class http_service : public httplib::Server {
     now.record->model = text::repair_utf8(parsed.turns.front().model);
     refuse_ignored(parsed.turns.front());
     tell_ignored(now, parsed.turns.front().ignored_params);
+    reserve(now, likely_use(parsed.turns));
     const bool stream = parsed.turns.front().stream;
     auto running =
         services_.turns.start(std::move(parsed.turns), now.client.fd(), std::move(cancelled));
@@ -13241,6 +13387,26 @@ class http_service : public httplib::Server {
     } else {
       answer_whole(now, *running, *parsed.reply);
     }
+  }
+
+  void reserve(exchange& now, const budget& wanted) {
+    services_.limits.reserve(now.client_id(), wanted, *now.settings);
+    now.record->reserved = wanted;
+  }
+
+  /// What the answers may use, roughly.
+  static budget likely_use(const std::vector<turn_request>& turns) {
+    constexpr std::int64_t usual_output = 4'000;
+    budget sum;
+    for (const auto& turn : turns) {
+      token_usage likely;
+      likely.input = anthropic_messages::estimate_tokens(turn);
+      likely.output = turn.sampling.max_tokens.value_or(usual_output);
+      ++sum.requests;
+      sum.tokens += likely.input + likely.output;
+      sum.usd += estimate_cost(turn.model, likely);
+    }
+    return sum;
   }
 
   /// Puts in what is not in the body: who asks, in which session, and what the model takes.
@@ -13303,7 +13469,7 @@ class http_service : public httplib::Server {
       answer::choice_event next;
       const auto got = pull(now, running, next, steady_time::max());
       const bool left = got == answer::pulled::client_left;
-      if (left || ends_turn(next.what)) now.record->facts = running.facts();
+      if (left || ends_turn(next.what)) note_use(*now.record, running);
       if (left) return abandon(now);
       now.record->note(next.what);
       gathered.at(next.choice).add(next.what);
@@ -13315,6 +13481,11 @@ class http_service : public httplib::Server {
     auto body = writer.render(results);
     if (now.settings->log_bodies) now.settings->log.debug(now.id() + " answer: " + body);
     now.response.set_content(std::move(body), json_type);
+  }
+
+  static void note_use(request_record& record, answer& running) {
+    record.facts = running.facts();
+    record.usage = running.usage();
   }
 
   /// The next event, before anything of the answer is written. A client that sends no more is sent
@@ -13382,7 +13553,7 @@ class http_service : public httplib::Server {
     answer::choice_event first;
     const auto patience = std::chrono::steady_clock::now() + now.settings->keep_alive_interval;
     const auto got = pull(now, *stream->running, first, patience);
-    now.record->facts = stream->running->facts();
+    note_use(*now.record, *stream->running);
     if (got == answer::pulled::client_left) return abandon(now);
     if (got == answer::pulled::arrived) {
       now.record->note(first.what);
@@ -13399,15 +13570,17 @@ class http_service : public httplib::Server {
   /// Makes the stream the body of the response.
   void fill(exchange& now, const std::shared_ptr<open_stream>& stream) const {
     now.client.write_until(stream->running->deadline());
-    stream->on_abandoned = [this, record = stream->record, settings = now.settings] {
+    stream->on_abandoned = [this, record = stream->record, settings = now.settings,
+                            running = stream->running.get()] {
       record->ending = client_left;
+      note_use(*record, *running);
       finish(settings->log, *record);
     };
     const auto write = [this, stream](std::size_t, httplib::DataSink& sink) {
       stream->on_abandoned = nullptr;
       auto& record = *stream->record;
       record.ending = run_stream(*stream, sink);
-      record.facts = stream->running->facts();
+      note_use(record, *stream->running);
       stream->running.reset();
       finish(stream->settings->log, record);
       return record.ending != client_left;
@@ -13468,6 +13641,7 @@ class http_service : public httplib::Server {
     const auto body = read_json(now);
     auto turn = anthropic_messages::parse_request(body, true);
     define_called_tools(turn);
+    reserve(now, {1, 0, 0});
     auto asked = anthropic_messages::make_count_request(body, turn);
     const auto aliases = services_.status.get().resolved;
     const auto alias = aliases.find(string_of(asked, "model"));
