@@ -418,13 +418,18 @@ inline api_error bad_field(std::string path, std::string_view problem) {
 using json = nlohmann::ordered_json;
 
 constexpr std::size_t max_json_depth = 128;
+/// Of a line of the CLI, which wraps what the model wrote.
+constexpr std::size_t max_line_depth = 2 * max_json_depth;
+constexpr std::size_t max_json_values = 300'000;
+constexpr std::size_t bytes_of_json_value = 100;  ///< memory that a parsed value takes, roughly
 /// Name comparisons that parsing may cost: one object of 6,000 members, or many small ones.
-constexpr std::size_t max_json_values = 300'000;  ///< each takes some 100 bytes of memory
 constexpr std::size_t max_json_comparisons = 20'000'000;
 
 /// Throws when the text nests deeper or has larger objects than a parser can take safely:
 /// nlohmann's recursion overflows the stack, and ordered objects look names up one by one.
-inline void check_json_bounds(std::string_view body) {
+/// Returns the number of values, roughly.
+inline std::size_t check_json_bounds(std::string_view body,
+                                     std::size_t max_depth = max_json_depth) {
   std::vector<std::size_t> members;  // of each object and array around the current byte
   std::size_t comparisons = 0;
   std::size_t values = 0;
@@ -444,13 +449,25 @@ inline void check_json_bounds(std::string_view body) {
     if (values > max_json_values) {
       throw api_error(error_kind::invalid_request, "the JSON holds too many values");
     }
-    if (members.size() > max_json_depth) {
+    if (members.size() > max_depth) {
       throw api_error(error_kind::invalid_request, "the JSON is nested too deeply");
     }
     if (comparisons > max_json_comparisons) {
       throw api_error(error_kind::invalid_request, "an object in the JSON has too many fields");
     }
   }
+  return values;
+}
+
+/// Text that a model, the CLI or the API wrote, to JSON. Never throws: what is malformed or exceeds
+/// the bounds is a discarded value.
+inline json try_parse_json(std::string_view text, std::size_t max_depth = max_json_depth) {
+  try {
+    check_json_bounds(text, max_depth);
+  } catch (const api_error&) {
+    return json(json::value_t::discarded);
+  }
+  return json::parse(text, nullptr, false);
 }
 
 /// Untrusted text to JSON. Throws a 400 that tells the byte at which the text is broken.
@@ -474,6 +491,15 @@ inline json parse_body(std::string_view body) {
 /// Compact text; malformed UTF-8 becomes U+FFFD instead of an exception.
 inline std::string dump(const json& value) {
   return value.dump(-1, ' ', false, json::error_handler_t::replace);
+}
+
+/// Memory that a value takes, roughly.
+inline std::size_t memory_of(const json& value) {
+  std::size_t bytes = bytes_of_json_value;
+  if (value.is_string()) bytes += value.get_ref<const std::string&>().size();
+  if (!value.is_structured()) return bytes;
+  for (const auto& one : value) bytes += memory_of(one);
+  return bytes;
 }
 
 /// Reads a value whose path is known, so that every complaint names its field. Throws `api_error`.
@@ -930,6 +956,8 @@ inline bool is_loopback_name(const std::string& host) {
   return host == "::1" || text::starts_with(host, "127.");
 }
 
+constexpr std::size_t min_key_length = 16;  ///< of a client key beyond loopback
+
 /// Nobody but this machine's users can connect.
 inline bool is_private(const options& settings) {
   return !settings.tcp || is_loopback_name(settings.host);
@@ -970,6 +998,8 @@ void require_access(const options& settings, Require require) {
   for (const auto& key : settings.api_keys) {
     require(!key.empty() && text::trim(key).size() == key.size(),
             "an API key must not be empty nor begin or end with a blank");
+    require(key.size() >= min_key_length || is_private(settings),
+            "an API key must have at least 16 characters beyond loopback, where it can be guessed");
   }
 }
 
@@ -1705,6 +1735,7 @@ struct token_usage {
   std::int64_t output = 0;
   std::int64_t thinking = 0;       ///< part of the output; estimated where the API does not tell it
   std::optional<double> cost_usd;  ///< unknown when an answer was cut before the CLI told it
+  double charge_usd = 0;  ///< for budgets: the cost, or an estimate where it is unknown; see `turn`
 
   std::int64_t prompt() const { return input + cache_read + cache_write; }
 };
@@ -1718,6 +1749,7 @@ inline void add_usage(token_usage& sum, const token_usage& more) {
   sum.cache_write_5m += more.cache_write_5m;
   sum.cache_write_1h += more.cache_write_1h;
   if (more.cost_usd) sum.cost_usd = sum.cost_usd.value_or(0) + *more.cost_usd;
+  sum.charge_usd += more.charge_usd;
 }
 
 struct turn_started {
@@ -2635,7 +2667,7 @@ class messages_reply final : public reply {
         return json::object({{"type", "redacted_thinking"}, {"data", block.text}});
       case block_kind::tool_call: break;
     }
-    const json input = json::parse(block.text, nullptr, false);
+    const json input = try_parse_json(block.text);
     return json::object({{"type", "tool_use"},
                          {"id", block.id},
                          {"name", block.name},
@@ -3184,7 +3216,7 @@ class response_reply final : public reply {
 
   /// The text that a custom tool is called with: the only member of its input.
   static std::string freeform_input(const std::string& arguments) {
-    return string_of(json::parse(arguments, nullptr, false), "input");
+    return string_of(try_parse_json(arguments), "input");
   }
 
   json finished_item(const turn_result::block& block, const std::string& id) const {
@@ -3787,8 +3819,8 @@ constexpr surface dialect{"openai_completions", parse, openai_chat::render_error
 }  // namespace openai_completions
 
 //================================================================================================
-// [14] catalog - the models a client may name, and what each can be asked
-// uses: text, json_access, conversation, fields | pure
+// [14] catalog - the models a client may name, what each can be asked, and what it costs
+// uses: text, json_access, conversation, fields, events | pure
 //================================================================================================
 
 /// One row of the model list.
@@ -3878,6 +3910,56 @@ inline model_traits traits_of(const std::string& id,
   traits.always_thinks = reported || (dated && generation >= std::make_pair(4, 7));
   traits.one_sampling_knob = !dated || generation >= std::make_pair(4, 1);
   return traits;
+}
+
+/// USD per million tokens, of the models of a family from a generation on.
+struct model_price {
+  std::string_view family;
+  std::pair<int, int> since;
+  double input;
+  double output;
+  double cache_read;
+  double long_factor = 1;  ///< for prompts of more than 100,000 tokens
+};
+
+/// Anthropic's public list prices (https://platform.claude.com/docs/en/about-claude/pricing), as
+/// the CLI reckons with them too (2.1.330). The first that fits counts; the last is the dearest.
+constexpr std::array<model_price, 13> model_prices = {{{"fable", {5, 2}, 8, 40, 0.2},
+                                                       {"fable", {0, 0}, 10, 50, 1},
+                                                       {"mythos", {0, 0}, 10, 50, 1},
+                                                       {"opus", {5, 5}, 4, 20, 0.2},
+                                                       {"opus", {4, 5}, 5, 25, 0.5},
+                                                       {"sonnet", {5, 5}, 2, 10, 0.1},
+                                                       {"sonnet", {5, 0}, 2, 10, 0.2},
+                                                       {"sonnet", {0, 0}, 3, 15, 0.3},
+                                                       {"haiku", {5, 5}, 0.1, 0.5, 0.01, 5},
+                                                       {"haiku", {4, 0}, 1, 5, 0.1},
+                                                       {"haiku", {3, 5}, 0.8, 4, 0.08},
+                                                       {"haiku", {0, 0}, 0.25, 1.25, 0.03},
+                                                       {"", {0, 0}, 15, 75, 1.5}}};
+
+/// The price of a model, by its id or alias, which means the newest of its family; of one that
+/// nobody knows the dearest.
+inline const model_price& price_of(const std::string& model) {
+  auto generation = model_generation(model);
+  if (generation == std::make_pair(0, 0)) generation = {100, 0};
+  return *std::find_if(model_prices.begin(), model_prices.end(), [&](const model_price& price) {
+    return model.find(price.family) != std::string::npos && generation >= price.since;
+  });
+}
+
+/// What one call of the API costs, in USD. A write to the cache costs 1.25 of the input's price for
+/// five minutes, twice of it for an hour.
+inline double estimate_cost(const std::string& model, const token_usage& used) {
+  constexpr double million = 1e6;
+  const auto& price = price_of(model);
+  const auto written = std::max(used.cache_write, used.cache_write_5m);
+  const auto input = static_cast<double>(used.input) +
+                     1.25 * static_cast<double>(used.cache_write_5m) +
+                     2 * static_cast<double>(written - used.cache_write_5m);
+  const double cost = input * price.input + static_cast<double>(used.output) * price.output +
+                      static_cast<double>(used.cache_read) * price.cache_read;
+  return cost * (used.prompt() > 100'000 ? price.long_factor : 1) / million;
 }
 
 /// Whether, and how much, the model will think.
@@ -3997,7 +4079,7 @@ inline json render_model_page(const std::vector<model_entry>& catalog, const std
 
 //================================================================================================
 // [15] cli_protocol - the lines that `claude` reads and writes (stream-json)
-// uses: text, errors, json_access, conversation, fields, events | pure
+// uses: text, errors, json_access, conversation, fields, events, catalog | pure
 //================================================================================================
 //
 // One JSON object per line each way. Seen on the real CLI, 2.1.120 to 2.1.330; the transcripts in
@@ -4053,7 +4135,7 @@ class line_splitter {
 /// `API Error: Request rejected (429) · …`, `Failed to authenticate. API Error: 403 …`.
 inline std::string upstream_message(std::string_view told) {
   if (const auto brace = told.find('{'); brace != std::string_view::npos) {
-    const json body = json::parse(told.substr(brace), nullptr, false);
+    const json body = try_parse_json(told.substr(brace));
     auto inner = string_of(member_of(body, "error"), "message");
     if (!inner.empty()) return inner;
   }
@@ -4264,11 +4346,32 @@ class turn_decoder {
   using events = std::vector<event>;
 
   /// The CLI tells what its process has cost so far, in USD: what it cost before is no turn's.
-  explicit turn_decoder(double cost_before = 0, answer_shape shape = {})
-      : shape_(std::move(shape)), cost_before_(cost_before), cost_(cost_before) {}
+  /// `charged_before`: what turns were charged whose cost it has not told yet.
+  explicit turn_decoder(double cost_before = 0, answer_shape shape = {}, double charged_before = 0)
+      : shape_(std::move(shape)),
+        cost_before_(cost_before),
+        cost_(cost_before),
+        charged_before_(charged_before) {}
 
-  /// What the process has cost so far.
+  /// What the process has cost so far, as the CLI has told it.
   double cost() const { return cost_; }
+
+  /// What this turn and those before it are charged beyond that: it tells their cost later.
+  double charged_ahead() const { return total_usage_.cost_usd ? 0 : charged_before_ + estimate_; }
+
+  /// What the turn has used so far, whether it has ended or not. It is charged what the CLI tells,
+  /// less what was charged for that already, and the list price where it tells nothing. Attempts
+  /// that broke are in the cost of some versions and not of others: then the higher sum counts.
+  token_usage usage() const {
+    auto sum = total_usage_;
+    const auto open = open_usage();
+    add_usage(sum, open);
+    const double unfinished = broken_ + estimate_cost(model_, open);
+    const double listed = charged_before_ + estimate_ + unfinished;
+    const double told = total_usage_.cost_usd.value_or(listed);
+    sum.charge_usd = (unfinished > 0 ? std::max(told, listed) : told) - charged_before_;
+    return sum;
+  }
 
   /// True once the turn has ended; later lines mean nothing.
   bool finished() const { return finished_; }
@@ -4326,7 +4429,7 @@ class turn_decoder {
   void decode_stream_event(const json& said, events& out) {
     const auto type = string_of(said, "type");
     if (type == "message_start") {
-      if (accepted_) return finish_cut(out);
+      if (accepted_) return finish_cut(out, said);
       begin_message(member_of(said, "message"), true, out);
     }
     const bool starts = type == "content_block_start";
@@ -4470,8 +4573,7 @@ class turn_decoder {
   void end_at_limit(const json& line, events& out) {
     const auto& errors = member_of(line, "errors");
     const bool told = errors.is_array() && !errors.empty() && errors[0].is_string();
-    if (!message_complete_) add_usage(total_usage_, message_usage_);
-    message_complete_ = true;
+    complete_message();
     cut_ = true;
     reason_ = stop_reason::turn_limit;
     const auto why = told ? errors[0].get<std::string>() : string_of(line, "subtype");
@@ -4491,10 +4593,13 @@ class turn_decoder {
     finish(out);
   }
 
-  /// A structured answer was accepted, and the CLI goes on all the same.
-  void finish_cut(events& out) {
+  /// A structured answer was accepted, and the CLI goes on all the same: `next` is what it began.
+  void finish_cut(events& out, const json& next = {}) {
     cut_ = true;
-    const auto answer = json::parse(structured_text(), nullptr, false);
+    token_usage begun;
+    read_usage(member_of(member_of(next, "message"), "usage"), begun);
+    broken_ += estimate_cost(model_, begun);
+    const auto answer = try_parse_json(structured_text());
     end_structured(answer.is_discarded() ? json() : answer, out);
   }
 
@@ -4510,11 +4615,14 @@ class turn_decoder {
   }
 
   void begin_message(const json& message, bool streamed, events& out) {
+    if (streamed_) broken_ += estimate_cost(model_, open_usage());
     message_id_ = string_of(message, "id");
+    model_ = string_of(message, "model");
     streamed_ = streamed;
+    message_bytes_ = 0;
     message_usage_ = {};
     read_usage(member_of(message, "usage"), message_usage_);
-    if (!started_) out.emplace_back(turn_started{string_of(message, "model"), message_usage_});
+    if (!started_) out.emplace_back(turn_started{model_, message_usage_});
     started_ = true;
     if (message_complete_ || told_.empty()) tell_results(out);
     if (message_complete_) {
@@ -4617,6 +4725,7 @@ class turn_decoder {
   void add_text(std::string_view source, std::string more, events& out) {
     if (finished_ || !incoming_ || more.empty() || source != told_[*incoming_].source) return;
     auto& told = told_[*incoming_];
+    message_bytes_ += more.size();
     const auto known = std::min(more.size(), told.text.size() - position_);
     if (told.text.compare(position_, known, more, 0, known) != 0) return fail_diverged(out);
     position_ += more.size();
@@ -4627,10 +4736,20 @@ class turn_decoder {
     if (!told.hidden) out.emplace_back(block_delta{told.index, std::move(more)});
   }
 
-  /// The incoming block is complete: it must hold all that was told of it.
+  /// The incoming block is complete: it must hold all that was told of it, and JSON that the model
+  /// wrote must be safe to parse.
   void settle(events& out) {
     if (finished_ || !incoming_) return;
-    if (position_ != told_[*incoming_].text.size()) fail_diverged(out);
+    const auto& told = told_[*incoming_];
+    if (position_ != told.text.size()) return fail_diverged(out);
+    if (told.source != "tool_use") return;
+    try {
+      check_json_bounds(told.text);
+    } catch (const api_error& bounds) {
+      cut_ = true;
+      fail(api_error(error_kind::bad_gateway, "the model's answer is refused: " + bounds.message),
+           out);
+    }
   }
 
   void close_open_block(events& out) {
@@ -4672,9 +4791,8 @@ class turn_decoder {
     if (next_ != told_.size()) return fail_diverged(out);
     reason_ = decode_reason(reason);
     close_open_block(out);
-    add_usage(total_usage_, message_usage_);
     estimated_thinking_ += message_thinking_;
-    message_complete_ = true;
+    complete_message();
     stop_sequence_ = stop_sequence;
     if (!calls_.empty() && !is_cut_short()) {
       reason_ = stop_reason::tool_use;  // a stop sequence within the arguments is told as such
@@ -4685,6 +4803,23 @@ class turn_decoder {
     if (!cut_) return;
     if (shape_.structured && !is_cut_short()) return end_structured({}, out);  // not a word of it
     finish(out);
+  }
+
+  void complete_message() {
+    if (!message_complete_) add_usage(total_usage_, message_usage_);
+    if (!message_complete_) estimate_ += estimate_cost(model_, message_usage_);
+    message_complete_ = true;
+  }
+
+  /// What the incoming message has used so far. The API tells its output at the end; until then
+  /// there is an estimate, rather too high.
+  token_usage open_usage() const {
+    if (!started_ || message_complete_) return {};
+    constexpr std::size_t bytes_of_token = 3;
+    const auto written = static_cast<std::int64_t>(message_bytes_ / bytes_of_token);
+    auto open = message_usage_;
+    open.output = std::max({open.output, written, message_thinking_});
+    return open;
   }
 
   bool is_cut_short() const {
@@ -4734,11 +4869,16 @@ class turn_decoder {
   answer_shape shape_;
   double cost_before_;
   double cost_;
+  double charged_before_;
+  double estimate_ = 0;  ///< the list price of the complete messages of this turn
+  double broken_ = 0;    ///< and of attempts that broke
   bool started_ = false;
   bool finished_ = false;
   bool cut_ = false;
 
   std::string message_id_;  ///< the API message that is coming in
+  std::string model_;       ///< that writes it
+  std::size_t message_bytes_ = 0;
   bool streamed_ = false;
   bool message_complete_ = false;
   token_usage message_usage_;
@@ -6109,6 +6249,9 @@ class worker {
   /// Not lost, not ended unnoticed either, and not stuck.
   bool alive() const { return !lost_ && !child_->has_exited() && !overdue(); }
 
+  /// What this turn has used so far.
+  token_usage usage() const { return decoder_.usage(); }
+
   /// How often the CLI has asked the API again in this turn.
   int retries() const { return retries_; }
 
@@ -6157,7 +6300,7 @@ class worker {
       if (!request.nudge.empty()) untold_.back().parts.emplace_back(text_part{request.nudge});
       number_ = first;
     }
-    decoder_ = turn_decoder(decoder_.cost(), std::move(shape));
+    decoder_ = turn_decoder(decoder_.cost(), std::move(shape), decoder_.charged_ahead());
     retries_ = 0;
     windows_.clear();
     told_ = false;
@@ -6255,8 +6398,10 @@ class worker {
 
   void read_line(std::string_view text) {
     if (text::trim(text).empty()) return;
-    const json line = json::parse(text, nullptr, false);
-    if (!line.is_object()) return lose("claude printed a line that is not a JSON object");
+    const json line = try_parse_json(text, max_line_depth);
+    if (!line.is_object()) {
+      return lose("claude printed a line that is not a JSON object, or one too deep or too large");
+    }
     const auto type = string_of(line, "type");
     if (type == "control_response") return read_control_response(member_of(line, "response"));
     if (type == "control_request") read_control_request(line);
@@ -6483,11 +6628,11 @@ class pool;
 /// must not outlive the pool.
 class lease {
  public:
-  lease(pool& owner, std::unique_ptr<claude_openai::worker> process, launch_profile profile,
+  lease(pool& owner, std::unique_ptr<claude_openai::worker> process, std::string client,
         std::size_t known_replies, bool was_waiting)
       : pool_(&owner),
         worker_(std::move(process)),
-        profile_(std::move(profile)),
+        client_(std::move(client)),
         known_replies_(known_replies),
         was_waiting_(was_waiting) {}
   lease(lease&&) noexcept = default;
@@ -6508,7 +6653,7 @@ class lease {
  private:
   pool* pool_;
   std::unique_ptr<claude_openai::worker> worker_;
-  launch_profile profile_;
+  std::string client_;
   std::size_t known_replies_;
   bool was_waiting_;
   std::optional<std::string> kept_;
@@ -6524,6 +6669,7 @@ class pool {
       : settings_(settings), guard_(std::move(guard)) {
     maximum_ = settings.max_processes > 0 ? settings.max_processes
                                           : default_max_processes(physical_memory());
+    share_between(settings.api_keys.size());
   }
   pool(const pool&) = delete;
   pool& operator=(const pool&) = delete;
@@ -6552,6 +6698,13 @@ class pool {
       remember({settings_.default_model, std::nullopt}, {});
     }
     wake_.raise();
+  }
+
+  /// Where there are several client keys, none may hold all processes or all places in the queue.
+  void share_between(std::size_t keys) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    shared_ = keys > 1;
+    serve_queue();
   }
 
   /// Ends what this client's agents left: a server that they had may be gone.
@@ -6723,10 +6876,22 @@ class pool {
     asked.last = demand.opening;
   }
 
+  /// Most of a number of processes or places that one client may hold at once.
+  int share_of_client(int all) const {
+    return shared_ ? std::max(1, std::min(all * 3 / 4, all - 1)) : all;
+  }
+
+  /// The client holds as many processes as it may: its requests wait, and block no other's.
+  bool is_capped(const std::string& client) const {
+    const auto used = busy_of_.find(client);
+    return used != busy_of_.end() && used->second >= share_of_client(maximum_);
+  }
+
   /// A slot for the request, if there is one: the process that holds most of its history, else a
   /// spare, else room for a new one. Where there is none, the least useful process makes room.
   std::optional<grant> try_grant(const process_demand& demand) {
     if (auto own = try_own(demand)) return own;
+    if (is_capped(demand.client)) return std::nullopt;
     last_taken_ = std::chrono::steady_clock::now();
     // A server that a client has registered runs as long as that client uses it, not as a spare.
     const auto& agent = demand.profile.agent;
@@ -6739,17 +6904,19 @@ class pool {
       return std::nullopt;
     }
     if (asked != nullptr) note_opening(demand, *asked);
-    return take_slot(std::move(found));
+    return take_slot(demand.client, std::move(found));
   }
 
   /// The idle process that holds most of the request's history.
   std::optional<grant> try_own(const process_demand& demand) {
+    if (is_capped(demand.client)) return std::nullopt;
     grant found = take_idle(demand);
     if (!found.process) return std::nullopt;
-    return take_slot(std::move(found));
+    return take_slot(demand.client, std::move(found));
   }
 
-  grant take_slot(grant found) {
+  grant take_slot(const std::string& client, grant found) {
+    ++busy_of_[client];
     ++busy_;  // the slot is taken before a process starts: no race can pass the cap
     last_moved_ = std::chrono::steady_clock::now();
     wake_.raise();
@@ -6853,11 +7020,10 @@ class pool {
         if (auto own = try_own(*request->demand)) serve(*request, std::move(*own));
       }
     }
-    while (queued_ > 0) {
-      auto* first = queue_.front().second.front();
-      auto granted = try_grant(*first->demand);
+    while (auto* next = next_in_line()) {
+      auto granted = try_grant(*next->demand);
       if (!granted) return;
-      serve(*first, std::move(*granted));
+      serve(*next, std::move(*granted));
     }
   }
 
@@ -6870,8 +7036,25 @@ class pool {
   /// A conversation that goes on with its own process costs nobody a process, so it need not stand
   /// in line; but not for so long that those who do get none.
   bool is_overtaken() const {
-    return queued_ > 0 && std::chrono::steady_clock::now() - queue_.front().second.front()->since >
-                              longest_overtaking;
+    const auto* next = next_in_line();
+    return next != nullptr && std::chrono::steady_clock::now() - next->since > longest_overtaking;
+  }
+
+  /// The request that gets the next process; null when none may have one.
+  waiter* next_in_line() const {
+    const auto row = std::find_if(queue_.begin(), queue_.end(),
+                                  [&](const auto& entry) { return !is_capped(entry.first); });
+    return row == queue_.end() ? nullptr : row->second.front();
+  }
+
+  /// A process that is ending makes room for one request, which is not what the queue bounds.
+  bool is_queue_full(const std::string& client) const {
+    const int room = settings_.max_queue;
+    const auto row = std::find_if(queue_.begin(), queue_.end(),
+                                  [&](const auto& entry) { return entry.first == client; });
+    const auto own = static_cast<int>(row == queue_.end() ? 0 : row->second.size());
+    const auto ending = static_cast<int>(stopping_.size());
+    return static_cast<int>(queued_) >= room + ending || own >= share_of_client(room) + ending;
   }
 
   std::vector<waiter*> all_waiting() const {
@@ -6901,9 +7084,12 @@ class pool {
     --queued_;
   }
 
-  void give_back(std::unique_ptr<worker> process, std::optional<std::string> kept) {
+  void give_back(const std::string& client, std::unique_ptr<worker> process,
+                 std::optional<std::string> kept) {
     const std::lock_guard<std::mutex> lock(mutex_);
     --busy_;
+    const auto used = busy_of_.find(client);
+    if (--used->second == 0) busy_of_.erase(used);
     if (process) note_rehearsal(*process);
     if (kept && !closing_ && settings_.idle_timeout.count() > 0) {
       idle_.push_back({std::move(*kept), std::move(process), std::chrono::steady_clock::now()});
@@ -7087,7 +7273,8 @@ class pool {
   /// room for one spare, so that a new client need not wait; the latest conversation stays.
   std::optional<launch_profile> missing_spare() const {
     const bool makes_room = spares_.empty() && idle_.size() > 1;
-    if (closing_ || queued_ > 0 || (total() >= maximum_ && !makes_room)) return std::nullopt;
+    if (closing_ || next_in_line() != nullptr || (total() >= maximum_ && !makes_room))
+      return std::nullopt;
     for (const auto& asked : profiles_) {
       if (count_spares(asked.profile) < share_of(asked.profile)) return asked.profile;
     }
@@ -7121,6 +7308,8 @@ class pool {
   std::list<std::pair<std::string, std::deque<waiter*>>> queue_;  ///< by client, next one first
   std::size_t queued_ = 0;
   int busy_ = 0;
+  std::map<std::string, int> busy_of_;  ///< the same by client
+  bool shared_ = false;                 ///< between several client keys
   int starting_ = 0;
   int wanted_ = 0;  ///< spares
   int failures_ = 0;
@@ -7136,7 +7325,7 @@ class pool {
 };
 
 inline lease::~lease() {
-  if (worker_) pool_->give_back(std::move(worker_), std::move(kept_));
+  if (worker_) pool_->give_back(client_, std::move(worker_), std::move(kept_));
 }
 
 /// One request's place: at a process, or in the queue for one. One thread; must not outlive the
@@ -7159,11 +7348,9 @@ class pool::ticket {
           std::make_shared<const conversation_opening>(make_opening(*demand_.request));
     }
     const std::lock_guard<std::mutex> lock(pool_.mutex_);
-    if (pool_.queued_ == 0) granted_ = pool_.try_grant(demand_);
+    if (pool_.next_in_line() == nullptr) granted_ = pool_.try_grant(demand_);
     if (granted_) return;
-    // A process that is ending makes room for one request, which is not what the queue bounds.
-    const auto places = static_cast<std::size_t>(pool_.settings_.max_queue);
-    if (pool_.queued_ >= places + pool_.stopping_.size()) throw busy("the queue is full");
+    if (pool_.is_queue_full(demand_.client)) throw busy("the queue is full");
     waiting_ = std::make_unique<waiter>(waiter{&demand_});
     pool_.enter_queue(*waiting_);
   }
@@ -7183,7 +7370,7 @@ class pool::ticket {
       const auto length = demand_.trace.replies[unclaimed->known_replies - 1];
       kept = demand_.trace.words.substr(0, length);
     }
-    pool_.give_back(std::move(unclaimed->process), std::move(kept));
+    pool_.give_back(demand_.client, std::move(unclaimed->process), std::move(kept));
   }
 
   /// Readable when it may be worth to `try_take`; -1 when it is already.
@@ -7200,10 +7387,10 @@ class pool::ticket {
     try {
       if (!was_waiting) mine.process = pool_.start_worker(demand_.profile);
     } catch (...) {
-      pool_.give_back(nullptr, std::nullopt);
+      pool_.give_back(demand_.client, nullptr, std::nullopt);
       throw;
     }
-    return lease(pool_, std::move(mine.process), demand_.profile, mine.known_replies, was_waiting);
+    return lease(pool_, std::move(mine.process), demand_.client, mine.known_replies, was_waiting);
   }
 
  private:
@@ -7220,9 +7407,14 @@ class pool::ticket {
   }
 
   api_error busy(const char* how) const {
+    const auto most = std::to_string(pool_.maximum_);
+    const auto share = std::to_string(pool_.share_of_client(pool_.maximum_));
     api_error error(error_kind::rate_limited,
-                    "all " + std::to_string(pool_.maximum_) + " claude processes are busy and " +
-                        how + "; try again, or start the proxy with a larger --max-processes");
+                    (pool_.is_capped(demand_.client) ? "the " + share + " of " + most +
+                                                           " claude processes that one key may hold"
+                                                     : "all " + most + " claude processes") +
+                        " are busy and " + how +
+                        "; try again, or start the proxy with a larger --max-processes");
     error.code = "processes_busy";
     error.retry_after = std::chrono::seconds(1);
     return error;
@@ -7311,7 +7503,7 @@ inline std::size_t bytes_of(const std::vector<message>& messages) {
                                   return thought.text.size() + thought.signature.size() +
                                          thought.redacted.size();
                                 },
-                                [](const tool_call_part& call) { return dump(call.input).size(); },
+                                [](const tool_call_part& call) { return memory_of(call.input); },
                                 [&](const tool_result_part& result) {
                                   std::size_t sum = 0;
                                   for (const auto& piece : result.content) {
@@ -7324,6 +7516,53 @@ inline std::size_t bytes_of(const std::vector<message>& messages) {
   }
   return bytes;
 }
+
+/// What each client holds of a store that all share. Where that is too much, whoever holds most
+/// gives something up: nobody pushes out what is another's, as long as he holds less.
+class shared_store {
+ public:
+  shared_store(std::size_t max_entries, std::size_t max_bytes)
+      : max_entries_(max_entries), max_bytes_(max_bytes) {}
+
+  void add(const std::string& client, std::size_t bytes) {
+    for (auto* sum : {&all_, &clients_[client]}) {
+      ++sum->entries;
+      sum->bytes += bytes;
+    }
+  }
+
+  void remove(const std::string& client, std::size_t bytes) {
+    for (auto* sum : {&all_, &clients_[client]}) {
+      --sum->entries;
+      sum->bytes -= bytes;
+    }
+  }
+
+  bool is_full() const { return all_.entries > max_entries_ || all_.bytes > max_bytes_; }
+
+  /// The client that holds most, of entries or of bytes. Only where it is full.
+  const std::string& largest_client() const {
+    const auto share = [this](const holding& sum) {
+      return std::max(static_cast<double>(sum.entries) / static_cast<double>(max_entries_),
+                      static_cast<double>(sum.bytes) / static_cast<double>(max_bytes_));
+    };
+    return std::max_element(
+               clients_.begin(), clients_.end(),
+               [&](const auto& a, const auto& b) { return share(a.second) < share(b.second); })
+        ->first;
+  }
+
+ private:
+  struct holding {
+    std::size_t entries = 0;
+    std::size_t bytes = 0;
+  };
+
+  std::size_t max_entries_;
+  std::size_t max_bytes_;
+  holding all_;
+  std::map<std::string, holding> clients_;
+};
 
 /// Keeps sessions by client and id, in memory and, with `options::session_directory`, in a file
 /// each. A session is used by one request at a time; others wait in order.
@@ -7479,24 +7718,28 @@ class session_store {
     return sessions_.erase(gone);
   }
 
-  /// Those nobody has used for too long go, and the least recently used where there are too many.
+  /// Those nobody has used for too long go, and where there are too many the least recently used
+  /// of the client that holds most.
   void sweep() {
     const auto oldest = std::chrono::steady_clock::now() - settings_.session_ttl;
-    std::size_t bytes = 0;
+    shared_store held(most_kept, most_bytes);
     for (auto kept = sessions_.begin(); kept != sessions_.end();) {
       const bool expired = !kept->second->busy && kept->second->last_used < oldest;
-      if (!expired) bytes += kept->second->bytes;
+      if (!expired) held.add(kept->first.first, kept->second->bytes);
       kept = expired ? forget(kept) : std::next(kept);
     }
-    while (sessions_.size() > most_kept || bytes > most_bytes) {
+    while (held.is_full()) {
+      const auto& client = held.largest_client();
+      const auto order = [&](const auto& entry) {
+        return std::make_tuple(entry.first.first != client, entry.second->busy,
+                               entry.second->last_used);
+      };
       const auto last = std::min_element(
-          sessions_.begin(), sessions_.end(), [](const auto& left, const auto& right) {
-            return std::tie(left.second->busy, left.second->last_used) <
-                   std::tie(right.second->busy, right.second->last_used);
-          });
+          sessions_.begin(), sessions_.end(),
+          [&](const auto& left, const auto& right) { return order(left) < order(right); });
       if (last->second->busy) return;
       settings_.log.warning("a session was forgotten: there are too many, or they are too long");
-      bytes -= last->second->bytes;
+      held.remove(client, last->second->bytes);
       forget(last);
     }
   }
@@ -7714,7 +7957,7 @@ class session_store::visit {
 
 //================================================================================================
 // [21] responses - answers that clients of the Responses API may refer to
-// uses: text, errors, json_access, options, process | thread-safe
+// uses: text, errors, json_access, options, process, sessions | thread-safe
 //================================================================================================
 
 /// Keeps responses by client and id, in memory, the latest thousand and for as long as sessions: so
@@ -7727,6 +7970,12 @@ class response_store {
   explicit response_store(const options& settings) : settings_(settings) {}
   response_store(const response_store&) = delete;
   response_store& operator=(const response_store&) = delete;
+
+  /// Forgets the responses that nobody has referred to for too long.
+  void expire() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    sweep();
+  }
 
   /// The body with all that it refers to in its place: the input and output of the responses before
   /// it, and the items that are named by their id. Throws a 404 for what is not kept.
@@ -7827,17 +8076,21 @@ class response_store {
 
   void sweep() {
     const auto oldest = clock::now() - settings_.session_ttl;
-    std::size_t bytes = 0;
+    shared_store held(most_kept, most_bytes);
     for (auto one = kept_.begin(); one != kept_.end();) {
-      bytes += one->second.bytes;
       const bool expired = one->second.since < oldest && one->second.cancel.expired();
+      if (!expired) held.add(one->first.first, one->second.bytes);
       one = expired ? kept_.erase(one) : std::next(one);
     }
-    while (!kept_.empty() && (kept_.size() > most_kept || bytes > most_bytes)) {
-      const auto first = std::min_element(
-          kept_.begin(), kept_.end(),
-          [](const auto& a, const auto& b) { return a.second.since < b.second.since; });
-      bytes -= first->second.bytes;
+    while (held.is_full()) {
+      const auto& client = held.largest_client();
+      const auto order = [&](const auto& entry) {
+        return std::make_tuple(entry.first.first != client, entry.second.since);
+      };
+      const auto first =
+          std::min_element(kept_.begin(), kept_.end(),
+                           [&](const auto& a, const auto& b) { return order(a) < order(b); });
+      held.remove(client, first->second.bytes);
       kept_.erase(first);
     }
   }
@@ -7935,7 +8188,7 @@ class response_store::running {
     ended_ = true;
     if (found == store_.kept_.end()) return;
     found->second.response = response;
-    found->second.bytes += dump(response).size();
+    found->second.bytes += memory_of(response);
     found->second.cancel.reset();
   }
 
@@ -7980,7 +8233,7 @@ inline std::shared_ptr<response_store::running> response_store::begin(const std:
   fresh.previous = string_of(body, "previous_response_id");
   fresh.since = clock::now();
   fresh.cancel = under_way->cancelled();
-  fresh.bytes = dump(fresh.input).size();
+  fresh.bytes = memory_of(fresh.input);
   const std::lock_guard<std::mutex> lock(mutex_);
   kept_[{client, id}] = std::move(fresh);
   return under_way;
@@ -8013,8 +8266,8 @@ inline json render_items(const json& items, bool newest_first, const std::string
 
 //================================================================================================
 // [22] engine - one answer: sessions, processes, a deadline, a client who may leave
-// uses: errors, options, json_access, conversation, fields, events, cli_command, process, worker,
-//       pool, sessions | thread-safe
+// uses: errors, options, json_access, conversation, fields, events, anthropic_messages, catalog,
+//       cli_command, process, worker, pool, sessions | thread-safe
 //================================================================================================
 
 /// What a client without a system prompt gets, in place of Claude Code's persona.
@@ -8041,7 +8294,7 @@ inline message make_reply(const turn_result& result) {
       said.parts.emplace_back(thinking_part{{}, {}, block.text});
     }
     if (block.kind != block_kind::tool_call) continue;
-    const json input = json::parse(block.text, nullptr, false);
+    const json input = try_parse_json(block.text);
     if (input.is_object()) calls.emplace_back(tool_call_part{block.id, block.name, input});
   }
   if (!words.empty()) said.parts.emplace_back(text_part{words});
@@ -8053,11 +8306,11 @@ inline message make_reply(const turn_result& result) {
 /// offers them gets stand-ins that the model may not call.
 inline void define_called_tools(turn_request& request) {
   if (!request.tools.empty()) return;
+  std::set<std::string_view> defined;
   for (const auto& said : request.messages) {
     for (const auto& part : said.parts) {
       const auto* call = std::get_if<tool_call_part>(&part);
-      const auto same = [&](const tool_definition& tool) { return tool.name == call->name; };
-      if (!call || std::any_of(request.tools.begin(), request.tools.end(), same)) continue;
+      if (!call || !defined.insert(call->name).second) continue;
       request.tools.push_back({call->name, {}, json::object({{"type", "object"}})});
     }
   }
@@ -8144,6 +8397,21 @@ class turn {
   bool ended() const { return ended_; }
 
   const turn_facts& facts() const { return facts_; }
+
+  /// What it has used so far, whether it has ended or not. One that is given up is charged for what
+  /// the API writes until it notices that, and where the API has told nothing yet for an estimate of
+  /// the input, rather too high.
+  token_usage usage() const {
+    if (!lease_) return usage_;
+    auto used = lease_->worker().usage();
+    if (ended_) return used;
+    token_usage unseen;
+    unseen.output = 64;  // half a second's
+    if (used.prompt() == 0) unseen.input = anthropic_messages::estimate_tokens(request_) * 4 / 3;
+    used.input += unseen.input;
+    used.charge_usd += estimate_cost(request_.model, unseen);
+    return used;
+  }
 
   /// The fields that are not honoured; all are known at the first event.
   const std::vector<std::string>& ignored_params() const { return request_.ignored_params; }
@@ -8265,6 +8533,7 @@ class turn {
       session_->commit(given_system_, std::move(request_.messages));
     }
     if (lease_->worker().can_go_on()) lease_->keep(std::move(trace_.words));
+    usage_ = lease_->worker().usage();
     lease_.reset();
     session_.reset();
   }
@@ -8279,6 +8548,7 @@ class turn {
   std::optional<lease> lease_;
   steady_time waits_since_{};
   turn_facts facts_;
+  token_usage usage_;
   collector answer_;
   bool composed_ = false;
   bool told_ = false;
@@ -8354,6 +8624,16 @@ class answer {
       const auto& more = turns_[i]->facts();
       sum.retries += more.retries;
       sum.windows.insert(sum.windows.end(), more.windows.begin(), more.windows.end());
+    }
+    return sum;
+  }
+
+  /// What all its choices have used so far, with what their processes have said that was not pulled.
+  token_usage usage() {
+    token_usage sum;
+    for (const auto& one : turns_) {
+      if (!one->ended()) one->pump();
+      add_usage(sum, one->usage());
     }
     return sum;
   }
@@ -10160,42 +10440,80 @@ class limiter {
     return {limit, limit - counted, reset, allowed};
   }
 
-  /// Throws a 429 when the client has used up what a key may use; else counts one request more.
-  void enter_budget(const std::string& client, const options& settings) {
+  /// Counts the requests and reserves what they may use, roughly, until `settle`, which must follow.
+  /// Throws a 429 when the client has used up what a key may use, or when others of its requests may
+  /// still use up the rest: one alone may go over a budget, many at once may not.
+  void reserve(const std::string& client, const budget& wanted, const options& settings) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto minute_left = enter_minute();
     const auto day_left = enter_day();
     auto& in_minute = minute_use_[client];
     auto& in_day = day_use_[client];
-    refuse_spent(in_minute, settings.minute_budget, "minute", minute_left);
-    refuse_spent(in_day, settings.day_budget, "day", day_left);
-    ++in_minute.requests;
-    ++in_day.requests;
+    auto& held = reserved_[client];
+    refuse_spent(in_minute, held, wanted, settings.minute_budget, "minute", minute_left);
+    refuse_spent(in_day, held, wanted, settings.day_budget, "day", day_left);
+    in_minute.requests += wanted.requests;
+    in_day.requests += wanted.requests;
+    add_up(held, wanted, 1);
   }
 
-  void charge(const std::string& client, const token_usage& used) {
+  /// Charges what the requests have used in place of what was reserved for them.
+  void settle(const std::string& client, const budget& reserved, const token_usage& used) {
     const std::lock_guard<std::mutex> lock(mutex_);
     enter_minute();
     enter_day();
     for (auto* spent : {&minute_use_[client], &day_use_[client]}) {
       spent->tokens += used.prompt() + used.output;
-      spent->usd += used.cost_usd.value_or(0);
+      // Less than nothing where more was charged ahead than the CLI tells at last.
+      spent->usd = std::max(0.0, spent->usd + used.charge_usd);
     }
+    add_up(reserved_[client], reserved, -1);
+    if (reserved_[client].requests <= 0) reserved_.erase(client);
   }
 
-  /// Notes a wrong key, and tells how long its answer shall wait: whoever guesses gets slower, up
-  /// to two seconds a guess.
-  std::chrono::milliseconds note_wrong_key(const std::string& address) {
+  /// Counts a key as wrong before it is compared; `note_right_key` takes that back. Returns how long
+  /// an address must wait that sent too many wrong keys this minute, unless it has lately shown a
+  /// right one; nullopt when its key may be compared.
+  std::optional<std::chrono::milliseconds> try_key(const std::string& address) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto reset = enter_minute();
+    auto& wrong = counter(wrong_keys_, network_of(address), "others");
+    const auto known = right_keys_.find(network_of(address));
+    const auto now = std::chrono::steady_clock::now();
+    const bool trusted = known != right_keys_.end() && now - known->second < right_key_memory;
+    if (!trusted && wrong >= max_wrong_keys) return reset;
+    ++wrong;
+    return std::nullopt;
+  }
+
+  void note_right_key(const std::string& address) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    enter_minute();
+    auto& wrong = counter(wrong_keys_, network_of(address), "others");
+    wrong = std::max(0, wrong - 1);
+    right_keys_[network_of(address)] = std::chrono::steady_clock::now();
+    if (right_keys_.size() <= max_right_keys) return;
+    const auto earlier = [](const auto& a, const auto& b) { return a.second < b.second; };
+    right_keys_.erase(std::min_element(right_keys_.begin(), right_keys_.end(), earlier));
+  }
+
+  /// How long the answer to a wrong key shall wait: whoever guesses gets slower, up to two seconds a
+  /// guess.
+  std::chrono::milliseconds wrong_key_delay(const std::string& address) {
     constexpr std::chrono::milliseconds longest{2'000};
     const std::lock_guard<std::mutex> lock(mutex_);
     enter_minute();
-    const int failures = std::min(++counter(wrong_keys_, network_of(address), "others"), 10);
-    return std::min(longest, std::chrono::milliseconds(25 << (failures - 1)));
+    const int wrong = counter(wrong_keys_, network_of(address), "others");
+    return std::min(longest, std::chrono::milliseconds(25 << std::clamp(wrong - 1, 0, 9)));
   }
 
  private:
   /// More addresses than this in one minute share a count.
   static constexpr std::size_t most_names = 100'000;
+  static constexpr double least_usd = 1e-9;
+  static constexpr int max_wrong_keys = 30;  ///< of one address in a minute
+  static constexpr std::chrono::hours right_key_memory{1};
+  static constexpr std::size_t max_right_keys = 10'000;  ///< addresses
 
   std::chrono::milliseconds enter_minute() {
     using namespace std::chrono;
@@ -10230,18 +10548,41 @@ class limiter {
     return counts[counts.size() < most_names ? name : others];
   }
 
-  static void refuse_spent(const budget& spent, const budget& most, const char* span,
-                           std::chrono::milliseconds left) {
-    const char* what = most.requests > 0 && spent.requests >= most.requests ? "requests"
-                       : most.tokens > 0 && spent.tokens >= most.tokens     ? "tokens"
-                       : most.usd > 0 && spent.usd >= most.usd              ? "US dollars"
-                                                                            : nullptr;
+  static void add_up(budget& sum, const budget& more, int sign) {
+    sum.requests += sign * more.requests;
+    sum.tokens += sign * more.tokens;
+    sum.usd += sign * more.usd;
+  }
+
+  /// Which amount would be more than its limit; nullptr for none. What is not wanted does not count.
+  static const char* find_exceeded(const budget& used, const budget& wanted, const budget& most) {
+    const auto exceeds = [](auto in_all, auto more, auto limit) {
+      return limit > 0 && more > 0 && in_all > limit;
+    };
+    if (exceeds(used.requests, wanted.requests, most.requests)) return "requests";
+    if (exceeds(used.tokens, wanted.tokens, most.tokens)) return "tokens";
+    return exceeds(used.usd, wanted.usd, most.usd) ? "US dollars" : nullptr;
+  }
+
+  static void refuse_spent(const budget& spent, const budget& held, const budget& wanted,
+                           const budget& most, const char* span, std::chrono::milliseconds left) {
+    // Requests count when they come. Of the rest some must be left, however little: an answer's use
+    // is known at its end.
+    budget used = spent;
+    add_up(used, {wanted.requests, 1, least_usd}, 1);
+    const char* what = find_exceeded(used, wanted, most);
+    const char* end = " is used up.";
+    if (what == nullptr && held.requests > 0) {
+      add_up(used, {0, held.tokens + wanted.tokens, held.usd + wanted.usd}, 1);
+      what = find_exceeded(used, wanted, most);
+      end = " may be used up by its requests under way.";
+      left = std::min<std::chrono::milliseconds>(left, std::chrono::seconds(5));
+    }
     if (what == nullptr) return;
-    api_error error(error_kind::too_many_requests,
-                    "This key's budget of " + std::string(what) + " for one " + span +
-                        " is used up. Try again in " +
-                        std::to_string(std::chrono::ceil<std::chrono::seconds>(left).count()) +
-                        " seconds.");
+    api_error error(
+        error_kind::too_many_requests,
+        "This key's budget of " + std::string(what) + " for one " + span + end + " Try again in " +
+            std::to_string(std::chrono::ceil<std::chrono::seconds>(left).count()) + " seconds.");
     error.code = "budget_exceeded";
     error.retry_after = left;
     throw error;
@@ -10252,8 +10593,10 @@ class limiter {
   std::int64_t day_ = 0;
   std::map<std::pair<endpoint_group, std::string>, int> requests_;
   std::map<std::string, int> wrong_keys_;
+  std::map<std::string, steady_time> right_keys_;  ///< when an address last showed one
   std::map<std::string, budget> minute_use_;
   std::map<std::string, budget> day_use_;
+  std::map<std::string, budget> reserved_;  ///< for requests under way
 };
 
 /// The 429 of the reference wrapper, with the true time.
@@ -10306,7 +10649,7 @@ inline std::string client_address(const std::string& peer, std::string_view forw
 
 //================================================================================================
 // [27] metrics - what has happened, in figures for a monitor and in a line for the log
-// uses: text, json_access, events, cli_protocol, pool, engine | thread-safe
+// uses: text, json_access, options, events, cli_protocol, pool, engine | thread-safe
 //================================================================================================
 
 /// One request: what it was, and what came of it.
@@ -10326,36 +10669,17 @@ struct request_record {
   std::optional<steady_time> first_token;
   steady_time ended;
   token_usage usage;
+  budget reserved;  ///< see `limiter::reserve`
   turn_facts facts;
   std::string failure;  ///< the error's code, else its kind
   bool upstream_failed = false;
 
   /// Takes in what comes of the answer.
   void note(const event& what) {
-    if (const auto* started_turn = std::get_if<turn_started>(&what)) {
-      open_usage = started_turn->usage;
-      open_text = 0;
-    }
-    if (const auto* delta = std::get_if<block_delta>(&what)) {
-      if (!first_token) first_token = std::chrono::steady_clock::now();
-      open_text += delta->text.size();
-    }
-    if (const auto* stopped = std::get_if<turn_stopped>(&what)) {
-      add_usage(usage, stopped->usage);
-      open_usage = {};
-      open_text = 0;
+    if (std::holds_alternative<block_delta>(what) && !first_token) {
+      first_token = std::chrono::steady_clock::now();
     }
     if (const auto* failed = std::get_if<turn_failed>(&what)) note_failure(failed->error);
-  }
-
-  /// What an answer that was cut has used, as far as it is known: its input, and an estimate of
-  /// what came of it.
-  void settle_cut() {
-    open_usage.output = std::max<std::int64_t>(open_usage.output, std::int64_t(open_text / 4));
-    open_usage.cost_usd.reset();
-    add_usage(usage, open_usage);
-    open_usage = {};
-    open_text = 0;
   }
 
   /// A failure of the answer is the upstream's unless it has a name of ours.
@@ -10366,8 +10690,6 @@ struct request_record {
   }
 
   int upstream_status = 0;
-  token_usage open_usage;     ///< of an answer that has not ended
-  std::size_t open_text = 0;  ///< how much of it has come, in bytes
 };
 
 inline double seconds_between(steady_time from, steady_time to) {
@@ -10529,7 +10851,8 @@ class metrics {
     tokens_["output"] += static_cast<double>(record.usage.output);
     tokens_["cache_read"] += static_cast<double>(record.usage.cache_read);
     tokens_["cache_write"] += static_cast<double>(record.usage.cache_write);
-    cost_usd_ += record.usage.cost_usd.value_or(0);
+    charged_usd_ += record.usage.charge_usd;
+    cost_usd_ = std::max(cost_usd_, charged_usd_);  // a counter never falls
     retries_ += record.facts.retries;
     replays_ += record.facts.replayed ? 1 : 0;
     if (record.failure == "processes_busy") ++rejected_["queue_full"];
@@ -10613,7 +10936,8 @@ class metrics {
   void render_use(exposition& out) const {
     out.begin("tokens_total", "counter", "Tokens, by kind.");
     render_counts(out, "kind", tokens_);
-    out.begin("cost_usd_total", "counter", "What the answers cost, as the CLI tells it.");
+    out.begin("cost_usd_total", "counter",
+              "What the answers cost: as the CLI tells it, or by the list price.");
     out.add({}, cost_usd_);
     out.begin("upstream_errors_total", "counter", "Answers that failed behind the proxy.");
     render_counts(out, "status", upstream_errors_);
@@ -10677,6 +11001,7 @@ class metrics {
   std::map<std::string, histogram> durations_;
   histogram queue_waits_{{0.001, 0.01, 0.1, 0.5, 1, 5, 10, 30, 60}};
   std::map<std::string, usage_window> windows_;
+  double charged_usd_ = 0;
   double cost_usd_ = 0;
   double retries_ = 0;
   double replays_ = 0;
@@ -13040,7 +13365,8 @@ inline std::string content_security_policy(std::string_view nonce) {
 //       transport, page | thread-safe
 //================================================================================================
 
-/// The bytes of bodies that are being read, all together, so that many large ones do not add up.
+/// The memory of bodies that are being read and worked on, all together, so that many large ones do
+/// not add up.
 class body_budget {
  public:
   explicit body_budget(std::size_t most) : most_(most) {}
@@ -13532,9 +13858,10 @@ class http_service : public httplib::Server {
   /// The last that is done for a request: its line in the log, and its figures.
   void finish(const logger& log, request_record& record) const {
     record.ended = std::chrono::steady_clock::now();
-    record.settle_cut();
     services_.figures.finish(record);
-    if (!record.dialect.empty()) services_.limits.charge(record.client_id, record.usage);
+    if (record.reserved.requests > 0) {
+      services_.limits.settle(record.client_id, record.reserved, record.usage);
+    }
     if (!log.wants(log_level::info)) return;
     log.write(log_level::info, render_log_line(record), render_log_fields(record));
   }
@@ -13564,9 +13891,6 @@ class http_service : public httplib::Server {
     } else if (found != nullptr) {
       now.response.status = 200;
       if (needs == access::tools) check_tools(now);
-      if (group == endpoint_group::chat) {
-        services_.limits.enter_budget(now.client_id(), *now.settings);
-      }
       (this->*found->answer)(now);
     } else {
       refuse_route(now);
@@ -13582,17 +13906,28 @@ class http_service : public httplib::Server {
     return text::join(values, ", ");
   }
 
-  /// Lets the client in, or throws. The answer to a wrong key waits, so that guessing takes long.
+  /// Lets the client in, or throws. The answer to a wrong key waits, and too many are not even
+  /// compared, so that guessing takes long; on every route, since each would tell a right key.
   void admit(exchange& now, const credentials& shown, bool needs_key) {
+    const auto& address = now.record->address;
+    const bool may_guess = !presented_key(shown).empty() && !now.settings->api_keys.empty();
+    const auto wait = may_guess ? services_.limits.try_key(address) : std::nullopt;
+    if (wait) {
+      services_.figures.reject("key");
+      auto error = rate_limit_error(*wait);
+      error.message = "Too many wrong keys came from your address. " + error.message;
+      throw error;
+    }
     try {
       auto who = check_access(shown, *now.settings, needs_key);
       now.record->client_id = names_.name_of(who.key);
+      if (may_guess && !who.key.empty()) services_.limits.note_right_key(address);
       now.record->client = std::move(who.label);
       now.tools_refusal = std::move(who.tools_refusal);
     } catch (const api_error& refused) {
       services_.figures.reject(refused.kind == error_kind::authentication ? "key" : "origin");
       if (refused.kind == error_kind::authentication && !presented_key(shown).empty()) {
-        const auto delay = services_.limits.note_wrong_key(now.record->address);
+        const auto delay = services_.limits.wrong_key_delay(address);
         now.client.rest(static_cast<int>(delay.count()));
       }
       throw;
@@ -13792,6 +14127,13 @@ class http_service : public httplib::Server {
     return bytes;
   }
 
+  /// The whole body as JSON. Its values count as the memory that they take once they are parsed.
+  json read_json(exchange& now) {
+    const auto bytes = read_body(now);
+    now.body_share->grow_to(bytes.size() + check_json_bounds(bytes) * bytes_of_json_value);
+    return parse_body(bytes);
+  }
+
   // Turns: the routes that ask the model.
 
   void answer_chat(exchange& now) { answer_turn(now, openai_chat::dialect); }
@@ -13799,7 +14141,7 @@ class http_service : public httplib::Server {
   void answer_completions(exchange& now) { answer_turn(now, openai_completions::dialect); }
 
   void answer_turn(exchange& now, const surface& dialect) {
-    ask(now, dialect, parse_body(read_body(now)), make_context(now));
+    ask(now, dialect, read_json(now), make_context(now));
   }
 
   static reply_context make_context(const exchange& now) {
@@ -13811,7 +14153,7 @@ class http_service : public httplib::Server {
   /// A response may refer to earlier ones, and later ones to it.
   void answer_responses(exchange& now) {
     auto context = make_context(now);
-    const auto given = parse_body(read_body(now));
+    const auto given = read_json(now);
     auto expanded = services_.responses.expand(now.client_id(), given);
     const auto& store = member_of(given, "store");
     std::shared_ptr<response_store::running> running;
@@ -13835,6 +14177,7 @@ class http_service : public httplib::Server {
     now.record->model = text::repair_utf8(parsed.turns.front().model);
     refuse_ignored(parsed.turns.front());
     tell_ignored(now, parsed.turns.front().ignored_params);
+    reserve(now, likely_use(parsed.turns));
     const bool stream = parsed.turns.front().stream;
     auto running =
         services_.turns.start(std::move(parsed.turns), now.client.fd(), std::move(cancelled));
@@ -13843,6 +14186,26 @@ class http_service : public httplib::Server {
     } else {
       answer_whole(now, *running, *parsed.reply);
     }
+  }
+
+  void reserve(exchange& now, const budget& wanted) {
+    services_.limits.reserve(now.client_id(), wanted, *now.settings);
+    now.record->reserved = wanted;
+  }
+
+  /// What the answers may use, roughly.
+  static budget likely_use(const std::vector<turn_request>& turns) {
+    constexpr std::int64_t usual_output = 4'000;
+    budget sum;
+    for (const auto& turn : turns) {
+      token_usage likely;
+      likely.input = anthropic_messages::estimate_tokens(turn);
+      likely.output = turn.sampling.max_tokens.value_or(usual_output);
+      ++sum.requests;
+      sum.tokens += likely.input + likely.output;
+      sum.usd += estimate_cost(turn.model, likely);
+    }
+    return sum;
   }
 
   /// Puts in what is not in the body: who asks, in which session, and what the model takes.
@@ -13908,7 +14271,7 @@ class http_service : public httplib::Server {
       answer::choice_event next;
       const auto got = pull(now, running, next, steady_time::max());
       const bool left = got == answer::pulled::client_left;
-      if (left || ends_turn(next.what)) now.record->facts = running.facts();
+      if (left || ends_turn(next.what)) note_use(*now.record, running);
       if (left) return abandon(now);
       now.record->note(next.what);
       gathered.at(next.choice).add(next.what);
@@ -13920,6 +14283,11 @@ class http_service : public httplib::Server {
     auto body = writer.render(results);
     if (now.settings->log_bodies) now.settings->log.debug(now.id() + " answer: " + body);
     now.response.set_content(std::move(body), json_type);
+  }
+
+  static void note_use(request_record& record, answer& running) {
+    record.facts = running.facts();
+    record.usage = running.usage();
   }
 
   /// The next event, before anything of the answer is written. A client that sends no more is sent
@@ -13987,7 +14355,7 @@ class http_service : public httplib::Server {
     answer::choice_event first;
     const auto patience = std::chrono::steady_clock::now() + now.settings->keep_alive_interval;
     const auto got = pull(now, *stream->running, first, patience);
-    now.record->facts = stream->running->facts();
+    note_use(*now.record, *stream->running);
     if (got == answer::pulled::client_left) return abandon(now);
     if (got == answer::pulled::arrived) {
       now.record->note(first.what);
@@ -14004,15 +14372,17 @@ class http_service : public httplib::Server {
   /// Makes the stream the body of the response.
   void fill(exchange& now, const std::shared_ptr<open_stream>& stream) const {
     now.client.write_until(stream->running->deadline());
-    stream->on_abandoned = [this, record = stream->record, settings = now.settings] {
+    stream->on_abandoned = [this, record = stream->record, settings = now.settings,
+                            running = stream->running.get()] {
       record->ending = client_left;
+      note_use(*record, *running);
       finish(settings->log, *record);
     };
     const auto write = [this, stream](std::size_t, httplib::DataSink& sink) {
       stream->on_abandoned = nullptr;
       auto& record = *stream->record;
       record.ending = run_stream(*stream, sink);
-      record.facts = stream->running->facts();
+      note_use(record, *stream->running);
       stream->running.reset();
       finish(stream->settings->log, record);
       return record.ending != client_left;
@@ -14070,9 +14440,10 @@ class http_service : public httplib::Server {
 
   /// As far as the API can be asked, it counts; else the size is an estimate, and told as one.
   void answer_count(exchange& now) {
-    const auto body = parse_body(read_body(now));
+    const auto body = read_json(now);
     auto turn = anthropic_messages::parse_request(body, true);
     define_called_tools(turn);
+    reserve(now, {1, 0, 0});
     auto asked = anthropic_messages::make_count_request(body, turn);
     const auto aliases = services_.status.get().resolved;
     const auto alias = aliases.find(string_of(asked, "model"));
@@ -14100,7 +14471,7 @@ class http_service : public httplib::Server {
         api.Post(prefix + "/v1/messages/count_tokens",
                  {{"x-api-key", key}, {"anthropic-version", "2023-06-01"}}, dump(body), json_type);
     if (!answer || answer->status != 200) return std::nullopt;
-    const auto count = integer_of(json::parse(answer->body, nullptr, false), "input_tokens");
+    const auto count = integer_of(try_parse_json(answer->body), "input_tokens");
     return count > 0 ? std::optional<std::int64_t>(count) : std::nullopt;
   }
 
@@ -14187,7 +14558,7 @@ class http_service : public httplib::Server {
 
   /// What of a chat request would be honoured.
   void answer_compatibility(exchange& now) {
-    const auto body = parse_body(read_body(now));
+    const auto body = read_json(now);
     auto turn = openai_chat::parse(body, {}).turns.front();
     settle_turn(now, turn);
     answer_json(now, openai_chat::render_compatibility(body, turn.ignored_params));
@@ -14202,7 +14573,7 @@ class http_service : public httplib::Server {
   }
 
   void set_tool_configuration(exchange& now) {
-    const auto body = parse_body(read_body(now));
+    const auto body = read_json(now);
     const reader root(body);
     const auto session = root.find("session_id");
     answer_json(now, render_configuration(services_.agents.configure(
@@ -14225,7 +14596,7 @@ class http_service : public httplib::Server {
   }
 
   void add_mcp_server(exchange& now) {
-    const auto body = parse_body(read_body(now));
+    const auto body = read_json(now);
     auto server = parse_mcp_server(reader(body));
     const auto told = "MCP server '" + server.name + "' registered successfully";
     services_.agents.add_server(now.client_id(), std::move(server));
@@ -14233,7 +14604,7 @@ class http_service : public httplib::Server {
   }
 
   void connect_mcp_server(exchange& now) {
-    const auto body = parse_body(read_body(now));
+    const auto body = read_json(now);
     const auto name = reader(body).require("server_name").string();
     const auto server = services_.agents.connect(now.client_id(), name, services_.stop);
     answer_json(now, json::object({{"message", "Connected to MCP server '" + name + "'"},
@@ -14243,7 +14614,7 @@ class http_service : public httplib::Server {
   }
 
   void disconnect_mcp_server(exchange& now) {
-    const auto body = parse_body(read_body(now));
+    const auto body = read_json(now);
     const auto name = reader(body).require("server_name").string();
     services_.agents.disconnect(now.client_id(), name);
     services_.processes.end_idle_agents(now.client_id());
@@ -14429,7 +14800,10 @@ class server {
   /// Takes over what may change while the proxy runs: keys, limits, origins, the default model, and
   /// the content of the TLS files. Throws, and changes nothing, when they cannot be run with.
   void reload(const options& fresh) {
-    const auto problems = validate(fresh);
+    auto next = fresh;
+    next.host = settings_.host;  // which stay as they are, and decide what keys are needed
+    next.tcp = settings_.tcp;
+    const auto problems = validate(next);
     if (!problems.empty()) throw std::invalid_argument(text::join(problems, "; "));
     if (fresh.api_keys.empty() && !is_private(settings_)) {
       throw std::invalid_argument("a client key is needed beyond loopback");
@@ -14440,6 +14814,7 @@ class server {
     for (const auto& key : fresh.api_keys) revoked.erase(http_.name_of(key));
     live_.take(fresh);
     if (!revoked.empty()) forget(revoked);
+    pool_.share_between(fresh.api_keys.size());
     const std::lock_guard<std::mutex> lock(mutex_);
     tls_ = tls;
   }
@@ -14584,6 +14959,7 @@ class server {
           ::poll(entries.data(), static_cast<nfds_t>(entries.size()), poll_timeout(expiry));
       if (std::chrono::steady_clock::now() >= expiry) {
         sessions_.expire();
+        responses_.expire();
         expiry = std::chrono::steady_clock::now() + expiry_interval;
       }
       if (ready <= 0) continue;

@@ -864,3 +864,18 @@ test('after all this the shared proxy is well', { alone: true }, async (t) => {
   assert.ok(resources(t.proxy).threads <= 6);
   assert.ok(processesMarked(t.proxy.scratch).length >= 2);
 });
+
+test('a tool call that nests too deeply is a 502, and the proxy goes on', async (t) => {
+  const { proxy, ask, well } = await proxyWith(t, REAL_CLI);
+  t.api.script((request) => {
+    const deep = JSON.parse(`${'{"a":'.repeat(1000)}1${'}'.repeat(1000)}`);
+    return request.text.includes('nest') ? { name: 'tool_use', tool: 'look_up', args: deep } : 'plain';
+  });
+  t.defer(async () => t.api.script('plain'));
+  const whole = await ask('nest', { tools: TOOLS }).done;
+  assert.equal(whole.status, 502, whole.text);
+  const stream = await ask('nest', { tools: TOOLS, stream: true }).done;
+  assert.match(stream.text, /nested too deeply|too deep/);
+  await well();
+  assert.equal(proxy.exit, undefined);
+});

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { writeFileSync } from 'node:fs';
 import path from 'node:path';
-import { eventually, sleep, suite } from './harness.mjs';
+import { eventually, sleep, startAndExpectExit, suite } from './harness.mjs';
 import { ask, reload, scrape, startLight, startOwn, waitForWindow } from './operate.mjs';
 
 export const limits = suite(90_000);
@@ -420,4 +420,55 @@ test('a page can read every header that the README and the SDKs use', async (t) 
   assert.deepEqual(hidden, []);
   for (const name of ['x-request-id', 'retry-after', 'retry-after-ms', 'x-should-retry', ...STANDING])
     assert.ok(exposed.includes(name), name);
+});
+
+test('too many wrong keys of one address end in a 429, also for a right one, on every route', { slow: true }, async (t) => {
+  const args = ['--api-key', 'the-right-key', '--trusted-proxy', '127.0.0.1', '--rate-limit', '--rate-limit-health', '1000'];
+  const proxy = await startOwn(t, { args });
+  const from = (address, key) => ({ headers: { ...(key ? bearer(key) : {}), 'x-forwarded-for': address } });
+  await waitForWindow(() => t.get('/version', from('9.9.9.9')), 20);
+  // A route that needs no key would tell a right one, too, by a foreign Host. Its wrong keys do not wait.
+  const guesses = await Promise.all(
+    Array.from({ length: 40 }, (_, i) => t.get('/version', from('1.1.1.1', `guess-${i}`))),
+  );
+  assert.equal(guesses.filter(({ status }) => status === 200).length, 30);
+  const refused = guesses.filter(({ status }) => status === 429);
+  assert.equal(refused.length, 10);
+  assert.match(refused[0].text, /[Ww]rong keys/);
+  assert.ok(Number(refused[0].headers['retry-after']) > 0);
+  for (const where of ['/v1/models', '/metrics', '/', '/health'])
+    assert.equal((await t.get(where, from('1.1.1.1', 'the-right-key'))).status, 429, where);
+  assert.equal((await t.get('/health', from('1.1.1.1'))).status, 200, 'no key is no guess');
+  assert.equal((await t.get('/v1/models', from('2.2.2.2', 'the-right-key'))).status, 200, 'another address');
+  // An address that has shown a right key is slowed down as ever, and not shut out.
+  for (let i = 0; i < 40; i++) await t.get('/version', from('2.2.2.2', 'wrong'));
+  assert.equal((await t.get('/v1/models', from('2.2.2.2', 'the-right-key'))).status, 200);
+  assert.equal(proxy.exit, undefined);
+});
+
+test('a short key is refused beyond loopback, with a sentence', async (t) => {
+  const { exit, output } = await startAndExpectExit({ args: ['--host', '0.0.0.0', '--port', '0', '--api-key', 'hunter2'] });
+  assert.notEqual(exit?.code ?? 0, 0, output);
+  assert.match(output, /at least 16 characters/);
+  assert.doesNotMatch(output, /hunter2/);
+});
+
+// ---- memory --------------------------------------------------------------------------------------
+
+test('bodies of many small values share the memory of bodies, however short their text is', async (t) => {
+  const proxy = await startLight(t);
+  const zeros = (count) => `[${'0,'.repeat(count)}0]`;
+  const body = (text, count) =>
+    `{"messages":[{"role":"user","content":"${text}"}],"prediction":${zeros(count)}}`;
+  const first = t.send({ proxy, body: body('[[hang]]', 250_000) });
+  await eventually('the first is worked on', async () => (await scrape(t))('processes', { state: 'busy' }) === 1);
+  const second = await t.send({ proxy, body: body('[[text say=fine]]', 250_000) }).done;
+  assert.equal(second.status, 503, second.text);
+  assert.match(second.text, /too many large requests/);
+  assert.equal((await t.send({ proxy, body: body('[[text say=fine]]', 1000) }).done).status, 200, 'a small one');
+  first.abort();
+  await eventually('the first has left', async () => {
+    const again = await t.send({ proxy, body: body('[[text say=fine]]', 250_000) }).done;
+    return again.status === 200;
+  });
 });

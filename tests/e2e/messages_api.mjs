@@ -466,7 +466,9 @@ class Exchange {
     };
     if (!body.stream) {
       await this.sleep(scenario.ttft ?? 0);
-      if (!this.left) this.json(200, message);
+      if (this.left) return;
+      this.record.usage = message.usage;
+      this.json(200, message);
       return;
     }
     await this.stream(message, scenario, fault);
@@ -484,6 +486,8 @@ class Exchange {
       'cache-control': 'no-cache',
       'request-id': this.record.id,
     });
+    this.record.usage = { ...message.usage, output_tokens: 0 };
+    let characters = 0;
     await send({
       type: 'message_start',
       message: { ...message, content: [], stop_reason: null, stop_sequence: null, usage },
@@ -497,11 +501,15 @@ class Exchange {
         if (sent >= fault.after) return fault.act(this);
         if (sent++ > 0 && scenario.delay) await this.sleep(scenario.delay);
         if (this.left) return;
+        characters += Array.from(delta.text ?? delta.thinking ?? delta.partial_json ?? '').length;
+        this.record.usage.output_tokens = Math.ceil(characters / 4);
         await send({ type: 'content_block_delta', index, delta });
       }
       await send({ type: 'content_block_stop', index });
     }
     if (fault.act) return fault.act(this);
+    if (this.left) return;
+    this.record.usage = message.usage;
     await send({
       type: 'message_delta',
       delta: { stop_reason: message.stop_reason, stop_sequence: message.stop_sequence },
@@ -579,7 +587,9 @@ function parsed(text) {
 
 /**
  * Resolves to {url, port, requests, script, heal, waitFor, close}. A record in `requests` (every POST, HEAD and GET) holds
- * {id, method, path, headers, body, raw, at, text, system, scenario, attempt, refusal, status, done, clientLeft, leftAt}; times are of performance.now().
+ * {id, method, path, headers, body, raw, at, text, system, scenario, attempt, refusal, status, done, clientLeft, leftAt, usage}; times are of
+ * performance.now(). `usage` is what the API would bill: that of the message, or where it broke off its input and a token for each four
+ * characters that were sent.
  */
 export async function startMessagesApi({ port = 0, scenario: initial = 'plain' } = {}) {
   const requests = [];

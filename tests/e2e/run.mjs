@@ -18,6 +18,7 @@ import { faults } from './faults.test.mjs';
 import * as asked from './features.test.mjs';
 import { hostile } from './hostile_http.test.mjs';
 import { limits } from './limits.test.mjs';
+import { money } from './money.test.mjs';
 import { observe } from './observe.test.mjs';
 import { page } from './page.test.mjs';
 import { STAND_IN } from './raw_client.mjs';
@@ -122,6 +123,7 @@ const suites = [
   { name: 'server', version: newest, tests: server.tests },
   { name: 'settings', version: newest, tests: settings.tests },
   { name: 'limits', version: newest, tests: limits.tests },
+  { name: 'money', version: newest, tests: money.tests },
   { name: 'transport', version: newest, tests: transport.tests },
   { name: 'observe', version: newest, tests: observe.tests },
   { name: 'reference', version: newest, tests: reference.tests },

@@ -326,12 +326,16 @@ test('SIGHUP with a broken file changes nothing, says why, and later goes well',
 test('SIGHUP never opens a proxy that others can reach, and keeps a key that was made', async (t) => {
   const proxy = await startOwn(t, {
     args: ['--host', '0.0.0.0'],
-    prepare: (one) => writeFiles(one, { '.env': 'API_KEY=old-key\n' }),
+    prepare: (one) => writeFiles(one, { '.env': 'API_KEY=the-key-of-the-start\n' }),
   });
   writeFiles(proxy, { '.env': '# no key any more\n' });
   assert.match(await reload(proxy), /stay as they were: .*key/);
+  for (const env of ['API_KEY=short\n', 'API_KEY=short\nCLAUDE_WRAPPER_HOST=127.0.0.1\n']) {
+    writeFiles(proxy, { '.env': env });
+    assert.match(await reload(proxy), /stay as they were: .*at least 16 characters/, env);
+  }
   assert.equal((await t.get('/v1/models')).status, 401);
-  assert.equal((await t.get('/v1/models', bearer('old-key'))).status, 200);
+  assert.equal((await t.get('/v1/models', bearer('the-key-of-the-start'))).status, 200);
   const made = await startOwn(t, { args: ['--generate-key'] });
   const key = madeKey(made);
   assert.match(await reload(made), /loaded anew/);

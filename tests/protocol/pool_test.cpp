@@ -243,6 +243,58 @@ TEST_CASE("pool: the queue serves clients in turn, and each client's requests in
   CHECK(order == "a1 b1 c1 a2 b2 a3 ");
 }
 
+TEST_CASE("pool: of several client keys none holds all processes, nor blocks another in the queue") {
+  const stand_in program;
+  auto settings = with_spares(program, 0, 4);
+  settings.max_queue = 4;
+  settings.api_keys = {"key-a", "key-b"};
+  running_pool running(settings);
+  std::vector<lease> held;
+  for (int i = 0; i < 3; ++i) held.push_back(take(running.processes, usual, "a"));
+  std::vector<std::unique_ptr<pool::ticket>> waiting;
+  const auto wait = [&](const std::string& client) {
+    waiting.push_back(std::make_unique<pool::ticket>(
+        running.processes, claude_openai::process_demand{usual, client, {}}));
+  };
+  for (int i = 0; i < 3; ++i) wait("a");
+  CHECK_FALSE(waiting.front()->try_take());
+  try {
+    wait("a");
+    FAIL("one key holds all places in the queue");
+  } catch (const api_error& full) {
+    CHECK(full.code == "processes_busy");
+    CHECK(full.message.find("the 3 of 4") != std::string::npos);
+  }
+  // The fourth process is another's at once, though requests wait that came before; the queue too.
+  auto other_key = std::make_unique<lease>(take(running.processes, usual, "b"));
+  wait("b");
+  CHECK_FALSE(waiting.back()->try_take());
+  other_key.reset();
+  CHECK(eventually([&] { return waiting.back()->try_take().has_value(); }));
+  CHECK_FALSE(waiting.front()->try_take());
+  held.pop_back();
+  CHECK(eventually([&] { return waiting.front()->try_take().has_value(); }));
+}
+
+TEST_CASE("pool: one client key alone may hold all processes, also after a reload") {
+  const stand_in program;
+  running_pool running(with_spares(program, 0, 2));
+  running.processes.share_between(2);
+  const auto first = take(running.processes, usual, "a");
+  pool::ticket second(running.processes, {usual, "a", {}});
+  CHECK_FALSE(second.try_take());
+  running.processes.share_between(1);
+  CHECK(second.try_take().has_value());
+}
+
+TEST_CASE("pool: with one process at all every client key may have it") {
+  const stand_in program;
+  running_pool running(with_spares(program, 0, 1));
+  running.processes.share_between(5);
+  CHECK(take(running.processes, usual, "a").known_replies() == 0);
+  CHECK(take(running.processes, usual, "b").known_replies() == 0);
+}
+
 TEST_CASE("pool: a conversation that waits gets its own process before a new one can take it") {
   const stand_in program;
   auto settings = with_spares(program, 0, 1);

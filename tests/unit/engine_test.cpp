@@ -1,5 +1,6 @@
 // [17] engine: what it makes of requests and answers before any process is asked. Its turns are
 // tested in tests/protocol.
+#include <chrono>
 #include <string>
 #include <vector>
 
@@ -98,4 +99,23 @@ TEST_CASE("engine: a client's own tools and a past without calls are left as the
   define_called_tools(without_calls);
   CHECK(without_calls.tools.empty());
   CHECK(without_calls.choice.kind == tool_choice::how::automatic);
+}
+
+TEST_CASE("engine: calls that nest too deeply are none of the history") {
+  const auto deep = std::string(100'000, '[') + std::string(100'000, ']');
+  CHECK(reply_to({block_of(block_kind::tool_call, "{\"a\":" + deep + "}")}).parts.empty());
+}
+
+TEST_CASE("engine: to define the called tools takes time by their number, not by its square") {
+  turn_request request;
+  request.messages = {says(role::assistant, {})};
+  for (int i = 0; i < 100'000; ++i) {
+    const auto name = "a_tool_with_a_name_that_is_long_enough_" + std::to_string(i);
+    request.messages[0].parts.emplace_back(tool_call_part{"1", name, json::object()});
+  }
+  const auto begun = std::chrono::steady_clock::now();
+  define_called_tools(request);
+  CHECK(request.tools.size() == 100'000);
+  // The square takes minutes here, also on a fast machine.
+  CHECK(std::chrono::steady_clock::now() - begun < std::chrono::seconds(10));
 }

@@ -13,8 +13,10 @@ using claude_openai::dump;
 using claude_openai::error_kind;
 using claude_openai::json;
 using claude_openai::max_json_depth;
+using claude_openai::max_line_depth;
 using claude_openai::parse_body;
 using claude_openai::reader;
+using claude_openai::try_parse_json;
 using test::error_of;
 
 namespace {
@@ -405,4 +407,21 @@ TEST_CASE("json: more values than a request can mean are refused before they tak
   std::string some = "{\"a\":[0";
   for (int i = 0; i < 200'000; ++i) some += ",0";
   CHECK_NOTHROW(claude_openai::parse_body(some + "]}"));
+}
+
+TEST_CASE("try_parse_json: what a model or the CLI wrote is parsed within the bounds, else discarded") {
+  CHECK(dump(try_parse_json(R"({"a":[1]})")) == R"({"a":[1]})");
+  CHECK(try_parse_json(nested(max_json_depth)).is_object());
+  CHECK(try_parse_json(nested(max_json_depth + 1)).is_discarded());
+  CHECK(try_parse_json(nested(max_line_depth), max_line_depth).is_object());
+  for (const std::string bracket : {"[", "{\"a\":"}) {
+    CHECK(try_parse_json(repeat(bracket, 1'000'000)).is_discarded());
+  }
+  for (const std::string broken : {"", "{", "{\"a\":1e999}"}) CHECK(try_parse_json(broken).is_discarded());
+}
+
+TEST_CASE("bounds: the values are counted, since each takes memory whatever its text's length") {
+  CHECK(check_json_bounds("{}") <= 1);
+  CHECK(check_json_bounds("{\"a\":[" + repeat("0,", 1'000) + "0]}") > 1'000);
+  CHECK(check_json_bounds("{\"a\":\"" + repeat(",", 1'000) + "\"}") < 10);
 }

@@ -119,15 +119,43 @@ TEST_CASE("limits: requests are counted when they come") {
 
 TEST_CASE("limits: whoever guesses keys waits longer and longer, but not for ever") {
   limiter limits;
-  auto last = limits.note_wrong_key("1.1.1.1");
-  CHECK(last.count() > 0);
-  for (int i = 0; i < 40; ++i) {
-    const auto next = limits.note_wrong_key("1.1.1.1");
+  auto last = std::chrono::milliseconds(0);
+  for (int i = 0; i < 20; ++i) {
+    limits.try_key("1.1.1.1");
+    const auto next = limits.wrong_key_delay("1.1.1.1");
+    CHECK(next.count() > 0);
     if (next < last) CHECK(next.count() <= 50);  // another minute has begun
     CHECK(next.count() <= 2000);
     last = next;
   }
-  CHECK(limits.note_wrong_key("2.2.2.2").count() <= 50);
+  CHECK(limits.wrong_key_delay("2.2.2.2").count() <= 50);
+}
+
+TEST_CASE("limits: an address that sent too many wrong keys is not compared any more") {
+  int most = 0;
+  for (int round = 0; round < 2 && most != 30; ++round) {  // a minute may end meanwhile
+    limiter limits;
+    for (most = 0; most < 100 && !limits.try_key("1.1.1.1"); ++most) {
+    }
+    const auto wait = limits.try_key("1.1.1.1");
+    CHECK((!wait || (wait->count() > 0 && wait->count() <= 60'000)));
+    CHECK_FALSE(limits.try_key("2.2.2.2"));
+  }
+  CHECK(most == 30);
+}
+
+TEST_CASE("limits: right keys are not counted, and an address that showed one is not shut out") {
+  limiter limits;
+  for (int i = 0; i < 100; ++i) {
+    REQUIRE_FALSE(limits.try_key("1.1.1.1"));
+    limits.note_right_key("1.1.1.1");
+  }
+  CHECK(limits.wrong_key_delay("1.1.1.1").count() <= 25);
+  for (int i = 0; i < 100; ++i) CHECK_FALSE(limits.try_key("1.1.1.1"));
+  CHECK(limits.wrong_key_delay("1.1.1.1").count() <= 2000);
+  // One holder of a key at 20,000 addresses takes no memory for each.
+  for (int i = 0; i < 20'000; ++i) limits.note_right_key("10.0." + std::to_string(i));
+  CHECK_FALSE(limits.try_key("10.0.19999"));
 }
 
 TEST_CASE("limits: the error is the reference wrapper's, with the true time") {

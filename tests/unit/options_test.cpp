@@ -166,6 +166,27 @@ TEST_CASE("validate: the limits themselves are allowed") {
   }
 }
 
+TEST_CASE("validate: a key that can be guessed is for loopback and the unix socket alone") {
+  const auto problems_of = [](const std::string& key, const std::string& host, bool tcp) {
+    return problems_with([&](options& o) {
+      o.api_keys = {std::string(40, 'k'), key};
+      o.host = host;
+      o.tcp = tcp;
+      o.unix_socket = "s";
+    });
+  };
+  const std::string short_key(15, 'k');
+  const std::string long_key(16, 'k');
+  for (const std::string host : {"0.0.0.0", "::", "192.168.1.2", "example.org"}) {
+    REQUIRE(problems_of(short_key, host, true).size() == 1);
+    CHECK(problems_of(short_key, host, true)[0].find("16 characters") != std::string::npos);
+    CHECK(problems_of(long_key, host, true).empty());
+  }
+  CHECK(problems_of(short_key, "0.0.0.0", false).empty());
+  CHECK(problems_of(short_key, "127.0.0.1", true).empty());
+  CHECK(problems_of(short_key, "localhost", true).empty());
+}
+
 TEST_CASE("validate: all problems are told at once") {
   const auto problems = problems_with([](options& o) {
     o.port = 70'000;

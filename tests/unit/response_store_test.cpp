@@ -369,6 +369,45 @@ TEST_CASE("response store: large responses push out older ones, whether input or
   }
 }
 
+TEST_CASE("response store: whoever keeps most gives up his own, not another client's") {
+  fixture kept;
+  kept.answer("mine", input(item("a")));
+  const std::string large(9 * 1024 * 1024, 'x');
+  for (int i = 0; i < 8; ++i) {
+    kept.answer("big" + std::to_string(i), input(item(large)), "[]", "another");
+  }
+  CHECK(kept.knows("mine"));
+  CHECK_FALSE(kept.knows("big0", "another"));
+  CHECK(kept.knows("big7", "another"));
+  for (int i = 0; i < 1100; ++i) {
+    kept.answer("r" + std::to_string(i), R"({"input":"a"})", "[]", "third");
+  }
+  CHECK(kept.knows("mine"));
+  CHECK_FALSE(kept.knows("r0", "third"));
+  CHECK(kept.knows("r1099", "third"));
+}
+
+TEST_CASE("response store: what has expired pushes nothing out") {
+  fixture kept(100ms);
+  const std::string large(40 * 1024 * 1024, 'x');
+  kept.answer("old", input(item(large)));
+  std::this_thread::sleep_for(120ms);
+  kept.answer("new", input(item(large)));
+  CHECK(kept.knows("new"));
+  CHECK_FALSE(kept.knows("old"));
+}
+
+TEST_CASE("response store: many small values count as the memory that they take") {
+  std::string zeros = "0";
+  for (int i = 0; i < 250'000; ++i) zeros += ",0";
+  fixture kept;
+  for (const std::string id : {"r1", "r2", "r3"}) {
+    kept.answer(id, input(R"({"type":"x","values":[)" + zeros + "]}"));
+  }
+  CHECK_FALSE(kept.knows("r1"));
+  CHECK(kept.knows("r3"));
+}
+
 // ---- lists of items ----------------------------------------------------------------------------
 
 TEST_CASE("response store: the list of items tells its first and last, in either order") {

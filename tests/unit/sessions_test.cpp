@@ -229,6 +229,33 @@ TEST_CASE("sessions: a session in use does not expire") {
   CHECK(ids_of(store, "k") == strings{"chat"});
 }
 
+TEST_CASE("sessions: whoever keeps most gives up his own, not another client's") {
+  const options settings;
+  session_store store(settings);
+  put(store, "me", "mine", "words");
+  for (int i = 0; i < 8; ++i) {
+    put(store, "another", std::to_string(i), std::string(9 * 1024 * 1024, 'x'));
+  }
+  CHECK(ids_of(store, "me") == strings{"mine"});
+  CHECK(ids_of(store, "another") == strings{"1", "2", "3", "4", "5", "6", "7"});
+}
+
+TEST_CASE("shared store: the client that holds most is the one with the most entries or bytes") {
+  shared_store held(10, 1000);
+  for (int i = 0; i < 5; ++i) held.add("many", 1);
+  held.add("large", 600);
+  held.add("small", 1);
+  CHECK_FALSE(held.is_full());
+  held.add("small", 500);
+  CHECK(held.is_full());
+  CHECK(held.largest_client() == "large");
+  held.remove("large", 600);
+  CHECK_FALSE(held.is_full());
+  for (int i = 0; i < 5; ++i) held.add("many", 1);
+  CHECK(held.is_full());
+  CHECK(held.largest_client() == "many");
+}
+
 TEST_CASE("sessions: they survive a restart whole, tools and odd bytes included") {
   const scratch_folder folder;
   const auto settings = with_folder(folder.path);

@@ -572,3 +572,28 @@ TEST_CASE("decoder: any lines in any order keep the grammar") {
     REQUIRE(test::grammar_problem(out) == "");
   }
 }
+
+TEST_CASE("decoder: JSON of the model's that is too deep to parse fails the turn, told or not") {
+  const auto deep = [](std::size_t depth) {
+    return "{\"a\":" + std::string(depth - 1, '[') + std::string(depth - 1, ']') + "}";
+  };
+  answer_shape shape;
+  shape.names = tool_names({{"look", {}, json::object()}}, "");
+  const auto turn_with = [&](const std::string& input) {
+    return decode(std::vector<json>{message_start("m1")} + call_lines(0, "t", "look", {input}) +
+                      std::vector<json>{message_delta(R"("tool_use")")},
+                  shape);
+  };
+  CHECK(turn_with(deep(max_json_depth)).end().reason == stop_reason::tool_use);
+  for (const std::size_t depth : {max_json_depth + 1, std::size_t(100'000)}) {
+    const auto all = turn_with(deep(depth));
+    CHECK(all.failure().kind == error_kind::bad_gateway);
+    CHECK(all.failure().message.find("nested too deeply") != std::string::npos);
+    CHECK(all.cut);  // its process must not go on with such a call
+  }
+  const auto followed = decode(std::vector<json>{message_start("m1")} +
+                                   call_lines(0, "t", "look", {deep(200)}) +
+                                   std::vector<json>{text_start(1), text_delta("x", 1)},
+                               shape);
+  CHECK(followed.failure().kind == error_kind::bad_gateway);
+}
