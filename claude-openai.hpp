@@ -9016,6 +9016,19 @@ inline std::string try_sandbox(const options& settings, const child_guard& guard
   return std::string(text::trim(text::repair_utf8(tried.errors)));
 }
 
+/// In a line for the operator; `problem` is `try_sandbox`'s.
+inline std::string describe_confinement(const options& settings, const std::string& problem) {
+  if (!settings.builtin_tools) return "none are lent (--no-builtin-tools)";
+  if (settings.sandbox == sandbox_use::off) return "agents are not confined (--sandbox off)";
+  if (problem.empty()) {
+    return std::string("agents see and change their directories alone, ") +
+           (settings.sandbox_network ? "with network" : "without network");
+  }
+  return settings.sandbox == sandbox_use::on
+             ? "refused, since --sandbox is on and cannot be: " + problem
+             : "files are confined, commands are NOT: " + problem;
+}
+
 /// Knows what agents may do: the operator's limits, and within them what each client has set. A
 /// client's settings are its own.
 class agent_registry {
@@ -9077,11 +9090,17 @@ class agent_registry {
   /// should be and cannot.
   confinement confinement_here() {
     if (settings_.sandbox == sandbox_use::off) return confinement::none;
-    std::call_once(sandbox_tried_, [this] { sandbox_problem_ = try_sandbox(settings_, guard_); });
-    if (sandbox_problem_.empty()) return confinement::commands;
+    const auto& problem = sandbox_problem();
+    if (problem.empty()) return confinement::commands;
     if (settings_.sandbox == sandbox_use::automatic) return confinement::files;
     throw api_error(error_kind::unavailable,
-                    "agents are to be confined (--sandbox on), and cannot: " + sandbox_problem_);
+                    "agents are to be confined (--sandbox on), and cannot be: " + problem);
+  }
+
+  /// See `try_sandbox`, which is called once.
+  const std::string& sandbox_problem() {
+    std::call_once(sandbox_tried_, [this] { sandbox_problem_ = try_sandbox(settings_, guard_); });
+    return sandbox_problem_;
   }
 
   /// Forgets all that these clients have set.
@@ -9292,6 +9311,7 @@ class agent_registry {
   /// client names another.
   void settle_directory(turn_request& request, const agent_headers& asked) const {
     auto& agent = *request.agent;
+    guard_.prepare();
     const auto agents = scratch_ + "/agents";
     agent.private_directory = agents + "/" + (request.client.empty() ? "keyless" : request.client);
     agent.directory = agent.private_directory + "/work";
@@ -14788,6 +14808,9 @@ class server {
 
   /// As they were at the start.
   const options& settings() const { return settings_; }
+
+  /// What Claude Code's tools can reach here, in a line. The first call may take some 20 ms.
+  std::string confinement() { return describe_confinement(settings_, agents_.sandbox_problem()); }
   cli_facts facts() const { return status_.get(); }
 
   /// Called in a thread of `run` when `claude` was looked at, and when its problem has changed.
@@ -15155,12 +15178,19 @@ inline std::vector<finding> review_tools(const options& settings) {
       allowed.empty() || std::any_of(allowed.begin(), allowed.end(),
                                      [](const auto& rule) { return tool_of_rule(rule) == "Bash"; });
   const bool bypass = settings.permission_mode == "bypassPermissions";
+  const bool has_bubblewrap = !find_program("bwrap", settings.environment).empty();
   return {
       {"Claude Code's tools", !lent || !commands,
        !lent      ? "lent to nobody (--no-builtin-tools)"
        : commands ? "lent, with commands: a client key is this user's account"
                   : "lent: " + text::join(allowed, ", "),
        "--no-builtin-tools for clients that only chat, or --allowed-tools Read,Glob,Grep"},
+      {"confinement", !lent || (settings.sandbox != sandbox_use::off && has_bubblewrap),
+       !lent                                  ? "not needed"
+       : settings.sandbox == sandbox_use::off ? "none: tools reach all that this user can"
+       : has_bubblewrap                       ? "tools reach their directories alone"
+                        : "of files alone: commands reach all that this user can",
+       "install bubblewrap, and leave --sandbox off out"},
       {"tools without a key", !lent || !settings.allow_keyless_tools,
        settings.allow_keyless_tools ? "to every user of this machine"
                                     : "only to this user's programs",
@@ -15200,6 +15230,7 @@ class doctor {
     check_transport();
     check_temporary_directory();
     check_session_directory();
+    check_sandbox();
     if (!check_cli()) return false;
     check_login();
     if (check_spare()) check_answer();
@@ -15221,6 +15252,13 @@ class doctor {
       tell({"settings", false, failure.what(), "see --print-config, and TMPDIR"});
       return false;
     }
+  }
+
+  void check_sandbox() {
+    const auto problem = try_sandbox(settings_, *guard_);
+    const bool needed = settings_.builtin_tools && settings_.sandbox == sandbox_use::on;
+    tell({"tools", !needed || problem.empty(), describe_confinement(settings_, problem),
+          "install bubblewrap, or choose --sandbox auto"});
   }
 
   void check_session_directory() {
