@@ -12553,7 +12553,7 @@ const methods = {
 async function showHealth() {
   const health = await ask('/health').catch(() => undefined);
   const [kind, text] = !health ? ['bad', 'The server does not answer']
-    : health.status === 'healthy' ? ['good', 'Connected'] : ['warn', health.problem];
+    : health.status === 'healthy' ? ['good', 'Connected'] : ['warn', health.problem ?? health.code];
   const place = byId('connection');
   place.className = `state ${kind}`;
   if (place.textContent !== text) place.textContent = text; // it is a live region
