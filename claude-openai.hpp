@@ -4392,6 +4392,7 @@ class turn_decoder {
   }
 
   void decode(const json& line, events& out) {
+    if (was_cut()) add_unasked(line);
     if (finished_ || !member_of(line, "parent_tool_use_id").is_null()) return;
     const auto type = string_of(line, "type");
     if (type == "stream_event") decode_stream_event(member_of(line, "event"), out);
@@ -4429,7 +4430,10 @@ class turn_decoder {
   void decode_stream_event(const json& said, events& out) {
     const auto type = string_of(said, "type");
     if (type == "message_start") {
-      if (accepted_) return finish_cut(out, said);
+      if (accepted_) {
+        finish_cut(out);
+        return add_unasked(json::object({{"event", said}}));
+      }
       begin_message(member_of(said, "message"), true, out);
     }
     const bool starts = type == "content_block_start";
@@ -4593,12 +4597,18 @@ class turn_decoder {
     finish(out);
   }
 
-  /// A structured answer was accepted, and the CLI goes on all the same: `next` is what it began.
-  void finish_cut(events& out, const json& next = {}) {
-    cut_ = true;
+  /// The CLI has called the API again although the turn was cut: nobody asked for it, and it costs.
+  void add_unasked(const json& line) {
+    const auto& next = member_of(line, "event");
+    if (string_of(next, "type") != "message_start") return;
     token_usage begun;
     read_usage(member_of(member_of(next, "message"), "usage"), begun);
     broken_ += estimate_cost(model_, begun);
+  }
+
+  /// A structured answer was accepted, and the CLI goes on all the same.
+  void finish_cut(events& out) {
+    cut_ = true;
     const auto answer = try_parse_json(structured_text());
     end_structured(answer.is_discarded() ? json() : answer, out);
   }
@@ -6251,6 +6261,9 @@ class worker {
 
   /// What this turn has used so far.
   token_usage usage() const { return decoder_.usage(); }
+
+  /// See `turn_decoder`.
+  bool was_cut() const { return decoder_.was_cut(); }
 
   /// How often the CLI has asked the API again in this turn.
   int retries() const { return retries_; }
@@ -8533,6 +8546,7 @@ class turn {
       session_->commit(given_system_, std::move(request_.messages));
     }
     if (lease_->worker().can_go_on()) lease_->keep(std::move(trace_.words));
+    if (lease_->worker().was_cut()) pump();  // what it has begun by itself is charged, too
     usage_ = lease_->worker().usage();
     lease_.reset();
     session_.reset();
