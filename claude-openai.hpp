@@ -5485,10 +5485,20 @@ inline std::string shell_word(std::string_view word) {
 /// The program that the CLI starts commands and MCP servers through (its CLAUDE_CODE_SHELL_PREFIX,
 /// which must be one file; it is given the command as one argument). The words come by variables,
 /// which nothing that an agent runs can change.
-constexpr std::string_view confining_script = R"(#!/bin/sh
+constexpr std::string_view confining_script = R"sh(#!/bin/sh
 if [ -n "$CLAUDE_OPENAI_SERVER" ]; then eval "exec $CLAUDE_OPENAI_SERVER"; fi
+# A link in its place would lead out of it.
+[ "$(cd "$CLAUDE_OPENAI_DIRECTORY" && pwd -P)" = "$CLAUDE_OPENAI_DIRECTORY" ] || exit 126
 eval "exec $CLAUDE_OPENAI_CONFINE" '"$1"'
-)";
+)sh";
+
+/// Of variables that are for what is confined alone: see `confined_shell`.
+constexpr std::string_view confined_variable = "CLAUDE_OPENAI_ENV_";
+
+/// What bash runs there: it sets these variables, and runs the command.
+constexpr const char* confined_shell =
+    "for name in ${!CLAUDE_OPENAI_ENV_@}; do export \"${name#CLAUDE_OPENAI_ENV_}=${!name}\"; "
+    "unset \"$name\"; done; eval \"$1\"";
 
 /// Where that file is.
 inline std::string confining_script_path(const options& settings) {
@@ -5549,19 +5559,28 @@ inline void confine_commands(const options& settings, const agent_request& agent
   for (const auto& directory : directories) {
     words.insert(words.end(), {"--bind", directory, directory});
   }
+  // By this socket 2.1.330 takes messages from whoever knows the token in its children's variables.
+  words.insert(words.end(), {"--tmpfs", home + "/cc-socks"});
   auto secret = variables_of(resolve_auth(settings));
-  secret.insert(secret.end(), {"ANTHROPIC_CUSTOM_HEADERS", "CLAUDE_CODE_*", "CLAUDE_OPENAI_*"});
+  secret.insert(secret.end(), {"ANTHROPIC_CUSTOM_HEADERS", "CLAUDE_CODE_*"});
   for (const auto& [name, value] : variables) {
     const auto lists = [&, key = std::string_view(name)](auto one) { return is_listed(key, one); };
     if (std::none_of(secret.begin(), secret.end(), lists)) continue;
     words.insert(words.end(), {"--unsetenv", name});
   }
-  // Of a repository that an agent has made, its configuration is a command of the agent's, too.
-  words.insert(words.end(), {"--unsetenv", "GIT_DIR", "--setenv", "HOME", home, "--chdir",
-                             agent.directory, "bash", "-c"});
+  // `claude` itself asks git where it starts, and a repository that an agent has made can name
+  // commands in its configuration: only what is confined sees it as one.
+  for (const char* name :
+       {"GIT_DIR", "CLAUDE_OPENAI_CONFINE", "CLAUDE_OPENAI_DIRECTORY", "CLAUDE_CODE_SHELL_PREFIX",
+        "CLAUDE_CODE_MESSAGING_SOCKET", "CLAUDE_CODE_MESSAGING_TOKEN"}) {
+    words.insert(words.end(), {"--unsetenv", name});
+  }
+  words.insert(words.end(), {"--setenv", "HOME", home, "--chdir", agent.directory, "bash", "-c",
+                             confined_shell, "confined"});
   std::string line;
   for (const auto& word : words) line += shell_word(word) + " ";
   variables["GIT_DIR"] = "/dev/null";
+  variables["CLAUDE_OPENAI_DIRECTORY"] = agent.directory;
   variables["CLAUDE_OPENAI_CONFINE"] = line;
   variables["CLAUDE_CODE_SHELL_PREFIX"] = confining_script_path(settings);
 }
@@ -5656,6 +5675,7 @@ inline command make_command(const options& settings, const launch_profile& profi
     if (agent->confined == confinement::commands) confine_commands(settings, *agent, made);
   } else {
     made.environment["CLAUDE_AGENT_SDK_MCP_NO_PREFIX"] = "1";
+    made.environment["GIT_DIR"] = "/dev/null";  // as for agents that are confined, see there
   }
   return made;
 }
@@ -8901,7 +8921,15 @@ inline mcp_server parse_mcp_server(const reader& root) {
   if (const auto variables = root.find("env")) {
     if (!variables->value().is_object()) variables->fail("must be an object");
     for (const auto& [key, value] : variables->value().items()) {
-      server.config["env"][key] = reader(value, "env." + key).string();
+      const reader variable(value, "env." + key);
+      const auto is_plain = [](char c) {
+        return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_';
+      };
+      if (key.empty() || std::isdigit(static_cast<unsigned char>(key.front())) != 0 ||
+          !std::all_of(key.begin(), key.end(), is_plain)) {
+        variable.fail("is no name of a variable");
+      }
+      server.config["env"][key] = variable.string();
     }
   }
   if (const auto told = root.find("description")) server.description = told->string();
@@ -9085,11 +9113,7 @@ class agent_registry {
     for (const auto& server : servers) {
       const auto names_it = [&](const std::string& rule) { return is_of(rule, server); };
       if (std::none_of(agent.tools.begin(), agent.tools.end(), names_it)) continue;
-      used[server.name] = server.config;
-      const bool local = !string_of(server.config, "command").empty();
-      if (agent.confined == confinement::commands && server.operators && local) {
-        used[server.name]["env"]["CLAUDE_OPENAI_SERVER"] = command_line(server.config);
-      }
+      used[server.name] = launch_config(server, agent.confined);
       agent.client_servers = agent.client_servers || !server.operators;
     }
     if (!used.empty()) agent.mcp_config = dump(json::object({{"mcpServers", used}}));
@@ -9204,7 +9228,7 @@ class agent_registry {
       throw bad_field("server_name", "names a server that is no local command; it cannot be tried");
     }
     try {
-      mcp_probe(server_command(tried.config), guard_).count(tried, stop);
+      mcp_probe(server_command(client, tried), guard_).count(tried, stop);
     } catch (const std::system_error& failure) {
       throw api_error(error_kind::bad_gateway, failure.what());
     }
@@ -9323,11 +9347,10 @@ class agent_registry {
 
   /// Each client's agents have a directory of their own; they work in it unless the operator or the
   /// client names another.
-  void settle_directory(turn_request& request, const agent_headers& asked) const {
-    auto& agent = *request.agent;
+  void assign_places(agent_request& agent, const std::string& client) const {
     guard_.prepare();
     const auto agents = scratch_ + "/agents";
-    agent.private_directory = agents + "/" + (request.client.empty() ? "keyless" : request.client);
+    agent.private_directory = agents + "/" + (client.empty() ? "keyless" : client);
     agent.directory = agent.private_directory + "/work";
     for (const auto& made :
          {agents, agent.private_directory, agent.directory, agent.private_directory + "/tmp"}) {
@@ -9338,6 +9361,14 @@ class agent_registry {
     if (script) write_all(script.get(), confining_script);
     const auto& usual = settings_.working_directory;
     if (!usual.empty() && usual != scratch_) agent.directory = usual;
+    std::error_code failed;
+    const auto real = std::filesystem::canonical(agent.directory, failed);
+    if (!failed) agent.directory = real.string();
+  }
+
+  void settle_directory(turn_request& request, const agent_headers& asked) const {
+    auto& agent = *request.agent;
+    assign_places(agent, request.client);
     if (!asked.directory) return;
     namespace files = std::filesystem;
     std::error_code failed;
@@ -9451,7 +9482,6 @@ class agent_registry {
                       agent.tools.end());
   }
 
-  /// An operator's server is not confined: what it does is the operator's business.
   static std::string command_line(const json& config) {
     auto line = shell_word(string_of(config, "command"));
     for (const auto& argument : member_of(config, "args")) {
@@ -9460,12 +9490,31 @@ class agent_registry {
     return line;
   }
 
-  command server_command(const json& config) const {
-    command what;
-    what.arguments.push_back(string_of(config, "command"));
-    for (const auto& argument : member_of(config, "args")) {
-      if (argument.is_string()) what.arguments.push_back(argument.get<std::string>());
+  /// A server as `claude` is told it. An operator's is not confined: what it does is the operator's
+  /// business. The variables of a client's are set only where it is confined already, since some
+  /// (LD_PRELOAD) would change what confines it.
+  static json launch_config(const mcp_server& server, confinement confined) {
+    auto config = server.config;
+    if (confined != confinement::commands || string_of(config, "command").empty()) return config;
+    auto& variables = config["env"];
+    if (server.operators) {
+      variables["CLAUDE_OPENAI_SERVER"] = command_line(server.config);
+      return config;
     }
+    variables = json::object();
+    const auto& given = member_of(server.config, "env");
+    if (!given.is_object()) return config;
+    for (const auto& [name, value] : given.items()) {
+      variables[std::string(confined_variable) + name] = value;
+    }
+    return config;
+  }
+
+  /// The command of a server that is tried, confined as an agent's `claude` would start it.
+  command server_command(const std::string& client, const mcp_server& server) {
+    const auto confined = confinement_here();
+    const auto config = launch_config(server, confined);
+    command what;
     for (const auto& [name, value] : settings_.environment) {
       const auto lists = [&, key = std::string_view(name)](std::string_view pattern) {
         return is_listed(key, pattern);
@@ -9474,13 +9523,20 @@ class agent_registry {
         what.environment.emplace(name, value);
       }
     }
-    const auto& variables = member_of(config, "env");
-    if (variables.is_object()) {
-      for (const auto& [name, value] : variables.items()) {
-        if (value.is_string()) what.environment[name] = value.get<std::string>();
-      }
+    agent_request agent;
+    assign_places(agent, client);
+    what.working_directory = agent.directory;
+    if (confined == confinement::commands && !server.operators) {
+      confine_commands(settings_, agent, what);
+      what.arguments = {confining_script_path(settings_), command_line(config)};
+    } else {
+      what.arguments = {"/bin/sh", "-c", "exec " + command_line(config)};
     }
-    what.working_directory = settings_.working_directory;
+    const auto& variables = member_of(config, "env");
+    if (!variables.is_object()) return what;
+    for (const auto& [name, value] : variables.items()) {
+      if (value.is_string()) what.environment[name] = value.get<std::string>();
+    }
     return what;
   }
 
@@ -10256,6 +10312,7 @@ struct visitor {
   std::string key;            ///< the valid one that was presented; empty without
   std::string label;          ///< for the log: `key-2` is the second key's holder
   std::string tools_refusal;  ///< why it may not use tools and MCP servers; empty: it may
+  bool is_stranger = false;   ///< has not proven that it may chat: on open routes alone
 };
 
 /// `example.org:8000` and `[::1]:8000` without the port and brackets, in lower case. What is no
@@ -10405,12 +10462,13 @@ inline visitor check_access(const credentials& shown, const options& settings, b
     return {std::string(key), "key-" + std::to_string(number), std::move(no_tools)};
   }
   const bool open = settings.api_keys.empty();
-  if (needs_key && open && shown.peer == peer_user::other) {
+  const bool foreign = open && shown.peer == peer_user::other;
+  if (needs_key && foreign) {
     throw api_error(error_kind::authentication,
                     "without a client key this proxy serves the programs of its own user alone, "
                     "and yours run as another one; start it with --api-key and send that key");
   }
-  if (!needs_key || open) return {{}, {}, std::move(no_tools)};
+  if (!needs_key || open) return {{}, {}, std::move(no_tools), foreign || !open};
   throw api_error(error_kind::authentication,
                   key.empty() ? "Missing API key: send 'Authorization: Bearer KEY' or 'x-api-key'"
                               : "Invalid API key");
@@ -13684,7 +13742,8 @@ struct exchange {
   std::string path = {};                    ///< without `/v1` and a last slash
   std::shared_ptr<request_record> record = std::make_shared<request_record>();
   std::optional<body_budget::share> body_share = {};  ///< held while the body is worked on
-  std::string tools_refusal = {};                     ///< see `visitor`
+  std::string tools_refusal = {};                     ///< see `visitor`, as the next
+  bool is_stranger = false;
 
   const std::string& id() const { return record->id; }
   const std::string& client_id() const { return record->client_id; }
@@ -13958,6 +14017,7 @@ class http_service : public httplib::Server {
       if (may_guess && !who.key.empty()) services_.limits.note_right_key(address);
       now.record->client = std::move(who.label);
       now.tools_refusal = std::move(who.tools_refusal);
+      now.is_stranger = who.is_stranger;
     } catch (const api_error& refused) {
       services_.figures.reject(refused.kind == error_kind::authentication ? "key" : "origin");
       if (refused.kind == error_kind::authentication && !presented_key(shown).empty()) {
@@ -14660,9 +14720,8 @@ class http_service : public httplib::Server {
   }
 
   void answer_health(exchange& now) {
-    const bool stranger = now.client_id().empty() && !now.settings->api_keys.empty();
-    answer_json(now, render_health(services_.processes.counts(), services_.status.get(), !stranger,
-                                   now.settings->demo));
+    answer_json(now, render_health(services_.processes.counts(), services_.status.get(),
+                                   !now.is_stranger, now.settings->demo));
   }
 
   void answer_metrics(exchange& now) {
