@@ -5551,8 +5551,20 @@ inline std::vector<std::string> bubblewrap_words(bool network) {
 /// Confines what an agent runs: its commands see and change its directories alone, and have none of
 /// the variables that a login is in.
 inline void confine_commands(const options& settings, const agent_request& agent, command& made) {
-  auto words = bubblewrap_words(settings.sandbox_network);
   auto& variables = made.environment;
+  std::vector<std::string> secret{"CLAUDE_CODE_MESSAGING_SOCKET", "CLAUDE_CODE_MESSAGING_TOKEN",
+                                  "CLAUDE_CODE_SHELL_PREFIX",     "CLAUDE_OPENAI_CONFINE",
+                                  "CLAUDE_OPENAI_DIRECTORY",      "GIT_DIR"};
+  auto patterns = variables_of(resolve_auth(settings));
+  patterns.insert(patterns.end(), {"ANTHROPIC_CUSTOM_HEADERS", "CLAUDE_CODE_*"});
+  for (const auto& [name, value] : variables) {
+    const auto lists = [&, key = std::string_view(name)](auto one) { return is_listed(key, one); };
+    if (std::any_of(patterns.begin(), patterns.end(), lists)) secret.push_back(name);
+  }
+  // Before bubblewrap begins, since its own variables can be read by what it runs.
+  std::vector<std::string> words{"env"};
+  for (const auto& name : secret) words.insert(words.end(), {"-u", name});
+  for (auto& word : bubblewrap_words(settings.sandbox_network)) words.push_back(std::move(word));
   const auto home = agent.private_directory + "/tmp";
   auto directories = directories_of(settings, agent);
   directories.push_back(home);
@@ -5560,25 +5572,12 @@ inline void confine_commands(const options& settings, const agent_request& agent
     words.insert(words.end(), {"--bind", directory, directory});
   }
   // By this socket 2.1.330 takes messages from whoever knows the token in its children's variables.
-  words.insert(words.end(), {"--tmpfs", home + "/cc-socks"});
-  auto secret = variables_of(resolve_auth(settings));
-  secret.insert(secret.end(), {"ANTHROPIC_CUSTOM_HEADERS", "CLAUDE_CODE_*"});
-  for (const auto& [name, value] : variables) {
-    const auto lists = [&, key = std::string_view(name)](auto one) { return is_listed(key, one); };
-    if (std::none_of(secret.begin(), secret.end(), lists)) continue;
-    words.insert(words.end(), {"--unsetenv", name});
-  }
-  // `claude` itself asks git where it starts, and a repository that an agent has made can name
-  // commands in its configuration: only what is confined sees it as one.
-  for (const char* name :
-       {"GIT_DIR", "CLAUDE_OPENAI_CONFINE", "CLAUDE_OPENAI_DIRECTORY", "CLAUDE_CODE_SHELL_PREFIX",
-        "CLAUDE_CODE_MESSAGING_SOCKET", "CLAUDE_CODE_MESSAGING_TOKEN"}) {
-    words.insert(words.end(), {"--unsetenv", name});
-  }
-  words.insert(words.end(), {"--setenv", "HOME", home, "--chdir", agent.directory, "bash", "-c",
-                             confined_shell, "confined"});
+  words.insert(words.end(), {"--tmpfs", home + "/cc-socks", "--setenv", "HOME", home, "--chdir",
+                             agent.directory, "bash", "-c", confined_shell, "confined"});
   std::string line;
   for (const auto& word : words) line += shell_word(word) + " ";
+  // `claude` itself asks git where it starts, and a repository that an agent has made can name
+  // commands in its configuration: only what is confined sees it as one.
   variables["GIT_DIR"] = "/dev/null";
   variables["CLAUDE_OPENAI_DIRECTORY"] = agent.directory;
   variables["CLAUDE_OPENAI_CONFINE"] = line;
@@ -5594,8 +5593,9 @@ inline void add_agent_arguments(const options& settings, const agent_request& ag
     arguments.emplace_back(flag);
     arguments.insert(arguments.end(), values.begin(), values.end());
   };
-  // Each rule is an argument of its own, so that none can end another; see `is_rule`.
-  add("--allowedTools", allowed_rules(settings, agent));
+  // Each rule is an argument of its own, so that none can end another; see `is_rule`. The flag is
+  // there already.
+  for (auto& rule : allowed_rules(settings, agent)) arguments.push_back(std::move(rule));
   add("--disallowedTools", denied_rules(settings, agent));
   if (agent.max_turns > 0) add("--max-turns", {std::to_string(agent.max_turns)});
   if (settings.max_budget_usd > 0) {
