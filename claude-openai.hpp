@@ -13910,7 +13910,10 @@ class http_service : public httplib::Server {
   /// compared, so that guessing takes long; on every route, since each would tell a right key.
   void admit(exchange& now, const credentials& shown, bool needs_key) {
     const auto& address = now.record->address;
-    const bool may_guess = !presented_key(shown).empty() && !now.settings->api_keys.empty();
+    // The key of a page that is turned away by its origin is not compared.
+    const bool compared = shown.origin.empty() || is_welcome_origin(shown, *now.settings);
+    const bool may_guess =
+        compared && !presented_key(shown).empty() && !now.settings->api_keys.empty();
     const auto wait = may_guess ? services_.limits.try_key(address) : std::nullopt;
     if (wait) {
       services_.figures.reject("key");
