@@ -14629,7 +14629,8 @@ class http_service : public httplib::Server {
   }
 
   void answer_health(exchange& now) {
-    const bool stranger = now.client_id().empty() && !now.settings->api_keys.empty();
+    const bool stranger = now.client_id().empty() && (!now.settings->api_keys.empty() ||
+                                                      now.client.user() == peer_user::other);
     answer_json(now, render_health(services_.processes.counts(), services_.status.get(), !stranger,
                                    now.settings->demo));
   }
