@@ -5477,6 +5477,7 @@ inline std::string shell_word(std::string_view word) {
 /// which nothing that an agent runs can change.
 constexpr std::string_view confining_script = R"(#!/bin/sh
 if [ -n "$CLAUDE_OPENAI_SERVER" ]; then eval "exec $CLAUDE_OPENAI_SERVER"; fi
+if [ -n "$CLAUDE_OPENAI_CONFINED" ]; then set -- 'eval "$CLAUDE_OPENAI_CONFINED"'; fi
 eval "exec $CLAUDE_OPENAI_CONFINE" '"$1"'
 )";
 
@@ -8865,6 +8866,15 @@ inline std::optional<std::vector<std::string>> parse_names(const std::optional<r
   return names;
 }
 
+/// A name that a shell can export.
+inline bool is_variable_name(std::string_view name) {
+  const auto is_plain = [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_';
+  };
+  return !name.empty() && std::isdigit(static_cast<unsigned char>(name.front())) == 0 &&
+         std::all_of(name.begin(), name.end(), is_plain);
+}
+
 /// `{name, command, args, env, description, enabled}`, as the reference wrapper takes it.
 inline mcp_server parse_mcp_server(const reader& root) {
   const auto name = root.require("name");
@@ -8887,7 +8897,9 @@ inline mcp_server parse_mcp_server(const reader& root) {
   if (const auto variables = root.find("env")) {
     if (!variables->value().is_object()) variables->fail("must be an object");
     for (const auto& [key, value] : variables->value().items()) {
-      server.config["env"][key] = reader(value, "env." + key).string();
+      const reader variable(value, "env." + key);
+      if (!is_variable_name(key)) variable.fail("must be named by letters, digits and '_'");
+      server.config["env"][key] = variable.string();
     }
   }
   if (const auto told = root.find("description")) server.description = told->string();
@@ -9060,9 +9072,8 @@ class agent_registry {
       if (std::none_of(agent.tools.begin(), agent.tools.end(), names_it)) continue;
       used[server.name] = server.config;
       const bool local = !string_of(server.config, "command").empty();
-      if (agent.confined == confinement::commands && server.operators && local) {
-        used[server.name]["env"]["CLAUDE_OPENAI_SERVER"] = command_line(server.config);
-      }
+      if (agent.confined == confinement::commands && local)
+        start_by_script(used[server.name], server);
       agent.client_servers = agent.client_servers || !server.operators;
     }
     if (!used.empty()) agent.mcp_config = dump(json::object({{"mcpServers", used}}));
@@ -9147,20 +9158,23 @@ class agent_registry {
                       "'" + rule + "' is not among the tools that this proxy allows");
     }
     const std::lock_guard<std::mutex> lock(mutex_);
-    auto& own = servers_of(client);
-    for (auto& known : own) {
-      if (rule_of(known) != rule) continue;
-      if (known.name != server.name || known.operators) refuse_name(server.name, known.name);
-      known = std::move(server);
-      return;
-    }
     if (rule == "mcp__client") refuse_name(server.name, "client");  // see `tool_server`
+    auto& own = servers_of(client);
+    auto same = own.end();
     std::size_t bytes = dump(server.config).size();
-    for (const auto& known : own) bytes += known.operators ? 0 : dump(known.config).size();
+    for (auto known = own.begin(); known != own.end(); ++known) {
+      if (rule_of(*known) == rule) {
+        if (known->name != server.name || known->operators) refuse_name(server.name, known->name);
+        same = known;
+      } else if (!known->operators) {
+        bytes += dump(known->config).size();
+      }
+    }
     if (bytes > max_server_bytes) {
       throw bad_field("name", "is one MCP server too many: those of a client may take 32 KiB");
     }
-    own.push_back(std::move(server));
+    if (same == own.end()) same = own.emplace(own.end());
+    *same = std::move(server);
   }
 
   /// Starts a server to see what it has, and gives it to this client's agents from then on.
@@ -9171,7 +9185,7 @@ class agent_registry {
       throw bad_field("server_name", "names a server that is no local command; it cannot be tried");
     }
     try {
-      mcp_probe(server_command(tried.config), guard_).count(tried, stop);
+      mcp_probe(probe_command(client, tried), guard_).count(tried, stop);
     } catch (const std::system_error& failure) {
       throw api_error(error_kind::bad_gateway, failure.what());
     }
@@ -9290,10 +9304,9 @@ class agent_registry {
 
   /// Each client's agents have a directory of their own; they work in it unless the operator or the
   /// client names another.
-  void settle_directory(turn_request& request, const agent_headers& asked) const {
-    auto& agent = *request.agent;
+  void make_directories(const std::string& client, agent_request& agent) const {
     const auto agents = scratch_ + "/agents";
-    agent.private_directory = agents + "/" + (request.client.empty() ? "keyless" : request.client);
+    agent.private_directory = agents + "/" + (client.empty() ? "keyless" : client);
     agent.directory = agent.private_directory + "/work";
     for (const auto& made :
          {agents, agent.private_directory, agent.directory, agent.private_directory + "/tmp"}) {
@@ -9304,6 +9317,11 @@ class agent_registry {
     if (script) write_all(script.get(), confining_script);
     const auto& usual = settings_.working_directory;
     if (!usual.empty() && usual != scratch_) agent.directory = usual;
+  }
+
+  void settle_directory(turn_request& request, const agent_headers& asked) const {
+    auto& agent = *request.agent;
+    make_directories(request.client, agent);
     if (!asked.directory) return;
     namespace files = std::filesystem;
     std::error_code failed;
@@ -9417,7 +9435,48 @@ class agent_registry {
                       agent.tools.end());
   }
 
-  /// An operator's server is not confined: what it does is the operator's business.
+  /// Lets `confining_script` start a server. An operator's is not confined: what it does is the
+  /// operator's business.
+  static void start_by_script(json& config, const mcp_server& server) {
+    if (server.operators) {
+      config["env"]["CLAUDE_OPENAI_SERVER"] = command_line(server.config);
+    } else {
+      config["env"] = json::object({{"CLAUDE_OPENAI_CONFINED", confined_line(server.config)}});
+    }
+  }
+
+  /// What starts a client's server once it is confined. Its variables are set there and not before:
+  /// LD_PRELOAD or PATH would run the client's code outside. In the words, which are all quoted, no
+  /// `${` is left for the CLI to replace by a variable of its own.
+  static std::string confined_line(const json& config) {
+    std::string line = "unset CLAUDE_OPENAI_CONFINED\n";
+    if (config.contains("env")) {
+      for (const auto& [name, value] : config["env"].items()) {
+        line += "export " + name + "=" + shell_word(value.get<std::string>()) + "\n";
+      }
+    }
+    line += "exec " + command_line(config);
+    for (auto at = line.find("${"); at != std::string::npos; at = line.find("${", at)) {
+      line.replace(at, 2, "$''{");
+    }
+    return line;
+  }
+
+  /// Tries a server as agents start it.
+  command probe_command(const std::string& client, const mcp_server& server) {
+    if (server.operators || confinement_here() != confinement::commands) {
+      return server_command(server.config);
+    }
+    agent_request agent;
+    make_directories(client, agent);
+    auto made = server_command(json::object());
+    made.arguments = {confining_script_path(settings_)};
+    made.working_directory = agent.directory;
+    confine_commands(settings_, agent, made);
+    made.environment["CLAUDE_OPENAI_CONFINED"] = confined_line(server.config);
+    return made;
+  }
+
   static std::string command_line(const json& config) {
     auto line = shell_word(string_of(config, "command"));
     for (const auto& argument : member_of(config, "args")) {
