@@ -11309,8 +11309,8 @@ inline std::string problem_code(const cli_facts& facts) {
   return facts.version.empty() ? "claude_not_usable" : "claude_failed";
 }
 
-/// Healthy means that a request would be answered. Without `details` a problem has its code alone:
-/// its text names paths and what `claude` printed.
+/// Healthy means that a request would be answered. Without `details` only that, and the problem's
+/// code: its text names paths and what `claude` printed.
 inline json render_health(const process_counts& counts, const cli_facts& facts, bool details,
                           bool demo = false) {
   constexpr std::chrono::seconds longest_stall{30};
@@ -11319,19 +11319,19 @@ inline json render_health(const process_counts& counts, const cli_facts& facts, 
     problem = std::to_string(counts.queued) + " requests wait, and none has got a process for " +
               std::to_string(counts.stalled.count() / 1000) + " s";
   }
-  json whole = json::object({{"status", problem.empty() ? "healthy" : "degraded"},
-                             {"service", "claude-openai"},
-                             {"processes", json::object({{"spare", counts.spare},
+  json whole = json::object(
+      {{"status", problem.empty() ? "healthy" : "degraded"}, {"service", "claude-openai"}});
+  if (!problem.empty()) whole["code"] = problem_code(facts);
+  if (!details) return whole;
+  whole.update(json::object({{"processes", json::object({{"spare", counts.spare},
                                                          {"warm", counts.warm},
                                                          {"busy", counts.busy},
                                                          {"idle", counts.idle},
                                                          {"stopping", counts.stopping},
                                                          {"maximum", counts.maximum}})},
-                             {"queued", counts.queued}});
+                             {"queued", counts.queued}}));
   if (demo) whole["demo"] = true;
-  if (problem.empty()) return whole;
-  whole["code"] = problem_code(facts);
-  if (details) whole["problem"] = problem;
+  if (!problem.empty()) whole["problem"] = problem;
   return whole;
 }
 
@@ -13191,12 +13191,9 @@ async function showLive() {
   byId('live-note').textContent = problem ?? 'What the server does now, every two seconds.';
   byId('chart').hidden = problem !== undefined;
   if (problem) {
-    const { processes, queued } = health;
-    showTiles([
-      ['Busy', processes.busy, `of at most ${processes.maximum}`],
-      ['Queue', queued, 'requests wait'],
-    ]);
-    showProcesses(processes, processes.maximum);
+    const { status, processes } = health;  // the figures only for who has the key
+    showTiles([['Status', status, health.code ?? '']]);
+    if (processes) showProcesses(processes, processes.maximum);
   }
   await showSessions();
 }
