@@ -11322,6 +11322,7 @@ inline json render_health(const process_counts& counts, const cli_facts& facts, 
   json whole = json::object(
       {{"status", problem.empty() ? "healthy" : "degraded"}, {"service", "claude-openai"}});
   if (!problem.empty()) whole["code"] = problem_code(facts);
+  if (demo) whole["demo"] = true;
   if (!details) return whole;
   whole.update(json::object({{"processes", json::object({{"spare", counts.spare},
                                                          {"warm", counts.warm},
@@ -11330,7 +11331,6 @@ inline json render_health(const process_counts& counts, const cli_facts& facts, 
                                                          {"stopping", counts.stopping},
                                                          {"maximum", counts.maximum}})},
                              {"queued", counts.queued}}));
-  if (demo) whole["demo"] = true;
   if (!problem.empty()) whole["problem"] = problem;
   return whole;
 }
@@ -13191,9 +13191,16 @@ async function showLive() {
   byId('live-note').textContent = problem ?? 'What the server does now, every two seconds.';
   byId('chart').hidden = problem !== undefined;
   if (problem) {
-    const { status, processes } = health;  // the figures only for who has the key
-    showTiles([['Status', status, health.code ?? '']]);
-    if (processes) showProcesses(processes, processes.maximum);
+    const { status, code, processes, queued } = health;
+    if (processes) {
+      showTiles([
+        ['Busy', processes.busy, `of at most ${processes.maximum}`],
+        ['Queue', queued, 'requests wait'],
+      ]);
+      showProcesses(processes, processes.maximum);
+    } else {  // which are told to those with the key
+      showTiles([['Status', status, code ?? '']]);
+    }
   }
   await showSessions();
 }
