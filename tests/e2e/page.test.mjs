@@ -223,9 +223,9 @@ const entryOf = (view, method, where) =>
 
 /** What an entry answers to its example; 200 where nothing is said. */
 const ANSWERS = {
-  'POST /v1/mcp/servers': 403, // wants a client key
+  'POST /v1/mcp/servers': 403, // wants --allow-mcp-registration
   'POST /v1/mcp/connect': 404,
-  'POST /v1/mcp/disconnect': 403,
+  'POST /v1/mcp/disconnect': 404,
 };
 
 test('explorer: every route of the server is there', async (t) => {
