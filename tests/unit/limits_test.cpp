@@ -5,6 +5,7 @@
 #include "tests/support.hpp"
 
 using claude_openai::api_error;
+using claude_openai::budget;
 using claude_openai::client_address;
 using claude_openai::endpoint_group;
 using claude_openai::is_in_network;
@@ -28,9 +29,14 @@ int allowed_in_a_minute(endpoint_group group, const rate_limits& limits, int mos
   return best;
 }
 
-std::string refusal(limiter& limits, const std::string& client, const options& settings) {
+/// What a request uses at least.
+const budget least{1, 1, 0.001};
+
+/// Why a request is refused; empty when it is let in. It stays under way until it is settled.
+std::string refusal_of(limiter& limits, const std::string& client, const budget& wanted,
+                       const options& settings) {
   try {
-    limits.enter_budget(client, settings);
+    limits.reserve(client, wanted, settings);
     return {};
   } catch (const api_error& error) {
     CHECK(http_status(error.kind) == 429);
@@ -41,12 +47,25 @@ std::string refusal(limiter& limits, const std::string& client, const options& s
   }
 }
 
+/// The same for a request that uses nothing.
+std::string refusal(limiter& limits, const std::string& client, const options& settings) {
+  auto why = refusal_of(limits, client, least, settings);
+  if (why.empty()) limits.settle(client, least, {});
+  return why;
+}
+
 token_usage used(std::int64_t input, std::int64_t output, double usd) {
   token_usage usage;
   usage.input = input;
   usage.output = output;
-  usage.cost_usd = usd;
+  usage.charge_usd = usd;
   return usage;
+}
+
+/// A request that has used so much.
+void spend(limiter& limits, const std::string& client, const token_usage& usage) {
+  limits.reserve(client, least, {});
+  limits.settle(client, least, usage);
 }
 
 }  // namespace
@@ -97,12 +116,12 @@ TEST_CASE("limits: a budget is each key's own, and spent by what answers have co
   settings.day_budget.usd = 1.5;
   settings.day_budget.tokens = 1000;
   CHECK(refusal(limits, "a", settings).empty());
-  limits.charge("a", used(100, 100, 1.0));
+  spend(limits, "a", used(100, 100, 1.0));
   CHECK(refusal(limits, "a", settings).empty());
-  limits.charge("a", used(0, 0, 0.5));
+  spend(limits, "a", used(0, 0, 0.5));
   CHECK(refusal(limits, "a", settings).find("US dollars for one day") != std::string::npos);
   CHECK(refusal(limits, "b", settings).empty());
-  limits.charge("b", used(600, 400, 0));
+  spend(limits, "b", used(600, 400, 0));
   CHECK(refusal(limits, "b", settings).find("tokens") != std::string::npos);
   settings.day_budget = {};
   CHECK(refusal(limits, "a", settings).empty());
@@ -115,6 +134,43 @@ TEST_CASE("limits: requests are counted when they come") {
   CHECK(refusal(limits, "a", settings).empty());
   CHECK(refusal(limits, "a", settings).empty());
   CHECK(refusal(limits, "a", settings).find("requests") != std::string::npos);
+}
+
+TEST_CASE("limits: each of a request's choices is a request") {
+  limiter limits;
+  options settings;
+  settings.day_budget.requests = 8;
+  CHECK(refusal_of(limits, "a", {8, 1, 0.001}, settings).empty());
+  CHECK(refusal_of(limits, "a", least, settings).find("requests") != std::string::npos);
+  CHECK(refusal_of(limits, "b", {9, 1, 0.001}, settings).find("requests") != std::string::npos);
+}
+
+TEST_CASE("limits: one request may go over a budget, many at once may not") {
+  limiter limits;
+  options settings;
+  settings.day_budget.usd = 1;
+  const budget costly{1, 100, 0.6};
+  CHECK(refusal_of(limits, "a", {1, 100, 5}, settings).empty());
+  CHECK(refusal_of(limits, "a", costly, settings).find("under way") != std::string::npos);
+  limits.settle("a", {1, 100, 5}, used(1, 1, 0.1));
+  CHECK(refusal_of(limits, "a", costly, settings).empty());
+  CHECK(refusal_of(limits, "a", costly, settings).find("under way") != std::string::npos);
+  CHECK(refusal_of(limits, "b", costly, settings).empty());
+  limits.settle("a", costly, used(1, 1, 2));
+  CHECK(refusal_of(limits, "a", least, settings).find("used up") != std::string::npos);
+}
+
+TEST_CASE("limits: what was charged ahead and not used is given back, but no more than was spent") {
+  limiter limits;
+  options settings;
+  settings.day_budget.usd = 1;
+  spend(limits, "a", used(1, 1, 1.2));
+  CHECK_FALSE(refusal(limits, "a", settings).empty());
+  spend(limits, "a", used(1, 1, -0.5));
+  CHECK(refusal(limits, "a", settings).empty());
+  spend(limits, "a", used(1, 1, -5));
+  spend(limits, "a", used(1, 1, 1));
+  CHECK_FALSE(refusal(limits, "a", settings).empty());
 }
 
 TEST_CASE("limits: whoever guesses keys waits longer and longer, but not for ever") {

@@ -30,7 +30,7 @@ request_record chat(const std::string& model, int status = 200) {
   record.usage.input = 10;
   record.usage.cache_read = 5;
   record.usage.output = 7;
-  record.usage.cost_usd = 0.25;
+  record.usage.cost_usd = record.usage.charge_usd = 0.25;
   record.facts.origin = turn_facts::process_origin::spare;
   return record;
 }
@@ -76,6 +76,17 @@ TEST_CASE("metrics: a chat is counted in all that it was") {
         doctest::Approx(0.8));
   CHECK(value_of(text, p + "sessions") == 3);
   CHECK(text.find(R"(cli_version="2.1.330")") != std::string::npos);
+}
+
+TEST_CASE("metrics: what an answer was charged too much does not lower the sum of costs") {
+  metrics all;
+  auto record = chat("sonnet");
+  for (const double charge : {0.5, -0.25, 0.5}) {
+    record.usage.charge_usd = charge;
+    all.begin();
+    all.finish(record);
+  }
+  CHECK(value_of(figures(all), "claude_openai_cost_usd_total") == doctest::Approx(0.75));
 }
 
 TEST_CASE("metrics: failures behind the proxy are told apart from refusals") {
