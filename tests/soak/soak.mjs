@@ -47,7 +47,7 @@ async function leftOver(proxy, before) {
     (await send(proxy, { method: 'GET', path: where, headers: { 'x-api-key': key } }).done).json;
   for (;;) {
     const sessions = (await Promise.all(KEYS.map((key) => ask('/v1/sessions', key)))).map(({ total }) => total);
-    const health = await ask('/health', KEYS[0]);
+    const health = await ask('/health');
     await sleep(500);
     const now = {
       ...resources(proxy),

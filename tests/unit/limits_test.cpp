@@ -29,12 +29,8 @@ int allowed_in_a_minute(endpoint_group group, const rate_limits& limits, int mos
   return best;
 }
 
-/// What a request uses at least.
-const budget least{1, 1, 0.001};
-
-/// Why a request is refused; empty when it is let in. It stays under way until it is settled.
-std::string refusal_of(limiter& limits, const std::string& client, const budget& wanted,
-                       const options& settings) {
+std::string refusal(limiter& limits, const std::string& client, const options& settings,
+                    const budget& wanted = {1, 100, 0.1}) {
   try {
     limits.reserve(client, wanted, settings);
     return {};
@@ -47,25 +43,12 @@ std::string refusal_of(limiter& limits, const std::string& client, const budget&
   }
 }
 
-/// The same for a request that uses nothing.
-std::string refusal(limiter& limits, const std::string& client, const options& settings) {
-  auto why = refusal_of(limits, client, least, settings);
-  if (why.empty()) limits.settle(client, least, {});
-  return why;
-}
-
 token_usage used(std::int64_t input, std::int64_t output, double usd) {
   token_usage usage;
   usage.input = input;
   usage.output = output;
   usage.charge_usd = usd;
   return usage;
-}
-
-/// A request that has used so much.
-void spend(limiter& limits, const std::string& client, const token_usage& usage) {
-  limits.reserve(client, least, {});
-  limits.settle(client, least, usage);
 }
 
 }  // namespace
@@ -115,61 +98,81 @@ TEST_CASE("limits: a budget is each key's own, and spent by what answers have co
   options settings;
   settings.day_budget.usd = 1.5;
   settings.day_budget.tokens = 1000;
+  const budget reserved{1, 100, 0.1};
   CHECK(refusal(limits, "a", settings).empty());
-  spend(limits, "a", used(100, 100, 1.0));
+  limits.settle("a", reserved, used(100, 100, 1.0));
   CHECK(refusal(limits, "a", settings).empty());
-  spend(limits, "a", used(0, 0, 0.5));
-  CHECK(refusal(limits, "a", settings).find("US dollars for one day") != std::string::npos);
+  limits.settle("a", reserved, used(0, 0, 0.5));
+  CHECK(refusal(limits, "a", settings).find("US dollars for one day is used up") !=
+        std::string::npos);
   CHECK(refusal(limits, "b", settings).empty());
-  spend(limits, "b", used(600, 400, 0));
+  limits.settle("b", reserved, used(600, 400, 0));
   CHECK(refusal(limits, "b", settings).find("tokens") != std::string::npos);
   settings.day_budget = {};
   CHECK(refusal(limits, "a", settings).empty());
 }
 
-TEST_CASE("limits: requests are counted when they come") {
+TEST_CASE("limits: requests are counted when they come, each choice of them, and none goes over") {
   limiter limits;
   options settings;
-  settings.day_budget.requests = 2;
-  CHECK(refusal(limits, "a", settings).empty());
-  CHECK(refusal(limits, "a", settings).empty());
-  CHECK(refusal(limits, "a", settings).find("requests") != std::string::npos);
+  settings.day_budget.requests = 5;
+  CHECK(refusal(limits, "a", settings, {3, 0, 0}).empty());
+  CHECK(refusal(limits, "a", settings, {3, 0, 0}).find("requests") != std::string::npos);
+  CHECK(refusal(limits, "a", settings, {2, 0, 0}).empty());
+  CHECK(refusal(limits, "a", settings, {1, 0, 0}).find("is used up") != std::string::npos);
 }
 
-TEST_CASE("limits: each of a request's choices is a request") {
+TEST_CASE("limits: what runs is held back, so that many at once do not go over together") {
+  for (const bool tokens : {false, true}) {
+    CAPTURE(tokens);
+    limiter limits;
+    options settings;
+    (tokens ? settings.minute_budget : settings.day_budget) = {0, tokens ? 1000 : 0, 1.0};
+    const budget wanted{1, 400, 0.4};
+    CHECK(refusal(limits, "a", settings, wanted).empty());
+    CHECK(refusal(limits, "a", settings, wanted).empty());
+    CHECK(refusal(limits, "a", settings, wanted).find("requests under way") != std::string::npos);
+    CHECK(refusal(limits, "a", settings, {1, 100, 0.1}).empty());
+    CHECK(refusal(limits, "b", settings, wanted).empty());
+    // What was not used is free again.
+    limits.settle("a", wanted, used(5, 5, 0.01));
+    CHECK(refusal(limits, "a", settings, {1, 390, 0.39}).empty());
+    CHECK(refusal(limits, "a", settings, {1, 390, 0.39}).find("under way") != std::string::npos);
+  }
+}
+
+TEST_CASE("limits: one request alone may go over a budget that has something left") {
   limiter limits;
   options settings;
-  settings.day_budget.requests = 8;
-  CHECK(refusal_of(limits, "a", {8, 1, 0.001}, settings).empty());
-  CHECK(refusal_of(limits, "a", least, settings).find("requests") != std::string::npos);
-  CHECK(refusal_of(limits, "b", {9, 1, 0.001}, settings).find("requests") != std::string::npos);
+  settings.day_budget = {0, 100, 0.1};
+  const budget wanted{1, 50'000, 5};
+  CHECK(refusal(limits, "a", settings, wanted).empty());
+  limits.settle("a", wanted, used(40, 40, 0.08));
+  CHECK(refusal(limits, "a", settings, wanted).empty());
+  limits.settle("a", wanted, used(4000, 40, 0.8));
+  CHECK(refusal(limits, "a", settings, wanted).find("is used up") != std::string::npos);
 }
 
-TEST_CASE("limits: one request may go over a budget, many at once may not") {
+TEST_CASE("limits: what takes no tokens and no dollars is refused for none of them") {
+  limiter limits;
+  options settings;
+  settings.day_budget = {0, 100, 0.1};
+  CHECK(refusal(limits, "a", settings).empty());
+  limits.settle("a", {1, 100, 0.1}, used(100, 100, 1));
+  CHECK(refusal(limits, "a", settings, {1, 0, 0}).empty());
+}
+
+TEST_CASE("limits: what was charged ahead and is told to be less comes back, down to nothing") {
   limiter limits;
   options settings;
   settings.day_budget.usd = 1;
-  const budget costly{1, 100, 0.6};
-  CHECK(refusal_of(limits, "a", {1, 100, 5}, settings).empty());
-  CHECK(refusal_of(limits, "a", costly, settings).find("under way") != std::string::npos);
-  limits.settle("a", {1, 100, 5}, used(1, 1, 0.1));
-  CHECK(refusal_of(limits, "a", costly, settings).empty());
-  CHECK(refusal_of(limits, "a", costly, settings).find("under way") != std::string::npos);
-  CHECK(refusal_of(limits, "b", costly, settings).empty());
-  limits.settle("a", costly, used(1, 1, 2));
-  CHECK(refusal_of(limits, "a", least, settings).find("used up") != std::string::npos);
-}
-
-TEST_CASE("limits: what was charged ahead and not used is given back, but no more than was spent") {
-  limiter limits;
-  options settings;
-  settings.day_budget.usd = 1;
-  spend(limits, "a", used(1, 1, 1.2));
+  CHECK(refusal(limits, "a", settings).empty());
+  limits.settle("a", {1, 100, 0.1}, used(0, 0, 1.5));
   CHECK_FALSE(refusal(limits, "a", settings).empty());
-  spend(limits, "a", used(1, 1, -0.5));
+  limits.settle("a", {0, 0, 0}, used(0, 0, -0.75));
   CHECK(refusal(limits, "a", settings).empty());
-  spend(limits, "a", used(1, 1, -5));
-  spend(limits, "a", used(1, 1, 1));
+  limits.settle("a", {1, 100, 0.1}, used(0, 0, -9));
+  limits.settle("a", {0, 0, 0}, used(0, 0, 1.0));
   CHECK_FALSE(refusal(limits, "a", settings).empty());
 }
 
