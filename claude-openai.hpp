@@ -5487,18 +5487,11 @@ inline std::string shell_word(std::string_view word) {
 /// which nothing that an agent runs can change.
 constexpr std::string_view confining_script = R"sh(#!/bin/sh
 if [ -n "$CLAUDE_OPENAI_SERVER" ]; then eval "exec $CLAUDE_OPENAI_SERVER"; fi
+if [ -n "$CLAUDE_OPENAI_CONFINED" ]; then set -- 'eval "$CLAUDE_OPENAI_CONFINED"'; fi
 # A link in its place would lead out of it.
 [ "$(cd "$CLAUDE_OPENAI_DIRECTORY" && pwd -P)" = "$CLAUDE_OPENAI_DIRECTORY" ] || exit 126
 eval "exec $CLAUDE_OPENAI_CONFINE" '"$1"'
 )sh";
-
-/// Of variables that are for what is confined alone: see `confined_shell`.
-constexpr std::string_view confined_variable = "CLAUDE_OPENAI_ENV_";
-
-/// What bash runs there: it sets these variables, and runs the command.
-constexpr const char* confined_shell =
-    "for name in ${!CLAUDE_OPENAI_ENV_@}; do export \"${name#CLAUDE_OPENAI_ENV_}=${!name}\"; "
-    "unset \"$name\"; done; eval \"$1\"";
 
 /// Where that file is.
 inline std::string confining_script_path(const options& settings) {
@@ -5573,7 +5566,7 @@ inline void confine_commands(const options& settings, const agent_request& agent
   }
   // By this socket 2.1.330 takes messages from whoever knows the token in its children's variables.
   words.insert(words.end(), {"--tmpfs", home + "/cc-socks", "--setenv", "HOME", home, "--chdir",
-                             agent.directory, "bash", "-c", confined_shell, "confined"});
+                             agent.directory, "bash", "-c"});
   std::string line;
   for (const auto& word : words) line += shell_word(word) + " ";
   // `claude` itself asks git where it starts, and a repository that an agent has made can name
@@ -8899,6 +8892,15 @@ inline std::optional<std::vector<std::string>> parse_names(const std::optional<r
   return names;
 }
 
+/// A name that a shell can export.
+inline bool is_variable_name(std::string_view name) {
+  const auto is_plain = [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_';
+  };
+  return !name.empty() && std::isdigit(static_cast<unsigned char>(name.front())) == 0 &&
+         std::all_of(name.begin(), name.end(), is_plain);
+}
+
 /// `{name, command, args, env, description, enabled}`, as the reference wrapper takes it.
 inline mcp_server parse_mcp_server(const reader& root) {
   const auto name = root.require("name");
@@ -8922,13 +8924,7 @@ inline mcp_server parse_mcp_server(const reader& root) {
     if (!variables->value().is_object()) variables->fail("must be an object");
     for (const auto& [key, value] : variables->value().items()) {
       const reader variable(value, "env." + key);
-      const auto is_plain = [](char c) {
-        return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_';
-      };
-      if (key.empty() || std::isdigit(static_cast<unsigned char>(key.front())) != 0 ||
-          !std::all_of(key.begin(), key.end(), is_plain)) {
-        variable.fail("is no name of a variable");
-      }
+      if (!is_variable_name(key)) variable.fail("must be named by letters, digits and '_'");
       server.config["env"][key] = variable.string();
     }
   }
@@ -9115,7 +9111,10 @@ class agent_registry {
     for (const auto& server : servers) {
       const auto names_it = [&](const std::string& rule) { return is_of(rule, server); };
       if (std::none_of(agent.tools.begin(), agent.tools.end(), names_it)) continue;
-      used[server.name] = launch_config(server, agent.confined);
+      used[server.name] = server.config;
+      const bool local = !string_of(server.config, "command").empty();
+      if (agent.confined == confinement::commands && local)
+        start_by_script(used[server.name], server);
       agent.client_servers = agent.client_servers || !server.operators;
     }
     if (!used.empty()) agent.mcp_config = dump(json::object({{"mcpServers", used}}));
@@ -9206,16 +9205,23 @@ class agent_registry {
                       "'" + rule + "' is not among the tools that this proxy allows");
     }
     const std::lock_guard<std::mutex> lock(mutex_);
-    auto& own = servers_of(client);
-    check_size(own, server);
-    for (auto& known : own) {
-      if (rule_of(known) != rule) continue;
-      if (known.name != server.name || known.operators) refuse_name(server.name, known.name);
-      known = std::move(server);
-      return;
-    }
     if (rule == "mcp__client") refuse_name(server.name, "client");  // see `tool_server`
-    own.push_back(std::move(server));
+    auto& own = servers_of(client);
+    auto same = own.end();
+    auto bytes = size_of(server);
+    for (auto known = own.begin(); known != own.end(); ++known) {
+      if (rule_of(*known) == rule) {
+        if (known->name != server.name || known->operators) refuse_name(server.name, known->name);
+        same = known;
+      } else if (!known->operators) {
+        bytes += size_of(*known);
+      }
+    }
+    if (bytes > max_server_bytes) {
+      throw bad_field("name", "is one MCP server too many: those of a client may take 32 KiB");
+    }
+    if (same == own.end()) same = own.emplace(own.end());
+    *same = std::move(server);
   }
 
   /// Starts a server to see what it has, and gives it to this client's agents from then on.
@@ -9226,7 +9232,7 @@ class agent_registry {
       throw bad_field("server_name", "names a server that is no local command; it cannot be tried");
     }
     try {
-      mcp_probe(server_command(client, tried), guard_).count(tried, stop);
+      mcp_probe(probe_command(client, tried), guard_).count(tried, stop);
     } catch (const std::system_error& failure) {
       throw api_error(error_kind::bad_gateway, failure.what());
     }
@@ -9276,17 +9282,8 @@ class agent_registry {
                                                 taken + "' has that name's tools");
   }
 
-  /// Throws a 400 where a client's servers would take too much, this one among them.
-  static void check_size(const std::vector<mcp_server>& own, const mcp_server& more) {
-    const auto size_of = [](const mcp_server& server) {
-      return server.name.size() + server.description.size() + dump(server.config).size();
-    };
-    auto bytes = size_of(more);
-    for (const auto& known : own) {
-      if (!known.operators && known.name != more.name) bytes += size_of(known);
-    }
-    if (bytes <= max_server_bytes) return;
-    throw bad_field("name", "is one MCP server too many: those of a client may take 32 KiB");
+  static std::size_t size_of(const mcp_server& server) {
+    return server.name.size() + server.description.size() + dump(server.config).size();
   }
 
   static std::vector<std::string> without_doubles(std::vector<std::string> names) {
@@ -9496,6 +9493,50 @@ class agent_registry {
                       agent.tools.end());
   }
 
+  /// Lets `confining_script` start a server. An operator's is not confined: what it does is the
+  /// operator's business.
+  static void start_by_script(json& config, const mcp_server& server) {
+    if (server.operators) {
+      config["env"]["CLAUDE_OPENAI_SERVER"] = command_line(server.config);
+    } else {
+      config = json::object(
+          {{"command", "confined"},
+           {"env", json::object({{"CLAUDE_OPENAI_CONFINED", confined_line(server.config)}})}});
+    }
+  }
+
+  /// What starts a client's server once it is confined. Its variables are set there and not before:
+  /// LD_PRELOAD or PATH would run the client's code outside. In the words, which are all quoted, no
+  /// `${` is left for the CLI to replace by a variable of its own.
+  static std::string confined_line(const json& config) {
+    std::string line = "unset CLAUDE_OPENAI_CONFINED\n";
+    if (config.contains("env")) {
+      for (const auto& [name, value] : config["env"].items()) {
+        line += "export " + name + "=" + shell_word(value.get<std::string>()) + "\n";
+      }
+    }
+    line += "exec " + command_line(config);
+    for (auto at = line.find("${"); at != std::string::npos; at = line.find("${", at)) {
+      line.replace(at, 2, "$''{");
+    }
+    return line;
+  }
+
+  /// Tries a server as agents start it.
+  command probe_command(const std::string& client, const mcp_server& server) {
+    if (server.operators || confinement_here() != confinement::commands) {
+      return server_command(server.config);
+    }
+    agent_request agent;
+    assign_places(agent, client);
+    auto made = server_command(json::object());
+    made.arguments = {confining_script_path(settings_)};
+    made.working_directory = agent.directory;
+    confine_commands(settings_, agent, made);
+    made.environment["CLAUDE_OPENAI_CONFINED"] = confined_line(server.config);
+    return made;
+  }
+
   static std::string command_line(const json& config) {
     auto line = shell_word(string_of(config, "command"));
     for (const auto& argument : member_of(config, "args")) {
@@ -9504,31 +9545,12 @@ class agent_registry {
     return line;
   }
 
-  /// A server as `claude` is told it. An operator's is not confined: what it does is the operator's
-  /// business. The variables of a client's are set only where it is confined already, since some
-  /// (LD_PRELOAD) would change what confines it.
-  static json launch_config(const mcp_server& server, confinement confined) {
-    auto config = server.config;
-    if (confined != confinement::commands || string_of(config, "command").empty()) return config;
-    auto& variables = config["env"];
-    if (server.operators) {
-      variables["CLAUDE_OPENAI_SERVER"] = command_line(server.config);
-      return config;
-    }
-    variables = json::object();
-    const auto& given = member_of(server.config, "env");
-    if (!given.is_object()) return config;
-    for (const auto& [name, value] : given.items()) {
-      variables[std::string(confined_variable) + name] = value;
-    }
-    return config;
-  }
-
-  /// The command of a server that is tried, confined as an agent's `claude` would start it.
-  command server_command(const std::string& client, const mcp_server& server) {
-    const auto confined = confinement_here();
-    const auto config = launch_config(server, confined);
+  command server_command(const json& config) const {
     command what;
+    what.arguments.push_back(string_of(config, "command"));
+    for (const auto& argument : member_of(config, "args")) {
+      if (argument.is_string()) what.arguments.push_back(argument.get<std::string>());
+    }
     for (const auto& [name, value] : settings_.environment) {
       const auto lists = [&, key = std::string_view(name)](std::string_view pattern) {
         return is_listed(key, pattern);
@@ -9537,20 +9559,13 @@ class agent_registry {
         what.environment.emplace(name, value);
       }
     }
-    agent_request agent;
-    assign_places(agent, client);
-    what.working_directory = agent.directory;
-    if (confined == confinement::commands && !server.operators) {
-      confine_commands(settings_, agent, what);
-      what.arguments = {confining_script_path(settings_), command_line(config)};
-    } else {
-      what.arguments = {"/bin/sh", "-c", "exec " + command_line(config)};
-    }
     const auto& variables = member_of(config, "env");
-    if (!variables.is_object()) return what;
-    for (const auto& [name, value] : variables.items()) {
-      if (value.is_string()) what.environment[name] = value.get<std::string>();
+    if (variables.is_object()) {
+      for (const auto& [name, value] : variables.items()) {
+        if (value.is_string()) what.environment[name] = value.get<std::string>();
+      }
     }
+    what.working_directory = settings_.working_directory;
     return what;
   }
 
@@ -14017,7 +14032,10 @@ class http_service : public httplib::Server {
   /// compared, so that guessing takes long; on every route, since each would tell a right key.
   void admit(exchange& now, const credentials& shown, bool needs_key) {
     const auto& address = now.record->address;
-    const bool may_guess = !presented_key(shown).empty() && !now.settings->api_keys.empty();
+    // The key of a page that is turned away by its origin is not compared.
+    const bool compared = shown.origin.empty() || is_welcome_origin(shown, *now.settings);
+    const bool may_guess =
+        compared && !presented_key(shown).empty() && !now.settings->api_keys.empty();
     const auto wait = may_guess ? services_.limits.try_key(address) : std::nullopt;
     if (wait) {
       services_.figures.reject("key");

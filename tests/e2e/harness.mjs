@@ -419,7 +419,7 @@ export class Conversation {
 
 /**
  * A list of tests and the function that adds one. Options: `deadline` in ms, `usual` if it has none; `alone`: measures time, so nothing else may run;
- * `slow`: begins early, since it waits more than it works.
+ * `slow`: begins early, since it waits more than it works; `skip`: why it cannot run here.
  */
 export function suite(usual = 30_000) {
   const tests = [];

@@ -22,6 +22,9 @@ const { chromium, problem } = await import('playwright-core').catch((error) => (
 if (!executablePath) page.skip = 'there is no Chromium; install the package `chromium`, or name one by $CHROMIUM';
 else if (problem) page.skip = `playwright-core cannot be loaded: ${problem}`;
 
+/** For tests of other suites that need a browser. */
+export const browser = { chromium, executablePath, skip: page.skip };
+
 const axeSource = () => readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 const REFUSED = /Failed to load resource: the server responded with a status of (4\d\d|503)/; // the browser's word for any such answer
 

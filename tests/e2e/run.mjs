@@ -7,6 +7,7 @@
 
 import { CLI_VERSIONS, claudePath } from './claude_cli.mjs';
 import * as agent from './agents.test.mjs';
+import { authority } from './authority.test.mjs';
 import { chat, furnishHome } from './chat.test.mjs';
 import { clients } from './clients.test.mjs';
 import { codingAgents } from './coding_agents.test.mjs';
@@ -50,12 +51,10 @@ function count(failure, name) {
 
 /** Runs the tests beside one proxy, which `prepare` gives what they need; or tells why they are skipped. */
 async function runSuite({ version, tests, prepare = furnishHome, program, options, skip }, label) {
-  const wanted = tests.filter(({ name }) => only.test(name));
-  if (skip) {
-    wanted.forEach(({ name }) => console.log(`SKIP ${label}${name} (${skip})`));
-    counts.skipped += wanted.length;
-    return;
-  }
+  const named = tests.filter(({ name }) => only.test(name));
+  const wanted = named.filter((one) => !skip && !one.skip);
+  for (const one of named.filter((each) => skip || each.skip)) console.log(`SKIP ${label}${one.name} (${skip ?? one.skip})`);
+  counts.skipped += named.length - wanted.length;
   if (!wanted.length) return;
   const api = await startMessagesApi();
   const cli = options ? undefined : (program ?? claudePath(version));
@@ -131,6 +130,7 @@ const suites = [
   // What no CLI has a part in: the stand-in is fast. Tests that need a real one take it.
   { name: 'hostile', version: newest, program: STAND_IN, tests: hostile.tests },
   { name: 'faults', version: newest, program: STAND_IN, tests: faults.tests },
+  { name: 'authority', version: newest, tests: authority.tests },
   { name: 'security', version: newest, program: STAND_IN, tests: security.tests },
   { name: 'conversations', version: newest, tests: conversations.tests },
   { name: 'features', version: newest, tests: asked.once.tests },

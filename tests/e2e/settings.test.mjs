@@ -30,6 +30,7 @@ async function printed(t, { args = [], env = {}, files = {} } = {}) {
   assert.equal(result.exit?.code, 0, result.output);
   const found = {};
   for (const line of result.output.trim().split('\n')) {
+    if (/^# (settings from|NOT taken from) /.test(line)) continue; // what was taken of .env
     const parts = /^(?:# )?([a-z-]+) = "(.*)" {2}# (.+)$/.exec(line); // "# " before what would not be read again
     assert.ok(parts, `a setting: ${line}`);
     found[parts[1]] = parts.slice(2);
@@ -40,6 +41,9 @@ async function printed(t, { args = [], env = {}, files = {} } = {}) {
 function writeFiles(proxy, files) {
   for (const [name, text] of Object.entries(files)) writeFileSync(path.join(proxy.scratch, name), text);
 }
+
+/** A `.env` counts whole where it is named; in a folder that is not the program's it chooses neither keys nor programs. */
+const ENV_FILE = ['--env-file', '.env'];
 
 /** Ends when it should not have started. */
 async function refusal(t, { files = {}, ...options }) {
@@ -94,10 +98,11 @@ test('the same order holds for the client key', async (t) => {
   const env = { API_KEY: 'of-environment' };
   assert.deepEqual(await opens({ args: [...config, '--api-key', 'of-flag'], env, files }), ['of-flag']);
   assert.deepEqual(await opens({ args: config, files: { 'proxy.toml': files['proxy.toml'] } }), ['of-file']);
-  assert.deepEqual(await opens({ files }), ['of-env-file']);
-  assert.deepEqual(await opens({ env, files }), ['of-environment']);
-  assert.deepEqual(await opens({ args: config, files }), ['of-env-file'], '.env over the file');
-  assert.deepEqual(await opens({ args: config, env, files }), ['of-environment'], 'the environment over the file');
+  assert.deepEqual(await opens({ args: ENV_FILE, files }), ['of-env-file']);
+  assert.deepEqual(await opens({ args: ENV_FILE, env, files }), ['of-environment']);
+  const both = [...ENV_FILE, ...config];
+  assert.deepEqual(await opens({ args: both, files }), ['of-env-file'], '.env over the file');
+  assert.deepEqual(await opens({ args: both, env, files }), ['of-environment'], 'the environment over the file');
 });
 
 test('.env is read as shells do, another one on demand, and neither overrides the environment', async (t) => {
@@ -130,6 +135,7 @@ test("claude gets the account's variables from .env, as from the environment", a
   const cli = standIn(t);
   const proxy = await startOwn(t, {
     cli,
+    args: ENV_FILE,
     env: { ANTHROPIC_API_KEY: undefined },
     prepare: (one) => writeFiles(one, { '.env': 'ANTHROPIC_API_KEY=sk-ant-of-the-file\nAPI_KEY=client-key\n' }),
   });
@@ -186,7 +192,7 @@ test('--print-config knows every flag, tells no secret, and starts nothing', asy
   const flags = [...help.output.matchAll(/^ {2}(?:-h,)?--([a-z-]+)/gm)].map(([, name]) => name);
   assert.ok(flags.length > 30, `${flags}`);
   const files = { '.env': 'API_KEYS=secret-of-env,secret-two\n' };
-  const found = await printed(t, { env: { ANTHROPIC_API_KEY: 'sk-ant-very-secret' }, files });
+  const found = await printed(t, { args: ENV_FILE, env: { ANTHROPIC_API_KEY: 'sk-ant-very-secret' }, files });
   for (const flag of flags.filter((name) => !['help', 'version', 'config', 'print-config'].includes(name)))
     assert.ok(found[flag], `${flag} is told`);
   assert.equal(found['api-key'][0], '***');
@@ -257,6 +263,7 @@ test('a relative path of claude, and relative folders, are those of the working 
 test('SIGHUP: keys, limits, model and log level change; a stream goes on, an idle process is reused', async (t) => {
   const write = (proxy, text) => writeFiles(proxy, { '.env': text });
   const proxy = await startLight(t, {
+    args: ENV_FILE,
     env: { DEFAULT_MODEL: undefined, CLAUDE_MAX_PROCESSES: '4' },
     prepare: (one) => write(one, 'API_KEY=old-key\nDEFAULT_MODEL=sonnet\n'),
   });
@@ -300,7 +307,7 @@ test('SIGHUP: keys, limits, model and log level change; a stream goes on, an idl
 
 test('SIGHUP with a broken file changes nothing, says why, and later goes well', async (t) => {
   const proxy = await startOwn(t, {
-    args: ['--config', 'proxy.toml'],
+    args: [...ENV_FILE, '--config', 'proxy.toml'],
     prepare: (one) => writeFiles(one, { '.env': 'API_KEY=old-key\n', 'proxy.toml': 'rate-limit-chat = 5\n' }),
   });
   const broken = [
@@ -325,7 +332,7 @@ test('SIGHUP with a broken file changes nothing, says why, and later goes well',
 
 test('SIGHUP never opens a proxy that others can reach, and keeps a key that was made', async (t) => {
   const proxy = await startOwn(t, {
-    args: ['--host', '0.0.0.0'],
+    args: [...ENV_FILE, '--host', '0.0.0.0'],
     prepare: (one) => writeFiles(one, { '.env': 'API_KEY=the-key-of-the-start\n' }),
   });
   writeFiles(proxy, { '.env': '# no key any more\n' });
@@ -345,7 +352,7 @@ test('SIGHUP never opens a proxy that others can reach, and keeps a key that was
 
 test('a storm of SIGHUPs among requests loses none', async (t) => {
   const proxy = await startLight(t, {
-    args: ['--max-processes', '3'],
+    args: [...ENV_FILE, '--max-processes', '3'],
     prepare: (one) => writeFiles(one, { '.env': 'API_KEY=the-key\n' }),
   });
   const stream = t.send({
