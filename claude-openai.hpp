@@ -5532,24 +5532,29 @@ inline std::vector<std::string> bubblewrap_words(bool network) {
 /// Confines what an agent runs: its commands see and change its directories alone, and have none of
 /// the variables that a login is in.
 inline void confine_commands(const options& settings, const agent_request& agent, command& made) {
-  auto words = bubblewrap_words(settings.sandbox_network);
   auto& variables = made.environment;
+  auto secret = variables_of(resolve_auth(settings));
+  secret.insert(secret.end(), {"ANTHROPIC_CUSTOM_HEADERS", "CLAUDE_CODE_*"});
+  // bwrap itself has none of them, for it is a process that its commands see. Of a repository that
+  // an agent has made, its configuration is a command of the agent's, too.
+  std::vector<std::string> words{"env"};
+  for (const char* ours : {"CLAUDE_OPENAI_CONFINE", "CLAUDE_CODE_SHELL_PREFIX", "GIT_DIR"}) {
+    words.insert(words.end(), {"-u", ours});
+  }
+  for (const auto& [name, value] : variables) {
+    const auto lists = [&, key = std::string_view(name)](auto one) { return is_listed(key, one); };
+    if (std::none_of(secret.begin(), secret.end(), lists)) continue;
+    words.insert(words.end(), {"-u", name});
+  }
+  const auto sandbox = bubblewrap_words(settings.sandbox_network);
+  words.insert(words.end(), sandbox.begin(), sandbox.end());
   const auto home = agent.private_directory + "/tmp";
   auto directories = directories_of(settings, agent);
   directories.push_back(home);
   for (const auto& directory : directories) {
     words.insert(words.end(), {"--bind", directory, directory});
   }
-  auto secret = variables_of(resolve_auth(settings));
-  secret.insert(secret.end(), {"ANTHROPIC_CUSTOM_HEADERS", "CLAUDE_CODE_*", "CLAUDE_OPENAI_*"});
-  for (const auto& [name, value] : variables) {
-    const auto lists = [&, key = std::string_view(name)](auto one) { return is_listed(key, one); };
-    if (std::none_of(secret.begin(), secret.end(), lists)) continue;
-    words.insert(words.end(), {"--unsetenv", name});
-  }
-  // Of a repository that an agent has made, its configuration is a command of the agent's, too.
-  words.insert(words.end(), {"--unsetenv", "GIT_DIR", "--setenv", "HOME", home, "--chdir",
-                             agent.directory, "bash", "-c"});
+  words.insert(words.end(), {"--setenv", "HOME", home, "--chdir", agent.directory, "bash", "-c"});
   std::string line;
   for (const auto& word : words) line += shell_word(word) + " ";
   variables["GIT_DIR"] = "/dev/null";
