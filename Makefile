@@ -48,6 +48,7 @@ cli        := $(cli_folder)/node_modules/@anthropic-ai/claude-code/bin/claude.ex
 own_cli := $(CLAUDE_CLI_PATH)$(filter --claude-path% --demo,$(ARGS))$(shell command -v claude 2>/dev/null)
 
 run: build/claude-openai $(if $(own_cli),,$(cli_folder)/installed) ## build and start, flags in ARGS="--port 9000"
+	@.ci/deps sandbox
 	@exec env $(if $(own_cli),,CLAUDE_CLI_PATH=$(abspath $(cli))) build/claude-openai $(ARGS)
 
 doctor: build/claude-openai $(if $(own_cli),,$(cli_folder)/installed) ## is everything there that answers need?
@@ -121,7 +122,7 @@ endif
 # ---- testing -------------------------------------------------------------------------------------
 
 test: ## build and run every test; the last line counts them
-	@.ci/deps build test node browser
+	@.ci/deps build test node browser sandbox
 	@$(MAKE) --no-print-directory -j$(JOBS) programs e2e-modules
 	@tests/run unit golden protocol build e2e
 
@@ -131,7 +132,7 @@ unit protocol golden: ## build and run one suite
 	@tests/run $@
 
 e2e: build/claude-openai stand-in e2e-modules ## run the real server, the real CLI and real clients
-	@.ci/deps browser
+	@.ci/deps browser sandbox
 	@tests/run e2e
 
 e2e-clients: build/claude-openai stand-in e2e-modules ## run Codex, opencode and Claude Code against the real server

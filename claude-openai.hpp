@@ -4392,6 +4392,7 @@ class turn_decoder {
   }
 
   void decode(const json& line, events& out) {
+    if (was_cut()) add_unasked(line);
     if (finished_ || !member_of(line, "parent_tool_use_id").is_null()) return;
     const auto type = string_of(line, "type");
     if (type == "stream_event") decode_stream_event(member_of(line, "event"), out);
@@ -4429,7 +4430,10 @@ class turn_decoder {
   void decode_stream_event(const json& said, events& out) {
     const auto type = string_of(said, "type");
     if (type == "message_start") {
-      if (accepted_) return finish_cut(out, said);
+      if (accepted_) {
+        finish_cut(out);
+        return add_unasked(json::object({{"event", said}}));
+      }
       begin_message(member_of(said, "message"), true, out);
     }
     const bool starts = type == "content_block_start";
@@ -4593,12 +4597,18 @@ class turn_decoder {
     finish(out);
   }
 
-  /// A structured answer was accepted, and the CLI goes on all the same: `next` is what it began.
-  void finish_cut(events& out, const json& next = {}) {
-    cut_ = true;
+  /// The CLI has called the API again although the turn was cut: nobody asked for it, and it costs.
+  void add_unasked(const json& line) {
+    const auto& next = member_of(line, "event");
+    if (string_of(next, "type") != "message_start") return;
     token_usage begun;
     read_usage(member_of(member_of(next, "message"), "usage"), begun);
     broken_ += estimate_cost(model_, begun);
+  }
+
+  /// A structured answer was accepted, and the CLI goes on all the same.
+  void finish_cut(events& out) {
+    cut_ = true;
     const auto answer = try_parse_json(structured_text());
     end_structured(answer.is_discarded() ? json() : answer, out);
   }
@@ -5475,11 +5485,13 @@ inline std::string shell_word(std::string_view word) {
 /// The program that the CLI starts commands and MCP servers through (its CLAUDE_CODE_SHELL_PREFIX,
 /// which must be one file; it is given the command as one argument). The words come by variables,
 /// which nothing that an agent runs can change.
-constexpr std::string_view confining_script = R"(#!/bin/sh
+constexpr std::string_view confining_script = R"sh(#!/bin/sh
 if [ -n "$CLAUDE_OPENAI_SERVER" ]; then eval "exec $CLAUDE_OPENAI_SERVER"; fi
 if [ -n "$CLAUDE_OPENAI_CONFINED" ]; then set -- 'eval "$CLAUDE_OPENAI_CONFINED"'; fi
+# A link in its place would lead out of it.
+[ "$(cd "$CLAUDE_OPENAI_DIRECTORY" && pwd -P)" = "$CLAUDE_OPENAI_DIRECTORY" ] || exit 126
 eval "exec $CLAUDE_OPENAI_CONFINE" '"$1"'
-)";
+)sh";
 
 /// Where that file is.
 inline std::string confining_script_path(const options& settings) {
@@ -5533,31 +5545,34 @@ inline std::vector<std::string> bubblewrap_words(bool network) {
 /// the variables that a login is in.
 inline void confine_commands(const options& settings, const agent_request& agent, command& made) {
   auto& variables = made.environment;
-  auto secret = variables_of(resolve_auth(settings));
-  secret.insert(secret.end(), {"ANTHROPIC_CUSTOM_HEADERS", "CLAUDE_CODE_*"});
-  // bwrap itself has none of them, for it is a process that its commands see. Of a repository that
-  // an agent has made, its configuration is a command of the agent's, too.
-  std::vector<std::string> words{"env"};
-  for (const char* ours : {"CLAUDE_OPENAI_CONFINE", "CLAUDE_CODE_SHELL_PREFIX", "GIT_DIR"}) {
-    words.insert(words.end(), {"-u", ours});
-  }
+  std::vector<std::string> secret{"CLAUDE_CODE_MESSAGING_SOCKET", "CLAUDE_CODE_MESSAGING_TOKEN",
+                                  "CLAUDE_CODE_SHELL_PREFIX",     "CLAUDE_OPENAI_CONFINE",
+                                  "CLAUDE_OPENAI_DIRECTORY",      "GIT_DIR"};
+  auto patterns = variables_of(resolve_auth(settings));
+  patterns.insert(patterns.end(), {"ANTHROPIC_CUSTOM_HEADERS", "CLAUDE_CODE_*"});
   for (const auto& [name, value] : variables) {
     const auto lists = [&, key = std::string_view(name)](auto one) { return is_listed(key, one); };
-    if (std::none_of(secret.begin(), secret.end(), lists)) continue;
-    words.insert(words.end(), {"-u", name});
+    if (std::any_of(patterns.begin(), patterns.end(), lists)) secret.push_back(name);
   }
-  const auto sandbox = bubblewrap_words(settings.sandbox_network);
-  words.insert(words.end(), sandbox.begin(), sandbox.end());
+  // Before bubblewrap begins, since its own variables can be read by what it runs.
+  std::vector<std::string> words{"env"};
+  for (const auto& name : secret) words.insert(words.end(), {"-u", name});
+  for (auto& word : bubblewrap_words(settings.sandbox_network)) words.push_back(std::move(word));
   const auto home = agent.private_directory + "/tmp";
   auto directories = directories_of(settings, agent);
   directories.push_back(home);
   for (const auto& directory : directories) {
     words.insert(words.end(), {"--bind", directory, directory});
   }
-  words.insert(words.end(), {"--setenv", "HOME", home, "--chdir", agent.directory, "bash", "-c"});
+  // By this socket 2.1.330 takes messages from whoever knows the token in its children's variables.
+  words.insert(words.end(), {"--tmpfs", home + "/cc-socks", "--setenv", "HOME", home, "--chdir",
+                             agent.directory, "bash", "-c"});
   std::string line;
   for (const auto& word : words) line += shell_word(word) + " ";
+  // `claude` itself asks git where it starts, and a repository that an agent has made can name
+  // commands in its configuration: only what is confined sees it as one.
   variables["GIT_DIR"] = "/dev/null";
+  variables["CLAUDE_OPENAI_DIRECTORY"] = agent.directory;
   variables["CLAUDE_OPENAI_CONFINE"] = line;
   variables["CLAUDE_CODE_SHELL_PREFIX"] = confining_script_path(settings);
 }
@@ -5571,8 +5586,9 @@ inline void add_agent_arguments(const options& settings, const agent_request& ag
     arguments.emplace_back(flag);
     arguments.insert(arguments.end(), values.begin(), values.end());
   };
-  // Each rule is an argument of its own, so that none can end another; see `is_rule`.
-  add("--allowedTools", allowed_rules(settings, agent));
+  // Each rule is an argument of its own, so that none can end another; see `is_rule`. The flag is
+  // there already.
+  for (auto& rule : allowed_rules(settings, agent)) arguments.push_back(std::move(rule));
   add("--disallowedTools", denied_rules(settings, agent));
   if (agent.max_turns > 0) add("--max-turns", {std::to_string(agent.max_turns)});
   if (settings.max_budget_usd > 0) {
@@ -5652,6 +5668,7 @@ inline command make_command(const options& settings, const launch_profile& profi
     if (agent->confined == confinement::commands) confine_commands(settings, *agent, made);
   } else {
     made.environment["CLAUDE_AGENT_SDK_MCP_NO_PREFIX"] = "1";
+    made.environment["GIT_DIR"] = "/dev/null";  // as for agents that are confined, see there
   }
   return made;
 }
@@ -6257,6 +6274,9 @@ class worker {
 
   /// What this turn has used so far.
   token_usage usage() const { return decoder_.usage(); }
+
+  /// See `turn_decoder`.
+  bool was_cut() const { return decoder_.was_cut(); }
 
   /// How often the CLI has asked the API again in this turn.
   int retries() const { return retries_; }
@@ -8539,6 +8559,7 @@ class turn {
       session_->commit(given_system_, std::move(request_.messages));
     }
     if (lease_->worker().can_go_on()) lease_->keep(std::move(trace_.words));
+    if (lease_->worker().was_cut()) pump();  // what it has begun by itself is charged, too
     usage_ = lease_->worker().usage();
     lease_.reset();
     session_.reset();
@@ -9033,6 +9054,19 @@ inline std::string try_sandbox(const options& settings, const child_guard& guard
   return std::string(text::trim(text::repair_utf8(tried.errors)));
 }
 
+/// In a line for the operator; `problem` is `try_sandbox`'s.
+inline std::string describe_confinement(const options& settings, const std::string& problem) {
+  if (!settings.builtin_tools) return "none are lent (--no-builtin-tools)";
+  if (settings.sandbox == sandbox_use::off) return "agents are not confined (--sandbox off)";
+  if (problem.empty()) {
+    return std::string("agents see and change their directories alone, ") +
+           (settings.sandbox_network ? "with network" : "without network");
+  }
+  return settings.sandbox == sandbox_use::on
+             ? "refused, since --sandbox is on and cannot be: " + problem
+             : "files are confined, commands are NOT: " + problem;
+}
+
 /// Knows what agents may do: the operator's limits, and within them what each client has set. A
 /// client's settings are its own.
 class agent_registry {
@@ -9093,11 +9127,17 @@ class agent_registry {
   /// should be and cannot.
   confinement confinement_here() {
     if (settings_.sandbox == sandbox_use::off) return confinement::none;
-    std::call_once(sandbox_tried_, [this] { sandbox_problem_ = try_sandbox(settings_, guard_); });
-    if (sandbox_problem_.empty()) return confinement::commands;
+    const auto& problem = sandbox_problem();
+    if (problem.empty()) return confinement::commands;
     if (settings_.sandbox == sandbox_use::automatic) return confinement::files;
     throw api_error(error_kind::unavailable,
-                    "agents are to be confined (--sandbox on), and cannot: " + sandbox_problem_);
+                    "agents are to be confined (--sandbox on), and cannot be: " + problem);
+  }
+
+  /// See `try_sandbox`, which is called once.
+  const std::string& sandbox_problem() {
+    std::call_once(sandbox_tried_, [this] { sandbox_problem_ = try_sandbox(settings_, guard_); });
+    return sandbox_problem_;
   }
 
   /// Forgets all that these clients have set.
@@ -9309,7 +9349,8 @@ class agent_registry {
 
   /// Each client's agents have a directory of their own; they work in it unless the operator or the
   /// client names another.
-  void make_directories(const std::string& client, agent_request& agent) const {
+  void assign_places(agent_request& agent, const std::string& client) const {
+    guard_.prepare();
     const auto agents = scratch_ + "/agents";
     agent.private_directory = agents + "/" + (client.empty() ? "keyless" : client);
     agent.directory = agent.private_directory + "/work";
@@ -9322,11 +9363,14 @@ class agent_registry {
     if (script) write_all(script.get(), confining_script);
     const auto& usual = settings_.working_directory;
     if (!usual.empty() && usual != scratch_) agent.directory = usual;
+    std::error_code failed;
+    const auto real = std::filesystem::canonical(agent.directory, failed);
+    if (!failed) agent.directory = real.string();
   }
 
   void settle_directory(turn_request& request, const agent_headers& asked) const {
     auto& agent = *request.agent;
-    make_directories(request.client, agent);
+    assign_places(agent, request.client);
     if (!asked.directory) return;
     namespace files = std::filesystem;
     std::error_code failed;
@@ -9446,7 +9490,9 @@ class agent_registry {
     if (server.operators) {
       config["env"]["CLAUDE_OPENAI_SERVER"] = command_line(server.config);
     } else {
-      config["env"] = json::object({{"CLAUDE_OPENAI_CONFINED", confined_line(server.config)}});
+      config = json::object(
+          {{"command", "confined"},
+           {"env", json::object({{"CLAUDE_OPENAI_CONFINED", confined_line(server.config)}})}});
     }
   }
 
@@ -9473,7 +9519,7 @@ class agent_registry {
       return server_command(server.config);
     }
     agent_request agent;
-    make_directories(client, agent);
+    assign_places(agent, client);
     auto made = server_command(json::object());
     made.arguments = {confining_script_path(settings_)};
     made.working_directory = agent.directory;
@@ -10286,6 +10332,7 @@ struct visitor {
   std::string key;            ///< the valid one that was presented; empty without
   std::string label;          ///< for the log: `key-2` is the second key's holder
   std::string tools_refusal;  ///< why it may not use tools and MCP servers; empty: it may
+  bool is_stranger = false;   ///< has not proven that it may chat: on open routes alone
 };
 
 /// `example.org:8000` and `[::1]:8000` without the port and brackets, in lower case. What is no
@@ -10435,12 +10482,13 @@ inline visitor check_access(const credentials& shown, const options& settings, b
     return {std::string(key), "key-" + std::to_string(number), std::move(no_tools)};
   }
   const bool open = settings.api_keys.empty();
-  if (needs_key && open && shown.peer == peer_user::other) {
+  const bool foreign = open && shown.peer == peer_user::other;
+  if (needs_key && foreign) {
     throw api_error(error_kind::authentication,
                     "without a client key this proxy serves the programs of its own user alone, "
                     "and yours run as another one; start it with --api-key and send that key");
   }
-  if (!needs_key || open) return {{}, {}, std::move(no_tools)};
+  if (!needs_key || open) return {{}, {}, std::move(no_tools), foreign || !open};
   throw api_error(error_kind::authentication,
                   key.empty() ? "Missing API key: send 'Authorization: Bearer KEY' or 'x-api-key'"
                               : "Invalid API key");
@@ -12597,7 +12645,7 @@ const methods = {
 async function showHealth() {
   const health = await ask('/health').catch(() => undefined);
   const [kind, text] = !health ? ['bad', 'The server does not answer']
-    : health.status === 'healthy' ? ['good', 'Connected'] : ['warn', health.problem];
+    : health.status === 'healthy' ? ['good', 'Connected'] : ['warn', health.problem ?? health.code];
   const place = byId('connection');
   place.className = `state ${kind}`;
   if (place.textContent !== text) place.textContent = text; // it is a live region
@@ -13143,12 +13191,9 @@ async function showLive() {
   byId('live-note').textContent = problem ?? 'What the server does now, every two seconds.';
   byId('chart').hidden = problem !== undefined;
   if (problem) {
-    const { processes, queued } = health;
-    showTiles([
-      ['Busy', processes.busy, `of at most ${processes.maximum}`],
-      ['Queue', queued, 'requests wait'],
-    ]);
-    showProcesses(processes, processes.maximum);
+    const { status, processes } = health;  // the figures only for who has the key
+    showTiles([['Status', status, health.code ?? '']]);
+    if (processes) showProcesses(processes, processes.maximum);
   }
   await showSessions();
 }
@@ -13714,7 +13759,8 @@ struct exchange {
   std::string path = {};                    ///< without `/v1` and a last slash
   std::shared_ptr<request_record> record = std::make_shared<request_record>();
   std::optional<body_budget::share> body_share = {};  ///< held while the body is worked on
-  std::string tools_refusal = {};                     ///< see `visitor`
+  std::string tools_refusal = {};                     ///< see `visitor`, as the next
+  bool is_stranger = false;
 
   const std::string& id() const { return record->id; }
   const std::string& client_id() const { return record->client_id; }
@@ -13991,6 +14037,7 @@ class http_service : public httplib::Server {
       if (may_guess && !who.key.empty()) services_.limits.note_right_key(address);
       now.record->client = std::move(who.label);
       now.tools_refusal = std::move(who.tools_refusal);
+      now.is_stranger = who.is_stranger;
     } catch (const api_error& refused) {
       services_.figures.reject(refused.kind == error_kind::authentication ? "key" : "origin");
       if (refused.kind == error_kind::authentication && !presented_key(shown).empty()) {
@@ -14693,10 +14740,8 @@ class http_service : public httplib::Server {
   }
 
   void answer_health(exchange& now) {
-    const bool stranger = now.client_id().empty() && (!now.settings->api_keys.empty() ||
-                                                      now.client.user() == peer_user::other);
-    answer_json(now, render_health(services_.processes.counts(), services_.status.get(), !stranger,
-                                   now.settings->demo));
+    answer_json(now, render_health(services_.processes.counts(), services_.status.get(),
+                                   !now.is_stranger, now.settings->demo));
   }
 
   void answer_metrics(exchange& now) {
@@ -14856,6 +14901,9 @@ class server {
 
   /// As they were at the start.
   const options& settings() const { return settings_; }
+
+  /// What Claude Code's tools can reach here, in a line. The first call may take some 20 ms.
+  std::string confinement() { return describe_confinement(settings_, agents_.sandbox_problem()); }
   cli_facts facts() const { return status_.get(); }
 
   /// Called in a thread of `run` when `claude` was looked at, and when its problem has changed.
@@ -15223,12 +15271,19 @@ inline std::vector<finding> review_tools(const options& settings) {
       allowed.empty() || std::any_of(allowed.begin(), allowed.end(),
                                      [](const auto& rule) { return tool_of_rule(rule) == "Bash"; });
   const bool bypass = settings.permission_mode == "bypassPermissions";
+  const bool has_bubblewrap = !find_program("bwrap", settings.environment).empty();
   return {
       {"Claude Code's tools", !lent || !commands,
        !lent      ? "lent to nobody (--no-builtin-tools)"
        : commands ? "lent, with commands: a client key is this user's account"
                   : "lent: " + text::join(allowed, ", "),
        "--no-builtin-tools for clients that only chat, or --allowed-tools Read,Glob,Grep"},
+      {"confinement", !lent || (settings.sandbox != sandbox_use::off && has_bubblewrap),
+       !lent                                  ? "not needed"
+       : settings.sandbox == sandbox_use::off ? "none: tools reach all that this user can"
+       : has_bubblewrap                       ? "tools reach their directories alone"
+                        : "of files alone: commands reach all that this user can",
+       "install bubblewrap, and leave --sandbox off out"},
       {"tools without a key", !lent || !settings.allow_keyless_tools,
        settings.allow_keyless_tools ? "to every user of this machine"
                                     : "only to this user's programs",
@@ -15268,6 +15323,7 @@ class doctor {
     check_transport();
     check_temporary_directory();
     check_session_directory();
+    check_sandbox();
     if (!check_cli()) return false;
     check_login();
     if (check_spare()) check_answer();
@@ -15289,6 +15345,13 @@ class doctor {
       tell({"settings", false, failure.what(), "see --print-config, and TMPDIR"});
       return false;
     }
+  }
+
+  void check_sandbox() {
+    const auto problem = try_sandbox(settings_, *guard_);
+    const bool needed = settings_.builtin_tools && settings_.sandbox == sandbox_use::on;
+    tell({"tools", !needed || problem.empty(), describe_confinement(settings_, problem),
+          "install bubblewrap, or choose --sandbox auto"});
   }
 
   void check_session_directory() {

@@ -773,7 +773,8 @@ void print_start(const proxy::server& server, const std::string& key_path) {
   print_example(server, key_path);
 }
 
-void print_inspection(const proxy::server& server, const proxy::cli_facts& facts) {
+void print_inspection(proxy::server& server, const proxy::cli_facts& facts, bool at_start) {
+  if (at_start) std::cout << "  Claude Code tools  " << server.confinement() << "\n";
   const auto missing = proxy::missing_credentials(server.settings());
   if (!facts.version.empty()) std::cout << "  claude version     " << facts.version << "\n";
   if (facts.problem.empty() && missing.empty()) {
@@ -817,7 +818,7 @@ int serve(const proxy::options& settings, arguments& called) {
   bool inspected = false;
   server.on_inspected = [&](const proxy::cli_facts& facts) {
     const bool at_start = !std::exchange(inspected, true);
-    print_inspection(server, facts);
+    print_inspection(server, facts, at_start);
     if (!facts.too_old || !at_start) return;
     refused = true;
     server.stop();

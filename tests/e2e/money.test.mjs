@@ -189,6 +189,8 @@ async function play(t, proxy, ways, turns, random) {
   await Promise.all(Array.from({ length: 6 }, talk));
 }
 
+const UNASKED = 555; // tokens of input, by which such a call is known
+
 /** What has been charged and what the API counted, when nothing runs any more. */
 async function sums(t, proxy) {
   const idle = async () => {
@@ -199,31 +201,35 @@ async function sums(t, proxy) {
   const calls = t.api.requests.filter(({ path }) => path === '/v1/messages');
   const over = () => calls.every(({ done, clientLeft, leftAt }) => done || clientLeft || leftAt !== undefined);
   await eventually('the API is left', over, 30_000);
-  const counted = calls.reduce((sum, { usage }) => sum + (usage ? priceOf(usage) : 0), 0);
-  return { calls: calls.length, counted, charged: figures('cost_usd_total') };
+  const used = calls.filter(({ usage }) => usage);
+  const sum = (some) => some.reduce((all, { usage }) => all + priceOf(usage), 0);
+  // After `max_tokens` the CLI calls the API again, and is killed for it. Whether the API had begun to answer is a race.
+  const unasked = sum(used.filter(({ scenario, clientLeft }) => scenario.input === UNASKED && clientLeft));
+  return { calls: calls.length, least: sum(used) - unasked, counted: sum(used), charged: figures('cost_usd_total') };
 }
 
 test('the sum of what is charged is what the API counted, never less and at most a tenth more', { deadline: 900_000, alone: true }, async (t) => {
-  const turns = process.env.SOAK ? 1000 : 120;
+  const turns = process.env.SOAK ? 1000 : 100;
   const seed = Number(process.env.SOAK_SEED ?? Math.floor(Math.random() * 2 ** 31));
   console.log(`     (seed ${seed})`);
   const random = randomOf(seed);
   const env = { CLAUDE_CODE_MAX_RETRIES: '1' };
   const proxy = await t.start({ cli: claudePath(CLI_VERSIONS.at(-1)), args: ['--max-processes', '12', '--spares', '3'], env });
   await proxy.inspected();
-  t.api.script('plain input=500 output=20'); // what the CLI asks by itself
+  t.api.script(`plain input=${UNASKED} output=20`);
   t.defer(async () => t.api.script('plain'));
-  const before = (await sums(t, proxy)).counted;
+  assert.equal((await sums(t, proxy)).counted, 0, 'the start asks the model nothing');
   await play(t, proxy, TOLD, Math.round(turns * 0.75), random);
   const told = await sums(t, proxy);
-  const share = ({ counted, charged }) => charged / (counted - before);
-  console.log(`     (${told.calls} calls, ${told.charged.toFixed(4)} USD are charged for ${(told.counted - before).toFixed(4)})`);
-  assert.ok(share(told) > 0.9999 && share(told) < 1.01, `what the API told is charged as it is: ${JSON.stringify(told)}`);
+  const tell = (some) => console.log(`     (${JSON.stringify(some)})`);
+  tell(told);
+  assert.ok(told.charged >= told.least * 0.9999, 'what the API told is charged');
+  assert.ok(told.charged <= told.counted * 1.01, 'and no more');
   await play(t, proxy, UNTOLD, Math.round(turns * 0.25), random);
   const all = await sums(t, proxy);
-  console.log(`     (${all.calls} calls, ${all.charged.toFixed(4)} USD are charged for ${(all.counted - before).toFixed(4)})`);
-  assert.ok(all.charged - told.charged >= all.counted - told.counted, 'never less, where the API told nothing');
-  assert.ok(share(all) >= 0.9999 && share(all) <= 1.1, JSON.stringify(all));
+  tell(all);
+  assert.ok(all.charged - told.charged >= all.least - told.least, 'never less, where the API told nothing');
+  assert.ok(all.charged <= all.counted * 1.1, 'at most a tenth more');
 });
 
 test('many requests at once do not go over a budget together: what they may use is held back', async (t) => {

@@ -345,3 +345,58 @@ TEST_CASE("settle: a model that thinks cannot be forced to call a tool, and is a
     CHECK(other.nudge.empty());
   }
 }
+
+TEST_CASE("prices: by family and generation, those of Anthropic's list") {
+  token_usage million;
+  million.input = 1'000;
+  million.output = 1'000'000;
+  const auto output_price = [&](const std::string& model) {
+    return estimate_cost(model, million) - price_of(model).input / 1000;
+  };
+  const std::vector<std::pair<std::string, double>> prices = {
+      {"claude-sonnet-4-5-20250929", 15}, {"claude-3-7-sonnet-20250219", 15},
+      {"claude-sonnet-5", 10},            {"claude-sonnet-5-5", 10},
+      {"claude-opus-4-5-20251101", 25},   {"claude-opus-4-1-20250805", 75},
+      {"claude-3-opus-20240229", 75},     {"claude-opus-5-5", 20},
+      {"claude-haiku-4-5-20251001", 5},   {"claude-3-5-haiku-20241022", 4},
+      {"claude-3-haiku-20240307", 1.25},  {"claude-haiku-5-5", 0.5},
+      {"claude-fable-5-2", 40},           {"claude-mythos-5", 50},
+      {"opus", 20},                       {"sonnet", 10},
+      {"us.anthropic.claude-opus-4-6-v1:0", 25}};
+  for (const auto& each : prices) {
+    CAPTURE(each.first);
+    CHECK(output_price(each.first) == doctest::Approx(each.second));
+  }
+}
+
+TEST_CASE("prices: a model that nobody knows costs as much as the dearest") {
+  for (const std::string model : {"", "gpt-4o", "claude-9", "claude-unknown-9-20300101"}) {
+    CAPTURE(model);
+    for (const auto& known : model_prices) {
+      CHECK(price_of(model).input >= known.input);
+      CHECK(price_of(model).output >= known.output);
+      CHECK(price_of(model).cache_read >= known.cache_read);
+    }
+  }
+}
+
+TEST_CASE("prices: each kind of token has its own") {
+  const auto cost_of = [](std::int64_t token_usage::*kind, const char* model) {
+    token_usage used;
+    used.*kind = 100'000;
+    if (kind == &token_usage::cache_write_5m) used.cache_write = 100'000;
+    if (kind == &token_usage::cache_write_1h) used.cache_write = 100'000;
+    return estimate_cost(model, used) * 10;
+  };
+  const auto* model = "claude-sonnet-4-5-20250929";
+  CHECK(cost_of(&token_usage::input, model) == doctest::Approx(3));
+  CHECK(cost_of(&token_usage::output, model) == doctest::Approx(15));
+  CHECK(cost_of(&token_usage::cache_read, model) == doctest::Approx(0.3));
+  CHECK(cost_of(&token_usage::cache_write_5m, model) == doctest::Approx(3.75));
+  CHECK(cost_of(&token_usage::cache_write_1h, model) == doctest::Approx(6));
+  CHECK(cost_of(&token_usage::cache_write, model) == doctest::Approx(6));  // lifetime not told
+  token_usage large;
+  large.input = 200'000;
+  CHECK(estimate_cost("claude-haiku-5-5", large) == doctest::Approx(0.1));
+  CHECK(estimate_cost("claude-haiku-4-5", large) == doctest::Approx(0.2));
+}

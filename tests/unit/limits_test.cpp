@@ -5,6 +5,7 @@
 #include "tests/support.hpp"
 
 using claude_openai::api_error;
+using claude_openai::budget;
 using claude_openai::client_address;
 using claude_openai::endpoint_group;
 using claude_openai::is_in_network;
@@ -28,9 +29,10 @@ int allowed_in_a_minute(endpoint_group group, const rate_limits& limits, int mos
   return best;
 }
 
-std::string refusal(limiter& limits, const std::string& client, const options& settings) {
+std::string refusal(limiter& limits, const std::string& client, const options& settings,
+                    const budget& wanted = {1, 100, 0.1}) {
   try {
-    limits.enter_budget(client, settings);
+    limits.reserve(client, wanted, settings);
     return {};
   } catch (const api_error& error) {
     CHECK(http_status(error.kind) == 429);
@@ -45,7 +47,7 @@ token_usage used(std::int64_t input, std::int64_t output, double usd) {
   token_usage usage;
   usage.input = input;
   usage.output = output;
-  usage.cost_usd = usd;
+  usage.charge_usd = usd;
   return usage;
 }
 
@@ -96,25 +98,82 @@ TEST_CASE("limits: a budget is each key's own, and spent by what answers have co
   options settings;
   settings.day_budget.usd = 1.5;
   settings.day_budget.tokens = 1000;
+  const budget reserved{1, 100, 0.1};
   CHECK(refusal(limits, "a", settings).empty());
-  limits.charge("a", used(100, 100, 1.0));
+  limits.settle("a", reserved, used(100, 100, 1.0));
   CHECK(refusal(limits, "a", settings).empty());
-  limits.charge("a", used(0, 0, 0.5));
-  CHECK(refusal(limits, "a", settings).find("US dollars for one day") != std::string::npos);
+  limits.settle("a", reserved, used(0, 0, 0.5));
+  CHECK(refusal(limits, "a", settings).find("US dollars for one day is used up") !=
+        std::string::npos);
   CHECK(refusal(limits, "b", settings).empty());
-  limits.charge("b", used(600, 400, 0));
+  limits.settle("b", reserved, used(600, 400, 0));
   CHECK(refusal(limits, "b", settings).find("tokens") != std::string::npos);
   settings.day_budget = {};
   CHECK(refusal(limits, "a", settings).empty());
 }
 
-TEST_CASE("limits: requests are counted when they come") {
+TEST_CASE("limits: requests are counted when they come, each choice of them, and none goes over") {
   limiter limits;
   options settings;
-  settings.day_budget.requests = 2;
+  settings.day_budget.requests = 5;
+  CHECK(refusal(limits, "a", settings, {3, 0, 0}).empty());
+  CHECK(refusal(limits, "a", settings, {3, 0, 0}).find("requests") != std::string::npos);
+  CHECK(refusal(limits, "a", settings, {2, 0, 0}).empty());
+  CHECK(refusal(limits, "a", settings, {1, 0, 0}).find("is used up") != std::string::npos);
+}
+
+TEST_CASE("limits: what runs is held back, so that many at once do not go over together") {
+  for (const bool tokens : {false, true}) {
+    CAPTURE(tokens);
+    limiter limits;
+    options settings;
+    (tokens ? settings.minute_budget : settings.day_budget) = {0, tokens ? 1000 : 0, 1.0};
+    const budget wanted{1, 400, 0.4};
+    CHECK(refusal(limits, "a", settings, wanted).empty());
+    CHECK(refusal(limits, "a", settings, wanted).empty());
+    CHECK(refusal(limits, "a", settings, wanted).find("requests under way") != std::string::npos);
+    CHECK(refusal(limits, "a", settings, {1, 100, 0.1}).empty());
+    CHECK(refusal(limits, "b", settings, wanted).empty());
+    // What was not used is free again.
+    limits.settle("a", wanted, used(5, 5, 0.01));
+    CHECK(refusal(limits, "a", settings, {1, 390, 0.39}).empty());
+    CHECK(refusal(limits, "a", settings, {1, 390, 0.39}).find("under way") != std::string::npos);
+  }
+}
+
+TEST_CASE("limits: one request alone may go over a budget that has something left") {
+  limiter limits;
+  options settings;
+  settings.day_budget = {0, 100, 0.1};
+  const budget wanted{1, 50'000, 5};
+  CHECK(refusal(limits, "a", settings, wanted).empty());
+  limits.settle("a", wanted, used(40, 40, 0.08));
+  CHECK(refusal(limits, "a", settings, wanted).empty());
+  limits.settle("a", wanted, used(4000, 40, 0.8));
+  CHECK(refusal(limits, "a", settings, wanted).find("is used up") != std::string::npos);
+}
+
+TEST_CASE("limits: what takes no tokens and no dollars is refused for none of them") {
+  limiter limits;
+  options settings;
+  settings.day_budget = {0, 100, 0.1};
   CHECK(refusal(limits, "a", settings).empty());
+  limits.settle("a", {1, 100, 0.1}, used(100, 100, 1));
+  CHECK(refusal(limits, "a", settings, {1, 0, 0}).empty());
+}
+
+TEST_CASE("limits: what was charged ahead and is told to be less comes back, down to nothing") {
+  limiter limits;
+  options settings;
+  settings.day_budget.usd = 1;
   CHECK(refusal(limits, "a", settings).empty());
-  CHECK(refusal(limits, "a", settings).find("requests") != std::string::npos);
+  limits.settle("a", {1, 100, 0.1}, used(0, 0, 1.5));
+  CHECK_FALSE(refusal(limits, "a", settings).empty());
+  limits.settle("a", {0, 0, 0}, used(0, 0, -0.75));
+  CHECK(refusal(limits, "a", settings).empty());
+  limits.settle("a", {1, 100, 0.1}, used(0, 0, -9));
+  limits.settle("a", {0, 0, 0}, used(0, 0, 1.0));
+  CHECK_FALSE(refusal(limits, "a", settings).empty());
 }
 
 TEST_CASE("limits: whoever guesses keys waits longer and longer, but not for ever") {

@@ -31,6 +31,7 @@ request_record chat(const std::string& model, int status = 200) {
   record.usage.cache_read = 5;
   record.usage.output = 7;
   record.usage.cost_usd = 0.25;
+  record.usage.charge_usd = 0.25;
   record.facts.origin = turn_facts::process_origin::spare;
   return record;
 }
@@ -148,6 +149,21 @@ TEST_CASE("metrics: a histogram's buckets hold what is not above their bound") {
   CHECK(value_of(out.text(), R"(claude_openai_t_bucket{le="+Inf"})") == 4);
   CHECK(value_of(out.text(), "claude_openai_t_count") == 4);
   CHECK(value_of(out.text(), "claude_openai_t_sum") == 6);
+}
+
+TEST_CASE("metrics: the cost is what is charged, and never falls where too much was charged ahead") {
+  claude_openai::metrics figures;
+  const auto cost_after = [&](double charge) {
+    auto record = chat("sonnet");
+    record.usage.cost_usd.reset();
+    record.usage.charge_usd = charge;
+    figures.begin();
+    figures.finish(record);
+    return value_of(figures.render({}), "claude_openai_cost_usd_total");
+  };
+  CHECK(cost_after(1.0) == doctest::Approx(1.0));
+  CHECK(cost_after(-0.25) == doctest::Approx(1.0));
+  CHECK(cost_after(0.5) == doctest::Approx(1.25));
 }
 
 TEST_CASE("log line: what was asked, by whom, and what it took") {

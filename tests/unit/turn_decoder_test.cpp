@@ -597,3 +597,114 @@ TEST_CASE("decoder: JSON of the model's that is too deep to parse fails the turn
                                shape);
   CHECK(followed.failure().kind == error_kind::bad_gateway);
 }
+
+namespace {
+
+const std::string price_usage = R"({"input_tokens":1000,"output_tokens":1})";
+constexpr double of_input = 0.015;  // a model that nobody knows: 15 and 75 USD for a million
+
+/// What a turn is charged after these lines.
+double charge_of(turn_decoder& decoder, const std::vector<json>& lines) {
+  events ignored;
+  for (const auto& one : lines) decoder.decode(one, ignored);
+  return decoder.usage().charge_usd;
+}
+
+answer_shape look_shape() {
+  answer_shape shape;
+  shape.names = tool_names({{"look", {}, json::object()}}, "");
+  return shape;
+}
+
+std::vector<json> tool_call(const std::string& id) {
+  return std::vector<json>{message_start(id, price_usage)} + call_lines(0, "t" + id, "look", {"{}"}) +
+         std::vector<json>{message_delta(R"("tool_use")", R"({"output_tokens":100})")};
+}
+
+}  // namespace
+
+TEST_CASE("charge: what the CLI tells, less what the process had cost before") {
+  turn_decoder decoder(0.2);
+  CHECK(charge_of(decoder, hello() + std::vector<json>{result()}) == doctest::Approx(0.3));
+  CHECK(decoder.charged_ahead() == 0);
+}
+
+TEST_CASE("charge: of a turn that is cut the list price, whatever ends it") {
+  for (const char* reason : {R"("max_tokens")", R"("refusal")"}) {
+    turn_decoder decoder;
+    const auto charge = charge_of(
+        decoder, {message_start("m", price_usage), text_start(), text_delta("x"), block_stop(),
+                  message_delta(reason, R"({"output_tokens":100})")});
+    CHECK(decoder.finished());
+    CHECK(charge == doctest::Approx(of_input + 0.0075));
+  }
+}
+
+TEST_CASE("charge: what the CLI begins by itself after a cut costs, too") {
+  turn_decoder decoder;
+  const auto charge = charge_of(
+      decoder, {message_start("m", price_usage), text_start(), text_delta("x"), block_stop(),
+                message_delta(R"("max_tokens")", R"({"output_tokens":100})"),
+                message_start("unasked", price_usage), text_start(), text_delta("y")});
+  CHECK(decoder.was_cut());
+  CHECK(charge == doctest::Approx(2 * of_input + 0.0075 + 0.000075));
+  CHECK(decoder.usage().output == 100);
+}
+
+TEST_CASE("charge: of an answer under way its input, and of its output at least what has come") {
+  turn_decoder decoder;
+  const auto begun = charge_of(decoder, {message_start("m", price_usage), text_start()});
+  CHECK(begun == doctest::Approx(of_input + 0.000075));
+  const auto later = charge_of(decoder, {text_delta(std::string(400, 'x'))});
+  CHECK(later >= of_input + 100 * 75e-6);
+  CHECK(later <= of_input + 134 * 75e-6);
+  CHECK(decoder.usage().output >= 100);
+  events failed;
+  decoder.fail(api_error(error_kind::bad_gateway, "gone"), failed);
+  CHECK(decoder.usage().charge_usd == later);
+}
+
+TEST_CASE("charge: a tool call is charged ahead, and not again when the CLI tells its cost") {
+  turn_decoder first(0.5, look_shape());
+  const double ahead = charge_of(first, tool_call("m1"));
+  CHECK(ahead == doctest::Approx(of_input + 0.0075));
+  CHECK_FALSE(first.usage().cost_usd);
+  CHECK(first.charged_ahead() == ahead);
+  turn_decoder second(first.cost(), look_shape(), first.charged_ahead());
+  const double more = charge_of(second, tool_call("m2"));
+  CHECK(more == doctest::Approx(ahead));
+  turn_decoder third(second.cost(), look_shape(), second.charged_ahead());
+  json told = result();
+  told["total_cost_usd"] = 0.5 + 3 * ahead;
+  const double rest = charge_of(third, hello() + std::vector<json>{told});
+  CHECK(third.usage().cost_usd == doctest::Approx(3 * ahead));  // as ever: of all three
+  CHECK(ahead + more + rest == doctest::Approx(3 * ahead));
+  CHECK(third.charged_ahead() == 0);
+}
+
+TEST_CASE("charge: an attempt that broke counts, in the CLI's cost or not, and not twice") {
+  const std::vector<json> attempts =
+      std::vector<json>{message_start("m1", price_usage), text_start(),
+                        message_start("m2", price_usage), text_start(), text_delta("x"),
+                        block_stop(), message_delta(R"("end_turn")", R"({"output_tokens":100})")};
+  const double once = of_input + 0.0075;
+  const double broken = of_input + 0.000075;
+  for (const double told : {once, once + broken}) {
+    turn_decoder decoder;
+    json end = result();
+    end["total_cost_usd"] = told;
+    CHECK(charge_of(decoder, attempts + std::vector<json>{end}) == doctest::Approx(once + broken));
+  }
+}
+
+TEST_CASE("charge: a turn that fails after it has begun is charged for what has come") {
+  turn_decoder decoder;
+  json end = failed_result("529", "API Error: Overloaded");
+  end["total_cost_usd"] = 0;
+  const auto charge = charge_of(decoder, {message_start("m1", price_usage), text_start(), end});
+  CHECK(decoder.finished());
+  CHECK(charge == doctest::Approx(of_input + 0.000075));
+  turn_decoder refused;
+  end = failed_result("400", "API Error: 400");
+  CHECK(charge_of(refused, {end}) == 0);
+}
