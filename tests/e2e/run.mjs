@@ -11,6 +11,7 @@ import { authority } from './authority.test.mjs';
 import { chat, furnishHome } from './chat.test.mjs';
 import { clients } from './clients.test.mjs';
 import { codingAgents } from './coding_agents.test.mjs';
+import { confinement, prepareConfinement } from './confinement.test.mjs';
 import { conversations, everyVersion } from './conversations.test.mjs';
 import { DEMO, demo } from './demo.test.mjs';
 import { dialectClients } from './dialect_clients.test.mjs';
@@ -131,6 +132,7 @@ const suites = [
   { name: 'hostile', version: newest, program: STAND_IN, tests: hostile.tests },
   { name: 'faults', version: newest, program: STAND_IN, tests: faults.tests },
   { name: 'authority', version: newest, tests: authority.tests },
+  { name: 'confinement', version: newest, prepare: prepareConfinement, tests: confinement.tests },
   { name: 'security', version: newest, program: STAND_IN, tests: security.tests },
   { name: 'conversations', version: newest, tests: conversations.tests },
   { name: 'features', version: newest, tests: asked.once.tests },
