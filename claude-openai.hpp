@@ -5384,6 +5384,12 @@ inline environment_map child_environment(const options& settings) {
       variables.emplace(name, value);
     }
   }
+  // A relative one would be a place of the agent's.
+  auto folders = text::split(value_or(variables, "PATH"), ':');
+  folders.erase(std::remove_if(folders.begin(), folders.end(),
+                               [](const std::string& folder) { return folder.front() != '/'; }),
+                folders.end());
+  if (!folders.empty()) variables["PATH"] = text::join(folders, ":");
   if (method == auth_method::bedrock) variables["CLAUDE_CODE_USE_BEDROCK"] = "1";
   if (method == auth_method::vertex) variables["CLAUDE_CODE_USE_VERTEX"] = "1";
   variables["CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC"] = "1";
@@ -5486,10 +5492,17 @@ inline std::string shell_word(std::string_view word) {
 /// which must be one file; it is given the command as one argument). The words come by variables,
 /// which nothing that an agent runs can change.
 constexpr std::string_view confining_script = R"sh(#!/bin/sh
-if [ -n "$CLAUDE_OPENAI_SERVER" ]; then eval "exec $CLAUDE_OPENAI_SERVER"; fi
+if [ -n "$CLAUDE_OPENAI_SERVER" ]; then
+  unset GIT_DIR CLAUDE_CODE_SHELL_PREFIX CLAUDE_OPENAI_CONFINE
+  eval "exec $CLAUDE_OPENAI_SERVER"
+fi
 if [ -n "$CLAUDE_OPENAI_CONFINED" ]; then set -- 'eval "$CLAUDE_OPENAI_CONFINED"'; fi
-# A link in its place would lead out of it.
+# The directory must still be the one that was allowed, and no link to another.
 [ "$(cd "$CLAUDE_OPENAI_DIRECTORY" && pwd -P)" = "$CLAUDE_OPENAI_DIRECTORY" ] || exit 126
+# What `claude` gives its children beside what it was given itself, such as tokens of its own.
+for name in $(env | sed -nE 's/^((CLAUDE_CODE|CLAUDE_PID|ANTHROPIC|OTEL)[A-Z0-9_]*)=.*/\1/p'); do
+  unset "$name"
+done
 eval "exec $CLAUDE_OPENAI_CONFINE" '"$1"'
 )sh";
 
@@ -5541,22 +5554,48 @@ inline std::vector<std::string> bubblewrap_words(bool network) {
   return words;
 }
 
+inline std::string shell_line(const std::vector<std::string>& words) {
+  std::string line;
+  for (const auto& word : words) line += shell_word(word) + " ";
+  return line;
+}
+
+/// Files with secrets that lie in the agent's directories are empty for its commands, and can be
+/// neither changed nor made: a `.env` would be the settings of the next start.
+inline void hide_secrets(const options& settings, const std::vector<std::string>& directories,
+                         std::vector<std::string>& words) {
+  const auto is_within = [&](const std::string& path) {
+    return std::any_of(directories.begin(), directories.end(), [&](const auto& directory) {
+      return directory == "/" || text::starts_with(path, directory + "/");
+    });
+  };
+  for (const auto& path : settings.secret_paths) {
+    if (path == "/proc" || !is_within(path)) continue;
+    const bool is_directory = path == settings.session_directory;
+    if (is_directory) words.insert(words.end(), {"--tmpfs", path});
+    if (!is_directory) words.insert(words.end(), {"--ro-bind", "/dev/null", path});
+  }
+}
+
 /// Confines what an agent runs: its commands see and change its directories alone, and have none of
 /// the variables that a login is in.
 inline void confine_commands(const options& settings, const agent_request& agent, command& made) {
   auto& variables = made.environment;
-  std::vector<std::string> secret{"CLAUDE_CODE_MESSAGING_SOCKET", "CLAUDE_CODE_MESSAGING_TOKEN",
-                                  "CLAUDE_CODE_SHELL_PREFIX",     "CLAUDE_OPENAI_CONFINE",
-                                  "CLAUDE_OPENAI_DIRECTORY",      "GIT_DIR"};
   auto patterns = variables_of(resolve_auth(settings));
-  patterns.insert(patterns.end(), {"ANTHROPIC_CUSTOM_HEADERS", "CLAUDE_CODE_*"});
+  patterns.insert(patterns.end(), {"CLAUDE_OPENAI_DIRECTORY", "GIT_DIR"});
+  if (!settings.sandbox_network) {  // they may hold a password, and lead nowhere
+    patterns.insert(patterns.end(), {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy",
+                                     "https_proxy", "all_proxy"});
+  }
+  variables["GIT_DIR"] = "/dev/null";
+  variables["CLAUDE_OPENAI_DIRECTORY"] = agent.directory;
+  // Taken away before bubblewrap begins, since its own variables can be read by what it runs.
+  std::vector<std::string> words{"env", "-u", "CLAUDE_OPENAI_CONFINE"};
   for (const auto& [name, value] : variables) {
     const auto lists = [&, key = std::string_view(name)](auto one) { return is_listed(key, one); };
-    if (std::any_of(patterns.begin(), patterns.end(), lists)) secret.push_back(name);
+    if (std::none_of(patterns.begin(), patterns.end(), lists)) continue;
+    words.insert(words.end(), {"-u", name});
   }
-  // Before bubblewrap begins, since its own variables can be read by what it runs.
-  std::vector<std::string> words{"env"};
-  for (const auto& name : secret) words.insert(words.end(), {"-u", name});
   for (auto& word : bubblewrap_words(settings.sandbox_network)) words.push_back(std::move(word));
   const auto home = agent.private_directory + "/tmp";
   auto directories = directories_of(settings, agent);
@@ -5564,16 +5603,13 @@ inline void confine_commands(const options& settings, const agent_request& agent
   for (const auto& directory : directories) {
     words.insert(words.end(), {"--bind", directory, directory});
   }
+  hide_secrets(settings, directories, words);
   // By this socket 2.1.330 takes messages from whoever knows the token in its children's variables.
   words.insert(words.end(), {"--tmpfs", home + "/cc-socks", "--setenv", "HOME", home, "--chdir",
                              agent.directory, "bash", "-c"});
-  std::string line;
-  for (const auto& word : words) line += shell_word(word) + " ";
   // `claude` itself asks git where it starts, and a repository that an agent has made can name
-  // commands in its configuration: only what is confined sees it as one.
-  variables["GIT_DIR"] = "/dev/null";
-  variables["CLAUDE_OPENAI_DIRECTORY"] = agent.directory;
-  variables["CLAUDE_OPENAI_CONFINE"] = line;
+  // commands in its configuration: only what is confined sees it as one (GIT_DIR).
+  variables["CLAUDE_OPENAI_CONFINE"] = shell_line(words);
   variables["CLAUDE_CODE_SHELL_PREFIX"] = confining_script_path(settings);
 }
 
@@ -6045,6 +6081,24 @@ class child_process {
     return unique_fd(::fcntl(ends.read.get(), F_DUPFD_CLOEXEC, 32));
   }
 
+  /// A descriptor of that very directory, since the path may have become a link. Empty for no path;
+  /// throws `std::system_error`.
+  static unique_fd open_directory(const std::string& path) {
+    if (path.empty()) return {};
+    unique_fd directory(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!directory) throw std::system_error(last_system_error(), "cannot enter " + path);
+#ifdef __linux__
+    std::error_code failed;
+    const auto real =
+        std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(directory.get()), failed);
+    if (!failed && real != std::filesystem::path(path)) {
+      throw std::system_error(std::make_error_code(std::errc::no_such_file_or_directory),
+                              path + " is not what it was");
+    }
+#endif
+    return directory;
+  }
+
   /// `streams` become its descriptors from 0 on.
   static pid_t spawn(const command& what, const std::vector<int>& streams) {
     auto arguments = what.arguments;
@@ -6056,9 +6110,8 @@ class child_process {
     for (const int stream : streams) {
       posix_spawn_file_actions_adddup2(&actions, stream, next++);
     }
-    if (!what.working_directory.empty()) {
-      posix_spawn_file_actions_addchdir_np(&actions, what.working_directory.c_str());
-    }
+    const auto directory = open_directory(what.working_directory);
+    if (directory) posix_spawn_file_actions_addfchdir_np(&actions, directory.get());
     posix_spawnattr_t attributes{};
     posix_spawnattr_init(&attributes);
     short flags = POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK;
@@ -6297,6 +6350,9 @@ class worker {
     return parked() ? SIGKILL : SIGTERM;
   }
 
+  /// When its last turn began.
+  steady_time begun() const { return begun_; }
+
   /// It has Claude Code's own tools.
   bool is_agent() const { return agent_; }
 
@@ -6307,6 +6363,7 @@ class worker {
   /// answer comes as events. The turn before must have ended. A parked process must be given the
   /// results of its calls and nothing else.
   void begin(const turn_request& request, std::size_t first) {
+    begun_ = std::chrono::steady_clock::now();
     auto shape = make_answer_shape(request);
     names_ = shape.names;
     agent_ = shape.agent;
@@ -6602,6 +6659,7 @@ class worker {
   std::map<std::string, json> answers_;  ///< results that wait for their call
   turn_wishes wishes_;                   ///< that it was told last
   bool agent_ = false;
+  steady_time begun_{};
   bool settings_pending_ = false;
   rehearsal rehearsal_ = rehearsal::none;
   std::chrono::steady_clock::time_point rehearsal_limit_;
@@ -6733,14 +6791,18 @@ class pool {
     serve_queue();
   }
 
-  /// Ends what this client's agents left: a server that they had may be gone.
-  void end_idle_agents(const std::string& client) {
+  /// Ends what this client's agents left: a server that they had may be gone. What answers now ends
+  /// after its answer.
+  void end_agents(const std::string& client) {
+    end_after_answers({client});
     end_idle(
         [&](const idle_process& idle) { return idle.process->is_agent() && idle.is_of(client); });
   }
 
-  /// Ends all that was kept for a client whose key is no longer valid.
+  /// Ends all that was kept for clients whose keys are no longer valid; what answers now ends after
+  /// its answer.
   void forget(const std::set<std::string>& clients) {
+    end_after_answers(clients);
     end_idle([&](const idle_process& idle) {
       return std::any_of(clients.begin(), clients.end(),
                          [&](const std::string& client) { return idle.is_of(client); });
@@ -7117,7 +7179,9 @@ class pool {
     const auto used = busy_of_.find(client);
     if (--used->second == 0) busy_of_.erase(used);
     if (process) note_rehearsal(*process);
-    if (kept && !closing_ && settings_.idle_timeout.count() > 0) {
+    const auto ended = ended_.find(client);
+    const bool outlived = process && ended != ended_.end() && process->begun() < ended->second;
+    if (kept && !outlived && !closing_ && settings_.idle_timeout.count() > 0) {
       idle_.push_back({std::move(*kept), std::move(process), std::chrono::steady_clock::now()});
     } else if (process) {
       stop(*process);
@@ -7198,6 +7262,11 @@ class pool {
     if (!process.failed_rehearsal() || !may_rehearse_) return;
     may_rehearse_ = false;
     settings_.log.warning("claude was lost in a rehearsal; spares are opened without one");
+  }
+
+  void end_after_answers(const std::set<std::string>& clients) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const auto& client : clients) ended_[client] = std::chrono::steady_clock::now();
   }
 
   template <class Condition>
@@ -7334,8 +7403,9 @@ class pool {
   std::list<std::pair<std::string, std::deque<waiter*>>> queue_;  ///< by client, next one first
   std::size_t queued_ = 0;
   int busy_ = 0;
-  std::map<std::string, int> busy_of_;  ///< the same by client
-  bool shared_ = false;                 ///< between several client keys
+  std::map<std::string, int> busy_of_;        ///< the same by client
+  bool shared_ = false;                       ///< between several client keys
+  std::map<std::string, steady_time> ended_;  ///< by client: what began before does not go on
   int starting_ = 0;
   int wanted_ = 0;  ///< spares
   int failures_ = 0;
@@ -8911,9 +8981,12 @@ inline mcp_server parse_mcp_server(const reader& root) {
   mcp_server server;
   server.name = name.string();
   if (server.name.empty() || server.name.size() > 100 ||
+      server.name.find("__") != std::string::npos ||
       std::isalnum(static_cast<unsigned char>(server.name.front())) == 0 ||
       !std::all_of(server.name.begin(), server.name.end(), plain)) {
-    name.fail("must be 1 to 100 letters, digits, '-', '_' or '.', the first a letter or digit");
+    name.fail(
+        "must be 1 to 100 letters, digits, '-', '_' or '.', the first a letter or digit, without "
+        "'__'");
   }
   const auto command = root.require("command");
   if (text::trim(command.string()).empty() || command.string().size() > 500) {
@@ -9043,18 +9116,44 @@ class mcp_probe {
   steady_time deadline_ = std::chrono::steady_clock::now() + patience;
 };
 
-/// Why an agent's commands cannot be confined here; empty when they can.
+/// Writes `confining_script` where it is not. Throws `std::system_error`.
+inline void write_confining_script(const options& settings) {
+  const auto path = confining_script_path(settings);
+  if (::access(path.c_str(), X_OK) == 0) return;
+  const auto fresh = path + text::random_id(".", 12);
+  {
+    const unique_fd file(
+        ::open(fresh.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0700));
+    if (!file || !write_all(file.get(), confining_script)) {
+      throw std::system_error(last_system_error(), "cannot write " + fresh);
+    }
+  }
+  if (::rename(fresh.c_str(), path.c_str()) != 0) {
+    throw std::system_error(last_system_error(), "cannot write " + path);
+  }
+}
+
+/// Why an agent's commands cannot be confined here; empty when they can. Runs one.
 inline std::string try_sandbox(const options& settings, const child_guard& guard) {
-  const auto program = find_program("bwrap", settings.environment);
-  if (program.empty()) {
+  if (find_program("bwrap", settings.environment).empty()) {
     return "bubblewrap is not installed (on Debian: apt-get install bubblewrap)";
   }
-  command trial{bubblewrap_words(false), settings.environment, {}};
-  trial.arguments.front() = program;
-  trial.arguments.insert(trial.arguments.end(), {"bash", "-c", "exit 0"});
-  const auto tried = run_command(trial, guard, std::chrono::seconds(5), wake_signal());
-  if (tried.ending == "exit code 0") return {};
-  return std::string(text::trim(text::repair_utf8(tried.errors)));
+  try {
+    write_confining_script(settings);
+    auto words = bubblewrap_words(false);
+    words.insert(words.end(), {"bash", "-c"});
+    const auto scratch = value_or(settings.environment, "TMPDIR");
+    command trial{{confining_script_path(settings), "exit 0"}, settings.environment, scratch};
+    trial.environment["CLAUDE_OPENAI_DIRECTORY"] = scratch;
+    trial.environment["CLAUDE_OPENAI_CONFINE"] = shell_line(words);
+    const auto tried = run_command(trial, guard, std::chrono::seconds(20), wake_signal());
+    if (tried.ending == "exit code 0") return {};
+    const auto errors = text::repair_utf8(text::trim(tried.errors));
+    return errors.empty() ? "bubblewrap: " + (tried.finished ? tried.ending : "no answer in 20 s")
+                          : errors;
+  } catch (const std::system_error& failure) {
+    return failure.what();
+  }
 }
 
 /// In a line for the operator; `problem` is `try_sandbox`'s.
@@ -9089,6 +9188,10 @@ class agent_registry {
       throw std::invalid_argument("no MCP servers can be read from " + settings_.mcp_config);
     }
     for (const auto& [name, config] : servers.items()) {
+      if (name == "client") {  // see `tool_server`
+        throw std::invalid_argument("an MCP server cannot be named 'client': " +
+                                    settings_.mcp_config);
+      }
       operator_servers_.push_back({name, "from the operator's file", config, true});
     }
   }
@@ -9141,6 +9244,12 @@ class agent_registry {
   const std::string& sandbox_problem() {
     std::call_once(sandbox_tried_, [this] { sandbox_problem_ = try_sandbox(settings_, guard_); });
     return sandbox_problem_;
+  }
+
+  /// Forgets what sessions have set that nobody has used for too long.
+  void expire() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    sweep();
   }
 
   /// Forgets all that these clients have set.
@@ -9360,6 +9469,7 @@ class agent_registry {
   void assign_places(agent_request& agent, const std::string& client) const {
     try {
       guard_.prepare();
+      write_confining_script(settings_);
     } catch (const std::system_error& failure) {
       throw api_error(error_kind::unavailable, failure.what());
     }
@@ -9370,9 +9480,6 @@ class agent_registry {
          {agents, agent.private_directory, agent.directory, agent.private_directory + "/tmp"}) {
       ::mkdir(made.c_str(), 0700);
     }
-    const unique_fd script(::open(confining_script_path(settings_).c_str(),
-                                  O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0700));
-    if (script) write_all(script.get(), confining_script);
     const auto& usual = settings_.working_directory;
     if (!usual.empty() && usual != scratch_) agent.directory = usual;
     std::error_code failed;
@@ -9610,18 +9717,24 @@ class agent_registry {
   /// What holds for the session, or else for the client. A session's ends with its session.
   const tool_configuration& configuration_of(const std::string& client,
                                              const std::string& session) {
+    sweep();
     auto& own = configurations_[client];
-    const auto now = std::chrono::steady_clock::now();
-    for (auto kept = own.begin(); kept != own.end();) {
-      const bool expired = !kept->first.empty() && kept->second.used < now - settings_.session_ttl;
-      kept = expired ? own.erase(kept) : std::next(kept);
-    }
     auto found = own.find(session);
     if (found == own.end()) {
       found = own.try_emplace(std::string(), default_configuration()).first;
     }
-    found->second.used = now;
+    found->second.used = std::chrono::steady_clock::now();
     return found->second;
+  }
+
+  void sweep() {
+    const auto oldest = std::chrono::steady_clock::now() - settings_.session_ttl;
+    for (auto& [client, own] : configurations_) {
+      for (auto kept = own.begin(); kept != own.end();) {
+        const bool expired = !kept->first.empty() && kept->second.used < oldest;
+        kept = expired ? own.erase(kept) : std::next(kept);
+      }
+    }
   }
 
   const options& settings_;
@@ -11820,7 +11933,8 @@ inline peer_user user_of_peer(int socket) {
   }
   const auto own = endpoint_of(socket, ::getsockname);
   auto found = find_peer_socket(peer, own);
-  if (found.result == peer_socket::search::failed) found = find_peer_in_table(peer, own);
+  // A kernel without tcp_diag says "absent" of every socket.
+  if (found.result != peer_socket::search::found) found = find_peer_in_table(peer, own);
   if (found.result == peer_socket::search::found) {
     return found.held ? judge_user(found.user) : peer_user::other;
   }
@@ -14343,11 +14457,12 @@ class http_service : public httplib::Server {
   /// What the answers may use, roughly.
   static budget likely_use(const std::vector<turn_request>& turns) {
     constexpr std::int64_t usual_output = 4'000;
+    constexpr std::int64_t max_output = 128'000;  // of any model
     budget sum;
     for (const auto& turn : turns) {
       token_usage likely;
       likely.input = anthropic_messages::estimate_tokens(turn);
-      likely.output = turn.sampling.max_tokens.value_or(usual_output);
+      likely.output = std::min(turn.sampling.max_tokens.value_or(usual_output), max_output);
       ++sum.requests;
       sum.tokens += likely.input + likely.output;
       sum.usd += estimate_cost(turn.model, likely);
@@ -14764,7 +14879,7 @@ class http_service : public httplib::Server {
     const auto body = read_json(now);
     const auto name = reader(body).require("server_name").string();
     services_.agents.disconnect(now.client_id(), name);
-    services_.processes.end_idle_agents(now.client_id());
+    services_.processes.end_agents(now.client_id());
     answer_json(now, json::object({{"message", "Disconnected from MCP server '" + name + "'"}}));
   }
 
@@ -14852,6 +14967,13 @@ class http_service : public httplib::Server {
 //       status, http | owns threads
 //================================================================================================
 
+/// The path without links, and absolute; what is not there yet at least without `.` and `..`.
+inline std::string real_path(const std::string& path) {
+  std::error_code failed;
+  const auto real = std::filesystem::weakly_canonical(std::filesystem::absolute(path), failed);
+  return failed ? path : real.string();
+}
+
 /// What holds keys, logins or other clients' words.
 inline void add_secret_paths(options& settings) {
   const auto home = value_or(settings.environment, "HOME", "/root");
@@ -14862,7 +14984,7 @@ inline void add_secret_paths(options& settings) {
         home + "/.claude.json", folder + "/.credentials.json", folder + "/settings.json"}) {
     if (!path.empty()) paths.push_back(path);
   }
-  for (auto& path : paths) path = std::filesystem::absolute(path).lexically_normal().string();
+  for (auto& path : paths) path = real_path(path);
 }
 
 /// Fills in what is derived from the options and the machine. Throws `std::invalid_argument` for
@@ -14881,8 +15003,12 @@ inline options complete(options settings, std::optional<temporary_directory>& sc
   const auto name = settings.claude_path.empty() ? "claude" : settings.claude_path;
   const auto path = find_program(name, variables);
   settings.claude_path = path.empty() ? name : std::filesystem::absolute(path).string();
-  scratch.emplace(value_or(variables, "TMPDIR", "/tmp"));
+  scratch.emplace(real_path(value_or(variables, "TMPDIR", "/tmp")));
   if (settings.working_directory.empty()) settings.working_directory = scratch->path();
+  for (auto* place : {&settings.working_directory, &settings.session_directory}) {
+    if (!place->empty()) *place = real_path(*place);
+  }
+  for (auto& directory : settings.agent_directories) directory = real_path(directory);
   variables["TMPDIR"] = scratch->path();  // sockets and files of `claude` go with us
   add_secret_paths(settings);
   return settings;
@@ -15109,6 +15235,7 @@ class server {
       if (std::chrono::steady_clock::now() >= expiry) {
         sessions_.expire();
         responses_.expire();
+        agents_.expire();
         expiry = std::chrono::steady_clock::now() + expiry_interval;
       }
       if (ready <= 0) continue;
@@ -15309,12 +15436,12 @@ inline bool is_wide(const std::string& directory, const options& settings) {
 }
 
 /// What a client can do on this machine once it is let in.
-inline std::vector<finding> review_tools(const options& settings) {
+inline std::vector<finding> review_tools(const options& settings, const std::string& problem) {
   if (!settings.builtin_tools) {
     return {{"Claude Code's tools", true, "lent to nobody (--no-builtin-tools)", {}}};
   }
-  const bool bubblewrap = !find_program("bwrap", settings.environment).empty();
-  const bool confined = settings.sandbox != sandbox_use::off && bubblewrap;
+  const bool confined = settings.sandbox == sandbox_use::on ||
+                        (settings.sandbox == sandbox_use::automatic && problem.empty());
   const auto& allowed = settings.allowed_tools;
   auto places = settings.agent_directories;
   places.insert(places.end(), settings.agent_roots.begin(), settings.agent_roots.end());
@@ -15326,11 +15453,7 @@ inline std::vector<finding> review_tools(const options& settings) {
        true,
        "lent to those who may chat: " + (allowed.empty() ? "all" : text::join(allowed, ", ")),
        {}},
-      {"confinement", confined,
-       confined ? "tools reach the agents' directories alone"
-       : settings.sandbox == sandbox_use::off
-           ? "none: tools reach all that this user can"
-           : "files alone: commands reach all that this user can",
+      {"confinement", confined, describe_confinement(settings, problem),
        "install bubblewrap, and remove --sandbox off; or --no-builtin-tools"},
       {"agents' directories", !wide,
        places.empty() ? "a private one for each client" : text::join(places, ", "),
@@ -15354,10 +15477,19 @@ inline std::vector<finding> review_tools(const options& settings) {
 }
 
 /// What the settings leave open, a line each; `good` where no more is open than needs be.
-inline std::vector<finding> review_security(const options& settings) {
+/// `sandbox_problem` is `try_sandbox`'s.
+inline std::vector<finding> review_security(const options& settings,
+                                            const std::string& sandbox_problem = {}) {
   auto found = review_access(settings);
-  for (auto& more : review_tools(settings)) found.push_back(std::move(more));
+  for (auto& more : review_tools(settings, sandbox_problem)) found.push_back(std::move(more));
   return found;
+}
+
+/// See `try_sandbox`, of options that no proxy runs with. Throws as `complete` does.
+inline std::string look_at_sandbox(const options& settings) {
+  std::optional<temporary_directory> scratch;
+  const auto completed = complete(settings, scratch);
+  return try_sandbox(completed, child_guard(&*scratch));
 }
 
 /// Looks at the CLI, its login, the port, the temporary directory, a spare's start and one real

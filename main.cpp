@@ -163,7 +163,7 @@ struct command_line {
     app.set_version_flag("--version", "claude-openai " CLAUDE_OPENAI_VERSION);
     doctor = app.add_subcommand("doctor", "Check whether everything is there that answers need");
     doctor->fallthrough();
-    doctor->add_flag("--security", security, "Say what the settings leave open, and start nothing");
+    doctor->add_flag("--security", security, "Say what the settings leave open");
     add_settings_files(reads_config);
     add_server_options();
     add_transport();
@@ -696,7 +696,8 @@ bool wants_key() {
 class key_file {
  public:
   key_file(const std::string& key, const std::string& parent) : directory_(parent) {
-    const proxy::unique_fd file(::open(path().c_str(), O_WRONLY | O_CREAT | O_EXCL, 0600));
+    const proxy::unique_fd file(
+        ::open(path().c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
     if (file && proxy::write_all(file.get(), key + "\n")) return;
     throw std::system_error(proxy::last_system_error(), "cannot write " + path());
   }
@@ -861,7 +862,7 @@ int examine(const proxy::options& settings) {
 /// `claude-openai doctor --security`: 0 when no more is open than needs be.
 int review(const proxy::options& settings) {
   bool all_good = true;
-  for (const auto& found : proxy::review_security(settings)) {
+  for (const auto& found : proxy::review_security(settings, proxy::look_at_sandbox(settings))) {
     print_finding(found, "OPEN  ");
     all_good = all_good && found.good;
   }
