@@ -6067,7 +6067,7 @@ class child_process {
     return pointers;
   }
 
-  /// A pipe from which these bytes can be read. Throws `std::system_error` when it cannot hold them.
+  /// A pipe from which these bytes can be read. Throws `std::system_error` when they do not fit it.
   static unique_fd fill_pipe(std::string_view bytes) {
     auto ends = make_pipe();
     set_nonblocking(ends.write.get());
@@ -8495,8 +8495,8 @@ class turn {
   const turn_facts& facts() const { return facts_; }
 
   /// What it has used so far, whether it has ended or not. One that is given up is charged for what
-  /// the API writes until it notices that, and where the API has told nothing yet for an estimate of
-  /// the input, rather too high.
+  /// the API writes until it notices that, and where the API has told nothing yet for an estimate
+  /// of the input, rather too high.
   token_usage usage() const {
     if (!lease_) return usage_;
     auto used = lease_->worker().usage();
@@ -8725,7 +8725,7 @@ class answer {
     return sum;
   }
 
-  /// What all its choices have used so far, with what their processes have said that was not pulled.
+  /// What all its choices have used so far, with what their processes have said and nobody pulled.
   token_usage usage() {
     token_usage sum;
     for (const auto& one : turns_) {
@@ -10691,9 +10691,9 @@ class limiter {
     return {limit, limit - counted, reset, allowed};
   }
 
-  /// Counts the requests and reserves what they may use, roughly, until `settle`, which must follow.
-  /// Throws a 429 when the client has used up what a key may use, or when others of its requests may
-  /// still use up the rest: one alone may go over a budget, many at once may not.
+  /// Counts the requests and reserves what they may use, roughly, until `settle`, which must
+  /// follow. Throws a 429 when the client has used up what a key may use, or when others of its
+  /// requests may still use up the rest: one alone may go over a budget, many at once may not.
   void reserve(const std::string& client, const budget& wanted, const options& settings) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto minute_left = enter_minute();
@@ -10722,9 +10722,9 @@ class limiter {
     if (reserved_[client].requests <= 0) reserved_.erase(client);
   }
 
-  /// Counts a key as wrong before it is compared; `note_right_key` takes that back. Returns how long
-  /// an address must wait that sent too many wrong keys this minute, unless it has lately shown a
-  /// right one; nullopt when its key may be compared.
+  /// Counts a key as wrong before it is compared; `note_right_key` takes that back. Returns how
+  /// long an address must wait that sent too many wrong keys this minute, unless it has lately
+  /// shown a right one; nullopt when its key may be compared.
   std::optional<std::chrono::milliseconds> try_key(const std::string& address) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto reset = enter_minute();
@@ -10748,8 +10748,8 @@ class limiter {
     right_keys_.erase(std::min_element(right_keys_.begin(), right_keys_.end(), earlier));
   }
 
-  /// How long the answer to a wrong key shall wait: whoever guesses gets slower, up to two seconds a
-  /// guess.
+  /// How long the answer to a wrong key shall wait: whoever guesses gets slower, up to two seconds
+  /// a guess.
   std::chrono::milliseconds wrong_key_delay(const std::string& address) {
     constexpr std::chrono::milliseconds longest{2'000};
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -10805,7 +10805,7 @@ class limiter {
     sum.usd += sign * more.usd;
   }
 
-  /// Which amount would be more than its limit; nullptr for none. What is not wanted does not count.
+  /// Which amount would be over its limit; nullptr for none. What is not wanted does not count.
   static const char* find_exceeded(const budget& used, const budget& wanted, const budget& most) {
     const auto exceeds = [](auto in_all, auto more, auto limit) {
       return limit > 0 && more > 0 && in_all > limit;
@@ -13977,7 +13977,7 @@ class http_service : public httplib::Server {
 
   using handler = void (http_service::*)(exchange&);
 
-  /// What a route asks of its client: nothing, the key if there is one, or what `enable_tools` asks.
+  /// What a route asks of its client: nothing, a key if there is one, or what `enable_tools` asks.
   enum class access { open, key, tools };
 
   struct route {

@@ -207,8 +207,7 @@ TEST_CASE("agents: an MCP server is given to the client that has registered it, 
   CHECK(given.get("/v1/mcp/stats", key)["connected_servers"] == 1);
   const auto echo = given.echo(key);
   CHECK(value_of(echo, "--mcp-config") == "/dev/fd/3");
-  const auto config = json::parse(echo["mcp_config"].get<std::string>());
-  CHECK(config["mcpServers"]["own"]["env"]["TOKEN"] == "secret");
+  CHECK(echo["mcp_config"].get<std::string>().find("secret") != std::string::npos);
   for (const char* seen_by_others : {"argv", "values"}) {
     CHECK(echo[seen_by_others].dump().find("secret") == std::string::npos);
   }

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "tests/support.hpp"
+#include "tests/unit/agents.hpp"
 
 using namespace claude_openai;
 using test::error_of;
@@ -173,12 +173,17 @@ TEST_CASE("doctor: each setting that opens the proxy is told, with what would cl
          one.allowed_tools = {"Read", "Bash(git:*)"};
        }},
       {"Claude Code's tools", [](options& one) { one.allowed_tools.clear(); }},
+      {"confinement", [](options& one) { one.sandbox = sandbox_use::off; }},
+      {"confinement", [](options& one) { one.environment["PATH"] = "/no/such/place"; }},
       {"tools without a key", [](options& one) { one.allow_keyless_tools = true; }},
       {"permission mode", [](options& one) { one.permission_mode = "bypassPermissions"; }},
       {"MCP servers", [](options& one) { one.allow_mcp_registration = true; }},
       {"log", [](options& one) { one.log_bodies = true; }}};
+  const agents_test::folder programs;
+  ::chmod(programs.write("bwrap", "#!/bin/sh\n").c_str(), 0700);
   options closed = with_key();
   closed.allowed_tools = {"Read", "Glob"};
+  closed.environment["PATH"] = programs.path();
   for (const auto& each : openings) {
     CAPTURE(each.what);
     CHECK(is_good(closed, each.what));

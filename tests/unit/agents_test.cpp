@@ -490,6 +490,7 @@ struct probing : fixture {
                             {"TMPDIR", scratch.path()},
                             {"API_KEY", "a-client-key"}};
     settings.working_directory = scratch.path();
+    settings.sandbox = sandbox_use::off;  // which would not see the scripts
     agents().add_server("me", server_of(R"({"name":"own","enabled":false,"command":")" + command +
                                         "\"" + more + "}"));
   }

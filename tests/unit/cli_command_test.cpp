@@ -285,6 +285,7 @@ TEST_CASE("command: it runs in the proxy's folder with the child's own environme
   CHECK(made.working_directory == "/scratch");
   auto expected = child_environment(settings);
   expected["CLAUDE_AGENT_SDK_MCP_NO_PREFIX"] = "1";  // the model sees the client's own names
+  expected["GIT_DIR"] = "/dev/null";                 // a repository's settings can name commands
   CHECK(made.environment == expected);
 }
 
@@ -345,12 +346,11 @@ std::string value_of(const command& made, const std::string& flag) {
   return at == made.arguments.end() || at + 1 == made.arguments.end() ? "none" : *(at + 1);
 }
 
-/// What follows the last of a flag, up to the next flag.
+/// All arguments behind a flag, up to the next flag.
 strings values_of(const command& made, const std::string& flag) {
   strings values;
   bool within = false;
   for (const auto& argument : made.arguments) {
-    if (argument == flag) values.clear();
     within = argument == flag || (within && argument.substr(0, 2) != "--");
     if (within && argument != flag) values.push_back(argument);
   }
@@ -400,7 +400,6 @@ TEST_CASE("agent command: the whole line") {
                             "acceptEdits",
                             "--allowedTools",
                             "mcp__client",
-                            "--allowedTools",
                             "Bash",
                             "Read",
                             "--disallowedTools",
@@ -438,7 +437,8 @@ TEST_CASE(
   agent.tools = {"Bash(git:*)", "Bash(ls:*)", "Read", "mcp__files__read", "mcp__files"};
   const auto made = make_command(settings_for(auth_method::cli), {"sonnet", agent});
   CHECK(value_of(made, "--tools") == "Bash,Read");
-  CHECK(values_of(made, "--allowedTools") == agent.tools);
+  CHECK(values_of(made, "--allowedTools") == strings{"mcp__client", "Bash(git:*)", "Bash(ls:*)",
+                                                     "Read", "mcp__files__read", "mcp__files"});
   agent.tools.clear();
   const auto toothless = make_command(settings_for(auth_method::cli), {"sonnet", agent});
   CHECK(value_of(toothless, "--tools").empty());
@@ -457,7 +457,7 @@ TEST_CASE("agent command: a long task may be summed up, and servers' names stay 
           "+CLAUDE_CODE_DISABLE_BACKGROUND_TASKS=1 "
           "+CLAUDE_CODE_TMPDIR=/scratch/agents/me/tmp +MCP_CONNECTION_NONBLOCKING=0 ~TMPDIR ");
     CHECK(difference(usual, make_command(settings, {"m"}).environment) ==
-          "+CLAUDE_AGENT_SDK_MCP_NO_PREFIX=1 ");
+          "+CLAUDE_AGENT_SDK_MCP_NO_PREFIX=1 +GIT_DIR=/dev/null ");
     CHECK(usual.at("ENABLE_TOOL_SEARCH") == "false");
     CHECK(usual.at("MAX_THINKING_TOKENS") == "0");
   }

@@ -50,6 +50,11 @@ std::set<std::string> all_after(const strings& words, const std::string& word) {
   return found;
 }
 
+/// The variables that bubblewrap itself does not get either: another process may read what it has.
+std::set<std::string> taken_away(const strings& words) {
+  return all_after(strings(words.begin(), std::find(words.begin(), words.end(), "bwrap")), "-u");
+}
+
 bool has(const strings& words, const std::string& word) {
   return std::find(words.begin(), words.end(), word) != words.end();
 }
@@ -184,7 +189,8 @@ TEST_CASE(
   const auto made = make_command(settings, {"m", agent_with({"Bash"}, confinement::commands)});
   CHECK(made.environment.at("CLAUDE_CODE_SHELL_PREFIX") == "/scratch/confine");
   const auto words = confining_words(made);
-  CHECK(words.front() == "bwrap");
+  CHECK(words.front() == "env");
+  CHECK(has(words, "bwrap"));
   CHECK(all_after(words, "--bind") ==
         std::set<std::string>{"/it's data", "/scratch/agents/me/work", "/scratch/agents/me/tmp"});
   for (const auto& part : all_after(words, "--ro-bind-try")) {
@@ -218,7 +224,7 @@ TEST_CASE("confinement: of the variables that a login is in, a command has none"
     CAPTURE(name_of(method));
     const auto made =
         make_command(settings_for(method), {"m", agent_with({"Bash"}, confinement::commands)});
-    const auto taken = all_after(confining_words(made), "--unsetenv");
+    const auto taken = taken_away(confining_words(made));
     for (const auto& [name, value] : made.environment) {
       CAPTURE(name);
       const bool kept = taken.count(name) == 0;
@@ -230,7 +236,7 @@ TEST_CASE("confinement: of the variables that a login is in, a command has none"
   }
   auto headers = settings_for(auth_method::api_key);
   const auto made = make_command(headers, {"m", agent_with({"Bash"}, confinement::commands)});
-  const auto taken = all_after(confining_words(made), "--unsetenv");
+  const auto taken = taken_away(confining_words(made));
   CHECK(taken.count("ANTHROPIC_AUTH_TOKEN") == made.environment.count("ANTHROPIC_AUTH_TOKEN"));
   CHECK(taken.count("ANTHROPIC_CUSTOM_HEADERS") ==
         made.environment.count("ANTHROPIC_CUSTOM_HEADERS"));
@@ -305,15 +311,68 @@ TEST_CASE("confinement: an operator's MCP server runs as it is, a client's is co
     }
     CHECK_FALSE(config["web"].contains("env"));
     CHECK_FALSE(config["own"]["env"].contains("CLAUDE_OPENAI_SERVER"));
+    CHECK(config["own"]["env"].contains("A") == !commands);
   }
 }
 
-TEST_CASE("confinement: a client's MCP server cannot set what it is confined by") {
-  for (const std::string name : {"CLAUDE_OPENAI_SERVER", "CLAUDE_OPENAI_CONFINE"}) {
+TEST_CASE("confinement: a client's MCP server is started, and gets its variables, inside alone") {
+  CAPTURE(test::seed());
+  test::generator random(35);
+  const wake_signal never;
+  strings values = {"", "'", "${HOME}", "$(id)", "a\nb", "\\", "$'x'", "$", "{", "LD_PRELOAD"};
+  for (int i = 0; i < 20; ++i) values.push_back(random.words(8));
+  for (const auto& value : values) {
+    CAPTURE(value);
+    fixture given;
+    confine(given, confinement::commands);
+    const auto* print = R"(printf '%s|%s|%s' "$1" "$LD_PRELOAD" "$PATH")";
+    const test::json body{{"name", "own"},
+                          {"command", "/bin/sh"},
+                          {"args", {"-c", print, "sh", value}},
+                          {"env", {{"LD_PRELOAD", value}, {"CLAUDE_OPENAI_SERVER", "x"}}}};
+    given.agents().add_server("me", server_of(body.dump()));
+    const auto config = claude_openai::json::parse(given.settled().mcp_config)["mcpServers"]["own"];
+    REQUIRE(config["env"].size() == 1);
+    CHECK_FALSE(config.contains("args"));
+    const auto line = config["env"].begin()->get<std::string>();
+    CHECK(line.find("${") == std::string::npos);  // which the CLI would replace
+    const command inside{{"/bin/sh", "-c", line}, {{"PATH", "/usr/bin:/bin"}}, "/"};
+    const auto printed = run_command(inside, given.guard, std::chrono::seconds(60), never);
+    CHECK(printed.output == value + "|" + value + "|/usr/bin:/bin");
+  }
+}
+
+TEST_CASE("confinement: a client's MCP server is tried where it will run, an operator's as it is") {
+  fixture given;
+  const wake_signal never;
+  const auto script = shell_server(given.scratch, answers("initialize", R"({"capabilities":{}})"));
+  given.settings.mcp_config = given.scratch.write(
+      "servers.json", R"({"mcpServers":{"files":{"command":")" + script + R"("}}})");
+  // In the place of bubblewrap, a program that notes its words and runs what stands behind them.
+  const auto note = "echo \"$@\" >> '" + given.scratch.path() + "/noted'\n";
+  const auto run = R"(while [ "$1" != bash ]; do shift; done; exec "$@")";
+  ::chmod(given.scratch.write("bwrap", "#!/bin/sh\n" + note + run).c_str(), 0700);
+  given.settings.environment["PATH"] = given.scratch.path() + ":/usr/bin:/bin";
+  given.agents().add_server("me", server_of(R"({"name":"own","command":")" + script + R"("})"));
+  REQUIRE(given.settled().confined == confinement::commands);
+  const auto times = [&] {
+    const auto noted = contents_of(given.scratch / "noted");
+    return std::count(noted.begin(), noted.end(), '\n');
+  };
+  const auto before = times();
+  CHECK(given.agents().connect("me", "files", never).connected);
+  CHECK(times() == before);
+  CHECK(given.agents().connect("me", "own", never).connected);
+  CHECK(times() == before + 1);
+}
+
+TEST_CASE("confinement: a client's variable has a name that a shell can export") {
+  for (const std::string name : {"", "1A", "A-B", "A B", "A=B", "BASH_FUNC_x%%", "A;B"}) {
+    CAPTURE(name);
     const auto error = error_of(
         [&] { server_of(R"({"name":"own","command":"c","env":{")" + name + R"(":"x"}})"); });
     CHECK(error.kind == error_kind::invalid_request);
-    CHECK(error.param == "env");
+    CHECK(error.param == "env." + name);
   }
 }
 

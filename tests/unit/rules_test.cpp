@@ -36,14 +36,12 @@ strings split_by_cli(const std::vector<std::string>& arguments) {
   return rules;
 }
 
-/// The rules that a process is started with, an argument each.
+/// The rules that a process is started with, an argument each, behind the one of the client's tools.
 strings allowed_arguments(const options& settings, const agent_request& agent) {
   const auto words = make_command(settings, {"m", agent}).arguments;
-  auto from = std::find(words.begin(), words.end(), "--allowedTools") + 2;  // behind mcp__client
-  strings rules;
-  if (from == words.end() || *from != "--allowedTools") return rules;
-  for (++from; from != words.end() && from->substr(0, 2) != "--"; ++from) rules.push_back(*from);
-  return rules;
+  const auto from = std::find(words.begin(), words.end(), "--allowedTools") + 2;
+  const auto is_flag = [](const std::string& word) { return word.substr(0, 2) == "--"; };
+  return strings(from, std::find_if(from, words.end(), is_flag));
 }
 
 /// Names, commas, blanks, parentheses and quotes in any order, more often such that make rules.
