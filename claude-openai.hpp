@@ -965,7 +965,7 @@ inline bool is_private(const options& settings) {
 
 /// A permission rule as the CLI splits and reads it: `Bash` or `Bash(git:*)`. The CLI splits at
 /// commas and blanks outside parentheses, and its parentheses do not nest (tried on 2.1.120 to
-/// 2.1.332), so that a rule holds one pair of them, which ends it.
+/// 2.1.332), so that a rule holds one pair of them, which ends it. One behind a backslash is text.
 inline bool is_rule(std::string_view rule) {
   const auto open = std::min(rule.find('('), rule.size());
   const auto name = rule.substr(0, open);
@@ -979,7 +979,7 @@ inline bool is_rule(std::string_view rule) {
   }
   return text.empty() ||
          (text.size() > 2 && text.find_last_of('(') == 0 && text.find(')') == text.size() - 1 &&
-          std::none_of(text.begin(), text.end(), is_control));
+          text[text.size() - 2] != '\\' && std::none_of(text.begin(), text.end(), is_control));
 }
 
 /// What `validate` asks of those options that say who may do what.
@@ -9044,10 +9044,12 @@ class mcp_probe {
 
 /// Why an agent's commands cannot be confined here; empty when they can.
 inline std::string try_sandbox(const options& settings, const child_guard& guard) {
-  if (find_program("bwrap", settings.environment).empty()) {
+  const auto program = find_program("bwrap", settings.environment);
+  if (program.empty()) {
     return "bubblewrap is not installed (on Debian: apt-get install bubblewrap)";
   }
   command trial{bubblewrap_words(false), settings.environment, {}};
+  trial.arguments.front() = program;
   trial.arguments.insert(trial.arguments.end(), {"bash", "-c", "exit 0"});
   const auto tried = run_command(trial, guard, std::chrono::seconds(5), wake_signal());
   if (tried.ending == "exit code 0") return {};
@@ -9206,13 +9208,13 @@ class agent_registry {
     if (rule == "mcp__client") refuse_name(server.name, "client");  // see `tool_server`
     auto& own = servers_of(client);
     auto same = own.end();
-    std::size_t bytes = dump(server.config).size();
+    auto bytes = size_of(server);
     for (auto known = own.begin(); known != own.end(); ++known) {
       if (rule_of(*known) == rule) {
         if (known->name != server.name || known->operators) refuse_name(server.name, known->name);
         same = known;
       } else if (!known->operators) {
-        bytes += dump(known->config).size();
+        bytes += size_of(*known);
       }
     }
     if (bytes > max_server_bytes) {
@@ -9278,6 +9280,10 @@ class agent_registry {
   [[noreturn]] static void refuse_name(const std::string& name, const std::string& taken) {
     throw api_error(error_kind::permission, "an MCP server cannot be named '" + name + "' here: '" +
                                                 taken + "' has that name's tools");
+  }
+
+  static std::size_t size_of(const mcp_server& server) {
+    return server.name.size() + server.description.size() + dump(server.config).size();
   }
 
   static std::vector<std::string> without_doubles(std::vector<std::string> names) {
@@ -9446,8 +9452,11 @@ class agent_registry {
     if (!is_file_tool(name) || name == rule) return false;
     const auto& most = settings_.allowed_tools;
     if (std::find(most.begin(), most.end(), rule) != most.end()) return false;
+    // `Read(*)` is all that `Read` is.
+    const bool all = rule.find_first_not_of('*', name.size() + 1) == rule.size() - 1;
     const auto begin = rule.at(name.size() + 1);
-    return begin == '/' || begin == '~' || begin == '!' || rule.find("..") != std::string::npos;
+    return all || begin == '/' || begin == '~' || begin == '!' ||
+           rule.find("..") != std::string::npos;
   }
 
   void settle_tools(agent_request& agent, const agent_headers& asked,
@@ -11322,6 +11331,7 @@ inline json render_health(const process_counts& counts, const cli_facts& facts, 
   json whole = json::object(
       {{"status", problem.empty() ? "healthy" : "degraded"}, {"service", "claude-openai"}});
   if (!problem.empty()) whole["code"] = problem_code(facts);
+  if (demo) whole["demo"] = true;
   if (!details) return whole;
   whole.update(json::object({{"processes", json::object({{"spare", counts.spare},
                                                          {"warm", counts.warm},
@@ -11330,7 +11340,6 @@ inline json render_health(const process_counts& counts, const cli_facts& facts, 
                                                          {"stopping", counts.stopping},
                                                          {"maximum", counts.maximum}})},
                              {"queued", counts.queued}}));
-  if (demo) whole["demo"] = true;
   if (!problem.empty()) whole["problem"] = problem;
   return whole;
 }
@@ -13191,9 +13200,16 @@ async function showLive() {
   byId('live-note').textContent = problem ?? 'What the server does now, every two seconds.';
   byId('chart').hidden = problem !== undefined;
   if (problem) {
-    const { status, processes } = health;  // the figures only for who has the key
-    showTiles([['Status', status, health.code ?? '']]);
-    if (processes) showProcesses(processes, processes.maximum);
+    const { status, code, processes, queued } = health;
+    if (processes) {
+      showTiles([
+        ['Busy', processes.busy, `of at most ${processes.maximum}`],
+        ['Queue', queued, 'requests wait'],
+      ]);
+      showProcesses(processes, processes.maximum);
+    } else {  // which are told to those with the key
+      showTiles([['Status', status, code ?? '']]);
+    }
   }
   await showSessions();
 }

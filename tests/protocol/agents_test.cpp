@@ -57,9 +57,30 @@ std::string value_of(const json& echo, const std::string& flag) {
   return "none";
 }
 
+/// All arguments behind every such flag, up to the next flags.
+std::vector<std::string> values_of(const json& echo, const std::string& flag) {
+  std::vector<std::string> values;
+  bool within = false;
+  for (const auto& one : echo["argv"]) {
+    const auto argument = one.get<std::string>();
+    within = argument == flag || (within && argument.substr(0, 2) != "--");
+    if (within && argument != flag) values.push_back(argument);
+  }
+  return values;
+}
+
 const std::string key = "x-api-key: k\r\n";
 const std::string other_key = "x-api-key: other\r\n";
-void two_clients(claude_openai::options& settings) { settings.api_keys = {"k", "other"}; }
+void two_clients(claude_openai::options& settings) {
+  settings.api_keys = {"k", "other"};
+  settings.allow_mcp_registration = true;
+}
+
+using strings = std::vector<std::string>;
+
+bool begins_with(const strings& all, const strings& first) {
+  return all.size() >= first.size() && std::equal(first.begin(), first.end(), all.begin());
+}
 
 }  // namespace
 
@@ -85,7 +106,7 @@ TEST_CASE("agents: with enable_tools a process has the usual tools and Claude Co
   const fixture given;
   const auto echo = given.echo();
   CHECK(value_of(echo, "--tools") == "Bash,Edit,Glob,Grep,Read,Write");
-  CHECK(value_of(echo, "--disallowedTools") == "Task,WebFetch,WebSearch");
+  CHECK(begins_with(values_of(echo, "--disallowedTools"), {"Task", "WebFetch", "WebSearch"}));
   CHECK(value_of(echo, "--max-turns") == "10");
   CHECK(value_of(echo, "--permission-mode") == "default");
 }
@@ -112,8 +133,9 @@ TEST_CASE("agents: headers are obeyed, in each dialect that has agents") {
        {chat, json::parse(message.parsed()["content"][0]["text"].get<std::string>()),
         json::parse(response.parsed()["output"][0]["content"][0]["text"].get<std::string>())}) {
     CHECK(value_of(echo, "--tools") == "Read,Bash");
-    CHECK(value_of(echo, "--allowedTools").find("Read,Bash(git log:*)") != std::string::npos);
-    CHECK(value_of(echo, "--disallowedTools").find("Write") != std::string::npos);
+    CHECK(values_of(echo, "--allowedTools") == strings{"mcp__client", "Bash(git log:*)"});
+    CHECK(begins_with(values_of(echo, "--disallowedTools"),
+                      {"Task", "WebFetch", "WebSearch", "Write"}));
     CHECK(value_of(echo, "--max-turns") == "3");
     CHECK(value_of(echo, "--permission-mode") == "plan");
     CHECK(echo["cwd"] == std::filesystem::canonical("/usr/bin").string());
@@ -150,10 +172,8 @@ TEST_CASE("agents: a client's tool configuration changes its next answer, and no
   CHECK(value_of(given.echo(other_key), "--tools") == "Bash,Edit,Glob,Grep,Read,Write");
   given.post("/v1/tools/config", {{"session_id", "s"}, {"disallowed_tools", {"Bash"}}}, key);
   const auto own = given.get("/v1/tools/config?session_id=s", key);
-  CHECK(own["effective_tools"].size() == 14);
-  const auto tools = value_of(given.echo(key, {{"session_id", "s"}}), "--tools");
-  CHECK(tools.find("Write") != std::string::npos);
-  CHECK(tools.find("Bash,") == std::string::npos);
+  CHECK(own["effective_tools"] == json{"Glob", "Read"});
+  CHECK(value_of(given.echo(key, {{"session_id", "s"}}), "--tools") == "Glob,Read");
   CHECK(given.get("/v1/tools/stats", key)["session_configs"] == 1);
   CHECK(given.get("/v1/tools/stats", other_key)["session_configs"] == 0);
   CHECK(given.get("/v1/tools", key)["total"] == 15);
@@ -162,7 +182,7 @@ TEST_CASE("agents: a client's tool configuration changes its next answer, and no
   check_error_body(wrong.parsed(), "Invalid tool names: Rocket");
 }
 
-TEST_CASE("agents: an MCP server is registered by who holds a key, and given to that client") {
+TEST_CASE("agents: an MCP server is given to the client that has registered it, and no other") {
   const fixture given(two_clients);
   const auto script = given.program.folder() + "/server.sh";
   std::ofstream(script)
@@ -186,10 +206,12 @@ TEST_CASE("agents: an MCP server is registered by who holds a key, and given to 
                                    {"prompts", 0}});
   CHECK(given.get("/v1/mcp/stats", key)["connected_servers"] == 1);
   const auto echo = given.echo(key);
-  const auto path = value_of(echo, "--mcp-config");
-  const auto file = json::parse(std::ifstream(path));
-  CHECK(file["mcpServers"]["own"]["env"]["TOKEN"] == "secret");
-  CHECK(echo.dump().find("secret") == std::string::npos);  // not in the arguments, for all to see
+  CHECK(value_of(echo, "--mcp-config") == "/dev/fd/3");
+  const auto config = json::parse(echo["mcp_config"].get<std::string>());
+  CHECK(config["mcpServers"]["own"]["env"]["TOKEN"] == "secret");
+  for (const char* seen_by_others : {"argv", "values"}) {
+    CHECK(echo[seen_by_others].dump().find("secret") == std::string::npos);
+  }
   CHECK(value_of(given.echo(other_key), "--mcp-config") == "none");
   CHECK(given.post("/v1/mcp/disconnect", {{"server_name", "own"}}, key).status == 200);
   CHECK(value_of(given.echo(key), "--mcp-config") == "none");
@@ -197,20 +219,29 @@ TEST_CASE("agents: an MCP server is registered by who holds a key, and given to 
   CHECK(given.post("/v1/mcp/connect", {{"server_name", "own"}}, other_key).status == 404);
 }
 
-TEST_CASE("agents: without a key nobody registers a command, unless the operator lets everybody") {
+TEST_CASE("agents: nobody registers a command unless the operator allows it, key or not") {
   const json server{{"name", "own"}, {"command", "/bin/true"}};
-  const fixture closed;
-  for (const std::string path : {"/v1/mcp/servers", "/v1/mcp/connect", "/v1/mcp/disconnect"}) {
-    CAPTURE(path);
-    const auto got = closed.post(path, server);
-    CHECK(got.status == 403);
-    check_error_body(got.parsed(), "--allow-mcp-registration");
-  }
-  CHECK(closed.get("/v1/mcp/servers")["total"] == 0);
+  const fixture closed([](auto& settings) { settings.api_keys = {"k"}; });
+  const auto got = closed.post("/v1/mcp/servers", server, key);
+  CHECK(got.status == 403);
+  check_error_body(got.parsed(), "--allow-mcp-registration");
+  CHECK(closed.get("/v1/mcp/servers", key)["total"] == 0);
   const fixture open([](auto& settings) { settings.allow_mcp_registration = true; });
   CHECK(open.post("/v1/mcp/servers", server).status == 200);
   CHECK(open.get("/v1/mcp/servers")["total"] == 1);
   CHECK(open.post("/v1/mcp/connect", {{"server_name", "own"}}).status == 502);
+  const fixture chats_only([](auto& settings) {
+    settings.allow_mcp_registration = true;
+    settings.builtin_tools = false;
+  });
+  for (const std::string path : {"/v1/mcp/servers", "/v1/mcp/connect", "/v1/mcp/disconnect"}) {
+    CAPTURE(path);
+    auto body = server;
+    body["server_name"] = "own";
+    const auto refused = chats_only.post(path, body);
+    CHECK(refused.status == 403);
+    check_error_body(refused.parsed(), "--no-builtin-tools");
+  }
 }
 
 TEST_CASE("compatibility: the report tells of a request what its answer would honour") {

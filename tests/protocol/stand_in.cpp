@@ -273,6 +273,17 @@ void answer_stop_sequence(const directive& wish) {
   write_result(write_message(wish, "stop_sequence"), "stop_sequence");
 }
 
+/// What the MCP configuration holds, which may be a pipe: it can be read once.
+string mcp_config() {
+  static const string content = [] {
+    const auto flag = std::find(arguments.begin(), arguments.end(), "--mcp-config");
+    std::ostringstream bytes;
+    if (flag != arguments.end()) bytes << std::ifstream(*(flag + 1)).rdbuf();
+    return bytes.str();
+  }();
+  return content;
+}
+
 void answer_echo(const directive&) {
   json values = json::object();
   for (char** entry = environ; *entry != nullptr; ++entry) {
@@ -289,6 +300,7 @@ void answer_echo(const directive&) {
                   {"environment", environment_names()},
                   {"values", values},
                   {"settings", settings},
+                  {"mcp_config", mcp_config()},
                   {"told", told},
                   {"unacknowledged", unacknowledged},
                   {"history", history}};

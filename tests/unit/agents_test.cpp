@@ -14,116 +14,17 @@
 #include <unistd.h>
 
 #include "tests/dialects.hpp"
+#include "tests/unit/agents.hpp"
 
 using namespace claude_openai;
+using namespace agents_test;
 using test::error_of;
 namespace files = std::filesystem;
-using strings = std::vector<std::string>;
 using tree = test::json;  // compares without regard to the order of members
 
 namespace {
 
 tree plain(const claude_openai::json& value) { return tree::parse(value.dump()); }
-
-std::string contents_of(const std::string& path) {
-  std::ostringstream bytes;
-  bytes << std::ifstream(path).rdbuf();
-  return bytes.str();
-}
-
-/// A private directory that goes with the test.
-class folder {
- public:
-  folder() {
-    char pattern[] = "/tmp/claude-openai-unit-XXXXXX";
-    REQUIRE(::mkdtemp(pattern) != nullptr);
-    path_ = files::canonical(pattern).string();
-  }
-  folder(const folder&) = delete;
-  folder& operator=(const folder&) = delete;
-  ~folder() {
-    std::error_code ignored;
-    files::remove_all(path_, ignored);
-  }
-
-  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
-  const std::string& path() const { return path_; }
-  std::string write(const std::string& name, const std::string& bytes) const {
-    std::ofstream(*this / name) << bytes;
-    return *this / name;
-  }
-
- private:
-  std::string path_;
-};
-
-/// A registry of its own, made after the settings are.
-struct fixture {
-  agent_registry& agents() {
-    if (!registry) registry.emplace(settings, scratch.path());
-    return *registry;
-  }
-
-  turn_request request(const std::string& client = "me", const std::string& session = "") const {
-    turn_request made;
-    made.client = client;
-    made.session = session;
-    made.agent.emplace();
-    return made;
-  }
-
-  agent_request settled(const agent_headers& asked = {}, const std::string& client = "me",
-                        const std::string& session = "") {
-    auto made = request(client, session);
-    agents().settle(made, asked);
-    return *made.agent;
-  }
-
-  error_kind refused(const agent_headers& asked) {
-    return error_of([&] { settled(asked); }).kind;
-  }
-
-  folder scratch;
-  options settings;
-  std::optional<agent_registry> registry;
-};
-
-agent_headers asking_tools(const std::string& list) {
-  agent_headers asked;
-  asked.allowed_tools = list;
-  return asked;
-}
-agent_headers asking_not(const std::string& list) {
-  agent_headers asked;
-  asked.disallowed_tools = list;
-  return asked;
-}
-agent_headers asking_mode(const std::string& mode) {
-  agent_headers asked;
-  asked.permission_mode = mode;
-  return asked;
-}
-agent_headers asking_turns(const std::string& turns) {
-  agent_headers asked;
-  asked.max_turns = turns;
-  return asked;
-}
-agent_headers asking_directory(const std::string& path) {
-  agent_headers asked;
-  asked.directory = path;
-  return asked;
-}
-
-mcp_server server_of(const std::string& body) {
-  const auto parsed = claude_openai::json::parse(body);
-  return parse_mcp_server(reader(parsed));
-}
-
-strings names_of(const std::vector<mcp_server>& servers) {
-  strings names;
-  for (const auto& server : servers) names.push_back(server.name);
-  return names;
-}
 
 bool holds(const strings& all, const std::string& one) {
   return std::find(all.begin(), all.end(), one) != all.end();
@@ -136,14 +37,16 @@ const strings default_disallowed = {"Task", "WebFetch", "WebSearch"};
 
 // ---- what an agent may do ----------------------------------------------------------------------
 
-TEST_CASE("agents: one that asks for nothing gets the usual tools, ten turns and no servers") {
+TEST_CASE(
+    "agents: one that asks for nothing has the usual tools, ten turns, a place and no servers") {
   fixture given;
   const auto agent = given.settled();
   CHECK(agent.tools == default_tools);
   CHECK(agent.disallowed == default_disallowed);
   CHECK(agent.permission_mode == "default");
   CHECK(agent.max_turns == 10);
-  CHECK(agent.directory.empty());
+  CHECK(agent.private_directory == given.scratch / "agents/me");
+  CHECK(agent.directory == given.scratch / "agents/me/work");
   CHECK(agent.mcp_config.empty());
   CHECK_FALSE(agent.show_activity);
 }
@@ -160,8 +63,8 @@ TEST_CASE("agents: a client names its tools, in its own order, with rules and co
   fixture given;
   CHECK(given.settled(asking_tools("Read")).tools == strings{"Read"});
   CHECK(given.settled(asking_tools(" Write , ,Read,, ")).tools == strings{"Write", "Read"});
-  CHECK(given.settled(asking_tools("Bash(git log:*), Read(/a, b/**),Bash(f(x, y):*)")).tools ==
-        strings{"Bash(git log:*)", "Read(/a, b/**)", "Bash(f(x, y):*)"});
+  CHECK(given.settled(asking_tools("Bash(git log:*), Read(a, b/**),Bash(f x, y:*)")).tools ==
+        strings{"Bash(git log:*)", "Read(a, b/**)", "Bash(f x, y:*)"});
   CHECK(given.settled(asking_tools("")).tools.empty());
   for (const auto& tool : known_tools) {
     const std::string name(tool.name);
@@ -212,9 +115,9 @@ TEST_CASE("agents: the operator's tools are the most that a client gets") {
   fixture given;
   given.settings.allowed_tools = {"Read", "Bash(git:*)", "WebFetch"};
   CHECK(given.settled().tools == strings{"Read"});
-  CHECK(given.settled(asking_tools("Read(/a),Bash(git:*)")).tools ==
-        strings{"Read(/a)", "Bash(git:*)"});
-  for (const std::string more : {"Bash", "Bash(rm:*)", "Write", "Edit(/a)"}) {
+  CHECK(given.settled(asking_tools("Read(a),Bash(git:*)")).tools ==
+        strings{"Read(a)", "Bash(git:*)"});
+  for (const std::string more : {"Bash", "Bash(rm:*)", "Write", "Edit(a)"}) {
     CAPTURE(more);
     CHECK(given.refused(asking_tools(more)) == error_kind::permission);
   }
@@ -233,6 +136,7 @@ TEST_CASE("agents: what the operator forbids is forbidden to all, first of all")
 TEST_CASE("agents: a permission mode is one of five, and none above the operator's") {
   for (std::size_t most = 0; most < permission_modes.size(); ++most) {
     fixture given;
+    given.settings.sandbox = sandbox_use::off;
     given.settings.permission_mode = permission_modes[most];
     CAPTURE(given.settings.permission_mode);
     for (std::size_t rank = 0; rank < permission_modes.size(); ++rank) {
@@ -254,16 +158,20 @@ TEST_CASE("agents: a permission mode is one of five, and none above the operator
   }
 }
 
-TEST_CASE("agents: root cannot do without permissions, and is told so") {
-  fixture given;
-  given.settings.permission_mode = "bypassPermissions";
-  auto made = given.request();
-  given.agents().settle(made, asking_mode("bypassPermissions"));
-  const bool root = ::geteuid() == 0;
-  CHECK(made.ignored_params == (root ? strings{"X-Claude-Permission-Mode"} : strings{}));
-  auto less = given.request();
-  given.agents().settle(less, asking_mode("acceptEdits"));
-  CHECK(less.ignored_params.empty());
+TEST_CASE("agents: neither root nor who is confined can do without permissions, and is told so") {
+  for (const auto sandbox : {sandbox_use::off, sandbox_use::automatic}) {
+    fixture given;
+    given.settings.sandbox = sandbox;
+    given.settings.permission_mode = "bypassPermissions";
+    auto made = given.request();
+    given.agents().settle(made, asking_mode("bypassPermissions"));
+    const bool lowered = ::geteuid() == 0 || sandbox == sandbox_use::automatic;
+    CHECK(made.ignored_params == (lowered ? strings{"X-Claude-Permission-Mode"} : strings{}));
+    CHECK(made.agent->permission_mode == (lowered ? "acceptEdits" : "bypassPermissions"));
+    auto less = given.request();
+    given.agents().settle(less, asking_mode("acceptEdits"));
+    CHECK(less.ignored_params.empty());
+  }
 }
 
 TEST_CASE("agents: turns are a number up to a thousand, or none for no limit") {
@@ -326,16 +234,20 @@ TEST_CASE("agents: a root may be a link, and may end with a slash") {
   CHECK(given.settled(asking_directory(root / "real/deep")).directory == root / "real/deep");
 }
 
-TEST_CASE("agents: what is no directory is a 400; without allowed ones every directory is a 403") {
+TEST_CASE("agents: what is no directory is refused as one that is not allowed, word for word") {
   const folder root;
   root.write("file", "x");
   fixture given;
   given.settings.agent_roots = {root.path()};
-  for (const auto& path : {root / "nothing", root / "file", std::string()}) {
+  const auto forbidden = error_of([&] { given.settled(asking_directory("/usr")); });
+  CHECK(forbidden.kind == error_kind::permission);
+  CHECK(forbidden.message.find("X-Claude-Cwd") == 0);
+  for (const auto& path :
+       {root / "nothing", root / "file", std::string(), std::string("/no/such/place")}) {
     CAPTURE(path);
     const auto error = error_of([&] { given.settled(asking_directory(path)); });
-    CHECK(error.kind == error_kind::invalid_request);
-    CHECK(error.param == "X-Claude-Cwd");
+    CHECK(error.kind == forbidden.kind);
+    CHECK(error.message == forbidden.message);
   }
   fixture closed;
   CHECK(closed.refused(asking_directory(root.path())) == error_kind::permission);
@@ -359,18 +271,18 @@ TEST_CASE("tool configuration: a client's own, changed field by field, and used 
   CHECK(agents.configuration("another", "").effective() == default_tools);
 }
 
-TEST_CASE("tool configuration: a session's own begins with all tools and stays its own") {
+TEST_CASE("tool configuration: a session's own begins with the client's and stays its own") {
   fixture given;
   auto& agents = given.agents();
-  agents.configure("me", "", strings{"Read"}, strings{});
-  CHECK(agents.configuration("me", "s").effective() == strings{"Read"});  // none yet: the client's
+  agents.configure("me", "", strings{"Read", "Bash"}, strings{});
+  CHECK(agents.configuration("me", "s").effective() == strings{"Bash", "Read"});
   const auto fresh = agents.configure("me", "s", std::nullopt, strings{"Bash"});
-  CHECK_FALSE(fresh.allowed);
-  CHECK(fresh.effective().size() == known_tools.size() - 1);
-  CHECK_FALSE(holds(given.settled({}, "me", "s").tools, "Bash"));
-  CHECK(holds(given.settled({}, "me", "s").tools, "Write"));
-  CHECK(given.settled({}, "me", "t").tools == strings{"Read"});
-  CHECK(given.settled().tools == strings{"Read"});
+  CHECK(fresh.effective() == strings{"Read"});
+  CHECK(given.settled({}, "me", "s").tools == strings{"Read"});
+  CHECK(given.settled({}, "me", "t").tools == strings{"Bash", "Read"});
+  CHECK(given.settled().tools == strings{"Bash", "Read"});
+  agents.configure("me", "", strings{"Write"}, std::nullopt);
+  CHECK(given.settled({}, "me", "s").tools == strings{"Read"});
   CHECK(given.settled({}, "another", "s").tools == default_tools);
   agents.configure("me", "t", strings{}, std::nullopt);
   CHECK(agents.session_configurations("me") == 2);
@@ -499,13 +411,14 @@ TEST_CASE("MCP servers: a client's own are added to the operator's, and replaced
 
 TEST_CASE("MCP servers: an operator's file that cannot be used is told at the start") {
   const folder place;
+  const child_guard guard;
   for (const auto& path :
        {place / "nothing", place.write("a", "{"), place.write("b", "{}"), place.write("c", ""),
         place.write("d", R"({"mcpServers":[]})"), place.path()}) {
     CAPTURE(path);
     options settings;
     settings.mcp_config = path;
-    CHECK_THROWS_AS(agent_registry(settings, place.path()), std::invalid_argument);
+    CHECK_THROWS_AS(agent_registry(settings, place.path(), guard), std::invalid_argument);
   }
 }
 
@@ -520,7 +433,7 @@ TEST_CASE("MCP servers: agents are given those that are enabled, and may name th
   auto expected = default_tools;
   expected.insert(expected.end(), {"mcp__files", "mcp__own"});
   CHECK(agent.tools == expected);
-  CHECK(tree::parse(contents_of(agent.mcp_config)) ==
+  CHECK(tree::parse(agent.mcp_config) ==
         tree{{"mcpServers",
               {{"files", {{"command", "f"}}},
                {"own", {{"command", "c"}, {"args", tree::array()}, {"env", {{"A", "b"}}}}}}}});
@@ -531,39 +444,6 @@ TEST_CASE("MCP servers: agents are given those that are enabled, and may name th
     CHECK(given.refused(asking_tools(none)) == error_kind::permission);
   }
   CHECK(given.settled({}, "another").tools.back() == "mcp__files");
-}
-
-TEST_CASE("MCP servers: the file for agents is for its owner alone, one for each set of servers") {
-  fixture given;
-  auto& agents = given.agents();
-  CHECK(given.settled().mcp_config.empty());
-  agents.add_server("me", server_of(R"({"name":"own","command":"c"})"));
-  const auto first = given.settled().mcp_config;
-  struct stat about {};
-  REQUIRE(::stat(first.c_str(), &about) == 0);
-  CHECK((about.st_mode & 0777) == 0600);
-  CHECK(first.find(given.scratch.path()) == 0);
-  CHECK(given.settled().mcp_config == first);
-  agents.add_server("another", server_of(R"({"name":"own","command":"c"})"));
-  CHECK(given.settled({}, "another").mcp_config == first);
-  agents.add_server("me", server_of(R"({"name":"own","command":"d"})"));
-  const auto second = given.settled().mcp_config;
-  CHECK(second != first);
-  CHECK(tree::parse(contents_of(first))["mcpServers"]["own"]["command"] == "c");
-  CHECK(tree::parse(contents_of(second))["mcpServers"]["own"]["command"] == "d");
-}
-
-TEST_CASE("MCP servers: a file that could not be written is tried again") {
-  fixture given;
-  const auto place = given.scratch / "later";
-  agent_registry agents(given.settings, place);
-  agents.add_server("me", server_of(R"({"name":"own","command":"c"})"));
-  auto made = given.request();
-  CHECK(error_of([&] { agents.settle(made, {}); }).kind == error_kind::internal);
-  files::create_directory(place);
-  made = given.request();
-  REQUIRE_NOTHROW(agents.settle(made, {}));
-  CHECK(files::exists(made.agent->mcp_config));
 }
 
 TEST_CASE("MCP servers: they are told without their variables") {
@@ -602,44 +482,22 @@ TEST_CASE("MCP servers: they are told without their variables") {
 
 namespace {
 
-/// A server in a few lines of shell: `answers` are cases of the method asked for, in which $id is
-/// the question's. What it was told goes to the file `told` beside it.
-std::string shell_server(const folder& place, const std::string& answers) {
-  const auto path = place.write("server.sh", R"(#!/bin/sh
-while read -r line; do
-  echo "$line" >> ")" + place.path() + R"(/told"
-  rest=${line#*\"id\":}; id=${rest%%,*}
-  rest=${line#*\"method\":\"}; method=${rest%%\"*}
-  case $method in
-)" + answers + R"(
-  esac
-done
-)");
-  ::chmod(path.c_str(), 0700);
-  return path;
-}
-
-std::string answers(const std::string& method, const std::string& result) {
-  return method + R"() echo '{"jsonrpc":"2.0","id":'$id',"result":)" + result + R"(}' ;;)" + "\n";
-}
-
-const std::string hello = answers("initialize", R"({"capabilities":{"tools":{},"prompts":{}}})");
-
 /// A registry whose client `me` has this server.
 struct probing : fixture {
   explicit probing(const std::string& command, const std::string& more = "") {
-    settings.environment = {
-        {"PATH", "/usr/bin:/bin"}, {"HOME", scratch.path()}, {"API_KEY", "a-client-key"}};
+    settings.environment = {{"PATH", "/usr/bin:/bin"},
+                            {"HOME", scratch.path()},
+                            {"TMPDIR", scratch.path()},
+                            {"API_KEY", "a-client-key"}};
     settings.working_directory = scratch.path();
     agents().add_server("me", server_of(R"({"name":"own","enabled":false,"command":")" + command +
                                         "\"" + more + "}"));
   }
 
   mcp_server connect(const std::string& name = "own", const std::string& client = "me") {
-    return agents().connect(client, name, guard, stop);
+    return agents().connect(client, name, stop);
   }
 
-  child_guard guard;
   wake_signal stop;
 };
 
@@ -767,9 +625,8 @@ TEST_CASE("MCP probe: a server without a local command cannot be tried") {
   fixture given;
   given.settings.mcp_config = given.scratch.write(
       "servers.json", R"({"mcpServers":{"web":{"type":"http","url":"https://x.example"}}})");
-  const child_guard guard;
   const wake_signal stop;
-  const auto error = error_of([&] { given.agents().connect("me", "web", guard, stop); });
+  const auto error = error_of([&] { given.agents().connect("me", "web", stop); });
   CHECK(error.kind == error_kind::invalid_request);
   CHECK(error.param == "server_name");
 }

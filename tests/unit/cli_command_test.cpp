@@ -262,15 +262,15 @@ TEST_CASE("command: the whole line, for an API key and for the CLI's own login")
                             "--model=sonnet",
                             "--tools",
                             "",
-                            "--allowedTools",
-                            "mcp__client",
                             "--setting-sources",
                             "",
                             "--strict-mcp-config",
                             "--no-session-persistence",
                             "--disable-slash-commands",
                             "--permission-mode",
-                            "default"};
+                            "default",
+                            "--allowedTools",
+                            "mcp__client"};
   auto with_bare = expected;
   with_bare.emplace_back("--bare");
   CHECK(make_command(settings_for(auth_method::cli), {"sonnet"}).arguments == expected);
@@ -334,6 +334,8 @@ agent_request some_agent() {
   agent_request agent;
   agent.tools = {"Bash", "Read"};
   agent.permission_mode = "acceptEdits";
+  agent.directory = "/scratch/agents/me/work";
+  agent.private_directory = "/scratch/agents/me";
   return agent;
 }
 
@@ -341,6 +343,18 @@ agent_request some_agent() {
 std::string value_of(const command& made, const std::string& flag) {
   const auto at = std::find(made.arguments.begin(), made.arguments.end(), flag);
   return at == made.arguments.end() || at + 1 == made.arguments.end() ? "none" : *(at + 1);
+}
+
+/// What follows the last of a flag, up to the next flag.
+strings values_of(const command& made, const std::string& flag) {
+  strings values;
+  bool within = false;
+  for (const auto& argument : made.arguments) {
+    if (argument == flag) values.clear();
+    within = argument == flag || (within && argument.substr(0, 2) != "--");
+    if (within && argument != flag) values.push_back(argument);
+  }
+  return values;
 }
 
 /// `child_environment` is sorted, so what differs is easily told: `-A -B +C=1`.
@@ -377,8 +391,6 @@ TEST_CASE("agent command: the whole line") {
                             "--model=sonnet",
                             "--tools",
                             "Bash,Read",
-                            "--allowedTools",
-                            "mcp__client,Bash,Read",
                             "--setting-sources",
                             "",
                             "--strict-mcp-config",
@@ -386,19 +398,27 @@ TEST_CASE("agent command: the whole line") {
                             "--disable-slash-commands",
                             "--permission-mode",
                             "acceptEdits",
+                            "--allowedTools",
+                            "mcp__client",
+                            "--allowedTools",
+                            "Bash",
+                            "Read",
+                            "--disallowedTools",
+                            "Bash(rm:*)",
+                            "WebFetch",
                             "--max-turns",
                             "7",
                             "--max-budget-usd",
                             "1.5",
-                            "--disallowedTools",
-                            "Bash(rm:*),WebFetch",
                             "--mcp-config",
-                            R"({"mcpServers":{}})",
+                            "/dev/fd/3",
                             "--add-dir",
                             "/data",
                             "--add-dir",
                             "/more data"};
-  CHECK(make_command(settings, {"sonnet", agent}).arguments == expected);
+  const auto made = make_command(settings, {"sonnet", agent});
+  CHECK(made.arguments == expected);
+  CHECK(made.inherited == strings{agent.mcp_config, "value of ANTHROPIC_API_KEY"});
 }
 
 TEST_CASE("agent command: what is not limited is not told, and no login makes it bare") {
@@ -418,21 +438,24 @@ TEST_CASE(
   agent.tools = {"Bash(git:*)", "Bash(ls:*)", "Read", "mcp__files__read", "mcp__files"};
   const auto made = make_command(settings_for(auth_method::cli), {"sonnet", agent});
   CHECK(value_of(made, "--tools") == "Bash,Read");
-  CHECK(value_of(made, "--allowedTools") ==
-        "mcp__client,Bash(git:*),Bash(ls:*),Read,mcp__files__read,mcp__files");
+  CHECK(values_of(made, "--allowedTools") == agent.tools);
   agent.tools.clear();
   const auto toothless = make_command(settings_for(auth_method::cli), {"sonnet", agent});
   CHECK(value_of(toothless, "--tools").empty());
-  CHECK(value_of(toothless, "--allowedTools") == "mcp__client");
+  CHECK(values_of(toothless, "--allowedTools") == strings{"mcp__client"});
 }
 
 TEST_CASE("agent command: a long task may be summed up, and servers' names stay apart") {
   for (const auto method : methods) {
-    const auto settings = settings_for(method);
+    auto settings = settings_for(method);
+    for (const char* secret : {"ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"}) {
+      settings.environment.erase(secret);
+    }
     const auto usual = child_environment(settings);
     CHECK(difference(usual, make_command(settings, {"m", some_agent()}).environment) ==
           "-CLAUDE_CODE_BLOCKING_LIMIT_OVERRIDE -DISABLE_COMPACT "
-          "+CLAUDE_CODE_DISABLE_BACKGROUND_TASKS=1 +MCP_CONNECTION_NONBLOCKING=0 ");
+          "+CLAUDE_CODE_DISABLE_BACKGROUND_TASKS=1 "
+          "+CLAUDE_CODE_TMPDIR=/scratch/agents/me/tmp +MCP_CONNECTION_NONBLOCKING=0 ~TMPDIR ");
     CHECK(difference(usual, make_command(settings, {"m"}).environment) ==
           "+CLAUDE_AGENT_SDK_MCP_NO_PREFIX=1 ");
     CHECK(usual.at("ENABLE_TOOL_SEARCH") == "false");
@@ -440,10 +463,9 @@ TEST_CASE("agent command: a long task may be summed up, and servers' names stay 
   }
 }
 
-TEST_CASE("agent command: it works in its own directory, else in the operator's") {
+TEST_CASE("agent command: it works in its own directory") {
   const auto settings = settings_for(auth_method::cli);
   auto agent = some_agent();
-  CHECK(make_command(settings, {"m", agent}).working_directory == "/scratch");
   agent.directory = "/projects/x";
   CHECK(make_command(settings, {"m", agent}).working_directory == "/projects/x");
 }
@@ -475,6 +497,7 @@ TEST_CASE("profile: an agent's process serves only an agent that may do exactly 
                                        [](agent_request& a) { a.permission_mode = "plan"; },
                                        [](agent_request& a) { a.max_turns = 1; },
                                        [](agent_request& a) { a.directory = "/x"; },
+                                       [](agent_request& a) { a.private_directory = "/x"; },
                                        [](agent_request& a) { a.mcp_config = "{}"; }};
   const launch_profile base{"m", some_agent()};
   for (const auto& each : changes) {

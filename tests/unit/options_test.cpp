@@ -287,7 +287,10 @@ TEST_CASE("options: transport and origins that cannot be are told") {
   CHECK(problems_with([](options& o) { o.tcp = false; }).size() == 1);
   CHECK(problems_with([](options& o) { o.tls_certificate = "c"; }).size() == 1);
   CHECK(problems_with([](options& o) { o.cors_origins = {"example.com"}; }).size() == 1);
-  CHECK(problems_with([](options& o) { o.cors_origins = {"*", "https://e.com"}; }).empty());
+  CHECK(problems_with([](options& o) {
+          o.cors_origins = {"*", "https://e.com"};
+          o.api_keys = {"key-one"};
+        }).empty());
   CHECK(problems_with([](options& o) { o.limits.chat = -1; }).size() == 1);
 }
 
