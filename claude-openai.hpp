@@ -9322,6 +9322,12 @@ class agent_registry {
       }
       mode = *asked.permission_mode;
     }
+    if (rank_of_mode(mode) > most) mode = settings_.permission_mode;
+    const bool confined = request.agent->confined != confinement::none;
+    if (mode == "bypassPermissions" && (::geteuid() == 0 || confined)) {
+      mode = "acceptEdits";  // claude refuses to run as root, or restricted, without permissions
+      name_ignored(request, "X-Claude-Permission-Mode");
+    }
     const auto is_narrowed = [](const std::string& rule) {
       return text::starts_with(rule, "Bash(");
     };
@@ -9331,11 +9337,6 @@ class agent_registry {
                       "the permission mode 'acceptEdits' lets commands run that no rule of this "
                       "proxy's --allowed-tools names");
     }
-    if (rank_of_mode(mode) > most) mode = settings_.permission_mode;
-    const bool confined = request.agent->confined != confinement::none;
-    if (mode != "bypassPermissions" || (::geteuid() != 0 && !confined)) return;
-    mode = "acceptEdits";  // claude refuses to run as root, or restricted, without permissions
-    name_ignored(request, "X-Claude-Permission-Mode");
   }
 
   void settle_turns(agent_request& agent, const agent_headers& asked) const {
@@ -9356,7 +9357,11 @@ class agent_registry {
   /// Each client's agents have a directory of their own; they work in it unless the operator or the
   /// client names another.
   void assign_places(agent_request& agent, const std::string& client) const {
-    guard_.prepare();
+    try {
+      guard_.prepare();
+    } catch (const std::system_error& failure) {
+      throw api_error(error_kind::unavailable, failure.what());
+    }
     const auto agents = scratch_ + "/agents";
     agent.private_directory = agents + "/" + (client.empty() ? "keyless" : client);
     agent.directory = agent.private_directory + "/work";
