@@ -5564,8 +5564,9 @@ inline void confine_commands(const options& settings, const agent_request& agent
   for (const auto& directory : directories) {
     words.insert(words.end(), {"--bind", directory, directory});
   }
-  // By this socket 2.1.330 takes messages from whoever knows the token in its children's variables.
-  words.insert(words.end(), {"--tmpfs", home + "/cc-socks", "--setenv", "HOME", home, "--chdir",
+  // In its place for the directory where `claude` writes, in which each command leaves a file.
+  words.insert(words.end(), {"--tmpfs", agent.private_directory + "/claude", "--tmpfs",
+                             home + "/cc-socks", "--setenv", "HOME", home, "--chdir",
                              agent.directory, "bash", "-c"});
   std::string line;
   for (const auto& word : words) line += shell_word(word) + " ";
@@ -5612,9 +5613,10 @@ inline void set_agent_environment(const agent_request& agent, command& made) {
                   : "CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR"] = made.inherit(found->second);
     variables.erase(found);
   }
-  for (const char* name : {"TMPDIR", "CLAUDE_CODE_TMPDIR"}) {
-    variables[name] = agent.private_directory + "/tmp";
-  }
+  variables["TMPDIR"] = agent.private_directory + "/tmp";
+  // Here `claude` itself writes what commands say. They must not reach it: by a link in its place
+  // 2.1.120 would write anywhere.
+  variables["CLAUDE_CODE_TMPDIR"] = agent.private_directory + "/claude";
   // Of 2.1.248 and later: no rule lets a file tool leave the agent's directories.
   if (agent.confined != confinement::none) variables["CLAUDE_CODE_RESTRICTED"] = "1";
   for (const char* name : tool_less_variables) variables.erase(name);
@@ -9366,7 +9368,8 @@ class agent_registry {
     agent.private_directory = agents + "/" + (client.empty() ? "keyless" : client);
     agent.directory = agent.private_directory + "/work";
     for (const auto& made :
-         {agents, agent.private_directory, agent.directory, agent.private_directory + "/tmp"}) {
+         {agents, agent.private_directory, agent.directory, agent.private_directory + "/tmp",
+          agent.private_directory + "/claude"}) {
       ::mkdir(made.c_str(), 0700);
     }
     const unique_fd script(::open(confining_script_path(settings_).c_str(),
