@@ -311,6 +311,26 @@ git config core.fsmonitor "$PWD/hook.sh" && git config core.pager "$PWD/hook.sh"
     assert.deepEqual([...traces(folder), ...traces(work)], []);
   });
 
+for (const version of CLI_VERSIONS)
+  test(`${version}: no link of an agent's leads what the CLI itself writes out of the directories, nor keeps it from work`, { deadline: 120_000 }, async (t) => {
+    const folder = realpathSync(mkdtempSync(path.join(tmpdir(), 'claude-openai-confined-')));
+    t.defer(async () => rmSync(folder, { recursive: true, force: true }));
+    const proxy = await t.start({ cli: claudePath(version), args: ['--spares', '0', '--sandbox', 'on'] });
+    await run(
+      t,
+      `rm -rf "$TMPDIR"/*claude*; for name in claude-$(id -u) claude claude-0 cc-socks; do ln -s '${folder}' "$TMPDIR/$name"; done
+ln -sfn '${folder}' "$TMPDIR/../claude/claude-$(id -u)"; ln -s '${folder}' .claude`,
+      { proxy, key: '' },
+    );
+    const large = [bash('seq 1 20000'), bash('(exit 3)'), bash('cd /tmp && echo "in-$PWD"')];
+    for (let conversation = 0; conversation < 2; conversation++) {
+      const [, failing, elsewhere] = await act(t, large, { proxy, key: '' });
+      assert.match(failing.text, /[Ee]xit code 3/, 'the status of a command is its own');
+      assert.match(elsewhere.text, /^in-\/tmp/);
+    }
+    assert.deepEqual(readdirSync(folder, { recursive: true }), []);
+  });
+
 // ---- MCP servers ---------------------------------------------------------------------------------
 
 test("the operator's MCP server is not confined, has its variables, and its file is no secret of the disk's", async (t) => {
