@@ -161,7 +161,9 @@ struct command_line {
         "Point any OpenAI client at http://127.0.0.1:8000/v1, any Anthropic client at\n"
         "http://127.0.0.1:8000.");
     app.set_version_flag("--version", "claude-openai " CLAUDE_OPENAI_VERSION);
-    doctor = app.add_subcommand("doctor", "Check whether everything is there that answers need");
+    doctor = app.add_subcommand("doctor",
+                                "Check whether everything is there that answers need; "
+                                "`doctor --security` says what the settings leave open");
     doctor->fallthrough();
     doctor->add_flag("--security", security, "Say what the settings leave open, and start nothing");
     add_settings_files(reads_config);
