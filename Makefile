@@ -44,8 +44,8 @@ cli_lock   := packaging/cli/package.json packaging/cli/package-lock.json
 cli_folder := build/cli/$(shell sed -n 's|.*/claude-code": "\(.*\)".*|\1|p' packaging/cli/package.json)
 cli        := $(cli_folder)/node_modules/@anthropic-ai/claude-code/bin/claude.exe
 
-# Not empty when the user has a CLI: on PATH, in the environment or among the flags. The demo needs none.
-own_cli := $(CLAUDE_CLI_PATH)$(filter --claude-path% --demo,$(ARGS))$(shell command -v claude 2>/dev/null)
+# Not empty when the user has a CLI: on PATH, in the environment or among the flags. The demo and a look at the settings need none.
+own_cli := $(CLAUDE_CLI_PATH)$(filter --claude-path% --demo --security,$(ARGS))$(shell command -v claude 2>/dev/null)
 
 run: build/claude-openai $(if $(own_cli),,$(cli_folder)/installed) ## build and start, flags in ARGS="--port 9000"
 	@.ci/deps sandbox

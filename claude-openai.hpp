@@ -8817,7 +8817,8 @@ struct tool_configuration {
   std::vector<std::string> disallowed;
   std::chrono::system_clock::time_point created;
   std::chrono::system_clock::time_point updated;
-  steady_time used;  ///< by a request, or set
+  steady_time used;               ///< by a request, or set
+  std::vector<std::string> lent;  ///< of `effective` what the operator lends; to be shown
 
   std::vector<std::string> effective() const {
     std::vector<std::string> tools;
@@ -8867,7 +8868,7 @@ inline json render_known_tools() {
 inline json render_configuration(const tool_configuration& kept) {
   return json::object({{"allowed_tools", kept.allowed ? json(*kept.allowed) : json()},
                        {"disallowed_tools", kept.disallowed},
-                       {"effective_tools", kept.effective()},
+                       {"effective_tools", kept.lent},
                        {"created_at", text::iso_time(kept.created)},
                        {"updated_at", text::iso_time(kept.updated)}});
 }
@@ -9124,7 +9125,7 @@ class agent_registry {
 
   tool_configuration configuration(const std::string& client, const std::string& session) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return configuration_of(client, session);
+    return describe(configuration_of(client, session));
   }
 
   /// How far agents are confined. The first call may take some 20 ms. Throws a 503 where they
@@ -9169,7 +9170,7 @@ class agent_registry {
     if (disallowed) kept.disallowed = without_doubles(*disallowed);
     kept.updated = std::chrono::system_clock::now();
     kept.used = std::chrono::steady_clock::now();
-    const auto configured = kept;
+    const auto configured = describe(kept);
     if (own.size() > max_configurations) {
       own.erase(std::min_element(own.begin(), own.end(), [](const auto& a, const auto& b) {
         return std::make_pair(a.first.empty(), a.second.used) <
@@ -9596,6 +9597,17 @@ class agent_registry {
   /// others keep.
   std::vector<mcp_server>& servers_of(const std::string& client) {
     return servers_.try_emplace(client, operator_servers_).first->second;
+  }
+
+  /// With what the operator lends of it.
+  tool_configuration describe(tool_configuration kept) const {
+    const auto& denied = settings_.disallowed_tools;
+    for (auto& tool : kept.effective()) {
+      const bool lent = settings_.builtin_tools && may_have(tool, {}) &&
+                        std::find(denied.begin(), denied.end(), tool) == denied.end();
+      if (lent) kept.lent.push_back(std::move(tool));
+    }
+    return kept;
   }
 
   /// What holds for the session, or else for the client. A session's ends with its session.
@@ -15257,6 +15269,7 @@ struct finding {
 /// Who may connect, with what proof.
 inline std::vector<finding> review_access(const options& settings) {
   const bool keyless = settings.api_keys.empty();
+  const bool local = is_private(settings);
 #ifdef __linux__
   const bool tells_users = true;
 #else
@@ -15264,65 +15277,82 @@ inline std::vector<finding> review_access(const options& settings) {
 #endif
   std::size_t shortest = 1'000;
   for (const auto& key : settings.api_keys) shortest = std::min(shortest, key.size());
-  const bool clear = !is_private(settings) && settings.tls_certificate.empty();
+  const bool clear = !local && settings.tls_certificate.empty();
   const auto& origins = settings.cors_origins;
   return {
-      {"who can connect", is_private(settings),
-       is_private(settings) ? "this machine" : "whoever reaches " + settings.host,
+      {"who can connect", local, local ? "this machine" : "whoever reaches " + settings.host,
        "listen on loopback, or let a firewall choose"},
-      {"client key", !keyless || (is_private(settings) && tells_users),
-       !keyless ? std::to_string(settings.api_keys.size()) + " keys, the shortest of " +
-                      std::to_string(shortest) + " characters"
+      {"client key", !keyless || !local || tells_users,
+       !keyless ? std::to_string(settings.api_keys.size()) + " set, of " +
+                      std::to_string(shortest) + " characters or more"
+       : !local      ? std::string("none set: one is made at the start")
        : tells_users ? std::string("none: only programs of this user and root are served")
                      : std::string("none: every user of this machine is served"),
        "set one with --api-key or API_KEY"},
       {"encryption", !clear,
-       clear ? "none: keys and prompts can be read on the way"
-             : (settings.tls_certificate.empty() ? "none needed on this machine" : "TLS"),
+       clear   ? "none: keys and prompts can be read on the way"
+       : local ? "not needed on this machine"
+               : "TLS",
        "use --tls-cert and --tls-key, or a proxy in front that speaks TLS"},
       {"web pages", std::find(origins.begin(), origins.end(), "*") == origins.end(),
        origins.empty() ? "pages of this machine may chat, the proxy's own page may use tools"
                        : "pages of " + text::join(origins, ", ") + " may chat and use tools",
        "name the origins that need it (--cors-origin)"},
+      {"log", !settings.log_bodies,
+       settings.log_bodies ? "holds prompts and answers" : "holds no prompts and no keys",
+       "remove --log-bodies"},
   };
+}
+
+/// Agents can reach the home directory, or all of the disk, by a directory that they are given.
+inline bool is_wide(const std::string& directory, const options& settings) {
+  const auto given = std::filesystem::absolute(directory).lexically_normal() / "";
+  const auto home = std::filesystem::path(value_or(settings.environment, "HOME", "/root")) / "";
+  return text::starts_with(home.string(), given.string());
 }
 
 /// What a client can do on this machine once it is let in.
 inline std::vector<finding> review_tools(const options& settings) {
-  const bool lent = settings.builtin_tools;
+  if (!settings.builtin_tools) {
+    return {{"Claude Code's tools", true, "lent to nobody (--no-builtin-tools)", {}}};
+  }
+  const bool bubblewrap = !find_program("bwrap", settings.environment).empty();
+  const bool confined = settings.sandbox != sandbox_use::off && bubblewrap;
   const auto& allowed = settings.allowed_tools;
-  const bool commands =
-      allowed.empty() || std::any_of(allowed.begin(), allowed.end(),
-                                     [](const auto& rule) { return tool_of_rule(rule) == "Bash"; });
-  const bool bypass = settings.permission_mode == "bypassPermissions";
-  const bool has_bubblewrap = !find_program("bwrap", settings.environment).empty();
+  auto places = settings.agent_directories;
+  places.insert(places.end(), settings.agent_roots.begin(), settings.agent_roots.end());
+  if (!settings.working_directory.empty()) places.push_back(settings.working_directory);
+  const bool wide = std::any_of(places.begin(), places.end(),
+                                [&](const auto& place) { return is_wide(place, settings); });
   return {
-      {"Claude Code's tools", !lent || !commands,
-       !lent      ? "lent to nobody (--no-builtin-tools)"
-       : commands ? "lent, with commands: a client key is this user's account"
-                  : "lent: " + text::join(allowed, ", "),
-       "--no-builtin-tools for clients that only chat, or --allowed-tools Read,Glob,Grep"},
-      {"confinement", !lent || (settings.sandbox != sandbox_use::off && has_bubblewrap),
-       !lent                                  ? "not needed"
-       : settings.sandbox == sandbox_use::off ? "none: tools reach all that this user can"
-       : has_bubblewrap                       ? "tools reach their directories alone"
-                        : "of files alone: commands reach all that this user can",
-       "install bubblewrap, and leave --sandbox off out"},
-      {"tools without a key", !lent || !settings.allow_keyless_tools,
-       settings.allow_keyless_tools ? "to every user of this machine"
-                                    : "only to this user's programs",
-       "leave --allow-keyless-tools out"},
-      {"permission mode", !lent || !bypass, "at most " + settings.permission_mode,
-       "--permission-mode default"},
-      {"MCP servers", !lent || !settings.allow_mcp_registration,
-       !lent ? "none"
-       : settings.allow_mcp_registration
-           ? "clients may add their own, which are commands"
-           : (settings.mcp_config.empty() ? "none" : "those of " + settings.mcp_config),
-       "leave --allow-mcp-registration out"},
-      {"log", !settings.log_bodies,
-       settings.log_bodies ? "holds prompts and answers" : "holds no prompts and no keys",
-       "leave --log-bodies out"},
+      {"Claude Code's tools",
+       true,
+       "lent to those who may chat: " + (allowed.empty() ? "all" : text::join(allowed, ", ")),
+       {}},
+      {"confinement", confined,
+       confined ? "tools reach the agents' directories alone"
+       : settings.sandbox == sandbox_use::off
+           ? "none: tools reach all that this user can"
+           : "files alone: commands reach all that this user can",
+       "install bubblewrap, and remove --sandbox off; or --no-builtin-tools"},
+      {"agents' directories", !wide,
+       places.empty() ? "a private one for each client" : text::join(places, ", "),
+       "name directories that hold nothing secret (--cwd, --add-dir, --allowed-cwd)"},
+      {"network of commands", !settings.sandbox_network,
+       settings.sandbox_network ? "open, servers of this machine included" : "none where confined",
+       "remove --sandbox-network"},
+      {"tools without a key", !settings.allow_keyless_tools,
+       settings.allow_keyless_tools ? "also where the system does not tell which user asks"
+       : settings.api_keys.empty()  ? "to this user's programs"
+                                    : "to nobody",
+       "remove --allow-keyless-tools"},
+      {"permission mode", settings.permission_mode != "bypassPermissions",
+       "at most " + settings.permission_mode, "--permission-mode default"},
+      {"MCP servers", !settings.allow_mcp_registration,
+       settings.allow_mcp_registration ? "clients may add their own, which are commands"
+       : settings.mcp_config.empty()   ? "none"
+                                       : "those of " + settings.mcp_config,
+       "remove --allow-mcp-registration"},
   };
 }
 

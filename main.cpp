@@ -508,8 +508,8 @@ struct arguments {
     try {
       for (auto& [name, value] : proxy::parse_env_file(read_file(path))) {
         const bool takes = whole || is_harmless(name, names);
-        (takes ? taken : left).push_back(name);
         if (takes) variables.emplace(name, value);
+        if (is_known(name, names)) (takes ? taken : left).push_back(name);
       }
     } catch (const std::invalid_argument& broken) {
       throw std::runtime_error(path + ": " + broken.what());
@@ -522,6 +522,25 @@ struct arguments {
     return variables;
   }
 
+  /// A variable of a flag's, or one that `claude` is given.
+  static bool is_known(const std::string& variable, const flag_variables& names) {
+    using proxy::auth_method;
+    const auto lists = [&](std::string_view pattern) {
+      return proxy::is_listed(variable, pattern);
+    };
+    for (const auto method :
+         {auth_method::cli, auth_method::api_key, auth_method::bedrock, auth_method::vertex}) {
+      const auto own = proxy::variables_of(method);
+      if (std::any_of(own.begin(), own.end(), lists)) return true;
+    }
+    const auto& common = proxy::common_variables;
+    return std::any_of(common.begin(), common.end(), lists) ||
+           std::any_of(names.begin(), names.end(), [&](const auto& flag) {
+             return std::find(flag.second.begin(), flag.second.end(), variable) !=
+                    flag.second.end();
+           });
+  }
+
   static std::string join(const std::vector<std::string>& names) {
     return proxy::text::join(names, ", ");
   }
@@ -532,7 +551,9 @@ struct arguments {
     if (::stat(path.c_str(), &file) != 0) return false;
     const bool own = file.st_uid == ::geteuid() || file.st_uid == 0;
     if (own && (file.st_mode & (S_IWGRP | S_IWOTH)) == 0) return true;
-    notices.push_back(path + " is NOT read: it belongs to another user, or others may write it");
+    notices.push_back(path + " is NOT read: " +
+                      (own ? "its group or others may write it (chmod 600 " + path + ")"
+                           : std::string("it belongs to another user")));
     return false;
   }
 
@@ -548,36 +569,14 @@ struct arguments {
   /// In a folder of somebody else's, a file chooses at most how the proxy works: not what it runs,
   /// whom it lets in, nor where an account's token goes.
   static bool is_harmless(const std::string& variable, const flag_variables& names) {
-    constexpr std::array<std::string_view, 28> flags = {"port",
-                                                        "model",
-                                                        "log-level",
-                                                        "log-format",
-                                                        "spares",
-                                                        "max-processes",
-                                                        "max-queue",
-                                                        "max-connections",
-                                                        "timeout",
-                                                        "queue-timeout",
-                                                        "idle-timeout",
-                                                        "session-ttl",
-                                                        "drain-timeout",
-                                                        "strict",
-                                                        "max-request-size",
-                                                        "rate-limit",
-                                                        "rate-limit-chat",
-                                                        "rate-limit-debug",
-                                                        "rate-limit-auth",
-                                                        "rate-limit-session",
-                                                        "rate-limit-health",
-                                                        "rate-limit-other",
-                                                        "budget",
-                                                        "max-turns",
-                                                        "max-budget-usd",
-                                                        "no-builtin-tools",
-                                                        "disallowed-tools",
-                                                        "demo"};
-    const auto sets = [&](std::string_view flag) {
-      const auto found = names.find(std::string(flag));
+    const auto flags = proxy::text::split(
+        "port model log-level log-format spares max-processes max-queue max-connections timeout "
+        "queue-timeout idle-timeout session-ttl drain-timeout max-request-size strict max-turns "
+        "max-budget-usd budget no-builtin-tools disallowed-tools rate-limit-chat rate-limit-debug "
+        "rate-limit-auth rate-limit-session rate-limit-health rate-limit-other",
+        ' ');
+    const auto sets = [&](const std::string& flag) {
+      const auto found = names.find(flag);
       return found != names.end() &&
              std::find(found->second.begin(), found->second.end(), variable) != found->second.end();
     };
