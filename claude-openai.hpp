@@ -1271,11 +1271,12 @@ struct agent_request {
   std::vector<std::string> tools;       ///< that exist for the model and need no permission
   std::vector<std::string> disallowed;  ///< rules such as `Bash(rm:*)`
   std::string permission_mode;
-  int max_turns = 0;              ///< 0: without a limit
-  std::string directory;          ///< in which it works
-  std::string private_directory;  ///< of its client's agents alone; TMPDIR is in it
-  std::string mcp_config;         ///< JSON with the MCP servers it may use; empty: none
-  bool client_servers = false;    ///< some of them were registered by the client
+  int max_turns = 0;                ///< 0: without a limit
+  std::string directory;            ///< in which it works
+  std::vector<std::string> places;  ///< `device:inode` of `directories_of`, in their order
+  std::string private_directory;    ///< of its client's agents alone; TMPDIR is in it
+  std::string mcp_config;           ///< JSON with the MCP servers it may use; empty: none
+  bool client_servers = false;      ///< some of them were registered by the client
   confinement confined = confinement::none;
   bool show_activity = false;  ///< tell the client what the tools were asked and have answered
 };
@@ -1387,6 +1388,7 @@ inline void append_agent(std::string& words, const agent_request& agent) {
   append_field(words, 'P', agent.permission_mode);
   append_field(words, 'T', std::to_string(agent.max_turns));
   append_field(words, 'W', agent.directory);
+  append_field(words, 'I', text::join(agent.places, " "));
   append_field(words, 'H', agent.private_directory);
   append_field(words, 'M', agent.mcp_config);
 }
@@ -5564,14 +5566,17 @@ inline std::string shell_line(const std::vector<std::string>& words) {
 /// neither changed nor made: a `.env` would be the settings of the next start.
 inline void hide_secrets(const options& settings, const std::vector<std::string>& directories,
                          std::vector<std::string>& words) {
+  auto seen = directories;
+  seen.insert(seen.end(), {"/usr", "/opt", "/nix"});
   const auto is_within = [&](const std::string& path) {
-    return std::any_of(directories.begin(), directories.end(), [&](const auto& directory) {
+    return std::any_of(seen.begin(), seen.end(), [&](const auto& directory) {
       return directory == "/" || text::starts_with(path, directory + "/");
     });
   };
   for (const auto& path : settings.secret_paths) {
     if (path == "/proc" || !is_within(path)) continue;
-    const bool is_directory = path == settings.session_directory;
+    const bool is_directory =
+        path == settings.session_directory || path.find("/projects", path.size() - 9) != path.npos;
     if (is_directory) words.insert(words.end(), {"--tmpfs", path});
     if (!is_directory) words.insert(words.end(), {"--ro-bind", "/dev/null", path});
   }
@@ -5605,8 +5610,17 @@ inline void confine_commands(const options& settings, const agent_request& agent
   }
   hide_secrets(settings, directories, words);
   // By this socket 2.1.330 takes messages from whoever knows the token in its children's variables.
-  words.insert(words.end(), {"--tmpfs", home + "/cc-socks", "--setenv", "HOME", home, "--chdir",
-                             agent.directory, "bash", "-c"});
+  // In its place for the directory where `claude` writes, in which each command leaves a file.
+  words.insert(words.end(),
+               {"--tmpfs", agent.private_directory + "/claude", "--tmpfs", home + "/cc-socks",
+                "--setenv", "HOME", home, "--chdir", agent.directory, "bash", "-c"});
+  // A bound path may have become a link to elsewhere: what is there must be what was allowed.
+  std::string check;
+  for (std::size_t i = 0; i < agent.places.size(); ++i) {
+    check += "[ \"$(stat -c %d:%i " + shell_word(directories[i]) + ")\" = " + agent.places[i] +
+             " ] || exit 126; ";
+  }
+  words.insert(words.end(), {check + "eval \"$1\"", "confined"});
   // `claude` itself asks git where it starts, and a repository that an agent has made can name
   // commands in its configuration: only what is confined sees it as one (GIT_DIR).
   variables["CLAUDE_OPENAI_CONFINE"] = shell_line(words);
@@ -5638,7 +5652,7 @@ inline void add_agent_arguments(const options& settings, const agent_request& ag
 
 /// What an agent needs otherwise than a process without tools. Its commands and MCP servers inherit
 /// its variables, so that the account's key is not among them.
-inline void set_agent_environment(const agent_request& agent, command& made) {
+inline void set_agent_environment(auth_method method, const agent_request& agent, command& made) {
   auto& variables = made.environment;
   for (const char* name : {"ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"}) {
     const auto found = variables.find(name);
@@ -5648,9 +5662,15 @@ inline void set_agent_environment(const agent_request& agent, command& made) {
                   : "CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR"] = made.inherit(found->second);
     variables.erase(found);
   }
-  for (const char* name : {"TMPDIR", "CLAUDE_CODE_TMPDIR"}) {
-    variables[name] = agent.private_directory + "/tmp";
+  // What it keeps, such as long results of tools, is for its own client. The CLI's login is where the
+  // user's own `claude` keeps it: see `denied_rules`.
+  if (method != auth_method::cli || !made.inherited.empty()) {
+    variables["CLAUDE_CONFIG_DIR"] = agent.private_directory + "/config";
   }
+  variables["TMPDIR"] = agent.private_directory + "/tmp";
+  // Here `claude` itself writes what commands say. They must not reach it: by a link in its place
+  // 2.1.120 would write anywhere.
+  variables["CLAUDE_CODE_TMPDIR"] = agent.private_directory + "/claude";
   // Of 2.1.248 and later: no rule lets a file tool leave the agent's directories.
   if (agent.confined != confinement::none) variables["CLAUDE_CODE_RESTRICTED"] = "1";
   for (const char* name : tool_less_variables) variables.erase(name);
@@ -5700,7 +5720,7 @@ inline command make_command(const options& settings, const launch_profile& profi
   made.environment = child_environment(settings);
   made.working_directory = agent ? agent->directory : settings.working_directory;
   if (agent) {
-    set_agent_environment(*agent, made);
+    set_agent_environment(resolve_auth(settings), *agent, made);
     if (agent->confined == confinement::commands) confine_commands(settings, *agent, made);
   } else {
     made.environment["CLAUDE_AGENT_SDK_MCP_NO_PREFIX"] = "1";
@@ -5980,6 +6000,14 @@ class child_guard {
   pid_t pid_ = -1;
 };
 
+/// The open file has that path, without a link on the way; taken for true where the system does not
+/// tell.
+inline bool leads_to(int fd, const std::string& path) {
+  std::error_code failed;
+  const auto real = std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(fd), failed);
+  return failed || real == std::filesystem::path(path);
+}
+
 /// Writes everything to a file. False when it does not fit.
 inline bool write_all(int fd, std::string_view bytes) {
   while (!bytes.empty()) {
@@ -6087,20 +6115,16 @@ class child_process {
     if (path.empty()) return {};
     unique_fd directory(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
     if (!directory) throw std::system_error(last_system_error(), "cannot enter " + path);
-#ifdef __linux__
-    std::error_code failed;
-    const auto real =
-        std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(directory.get()), failed);
-    if (!failed && real != std::filesystem::path(path)) {
+    if (!leads_to(directory.get(), path)) {
       throw std::system_error(std::make_error_code(std::errc::no_such_file_or_directory),
-                              path + " is not what it was");
+                              path + " has become a link");
     }
-#endif
     return directory;
   }
 
   /// `streams` become its descriptors from 0 on.
   static pid_t spawn(const command& what, const std::vector<int>& streams) {
+    const auto directory = open_directory(what.working_directory);
     auto arguments = what.arguments;
     std::vector<std::string> variables;
     for (const auto& [name, value] : what.environment) variables.push_back(name + "=" + value);
@@ -6110,7 +6134,6 @@ class child_process {
     for (const int stream : streams) {
       posix_spawn_file_actions_adddup2(&actions, stream, next++);
     }
-    const auto directory = open_directory(what.working_directory);
     if (directory) posix_spawn_file_actions_addfchdir_np(&actions, directory.get());
     posix_spawnattr_t attributes{};
     posix_spawnattr_init(&attributes);
@@ -9198,19 +9221,26 @@ class agent_registry {
 
   /// Fills in what the agent of this request may do. Throws a 400 for what is no setting, and a 403
   /// for more than the operator allows.
-  void settle(turn_request& request, const agent_headers& asked) {
+  ///
+  /// `has_budget`: what the client uses is limited, and so it gets no tools that call the model by
+  /// themselves: of these calls the CLI does not tell all.
+  void settle(turn_request& request, const agent_headers& asked, bool has_budget = false) {
     check_lent();
     auto& agent = *request.agent;
     agent.confined = confinement_here();
     settle_mode(request, asked);
     settle_turns(agent, asked);
     settle_directory(request, asked);
+    identify_places(agent);
     const std::lock_guard<std::mutex> lock(mutex_);
     std::vector<mcp_server> servers;
     for (const auto& server : servers_of(request.client)) {
       if (server.enabled) servers.push_back(server);
     }
     settle_tools(agent, asked, configuration_of(request.client, request.session), servers);
+    if (has_budget) {
+      for (const char* name : {"Task", "WebFetch", "WebSearch"}) deny(agent, name);
+    }
     json used = json::object();
     for (const auto& server : servers) {
       const auto names_it = [&](const std::string& rule) { return is_of(rule, server); };
@@ -9377,7 +9407,8 @@ class agent_registry {
             {"Task", "WebFetch", "WebSearch"},
             now,
             now,
-            std::chrono::steady_clock::now()};
+            std::chrono::steady_clock::now(),
+            {}};
   }
 
   /// Throws a 403 where tools are lent to nobody.
@@ -9449,6 +9480,16 @@ class agent_registry {
     }
   }
 
+  static void deny(agent_request& agent, const char* name) {
+    const auto names_it = [&](const std::string& rule) { return tool_of_rule(rule) == name; };
+    if (std::any_of(agent.tools.begin(), agent.tools.end(), names_it)) {
+      throw api_error(error_kind::permission,
+                      std::string("the tool '") + name +
+                          "' calls the model by itself, which a budget (--budget) cannot count");
+    }
+    agent.disallowed.emplace_back(name);
+  }
+
   void settle_turns(agent_request& agent, const agent_headers& asked) const {
     const int most = settings_.max_turns;
     agent.max_turns = most > 0 ? std::min(default_turns, most) : default_turns;
@@ -9477,7 +9518,8 @@ class agent_registry {
     agent.private_directory = agents + "/" + (client.empty() ? "keyless" : client);
     agent.directory = agent.private_directory + "/work";
     for (const auto& made :
-         {agents, agent.private_directory, agent.directory, agent.private_directory + "/tmp"}) {
+         {agents, agent.private_directory, agent.directory, agent.private_directory + "/tmp",
+          agent.private_directory + "/claude"}) {
       ::mkdir(made.c_str(), 0700);
     }
     const auto& usual = settings_.working_directory;
@@ -9507,6 +9549,23 @@ class agent_registry {
     throw api_error(
         error_kind::permission,
         "X-Claude-Cwd is no directory that this proxy allows, nor in one (--allowed-cwd)");
+  }
+
+  /// Which directory the path leads to, without a link on the way; empty where it does not.
+  static std::string identify(const std::string& path) {
+    const unique_fd opened(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    struct stat found {};
+    if (!opened || ::fstat(opened.get(), &found) != 0 || !leads_to(opened.get(), path)) return {};
+    return std::to_string(found.st_dev) + ":" + std::to_string(found.st_ino);
+  }
+
+  void identify_places(agent_request& agent) const {
+    for (const auto& directory : directories_of(settings_, agent)) {
+      agent.places.push_back(identify(directory));
+      if (!agent.places.back().empty()) continue;
+      throw api_error(error_kind::permission,
+                      "an agent's directory is not there, or has become a link to another");
+    }
   }
 
   /// Rules separated by commas; those within parentheses are part of a rule.
@@ -10523,8 +10582,11 @@ inline bool is_trusted_origin(const credentials& shown, const options& settings)
   };
   const auto scheme_end = origin.find("://");
   if (is_named("*") || is_named(origin)) return true;
-  return scheme_end != std::string_view::npos &&
-         text::to_lower(origin.substr(scheme_end + 3)) == text::to_lower(shown.host);
+  if (scheme_end == std::string_view::npos) return false;
+  const auto place = text::to_lower(origin.substr(scheme_end + 3));
+  // `localhost` has two addresses, and where we listen at one the other can be somebody else's.
+  const bool ambiguous = host_name(place) == "localhost" && host_name(settings.host) != "localhost";
+  return !ambiguous && place == text::to_lower(shown.host);
 }
 
 /// The origin of a page that may ask the model: any page of this machine may, too.
@@ -14507,7 +14569,10 @@ class http_service : public httplib::Server {
         find_header(now, "X-Claude-Cwd")};
     if (turn.agent) {
       check_tools(now);
-      return services_.agents.settle(turn, asked);
+      const auto has_budget = [](const budget& limit) { return limit.tokens > 0 || limit.usd > 0; };
+      return services_.agents.settle(
+          turn, asked,
+          has_budget(now.settings->minute_budget) || has_budget(now.settings->day_budget));
     }
     if (asked.max_turns) name_ignored(turn, "X-Claude-Max-Turns");
     if (asked.allowed_tools) name_ignored(turn, "X-Claude-Allowed-Tools");
@@ -14981,7 +15046,8 @@ inline void add_secret_paths(options& settings) {
   auto& paths = settings.secret_paths;
   for (const auto& path :
        {settings.tls_key, settings.mcp_config, settings.session_directory, std::string("/proc"),
-        home + "/.claude.json", folder + "/.credentials.json", folder + "/settings.json"}) {
+        home + "/.claude.json", folder + "/.credentials.json", folder + "/settings.json",
+        folder + "/projects"}) {
     if (!path.empty()) paths.push_back(path);
   }
   for (auto& path : paths) path = real_path(path);

@@ -161,7 +161,9 @@ struct command_line {
         "Point any OpenAI client at http://127.0.0.1:8000/v1, any Anthropic client at\n"
         "http://127.0.0.1:8000.");
     app.set_version_flag("--version", "claude-openai " CLAUDE_OPENAI_VERSION);
-    doctor = app.add_subcommand("doctor", "Check whether everything is there that answers need");
+    doctor = app.add_subcommand("doctor",
+                                "Check whether everything is there that answers need; "
+                                "`doctor --security` says what the settings leave open");
     doctor->fallthrough();
     doctor->add_flag("--security", security, "Say what the settings leave open");
     add_settings_files(reads_config);
@@ -495,7 +497,8 @@ struct arguments {
     notices.clear();
     const bool asked = !env_file.empty();
     const std::string path = asked ? env_file : ".env";
-    if (!asked && !is_usable(path)) {
+    const auto content = asked ? read_file(path) : read_trusted(path);
+    if (!content) {
       if (!had_env_file) return variables;
       throw std::runtime_error(".env is gone, or not this user's alone any more");
     }
@@ -504,7 +507,7 @@ struct arguments {
     std::vector<std::string> left;
     const bool whole = asked || is_beside_program();
     try {
-      for (auto& [name, value] : proxy::parse_env_file(read_file(path))) {
+      for (auto& [name, value] : proxy::parse_env_file(*content)) {
         const bool takes = whole || is_harmless(name, names);
         if (takes) variables.emplace(name, value);
         if (is_known(name, names)) (takes ? taken : left).push_back(name);
@@ -543,16 +546,24 @@ struct arguments {
     return proxy::text::join(names, ", ");
   }
 
-  /// A file that others can write is not this user's word.
-  bool is_usable(const std::string& path) {
+  /// The content of a file that is this user's word: a regular one that others cannot write.
+  std::optional<std::string> read_trusted(const std::string& path) {
+    const proxy::unique_fd opened(::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
     struct stat file {};
-    if (::stat(path.c_str(), &file) != 0) return false;
+    if (!opened || ::fstat(opened.get(), &file) != 0) return std::nullopt;
     const bool own = file.st_uid == ::geteuid() || file.st_uid == 0;
-    if (own && (file.st_mode & (S_IWGRP | S_IWOTH)) == 0) return true;
+    const bool shared = (file.st_mode & (S_IWGRP | S_IWOTH)) != 0;
+    if (own && !shared && S_ISREG(file.st_mode)) {
+      std::string content;
+      while (proxy::read_available(opened.get(), content)) {
+      }
+      return content;
+    }
     notices.push_back(path + " is NOT read: " +
-                      (own ? "its group or others may write it (chmod 600 " + path + ")"
-                           : std::string("it belongs to another user")));
-    return false;
+                      (!own     ? std::string("it belongs to another user")
+                       : shared ? "its group or others may write it (chmod 600 " + path + ")"
+                                : std::string("it is no regular file")));
+    return std::nullopt;
   }
 
   /// The working directory is the program's own, or its checkout, where `make run` starts it.
@@ -565,13 +576,11 @@ struct arguments {
   }
 
   /// In a folder of somebody else's, a file chooses at most how the proxy works: not what it runs,
-  /// whom it lets in, nor where an account's token goes.
+  /// whom it lets in, where an account's token goes, nor how much the file of --config allows.
   static bool is_harmless(const std::string& variable, const flag_variables& names) {
     const auto flags = proxy::text::split(
-        "port model log-level log-format spares max-processes max-queue max-connections timeout "
-        "queue-timeout idle-timeout session-ttl drain-timeout max-request-size strict max-turns "
-        "max-budget-usd budget no-builtin-tools disallowed-tools rate-limit-chat rate-limit-debug "
-        "rate-limit-auth rate-limit-session rate-limit-health rate-limit-other",
+        "port model log-level log-format spares timeout queue-timeout idle-timeout session-ttl "
+        "drain-timeout",
         ' ');
     const auto sets = [&](const std::string& flag) {
       const auto found = names.find(flag);

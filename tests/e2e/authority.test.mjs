@@ -413,10 +413,10 @@ test("a .env in somebody else's folder chooses no program, host, key nor address
     LOG_BODIES: 'true',
     TMPDIR: '/tmp',
     PATH: path.dirname(file),
-    LD_PRELOAD: '/tmp/evil.so',
   };
+  const unknown = { LD_PRELOAD: '/tmp/evil.so', NODE_OPTIONS: '--require=/tmp/evil.cjs' }; // of other programs, so neither
   const harmless = { CLAUDE_MAX_QUEUE: '7', DEFAULT_MODEL: 'opus', CLAUDE_STRICT: 'true' };
-  const lines = Object.entries({ ...dangerous, ...harmless }).map(([name, value]) => `${name}=${value}\n`);
+  const lines = Object.entries({ ...dangerous, ...unknown, ...harmless }).map(([name, value]) => `${name}=${value}\n`);
   const proxy = await t.start({
     args: ['--spares', '0'],
     env: { ANTHROPIC_BASE_URL: undefined, DEFAULT_MODEL: undefined, PATH: '/usr/bin:/bin' },
@@ -506,7 +506,7 @@ async function reviewed(t, args, env = {}) {
   const { exit, output } = await startAndExpectExit({ url: t.api.url, cli: file, args: ['doctor', '--security', ...args], env });
   assert.ok(!sprung(), 'it starts no process');
   const lines = output.trim().split('\n');
-  assert.ok(lines.length >= 8 && lines.length <= 24, output);
+  assert.ok(lines.length >= 5 && lines.length <= 24, output);
   assert.ok(lines.every((line) => /^(ok|OPEN) {2,4}\S|^ {6}\S/.test(line)), output);
   return { code: exit?.code, output, open: [...output.matchAll(/^OPEN +([^:]+):/gm)].map(([, what]) => what) };
 }

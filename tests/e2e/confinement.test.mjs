@@ -10,7 +10,7 @@ import path from 'node:path';
 import { promisify } from 'node:util';
 import { mcpServer } from './agents.test.mjs';
 import { ChatClient, assertRefused, call, conversationOf, say, steps } from './chat_client.mjs';
-import { claudePath } from './claude_cli.mjs';
+import { CLI_VERSIONS, claudePath } from './claude_cli.mjs';
 import { API_KEY_OF_CLAUDE, eventually, processesMarked, suite } from './harness.mjs';
 
 export const confinement = suite(90_000);
@@ -227,7 +227,7 @@ const fileAttacks = (outside, work) => [
   { tool: 'Edit', args: { file_path: path.join(outside, 'secret.txt'), old_string: SECRET, new_string: 'proof' } },
 ];
 
-for (const version of ['2.1.330', '2.1.197', '2.1.120'])
+for (const version of CLI_VERSIONS)
   test(`${version}: file tools reach the agent's directories and no others`, { deadline: 120_000 }, async (t) => {
     const folder = realpathSync(mkdtempSync(path.join(tmpdir(), 'claude-openai-confined-')));
     t.defer(async () => rmSync(folder, { recursive: true, force: true }));
@@ -290,23 +290,46 @@ test("two keys' agents have directories of their own; those of one key share the
   assert.ok(!existsSync(path.join(one[0], 'proof')));
 });
 
-test("a repository that an agent has made runs no command at the next agent's start", async (t) => {
-  const outside = outsideOf(t.proxy);
-  const command = `touch '${outside}/proof-git' git-proof`;
-  const made = await run(
-    t,
-    `git init -q . && printf '#!/bin/sh\\n%s\\n' "${command}" > hook.sh && chmod +x hook.sh
-git config core.fsmonitor "$PWD/hook.sh" && git config core.pager "$PWD/hook.sh" && git config alias.status '!'"$PWD/hook.sh"
-cat .git/config; rm -f git-proof; echo "<$PWD>"`,
-    { key: KEY_TWO },
-  );
-  assert.match(made, /fsmonitor/);
-  const [, work] = /<(.+)>/.exec(made);
-  await act(t, [read(path.join(work, 'hook.sh'))], { key: KEY_TWO });
-  assert.deepEqual(traces(outside), []);
-  assert.ok(!existsSync(path.join(work, 'git-proof')));
-  await run(t, 'rm -rf .git hook.sh', { key: KEY_TWO });
-});
+// 2.1.120 and 2.1.197 ask git for the state of their directory when they start, and git asks the program that core.fsmonitor names.
+for (const version of CLI_VERSIONS)
+  test(`${version}: a repository that an agent has made runs no command at the next start, of an agent or a chat`, { deadline: 120_000 }, async (t) => {
+    const folder = realpathSync(mkdtempSync(path.join(tmpdir(), 'claude-openai-confined-')));
+    t.defer(async () => rmSync(folder, { recursive: true, force: true }));
+    const work = path.join(folder, 'work');
+    mkdirSync(work);
+    const proxy = await t.start({ cli: claudePath(version), args: ['--spares', '1', '--sandbox', 'on', '--cwd', work] });
+    const made = await run(
+      t,
+      `git init -q . && printf '#!/bin/sh\\ntouch %s/proof proof\\n' '${folder}' > hook.sh && chmod +x hook.sh && touch file && git add file
+git config core.fsmonitor "$PWD/hook.sh" && git config core.pager "$PWD/hook.sh"; git status; ls; rm -f proof; cat .git/config`,
+      { proxy, key: '' },
+    );
+    assert.match(made, /proof[^]*fsmonitor/, 'it works where the agent runs it itself');
+    await act(t, [read(path.join(work, 'file'))], { proxy, key: '' });
+    const chat = new ChatClient(t, { proxy });
+    await chat.ask(say('No agent.'));
+    assert.deepEqual([...traces(folder), ...traces(work)], []);
+  });
+
+for (const version of CLI_VERSIONS)
+  test(`${version}: no link of an agent's leads what the CLI itself writes out of the directories, nor keeps it from work`, { deadline: 120_000 }, async (t) => {
+    const folder = realpathSync(mkdtempSync(path.join(tmpdir(), 'claude-openai-confined-')));
+    t.defer(async () => rmSync(folder, { recursive: true, force: true }));
+    const proxy = await t.start({ cli: claudePath(version), args: ['--spares', '0', '--sandbox', 'on'] });
+    await run(
+      t,
+      `rm -rf "$TMPDIR"/*claude*; for name in claude-$(id -u) claude claude-0 cc-socks; do ln -s '${folder}' "$TMPDIR/$name"; done
+ln -sfn '${folder}' "$TMPDIR/../claude/claude-$(id -u)"; ln -s '${folder}' .claude`,
+      { proxy, key: '' },
+    );
+    const large = [bash('seq 1 20000'), bash('(exit 3)'), bash('cd /tmp && echo "in-$PWD"')];
+    for (let conversation = 0; conversation < 2; conversation++) {
+      const [, failing, elsewhere] = await act(t, large, { proxy, key: '' });
+      assert.match(failing.text, /[Ee]xit code 3/, 'the status of a command is its own');
+      assert.match(elsewhere.text, /^in-\/tmp/);
+    }
+    assert.deepEqual(readdirSync(folder, { recursive: true }), []);
+  });
 
 // ---- MCP servers ---------------------------------------------------------------------------------
 

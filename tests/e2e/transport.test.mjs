@@ -66,9 +66,9 @@ test('TLS: chat, streams, large bodies, and a curl line that says https', async 
 test('beyond loopback without TLS the start warns that keys and prompts go in clear text', async (t) => {
   const warning = /WARNING +keys and prompts cross the network in clear text; use --tls-cert/;
   const pair = makeCertificate(scratchFolder(t), 'first');
-  assert.match((await startOwn(t, { args: ['--host', '0.0.0.0'], env: { API_KEY: 'k' } })).output, warning);
+  assert.match((await startOwn(t, { args: ['--host', '0.0.0.0'], env: { API_KEY: 'a-key-of-16-signs-or-more' } })).output, warning);
   assert.doesNotMatch((await startOwn(t, { args: ['--host', '127.0.0.1'] })).output, warning);
-  assert.doesNotMatch((await startOwn(t, { args: ['--host', '0.0.0.0', ...tlsArgs(pair)], env: { API_KEY: 'k' } })).output, warning);
+  assert.doesNotMatch((await startOwn(t, { args: ['--host', '0.0.0.0', ...tlsArgs(pair)], env: { API_KEY: 'a-key-of-16-signs-or-more' } })).output, warning);
 });
 
 test('TLS: slow, plain and strange clients harm nobody', async (t) => {

@@ -269,7 +269,7 @@ TEST_CASE("agent: files and sockets of its process are in its client's own direc
     const auto variables =
         make_command(settings_for(auth_method::cli), {"m", agent_with({}, confined)}).environment;
     CHECK(variables.at("TMPDIR") == "/scratch/agents/me/tmp");
-    CHECK(variables.at("CLAUDE_CODE_TMPDIR") == "/scratch/agents/me/tmp");
+    CHECK(variables.at("CLAUDE_CODE_TMPDIR") == "/scratch/agents/me/claude");
   }
 }
 
