@@ -702,7 +702,8 @@ once.test('X-Session-Id is a session, but not where it only tells a router the w
 });
 
 test('messages: enable_tools lends Claude Code its own tools, which are off else', { deadline: 60_000 }, async (t) => {
-  const proxy = await t.start({ cli: t.cli, args: ['--spares', '0'] });
+  const prepare = (one) => one.command.push('--add-dir', one.scratch); // agents read their own directories alone
+  const proxy = await t.start({ cli: t.cli, args: ['--spares', '0'], prepare });
   const file = path.join(proxy.scratch, 'note.txt');
   writeFileSync(file, 'a note on the disk');
   const scenario = steps(call({ tool: 'Read', args: { file_path: file } }, { before: 'Let me read.' }), say('Read it.'));
