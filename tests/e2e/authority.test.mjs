@@ -209,7 +209,7 @@ testPage('a page of another port of this machine may chat, and neither use tools
 testPage("the proxy's own page and pages of a named origin may use tools", async (t, view) => {
   const origin = await foreignPage(t);
   const proxy = await start(t, ['--cors-origin', origin]);
-  for (const address of [origin, proxy.url, proxy.url.replace('127.0.0.1', 'localhost')]) {
+  for (const address of [origin, proxy.url]) {
     const base = address === origin ? proxy.url : address;
     await view.goto(address);
     const [status, text] = await fetched(view, base, '/v1/chat/completions', { ...AGENT, messages: t.messages('plain text="Lent."') });
@@ -218,6 +218,14 @@ testPage("the proxy's own page and pages of a named origin may use tools", async
     assert.equal((await fetched(view, base, '/v1/tools/config'))[0], 200, address);
   }
   assert.ok(t.calls().every((one) => offered(one).includes('Bash')), 'with tools');
+});
+
+testPage("a page of http://localhost is not taken for the proxy's own: at its other address somebody else may listen", async (t, view) => {
+  const proxy = await start(t);
+  const address = proxy.url.replace('127.0.0.1', 'localhost');
+  await view.goto(address);
+  assert.equal((await fetched(view, address, '/v1/chat/completions', { messages: t.messages('plain') }))[0], 200, 'it may chat');
+  assert.equal((await fetched(view, address, '/v1/chat/completions', { ...AGENT, messages: t.messages('plain') }))[0], 403);
 });
 
 test("an origin of '*' without a key is refused at the start and at SIGHUP, where the old settings stay", async (t) => {
@@ -411,11 +419,18 @@ test("a .env in somebody else's folder chooses no program, host, key nor address
     CLAUDE_UNIX_SOCKET: '/tmp/evil.sock',
     TRUSTED_PROXIES: '0.0.0.0/0',
     LOG_BODIES: 'true',
+    // These would lift limits of the file of --config.
+    CLAUDE_NO_BUILTIN_TOOLS: 'false',
+    CLAUDE_DISALLOWED_TOOLS: 'TodoWrite',
+    CLAUDE_MAX_TURNS: '0',
+    CLAUDE_MAX_QUEUE: '7',
+    CLAUDE_STRICT: 'false',
+    RATE_LIMIT_ENABLED: 'false',
     TMPDIR: '/tmp',
     PATH: path.dirname(file),
   };
   const unknown = { LD_PRELOAD: '/tmp/evil.so', NODE_OPTIONS: '--require=/tmp/evil.cjs' }; // of other programs, so neither
-  const harmless = { CLAUDE_MAX_QUEUE: '7', DEFAULT_MODEL: 'opus', CLAUDE_STRICT: 'true' };
+  const harmless = { CLAUDE_QUEUE_TIMEOUT: '7s', DEFAULT_MODEL: 'opus', LOG_LEVEL: 'debug' };
   const lines = Object.entries({ ...dangerous, ...unknown, ...harmless }).map(([name, value]) => `${name}=${value}\n`);
   const proxy = await t.start({
     args: ['--spares', '0'],
@@ -430,8 +445,6 @@ test("a .env in somebody else's folder chooses no program, host, key nor address
   assert.ok(!sprung(), 'the program of the file did not run');
   assert.equal((await t.get('/v1/models', { proxy })).status, 200, 'no key is asked for');
   assert.equal((await t.get('/v1/models', { proxy, headers: { origin: 'https://evil.example' } })).status, 403);
-  const strict = await t.chat({ seed: 1, messages: t.messages('plain') }, { proxy });
-  assertRefused(strict, 400); // by CLAUDE_STRICT
 });
 
 test('doctor runs no program that a .env of the folder names', async (t) => {
