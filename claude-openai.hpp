@@ -5587,7 +5587,8 @@ inline void hide_secrets(const options& settings, const std::vector<std::string>
 inline void confine_commands(const options& settings, const agent_request& agent, command& made) {
   auto& variables = made.environment;
   auto patterns = variables_of(resolve_auth(settings));
-  patterns.insert(patterns.end(), {"CLAUDE_OPENAI_DIRECTORY", "GIT_DIR"});
+  patterns.insert(patterns.end(), {"ANTHROPIC_CUSTOM_HEADERS", "CLAUDE_CODE_*",
+                                   "CLAUDE_OPENAI_DIRECTORY", "GIT_DIR"});
   if (!settings.sandbox_network) {  // they may hold a password, and lead nowhere
     patterns.insert(patterns.end(), {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy",
                                      "https_proxy", "all_proxy"});
@@ -13393,16 +13394,9 @@ async function showLive() {
   byId('live-note').textContent = problem ?? 'What the server does now, every two seconds.';
   byId('chart').hidden = problem !== undefined;
   if (problem) {
-    const { status, code, processes, queued } = health;
-    if (processes) {
-      showTiles([
-        ['Busy', processes.busy, `of at most ${processes.maximum}`],
-        ['Queue', queued, 'requests wait'],
-      ]);
-      showProcesses(processes, processes.maximum);
-    } else {  // which are told to those with the key
-      showTiles([['Status', status, code ?? '']]);
-    }
+    const { status, code = '', processes } = health;
+    showTiles([['Status', status, code]]);
+    if (processes) showProcesses(processes, processes.maximum);
   }
   await showSessions();
 }

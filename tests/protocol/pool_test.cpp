@@ -243,7 +243,8 @@ TEST_CASE("pool: the queue serves clients in turn, and each client's requests in
   CHECK(order == "a1 b1 c1 a2 b2 a3 ");
 }
 
-TEST_CASE("pool: of several client keys none holds all processes, nor blocks another in the queue") {
+TEST_CASE(
+    "pool: of several client keys none holds all processes, nor blocks another in the queue") {
   const stand_in program;
   auto settings = with_spares(program, 0, 4);
   settings.max_queue = 4;

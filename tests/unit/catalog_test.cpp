@@ -354,14 +354,22 @@ TEST_CASE("prices: by family and generation, those of Anthropic's list") {
     return estimate_cost(model, million) - price_of(model).input / 1000;
   };
   const std::vector<std::pair<std::string, double>> prices = {
-      {"claude-sonnet-4-5-20250929", 15}, {"claude-3-7-sonnet-20250219", 15},
-      {"claude-sonnet-5", 10},            {"claude-sonnet-5-5", 10},
-      {"claude-opus-4-5-20251101", 25},   {"claude-opus-4-1-20250805", 75},
-      {"claude-3-opus-20240229", 75},     {"claude-opus-5-5", 20},
-      {"claude-haiku-4-5-20251001", 5},   {"claude-3-5-haiku-20241022", 4},
-      {"claude-3-haiku-20240307", 1.25},  {"claude-haiku-5-5", 0.5},
-      {"claude-fable-5-2", 40},           {"claude-mythos-5", 50},
-      {"opus", 20},                       {"sonnet", 10},
+      {"claude-sonnet-4-5-20250929", 15},
+      {"claude-3-7-sonnet-20250219", 15},
+      {"claude-sonnet-5", 10},
+      {"claude-sonnet-5-5", 10},
+      {"claude-opus-4-5-20251101", 25},
+      {"claude-opus-4-1-20250805", 75},
+      {"claude-3-opus-20240229", 75},
+      {"claude-opus-5-5", 20},
+      {"claude-haiku-4-5-20251001", 5},
+      {"claude-3-5-haiku-20241022", 4},
+      {"claude-3-haiku-20240307", 1.25},
+      {"claude-haiku-5-5", 0.5},
+      {"claude-fable-5-2", 40},
+      {"claude-mythos-5", 50},
+      {"opus", 20},
+      {"sonnet", 10},
       {"us.anthropic.claude-opus-4-6-v1:0", 25}};
   for (const auto& each : prices) {
     CAPTURE(each.first);

@@ -455,7 +455,10 @@ TEST_CASE("agent command: a long task may be summed up, and servers' names stay 
     CHECK(difference(usual, make_command(settings, {"m", some_agent()}).environment) ==
           "-CLAUDE_CODE_BLOCKING_LIMIT_OVERRIDE -DISABLE_COMPACT "
           "+CLAUDE_CODE_DISABLE_BACKGROUND_TASKS=1 "
-          "+CLAUDE_CODE_TMPDIR=/scratch/agents/me/claude +MCP_CONNECTION_NONBLOCKING=0 ~TMPDIR ");
+          "+CLAUDE_CODE_TMPDIR=/scratch/agents/me/claude " +
+              // What the CLI keeps is the client's own, but where its login is the user's.
+              std::string(method == auth_method::cli ? "" : "~CLAUDE_CONFIG_DIR ") +
+              "+MCP_CONNECTION_NONBLOCKING=0 ~TMPDIR ");
     CHECK(difference(usual, make_command(settings, {"m"}).environment) ==
           "+CLAUDE_AGENT_SDK_MCP_NO_PREFIX=1 +GIT_DIR=/dev/null ");
     CHECK(usual.at("ENABLE_TOOL_SEARCH") == "false");

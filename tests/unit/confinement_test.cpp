@@ -205,7 +205,7 @@ TEST_CASE(
   CHECK_FALSE(has(words, "--dev-bind"));
   CHECK(all_after(words, "--chdir") == std::set<std::string>{"/scratch/agents/me/work"});
   CHECK(all_after(words, "HOME") == std::set<std::string>{"/scratch/agents/me/tmp"});
-  CHECK(strings(words.end() - 2, words.end()) == strings{"bash", "-c"});
+  CHECK(strings(words.end() - 4, words.end()) == strings{"bash", "-c", "eval \"$1\"", "confined"});
 }
 
 TEST_CASE("confinement: a command has the network only where the operator allows it") {

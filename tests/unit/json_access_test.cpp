@@ -409,7 +409,8 @@ TEST_CASE("json: more values than a request can mean are refused before they tak
   CHECK_NOTHROW(claude_openai::parse_body(some + "]}"));
 }
 
-TEST_CASE("try_parse_json: what a model or the CLI wrote is parsed within the bounds, else discarded") {
+TEST_CASE(
+    "try_parse_json: what a model or the CLI wrote is parsed within the bounds, else discarded") {
   CHECK(dump(try_parse_json(R"({"a":[1]})")) == R"({"a":[1]})");
   CHECK(try_parse_json(nested(max_json_depth)).is_object());
   CHECK(try_parse_json(nested(max_json_depth + 1)).is_discarded());
@@ -417,7 +418,8 @@ TEST_CASE("try_parse_json: what a model or the CLI wrote is parsed within the bo
   for (const std::string bracket : {"[", "{\"a\":"}) {
     CHECK(try_parse_json(repeat(bracket, 1'000'000)).is_discarded());
   }
-  for (const std::string broken : {"", "{", "{\"a\":1e999}"}) CHECK(try_parse_json(broken).is_discarded());
+  for (const std::string broken : {"", "{", "{\"a\":1e999}"})
+    CHECK(try_parse_json(broken).is_discarded());
 }
 
 TEST_CASE("bounds: the values are counted, since each takes memory whatever its text's length") {

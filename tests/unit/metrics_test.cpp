@@ -151,7 +151,8 @@ TEST_CASE("metrics: a histogram's buckets hold what is not above their bound") {
   CHECK(value_of(out.text(), "claude_openai_t_sum") == 6);
 }
 
-TEST_CASE("metrics: the cost is what is charged, and never falls where too much was charged ahead") {
+TEST_CASE(
+    "metrics: the cost is what is charged, and never falls where too much was charged ahead") {
   claude_openai::metrics figures;
   const auto cost_after = [&](double charge) {
     auto record = chat("sonnet");

@@ -591,10 +591,10 @@ TEST_CASE("decoder: JSON of the model's that is too deep to parse fails the turn
     CHECK(all.failure().message.find("nested too deeply") != std::string::npos);
     CHECK(all.cut);  // its process must not go on with such a call
   }
-  const auto followed = decode(std::vector<json>{message_start("m1")} +
-                                   call_lines(0, "t", "look", {deep(200)}) +
-                                   std::vector<json>{text_start(1), text_delta("x", 1)},
-                               shape);
+  const auto followed =
+      decode(std::vector<json>{message_start("m1")} + call_lines(0, "t", "look", {deep(200)}) +
+                 std::vector<json>{text_start(1), text_delta("x", 1)},
+             shape);
   CHECK(followed.failure().kind == error_kind::bad_gateway);
 }
 
@@ -617,7 +617,8 @@ answer_shape look_shape() {
 }
 
 std::vector<json> tool_call(const std::string& id) {
-  return std::vector<json>{message_start(id, price_usage)} + call_lines(0, "t" + id, "look", {"{}"}) +
+  return std::vector<json>{message_start(id, price_usage)} +
+         call_lines(0, "t" + id, "look", {"{}"}) +
          std::vector<json>{message_delta(R"("tool_use")", R"({"output_tokens":100})")};
 }
 
@@ -632,9 +633,9 @@ TEST_CASE("charge: what the CLI tells, less what the process had cost before") {
 TEST_CASE("charge: of a turn that is cut the list price, whatever ends it") {
   for (const char* reason : {R"("max_tokens")", R"("refusal")"}) {
     turn_decoder decoder;
-    const auto charge = charge_of(
-        decoder, {message_start("m", price_usage), text_start(), text_delta("x"), block_stop(),
-                  message_delta(reason, R"({"output_tokens":100})")});
+    const auto charge =
+        charge_of(decoder, {message_start("m", price_usage), text_start(), text_delta("x"),
+                            block_stop(), message_delta(reason, R"({"output_tokens":100})")});
     CHECK(decoder.finished());
     CHECK(charge == doctest::Approx(of_input + 0.0075));
   }
@@ -684,9 +685,13 @@ TEST_CASE("charge: a tool call is charged ahead, and not again when the CLI tell
 
 TEST_CASE("charge: an attempt that broke counts, in the CLI's cost or not, and not twice") {
   const std::vector<json> attempts =
-      std::vector<json>{message_start("m1", price_usage), text_start(),
-                        message_start("m2", price_usage), text_start(), text_delta("x"),
-                        block_stop(), message_delta(R"("end_turn")", R"({"output_tokens":100})")};
+      std::vector<json>{message_start("m1", price_usage),
+                        text_start(),
+                        message_start("m2", price_usage),
+                        text_start(),
+                        text_delta("x"),
+                        block_stop(),
+                        message_delta(R"("end_turn")", R"({"output_tokens":100})")};
   const double once = of_input + 0.0075;
   const double broken = of_input + 0.000075;
   for (const double told : {once, once + broken}) {
