@@ -5582,6 +5582,18 @@ inline void hide_secrets(const options& settings, const std::vector<std::string>
   }
 }
 
+/// For bash: a bound path may have become a link to elsewhere, so what is there must be what was
+/// allowed.
+inline std::string check_places(const agent_request& agent,
+                                const std::vector<std::string>& directories) {
+  std::string check;
+  for (std::size_t i = 0; i < agent.places.size(); ++i) {
+    check += "[ \"$(stat -c %d:%i " + shell_word(directories[i]) + ")\" = " + agent.places[i] +
+             " ] || exit 126; ";
+  }
+  return check;
+}
+
 /// Confines what an agent runs: its commands see and change its directories alone, and have none of
 /// the variables that a login is in.
 inline void confine_commands(const options& settings, const agent_request& agent, command& made) {
@@ -5615,13 +5627,7 @@ inline void confine_commands(const options& settings, const agent_request& agent
   words.insert(words.end(),
                {"--tmpfs", agent.private_directory + "/claude", "--tmpfs", home + "/cc-socks",
                 "--setenv", "HOME", home, "--chdir", agent.directory, "bash", "-c"});
-  // A bound path may have become a link to elsewhere: what is there must be what was allowed.
-  std::string check;
-  for (std::size_t i = 0; i < agent.places.size(); ++i) {
-    check += "[ \"$(stat -c %d:%i " + shell_word(directories[i]) + ")\" = " + agent.places[i] +
-             " ] || exit 126; ";
-  }
-  words.insert(words.end(), {check + "eval \"$1\"", "confined"});
+  words.insert(words.end(), {check_places(agent, directories) + "eval \"$1\"", "confined"});
   // `claude` itself asks git where it starts, and a repository that an agent has made can name
   // commands in its configuration: only what is confined sees it as one (GIT_DIR).
   variables["CLAUDE_OPENAI_CONFINE"] = shell_line(words);
@@ -5655,6 +5661,7 @@ inline void add_agent_arguments(const options& settings, const agent_request& ag
 /// its variables, so that the account's key is not among them.
 inline void set_agent_environment(auth_method method, const agent_request& agent, command& made) {
   auto& variables = made.environment;
+  bool has_login = method != auth_method::cli;
   for (const char* name : {"ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"}) {
     const auto found = variables.find(name);
     if (found == variables.end() || found->second.empty()) continue;
@@ -5662,10 +5669,11 @@ inline void set_agent_environment(auth_method method, const agent_request& agent
     variables[key ? "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR"
                   : "CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR"] = made.inherit(found->second);
     variables.erase(found);
+    has_login = true;
   }
-  // What it keeps, such as long results of tools, is for its own client. The CLI's login is where the
-  // user's own `claude` keeps it: see `denied_rules`.
-  if (method != auth_method::cli || !made.inherited.empty()) {
+  // What the CLI keeps, such as long results of tools, is for its own client. The user's own login
+  // can only be where the user's `claude` keeps it: there `secret_paths` hides the rest.
+  if (has_login) {
     variables["CLAUDE_CONFIG_DIR"] = agent.private_directory + "/config";
   }
   variables["TMPDIR"] = agent.private_directory + "/tmp";
@@ -10907,7 +10915,8 @@ class limiter {
   std::int64_t day_ = 0;
   std::map<std::pair<endpoint_group, std::string>, int> requests_;
   std::map<std::string, int> wrong_keys_;
-  std::map<std::string, steady_time> right_keys_;  ///< when an address last showed one
+  std::map<std::string, std::chrono::steady_clock::time_point>
+      right_keys_;  ///< when an address last showed one
   std::map<std::string, budget> minute_use_;
   std::map<std::string, budget> day_use_;
   std::map<std::string, budget> reserved_;  ///< for requests under way

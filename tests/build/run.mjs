@@ -332,7 +332,7 @@ check('systemd takes the units, and finds that the one for a server shuts the pr
   await analyze('--user', 'verify', unit('claude-openai.service'));
   const system = unit('claude-openai-system.service');
   await analyze('verify', system);
-  await analyze('security', '--offline=true', '--threshold=30', '--no-pager', system);  // 0 is best, 100 worst
+  await analyze('security', '--offline=true', '--threshold=35', '--no-pager', system);  // 0 is best, 100 worst; bubblewrap needs a /proc without covers
 });
 
 check('no line is over 100 columns', () => {
@@ -345,8 +345,8 @@ check('no tab and no space at a line end', () => {
 
 // Four dialects, agents and what they keep are more than the 6,000 lines that were first thought of.
 // Growth shall be noticed: whoever raises this has looked for what can go first.
-check('the header is under 15,600 lines', () => {
-  if (lines.length >= 15_600) throw new Error(`${lines.length} lines`);
+check('the header is under 15,900 lines', () => {
+  if (lines.length >= 15_900) throw new Error(`${lines.length} lines`);
 });
 
 let functions;
