@@ -228,7 +228,7 @@ test('of many requests at once exactly as many pass as may', { slow: true }, asy
 
 test('a limit of 0 shuts a group, and SIGHUP opens it', async (t) => {
   const proxy = await startOwn(t, {
-    args: ['--rate-limit'],
+    args: ['--rate-limit', '--env-file', '.env'],
     prepare: (one) => writeEnv(one, 'RATE_LIMIT_SESSION_PER_MINUTE=0\n'),
   });
   assertLimited(await t.get('/v1/sessions'), 'shut');
