@@ -255,6 +255,7 @@ test('explorer: every entry opens, asks and shows the answer', { deadline: 120_0
     const told = await entry.getByRole('status').textContent();
     assert.ok(told.startsWith(String(ANSWERS[name] ?? 200)), `${name}: ${told} ${await entry.locator('.answer').textContent()}`);
     assert.match(told, /\d (ms|s) in all$/, name);
+    assert.doesNotMatch(await entry.locator('.answer').textContent(), /response\.failed/, name); // whose id nobody can ask for
     assert.match(await entry.locator('.answer').textContent(), /Headers \(\d+\)[^]*content-type: /, name);
     if (method === 'GET' && where !== '/' && where !== '/metrics') assert.ok(await entry.locator('pre .key').count(), `${name}: in colour`);
     if (/^Events/m.test(await entry.locator('.answer').textContent())) assert.match(told, /First token/, name);
