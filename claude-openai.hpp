@@ -5546,9 +5546,11 @@ inline std::vector<std::string> bubblewrap_words(bool network) {
                            "/etc/nsswitch.conf",
                            "/etc/os-release",
                            "/etc/passwd",
-                           "/etc/pki",
+                           "/etc/pki/ca-trust",
+                           "/etc/pki/tls/certs",
                            "/etc/resolv.conf",
-                           "/etc/ssl",
+                           "/etc/ssl/certs",
+                           "/etc/ssl/openssl.cnf",
                            "/etc/timezone"}) {
     words.insert(words.end(), {"--ro-bind-try", part, part});
   }
