@@ -13547,6 +13547,7 @@ class Trial {
     return { method: this.method, path, body: this.body?.value };
   }
 
+  /** What came of it, once all of it is here. */
   tell(...parts) {
     if (this.first) parts.push(muted(`First token ${span(this.first)}`));
     this.status.replaceChildren(...parts, muted(`${span(performance.now() - this.begun)} in all`));
@@ -13577,7 +13578,7 @@ class Trial {
     const list = [...headers].map((pair) => pair.join(': '));
     this.output.append(element('details', { class: 'small' },
       element('summary', {}, `Headers (${list.length})`), pre({}, list.join('\n'))));
-    this.tell(told);
+    this.status.replaceChildren(told);
     if (isStream(response)) await this.showStream(response);
     else this.showBody(await response.text());
     this.tell(told);
