@@ -15,7 +15,7 @@
 //   dialects     [09] sse                [10] openai_chat         [11] anthropic_messages
 //                [12] openai_responses   [13] openai_completions  [14] catalog
 //   the CLI      [15] cli_protocol       [16] cli_command
-//   processes    [17] process            [18] worker              [19] pool
+//   processes    [17] process            [18] claude_process      [19] pool
 //   state        [20] sessions           [21] responses           [22] engine
 //                [23] agents             [24] demo
 //   edge         [25] guard              [26] limits              [27] metrics
@@ -28,7 +28,7 @@
 //   bytes -> http_head -> httplib -> guard, limiter -> route
 //   body -> parse_body -> reader -> a dialect's parse -> turn_request
 //   turn_request -> settle (what the model and the operator allow)
-//                -> engine: session, pool ticket -> lease -> worker -> child stdin
+//                -> engine: session, pool ticket -> lease -> claude_process -> child stdin
 //   child stdout -> line_splitter -> turn_decoder -> event -> turn -> answer::next
 //     stream:      reply::write(event) -> SSE bytes -> socket
 //     not stream:  collector -> turn_result -> reply::render -> body
@@ -313,6 +313,16 @@ inline std::string iso_time(std::chrono::system_clock::time_point time) {
   std::strftime(date.data(), date.size(), "%Y-%m-%dT%H:%M:%S", &parts);
   const auto fraction = std::to_string(1000 + ms % 1000).substr(1);
   return std::string(date.data()) + "." + fraction + "Z";
+}
+
+/// `2026-11-22` where this program is.
+inline std::string local_day() {
+  const auto now = std::time(nullptr);
+  std::tm parts{};
+  localtime_r(&now, &parts);
+  std::array<char, 16> day{};
+  std::strftime(day.data(), day.size(), "%Y-%m-%d", &parts);
+  return day.data();
 }
 
 }  // namespace text
@@ -850,6 +860,7 @@ struct options {
   std::vector<std::string> secret_paths;  ///< files and directories that no agent's tool may name
   int spares = 2;                         ///< processes kept ready
   int max_processes = 0;                  ///< 0: from the machine's memory
+  bool reuse_processes = true;            ///< false: a process serves one conversation
   int max_queue = 64;                     ///< requests that may wait for a process
   std::size_t max_body_bytes = 10 * 1024 * 1024;
   int max_connections = 1024;
@@ -1134,12 +1145,12 @@ struct message {
   std::vector<content_part> parts;
 };
 
-/// Everything that a process was told and has said, as one string: two conversations are the same
-/// if and only if their traces are. Compared whole, never by hash alone, so that no conversation
-/// can be taken for another.
+/// What decides which process can serve a conversation, and what that has to be told. Compared
+/// whole, never by hash alone, so that no conversation can be taken for another.
 struct conversation_trace {
-  std::string words;
-  std::vector<std::size_t> replies;  ///< length of `words` after each assistant message
+  std::string identity;  ///< whose it is, and all that a process is told before its first message
+  std::string words;     ///< the messages: what both sides have said
+  std::vector<std::size_t> ends;  ///< length of `words` after each of them
 };
 
 /// Length and bytes, so that no content can look like a border.
@@ -1154,8 +1165,9 @@ inline void append_media(std::string& words, const media_part& media) {
   append_field(words, 'h', media.title);
 }
 
-inline void append_result(std::string& words, const tool_result_part& result) {
-  append_field(words, result.is_error ? 'e' : 'r', result.call_id);
+/// `call`: which of the calls before it answers.
+inline void append_result(std::string& words, const tool_result_part& result, std::size_t call) {
+  append_field(words, result.is_error ? 'e' : 'r', std::to_string(call));
   append_field(words, 'z', std::to_string(result.content.size()));
   for (const auto& part : result.content) {
     if (const auto* said = std::get_if<text_part>(&part)) append_field(words, 't', said->text);
@@ -1187,16 +1199,27 @@ inline nlohmann::json canonical(const json& value) {
 }
 
 inline void append_call(std::string& words, const tool_call_part& call) {
-  append_field(words, 'c', call.id);
   append_field(words, 'n', call.name);
   append_field(
       words, 'i',
       canonical(call.input).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
 }
 
+/// The place of a call among those of a message; their number when it is none of them.
+inline std::size_t place_of_call(const message& said, const std::string& id) {
+  std::size_t place = 0;
+  for (const auto& part : said.parts) {
+    const auto* call = std::get_if<tool_call_part>(&part);
+    if (call != nullptr && call->id == id) return place;
+    place += call == nullptr ? 0 : 1;
+  }
+  return place;
+}
+
 /// An assistant's texts count as one, without blanks at the ends: clients join and trim them.
-/// Thoughts do not count: most clients never see them.
-inline void append_message(conversation_trace& trace, const message& said) {
+/// Thoughts do not count: most clients never see them. Nor do the ids of calls, which some clients
+/// rename: that of a result stands for a call of the message `before`.
+inline void append_message(conversation_trace& trace, const message& said, const message& before) {
   std::string reply;
   const auto append = overloaded{
       [&](const text_part& part) {
@@ -1206,12 +1229,24 @@ inline void append_message(conversation_trace& trace, const message& said) {
       [&](const media_part& part) { append_media(trace.words, part); },
       [](const thinking_part&) {},
       [&](const tool_call_part& part) { append_call(trace.words, part); },
-      [&](const tool_result_part& part) { append_result(trace.words, part); },
+      [&](const tool_result_part& part) {
+        append_result(trace.words, part, place_of_call(before, part.call_id));
+      },
   };
   for (const auto& part : said.parts) std::visit(append, part);
-  if (said.author == role::user) return;
-  append_field(trace.words, 'a', text::trim(reply));
-  trace.replies.push_back(trace.words.size());
+  if (said.author == role::assistant) append_field(trace.words, 'a', text::trim(reply));
+  trace.ends.push_back(trace.words.size());
+}
+
+/// How many messages two conversations begin with alike.
+inline std::size_t count_common(const conversation_trace& one, const conversation_trace& other) {
+  const auto differ =
+      std::mismatch(one.words.begin(), one.words.end(), other.words.begin(), other.words.end());
+  const auto same = static_cast<std::size_t>(differ.first - one.words.begin());
+  const auto parting =
+      std::mismatch(one.ends.begin(), one.ends.end(), other.ends.begin(), other.ends.end(),
+                    [&](std::size_t a, std::size_t b) { return a == b && a <= same; });
+  return static_cast<std::size_t>(parting.first - one.ends.begin());
 }
 
 /// A tool that the client runs.
@@ -1396,19 +1431,31 @@ inline void append_agent(std::string& words, const agent_request& agent) {
 /// The trace of a request: who asks whom with what instructions, and what was said before.
 inline conversation_trace make_trace(const turn_request& request) {
   conversation_trace trace;
-  append_field(trace.words, 'k', request.client);
-  append_field(trace.words, 'm', request.model);
-  append_field(trace.words, 's', request.system);
+  append_field(trace.identity, 'k', request.client);
+  append_field(trace.identity, 'm', request.model);
+  append_field(trace.identity, 's', request.system);
   for (const auto& tool : request.tools) {
-    append_field(trace.words, 'o', tool.name);
-    append_field(trace.words, 'p', tool.description);
-    append_field(trace.words, 'q', dump(tool.schema));
+    append_field(trace.identity, 'o', tool.name);
+    append_field(trace.identity, 'p', tool.description);
+    append_field(trace.identity, 'q', dump(tool.schema));
   }
-  if (request.schema) append_field(trace.words, 'j', dump(*request.schema));
-  append_field(trace.words, 'x', name_of(request.effort));
-  if (request.agent) append_agent(trace.words, *request.agent);
-  for (const auto& said : request.messages) append_message(trace, said);
+  if (request.schema) append_field(trace.identity, 'j', dump(*request.schema));
+  append_field(trace.identity, 'x', name_of(request.effort));
+  if (request.agent) append_agent(trace.identity, *request.agent);
+  const message nothing;
+  const message* before = &nothing;
+  for (const auto& said : request.messages) {
+    append_message(trace, said, *before);
+    before = &said;
+  }
   return trace;
+}
+
+/// The conversation is that client's.
+inline bool is_trace_of(const conversation_trace& trace, const std::string& client) {
+  std::string begin;
+  append_field(begin, 'k', client);
+  return text::starts_with(trace.identity, begin);
 }
 
 //================================================================================================
@@ -4536,7 +4583,6 @@ class turn_decoder {
     auto error =
         upstream_error(status, "the API refused the request for now: " + string_of(line, "error"));
     error.retry_after = retry_after_;
-    cut_ = true;
     fail(std::move(error), out);
   }
 
@@ -5069,7 +5115,7 @@ inline std::string encode_settings(const std::string& id, const turn_request& re
     const bool least = request.effort == reasoning_effort::minimal;  // the CLI begins with low
     settings["effortLevel"] = least ? "low" : name_of(request.effort);
   }
-  if (request.thinks) settings["showThinkingSummaries"] = true;
+  settings["showThinkingSummaries"] = request.thinks;  // a setting stays until it is told anew
   return encode_control_request(
       id, json::object({{"subtype", "apply_flag_settings"}, {"settings", settings}}));
 }
@@ -5162,38 +5208,16 @@ inline std::string encode_probe(const std::string& id) {
       id, json::object({{"subtype", "apply_flag_settings"}, {"settings", json::object()}}));
 }
 
-/// The line that tells `claude` a message, of the user or as one of its own before.
-inline json frame_message(json told) {
-  const auto author = string_of(told, "role");
-  return json::object({{"type", author},
-                       {"message", std::move(told)},
-                       {"parent_tool_use_id", json()},
-                       {"session_id", ""}});
+/// Ends the answer under way; `claude` then tells its `result`.
+inline std::string encode_interrupt(const std::string& id) {
+  return encode_control_request(id, json::object({{"subtype", "interrupt"}}));
 }
 
-/// Whether that `claude` can take its first message back, by its answer to `initialize`: 2.1.330
-/// can; 2.1.197 cannot, and does not tell its version.
-inline bool can_rehearse(const json& introduction) {
-  const auto version = parse_version(string_of(introduction, "claude_code_version"));
-  return version && *version >= std::array<int, 3>{2, 1, 330};
-}
-
-constexpr const char* rehearsal_uuid = "00000000-0000-4000-8000-000000000001";
-
-/// A message without content that asks nothing, to be taken back when it is acknowledged: with it
-/// `claude` loads and compiles what it runs for every message. Without being taken back it would
-/// show in the API's requests, in the checksum that their attribution holds of the first message.
-inline std::string encode_rehearsal() {
-  json line = frame_message(json::object({{"role", "user"}, {"content", json::array()}}));
-  line["uuid"] = rehearsal_uuid;
-  line["shouldQuery"] = false;
-  return dump(line) + '\n';
-}
-
-/// Takes the rehearsal back; the answer says whether it was `rewound`.
-inline std::string encode_rewind(const std::string& id) {
-  return encode_control_request(id, json::object({{"subtype", "rewind_conversation"},
-                                                  {"target_message_uuid", rehearsal_uuid}}));
+/// Takes the conversation back to before the last of the user's messages, which that must be; the
+/// answer says whether it was `rewound`. Seen from 2.1.260 on; 2.1.197 takes the first one not back.
+inline std::string encode_rewind(const std::string& id, const std::string& uuid) {
+  return encode_control_request(
+      id, json::object({{"subtype", "rewind_conversation"}, {"target_message_uuid", uuid}}));
 }
 
 /// Ids of other makers may hold what the API refuses in one.
@@ -5235,12 +5259,17 @@ inline bool is_blank(const content_part& part) {
   return said != nullptr && text::trim(said->text).empty();
 }
 
-/// One message of the conversation. `ask` is for the last one: the model answers it; the others
-/// are only remembered (a user's is acknowledged by a `result` line, an assistant's is not). Each
-/// has a `number` of its own: the CLI takes assistant lines of one id for one message. `model` is
-/// the API's id of the process's model: the CLI drops the thoughts of any other.
-inline std::string encode_message(const message& said, bool ask, const tool_names& names,
-                                  std::size_t number = 0, const std::string& model = {}) {
+/// How a message is told to a process.
+struct message_line {
+  bool ask = true;     ///< the model answers; others are only remembered: a `result` acknowledges
+  std::string uuid;    ///< of a user's, by which it can be taken back; a process's own
+  std::size_t number;  ///< its own: `claude` takes assistant lines of one id for one message
+  std::string model;   ///< the API's id of the process's: `claude` drops the thoughts of any other
+};
+
+/// One message of the conversation.
+inline std::string encode_message(const message& said, const tool_names& names,
+                                  const message_line& how) {
   json content = json::array();
   const bool all_blank = std::all_of(said.parts.begin(), said.parts.end(), is_blank);
   for (const auto& part : said.parts) {
@@ -5250,10 +5279,14 @@ inline std::string encode_message(const message& said, bool ask, const tool_name
   if (from_user) shield_slash_command(content);
   const char* author = from_user ? "user" : "assistant";
   json told = json::object({{"role", author}, {"content", std::move(content)}});
-  if (!from_user) told["id"] = "msg_past_" + std::to_string(number);
-  if (!from_user && !model.empty()) told["model"] = model;
-  json line = frame_message(std::move(told));
-  if (from_user && !ask) line["shouldQuery"] = false;
+  if (!from_user) told["id"] = "msg_past_" + std::to_string(how.number);
+  if (!from_user && !how.model.empty()) told["model"] = how.model;
+  json line = json::object({{"type", author},
+                            {"message", std::move(told)},
+                            {"parent_tool_use_id", json()},
+                            {"session_id", ""}});
+  if (from_user && !how.uuid.empty()) line["uuid"] = how.uuid;
+  if (from_user && !how.ask) line["shouldQuery"] = false;
   return dump(line) + '\n';
 }
 
@@ -6264,6 +6297,17 @@ inline std::uint64_t physical_memory() {
   return static_cast<std::uint64_t>(pages) * static_cast<std::uint64_t>(size);
 }
 
+/// Memory that a process has in use, in bytes; 0 where the system does not tell.
+inline std::uint64_t resident_memory(pid_t pid) {
+  std::string told;
+  const auto path = "/proc/" + std::to_string(pid) + "/statm";
+  const unique_fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (file) read_available(file.get(), told);
+  const auto fields = text::split(told, ' ');
+  const auto pages = fields.size() < 2 ? std::nullopt : text::try_number<std::uint64_t>(fields[1]);
+  return pages.value_or(0) * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+}
+
 /// The first executable file of that name on the environment's PATH; empty when there is none.
 inline std::string find_program(const std::string& name, const environment_map& variables) {
   const auto executable = [](const std::string& path) {
@@ -6279,179 +6323,35 @@ inline std::string find_program(const std::string& name, const environment_map& 
 }
 
 //================================================================================================
-// [18] worker - one `claude` process: probe, rehearsal, replay, turn
+// [18] claude_process - one `claude`: what it holds of a conversation, and how it is told more
 // uses: text, errors, log, json_access, conversation, events, cli_protocol,
 //       process | one thread
 //================================================================================================
 
-constexpr const char* opening_id = "initialize";  ///< of the requests that `claude` answers
+constexpr const char* probe_id = "probe";  ///< of the requests that `claude` answers
+constexpr const char* opening_id = "initialize";
 constexpr const char* settings_id = "settings";
+constexpr const char* interrupt_id = "interrupt";
 constexpr const char* rewind_id = "rewind";
 
-/// What a turn asks beside its messages, as a process is told it. It may change from turn to turn;
-/// by default what a fresh process does untold.
-struct turn_wishes {
-  std::string settings = encode_settings(settings_id, turn_request(), tool_names());
-  std::int64_t thinking = 0;
-};
-
-inline turn_wishes make_wishes(const turn_request& request, const tool_names& names) {
-  return {encode_settings(settings_id, request, names), request.thinking_tokens.value_or(0)};
-}
-
-/// What a fresh process is told first and cannot be told otherwise later: system prompt, tools,
-/// schema of the answer, effort. And the wishes that came with it, which are likely to come again.
-struct conversation_opening {
-  std::string line;
-  turn_wishes wishes;
-  tool_names names;
-  json tools;            ///< as the in-process server lists them; the line does not name them
-  std::string identity;  ///< of all but the wishes
-};
-
-inline conversation_opening make_opening(const turn_request& request) {
-  auto names = make_answer_shape(request).names;
-  auto tools = encode_tools(request.tools, names);
-  auto line = encode_initialize(opening_id, request);
-  auto identity = line + dump(tools) + std::string(name_of(request.effort));
-  auto wishes = make_wishes(request, names);
-  return {std::move(line), std::move(wishes), std::move(names), std::move(tools),
-          std::move(identity)};
-}
-
-/// Speaks with one process. Whoever holds it moves its bytes with `pump`; it owns no thread.
-class worker {
+/// The pipes of one `claude`, line by line. One thread at a time.
+class cli_connection {
  public:
-  using events = std::deque<event>;
+  /// Throws `std::system_error` when the program cannot be started.
+  cli_connection(const command& what, const child_guard& guard)
+      : child_(std::make_unique<child_process>(what, guard)) {}
 
-  worker(const command& what, const child_guard& guard)
-      : child_(std::make_unique<child_process>(what, guard)) {
-    send(encode_probe(probe_id));
+  const child_process& child() const { return *child_; }
+
+  /// Gives the process up: whoever holds the child ends it.
+  std::unique_ptr<child_process> take_child() { return std::move(child_); }
+
+  void send(std::string_view bytes) {
+    outgoing_.add(bytes);
+    if (child_->input && !outgoing_.flush(child_->input.get())) child_->input.reset();
   }
 
-  /// Tells a fresh process its opening ahead of the request, which saves the request that time, as
-  /// do the wishes and the rehearsal (some 20 ms each). From then on only one with the same opening
-  /// may have it.
-  void open(const conversation_opening& opening, bool may_rehearse) {
-    if (may_rehearse) rehearsal_ = rehearsal::planned;
-    rehearsal_limit_ = std::chrono::steady_clock::now() + longest_rehearsal;
-    opening_ = opening.identity;
-    names_ = opening.names;
-    tools_ = opening.tools;
-    send(opening.line + tell_wishes(opening.wishes));
-  }
-
-  /// The identity of what it was opened with; empty when it was not.
-  const std::string& opening() const { return opening_; }
-
-  /// The process has answered once, so that its start is no longer on anybody's clock; when it was
-  /// opened it has also rehearsed.
-  bool warm() const { return warm_ && !rehearses(); }
-
-  /// The process ended, or said what nobody understands, before it told anything of a turn.
-  bool lost() const { return lost_; }
-
-  bool rehearsed() const { return rehearsal_ == rehearsal::done; }
-
-  /// It was lost in its rehearsal: another one of the same `claude` may do the same.
-  bool failed_rehearsal() const { return rehearsal_ == rehearsal::failed; }
-
-  /// Not lost, not ended unnoticed either, and not stuck.
-  bool alive() const { return !lost_ && !child_->has_exited() && !overdue(); }
-
-  /// What this turn has used so far.
-  token_usage usage() const { return decoder_.usage(); }
-
-  /// See `turn_decoder`.
-  bool was_cut() const { return decoder_.was_cut(); }
-
-  /// How often the CLI has asked the API again in this turn.
-  int retries() const { return retries_; }
-
-  /// What the CLI has told in this turn of the subscription's limits.
-  const std::vector<usage_window>& windows() const { return windows_; }
-
-  /// The process holds the conversation after this turn as the client knows it, and can go on.
-  bool can_go_on() const {
-    return decoder_.finished() && !decoder_.was_cut() && !failed_ && events_.empty();
-  }
-
-  /// The signal that ends the process without harm. An agent ends its own children on SIGINT only;
-  /// a process that waits for the client's tools would answer for them on any signal that it can
-  /// catch, and ask the model again.
-  int ending_signal() const {
-    if (agent_) return SIGINT;
-    return parked() ? SIGKILL : SIGTERM;
-  }
-
-  /// When its last turn began.
-  steady_time begun() const { return begun_; }
-
-  /// It has Claude Code's own tools.
-  bool is_agent() const { return agent_; }
-
-  /// The last turn ended with calls of the client's tools, and the process waits for the results.
-  bool parked() const { return decoder_.finished() && !decoder_.calls().empty(); }
-
-  /// Tells the process the conversation from message `first` on, which is 0 for a fresh one; its
-  /// answer comes as events. The turn before must have ended. A parked process must be given the
-  /// results of its calls and nothing else.
-  void begin(const turn_request& request, std::size_t first) {
-    begun_ = std::chrono::steady_clock::now();
-    auto shape = make_answer_shape(request);
-    names_ = shape.names;
-    agent_ = shape.agent;
-    std::string batch;
-    if (first == 0 && opening_.empty()) {
-      batch = encode_initialize(opening_id, request);
-      tools_ = encode_tools(request.tools, names_);
-    }
-    batch += tell_wishes(make_wishes(request, names_));
-    model_ = request.model;
-    untold_.clear();
-    if (parked()) {
-      take_results(request.messages.back());
-    } else {
-      const auto begin = request.messages.begin() + static_cast<std::ptrdiff_t>(first);
-      untold_.assign(begin, request.messages.end());
-      if (!request.nudge.empty()) untold_.back().parts.emplace_back(text_part{request.nudge});
-      number_ = first;
-    }
-    decoder_ = turn_decoder(decoder_.cost(), std::move(shape), decoder_.charged_ahead());
-    retries_ = 0;
-    windows_.clear();
-    told_ = false;
-    expecting_ = expectation::turn;
-    if (rehearsal_ == rehearsal::planned) rehearsal_ = rehearsal::none;  // there is no time for it
-    if (rehearsal_ == rehearsal::running) {
-      send(batch);  // the messages follow when the rehearsal is over
-    } else {
-      send_batch(std::move(batch));
-    }
-    answer_calls();
-  }
-
-  /// Only asks the process for its models and its account; see `introduction`.
-  void begin_introduction() {
-    expecting_ = expectation::introduction;
-    turn_request nothing;
-    nothing.system = "-";
-    send(encode_initialize(opening_id, nothing));
-  }
-
-  /// What the process answered to `initialize`; null until then.
-  const json& introduction() const { return introduction_; }
-
-  /// The next event that is known already.
-  std::optional<event> pop() {
-    if (events_.empty()) return std::nullopt;
-    event next = std::move(events_.front());
-    events_.pop_front();
-    told_ = true;
-    return next;
-  }
-
-  /// What poll(2) has to watch for this worker.
+  /// What poll(2) has to watch.
   void add_poll_entries(std::vector<pollfd>& entries) const {
     if (!outgoing_.empty() && child_->input) {
       entries.push_back({child_->input.get(), POLLOUT, 0});
@@ -6460,147 +6360,446 @@ class worker {
     if (child_->errors) entries.push_back({child_->errors.get(), POLLIN, 0});
   }
 
-  /// Moves all bytes that can be moved without waiting, and reads what the process says.
-  void pump() {
+  /// Moves all bytes that can be moved without waiting, and hands each line to `read`. Returns why
+  /// no more can come; empty while more may.
+  template <class Read>
+  std::string pump(Read read) {
     const bool exited = child_->has_exited();  // before the last read, so that nothing is missed
     send({});
     read_complaints();
     std::string said;
     const bool open = child_->output && read_available(child_->output.get(), said);
     splitter_.feed(said);
-    while (const auto line = splitter_.next()) read_line(*line);
-    if (splitter_.overflowed()) lose("claude printed an endless line");
-    if (said.empty() && (exited || !open)) lose_exited();
-    if (overdue()) lose("claude has not ended a rehearsal");
+    while (const auto line = splitter_.next()) read(*line);
+    if (splitter_.overflowed()) return "claude printed an endless line";
+    if (!said.empty() || (open && !exited)) return {};
+    const bool reaped = child_->wait_for_exit(std::chrono::milliseconds(100)) && child_->try_reap();
+    read_complaints();
+    return "claude ended unexpectedly" + (reaped ? " (" + child_->ending() + ")" : std::string());
+  }
+
+  /// The reason, with the last of what `claude` wrote to its stderr.
+  std::string explain(const std::string& reason) const {
+    const auto complaint = text::repair_utf8(text::trim(redact(complaints_)));
+    return complaint.empty() ? reason : reason + ": " + complaint;
+  }
+
+ private:
+  static constexpr std::size_t longest_complaint = 2048;
+
+  void read_complaints() {
+    if (child_->errors && !read_available(child_->errors.get(), complaints_)) {
+      child_->errors.reset();
+    }
+    if (complaints_.size() > longest_complaint) {
+      complaints_.erase(0, complaints_.size() - longest_complaint);
+    }
+  }
+
+  std::unique_ptr<child_process> child_;
+  write_buffer outgoing_;
+  line_splitter splitter_;
+  std::string complaints_;  ///< the last of its stderr
+};
+
+/// The in-process MCP server by which a `claude` knows the client's tools. A call stays unanswered
+/// until a request brings its result.
+class client_tools {
+ public:
+  void offer(const std::vector<tool_definition>& tools, const tool_names& names) {
+    listed_ = encode_tools(tools, names);
+  }
+
+  void forget_calls() {
+    calls_.clear();
+    results_.clear();
+  }
+
+  bool lacks_calls() const { return !results_.empty(); }
+
+  /// The results that the client brings for these calls. It may have renamed the calls; then their
+  /// order tells which is which.
+  void take_results(const message& said, const std::vector<std::string>& calls) {
+    std::size_t place = 0;
+    for (const auto& part : said.parts) {
+      const auto* result = std::get_if<tool_result_part>(&part);
+      if (result == nullptr) continue;
+      const bool known = std::find(calls.begin(), calls.end(), result->call_id) != calls.end();
+      const auto& id = known || place >= calls.size() ? result->call_id : calls[place];
+      results_[id] = encode_tool_result(*result);
+      ++place;
+    }
+  }
+
+  /// The lines that answer the calls which have been made and whose results are known.
+  std::string answer_calls() {
+    std::string lines;
+    for (auto result = results_.begin(); result != results_.end();) {
+      const auto call = calls_.find(result->first);
+      if (call == calls_.end()) {  // the process has not come to it yet
+        ++result;
+        continue;
+      }
+      lines += encode_mcp_reply(call->second, result->second);
+      calls_.erase(call);
+      result = results_.erase(result);
+    }
+    return lines;
+  }
+
+  /// The line that answers a request of the process's; empty for a call, which is kept under the id
+  /// that `name` gives it.
+  template <class Name>
+  std::string take_request(const json& asked, Name name) {
+    const auto& message = member_of(member_of(asked, "request"), "message");
+    const auto method = string_of(message, "method");
+    if (!message.is_object()) return encode_refusal(asked);
+    if (method == "tools/list") return encode_mcp_reply(asked, listed_);
+    const auto& params = member_of(message, "params");
+    if (method == "initialize") {
+      const json server = json::object({{"name", tool_server}, {"version", CLAUDE_OPENAI_VERSION}});
+      return encode_mcp_reply(
+          asked, json::object({{"protocolVersion", member_of(params, "protocolVersion")},
+                               {"capabilities", json::object({{"tools", json::object()}})},
+                               {"serverInfo", server}}));
+    }
+    if (method != "tools/call") return encode_mcp_reply(asked, json::object());
+    calls_[name(string_of(member_of(params, "_meta"), "claudecode/toolUseId"))] = asked;
+    return {};
+  }
+
+ private:
+  json listed_;
+  std::map<std::string, json> calls_;    ///< that wait for their result, by id
+  std::map<std::string, json> results_;  ///< that wait for their call, by its id
+};
+
+/// What a turn asks beside its messages, as a process is told it. It may change from turn to turn;
+/// by default what a fresh process does untold.
+struct turn_wishes {
+  std::string settings = encode_settings(settings_id, turn_request(), tool_names());
+  std::int64_t thinking = 0;
+};
+
+/// A user's message that can be taken back, with all after it.
+struct turn_mark {
+  std::size_t message = 0;  ///< its place in the conversation
+  std::string uuid;         ///< under which the process was told it
+};
+
+/// How a process is ended without harm.
+struct stop_policy {
+  int signal = SIGTERM;
+  bool close_input = true;
+};
+
+/// Speaks with one `claude`. Whoever holds it moves its bytes with `pump`; it owns no thread.
+///
+/// It is a cursor in a conversation: `begin` takes back what the request has not, tells what is
+/// missing, and asks. Nothing is told before `claude` has confirmed that all is taken back.
+class claude_process {
+ public:
+  using events = std::deque<event>;
+
+  /// `starting` until it has answered once, then `ready`: it holds nothing and is nobody's yet.
+  /// `idle`: it holds whole pairs of a conversation, or none. `dead`: it must be ended.
+  enum class state {
+    starting,
+    ready,
+    telling_history,
+    answering,
+    awaiting_tool_results,
+    idle,
+    taking_back,
+    dead
+  };
+
+  /// What it would not take back, as older versions do.
+  enum class refusal { none, first_message, any_message };
+
+  /// Throws `std::system_error` when the program cannot be started.
+  claude_process(const command& what, const child_guard& guard) : connection_(what, guard) {
+    connection_.send(encode_probe(probe_id));
+  }
+
+  state now() const { return state_; }
+
+  /// Not ended unnoticed either.
+  bool alive() const { return state_ != state::dead && !connection_.child().has_exited(); }
+
+  /// It ended, or said what nobody understands, before it told anything of the turn.
+  bool lost() const { return lost_; }
+
+  refusal refused() const { return refused_; }
+  bool is_agent() const { return turn_.agent; }
+  steady_time started() const { return service_.started; }
+
+  /// It began on this day: without `--bare` a prompt names the date.
+  bool is_of_today() const { return service_.day == text::local_day(); }
+
+  /// When its last turn began.
+  steady_time begun() const { return turn_.begun; }
+
+  /// The conversation that it holds; its identity is empty until a first turn.
+  const conversation_trace& held() const { return cursor_.held; }
+
+  /// The user's messages of that conversation that can be taken back, last one last.
+  const std::vector<turn_mark>& marks() const { return cursor_.marks; }
+
+  /// What this turn has used so far.
+  token_usage usage() const { return turn_.decoder.usage(); }
+
+  /// See `turn_decoder`.
+  bool was_cut() const { return turn_.decoder.was_cut(); }
+
+  /// How often the CLI has asked the API again in this turn.
+  int retries() const { return turn_.retries; }
+
+  /// What the CLI has told in this turn of the subscription's limits.
+  const std::vector<usage_window>& windows() const { return turn_.windows; }
+
+  /// It has served so many turns, or grown so much, that another serves better.
+  bool is_worn() const {
+    constexpr int longest_service = 500;  // turns
+    constexpr std::uint64_t most_memory = 400ULL * 1024 * 1024;
+    return service_.turns >= longest_service ||
+           resident_memory(connection_.child().pid()) > most_memory;
+  }
+
+  /// An agent ends its own children on SIGINT only. A process that waits for the client's tools
+  /// would answer for them on any signal that it can catch, and ask the model again.
+  stop_policy ending() const {
+    if (turn_.agent) return {SIGINT, false};  // older ones leave them alone when their input ends
+    return {state_ == state::awaiting_tool_results ? SIGKILL : SIGTERM, true};
+  }
+
+  /// Brings the process to the request's conversation and asks; its answer comes as events. The
+  /// first `keep` messages are those that it holds; the others are taken back, or told. One that
+  /// awaits the results of tools must be given these and nothing else, or be taken back. Both
+  /// arguments must outlive the turn, which `accept` or `release` ends.
+  void begin(const turn_request& request, const conversation_trace& trace, std::size_t keep) {
+    auto decoder = std::move(turn_.decoder);
+    turn_ = {};
+    turn_.begun = std::chrono::steady_clock::now();
+    turn_.request = &request;
+    turn_.trace = &trace;
+    turn_.agent = request.agent.has_value();
+    ++service_.turns;
+    if (keep < cursor_.held.ends.size()) return take_back(keep);
+    turn_.decoder = std::move(decoder);
+    ask();
+  }
+
+  /// The turn has ended, and this is what the client will send back of it.
+  void accept(const message& reply) {
+    const auto& decoder = turn_.decoder;
+    const bool whole = decoder.finished() && !decoder.was_cut() && turn_.events.empty();
+    if (state_ != state::answering || !whole) return;
+    append_message(cursor_.held, reply, {});
+    cursor_.told = cursor_.held.ends.size();
+    turn_.request = nullptr;
+    state_ = decoder.calls().empty() ? state::idle : state::awaiting_tool_results;
+  }
+
+  /// Whoever began the turn wants no more of it. What it was told is taken back, where that may be;
+  /// else the process is dead.
+  void release(bool may_take_back) {
+    turn_.request = nullptr;
+    turn_.events.clear();
+    switch (state_) {
+      case state::starting:
+      case state::ready:
+      case state::awaiting_tool_results:
+      case state::idle:
+      case state::dead: return;
+      case state::taking_back: break;
+      case state::telling_history:
+      case state::answering:
+        // After a cut an interrupt comes too late to stop the CLI's own next call.
+        if (turn_.agent || was_cut() || cursor_.marks.empty()) break;
+        take_back(cursor_.marks.back().message);
+    }
+    if (!may_take_back || state_ != state::taking_back) state_ = state::dead;
+  }
+
+  /// Only asks the process for its models and its account; see `introduction`.
+  void begin_introduction() {
+    turn_request nothing;
+    nothing.system = "-";
+    connection_.send(encode_initialize(opening_id, nothing));
+    state_ = state::answering;
+  }
+
+  /// What the process answered to `initialize`; null until then.
+  const json& introduction() const { return introduction_; }
+
+  /// The next event that is known already.
+  std::optional<event> pop() {
+    if (turn_.events.empty()) return std::nullopt;
+    event next = std::move(turn_.events.front());
+    turn_.events.pop_front();
+    turn_.told_event = true;
+    return next;
+  }
+
+  /// What poll(2) has to watch for this process.
+  void add_poll_entries(std::vector<pollfd>& entries) const {
+    connection_.add_poll_entries(entries);
+  }
+
+  /// Moves all bytes that can be moved without waiting, and reads what the process says.
+  void pump() {
+    const auto wrong = connection_.pump([this](std::string_view line) { read_line(line); });
+    if (!wrong.empty()) lose(wrong);
+    const auto waits = std::chrono::steady_clock::now() - waits_since_;
+    if (state_ == state::starting && waits > longest_start) lose("claude does not start");
+    if (state_ == state::taking_back && waits > longest_step) lose("claude takes nothing back");
   }
 
   /// Gives the process up: whoever holds the child ends it.
-  std::unique_ptr<child_process> take_child() { return std::move(child_); }
+  std::unique_ptr<child_process> take_child() { return connection_.take_child(); }
 
  private:
-  enum class expectation { nothing, introduction, turn };
-  enum class rehearsal { none, planned, running, done, failed };
+  /// Where it stands in a conversation.
+  struct cursor {
+    conversation_trace held;
+    std::size_t told = 0;          ///< messages of it that the process knows
+    std::vector<turn_mark> marks;  ///< of these
+    std::size_t keep = 0;          ///< messages that stay when the others are taken back
+    std::size_t lines = 0;         ///< told so far, with those taken back
+  };
 
-  static constexpr const char* probe_id = "probe";
-  static constexpr std::size_t longest_complaint = 2048;
-  static constexpr std::chrono::seconds longest_rehearsal{10};  // with `initialize`; usual: 40 ms
+  struct current_turn {
+    const turn_request* request = nullptr;  ///< null when nobody waits for the turn's end
+    const conversation_trace* trace = nullptr;
+    bool agent = false;
+    steady_time begun{};
+    turn_decoder decoder{0};
+    tool_names names;
+    int retries = 0;
+    std::vector<usage_window> windows;
+    claude_process::events events;
+    bool told_event = false;
+  };
 
-  void send(std::string_view bytes) {
-    outgoing_.add(bytes);
-    if (child_->input && !outgoing_.flush(child_->input.get())) child_->input.reset();
+  struct service_record {
+    steady_time started = std::chrono::steady_clock::now();
+    std::string day = text::local_day();
+    int turns = 0;
+  };
+
+  static constexpr std::chrono::seconds longest_start{60};  // usual: 0.5 s
+  static constexpr std::chrono::seconds longest_step{3};    // to take one message back; usual: 3 ms
+
+  // ---- back --------------------------------------------------------------------------------------
+
+  /// Takes back all but the first `keep` messages: an answer under way is interrupted first.
+  void take_back(std::size_t keep) {
+    cursor_.keep = keep;
+    tools_.forget_calls();
+    // What is told as history ends by itself: it is acknowledged.
+    interrupting_ = runs_ && state_ != state::telling_history;
+    if (interrupting_) connection_.send(encode_interrupt(interrupt_id));
+    state_ = state::taking_back;
+    take_back_next();
+  }
+
+  /// `claude` takes back only the last of the messages, so there is a step for each.
+  void take_back_next() {
+    waits_since_ = std::chrono::steady_clock::now();
+    if (runs_ || interrupting_) return;
+    if (!cursor_.marks.empty() && cursor_.marks.back().message >= cursor_.keep) {
+      return connection_.send(encode_rewind(rewind_id, cursor_.marks.back().uuid));
+    }
+    cursor_.told = cursor_.keep;
+    cursor_.held.ends.resize(cursor_.keep);
+    cursor_.held.words.resize(cursor_.keep == 0 ? 0 : cursor_.held.ends.back());
+    state_ = state::idle;
+    if (turn_.request != nullptr) ask();
+  }
+
+  void read_rewound(const json& response) {
+    if (state_ != state::taking_back) return;
+    const auto& answer = member_of(response, "response");
+    if (boolean_of(answer, "rewound")) {
+      cursor_.marks.pop_back();
+      return take_back_next();
+    }
+    const bool unknown = string_of(response, "subtype") == "error";
+    const bool first = string_of(answer, "error") == "no preceding assistant";
+    if (first) refused_ = refusal::first_message;
+    if (unknown) refused_ = refusal::any_message;
+    lose("claude did not take a message back: " + string_of(unknown ? response : answer, "error"));
+  }
+
+  // ---- on ----------------------------------------------------------------------------------------
+
+  /// Tells the process what it does not hold of the request, and asks.
+  void ask() {
+    auto shape = make_answer_shape(*turn_.request);
+    turn_.names = shape.names;
+    std::string lines;
+    if (cursor_.held.identity.empty()) {
+      lines = encode_initialize(opening_id, *turn_.request);
+      tools_.offer(turn_.request->tools, turn_.names);
+    }
+    lines += tell_wishes({encode_settings(settings_id, *turn_.request, turn_.names),
+                          turn_.request->thinking_tokens.value_or(0)});
+    const bool brings_results = state_ == state::awaiting_tool_results;
+    const double charged = brings_results ? turn_.decoder.charged_ahead() : 0;
+    if (brings_results) {
+      tools_.take_results(turn_.request->messages.back(), turn_.decoder.calls());
+    }
+    turn_.decoder = turn_decoder(cost_, std::move(shape), charged);
+    cursor_.held = *turn_.trace;
+    if (!brings_results) return tell_next(std::move(lines));
+    cursor_.told = cursor_.held.ends.size();
+    state_ = state::answering;
+    connection_.send(lines);
+    answer_calls();
   }
 
   /// Sends what is untold up to the next user's message, which will be acknowledged or answered.
-  void send_batch(std::string batch) {
-    for (bool asked = false; !asked && !untold_.empty();) {
-      const auto said = std::move(untold_.front());
-      untold_.pop_front();
-      batch += encode_message(said, untold_.empty(), names_, number_++, resolved_model());
+  void tell_next(std::string lines) {
+    const auto& messages = turn_.request->messages;
+    for (bool asked = false; !asked && cursor_.told < messages.size(); ++cursor_.told) {
+      ++cursor_.lines;
+      const auto& said = messages[cursor_.told];
       asked = said.author == role::user;
+      message_line line{cursor_.told + 1 == messages.size(), asked ? next_uuid() : std::string(),
+                        cursor_.lines, resolved_model()};
+      if (asked && !holds_results(said)) cursor_.marks.push_back({cursor_.told, line.uuid});
+      if (line.ask && !turn_.request->nudge.empty()) {
+        auto nudged = said;
+        nudged.parts.emplace_back(text_part{turn_.request->nudge});
+        lines += encode_message(nudged, turn_.names, line);
+      } else {
+        lines += encode_message(said, turn_.names, line);
+      }
     }
-    send(batch);
+    state_ = cursor_.told == messages.size() ? state::answering : state::telling_history;
+    runs_ = true;
+    connection_.send(lines);
+  }
+
+  /// `claude` takes no message back that brings the results of its calls, but the one before.
+  static bool holds_results(const message& said) {
+    return std::any_of(said.parts.begin(), said.parts.end(), [](const content_part& part) {
+      return std::holds_alternative<tool_result_part>(part);
+    });
   }
 
   /// The API's id of the process's model, where the process has told it.
   std::string resolved_model() const {
+    const auto& name = turn_.request->model;
     const auto& models = member_of(introduction_, "models");
-    if (!models.is_array()) return model_;
+    if (!models.is_array()) return name;
     for (const auto& known : models) {
-      if (string_of(known, "value") != model_) continue;
+      if (string_of(known, "value") != name) continue;
       const auto resolved = string_of(known, "resolvedModel");
       if (!resolved.empty()) return resolved;
     }
-    return model_;
-  }
-
-  void read_line(std::string_view text) {
-    if (text::trim(text).empty()) return;
-    const json line = try_parse_json(text, max_line_depth);
-    if (!line.is_object()) {
-      return lose("claude printed a line that is not a JSON object, or one too deep or too large");
-    }
-    const auto type = string_of(line, "type");
-    if (type == "control_response") return read_control_response(member_of(line, "response"));
-    if (type == "control_request") read_control_request(line);
-    if (rehearsal_ == rehearsal::running) return read_rehearsal(line);
-    if (rehearsal_ == rehearsal::failed) return;
-    if (expecting_ != expectation::turn) return;
-    if (!untold_.empty()) return read_acknowledgement(line);
-    const bool over = decoder_.finished() && !decoder_.was_cut();
-    const bool unasked = over || parked() || !answers_.empty();
-    if (unasked && string_of(member_of(line, "event"), "type") == "message_start") {
-      return lose("claude went on by itself");
-    }
-    if (auto window = decode_usage_window(line)) windows_.push_back(std::move(*window));
-    if (string_of(line, "subtype") == "api_retry") ++retries_;
-    std::vector<event> decoded;
-    decoder_.decode(line, decoded);
-    for (auto& what : decoded) events_.push_back(std::move(what));
-    if (decoder_.was_cut()) child_->signal_group(agent_ ? SIGINT : SIGKILL);  // or it goes on
-  }
-
-  void read_control_response(const json& response) {
-    warm_ = true;
-    const auto id = string_of(response, "request_id");
-    if (id != opening_id && id != settings_id && id != rewind_id) return;
-    if (id == rewind_id) return end_rehearsal(member_of(response, "response"));
-    if (string_of(response, "subtype") == "error") {
-      return lose("claude refused the conversation: " + string_of(response, "error"));
-    }
-    if (id == opening_id) read_introduction(member_of(response, "response"));
-    if (id != settings_id) return;
-    settings_pending_ = false;
-    answer_calls();
-  }
-
-  /// A process that was opened ahead of its turn has the time to rehearse.
-  void read_introduction(const json& introduction) {
-    introduction_ = introduction;
-    if (rehearsal_ != rehearsal::planned) return;
-    rehearsal_ = can_rehearse(introduction_) ? rehearsal::running : rehearsal::none;
-    if (rehearses()) send(encode_rehearsal());
-  }
-
-  bool rehearses() const {
-    return rehearsal_ == rehearsal::planned || rehearsal_ == rehearsal::running;
-  }
-
-  bool overdue() const {
-    return rehearses() && std::chrono::steady_clock::now() > rehearsal_limit_;
-  }
-
-  void read_rehearsal(const json& line) {
-    const auto type = string_of(line, "type");
-    const bool done = type == "result" && !boolean_of(line, "is_error");
-    if (done) return send(encode_rewind(rewind_id));
-    if (type == "result" || type == "stream_event") lose("claude answered a rehearsal");
-  }
-
-  void end_rehearsal(const json& answer) {
-    if (rehearsal_ != rehearsal::running) return;
-    if (!boolean_of(answer, "rewound")) return lose("claude did not take a rehearsal back");
-    rehearsal_ = rehearsal::done;
-    if (expecting_ == expectation::turn) send_batch({});
-  }
-
-  /// The process asks the in-process server that holds the client's tools.
-  void read_control_request(const json& asked) {
-    const auto& message = member_of(member_of(asked, "request"), "message");
-    const auto method = string_of(message, "method");
-    if (!message.is_object()) return send(encode_refusal(asked));
-    if (method == "tools/list") return send(encode_mcp_reply(asked, tools_));
-    const auto& params = member_of(message, "params");
-    if (method == "initialize") {
-      const json server = json::object({{"name", tool_server}, {"version", CLAUDE_OPENAI_VERSION}});
-      return send(encode_mcp_reply(
-          asked, json::object({{"protocolVersion", member_of(params, "protocolVersion")},
-                               {"capabilities", json::object({{"tools", json::object()}})},
-                               {"serverInfo", server}})));
-    }
-    if (method != "tools/call") return send(encode_mcp_reply(asked, json::object()));
-    const auto id = string_of(member_of(params, "_meta"), "claudecode/toolUseId");
-    parked_[decoder_.told_id(id)] = asked;
-    answer_calls();
+    return name;
   }
 
   /// The lines that tell the next turn's wishes, where they differ from the last one's.
@@ -6613,26 +6812,63 @@ class worker {
     return lines;
   }
 
-  void take_results(const message& said) {
-    for (const auto& part : said.parts) {
-      const auto* result = std::get_if<tool_result_part>(&part);
-      if (result != nullptr) answers_[result->call_id] = encode_tool_result(*result);
+  /// Once the process knows what the client wishes of the API call that follows.
+  void answer_calls() {
+    if (!settings_pending_) connection_.send(tools_.answer_calls());
+  }
+
+  /// `claude` compares the first 24 characters only.
+  std::string next_uuid() const {
+    std::array<char, 40> uuid{};
+    std::snprintf(uuid.data(), uuid.size(), "%08zx-0000-4000-8000-000000000000", cursor_.lines);
+    return uuid.data();
+  }
+
+  // ---- what it says ------------------------------------------------------------------------------
+
+  void read_line(std::string_view text) {
+    if (text::trim(text).empty()) return;
+    const json line = try_parse_json(text, max_line_depth);
+    if (!line.is_object()) {
+      return lose("claude printed a line that is not a JSON object, or one too deep or too large");
+    }
+    const auto type = string_of(line, "type");
+    if (type == "control_response") return read_control_response(member_of(line, "response"));
+    if (type == "control_request") answer_request(line);
+    if (type == "result") read_result(line);
+    const bool begins = string_of(member_of(line, "event"), "type") == "message_start";
+    switch (state_) {
+      case state::starting:
+      case state::ready:
+      case state::dead: return;
+      case state::telling_history: return read_acknowledgement(line);
+      case state::answering: return read_answer(line, begins);
+      case state::awaiting_tool_results:
+      case state::idle:
+        if (begins) lose("claude went on by itself");
+        return;
+      case state::taking_back:
+        if (begins && !runs_) return lose("claude went on by itself");
+        if (type == "result") take_back_next();
     }
   }
 
-  /// Answers the calls that have been made and whose results are known, once the process knows what
-  /// the client wishes of the API call that follows.
-  void answer_calls() {
-    if (settings_pending_) return;
-    for (auto answer = answers_.begin(); answer != answers_.end();) {
-      const auto call = parked_.find(answer->first);
-      if (call == parked_.end()) {  // the process has not come to it yet
-        ++answer;
-        continue;
-      }
-      send(encode_mcp_reply(call->second, answer->second));
-      parked_.erase(call);
-      answer = answers_.erase(answer);
+  void read_result(const json& line) {
+    runs_ = false;
+    const auto& cost = member_of(line, "total_cost_usd");
+    if (cost.is_number()) cost_ = cost.get<double>();
+  }
+
+  void read_answer(const json& line, bool begins) {
+    const bool over = turn_.decoder.finished() && !was_cut();
+    if (begins && (over || tools_.lacks_calls())) return lose("claude went on by itself");
+    if (auto window = decode_usage_window(line)) turn_.windows.push_back(std::move(*window));
+    if (string_of(line, "subtype") == "api_retry") ++turn_.retries;
+    std::vector<event> decoded;
+    turn_.decoder.decode(line, decoded);
+    for (auto& what : decoded) turn_.events.push_back(std::move(what));
+    if (was_cut()) {  // or it goes on
+      connection_.child().signal_group(turn_.agent ? SIGINT : SIGKILL);
     }
   }
 
@@ -6642,82 +6878,74 @@ class worker {
     if (boolean_of(line, "is_error")) {
       return lose("claude refused the history: " + string_of(line, "result"));
     }
-    send_batch({});
+    tell_next({});
   }
 
-  void read_complaints() {
-    if (child_->errors && !read_available(child_->errors.get(), complaints_)) {
-      child_->errors.reset();
+  void read_control_response(const json& response) {
+    if (state_ == state::starting) state_ = state::ready;
+    const auto id = string_of(response, "request_id");
+    if (id == rewind_id) return read_rewound(response);
+    if (id == interrupt_id) {
+      interrupting_ = false;
+      if (state_ == state::taking_back) take_back_next();
     }
-    if (complaints_.size() > longest_complaint) {
-      complaints_.erase(0, complaints_.size() - longest_complaint);
+    if (id != opening_id && id != settings_id) return;
+    if (string_of(response, "subtype") == "error") {
+      return lose("claude refused the conversation: " + string_of(response, "error"));
     }
+    if (id == opening_id) introduction_ = member_of(response, "response");
+    if (id != settings_id) return;
+    settings_pending_ = false;
+    answer_calls();
   }
 
-  void lose_exited() {
-    const bool reaped = child_->wait_for_exit(std::chrono::milliseconds(100)) && child_->try_reap();
-    read_complaints();
-    lose("claude ended unexpectedly" + (reaped ? " (" + child_->ending() + ")" : std::string()));
+  void answer_request(const json& asked) {
+    connection_.send(tools_.take_request(
+        asked, [this](const std::string& id) { return turn_.decoder.told_id(id); }));
+    answer_calls();
   }
 
   void lose(const std::string& reason) {
-    failed_ = true;
-    if (rehearses()) rehearsal_ = rehearsal::failed;
-    if (events_.empty() && (!told_ || decoder_.finished())) lost_ = true;
-    const auto complaint = text::repair_utf8(text::trim(redact(complaints_)));
+    if (state_ == state::dead) return;
+    state_ = state::dead;
+    lost_ = turn_.events.empty() && !turn_.told_event;
     std::vector<event> decoded;
-    decoder_.fail(
-        api_error(error_kind::bad_gateway, complaint.empty() ? reason : reason + ": " + complaint),
-        decoded);
-    for (auto& what : decoded) events_.push_back(std::move(what));
+    turn_.decoder.fail(api_error(error_kind::bad_gateway, connection_.explain(reason)), decoded);
+    for (auto& what : decoded) turn_.events.push_back(std::move(what));
   }
 
-  std::unique_ptr<child_process> child_;
-  write_buffer outgoing_;
-  line_splitter splitter_;
-  std::string complaints_;  ///< the last of its stderr
-  bool warm_ = false;
-  bool lost_ = false;
-  bool failed_ = false;
-  bool told_ = false;
-
-  expectation expecting_ = expectation::nothing;
-  std::string opening_;
-  std::deque<message> untold_;  ///< a user's is told when the one before was acknowledged
-  std::size_t number_ = 0;      ///< of the first of them
-  std::string model_;           ///< as the client calls it
+  cli_connection connection_;
+  service_record service_;
+  state state_ = state::starting;
+  steady_time waits_since_ = service_.started;  ///< for its start, or for a step back
   json introduction_;
-  tool_names names_;
-  json tools_;                           ///< the client's, as the in-process server lists them
-  std::map<std::string, json> parked_;   ///< calls that wait for their result, by id
-  std::map<std::string, json> answers_;  ///< results that wait for their call
-  turn_wishes wishes_;                   ///< that it was told last
-  bool agent_ = false;
-  steady_time begun_{};
-  bool settings_pending_ = false;
-  rehearsal rehearsal_ = rehearsal::none;
-  std::chrono::steady_clock::time_point rehearsal_limit_;
-  turn_decoder decoder_;
-  int retries_ = 0;
-  std::vector<usage_window> windows_;
-  events events_;
+  client_tools tools_;
+  turn_wishes wishes_;             ///< that it was told last
+  bool settings_pending_ = false;  ///< and has not acknowledged
+  bool runs_ = false;              ///< its `result` is still to come
+  bool interrupting_ = false;      ///< the interrupt is still to be acknowledged
+  cursor cursor_;
+  current_turn turn_;
+  refusal refused_ = refusal::none;
+  double cost_ = 0;  ///< in USD, as it has told
+  bool lost_ = false;
 };
 
 //================================================================================================
-// [19] pool - spares, living conversations, the cap, the queue, and the end of processes
-// uses: text, errors, log, options, conversation, cli_command, process, worker | thread-safe
+// [19] pool - which process serves a request, the cap, the queue, and the end of processes
+// uses: text, errors, log, options, conversation, cli_protocol, cli_command, process,
+//       claude_process | thread-safe
 //================================================================================================
 
 /// Processes by state. Their sum never exceeds the cap.
 struct process_counts {
-  int spare = 0;      ///< ready, or soon
-  int warm = 0;       ///< of the spares: have answered already
-  int opened = 0;     ///< of the spares: know how the next conversation will likely begin
-  int rehearsed = 0;  ///< of the opened: have taken in a message, and back
-  int busy = 0;       ///< serve a request
-  int idle = 0;       ///< hold a conversation that may go on
-  int parked = 0;     ///< of the idle: wait for the results of a client's tools
-  int stopping = 0;   ///< told to end, not yet gone
+  int spare = 0;        ///< ready, or soon
+  int warm = 0;         ///< of the spares: have answered already
+  int busy = 0;         ///< serve a request
+  int idle = 0;         ///< hold a conversation that may go on
+  int parked = 0;       ///< of the idle: wait for the results of a client's tools
+  int taking_back = 0;  ///< of the idle: take back what nobody wants any more
+  int stopping = 0;     ///< told to end, not yet gone
   int maximum = 0;
   std::uint64_t started = 0;             ///< since the proxy began
   int queued = 0;                        ///< requests that wait for a process
@@ -6730,55 +6958,104 @@ inline int default_max_processes(std::uint64_t memory_bytes) {
   return static_cast<int>(std::clamp<std::uint64_t>(memory_bytes / each, 2, 32));
 }
 
-/// What a request wants of the pool.
+/// A way to bring a process to a request's conversation.
+struct way {
+  enum class kind { go_on, go_back, spare, start };
+
+  kind how = kind::start;
+  std::size_t keep = 0;        ///< messages of the request that the process holds, and keeps
+  std::size_t taken_back = 0;  ///< the user's messages that are taken back
+  std::size_t told = 0;        ///< messages that are told as history
+  std::size_t lost = 0;        ///< messages that are told anew when their conversation goes on
+  bool parked = false;         ///< the process awaits the results of a client's tools
+};
+
+/// What a way costs, in milliseconds, as measured on the real CLI. A process that awaits results
+/// is taken for something else only where there is no other: the model's thoughts go with it.
+inline double cost_of(const way& one) {
+  constexpr double step_back = 3;
+  constexpr double message = 2.5;
+  constexpr double initialize = 50;
+  constexpr double start = 450;
+  constexpr double parked = 10'000;
+  const double history = message * static_cast<double>(one.told);
+  switch (one.how) {
+    case way::kind::go_on: return history;
+    case way::kind::go_back:
+      return history + step_back * static_cast<double>(one.taken_back) +
+             message * static_cast<double>(one.lost) + (one.parked ? parked : 0);
+    case way::kind::spare: return history + initialize;
+    case way::kind::start: return history + initialize + start;
+  }
+  return 0;
+}
+
+/// How far a process may be taken back.
+enum class going_back { anywhere, to_an_answer, nowhere };
+
+/// The way by which a process that holds a conversation of the request's identity can serve it;
+/// nullopt when there is none. `brings_results`: all that is new are results for a process that
+/// awaits them.
+inline std::optional<way> find_way(const conversation_trace& held,
+                                   const std::vector<turn_mark>& marks, bool parked,
+                                   const conversation_trace& asked, bool brings_results,
+                                   going_back may) {
+  const auto history = asked.ends.size() - 1;
+  const auto common = std::min(count_common(held, asked), history);
+  const bool whole = common == held.ends.size();
+  if (whole && (!parked || (brings_results && common == history))) {
+    return way{way::kind::go_on, common, 0, history - common, 0, parked};
+  }
+  const auto first = std::find_if(marks.rbegin(), marks.rend(),
+                                  [&](const turn_mark& mark) { return mark.message <= common; });
+  if (first == marks.rend() || may == going_back::nowhere) return std::nullopt;
+  const auto keep = first->message;
+  if (keep == 0 && may == going_back::to_an_answer) return std::nullopt;
+  const auto steps = static_cast<std::size_t>(first - marks.rbegin()) + 1;
+  return way{way::kind::go_back, keep, steps, history - keep, held.ends.size() - common, parked};
+}
+
+/// What a request wants of the pool. Owned by the request's turn.
 struct process_demand {
   launch_profile profile;
-  std::string client;          ///< the queue is fair between clients
-  conversation_trace trace;    ///< of the request; a process that holds a part of it goes on
-  bool answers_calls = false;  ///< all that is new are results for a process that waits for them
-  const turn_request* request = nullptr;  ///< as a fresh process is told it; null: not known yet
-  std::shared_ptr<const conversation_opening> opening = nullptr;  ///< the ticket's, of that request
+  std::string client;                         ///< the queue is fair between clients
+  const conversation_trace* trace = nullptr;  ///< of the request; null: no conversation
+  bool brings_results = false;                ///< see `find_way`
+  bool fresh = false;                         ///< of a process that holds nothing
 };
 
 class pool;
 
-/// The right to use one process. When it goes the process ends, unless `keep` was said. Move-only;
-/// must not outlive the pool.
+/// The right to use one process. When it goes the process is taken back to where it may serve
+/// others, or ended. Move-only; must not outlive the pool.
 class lease {
  public:
-  lease(pool& owner, std::unique_ptr<claude_openai::worker> process, std::string client,
-        std::size_t known_replies, bool was_waiting)
+  lease(pool& owner, launch_profile profile, std::string client,
+        std::unique_ptr<claude_process> process, way taken)
       : pool_(&owner),
-        worker_(std::move(process)),
+        profile_(std::move(profile)),
         client_(std::move(client)),
-        known_replies_(known_replies),
-        was_waiting_(was_waiting) {}
+        process_(std::move(process)),
+        way_(taken) {}
   lease(lease&&) noexcept = default;
   lease& operator=(lease&&) = delete;
   inline ~lease();
 
-  claude_openai::worker& worker() const { return *worker_; }
+  claude_process& process() const { return *process_; }
 
-  /// How many of the request's assistant messages the process holds already, with all before.
-  std::size_t known_replies() const { return known_replies_; }
-
-  /// True when the process was started before the request came, so that it may have died since.
-  bool was_waiting() const { return was_waiting_; }
-
-  /// The process now holds the conversation of this trace, for a request that goes on with it.
-  void keep(std::string words) { kept_ = std::move(words); }
+  /// How the process is brought to the request.
+  const way& taken() const { return way_; }
 
  private:
   pool* pool_;
-  std::unique_ptr<claude_openai::worker> worker_;
+  launch_profile profile_;
   std::string client_;
-  std::size_t known_replies_;
-  bool was_waiting_;
-  std::optional<std::string> kept_;
+  std::unique_ptr<claude_process> process_;
+  way way_;
 };
 
-/// Owns every process. Requests take them; one thread, the janitor, starts spares in the
-/// background and ends what is given back.
+/// Owns every process. Requests take them and give them back; one thread, the janitor, starts them
+/// and reads what they say while nobody has them. No lock is held while bytes are read.
 class pool {
  public:
   class ticket;
@@ -6787,6 +7064,7 @@ class pool {
       : settings_(settings), guard_(std::move(guard)) {
     maximum_ = settings.max_processes > 0 ? settings.max_processes
                                           : default_max_processes(physical_memory());
+    learn(settings.reuse_processes ? going_back::anywhere : going_back::nowhere);
     share_between(settings.api_keys.size());
   }
   pool(const pool&) = delete;
@@ -6812,7 +7090,7 @@ class pool {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       wanted_ = settings_.spares;
-      may_rehearse_ = true;  // it may be another version
+      learn(settings_.reuse_processes ? going_back::anywhere : going_back::nowhere);  // anew
       remember({settings_.default_model, std::nullopt}, {});
     }
     wake_.raise();
@@ -6828,43 +7106,36 @@ class pool {
   /// Ends what this client's agents left: a server that they had may be gone. What answers now ends
   /// after its answer.
   void end_agents(const std::string& client) {
-    end_after_answers({client});
-    end_idle(
-        [&](const idle_process& idle) { return idle.process->is_agent() && idle.is_of(client); });
+    end_kept({client}, [](const slot& kept) { return kept.profile.agent.has_value(); });
   }
 
   /// Ends all that was kept for clients whose keys are no longer valid; what answers now ends after
   /// its answer.
   void forget(const std::set<std::string>& clients) {
-    end_after_answers(clients);
-    end_idle([&](const idle_process& idle) {
-      return std::any_of(clients.begin(), clients.end(),
-                         [&](const std::string& client) { return idle.is_of(client); });
-    });
+    end_kept(clients, [](const slot&) { return true; });
     const std::lock_guard<std::mutex> lock(mutex_);
     profiles_.erase(
         std::remove_if(profiles_.begin(), profiles_.end(),
                        [&](const asked_profile& asked) { return clients.count(asked.client) > 0; }),
         profiles_.end());
-    wake_.raise();
   }
 
   process_counts counts() const {
+    using state = claude_process::state;
     const std::lock_guard<std::mutex> lock(mutex_);
     process_counts now;
-    now.spare = static_cast<int>(spares_.size()) + starting_;
+    for (const auto& kept : slots_) {
+      ++(kept.is_unused() ? now.spare : now.idle);
+      now.warm += kept.now == state::ready ? 1 : 0;
+      now.parked += kept.now == state::awaiting_tool_results ? 1 : 0;
+      now.taking_back += kept.now == state::taking_back ? 1 : 0;
+    }
+    now.spare += launching_;
     now.busy = busy_;
-    now.idle = static_cast<int>(idle_.size());
     now.stopping = static_cast<int>(stopping_.size());
     now.maximum = maximum_;
     now.queued = static_cast<int>(queued_);
     now.started = started_;
-    for (const auto& spare : spares_) {
-      now.warm += spare.process->warm() ? 1 : 0;
-      now.opened += spare.process->opening().empty() ? 0 : 1;
-      now.rehearsed += spare.process->rehearsed() ? 1 : 0;
-    }
-    for (const auto& idle : idle_) now.parked += idle.process->parked() ? 1 : 0;
     if (queued_ > 0) {
       now.stalled = std::chrono::duration_cast<std::chrono::milliseconds>(
           std::chrono::steady_clock::now() - last_moved_);
@@ -6875,30 +7146,26 @@ class pool {
  private:
   friend class lease;
 
-  struct spare_process {
+  /// A process that no request has.
+  struct slot {
     launch_profile profile;
-    std::unique_ptr<worker> process;
-  };
+    std::unique_ptr<claude_process> process;
+    claude_process::state now;                             ///< as it was when it was last read
+    steady_time since = std::chrono::steady_clock::now();  ///< it is in this state
+    bool read = false;  ///< the janitor reads what it says: nobody else may take it
+    bool ends = false;  ///< and ends it then
 
-  /// A profile that was asked for, and how its last fresh conversations were opened.
+    bool is_unused() const {
+      return now == claude_process::state::starting || now == claude_process::state::ready;
+    }
+  };
+  using slots = std::list<slot>;
+
+  /// A profile that was asked for.
   struct asked_profile {
     launch_profile profile;
     std::string client;  ///< whose agents it is for; empty: for all, or for those without a key
     steady_time asked;
-    std::shared_ptr<const conversation_opening> last;
-    std::shared_ptr<const conversation_opening> usual;  ///< the same twice in a row: likely again
-  };
-
-  struct idle_process {
-    std::string words;  ///< trace of the conversation that it holds
-    std::unique_ptr<worker> process;
-    steady_time since;
-
-    bool is_of(const std::string& client) const {
-      std::string begin;
-      append_field(begin, 'k', client);  // as `make_trace` begins
-      return text::starts_with(words, begin);
-    }
   };
 
   struct stopping_process {
@@ -6907,10 +7174,14 @@ class pool {
     bool killed = false;
   };
 
-  /// A slot for one request: a process that waited, or the right to start one.
+  struct waiter;
+  using row = std::pair<std::string, std::deque<waiter*>>;  ///< a client, and its requests
+
+  /// A process for one request, or why there is none.
   struct grant {
-    std::unique_ptr<worker> process;
-    std::size_t known_replies = 0;
+    std::unique_ptr<claude_process> process;
+    way taken;
+    std::optional<api_error> failure = {};
   };
 
   /// A request in the queue. Owned by its ticket.
@@ -6925,12 +7196,13 @@ class pool {
   static constexpr std::chrono::milliseconds refill_delay{200};
   static constexpr std::chrono::seconds longest_overtaking{3};
   static constexpr std::chrono::milliseconds reap_interval{5};
+  static constexpr std::chrono::milliseconds watch_interval{100};
   static constexpr std::size_t most_profiles = 4;
 
-  std::unique_ptr<worker> start_worker(const launch_profile& profile) {
+  std::unique_ptr<claude_process> start_process(const launch_profile& profile) {
     const auto command = make_command(settings_, profile);
     try {
-      auto fresh = std::make_unique<worker>(command, *guard_);
+      auto fresh = std::make_unique<claude_process>(command, *guard_);
       ++started_;
       return fresh;
     } catch (const std::system_error& failure) {
@@ -6952,50 +7224,10 @@ class pool {
     return error;
   }
 
-  // From here to the janitor's part everything needs the lock.
+  // ---- the choice: needs the lock, as all below to the janitor's part -----------------------------
 
   int total() const {
-    return busy_ + starting_ + static_cast<int>(spares_.size() + idle_.size() + stopping_.size());
-  }
-
-  template <class Profiles>
-  static auto find_asked(Profiles& all, const launch_profile& profile) {
-    return std::find_if(all.begin(), all.end(),
-                        [&](const asked_profile& asked) { return asked.profile == profile; });
-  }
-
-  /// The first profiles have one spare more than the others, or one instead of none. Another takes
-  /// such a place only when nobody has asked for its owner for a while: to follow each request
-  /// would start a process and end another for it.
-  asked_profile& remember(const launch_profile& profile, const std::string& client) {
-    const auto now = std::chrono::steady_clock::now();
-    const auto earlier = [](const auto& a, const auto& b) { return a.asked < b.asked; };
-    auto known = find_asked(profiles_, profile);
-    if (known == profiles_.end()) {
-      if (profiles_.size() == most_profiles) {
-        const auto poorer = profiles_.begin() + wanted_ % static_cast<int>(most_profiles);
-        profiles_.erase(std::min_element(poorer, profiles_.end(), earlier));
-      }
-      const auto owner = profile.agent ? client : std::string();
-      known = profiles_.insert(profiles_.end(), asked_profile{profile, owner, now, {}, {}});
-    }
-    known->asked = now;
-    const auto first = profiles_.begin();
-    const auto richer = wanted_ % static_cast<std::ptrdiff_t>(profiles_.size());
-    if (richer == 0 || known - first < richer) return *known;
-    const auto oldest = std::min_element(first, first + richer, earlier);
-    if (now - oldest->asked < settings_.spare_hold) return *known;
-    std::swap(*oldest, *known);
-    return *oldest;
-  }
-
-  /// A client that opens its conversations alike finds a spare that is opened so already.
-  static void note_opening(const process_demand& demand, asked_profile& asked) {
-    constexpr std::size_t longest = 256 * 1024;
-    if (!demand.opening || demand.opening->identity.size() > longest) return;
-    if (asked.last && asked.last->identity == demand.opening->identity)
-      asked.usual = demand.opening;
-    asked.last = demand.opening;
+    return busy_ + launching_ + static_cast<int>(slots_.size() + stopping_.size());
   }
 
   /// Most of a number of processes or places that one client may hold at once.
@@ -7003,150 +7235,98 @@ class pool {
     return shared_ ? std::max(1, std::min(all * 3 / 4, all - 1)) : all;
   }
 
+  int held_by(const std::string& client) const {
+    const auto used = busy_of_.find(client);
+    return used == busy_of_.end() ? 0 : used->second;
+  }
+
   /// The client holds as many processes as it may: its requests wait, and block no other's.
   bool is_capped(const std::string& client) const {
-    const auto used = busy_of_.find(client);
-    return used != busy_of_.end() && used->second >= share_of_client(maximum_);
+    return held_by(client) >= share_of_client(maximum_);
   }
 
-  /// A slot for the request, if there is one: the process that holds most of its history, else a
-  /// spare, else room for a new one. Where there is none, the least useful process makes room.
-  std::optional<grant> try_grant(const process_demand& demand) {
-    if (auto own = try_own(demand)) return own;
+  /// How this process could serve the request, if it can.
+  std::optional<way> way_of(const slot& kept, const process_demand& demand) const {
+    using state = claude_process::state;
+    const auto& process = *kept.process;
+    const bool parked = kept.now == state::awaiting_tool_results;
+    const auto history = demand.trace == nullptr ? 0 : demand.trace->ends.size() - 1;
+    if (kept.ends || !(kept.profile == demand.profile)) return std::nullopt;
+    if (kept.now == state::ready) return way{way::kind::spare, 0, 0, history, 0, false};
+    const bool holds = kept.now == state::idle || parked;
+    if (!holds || demand.fresh || demand.trace == nullptr) return std::nullopt;
+    if (process.held().identity != demand.trace->identity) return std::nullopt;
+    const bool stays = process.is_agent() || !process.is_of_today();
+    return find_way(process.held(), process.marks(), parked, *demand.trace, demand.brings_results,
+                    stays ? going_back::nowhere : back_);
+  }
+
+  /// A process for the request, by the cheapest way; nullopt where that is to start one, or to wait.
+  /// `before`: the first of those that wait longer, and for whom there was none.
+  std::optional<grant> try_grant(const process_demand& demand, const waiter* before) {
     if (is_capped(demand.client)) return std::nullopt;
-    last_taken_ = std::chrono::steady_clock::now();
-    // A server that a client has registered runs as long as that client uses it, not as a spare.
-    const auto& agent = demand.profile.agent;
-    auto* asked =
-        agent && agent->client_servers ? nullptr : &remember(demand.profile, demand.client);
+    // At the cap a process that is free makes room for the first in line. To go on with one's own
+    // conversation takes it from nobody, but not for so long that the first one gets none.
+    const bool at_cap = before != nullptr && total() >= maximum_;
+    if (at_cap && is_overtaken(*before)) return std::nullopt;
+    const bool own_only = at_cap && before->demand->client != demand.client;
+    const auto history = demand.trace == nullptr ? 0 : demand.trace->ends.size() - 1;
+    double least = cost_of({way::kind::start, 0, 0, history, 0, false});
+    auto best = slots_.end();
     grant found;
-    found.process = take_spare(demand);
-    if (!found.process && total() >= maximum_) {
-      if (stopping_.empty()) stop_least_useful();
-      return std::nullopt;
+    for (auto kept = slots_.begin(); kept != slots_.end(); ++kept) {
+      const auto one = way_of(*kept, demand);
+      if (!one || cost_of(*one) >= least || (own_only && one->how != way::kind::go_on)) continue;
+      if (!kept->read && !kept->process->alive()) continue;
+      least = cost_of(*one);
+      best = kept;
+      found.taken = *one;
     }
-    if (asked != nullptr) note_opening(demand, *asked);
-    return take_slot(demand.client, std::move(found));
-  }
-
-  /// The idle process that holds most of the request's history.
-  std::optional<grant> try_own(const process_demand& demand) {
-    if (is_capped(demand.client)) return std::nullopt;
-    grant found = take_idle(demand);
-    if (!found.process) return std::nullopt;
-    return take_slot(demand.client, std::move(found));
-  }
-
-  grant take_slot(const std::string& client, grant found) {
-    ++busy_of_[client];
-    ++busy_;  // the slot is taken before a process starts: no race can pass the cap
-    last_moved_ = std::chrono::steady_clock::now();
-    wake_.raise();
-    return found;
-  }
-
-  /// How many of the request's replies the idle process holds; 0 when it is of no use to it. One
-  /// that waits for the results of tools is of use only to whoever brings them.
-  static std::size_t count_known(const idle_process& idle, const process_demand& demand) {
-    const auto& trace = demand.trace;
-    const auto length = idle.words.size();
-    const auto reply = std::find(trace.replies.begin(), trace.replies.end(), length);
-    if (reply == trace.replies.end()) return 0;
-    const bool last = reply + 1 == trace.replies.end();
-    if (idle.process->parked() && !(demand.answers_calls && last)) return 0;
-    if (trace.words.compare(0, length, idle.words) != 0 || !idle.process->alive()) return 0;
-    return static_cast<std::size_t>(reply - trace.replies.begin()) + 1;
-  }
-
-  grant take_idle(const process_demand& demand) {
-    grant found;
-    auto best = idle_.end();
-    for (auto idle = idle_.begin(); idle != idle_.end(); ++idle) {
-      const auto known = count_known(*idle, demand);
-      if (known <= found.known_replies) continue;
-      best = idle;
-      found.known_replies = known;
-    }
-    if (best == idle_.end()) return found;
+    if (best == slots_.end() || best->read) return std::nullopt;  // the janitor has it in a moment
     found.process = std::move(best->process);
-    idle_.erase(best);
+    slots_.erase(best);
+    ++busy_of_[demand.client];
+    ++busy_;
+    last_moved_ = std::chrono::steady_clock::now();
+    if (found.taken.how == way::kind::spare) last_taken_ = last_moved_;
+    wake_.raise();
     return found;
   }
 
-  /// How much the spare is worth to the request; 0 when it is of no use to it.
-  int rank_of(const spare_process& spare, const process_demand& demand) const {
-    const auto& process = *spare.process;
-    const bool opened = !process.opening().empty();
-    const bool stuck = opened && !process.warm() && !may_rehearse_;
-    if (!(spare.profile == demand.profile) || stuck) return 0;
-    if (opened && !(demand.opening && process.opening() == demand.opening->identity)) return 0;
-    if (!process.alive()) return 0;
-    return 1 + (process.warm() ? 2 : 0) + (opened ? 1 : 0);
-  }
+  // ---- the queue ---------------------------------------------------------------------------------
 
-  /// The spare of that profile that is opened as wanted, else one that is not opened; rather a warm
-  /// one. Null when there is none.
-  std::unique_ptr<worker> take_spare(const process_demand& demand) {
-    auto best = spares_.end();
-    int best_rank = 0;
-    for (auto spare = spares_.begin(); spare != spares_.end(); ++spare) {
-      const int rank = rank_of(*spare, demand);
-      if (rank > best_rank) best = spare;
-      best_rank = std::max(rank, best_rank);
-    }
-    if (best == spares_.end()) return nullptr;
-    auto process = std::move(best->process);
-    spares_.erase(best);
-    return process;
-  }
-
-  /// The least recently used conversation costs only a replay, least of all one that no request
-  /// waits for; a spare of another model less still when no conversation is left.
-  void stop_least_useful() {
-    const auto awaited = [&](const idle_process& idle) {
-      const auto waiting = all_waiting();
-      return std::any_of(waiting.begin(), waiting.end(), [&](const waiter* request) {
-        return count_known(idle, *request->demand) > 0;
-      });
-    };
-    if (!idle_.empty()) {
-      auto last = std::find_if_not(idle_.begin(), idle_.end(), awaited);
-      if (last == idle_.end()) last = idle_.begin();
-      stop(*last->process);
-      idle_.erase(last);
-    } else if (!spares_.empty()) {
-      stop(*spares_.back().process);
-      spares_.pop_back();
-    } else {
-      return;
-    }
-    wake_.raise();
-  }
-
-  /// Ends a process without waiting for it. The end of its input is a sign too, but one after which
-  /// older CLIs leave their own children alone.
-  void stop(worker& process) {
-    const int signal = process.ending_signal();
-    auto child = process.take_child();
-    if (signal != SIGINT) child->input.reset();
-    child->signal_group(signal);
-    stopping_.push_back(
-        {std::move(child), std::chrono::steady_clock::now() + settings_.stop_grace, false});
-  }
-
-  /// Grants slots to the requests that wait: to those whose own process is idle, then to clients in
-  /// turn.
-  void serve_queue() {
-    if (!is_overtaken()) {
-      for (auto* request : all_waiting()) {
-        if (auto own = try_own(*request->demand)) serve(*request, std::move(*own));
+  /// All that wait: the first of each client in turn, then the second ones.
+  std::vector<waiter*> all_waiting() const {
+    std::vector<waiter*> all;
+    for (std::size_t place = 0; all.size() < queued_; ++place) {
+      for (const auto& entry : queue_) {
+        if (place < entry.second.size()) all.push_back(entry.second[place]);
       }
     }
-    while (auto* next = next_in_line()) {
-      auto granted = try_grant(*next->demand);
-      if (!granted) return;
-      serve(*next, std::move(*granted));
+    return all;
+  }
+
+  /// Gives those that wait what there is.
+  void serve_queue() {
+    const waiter* before = nullptr;
+    for (auto* request : all_waiting()) {
+      if (auto granted = try_grant(*request->demand, before)) {
+        serve(*request, std::move(*granted));
+      } else if (before == nullptr && !is_capped(request->demand->client)) {
+        before = request;
+      }
     }
+  }
+
+  /// The first of those that wait for a process; null when there is none.
+  const waiter* first_in_line() const {
+    const auto place = std::find_if(queue_.begin(), queue_.end(),
+                                    [&](const row& entry) { return !is_capped(entry.first); });
+    return place == queue_.end() ? nullptr : place->second.front();
+  }
+
+  static bool is_overtaken(const waiter& request) {
+    return std::chrono::steady_clock::now() - request.since > longest_overtaking;
   }
 
   void serve(waiter& request, grant granted) {
@@ -7155,198 +7335,140 @@ class pool {
     request.wake.raise();
   }
 
-  /// A conversation that goes on with its own process costs nobody a process, so it need not stand
-  /// in line; but not for so long that those who do get none.
-  bool is_overtaken() const {
-    const auto* next = next_in_line();
-    return next != nullptr && std::chrono::steady_clock::now() - next->since > longest_overtaking;
+  /// As many requests may wait as `--max-queue` says, beside those for which there is room.
+  bool is_queue_full(const std::string& client) {
+    const auto place = find_row(client);
+    const auto own = static_cast<int>(place == queue_.end() ? 0 : place->second.size());
+    const auto share = share_of_client(maximum_) - held_by(client);
+    return static_cast<int>(queued_) >= maximum_ - busy_ + settings_.max_queue ||
+           own >= share + share_of_client(settings_.max_queue);
   }
 
-  /// The request that gets the next process; null when none may have one.
-  waiter* next_in_line() const {
-    const auto row = std::find_if(queue_.begin(), queue_.end(),
-                                  [&](const auto& entry) { return !is_capped(entry.first); });
-    return row == queue_.end() ? nullptr : row->second.front();
-  }
-
-  /// A process that is ending makes room for one request, which is not what the queue bounds.
-  bool is_queue_full(const std::string& client) const {
-    const int room = settings_.max_queue;
-    const auto row = std::find_if(queue_.begin(), queue_.end(),
-                                  [&](const auto& entry) { return entry.first == client; });
-    const auto own = static_cast<int>(row == queue_.end() ? 0 : row->second.size());
-    const auto ending = static_cast<int>(stopping_.size());
-    return static_cast<int>(queued_) >= room + ending || own >= share_of_client(room) + ending;
-  }
-
-  std::vector<waiter*> all_waiting() const {
-    std::vector<waiter*> all;
-    for (const auto& row : queue_) all.insert(all.end(), row.second.begin(), row.second.end());
-    return all;
+  std::list<row>::iterator find_row(const std::string& client) {
+    return std::find_if(queue_.begin(), queue_.end(),
+                        [&](const row& entry) { return entry.first == client; });
   }
 
   void enter_queue(waiter& waiting) {
     const auto& client = waiting.demand->client;
-    auto row = std::find_if(queue_.begin(), queue_.end(),
-                            [&](const auto& entry) { return entry.first == client; });
-    if (row == queue_.end()) row = queue_.insert(queue_.end(), {client, {}});
-    row->second.push_back(&waiting);
+    auto place = find_row(client);
+    if (place == queue_.end()) place = queue_.insert(place, {client, {}});
+    place->second.push_back(&waiting);
     if (queued_++ == 0) last_moved_ = std::chrono::steady_clock::now();
   }
 
   /// Takes a request out of the queue; its client goes to the end of the round.
   void leave_queue(waiter& waiting) {
-    const auto& client = waiting.demand->client;
-    const auto row = std::find_if(queue_.begin(), queue_.end(),
-                                  [&](const auto& entry) { return entry.first == client; });
-    auto& requests = row->second;
+    const auto place = find_row(waiting.demand->client);
+    auto& requests = place->second;
     requests.erase(std::find(requests.begin(), requests.end(), &waiting));
-    if (!requests.empty()) queue_.emplace_back(client, std::move(requests));
-    queue_.erase(row);
+    if (requests.empty()) {
+      queue_.erase(place);
+    } else {
+      queue_.splice(queue_.end(), queue_, place);
+    }
     --queued_;
   }
 
-  void give_back(const std::string& client, std::unique_ptr<worker> process,
-                 std::optional<std::string> kept) {
+  void give_back(launch_profile profile, const std::string& client,
+                 std::unique_ptr<claude_process> process) {
+    using state = claude_process::state;
+    process->release(takes_back_);
+    const bool worn = process->is_worn();
     const std::lock_guard<std::mutex> lock(mutex_);
     --busy_;
-    const auto used = busy_of_.find(client);
-    if (--used->second == 0) busy_of_.erase(used);
-    if (process) note_rehearsal(*process);
+    if (--busy_of_[client] == 0) busy_of_.erase(client);
+    note_refusal(*process);
     const auto ended = ended_.find(client);
-    const bool outlived = process && ended != ended_.end() && process->begun() < ended->second;
-    if (kept && !outlived && !closing_ && settings_.idle_timeout.count() > 0) {
-      idle_.push_back({std::move(*kept), std::move(process), std::chrono::steady_clock::now()});
-    } else if (process) {
+    const bool outlived = ended != ended_.end() && process->begun() < ended->second;
+    const bool stays = process->now() != state::dead && !worn && !outlived && !closing_;
+    if (stays && settings_.idle_timeout.count() > 0) {
+      const auto now = process->now();
+      slots_.push_back({std::move(profile), std::move(process), now});
+    } else {
       stop(*process);
     }
     serve_queue();
     wake_.raise();
   }
 
-  // The janitor. All below runs in its thread.
-
-  void run_janitor() {
-    std::unique_lock<std::mutex> lock(mutex_);
-    for (;;) {
-      if (closing_) stop_waiting();
-      tend_spares();
-      open_spares();
-      tend_idle();
-      reap();
-      serve_queue();
-      if (closing_ && stopping_.empty() && busy_ == 0) return;
-      const auto due = start_spare(lock);
-      auto entries = poll_entries();
-      lock.unlock();
-      ::poll(entries.data(), static_cast<nfds_t>(entries.size()), poll_timeout(due));
-      wake_.clear();
-      lock.lock();
-    }
+  /// An older `claude` takes back less, and all of its processes alike.
+  void note_refusal(const claude_process& process) {
+    using refusal = claude_process::refusal;
+    if (process.refused() == refusal::none || back_ == going_back::nowhere) return;
+    const bool first = process.refused() == refusal::first_message;
+    if (first && back_ == going_back::to_an_answer) return;
+    learn(first ? going_back::to_an_answer : going_back::nowhere);
+    settings_.log.info(first
+                           ? "this claude does not take back the first message of a conversation: "
+                             "each conversation has a process of its own"
+                           : "this claude takes no message back: each conversation has a process "
+                             "of its own, and one that is changed another");
   }
 
-  std::vector<pollfd> poll_entries() const {
-    std::vector<pollfd> entries{{wake_.fd(), POLLIN, 0}};
-    for (const auto& spare : spares_) spare.process->add_poll_entries(entries);
-    for (const auto& idle : idle_) idle.process->add_poll_entries(entries);
-    return entries;
+  void learn(going_back may) {
+    back_ = may;
+    takes_back_ = may != going_back::nowhere;
   }
 
-  void stop_waiting() {
-    for (auto& spare : spares_) stop(*spare.process);
-    for (auto& idle : idle_) stop(*idle.process);
-    spares_.clear();
-    idle_.clear();
-  }
+  // ---- the end of processes ----------------------------------------------------------------------
 
-  /// Where a profile has several spares, one is opened as its conversations usually are. One that
-  /// was opened in another way is of little use any more, and makes room.
-  void open_spares() {
-    if (std::chrono::steady_clock::now() < last_taken_ + refill_delay) return;  // requests first
-    for (const auto& asked : profiles_) {
-      if (!asked.usual || share_of(asked.profile) < 2) continue;
-      auto plain = spares_.end();
-      bool is_open = false;
-      for (auto spare = spares_.begin(); spare != spares_.end();) {
-        auto& process = *spare->process;
-        const bool mine = spare->profile == asked.profile;
-        const bool stale =
-            mine && !process.opening().empty() && process.opening() != asked.usual->identity;
-        is_open = is_open || (mine && process.opening() == asked.usual->identity);
-        if (mine && process.opening().empty() && process.warm()) plain = spare;
-        if (stale) stop(process);
-        spare = stale ? spares_.erase(spare) : std::next(spare);
-      }
-      if (plain == spares_.end() || is_open) continue;
-      plain->process->open(*asked.usual, may_rehearse_);
-      // Where there is one too many, `tend_spares` meets this one first.
-      spares_.splice(spares_.begin(), spares_, plain);
-    }
-  }
-
-  /// One that `claude` does not take must not cost spare after spare.
-  void forget_opening(const launch_profile& profile) {
-    const auto asked = find_asked(profiles_, profile);
-    if (asked == profiles_.end()) return;
-    asked->last = nullptr;
-    asked->usual = nullptr;
-  }
-
-  void note_rehearsal(const worker& process) {
-    if (!process.failed_rehearsal() || !may_rehearse_) return;
-    may_rehearse_ = false;
-    settings_.log.warning("claude was lost in a rehearsal; spares are opened without one");
-  }
-
-  void end_after_answers(const std::set<std::string>& clients) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    for (const auto& client : clients) ended_[client] = std::chrono::steady_clock::now();
-  }
-
-  template <class Condition>
-  void end_idle(Condition holds) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    for (auto idle = idle_.begin(); idle != idle_.end();) {
-      const bool ends = holds(*idle);
-      if (ends) stop(*idle->process);
-      idle = ends ? idle_.erase(idle) : std::next(idle);
-    }
+  /// Ends a process without waiting for it.
+  void stop(claude_process& process) {
+    const auto policy = process.ending();
+    auto child = process.take_child();
+    if (policy.close_input) child->input.reset();
+    child->signal_group(policy.signal);
+    stopping_.push_back(
+        {std::move(child), std::chrono::steady_clock::now() + settings_.stop_grace, false});
     wake_.raise();
   }
 
-  /// Reads what spares say, and drops those that died or that nobody will ask for.
-  void tend_spares() {
-    for (auto spare = spares_.begin(); spare != spares_.end();) {
-      spare->process->pump();
-      const bool lost = spare->process->lost();
-      if (!lost && spare->process->warm()) failures_ = 0;
-      const int share = share_of(spare->profile);
-      const bool opened = !spare->process->opening().empty();  // for few; a lone one is for all
-      const bool surplus = count_spares(spare->profile) > share || (opened && share < 2);
-      note_rehearsal(*spare->process);
-      if (lost) back_off();
-      if (lost && opened) forget_opening(spare->profile);
-      if (lost || surplus) {
-        stop(*spare->process);
-        spare = spares_.erase(spare);
-      } else {
-        ++spare;
-      }
+  /// Ends it now, or when the janitor has read what it says.
+  slots::iterator end(slots::iterator kept) {
+    kept->ends = true;
+    if (kept->read) return std::next(kept);
+    stop(*kept->process);
+    return slots_.erase(kept);
+  }
+
+  /// Ends what these clients left, where the condition holds; what answers now is ended afterwards.
+  template <class Condition>
+  void end_kept(const std::set<std::string>& clients, Condition holds) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const auto& client : clients) ended_[client] = std::chrono::steady_clock::now();
+    for (auto kept = slots_.begin(); kept != slots_.end();) {
+      const bool theirs = std::any_of(clients.begin(), clients.end(), [&](const auto& client) {
+        return is_trace_of(kept->process->held(), client);
+      });
+      kept = theirs && holds(*kept) ? end(kept) : std::next(kept);
     }
   }
 
-  /// Drops conversations whose process died or that nobody went on with; the oldest come first.
-  void tend_idle() {
-    const auto oldest = std::chrono::steady_clock::now() - settings_.idle_timeout;
-    for (auto idle = idle_.begin(); idle != idle_.end();) {
-      idle->process->pump();
-      if (idle->process->lost() || idle->since < oldest) {
-        stop(*idle->process);
-        idle = idle_.erase(idle);
-      } else {
-        ++idle;
-      }
+  /// Makes room: the conversation that was asked for least recently costs only that it is told
+  /// anew, least of all one that no request waits for; a spare of another model goes last. False
+  /// when there is nothing to end.
+  bool stop_least_useful() {
+    const auto waiting = all_waiting();
+    constexpr int never = 3;
+    const auto rank = [&](const slot& kept) {
+      if (kept.read || kept.now == claude_process::state::starting) return never;
+      if (kept.now == claude_process::state::ready) return 2;
+      const bool awaited = std::any_of(waiting.begin(), waiting.end(), [&](const waiter* request) {
+        return way_of(kept, *request->demand).has_value();
+      });
+      return awaited ? 1 : 0;
+    };
+    int least = never;
+    auto found = slots_.end();
+    for (auto kept = slots_.begin(); kept != slots_.end(); ++kept) {
+      const int own = rank(*kept);
+      if (own < least) found = kept;
+      least = std::min(least, own);
     }
+    if (found == slots_.end()) return false;
+    end(found);
+    return true;
   }
 
   void reap() {
@@ -7360,50 +7482,46 @@ class pool {
     }
   }
 
-  /// A `claude` that dies at its start would otherwise be started again without end.
-  void back_off() {
-    failures_ = std::min(failures_ + 1, 6);
-    const std::chrono::seconds delay(1 << (failures_ - 1));
-    refill_not_before_ = std::chrono::steady_clock::now() + delay;
+  // ---- spares ------------------------------------------------------------------------------------
+
+  template <class Profiles>
+  static auto find_asked(Profiles& all, const launch_profile& profile) {
+    return std::find_if(all.begin(), all.end(),
+                        [&](const asked_profile& asked) { return asked.profile == profile; });
   }
 
-  /// Starts a spare if one is due. Returns when the janitor has to look again.
-  steady_time start_spare(std::unique_lock<std::mutex>& lock) {
+  /// The first profiles have one spare more than the others, or one instead of none. Another takes
+  /// such a place only when nobody has asked for its owner for a while: to follow each request
+  /// would start a process and end another for it.
+  void remember(const launch_profile& profile, const std::string& client) {
+    // A server that a client has registered runs as long as that client uses it, not as a spare.
+    if (profile.agent && profile.agent->client_servers) return;
     const auto now = std::chrono::steady_clock::now();
-    auto next = now + (stopping_.empty() ? std::chrono::minutes(1) : reap_interval);
-    if (!idle_.empty()) next = std::min(next, idle_.front().since + settings_.idle_timeout);
-    const auto profile = missing_spare();
-    if (!profile) return next;
-    const auto due = std::max(last_taken_ + refill_delay, refill_not_before_);
-    if (now < due) return std::min(due, next);
-    if (total() >= maximum_) {
-      if (stopping_.empty()) stop_least_useful();
-      return now + reap_interval;
+    const auto earlier = [](const auto& a, const auto& b) { return a.asked < b.asked; };
+    auto known = find_asked(profiles_, profile);
+    if (known == profiles_.end()) {
+      if (profiles_.size() == most_profiles) {
+        const auto poorer = profiles_.begin() + wanted_ % static_cast<int>(most_profiles);
+        profiles_.erase(std::min_element(poorer, profiles_.end(), earlier));
+      }
+      const auto owner = profile.agent ? client : std::string();
+      known = profiles_.insert(profiles_.end(), asked_profile{profile, owner, now});
     }
-    ++starting_;
-    lock.unlock();
-    std::unique_ptr<worker> fresh;
-    try {
-      fresh = start_worker(*profile);
-    } catch (const api_error& failure) {
-      settings_.log.warning("no spare: " + failure.message);
-    }
-    lock.lock();
-    --starting_;
-    if (fresh) {
-      spares_.push_back({*profile, std::move(fresh)});
-    } else {
-      back_off();
-    }
-    return now;
+    known->asked = now;
+    const auto first = profiles_.begin();
+    const auto richer = wanted_ % static_cast<std::ptrdiff_t>(profiles_.size());
+    if (richer == 0 || known - first < richer) return;
+    const auto oldest = std::min_element(first, first + richer, earlier);
+    if (now - oldest->asked >= settings_.spare_hold) std::swap(*oldest, *known);
   }
 
   /// The first profile that has fewer spares than its share. At the cap an old conversation makes
   /// room for one spare, so that a new client need not wait; the latest conversation stays.
   std::optional<launch_profile> missing_spare() const {
-    const bool makes_room = spares_.empty() && idle_.size() > 1;
-    if (closing_ || next_in_line() != nullptr || (total() >= maximum_ && !makes_room))
-      return std::nullopt;
+    const auto unused = std::count_if(slots_.begin(), slots_.end(),
+                                      [](const slot& kept) { return kept.is_unused(); });
+    const bool makes_room = unused == 0 && slots_.size() > 1;
+    if (total() >= maximum_ && !makes_room) return std::nullopt;
     for (const auto& asked : profiles_) {
       if (count_spares(asked.profile) < share_of(asked.profile)) return asked.profile;
     }
@@ -7411,8 +7529,8 @@ class pool {
   }
 
   int count_spares(const launch_profile& profile) const {
-    return static_cast<int>(std::count_if(spares_.begin(), spares_.end(), [&](const auto& spare) {
-      return spare.profile == profile;
+    return static_cast<int>(std::count_if(slots_.begin(), slots_.end(), [&](const slot& kept) {
+      return kept.is_unused() && kept.profile == profile;
     }));
   }
 
@@ -7425,25 +7543,189 @@ class pool {
     return wanted_ / all + (place < wanted_ % all ? 1 : 0);
   }
 
+  // ---- the janitor: all below runs in its thread --------------------------------------------------
+
+  void run_janitor() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      note_states();
+      serve_queue();
+      end_unwanted();
+      reap();
+      if (closing_ && stopping_.empty() && busy_ == 0) return;
+      const auto due = start_next(lock);
+      auto entries = poll_entries();
+      lock.unlock();
+      ::poll(entries.data(), static_cast<nfds_t>(entries.size()), poll_timeout(due));
+      wake_.clear();
+      lock.lock();
+      read_slots(lock);
+    }
+  }
+
+  std::vector<pollfd> poll_entries() const {
+    std::vector<pollfd> entries{{wake_.fd(), POLLIN, 0}};
+    for (const auto& kept : slots_) kept.process->add_poll_entries(entries);
+    return entries;
+  }
+
+  void read_slots(std::unique_lock<std::mutex>& lock) {
+    for (auto& kept : slots_) {
+      kept.read = true;
+      lock.unlock();
+      kept.process->pump();
+      lock.lock();
+      kept.read = false;
+    }
+  }
+
+  void note_states() {
+    using state = claude_process::state;
+    for (auto& kept : slots_) {
+      const auto before = std::exchange(kept.now, kept.process->now());
+      if (kept.now == before) continue;
+      kept.since = std::chrono::steady_clock::now();
+      if (kept.now == state::ready) failures_ = 0;
+      if (kept.now != state::dead) continue;
+      note_refusal(*kept.process);
+      if (before == state::starting || before == state::ready) fail_start(kept);
+    }
+  }
+
+  void end_unwanted() {
+    const auto oldest = std::chrono::steady_clock::now() - settings_.idle_timeout;
+    for (auto kept = slots_.begin(); kept != slots_.end();) {
+      const bool unwanted = closing_ || kept->ends || is_unwanted(*kept, oldest);
+      kept = unwanted ? end(kept) : std::next(kept);
+    }
+  }
+
+  bool is_unwanted(const slot& kept, steady_time oldest) const {
+    using state = claude_process::state;
+    switch (kept.now) {
+      case state::ready:
+        return count_spares(kept.profile) > share_of(kept.profile) || !kept.process->is_of_today();
+      case state::awaiting_tool_results:
+      case state::idle: return kept.since < oldest;
+      case state::starting:
+      case state::taking_back: return false;
+      case state::telling_history:
+      case state::answering:
+      case state::dead: return true;
+    }
+    return true;
+  }
+
+  /// Starts a process if one is due: for a request that waits, else a spare. No more start at once
+  /// than there are processors: each takes one for half a second. Returns when to look again.
+  steady_time start_next(std::unique_lock<std::mutex>& lock) {
+    const auto now = std::chrono::steady_clock::now();
+    const auto next = next_look(now);
+    const auto starting = std::count_if(slots_.begin(), slots_.end(), [](const slot& kept) {
+      return kept.now == claude_process::state::starting;
+    });
+    if (closing_ || starting >= most_starts_) return next;
+    auto profile = awaited_start();
+    if (!profile && first_in_line() == nullptr) {
+      profile = missing_spare();
+      const auto due = std::max(last_taken_ + refill_delay, refill_not_before_);
+      if (profile && now < due) return std::min(due, next);
+    }
+    if (!profile) return next;
+    if (total() < maximum_) {
+      launch(*profile, lock);
+      return now;
+    }
+    return stopping_.empty() && stop_least_useful() ? now + reap_interval : next;
+  }
+
+  steady_time next_look(steady_time now) const {
+    auto next = now + (stopping_.empty() ? std::chrono::minutes(1) : reap_interval);
+    for (const auto& kept : slots_) {
+      const bool moves = kept.now == claude_process::state::starting ||
+                         kept.now == claude_process::state::taking_back;
+      next = std::min(next, moves ? now + watch_interval : kept.since + settings_.idle_timeout);
+    }
+    return std::max(next, now + reap_interval);
+  }
+
+  /// The profile of which more processes are waited for than are starting.
+  std::optional<launch_profile> awaited_start() const {
+    std::vector<const slot*> starting;
+    for (const auto& kept : slots_) {
+      if (kept.now == claude_process::state::starting) starting.push_back(&kept);
+    }
+    std::map<std::string, int> served = busy_of_;
+    for (const auto* request : all_waiting()) {
+      const auto& demand = *request->demand;
+      if (served[demand.client]++ >= share_of_client(maximum_)) continue;
+      const auto own = std::find_if(starting.begin(), starting.end(), [&](const slot* kept) {
+        return kept->profile == demand.profile;
+      });
+      if (own == starting.end()) return demand.profile;
+      starting.erase(own);
+    }
+    return std::nullopt;
+  }
+
+  void launch(const launch_profile& profile, std::unique_lock<std::mutex>& lock) {
+    ++launching_;
+    lock.unlock();
+    std::unique_ptr<claude_process> fresh;
+    api_error failure(error_kind::internal, {});
+    try {
+      fresh = start_process(profile);
+    } catch (const api_error& why) {
+      failure = why;
+    } catch (const std::exception& why) {
+      failure.message = why.what();
+    }
+    lock.lock();
+    --launching_;
+    if (fresh == nullptr) return refuse_start(profile, failure);
+    slots_.push_back({profile, std::move(fresh), claude_process::state::starting});
+  }
+
+  void fail_start(slot& kept) {
+    while (const auto said = kept.process->pop()) {
+      const auto* failed = std::get_if<turn_failed>(&*said);
+      if (failed != nullptr) return refuse_start(kept.profile, failed->error);
+    }
+  }
+
+  /// Tells it to the first request that waits for such a process. A `claude` that dies at its start
+  /// would otherwise be started again without end.
+  void refuse_start(const launch_profile& profile, const api_error& failure) {
+    for (auto* request : all_waiting()) {
+      if (!(request->demand->profile == profile)) continue;
+      return serve(*request, grant{nullptr, {}, failure});
+    }
+    settings_.log.warning("no spare: " + failure.message);
+    failures_ = std::min(failures_ + 1, 6);
+    const std::chrono::seconds delay(1 << (failures_ - 1));
+    refill_not_before_ = std::chrono::steady_clock::now() + delay;
+  }
+
   const options& settings_;
   std::shared_ptr<const child_guard> guard_;
   int maximum_ = 0;
+  const int most_starts_ = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 
   mutable std::mutex mutex_;  ///< guards all below but the janitor itself
-  std::deque<asked_profile> profiles_;
-  std::list<spare_process> spares_;
-  std::list<idle_process> idle_;  ///< the least recently used first
+  slots slots_;               ///< the least recently used first
   std::list<stopping_process> stopping_;
-  std::list<std::pair<std::string, std::deque<waiter*>>> queue_;  ///< by client, next one first
+  std::list<row> queue_;  ///< by client, next one first
   std::size_t queued_ = 0;
   int busy_ = 0;
   std::map<std::string, int> busy_of_;        ///< the same by client
   bool shared_ = false;                       ///< between several client keys
   std::map<std::string, steady_time> ended_;  ///< by client: what began before does not go on
-  int starting_ = 0;
-  int wanted_ = 0;  ///< spares
+  going_back back_ = going_back::anywhere;
+  std::atomic<bool> takes_back_{true};  ///< the same for those who have no lock
+  std::deque<asked_profile> profiles_;
+  int wanted_ = 0;     ///< spares
+  int launching_ = 0;  ///< by the janitor, which has no lock meanwhile
   int failures_ = 0;
-  bool may_rehearse_ = true;  ///< until a process was lost in it
   steady_time last_taken_{};
   steady_time last_moved_{};  ///< when a request last got a process
   steady_time refill_not_before_{};
@@ -7455,7 +7737,7 @@ class pool {
 };
 
 inline lease::~lease() {
-  if (worker_) pool_->give_back(client_, std::move(worker_), std::move(kept_));
+  if (process_) pool_->give_back(std::move(profile_), client_, std::move(process_));
 }
 
 /// One request's place: at a process, or in the queue for one. One thread; must not outlive the
@@ -7467,40 +7749,28 @@ class pool::ticket {
       : pool_(owner),
         demand_(std::move(demand)),
         deadline_(std::chrono::steady_clock::now() + owner.settings_.queue_timeout) {
-    {
-      const std::lock_guard<std::mutex> lock(pool_.mutex_);
-      if (!pool_.is_overtaken()) granted_ = pool_.try_own(demand_);
-    }
-    if (granted_) return;
-    // A turn of a living conversation has no use for this, and others' turns need the lock.
-    if (demand_.request != nullptr) {
-      demand_.opening =
-          std::make_shared<const conversation_opening>(make_opening(*demand_.request));
-    }
     const std::lock_guard<std::mutex> lock(pool_.mutex_);
-    if (pool_.next_in_line() == nullptr) granted_ = pool_.try_grant(demand_);
+    granted_ = pool_.try_grant(demand_, pool_.first_in_line());
+    const bool goes_on = granted_ && granted_->taken.how == way::kind::go_on;
+    if (!goes_on) pool_.remember(demand_.profile, demand_.client);
     if (granted_) return;
     if (pool_.is_queue_full(demand_.client)) throw busy("the queue is full");
     waiting_ = std::make_unique<waiter>(waiter{&demand_});
     pool_.enter_queue(*waiting_);
+    pool_.wake_.raise();
   }
   ticket(const ticket&) = delete;
   ticket& operator=(const ticket&) = delete;
 
   ~ticket() {
-    std::optional<grant> unclaimed = std::move(granted_);
+    auto unclaimed = std::move(granted_);
     {
       const std::lock_guard<std::mutex> lock(pool_.mutex_);
       if (waiting_ && !waiting_->granted) pool_.leave_queue(*waiting_);
       if (waiting_ && waiting_->granted) unclaimed = std::move(waiting_->granted);
     }
-    if (!unclaimed) return;
-    std::optional<std::string> kept;  // a conversation's process goes back to where it was
-    if (unclaimed->known_replies > 0) {
-      const auto length = demand_.trace.replies[unclaimed->known_replies - 1];
-      kept = demand_.trace.words.substr(0, length);
-    }
-    pool_.give_back(demand_.client, std::move(unclaimed->process), std::move(kept));
+    if (!unclaimed || !unclaimed->process) return;
+    pool_.give_back(demand_.profile, demand_.client, std::move(unclaimed->process));
   }
 
   /// Readable when it may be worth to `try_take`; -1 when it is already.
@@ -7513,14 +7783,8 @@ class pool::ticket {
     if (!granted_) return std::nullopt;
     grant mine = std::move(*granted_);
     granted_.reset();
-    const bool was_waiting = mine.process != nullptr;
-    try {
-      if (!was_waiting) mine.process = pool_.start_worker(demand_.profile);
-    } catch (...) {
-      pool_.give_back(demand_.client, nullptr, std::nullopt);
-      throw;
-    }
-    return lease(pool_, std::move(mine.process), demand_.client, mine.known_replies, was_waiting);
+    if (mine.failure) throw api_error(*mine.failure);
+    return lease(pool_, demand_.profile, demand_.client, std::move(mine.process), mine.taken);
   }
 
  private:
@@ -8397,7 +8661,7 @@ inline json render_items(const json& items, bool newest_first, const std::string
 //================================================================================================
 // [22] engine - one answer: sessions, processes, a deadline, a client who may leave
 // uses: errors, options, json_access, conversation, fields, events, anthropic_messages, catalog,
-//       cli_command, process, worker, pool, sessions | thread-safe
+//       cli_command, process, claude_process, pool, sessions | thread-safe
 //================================================================================================
 
 /// What a client without a system prompt gets, in place of Claude Code's persona.
@@ -8483,11 +8747,13 @@ inline bool lacks_thoughts(const turn_request& request) {
 
 /// How an answer came about; for figures and the log.
 struct turn_facts {
-  /// `reused`: the process held the conversation; `spare`: it was ready; `started`: it was not.
-  enum class process_origin { none, reused, spare, started };
+  /// `continued`: the process held the conversation; `rewound`: messages were taken back; `spare`:
+  /// it was ready; `started`: it was not.
+  enum class process_origin { none, continued, rewound, spare, started };
 
   process_origin origin = process_origin::none;
-  bool replayed = false;                ///< the process had to be told the history
+  std::size_t taken_back = 0;           ///< the user's messages that were taken back for it
+  std::size_t told = 0;                 ///< messages that the process had to be told as history
   std::chrono::milliseconds queued{0};  ///< the wait for a process
   int retries = 0;                      ///< of the CLI at the API
   std::vector<usage_window> windows;
@@ -8495,7 +8761,8 @@ struct turn_facts {
 
 inline std::string_view name_of(turn_facts::process_origin origin) {
   switch (origin) {
-    case turn_facts::process_origin::reused: return "reused";
+    case turn_facts::process_origin::continued: return "continued";
+    case turn_facts::process_origin::rewound: return "rewound";
     case turn_facts::process_origin::spare: return "spare";
     case turn_facts::process_origin::started: return "started";
     case turn_facts::process_origin::none: break;
@@ -8514,7 +8781,7 @@ class turn {
 
   /// The next event that is known. After one that ends the turn there is none.
   std::optional<event> try_next() {
-    while (!ended_) {
+    while (!ended()) {
       auto known = known_event();
       if (!known) return std::nullopt;
       if (try_again(*known)) continue;
@@ -8524,7 +8791,7 @@ class turn {
     return std::nullopt;
   }
 
-  bool ended() const { return ended_; }
+  bool ended() const { return state_ == state::done; }
 
   const turn_facts& facts() const { return facts_; }
 
@@ -8533,8 +8800,7 @@ class turn {
   /// of the input, rather too high.
   token_usage usage() const {
     if (!lease_) return usage_;
-    auto used = lease_->worker().usage();
-    if (ended_) return used;
+    auto used = lease_->process().usage();
     token_usage unseen;
     unseen.output = 64;  // half a second's
     if (used.prompt() == 0) unseen.input = anthropic_messages::estimate_tokens(request_) * 4 / 3;
@@ -8548,63 +8814,76 @@ class turn {
 
   /// Moves the bytes that can be moved without waiting.
   void pump() {
-    if (lease_) lease_->worker().pump();
+    if (lease_) lease_->process().pump();
   }
 
   /// What poll(2) has to watch for the next event, or for a place.
   void add_poll_entries(std::vector<pollfd>& entries) const {
-    if (lease_) {
-      lease_->worker().add_poll_entries(entries);
-    } else if (!ended_) {
-      entries.push_back({ticket_ ? ticket_->fd() : session_->fd(), POLLIN, 0});
+    switch (state_) {
+      case state::waiting_for_session: return entries.push_back({session_->fd(), POLLIN, 0});
+      case state::queued: return entries.push_back({ticket_->fd(), POLLIN, 0});
+      case state::running: return lease_->process().add_poll_entries(entries);
+      case state::done: return;
     }
   }
 
  private:
+  enum class state { waiting_for_session, queued, running, done };
+
   std::optional<event> known_event() {
     try {
-      if (!has_process()) return std::nullopt;
+      return advance();
     } catch (const api_error& failure) {
       return turn_failed{failure};
     } catch (const std::exception& fault) {  // no descriptor left, for one
       return turn_failed{api_error(error_kind::internal, fault.what())};
     }
-    return lease_->worker().pop();
   }
 
   /// Goes from the session's queue to the pool's and on to a process, as far as it can.
-  bool has_process() {
-    if (lease_) return true;
-    if (session_ && !session_->try_enter()) return false;
-    if (!ticket_) {
-      compose();
-      waits_since_ = std::chrono::steady_clock::now();
-      ticket_.emplace(pool_, process_demand{{request_.model, request_.agent},
-                                            request_.client,
-                                            trace_,
-                                            answers_calls(request_),
-                                            &request_});
+  std::optional<event> advance() {
+    switch (state_) {
+      case state::waiting_for_session:
+        if (session_ && !session_->try_enter()) return std::nullopt;
+        compose();
+        queue(false);
+        [[fallthrough]];
+      case state::queued:
+        if (auto taken = ticket_->try_take()) begin(std::move(*taken));
+        if (state_ == state::queued) return std::nullopt;
+        [[fallthrough]];
+      case state::running: return lease_->process().pop();
+      case state::done: break;
     }
-    auto taken = ticket_->try_take();
-    if (!taken) return false;
-    ticket_.reset();
-    lease_.emplace(std::move(*taken));
-    begin();
-    return true;
+    return std::nullopt;
   }
 
-  void begin() {
+  void queue(bool fresh) {
+    ticket_.emplace(pool_, process_demand{{request_.model, request_.agent},
+                                          request_.client,
+                                          &trace_,
+                                          answers_calls(request_),
+                                          fresh});
+    state_ = state::queued;
+  }
+
+  void begin(lease taken) {
     using origin = turn_facts::process_origin;
-    const auto known = lease_->known_replies();
-    facts_.origin = known > 0               ? origin::reused
-                    : lease_->was_waiting() ? origin::spare
-                                            : origin::started;
-    facts_.replayed = request_.messages.size() > 2 * known + 1;
-    facts_.queued += std::chrono::duration_cast<std::chrono::milliseconds>(
-        std::chrono::steady_clock::now() - waits_since_);
-    if (known == 0 && lacks_thoughts(request_)) drop_thinking();
-    // Messages alternate and the user begins, so each reply stands for two of them.
-    lease_->worker().begin(request_, 2 * known);
+    ticket_.reset();
+    lease_.emplace(std::move(taken));
+    state_ = state::running;
+    const auto& how = lease_->taken();
+    const bool ready = lease_->process().started() < queued_since_;
+    facts_.origin = how.how == way::kind::go_on     ? origin::continued
+                    : how.how == way::kind::go_back ? origin::rewound
+                    : ready                         ? origin::spare
+                                                    : origin::started;
+    facts_.taken_back = how.taken_back;
+    facts_.told = how.told;
+    facts_.queued = std::chrono::duration_cast<std::chrono::milliseconds>(
+        std::chrono::steady_clock::now() - queued_since_);
+    if (how.told > 0 && lacks_thoughts(request_)) drop_thinking();
+    lease_->process().begin(request_, trace_, how.keep);
   }
 
   void drop_thinking() {
@@ -8616,8 +8895,6 @@ class turn {
 
   /// Puts the session's history before what is new, and settles what the client left open.
   void compose() {
-    if (composed_) return;
-    composed_ = true;
     if (session_) {
       if (request_.system.empty()) request_.system = session_->system();
       if (!holds_replies(request_.messages)) {
@@ -8632,41 +8909,52 @@ class turn {
     if (request_.model.empty()) request_.model = settings_.default_model;
     if (request_.system.empty() && !request_.agent) request_.system = neutral_system_prompt;
     trace_ = make_trace(request_);
+    queued_since_ = std::chrono::steady_clock::now();
   }
 
-  /// A process that waited may have died before the request came; then another answers. Once.
+  /// A process that waited may have died before the request came, or take nothing back; then
+  /// another answers, one that holds nothing. Once, and unseen by the client.
   bool try_again(const event& what) {
-    const bool lost = std::holds_alternative<turn_failed>(what) && !told_ && lease_ &&
-                      lease_->worker().lost() && lease_->was_waiting() && !tried_again_;
+    const bool lost = std::holds_alternative<turn_failed>(what) && !told_ && !tried_again_ &&
+                      lease_ && lease_->process().lost() &&
+                      facts_.origin != turn_facts::process_origin::started;
     if (!lost) return false;
     tried_again_ = true;
     lease_.reset();
+    try {
+      queue(true);
+    } catch (const api_error&) {  // the queue is full: then it is that failure which is told
+      state_ = state::done;
+      return false;
+    }
     return true;
   }
 
   /// Remembers the answer, and at its end lets session and process go on with it.
   void note(const event& what) {
     told_ = true;
-    ended_ = ends_turn(what);
     if (lease_) {
-      facts_.retries = lease_->worker().retries();
-      const auto& windows = lease_->worker().windows();
+      facts_.retries = lease_->process().retries();
+      const auto& windows = lease_->process().windows();
       if (windows.size() != facts_.windows.size()) facts_.windows = windows;
     }
-    if (std::holds_alternative<turn_failed>(what)) return;
-    answer_.add(what);
-    if (!ended_) return;
-    const auto reply = make_reply(answer_.result());
-    append_message(trace_, reply);
-    if (session_) {
-      request_.messages.push_back(reply);
-      session_->commit(given_system_, std::move(request_.messages));
-    }
-    if (lease_->worker().can_go_on()) lease_->keep(std::move(trace_.words));
-    if (lease_->worker().was_cut()) pump();  // what it has begun by itself is charged, too
-    usage_ = lease_->worker().usage();
+    if (!std::holds_alternative<turn_failed>(what)) answer_.add(what);
+    if (!ends_turn(what)) return;
+    if (std::holds_alternative<turn_stopped>(what)) commit();
+    state_ = state::done;
+    if (lease_) usage_ = lease_->process().usage();
     lease_.reset();
+    ticket_.reset();
     session_.reset();
+  }
+
+  void commit() {
+    auto reply = make_reply(answer_.result());
+    if (lease_->process().was_cut()) pump();  // what it has begun by itself is charged, too
+    lease_->process().accept(reply);
+    if (!session_) return;
+    request_.messages.push_back(std::move(reply));
+    session_->commit(given_system_, std::move(request_.messages));
   }
 
   pool& pool_;
@@ -8674,16 +8962,15 @@ class turn {
   turn_request request_;
   std::string given_system_;  ///< the client's own, for the session
   conversation_trace trace_;
+  state state_ = state::waiting_for_session;
   std::optional<session_store::visit> session_;
   std::optional<pool::ticket> ticket_;
-  std::optional<lease> lease_;
-  steady_time waits_since_{};
+  std::optional<lease> lease_;  ///< of a process that reads request and trace
+  steady_time queued_since_{};
   turn_facts facts_;
   token_usage usage_;
   collector answer_;
-  bool composed_ = false;
   bool told_ = false;
-  bool ended_ = false;
   bool tried_again_ = false;
 };
 
@@ -8754,6 +9041,8 @@ class answer {
     for (std::size_t i = 1; i < turns_.size(); ++i) {
       const auto& more = turns_[i]->facts();
       sum.retries += more.retries;
+      sum.taken_back += more.taken_back;
+      sum.told += more.told;
       sum.windows.insert(sum.windows.end(), more.windows.begin(), more.windows.end());
     }
     return sum;
@@ -11069,7 +11358,8 @@ inline json render_log_fields(const request_record& record) {
     fields["first_token_seconds"] = seconds_between(record.started, *record.first_token);
   }
   fields["queue_seconds"] = std::chrono::duration<double>(record.facts.queued).count();
-  fields["replayed"] = record.facts.replayed;
+  fields["messages_taken_back"] = record.facts.taken_back;
+  fields["messages_told"] = record.facts.told;
   fields["retries"] = record.facts.retries;
   fields["input_tokens"] = record.usage.input;
   fields["output_tokens"] = record.usage.output;
@@ -11179,7 +11469,8 @@ class metrics {
     charged_usd_ += record.usage.charge_usd;
     cost_usd_ = std::max(cost_usd_, charged_usd_);  // a counter never falls
     retries_ += record.facts.retries;
-    replays_ += record.facts.replayed ? 1 : 0;
+    taken_back_ += static_cast<double>(record.facts.taken_back);
+    told_ += static_cast<double>(record.facts.told);
     if (record.failure == "processes_busy") ++rejected_["queue_full"];
     if (record.upstream_failed) ++upstream_errors_[std::to_string(record.upstream_status)];
     const auto origin = name_of(record.facts.origin);
@@ -11270,26 +11561,26 @@ class metrics {
     out.add({}, retries_);
     out.begin("turns_total", "counter", "Answers, by the process that gave them.");
     render_counts(out, "process", turns_);
-    out.begin("replays_total", "counter", "Answers for which a history was replayed.");
-    out.add({}, replays_);
+    out.begin("messages_taken_back_total", "counter",
+              "Users' messages that a process took back to serve another conversation.");
+    out.add({}, taken_back_);
+    out.begin("messages_told_total", "counter", "Messages that a process was told as history.");
+    out.add({}, told_);
   }
 
   void render_processes(exposition& out, const gauges& now) const {
     const auto& counts = now.processes;
     out.begin("processes", "gauge", "Processes of claude, by state.");
-    const std::array<std::pair<const char*, int>, 6> states = {{
+    const std::array<std::pair<const char*, int>, 7> states = {{
         {"starting", counts.spare - counts.warm},
         {"spare", counts.warm},
         {"busy", counts.busy},
         {"parked", counts.parked},
-        {"idle", counts.idle - counts.parked},
+        {"taking_back", counts.taking_back},
+        {"idle", counts.idle - counts.parked - counts.taking_back},
         {"stopping", counts.stopping},
     }};
     for (const auto& [state, count] : states) out.add({{"state", state}}, count);
-    out.begin("spares_opened", "gauge", "Spares that know the usual opening of a conversation.");
-    out.add({}, counts.opened);
-    out.begin("spares_rehearsed", "gauge", "Of these, spares that have rehearsed a message.");
-    out.add({}, counts.rehearsed);
     out.begin("processes_max", "gauge", "The most processes at once.");
     out.add({}, counts.maximum);
     out.begin("processes_started_total", "counter", "Processes of claude that were started.");
@@ -11329,12 +11620,13 @@ class metrics {
   double charged_usd_ = 0;
   double cost_usd_ = 0;
   double retries_ = 0;
-  double replays_ = 0;
+  double taken_back_ = 0;
+  double told_ = 0;
 };
 
 //================================================================================================
 // [28] status - what is known of the CLI and its login
-// uses: text, json_access, options, events, cli_protocol, cli_command, process, worker,
+// uses: text, json_access, options, events, cli_protocol, cli_command, process, claude_process,
 //       pool | thread-safe
 //================================================================================================
 
@@ -11461,7 +11753,7 @@ inline void inspect_account(const options& settings, pool& processes, const wake
                             cli_facts& facts) {
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
   std::vector<pollfd> entries;
-  pool::ticket place(processes, {{settings.default_model}, {}, {}, false});
+  pool::ticket place(processes, {{settings.default_model}, {}});
   std::optional<lease> process;
   while (!process) {
     if (auto taken = place.try_take()) process.emplace(std::move(*taken));
@@ -11469,7 +11761,7 @@ inline void inspect_account(const options& settings, pool& processes, const wake
     pollfd entry{place.fd(), POLLIN, 0};
     if (!process) ::poll(&entry, 1, 50);
   }
-  auto& asked = process->worker();
+  auto& asked = process->process();
   asked.begin_introduction();
   while (asked.introduction().is_null()) {
     if (std::chrono::steady_clock::now() >= deadline || stop.is_raised()) return;

@@ -139,6 +139,7 @@ struct command_line {
   std::vector<std::string> origins;
   std::vector<std::string> budgets;
   bool rate_limit = false;
+  bool no_process_reuse = false;
   bool no_builtin_tools = false;
   bool no_tcp = false;
   bool no_prompt = false;
@@ -304,6 +305,9 @@ struct command_line {
         ->envname("CLAUDE_SPARES")
         ->check(CLI::Range(0, 64))
         ->capture_default_str();
+    app.add_flag("--no-process-reuse", no_process_reuse,
+                 "A claude process serves one conversation, and takes no message back")
+        ->envname("CLAUDE_NO_PROCESS_REUSE");
     app.add_option("--max-processes", settings.max_processes,
                    "Most claude processes at once (default: one per 250 MiB of memory, at most 32)")
         ->envname("CLAUDE_MAX_PROCESSES")
@@ -448,6 +452,7 @@ struct command_line {
     settings.auth = proxy::try_auth_method(auth).value_or(proxy::auth_method::detect);
     settings.timeout = parse_timeout(timeout);
     settings.builtin_tools = !no_builtin_tools;
+    settings.reuse_processes = !no_process_reuse;
     settings.sandbox = sandbox == "on"    ? proxy::sandbox_use::on
                        : sandbox == "off" ? proxy::sandbox_use::off
                                           : proxy::sandbox_use::automatic;
