@@ -1390,27 +1390,50 @@ inline std::vector<std::string> call_ids(const message& said) {
 
 constexpr std::size_t most_calls = 1024;  ///< of tools in one message
 
-/// Throws a 400 unless each tool call is answered in the message after it, once, and nothing else
-/// is. The API would refuse it too, in words about blocks that the client has never seen.
-inline void check_tool_results(const std::vector<message>& messages) {
-  std::vector<std::string> open;
-  for (const auto& said : messages) {
-    for (const auto& part : said.parts) {
-      const auto* result = std::get_if<tool_result_part>(&part);
+/// An id that the API takes (`^[a-zA-Z0-9_-]+$`), and that is not among those given already: some
+/// makers number calls anew in each turn.
+inline std::string give_call_id(const std::string& own, std::set<std::string>& given) {
+  std::string clean = own.empty() ? "call" : own;
+  for (char& c : clean) {
+    const bool plain = std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == '-';
+    if (!plain) c = '_';
+  }
+  auto id = clean;
+  for (int i = 2; !given.insert(id).second; ++i) id = clean + "_" + std::to_string(i);
+  return id;
+}
+
+/// Gives each tool call an id of its own, and its result too. Throws a 400 unless each is answered
+/// in the message after it, once, and nothing else is. The API would refuse it too, in words about
+/// blocks that the client has never seen; the CLI drops a second call of an id without a word.
+inline void settle_tool_calls(std::vector<message>& messages) {
+  std::set<std::string> given;
+  std::vector<std::pair<std::string, std::string>> open;  // ids of the client's, and ours
+  for (auto& said : messages) {
+    for (auto& part : said.parts) {
+      auto* result = std::get_if<tool_result_part>(&part);
       if (result == nullptr) continue;
-      const auto found = std::find(open.begin(), open.end(), result->call_id);
+      const auto found = std::find_if(open.begin(), open.end(), [&](const auto& call) {
+        return call.first == result->call_id;
+      });
       if (found == open.end()) {
         throw bad_field("messages", "holds a result for tool call '" + result->call_id +
                                         "', which the assistant's message before it did not make "
                                         "or which is answered already");
       }
+      result->call_id = found->second;
       open.erase(found);
     }
     if (!open.empty()) {
       throw bad_field("messages", "must hold a result for each tool call right after it; '" +
-                                      text::join(open, "', '") + "' has none");
+                                      open.front().first + "' has none");
     }
-    open = call_ids(said);
+    for (auto& part : said.parts) {
+      auto* call = std::get_if<tool_call_part>(&part);
+      if (call == nullptr) continue;
+      open.emplace_back(call->id, give_call_id(call->id, given));
+      call->id = open.back().second;
+    }
     if (open.size() > most_calls) {
       throw bad_field("messages", "must hold at most " + std::to_string(most_calls) +
                                       " tool calls in one message");
@@ -1601,21 +1624,37 @@ inline void refuse_ignored(const turn_request& request) {
                   "cannot be honoured for this request (strict mode)");
 }
 
-/// Adds a text, or the texts of an array of text parts, to the system prompt.
-inline void append_instructions(const reader& content, turn_request& request) {
-  const auto append = [&](const std::string& words) {
-    if (!request.system.empty() && !words.empty()) request.system += '\n';
-    request.system += words;
-  };
-  if (content.is_string()) return append(content.string());
+/// A text, or the texts of an array of text parts, a line each.
+inline std::string parse_instructions(const reader& content) {
+  if (content.is_string()) return content.string();
   if (!content.is_array()) content.fail("must be a string or an array of text parts");
+  std::vector<std::string> texts;
   for (const auto& part : content.elements()) {
     const auto type = part.require("type");
     if (type.string() != "text" && type.string() != "input_text") {
       type.fail("'" + type.string() + "' is not supported here; only text is");
     }
-    append(part.require("text").string());
+    texts.push_back(part.require("text").string());
   }
+  return text::join(texts, "\n");
+}
+
+/// Adds instructions to the system prompt.
+inline void append_instructions(const reader& content, turn_request& request) {
+  const auto words = parse_instructions(content);
+  if (!request.system.empty() && !words.empty()) request.system += '\n';
+  request.system += words;
+}
+
+/// Instructions among the messages: those before the first one are the system prompt. Later ones
+/// stay at their place, or each would change the prompt of all that was said before; Claude Code
+/// marks its own such texts so.
+inline void take_instructions(const reader& content, turn_request& request) {
+  if (request.messages.empty()) return append_instructions(content, request);
+  const auto words = parse_instructions(content);
+  if (words.empty()) return;
+  text_part marked{"<system-reminder>\n" + words + "\n</system-reminder>"};
+  request.messages.push_back({role::user, {std::move(marked)}});
 }
 
 /// More tools than the API takes, and few enough for checks of each against each.
@@ -1768,6 +1807,7 @@ inline json render_part(const content_part& part) {
 //
 //   turn  := turn_started block* ( turn_stopped | turn_failed )   turn_failed may come at any time
 //   block := block_started(i) block_delta(i)* block_stopped(i)     i = 0, 1, 2, never interleaved
+//            | attempt_broken(i)                                   goes back to i
 
 /// `activity` is what Claude Code's own tools were asked and have answered.
 enum class block_kind { text, thinking, redacted_thinking, tool_call, activity };
@@ -1824,6 +1864,12 @@ struct block_stopped {
   std::string signature;  ///< of thinking
 };
 
+/// The connection to the API broke, and what it says now replaces all blocks from this one on. Only
+/// where the answer is not streamed.
+struct attempt_broken {
+  std::size_t index = 0;
+};
+
 struct turn_stopped {
   stop_reason reason = stop_reason::end_turn;
   std::string stop_sequence;
@@ -1834,8 +1880,8 @@ struct turn_failed {
   api_error error;
 };
 
-using event = std::variant<turn_started, block_started, block_delta, block_stopped, turn_stopped,
-                           turn_failed>;
+using event = std::variant<turn_started, block_started, block_delta, block_stopped, attempt_broken,
+                           turn_stopped, turn_failed>;
 
 inline bool ends_turn(const event& what) {
   return std::holds_alternative<turn_stopped>(what) || std::holds_alternative<turn_failed>(what);
@@ -1870,6 +1916,7 @@ class collector {
             },
             [&](const block_delta& e) { result_.blocks.at(e.index).text += e.text; },
             [&](const block_stopped& e) { result_.blocks.at(e.index).signature = e.signature; },
+            [&](const attempt_broken& e) { result_.blocks.resize(e.index); },
             [&](const turn_stopped& e) {
               result_.reason = e.reason;
               result_.stop_sequence = e.stop_sequence;
@@ -2038,6 +2085,7 @@ class chat_reply final : public reply {
                      write_choice(choice, delta_of(state, e.text), "null", out);
                    },
                    [](const block_stopped&) {},
+                   [](const attempt_broken&) {},  // of answers that are not streamed
                    [&](const turn_stopped& e) { write_stop(choice, e, out); },
                    [&](const turn_failed& e) {
                      out += sse_data(render_error(e.error)) + sse_data("[DONE]");
@@ -2370,7 +2418,7 @@ inline void parse_message(const reader& source, turn_request& request) {
   const auto& speaker = name.string();
   message said;
   if (speaker == "system" || speaker == "developer") {
-    if (const auto content = source.find("content")) append_instructions(*content, request);
+    if (const auto content = source.find("content")) take_instructions(*content, request);
     return;
   }
   if (speaker == "tool" || speaker == "function") {
@@ -2667,6 +2715,7 @@ class messages_reply final : public reply {
                    [&](const block_started& e) { write_block(e, out); },
                    [&](const block_delta& e) { write_delta(e, out); },
                    [&](const block_stopped& e) { write_block_end(e, out); },
+                   [](const attempt_broken&) {},  // of answers that are not streamed
                    [&](const turn_stopped& e) { write_stop(e, out); },
                    [&](const turn_failed& e) {
                      out += "event: error\n" + sse_data(render_error(e.error, request_id_));
@@ -2890,9 +2939,7 @@ inline void parse_message(const reader& source, turn_request& request) {
   if (speaker.string() == "assistant") {
     said.author = role::assistant;
   } else if (speaker.string() == "system") {  // newer clients put reminders there
-    const auto content = source.require("content");
-    append_instructions(content, request);
-    return;
+    return take_instructions(source.require("content"), request);
   } else if (speaker.string() == "tool" || speaker.string() == "developer") {
     speaker.fail("must be user or assistant; send this body to /v1/chat/completions");
   } else if (speaker.string() != "user") {
@@ -3196,6 +3243,7 @@ class response_reply final : public reply {
                    [&](const block_started& e) { write_block(e, out); },
                    [&](const block_delta& e) { write_delta(e, out); },
                    [&](const block_stopped& e) { write_block_end(e, out); },
+                   [](const attempt_broken&) {},  // of answers that are not streamed
                    [&](const turn_stopped& e) { write_stop(e, out); },
                    [&](const turn_failed& e) { write_failure(e.error, out); },
                },
@@ -3472,8 +3520,7 @@ inline void parse_message_item(const reader& item, turn_request& request) {
   const auto speaker = item.require("role");
   const auto content = item.require("content");
   if (speaker.string() == "system" || speaker.string() == "developer") {
-    append_instructions(content, request);
-    return;
+    return take_instructions(content, request);
   }
   if (speaker.string() != "user" && speaker.string() != "assistant") {
     speaker.fail("must be user, assistant, system or developer");
@@ -3733,6 +3780,7 @@ class completion_reply final : public reply {
                      }
                    },
                    [](const block_stopped&) {},
+                   [](const attempt_broken&) {},  // of answers that are not streamed
                    [&](const turn_stopped& e) { write_stop(choice, e, out); },
                    [&](const turn_failed& e) {
                      out += sse_data(openai_chat::render_error(e.error)) + sse_data("[DONE]");
@@ -4387,9 +4435,9 @@ inline std::optional<usage_window> decode_usage_window(const json& line) {
 
 /// Lines of one turn to events. Never throws; keeps the grammar whatever the lines say.
 ///
-/// The CLI starts a broken API call again by itself: the new attempt's blocks are matched with
-/// what was already told, and only what is new is told. When they differ, nothing honest is left
-/// but to fail. A block is told as stopped when the next one starts or its message is complete,
+/// The CLI starts a broken API call again by itself. Where nothing has left, the first attempt is
+/// forgotten. In a stream the new attempt's blocks are matched with what was already told, and only
+/// what is new is told: when they differ, nothing honest is left but to fail. A block is told as stopped when the next one starts or its message is complete,
 /// since a broken attempt's blocks "stop" too.
 class turn_decoder {
  public:
@@ -4675,6 +4723,7 @@ class turn_decoder {
 
   void begin_message(const json& message, bool streamed, events& out) {
     if (streamed_) broken_ += estimate_cost(model_, open_usage());
+    if (!shape_.streamed && !message_complete_) forget_attempt(out);
     message_id_ = string_of(message, "id");
     model_ = string_of(message, "model");
     streamed_ = streamed;
@@ -4693,6 +4742,18 @@ class turn_decoder {
     next_ = first_;
     incoming_.reset();
     api_index_ = -1;
+  }
+
+  /// Nothing of the incoming message has left.
+  void forget_attempt(events& out) {
+    if (told_.size() == first_) return;
+    const auto shown = std::count_if(told_.begin() + static_cast<std::ptrdiff_t>(first_),
+                                     told_.end(), [](const auto& block) { return !block.hidden; });
+    blocks_ -= static_cast<std::size_t>(shown);
+    told_.resize(first_);
+    calls_.clear();
+    open_ = unknown_tool_ = false;
+    out.emplace_back(attempt_broken{blocks_});
   }
 
   /// A block of a kind that no dialect can tell is skipped with its deltas.
@@ -5221,24 +5282,11 @@ inline std::string encode_rewind(const std::string& id, const std::string& uuid)
       id, json::object({{"subtype", "rewind_conversation"}, {"target_message_uuid", uuid}}));
 }
 
-/// Ids of other makers may hold what the API refuses in one.
-inline std::string clean_call_id(std::string id) {
-  for (char& c : id) {
-    const bool plain = std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == '-';
-    if (!plain) c = '_';
-  }
-  return id;
-}
-
-/// A content block as the API is to see it: with ids and names that it takes.
+/// A content block as the API is to see it: with names that it takes.
 inline json encode_part(const content_part& part, const tool_names& names) {
   json block = render_part(part);
   if (const auto* call = std::get_if<tool_call_part>(&part)) {
-    block["id"] = clean_call_id(call->id);
     block["name"] = names.to_api(call->name);
-  }
-  if (const auto* result = std::get_if<tool_result_part>(&part)) {
-    block["tool_use_id"] = clean_call_id(result->call_id);
   }
   return block;
 }
@@ -6972,27 +7020,29 @@ struct way {
   std::size_t taken_back = 0;  ///< the user's messages that are taken back
   std::size_t told = 0;        ///< messages that are told as history
   std::size_t lost = 0;        ///< messages that are told anew when their conversation goes on
-  bool parked = false;         ///< the process awaits the results of a client's tools
+  bool parked = false;         ///< another conversation's calls are given up for it
 };
 
-/// What a way costs, in milliseconds, as measured on the real CLI. A process that awaits results
-/// is taken for something else only where there is no other: the model's thoughts go with it.
+/// What ways cost, in milliseconds, as measured on the real CLI.
+struct way_costs {
+  static constexpr double step_back = 3;
+  static constexpr double message = 2.5;  ///< told as history
+  static constexpr double initialize = 50;
+  static constexpr double start = 450;
+  /// A process that awaits results is taken for another conversation only where there is nothing
+  /// else: the model's thoughts would be lost.
+  static constexpr double parked = 10'000;
+};
+
+/// What a way costs in milliseconds, with what it makes others tell anew.
 inline double cost_of(const way& one) {
-  constexpr double step_back = 3;
-  constexpr double message = 2.5;
-  constexpr double initialize = 50;
-  constexpr double start = 450;
-  constexpr double parked = 10'000;
-  const double history = message * static_cast<double>(one.told);
-  switch (one.how) {
-    case way::kind::go_on: return history;
-    case way::kind::go_back:
-      return history + step_back * static_cast<double>(one.taken_back) +
-             message * static_cast<double>(one.lost) + (one.parked ? parked : 0);
-    case way::kind::spare: return history + initialize;
-    case way::kind::start: return history + initialize + start;
-  }
-  return 0;
+  double cost = way_costs::message * static_cast<double>(one.told + one.lost) +
+                way_costs::step_back * static_cast<double>(one.taken_back);
+  const bool fresh = one.how == way::kind::spare || one.how == way::kind::start;
+  if (fresh) cost += way_costs::initialize;
+  if (one.how == way::kind::start) cost += way_costs::start;
+  if (one.parked) cost += way_costs::parked;
+  return cost;
 }
 
 /// How far a process may be taken back.
@@ -7008,16 +7058,19 @@ inline std::optional<way> find_way(const conversation_trace& held,
   const auto history = asked.ends.size() - 1;
   const auto common = std::min(count_common(held, asked), history);
   const bool whole = common == held.ends.size();
-  if (whole && (!parked || (brings_results && common == history))) {
-    return way{way::kind::go_on, common, 0, history - common, 0, parked};
+  if (whole && common > 0 && (!parked || (brings_results && common == history))) {
+    return way{way::kind::go_on, common, 0, history - common, 0, false};
   }
+  way back{way::kind::go_back, 0, 0, history, held.ends.size() - common, parked && common == 0};
+  if (held.ends.empty()) return back;
   const auto first = std::find_if(marks.rbegin(), marks.rend(),
                                   [&](const turn_mark& mark) { return mark.message <= common; });
-  if (first == marks.rend() || may == going_back::nowhere) return std::nullopt;
-  const auto keep = first->message;
-  if (keep == 0 && may == going_back::to_an_answer) return std::nullopt;
-  const auto steps = static_cast<std::size_t>(first - marks.rbegin()) + 1;
-  return way{way::kind::go_back, keep, steps, history - keep, held.ends.size() - common, parked};
+  const bool far = first == marks.rend() || (first->message == 0 && may != going_back::anywhere);
+  if (far || may == going_back::nowhere) return std::nullopt;
+  back.keep = first->message;
+  back.taken_back = static_cast<std::size_t>(first - marks.rbegin()) + 1;
+  back.told = history - back.keep;
+  return back;
 }
 
 /// What a request wants of the pool. Owned by the request's turn.
@@ -7027,6 +7080,8 @@ struct process_demand {
   const conversation_trace* trace = nullptr;  ///< of the request; null: no conversation
   bool brings_results = false;                ///< see `find_way`
   bool fresh = false;                         ///< of a process that holds nothing
+
+  std::size_t history() const { return trace == nullptr ? 0 : trace->ends.size() - 1; }
 };
 
 class pool;
@@ -7255,9 +7310,8 @@ class pool {
     using state = claude_process::state;
     const auto& process = *kept.process;
     const bool parked = kept.now == state::awaiting_tool_results;
-    const auto history = demand.trace == nullptr ? 0 : demand.trace->ends.size() - 1;
     if (kept.ends || !(kept.profile == demand.profile)) return std::nullopt;
-    if (kept.now == state::ready) return way{way::kind::spare, 0, 0, history, 0, false};
+    if (kept.now == state::ready) return way{way::kind::spare, 0, 0, demand.history(), 0, false};
     const bool holds = kept.now == state::idle || parked;
     if (!holds || demand.fresh || demand.trace == nullptr) return std::nullopt;
     if (process.held().identity != demand.trace->identity) return std::nullopt;
@@ -7275,8 +7329,7 @@ class pool {
     const bool at_cap = before != nullptr && total() >= maximum_;
     if (at_cap && is_overtaken(*before)) return std::nullopt;
     const bool own_only = at_cap && before->demand->client != demand.client;
-    const auto history = demand.trace == nullptr ? 0 : demand.trace->ends.size() - 1;
-    double least = cost_of({way::kind::start, 0, 0, history, 0, false});
+    double least = cost_of_start(demand);
     auto best = slots_.end();
     grant found;
     for (auto kept = slots_.begin(); kept != slots_.end(); ++kept) {
@@ -7450,15 +7503,17 @@ class pool {
     }
   }
 
-  /// Makes room: the conversation that was asked for least recently costs only that it is told
-  /// anew, least of all one that no request waits for; a spare of another model goes last. False
-  /// when there is nothing to end.
-  bool stop_least_useful() {
+  /// What is ended to make room: the conversation that was asked for least recently costs only that
+  /// it is told anew, least of all one that no request waits for; one whose calls wait for results
+  /// costs more; a spare of another model goes last. The end of the list when there is nothing.
+  slots::iterator least_useful() {
+    using state = claude_process::state;
     const auto waiting = all_waiting();
-    constexpr int never = 3;
+    constexpr int never = 4;
     const auto rank = [&](const slot& kept) {
-      if (kept.read || kept.now == claude_process::state::starting) return never;
-      if (kept.now == claude_process::state::ready) return 2;
+      if (kept.read || kept.ends || kept.now == state::starting) return never;
+      if (kept.now == state::ready) return 3;
+      if (kept.now == state::awaiting_tool_results) return 2;
       const bool awaited = std::any_of(waiting.begin(), waiting.end(), [&](const waiter* request) {
         return way_of(kept, *request->demand).has_value();
       });
@@ -7471,9 +7526,19 @@ class pool {
       if (own < least) found = kept;
       least = std::min(least, own);
     }
-    if (found == slots_.end()) return false;
-    end(found);
-    return true;
+    return found;
+  }
+
+  /// To start a process, and to make room for it, in milliseconds.
+  double cost_of_start(const process_demand& demand) {
+    way start;
+    start.told = demand.history();
+    if (total() < maximum_) return cost_of(start);
+    const auto ended = least_useful();
+    if (ended == slots_.end()) return cost_of(start);
+    start.lost = ended->process->held().ends.size();
+    start.parked = ended->now == claude_process::state::awaiting_tool_results;
+    return cost_of(start);
   }
 
   void reap() {
@@ -7641,7 +7706,10 @@ class pool {
       launch(*profile, lock);
       return now;
     }
-    return stopping_.empty() && stop_least_useful() ? now + reap_interval : next;
+    const auto ended = stopping_.empty() ? least_useful() : slots_.end();
+    if (ended == slots_.end()) return next;
+    end(ended);
+    return now + reap_interval;
   }
 
   steady_time next_look(steady_time now) const {
@@ -8908,7 +8976,7 @@ class turn {
         normalize(request_.messages);
       }
     }
-    check_tool_results(request_.messages);
+    settle_tool_calls(request_.messages);
     define_called_tools(request_);
     given_system_ = request_.system;
     if (request_.model.empty()) request_.model = settings_.default_model;
@@ -10596,6 +10664,7 @@ class stand_in {
     }
     if (subtype == "set_model") model_ = string_of(request, "model");
     if (subtype == "interrupt") interrupted_ = !waiting_.empty();
+    if (subtype == "rewind_conversation") answer["rewound"] = rewind(request);
     const auto id = string_of(line, "request_id");
     const auto response =
         json::object({{"subtype", "success"}, {"request_id", id}, {"response", answer}});
@@ -10611,6 +10680,16 @@ class stand_in {
     if (!tools_awaited_) return;
     ask_client("initialize", "initialize", json::object({{"protocolVersion", "2025-11-25"}}));
     ask_client(tools_request, "tools/list", json::object());
+  }
+
+  /// Takes a message of the user's back, with all after it.
+  bool rewind(const json& request) {
+    const auto place = places_.find(string_of(request, "target_message_uuid"));
+    if (place == places_.end() || place->second > now_.messages.size()) return false;
+    auto& messages = now_.messages.get_ref<json::array_t&>();
+    messages.resize(place->second);
+    places_.erase(place);
+    return true;
   }
 
   /// Asks the client's tool server, which lives in the proxy.
@@ -10650,6 +10729,7 @@ class stand_in {
   }
 
   void take_message(const json& line) {
+    places_[string_of(line, "uuid")] = now_.messages.size();
     now_.messages.push_back(member_of(line, "message"));
     if (string_of(line, "type") == "assistant") return;
     const bool asks = member_of(line, "shouldQuery") != false;
@@ -10788,8 +10868,9 @@ class stand_in {
   std::string model_;
   conversation now_;
   line_splitter lines_;
-  std::deque<json> waiting_;             ///< messages; the first one is being answered
-  std::map<std::string, json> results_;  ///< of what the client was asked, by id
+  std::deque<json> waiting_;                   ///< messages; the first one is being answered
+  std::map<std::string, json> results_;        ///< of what the client was asked, by id
+  std::map<std::string, std::size_t> places_;  ///< of the user's messages, by uuid
   int asked_ = 0;
   bool tools_awaited_ = false;
   bool interrupted_ = false;
@@ -11846,6 +11927,7 @@ inline json render_health(const process_counts& counts, const cli_facts& facts, 
                                                          {"warm", counts.warm},
                                                          {"busy", counts.busy},
                                                          {"idle", counts.idle},
+                                                         {"taking_back", counts.taking_back},
                                                          {"stopping", counts.stopping},
                                                          {"maximum", counts.maximum}})},
                              {"queued", counts.queued}}));

@@ -25,6 +25,7 @@ import { observe } from './observe.test.mjs';
 import { page } from './page.test.mjs';
 import { STAND_IN } from './raw_client.mjs';
 import { readme } from './readme.test.mjs';
+import { identity } from './identity.test.mjs';
 import { reference } from './reference.test.mjs';
 import { security } from './security.test.mjs';
 import { server } from './server.test.mjs';
@@ -126,6 +127,7 @@ const suites = [
   { name: 'money', version: newest, tests: money.tests },
   { name: 'transport', version: newest, tests: transport.tests },
   { name: 'observe', version: newest, tests: observe.tests },
+  { name: 'identity', version: newest, tests: identity.tests },
   { name: 'reference', version: newest, tests: reference.tests },
   { name: 'readme', version: newest, tests: readme.tests },
   // What no CLI has a part in: the stand-in is fast. Tests that need a real one take it.
