@@ -21,11 +21,15 @@ const user = (content) => ({ role: 'user', content });
 const assistant = (content) => ({ role: 'assistant', content });
 const text = (words) => ({ type: 'text', text: words });
 
-/** The API's requests, as text, without what differs from process to process. */
+/** The API's requests, as text, without what differs from process to process; ids that the API has given by their order. */
 function sent(call) {
   const { metadata, ...body } = call.body;
   assert.ok(metadata);
-  return JSON.stringify(body);
+  const ids = [];
+  return JSON.stringify(body).replace(/toolu_loopback_\d+/g, (id) => {
+    if (!ids.includes(id)) ids.push(id);
+    return `toolu_${ids.indexOf(id)}`;
+  });
 }
 
 const health = async (proxy) => (await send(proxy, { method: 'GET', path: '/health' }).done).json.processes;
