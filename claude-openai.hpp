@@ -12764,7 +12764,7 @@ th { font-size: 0.8125rem; color: var(--muted); text-align: left; }
 .parked { --state: var(--warn); }
 .idle { --state: var(--blue); }
 .spare { --state: var(--good); }
-.starting { --state: var(--line); }
+.starting, .taking_back { --state: var(--line); }
 .sessions table { width: 100%; margin-top: 0.5rem; }
 .sessions td:first-child { max-width: 9rem; overflow: hidden; text-overflow: ellipsis; }
 .sessions td:last-child { text-align: right; padding-right: 0; }
@@ -13700,6 +13700,7 @@ const meanings = {
   busy: 'answering',
   idle: 'keeping a conversation',
   parked: 'waiting for tool results',
+  taking_back: 'what nobody wants',
   starting: '',
 };
 
@@ -13710,7 +13711,7 @@ function showProcesses(counts, most) {
   while (slots.length < most) slots.push('free');
   byId('slots').replaceChildren(...slots.map((kind) => element('li', { class: kind })));
   byId('legend').replaceChildren(...kinds.map((kind) =>
-    element('li', { class: kind }, `${counts[kind] ?? 0} ${kind} `, muted(meanings[kind]))));
+    element('li', { class: kind }, `${counts[kind] ?? 0} ${kind.replace('_', ' ')} `, muted(meanings[kind]))));
 }
 
 function showFigures(figures) {
