@@ -1390,24 +1390,44 @@ inline std::vector<std::string> call_ids(const message& said) {
 
 constexpr std::size_t most_calls = 1024;  ///< of tools in one message
 
-/// An id that the API takes (`^[a-zA-Z0-9_-]+$`), and that is not among those given already: some
-/// makers number calls anew in each turn.
-inline std::string give_call_id(const std::string& own, std::set<std::string>& given) {
-  std::string clean = own.empty() ? "call" : own;
-  for (char& c : clean) {
-    const bool plain = std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == '-';
-    if (!plain) c = '_';
+/// Ids of tool calls that the API takes (`^[a-zA-Z0-9_-]+$`), each given once: some makers number
+/// calls anew in each turn. The CLI takes `call_1_2` for a second `call_1`, and drops its result.
+class call_id_giver {
+ public:
+  std::string give(const std::string& own) {
+    std::string clean = own.empty() ? "call" : own;
+    for (char& c : clean) {
+      const bool plain = std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == '-';
+      if (!plain) c = '_';
+    }
+    auto id = clean;
+    for (int i = 2; is_taken(id); ++i) id = clean + "-" + std::to_string(i);
+    ids_.insert(id);
+    stems_.insert(stem_of(id));
+    return id;
   }
-  auto id = clean;
-  for (int i = 2; !given.insert(id).second; ++i) id = clean + "_" + std::to_string(i);
-  return id;
-}
+
+ private:
+  bool is_taken(const std::string& id) const {
+    return ids_.count(id) + ids_.count(stem_of(id)) + stems_.count(id) > 0;
+  }
+
+  /// Without `_` and digits at its end; empty where there are none.
+  static std::string stem_of(const std::string& id) {
+    const auto digits = id.find_last_not_of("0123456789") + 1;
+    const bool numbered = digits > 1 && digits < id.size() && id[digits - 1] == '_';
+    return numbered ? id.substr(0, digits - 1) : std::string();
+  }
+
+  std::set<std::string> ids_;
+  std::set<std::string> stems_;
+};
 
 /// Gives each tool call an id of its own, and its result too. Throws a 400 unless each is answered
 /// in the message after it, once, and nothing else is. The API would refuse it too, in words about
 /// blocks that the client has never seen; the CLI drops a second call of an id without a word.
 inline void settle_tool_calls(std::vector<message>& messages) {
-  std::set<std::string> given;
+  call_id_giver ids;
   std::vector<std::pair<std::string, std::string>> open;  // ids of the client's, and ours
   for (auto& said : messages) {
     for (auto& part : said.parts) {
@@ -1431,7 +1451,7 @@ inline void settle_tool_calls(std::vector<message>& messages) {
     for (auto& part : said.parts) {
       auto* call = std::get_if<tool_call_part>(&part);
       if (call == nullptr) continue;
-      open.emplace_back(call->id, give_call_id(call->id, given));
+      open.emplace_back(call->id, ids.give(call->id));
       call->id = open.back().second;
     }
     if (open.size() > most_calls) {
