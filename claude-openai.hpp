@@ -7101,6 +7101,7 @@ class pool {
     const std::lock_guard<std::mutex> lock(mutex_);
     shared_ = keys > 1;
     serve_queue();
+    wake_.raise();
   }
 
   /// Ends what this client's agents left: a server that they had may be gone. What answers now ends
@@ -7195,6 +7196,8 @@ class pool {
   /// A burst of requests comes first; new spares would only take its processor time.
   static constexpr std::chrono::milliseconds refill_delay{200};
   static constexpr std::chrono::seconds longest_overtaking{3};
+  static constexpr std::chrono::milliseconds longest_return{500};  // then a start takes no longer
+  static constexpr std::chrono::seconds longest_start{5};  // that takes a processor; usual: 0.5 s
   static constexpr std::chrono::milliseconds reap_interval{5};
   static constexpr std::chrono::milliseconds watch_interval{100};
   static constexpr std::size_t most_profiles = 4;
@@ -7449,11 +7452,14 @@ class pool {
   /// anew, least of all one that no request waits for; a spare of another model goes last. False
   /// when there is nothing to end.
   bool stop_least_useful() {
+    using state = claude_process::state;
+    const auto now = std::chrono::steady_clock::now();
     const auto waiting = all_waiting();
     constexpr int never = 3;
     const auto rank = [&](const slot& kept) {
-      if (kept.read || kept.now == claude_process::state::starting) return never;
-      if (kept.now == claude_process::state::ready) return 2;
+      if (kept.read || is_starting(kept)) return never;
+      if (kept.now == state::taking_back && now - kept.since < longest_return) return never;
+      if (kept.now == state::ready) return 2;
       const bool awaited = std::any_of(waiting.begin(), waiting.end(), [&](const waiter* request) {
         return way_of(kept, *request->demand).has_value();
       });
@@ -7534,6 +7540,12 @@ class pool {
     }));
   }
 
+  int count_ready(const launch_profile& profile) const {
+    return static_cast<int>(std::count_if(slots_.begin(), slots_.end(), [&](const slot& kept) {
+      return kept.now == claude_process::state::ready && kept.profile == profile;
+    }));
+  }
+
   /// The wanted spares are dealt out to the remembered profiles in turn.
   int share_of(const launch_profile& profile) const {
     const auto found = find_asked(profiles_, profile);
@@ -7588,7 +7600,8 @@ class pool {
       if (kept.now == state::ready) failures_ = 0;
       if (kept.now != state::dead) continue;
       note_refusal(*kept.process);
-      if (before == state::starting || before == state::ready) fail_start(kept);
+      if (before == state::starting) fail_start(kept, true);
+      if (before == state::ready) fail_start(kept, false);
     }
   }
 
@@ -7603,11 +7616,12 @@ class pool {
   bool is_unwanted(const slot& kept, steady_time oldest) const {
     using state = claude_process::state;
     switch (kept.now) {
+      case state::starting:
+        return queued_ == 0 && count_spares(kept.profile) > share_of(kept.profile);
       case state::ready:
-        return count_spares(kept.profile) > share_of(kept.profile) || !kept.process->is_of_today();
+        return count_ready(kept.profile) > share_of(kept.profile) || !kept.process->is_of_today();
       case state::awaiting_tool_results:
       case state::idle: return kept.since < oldest;
-      case state::starting:
       case state::taking_back: return false;
       case state::telling_history:
       case state::answering:
@@ -7621,9 +7635,7 @@ class pool {
   steady_time start_next(std::unique_lock<std::mutex>& lock) {
     const auto now = std::chrono::steady_clock::now();
     const auto next = next_look(now);
-    const auto starting = std::count_if(slots_.begin(), slots_.end(), [](const slot& kept) {
-      return kept.now == claude_process::state::starting;
-    });
+    const auto starting = std::count_if(slots_.begin(), slots_.end(), is_starting);
     if (closing_ || starting >= most_starts_) return next;
     auto profile = awaited_start();
     if (!profile && first_in_line() == nullptr) {
@@ -7639,12 +7651,19 @@ class pool {
     return stopping_.empty() && stop_least_useful() ? now + reap_interval : next;
   }
 
+  /// One that hangs holds up no other, and another is started in its place.
+  static bool is_starting(const slot& kept) {
+    return kept.now == claude_process::state::starting &&
+           std::chrono::steady_clock::now() - kept.since < longest_start;
+  }
+
   steady_time next_look(steady_time now) const {
     auto next = now + (stopping_.empty() ? std::chrono::minutes(1) : reap_interval);
     for (const auto& kept : slots_) {
       const bool moves = kept.now == claude_process::state::starting ||
                          kept.now == claude_process::state::taking_back;
-      next = std::min(next, moves ? now + watch_interval : kept.since + settings_.idle_timeout);
+      if (moves) next = std::min(next, now + watch_interval);
+      if (!kept.is_unused()) next = std::min(next, kept.since + settings_.idle_timeout);
     }
     return std::max(next, now + reap_interval);
   }
@@ -7653,7 +7672,7 @@ class pool {
   std::optional<launch_profile> awaited_start() const {
     std::vector<const slot*> starting;
     for (const auto& kept : slots_) {
-      if (kept.now == claude_process::state::starting) starting.push_back(&kept);
+      if (is_starting(kept)) starting.push_back(&kept);
     }
     std::map<std::string, int> served = busy_of_;
     for (const auto* request : all_waiting()) {
@@ -7686,10 +7705,12 @@ class pool {
     slots_.push_back({profile, std::move(fresh), claude_process::state::starting});
   }
 
-  void fail_start(slot& kept) {
+  /// `awaited`: a request may wait for it, as for one that starts. A spare is nobody's.
+  void fail_start(slot& kept, bool awaited) {
     while (const auto said = kept.process->pop()) {
       const auto* failed = std::get_if<turn_failed>(&*said);
-      if (failed != nullptr) return refuse_start(kept.profile, failed->error);
+      if (failed == nullptr) continue;
+      return awaited ? refuse_start(kept.profile, failed->error) : delay_spares(failed->error);
     }
   }
 
@@ -7700,6 +7721,10 @@ class pool {
       if (!(request->demand->profile == profile)) continue;
       return serve(*request, grant{nullptr, {}, failure});
     }
+    delay_spares(failure);
+  }
+
+  void delay_spares(const api_error& failure) {
     settings_.log.warning("no spare: " + failure.message);
     failures_ = std::min(failures_ + 1, 6);
     const std::chrono::seconds delay(1 << (failures_ - 1));
