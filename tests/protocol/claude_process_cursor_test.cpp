@@ -154,6 +154,7 @@ TEST_CASE(
   CHECK(answer_to({"own_0", "own_1"}, {"own_1", "own_0"}, {"second", "first"}));
   CHECK(answer_to({"x", "y"}, {"x", "y"}, {"first", "second"}));
   CHECK(answer_to({"x", "y"}, {"y", "x"}, {"second", "first"}));
+  CHECK(answer_to({"f", "f"}, {"f", "f"}, {"first", "second"}));
   CHECK(answer_to({"x", "own_1"}, {"own_1", "x"}, {"second", "first"}));
   CHECK(answer_to({"own_1", "own_0"}, {"own_1", "own_0"}, {"first", "second"}));
 }
