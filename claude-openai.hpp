@@ -6490,17 +6490,19 @@ class client_tools {
 
   bool lacks_calls() const { return !results_.empty(); }
 
-  /// The results that the client brings for these calls. It may have renamed the calls; then their
-  /// order tells which is which.
-  void take_results(const message& said, const std::vector<std::string>& calls) {
-    std::size_t place = 0;
+  /// The results that the client brings for these calls, which are those of the message `before`.
+  /// It may have renamed them, all alike even: a call's place tells which one it is.
+  void take_results(const message& said, const message& before,
+                    const std::vector<std::string>& calls) {
+    auto names = call_ids(before);
     for (const auto& part : said.parts) {
       const auto* result = std::get_if<tool_result_part>(&part);
       if (result == nullptr) continue;
-      const bool known = std::find(calls.begin(), calls.end(), result->call_id) != calls.end();
-      const auto& id = known || place >= calls.size() ? result->call_id : calls[place];
-      results_[id] = encode_tool_result(*result);
-      ++place;
+      const auto name = std::find(names.begin(), names.end(), result->call_id);
+      const auto place = static_cast<std::size_t>(name - names.begin());
+      if (name == names.end() || place >= calls.size()) continue;
+      results_[calls[place]] = encode_tool_result(*result);
+      name->clear();  // another result of this name is a later call's
     }
   }
 
@@ -6643,7 +6645,8 @@ class claude_process {
   /// would answer for them on any signal that it can catch, and ask the model again.
   stop_policy ending() const {
     if (turn_.agent) return {SIGINT, false};  // older ones leave them alone when their input ends
-    return {state_ == state::awaiting_tool_results ? SIGKILL : SIGTERM, true};
+    const bool waits = runs_ && (turn_.decoder.finished() || state_ == state::taking_back);
+    return {waits ? SIGKILL : SIGTERM, true};
   }
 
   /// Brings the process to the request's conversation and asks; its answer comes as events. The
@@ -6821,7 +6824,8 @@ class claude_process {
     const bool brings_results = state_ == state::awaiting_tool_results;
     const double charged = brings_results ? turn_.decoder.charged_ahead() : 0;
     if (brings_results) {
-      tools_.take_results(turn_.request->messages.back(), turn_.decoder.calls());
+      const auto said = turn_.request->messages.rbegin();
+      tools_.take_results(*said, *(said + 1), turn_.decoder.calls());
     }
     turn_.decoder = turn_decoder(cost_, std::move(shape), charged);
     cursor_.held = *turn_.trace;
@@ -7181,6 +7185,7 @@ class pool {
     const std::lock_guard<std::mutex> lock(mutex_);
     shared_ = keys > 1;
     serve_queue();
+    wake_.raise();
   }
 
   /// Ends what this client's agents left: a server that they had may be gone. What answers now ends
@@ -7272,6 +7277,8 @@ class pool {
   /// A burst of requests comes first; new spares would only take its processor time.
   static constexpr std::chrono::milliseconds refill_delay{200};
   static constexpr std::chrono::seconds longest_overtaking{3};
+  static constexpr std::chrono::milliseconds longest_return{500};  // then a start takes no longer
+  static constexpr std::chrono::seconds longest_start{5};  // that takes a processor; usual: 0.5 s
   static constexpr std::chrono::milliseconds reap_interval{5};
   static constexpr std::chrono::milliseconds watch_interval{100};
   static constexpr std::size_t most_profiles = 4;
@@ -7497,10 +7504,12 @@ class pool {
   /// costs more; a spare of another model goes last. The end of the list when there is nothing.
   slots::iterator least_useful() {
     using state = claude_process::state;
+    const auto now = std::chrono::steady_clock::now();
     const auto waiting = in_line();
     constexpr int never = 4;
     const auto rank = [&](const slot& kept) {
-      if (kept.read || kept.ends || kept.now == state::starting) return never;
+      if (kept.read || kept.ends || is_starting(kept)) return never;
+      if (kept.now == state::taking_back && now - kept.since < longest_return) return never;
       if (kept.now == state::ready) return 3;
       if (kept.now == state::awaiting_tool_results) return 2;
       const bool awaited = std::any_of(waiting.begin(), waiting.end(), [&](const waiter* request) {
@@ -7593,6 +7602,12 @@ class pool {
     }));
   }
 
+  int count_ready(const launch_profile& profile) const {
+    return static_cast<int>(std::count_if(slots_.begin(), slots_.end(), [&](const slot& kept) {
+      return kept.now == claude_process::state::ready && kept.profile == profile;
+    }));
+  }
+
   /// The wanted spares are dealt out to the remembered profiles in turn.
   int share_of(const launch_profile& profile) const {
     const auto found = find_asked(profiles_, profile);
@@ -7647,7 +7662,8 @@ class pool {
       if (kept.now == state::ready) failures_ = 0;
       if (kept.now != state::dead) continue;
       note_refusal(*kept.process);
-      if (before == state::starting || before == state::ready) fail_start(kept);
+      if (before == state::starting) fail_start(kept, true);
+      if (before == state::ready) fail_start(kept, false);
     }
   }
 
@@ -7662,11 +7678,12 @@ class pool {
   bool is_unwanted(const slot& kept, steady_time oldest) const {
     using state = claude_process::state;
     switch (kept.now) {
+      case state::starting:
+        return queue_.empty() && count_spares(kept.profile) > share_of(kept.profile);
       case state::ready:
-        return count_spares(kept.profile) > share_of(kept.profile) || !kept.process->is_of_today();
+        return count_ready(kept.profile) > share_of(kept.profile) || !kept.process->is_of_today();
       case state::awaiting_tool_results:
       case state::idle: return kept.since < oldest;
-      case state::starting:
       case state::taking_back: return false;
       case state::telling_history:
       case state::answering:
@@ -7680,9 +7697,7 @@ class pool {
   steady_time start_next(std::unique_lock<std::mutex>& lock) {
     const auto now = std::chrono::steady_clock::now();
     const auto next = next_look(now);
-    const auto starting = std::count_if(slots_.begin(), slots_.end(), [](const slot& kept) {
-      return kept.now == claude_process::state::starting;
-    });
+    const auto starting = std::count_if(slots_.begin(), slots_.end(), is_starting);
     if (closing_ || starting >= most_starts_) return next;
     auto profile = awaited_start();
     if (!profile && in_line().empty()) {
@@ -7701,12 +7716,19 @@ class pool {
     return now + reap_interval;
   }
 
+  /// One that hangs holds up no other, and another is started in its place.
+  static bool is_starting(const slot& kept) {
+    return kept.now == claude_process::state::starting &&
+           std::chrono::steady_clock::now() - kept.since < longest_start;
+  }
+
   steady_time next_look(steady_time now) const {
     auto next = now + (stopping_.empty() ? std::chrono::minutes(1) : reap_interval);
     for (const auto& kept : slots_) {
       const bool moves = kept.now == claude_process::state::starting ||
                          kept.now == claude_process::state::taking_back;
-      next = std::min(next, moves ? now + watch_interval : kept.since + settings_.idle_timeout);
+      if (moves) next = std::min(next, now + watch_interval);
+      if (!kept.is_unused()) next = std::min(next, kept.since + settings_.idle_timeout);
     }
     return std::max(next, now + reap_interval);
   }
@@ -7715,7 +7737,7 @@ class pool {
   std::optional<launch_profile> awaited_start() const {
     std::vector<const slot*> starting;
     for (const auto& kept : slots_) {
-      if (kept.now == claude_process::state::starting) starting.push_back(&kept);
+      if (is_starting(kept)) starting.push_back(&kept);
     }
     for (const auto* request : in_line()) {
       const auto& profile = request->demand->profile;
@@ -7745,10 +7767,12 @@ class pool {
     slots_.push_back({profile, std::move(fresh), claude_process::state::starting});
   }
 
-  void fail_start(slot& kept) {
+  /// `awaited`: a request may wait for it, as for one that starts. A spare is nobody's.
+  void fail_start(slot& kept, bool awaited) {
     while (const auto said = kept.process->pop()) {
       const auto* failed = std::get_if<turn_failed>(&*said);
-      if (failed != nullptr) return refuse_start(kept.profile, failed->error);
+      if (failed == nullptr) continue;
+      return awaited ? refuse_start(kept.profile, failed->error) : delay_spares(failed->error);
     }
   }
 
@@ -7759,6 +7783,10 @@ class pool {
       if (!(request->demand->profile == profile)) continue;
       return serve(*request, grant{nullptr, {}, failure});
     }
+    delay_spares(failure);
+  }
+
+  void delay_spares(const api_error& failure) {
     settings_.log.warning("no spare: " + failure.message);
     failures_ = std::min(failures_ + 1, 6);
     const std::chrono::seconds delay(1 << (failures_ - 1));

@@ -20,7 +20,10 @@ claude_openai::options living(const stand_in& program, int maximum = 8) {
 /// A client that keeps the history itself and sends all of it each time.
 class stateless_chat {
  public:
-  explicit stateless_chat(const running_proxy& proxy) : proxy_(&proxy) {}
+  explicit stateless_chat(const running_proxy& proxy, const std::string& system = "")
+      : proxy_(&proxy) {
+    if (!system.empty()) messages.push_back({{"role", "system"}, {"content", system}});
+  }
 
   json messages = json::array();
   std::string headers;
@@ -133,24 +136,61 @@ TEST_CASE("conversations: streamed and whole answers go on with the same process
   CHECK(chat.who()["pid"] == pid);
 }
 
-TEST_CASE("conversations: both branches of a chat are answered rightly") {
+TEST_CASE("conversations: both branches of a chat are answered rightly, by one process") {
   const stand_in program;
   const running_proxy proxy(living(program));
+  const auto before = program.started();
   stateless_chat chat(proxy);
   const auto trunk = chat.who("secret-1")["pid"];
   auto branch = chat;
   CHECK(chat.who("secret-2")["pid"] == trunk);
   const auto other = branch.who("secret-3");
-  CHECK(other["pid"] != trunk);
+  CHECK(other["pid"] == trunk);
   CHECK(other["messages"] == 3);
   CHECK(other["secrets"] == json::array({"secret-1", "secret-3"}));
   const auto on = chat.who();
-  CHECK(on["pid"] == trunk);
+  CHECK(on["messages"] == 5);
   CHECK(on["secrets"] == json::array({"secret-1", "secret-2"}));
-  CHECK(branch.who()["pid"] == other["pid"]);
+  const auto back = branch.who();
+  CHECK(back["messages"] == 5);
+  CHECK(back["secrets"] == json::array({"secret-1", "secret-3"}));
+  CHECK(program.started() == before + 1);
 }
 
-TEST_CASE("conversations: what a client changes is another conversation") {
+TEST_CASE("conversations: a regenerated answer comes from the same process, streamed or not") {
+  const stand_in program;
+  const running_proxy proxy(living(program));
+  stateless_chat chat(proxy);
+  const auto first = chat.who("secret-1");
+  chat.who("secret-2");
+  for (const bool stream : {false, true}) {
+    chat.messages.erase(chat.messages.size() - 1);
+    const auto asked = chat.messages.back()["content"].get<std::string>();
+    chat.messages.erase(chat.messages.size() - 1);
+    const auto again = json::parse(chat.say(asked, stream), nullptr, false);
+    CHECK(again["pid"] == first["pid"]);
+    CHECK(again["messages"] == 3);
+    CHECK(again["secrets"] == json::array({"secret-1", "secret-2"}));
+  }
+}
+
+TEST_CASE("conversations: one-off questions are one process's, which forgets each of them") {
+  const stand_in program;
+  const running_proxy proxy(living(program));
+  const auto before = program.started();
+  for (int i = 1; i <= 10; ++i) {
+    const auto secret = "secret-" + std::to_string(i);
+    const auto known = stateless_chat(proxy, "Give it a title.").who(secret);
+    CHECK(known["messages"] == 1);
+    CHECK(known["secrets"] == json::array({secret}));
+  }
+  CHECK(program.started() == before + 1);
+  const auto figures = proxy.get("/metrics").body;
+  CHECK(figures.find("turns_total{process=\"rewound\"} 9\n") != std::string::npos);
+  CHECK(figures.find("messages_taken_back_total 9\n") != std::string::npos);
+}
+
+TEST_CASE("conversations: changed messages are taken back; all else that changes another's") {
   const stand_in program;
   auto settings = living(program);
   settings.api_keys = {"key-one", "key-two"};
@@ -160,17 +200,24 @@ TEST_CASE("conversations: what a client changes is another conversation") {
   chat.messages.push_back({{"role", "system"}, {"content", "Be one."}});
   const auto pid = chat.who()["pid"];
   auto same = chat;
-  SUBCASE("the system prompt") { chat.messages[0]["content"] = "Be another."; }
+  bool stays = false;
   SUBCASE("an earlier message") {
     chat.messages[1]["content"] = chat.messages[1]["content"].get<std::string>() + "edited";
+    stays = true;
   }
-  SUBCASE("an earlier reply") { chat.messages[2]["content"] = "You said something else."; }
+  SUBCASE("an earlier reply") {
+    chat.messages[2]["content"] = "You said something else.";
+    stays = true;
+  }
+  SUBCASE("the system prompt") { chat.messages[0]["content"] = "Be another."; }
   SUBCASE("the model") { chat.model = "claude-other"; }
   SUBCASE("the client key") { chat.headers = "Authorization: Bearer key-two\r\n"; }
   const auto changed = chat.who();
-  CHECK(changed["pid"] != pid);
+  CHECK((changed["pid"] == pid) == stays);
   CHECK(changed["messages"] == 3);
-  CHECK(same.who()["pid"] == pid);
+  const auto unchanged = same.who();
+  CHECK(unchanged["pid"] == pid);
+  CHECK(unchanged["messages"] == 3);
 }
 
 TEST_CASE("conversations: after its process died, a chat loses nothing and doubles nothing") {
@@ -225,12 +272,12 @@ TEST_CASE("conversations: a process that goes on by itself after a cut answer is
   }
 }
 
-TEST_CASE("conversations: a client that leaves in mid-answer ends that process alone") {
+TEST_CASE("conversations: what a client leaves in mid-answer is taken back, and disturbs nobody") {
   const stand_in program;
   const running_proxy proxy(living(program));
   stateless_chat chat(proxy);
   const auto pid = chat.who()["pid"].get<pid_t>();
-  stateless_chat bystander(proxy);
+  stateless_chat bystander(proxy, "Be another.");
   const auto other = bystander.who()["pid"];
   {
     connection client(proxy.port());
@@ -240,8 +287,10 @@ TEST_CASE("conversations: a client that leaves in mid-answer ends that process a
                 json{{"model", "claude-test"}, {"stream", true}, {"messages", messages}}.dump());
     REQUIRE(client.wait_for("w1"));
   }
-  CHECK(eventually([&] { return process_state(pid) == '\0'; }, 1s));
-  CHECK(chat.who()["messages"] == 3);
+  REQUIRE(eventually([&] { return proxy.get("/health").parsed()["processes"]["idle"] == 2; }, 1s));
+  const auto known = chat.who();
+  CHECK(known["pid"] == pid);
+  CHECK(known["messages"] == 3);
   CHECK(bystander.who()["pid"] == other);
 }
 
@@ -261,7 +310,8 @@ TEST_CASE("conversations: at the cap the least recently used makes room, and is 
   const stand_in program;
   const running_proxy proxy(living(program, 3));
   watcher watched(program);
-  std::vector<stateless_chat> chats(4, stateless_chat(proxy));
+  std::vector<stateless_chat> chats;
+  for (const auto* system : {"a", "b", "c", "d"}) chats.emplace_back(proxy, system);
   std::vector<json> pids(4);
   for (std::size_t i : {0U, 1U, 2U}) pids[i] = chats[i].who()["pid"];
   CHECK(chats[0].who()["pid"] == pids[0]);  // now 1 is the oldest
@@ -302,7 +352,7 @@ TEST_CASE("conversations: no word of one conversation ever reaches another") {
   // Seeded; the threads' interleaving is not, so every run is another.
   const stand_in program;
   auto settings = living(program, 6);
-  settings.spares = 2;  // all conversations are opened alike: so is one of the spares
+  settings.spares = 2;
   settings.max_queue = 200;
   const running_proxy proxy(settings);
   std::atomic<int> turns{0}, strange{0}, failed{0};

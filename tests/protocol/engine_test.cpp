@@ -254,3 +254,219 @@ TEST_CASE("engine: when claude vanished, a lost spare ends in an error that says
   CHECK(told_error->kind == error_kind::unavailable);
   CHECK(told_error->message.find("npm install") != std::string::npos);
 }
+
+// ---- processes that are kept --------------------------------------------------------------------
+
+namespace {
+
+/// Processes stay when their answer has ended.
+options living(const stand_in& program) {
+  auto settings = options_for(program);
+  settings.idle_timeout = 60s;
+  return settings;
+}
+
+/// One answer that went well: what the process that gave it knows, and how it came about.
+struct echoed {
+  json known;
+  claude_openai::turn_facts facts;
+};
+
+echoed echo(running_engine& running, turn_request request = asking("echo")) {
+  const auto under_way = running.turns.start({std::move(request)}, -1);
+  const auto got = finish(*under_way);
+  REQUIRE_MESSAGE(got.stopped, (got.error ? got.error->message : "no end"));
+  return {json::parse(got.text), under_way->facts()};
+}
+
+/// Nothing of an answer is left: its process may serve another.
+bool all_idle(const pool& processes) {
+  return eventually([&] {
+    const auto counts = processes.counts();
+    return counts.busy == 0 && counts.taking_back == 0 && counts.stopping == 0;
+  });
+}
+
+}  // namespace
+
+TEST_CASE("engine: a process that will not go back is replaced, unseen by the client") {
+  for (const std::string how :
+       {"refuses_rewind", "crash_in_rewind", "talks_in_rewind", "no_answer_to_rewind"}) {
+    CAPTURE(how);
+    const stand_in program(how + "\nuntil n=1\n");
+    running_engine running(living(program));
+    const auto first = echo(running);
+    const auto second = echo(running);
+    CHECK(second.known["pid"] != first.known["pid"]);
+    CHECK(second.known["history"].size() == 1);
+    CHECK(second.facts.origin == claude_openai::turn_facts::process_origin::started);
+    CHECK(second.facts.taken_back == 0);
+    CHECK(program.started() == 2);
+    const auto pid = first.known["pid"].get<pid_t>();
+    CHECK(eventually([&] { return process_state(pid) == '\0'; }));
+  }
+}
+
+TEST_CASE("engine: a failed answer is taken back, and its process serves the next") {
+  for (const std::string wish :
+       {"api_error status=500", "api_error status=529 after=2", "error_result",
+        "error_result after=1", "retry_midstream how=different", "not_logged_in"}) {
+    CAPTURE(wish);
+    const stand_in program;
+    running_engine running(living(program));
+    const auto before = echo(running);
+    CHECK(run(running, asking(wish)).error);
+    REQUIRE(all_idle(running.processes));
+    CHECK(running.processes.counts().idle == 1);
+    const auto after = echo(running);
+    CHECK(after.known["pid"] == before.known["pid"]);
+    CHECK(after.known["history"].size() == 1);
+    CHECK(program.started() == 1);
+  }
+}
+
+TEST_CASE("engine: what was told of a conversation stays, when only its last answer failed") {
+  const stand_in program;
+  running_engine running(living(program));
+  auto chat = asking("text say=one");
+  REQUIRE(run(running, chat).stopped);
+  chat.messages.insert(chat.messages.end(), {assistant_says("one"), user_says(told("hang"))});
+  {
+    const auto under_way = running.turns.start({chat}, -1);
+    answer::choice_event next;
+    under_way->next(next, steady::now() + 50ms);
+  }
+  REQUIRE(all_idle(running.processes));
+  chat.messages.back() = user_says(told("echo"));
+  const auto after = echo(running, chat);
+  CHECK(after.facts.origin == claude_openai::turn_facts::process_origin::continued);
+  CHECK(after.facts.told == 0);
+  CHECK(after.known["history"].size() == 3);
+  CHECK(program.started() == 1);
+}
+
+TEST_CASE("engine: an answer that nobody wants any more is taken back, and its process stays") {
+  const auto asking_with_tool = [](const std::string& wish) {
+    auto request = asking(wish);
+    request.tools.push_back({"a", "looks", json::object({{"type", "object"}})});
+    return request;
+  };
+  for (const std::string wish :
+       {"hang", "hang after=2", "hang at=stop", "text n=100000 delay_ms=1", "tool names=a"}) {
+    for (const std::string how : {"left", "cancelled", "timeout"}) {
+      CAPTURE(wish);
+      CAPTURE(how);
+      const stand_in program;
+      auto settings = living(program);
+      running_engine running(settings);
+      const auto before = echo(running, asking_with_tool("echo"));
+      running.settings.timeout = how == "timeout" ? 200ms : 20s * slowness;
+      const auto cancelled = std::make_shared<claude_openai::wake_signal>();
+      client_socket client;
+      {
+        const auto under_way =
+            running.turns.start({asking_with_tool(wish)}, client.ours(), cancelled);
+        answer::choice_event next;
+        if (wish != "hang") under_way->next(next, steady::now() + 5s);
+        if (how == "left") client.leave();
+        if (how == "cancelled") cancelled->raise();
+        if (wish.rfind("tool", 0) != 0) {
+          const auto got = finish(*under_way);
+          CHECK(got.client_left == (how == "left"));
+          CHECK(got.error.has_value() == (how != "left"));
+        }
+      }
+      REQUIRE(all_idle(running.processes));
+      const auto after = echo(running, asking_with_tool("echo"));
+      CHECK(after.known["pid"] == before.known["pid"]);
+      CHECK(after.known["history"].size() == 1);
+      CHECK(program.started() == 1);
+    }
+  }
+}
+
+TEST_CASE("engine: a process that never stops what nobody wants any more is ended") {
+  for (const std::string how : {"hang_in_replay", "no_answer_to_rewind"}) {
+    CAPTURE(how);
+    const stand_in program(how + "\n");
+    running_engine running(living(program));
+    auto request = asking("hang");
+    request.messages.insert(request.messages.begin(), {user_says("a"), assistant_says("b")});
+    {
+      const auto under_way = running.turns.start({request}, -1);
+      REQUIRE(eventually([&] {
+        answer::choice_event next;
+        under_way->next(next, steady::now() + 20ms);
+        return running.processes.counts().busy == 1;
+      }));
+    }
+    CHECK(program.gone(6s));
+    CHECK(running.processes.counts().idle == 0);
+  }
+}
+
+TEST_CASE("engine: what an older claude does not take back is learnt once, for all processes") {
+  struct version {
+    std::string configuration;
+    bool regenerates;
+  };
+  for (const auto& each :
+       {version{"no_rewind_to_start\n", true}, version{"unsupported_rewind\n", false}}) {
+    CAPTURE(each.configuration);
+    const stand_in program(each.configuration);
+    auto settings = living(program);
+    std::atomic<int> lines{0};
+    settings.log = {claude_openai::log_level::info,
+                    [&](claude_openai::log_level, const std::string&) { ++lines; }};
+    running_engine running(settings);
+    std::set<pid_t> pids;
+    for (int i = 0; i < 4; ++i) {
+      const auto got = echo(running);
+      CHECK(got.known["history"].size() == 1);
+      CHECK(got.facts.origin == claude_openai::turn_facts::process_origin::started);
+      pids.insert(got.known["pid"].get<pid_t>());
+    }
+    CHECK(pids.size() == 4);
+    CHECK(program.started() == 4);
+    CHECK(lines == 1);
+    auto chat = asking("text say=one");
+    REQUIRE(run(running, chat).stopped);
+    chat.messages.insert(chat.messages.end(), {assistant_says("one"), user_says(told("echo"))});
+    const auto second = echo(running, chat);
+    CHECK(second.facts.origin == claude_openai::turn_facts::process_origin::continued);
+    const auto again = echo(running, chat);
+    CHECK((again.known["pid"] == second.known["pid"]) == each.regenerates);
+    CHECK(again.known["history"].size() == 3);
+  }
+}
+
+TEST_CASE("engine: an answer tells how its process came to it, and what that took") {
+  using origin = claude_openai::turn_facts::process_origin;
+  const stand_in program;
+  auto settings = living(program);
+  settings.spares = 1;
+  running_engine running(settings);
+  const auto spare = echo(running).facts;
+  CHECK(spare.origin == origin::spare);
+  CHECK(spare.taken_back == 0);
+  auto chat = asking("text say=one");
+  const auto under_way = running.turns.start({chat}, -1);
+  REQUIRE(finish(*under_way).stopped);
+  CHECK(under_way->facts().origin == origin::rewound);
+  CHECK(under_way->facts().taken_back == 1);
+  chat.messages.insert(chat.messages.end(), {assistant_says("one"), user_says(told("echo"))});
+  const auto on = echo(running, chat).facts;
+  CHECK(on.origin == origin::continued);
+  CHECK(on.taken_back == 0);
+  CHECK(on.told == 0);
+  chat.messages.front() = user_says("another beginning");
+  const auto changed = echo(running, chat).facts;
+  CHECK(changed.origin == origin::rewound);
+  CHECK(changed.taken_back == 2);
+  CHECK(changed.told == 2);
+  chat.model = "claude-other";
+  const auto started = echo(running, chat).facts;
+  CHECK(started.origin == origin::started);
+  CHECK(started.told == 2);
+  CHECK(started.taken_back == 0);
+}

@@ -1,79 +1,17 @@
 // Processes by the dozen: the cap, the spares, and that every one of them ends.
-#include "proxy_support.hpp"
+#include "pool_support.hpp"
 
 #include <sys/stat.h>
 
 using namespace protocol_test;
 using claude_openai::api_error;
-using claude_openai::child_guard;
 using claude_openai::error_kind;
-using claude_openai::launch_profile;
-using claude_openai::lease;
-using claude_openai::options;
-using claude_openai::pool;
 
 namespace {
 
-const launch_profile usual{"claude-test"};
-const launch_profile other{"claude-other"};
-
-/// A pool whose janitor runs.
-struct running_pool {
-  explicit running_pool(options chosen)
-      : settings(std::move(chosen)), processes(settings, std::make_shared<child_guard>()) {
-    processes.start();
-    if (settings.spares > 0) processes.keep_spares();
-  }
-  options settings;
-  pool processes;
-};
-
-options with_spares(const stand_in& program, int spares, int maximum) {
-  auto settings = options_for(program);
-  settings.spares = spares;
-  settings.max_processes = maximum;
-  return settings;
-}
-
-bool has_warm(const pool& processes, int count) {
-  return eventually([&] { return processes.counts().warm == count; });
-}
-
-/// One whole turn on that process.
-outcome finish_turn(claude_openai::worker& process, const claude_openai::turn_request& request) {
-  outcome got;
-  process.begin(request, 0);
-  const auto deadline = steady::now() + 10s * slowness;
-  while (!got.ended() && steady::now() < deadline) {
-    std::vector<pollfd> entries;
-    process.add_poll_entries(entries);
-    ::poll(entries.data(), static_cast<nfds_t>(entries.size()), 50);
-    process.pump();
-    while (const auto what = process.pop()) got.add(*what);
-  }
-  return got;
-}
-
-/// A process, waited for as a request does.
-lease wait_for(pool& processes, claude_openai::process_demand demand) {
-  pool::ticket place(processes, std::move(demand));
-  const auto deadline = steady::now() + 20s * slowness;
-  while (steady::now() < deadline) {
-    if (auto taken = place.try_take()) return std::move(*taken);
-    pollfd readable{place.fd(), POLLIN, 0};
-    ::poll(&readable, 1, 20);
-  }
-  throw std::runtime_error("no process in time");
-}
-
-lease take(pool& processes, const launch_profile& profile, const std::string& client = "") {
-  return wait_for(processes, {profile, client, {}});
-}
-
-pid_t pid_of(claude_openai::worker& process) {
-  const auto got = finish_turn(process, asking("echo"));
-  REQUIRE(got.stopped);
-  return json::parse(got.text)["pid"].get<pid_t>();
+/// Whether the process was there before somebody asked for it.
+bool was_there(const lease& taken, steady::time_point asked) {
+  return taken.process().started() < asked;
 }
 
 }  // namespace
@@ -96,8 +34,8 @@ TEST_CASE("pool: a request adopts a warm spare, and another takes its place") {
   REQUIRE(spare.size() == 1);
   {
     const auto taken = take(running.processes, usual);
-    CHECK(taken.was_waiting());
-    CHECK(pid_of(taken.worker()) == spare.front());
+    CHECK(taken.taken().how == way::kind::spare);
+    CHECK(pid_of(taken) == spare.front());
     CHECK(running.processes.counts().busy == 1);
     CHECK(has_warm(running.processes, 1));
     CHECK(program.live().size() == 2);
@@ -117,18 +55,17 @@ TEST_CASE("pool: of two spares the warm one is taken") {
   REQUIRE(eventually([&] { return program.live().size() == 2; }));
   std::this_thread::sleep_for(100ms);  // it runs a moment before the pool can give it away
   const auto taken = take(running.processes, usual);
-  CHECK(pid_of(taken.worker()) == warm);
+  CHECK(pid_of(taken) == warm);
 }
 
 TEST_CASE("pool: a spare of another profile is never adopted") {
   const stand_in program;
   running_pool running(with_spares(program, 1, 4));
   REQUIRE(has_warm(running.processes, 1));
+  const auto asked = steady::now();
   const auto taken = take(running.processes, other);
-  CHECK_FALSE(taken.was_waiting());
-  const auto got = finish_turn(taken.worker(), asking("echo"));
-  REQUIRE(got.stopped);
-  const auto argv = json::parse(got.text)["argv"].get<std::vector<std::string>>();
+  CHECK_FALSE(was_there(taken, asked));
+  const auto argv = echo_of(taken)["argv"].get<std::vector<std::string>>();
   CHECK(std::count(argv.begin(), argv.end(), "--model=claude-other") == 1);
 }
 
@@ -138,7 +75,8 @@ TEST_CASE("pool: a lone spare goes to another profile only when nobody asked for
   const auto finds_spare = [&] {
     REQUIRE(has_warm(running.processes, 1));
     std::this_thread::sleep_for(300ms);  // for what might come of the request before
-    return take(running.processes, other).was_waiting();
+    const auto asked = steady::now();
+    return was_there(take(running.processes, other), asked);
   };
   running.settings.spare_hold = 1h;
   for (int i = 0; i < 3; ++i) CHECK_FALSE(finds_spare());
@@ -153,9 +91,10 @@ TEST_CASE("pool: at the cap a spare of another profile makes room") {
   REQUIRE(has_warm(running.processes, 2));
   watcher watched(program);
   {
+    const auto asked = steady::now();
     const auto taken = take(running.processes, other);
-    CHECK_FALSE(taken.was_waiting());
-    CHECK(finish_turn(taken.worker(), asking("text")).stopped);
+    CHECK_FALSE(was_there(taken, asked));
+    CHECK(finish_turn(taken, asking("text")).stopped);
   }
   CHECK(watched.most() <= 2);
 }
@@ -167,7 +106,7 @@ TEST_CASE("pool: with one process at all, requests for any profile are served on
   watcher watched(program);
   for (int i = 0; i < 12; ++i) {
     const auto taken = take(running.processes, i % 3 == 0 ? other : usual);
-    CHECK(finish_turn(taken.worker(), asking("text n=1")).stopped);
+    CHECK(finish_turn(taken, asking("text n=1")).stopped);
     if (i % 4 == 3) std::this_thread::sleep_for(250ms);  // a spare may come back
   }
   CHECK(watched.most() == 1);
@@ -285,27 +224,27 @@ TEST_CASE("pool: one client key alone may hold all processes, also after a reloa
   pool::ticket second(running.processes, {usual, "a", {}});
   CHECK_FALSE(second.try_take());
   running.processes.share_between(1);
-  CHECK(second.try_take().has_value());
+  CHECK(eventually([&] { return second.try_take().has_value(); }));
 }
 
 TEST_CASE("pool: with one process at all every client key may have it") {
   const stand_in program;
   running_pool running(with_spares(program, 0, 1));
   running.processes.share_between(5);
-  CHECK(take(running.processes, usual, "a").known_replies() == 0);
-  CHECK(take(running.processes, usual, "b").known_replies() == 0);
+  CHECK(finish_turn(take(running.processes, usual, "a"), asking("text")).stopped);
+  CHECK(finish_turn(take(running.processes, usual, "b"), asking("text")).stopped);
 }
 
 TEST_CASE("pool: a conversation that waits gets its own process before a new one can take it") {
   const stand_in program;
-  auto settings = with_spares(program, 0, 1);
-  settings.idle_timeout = 60s;
-  running_pool running(settings);
-  auto held = std::make_unique<lease>(take(running.processes, usual));
-  REQUIRE(finish_turn(held->worker(), asking("text")).stopped);
-  held->keep("told");
+  running_pool running(that_keeps(program, 0, 1));
+  auto held = std::make_unique<lease>(take(running.processes, usual, "b"));
+  auto chat = asking("text n=1");
+  REQUIRE(finish_turn(*held, chat).stopped);
+  chat.messages.insert(chat.messages.end(), {assistant_says("w0"), user_says("and then?")});
+  const auto trace = claude_openai::make_trace(chat);
   pool::ticket fresh(running.processes, {usual, "a", {}});
-  pool::ticket next(running.processes, {usual, "b", {"told and more", {4}}});
+  pool::ticket next(running.processes, {usual, "b", &trace});
   held.reset();
   std::optional<lease> taken;
   CHECK(eventually([&] {
@@ -313,9 +252,9 @@ TEST_CASE("pool: a conversation that waits gets its own process before a new one
     return taken.has_value();
   }));
   REQUIRE(taken);
-  CHECK(taken->known_replies() == 1);
+  CHECK(taken->taken().how == way::kind::go_on);
   CHECK_FALSE(fresh.try_take());
-  taken.reset();  // not kept: the new one gets a process of its own
+  taken.reset();  // it makes room: the new one gets a process of its own
   CHECK(eventually([&] { return fresh.try_take().has_value(); }));
 }
 
@@ -329,6 +268,23 @@ TEST_CASE("pool: requests that wait while all is busy cost no processor time") {
   const auto before = processor_time();
   std::this_thread::sleep_for(500ms);
   CHECK((processor_time() - before).count() < 100);
+}
+
+TEST_CASE("pool: spares and idle processes wake nobody, however long they are there") {
+  const stand_in program;
+  auto settings = with_spares(program, 2, 4);
+  settings.idle_timeout = 300ms;
+  running_pool running(settings);
+  REQUIRE(has_warm(running.processes, 2));
+  std::this_thread::sleep_for(500ms);
+  const auto switches = [] {
+    rusage used{};
+    ::getrusage(RUSAGE_SELF, &used);
+    return used.ru_nvcsw;
+  };
+  const auto before = switches();
+  std::this_thread::sleep_for(500ms);
+  CHECK(switches() - before < 10);
 }
 
 TEST_CASE("pool: the cap holds under a stampede, counted from outside") {
@@ -371,7 +327,7 @@ TEST_CASE("pool: a claude that ignores SIGTERM is killed after the grace period"
   pid_t pid = 0;
   {
     const auto taken = take(running.processes, usual);
-    pid = pid_of(taken.worker());
+    pid = pid_of(taken);
   }
   const auto given_back = steady::now();
   std::this_thread::sleep_for(200ms);
@@ -390,7 +346,7 @@ TEST_CASE("pool: a claude that hears SIGTERM is gone long before the grace is ov
   pid_t pid = 0;
   {
     const auto taken = take(running.processes, usual);
-    pid = pid_of(taken.worker());
+    pid = pid_of(taken);
   }
   CHECK(eventually([&] { return process_state(pid) == '\0'; }, 2s));
 }
@@ -403,7 +359,7 @@ TEST_CASE("pool: a grandchild that holds the pipes is killed with its parent, an
     const auto taken = take(running.processes, usual);
     auto request = asking("text n=1");
     request.messages.back().parts.push_back(claude_openai::text_part{told("grandchild")});
-    CHECK(finish_turn(taken.worker(), request).stopped);
+    CHECK(finish_turn(taken, request).stopped);
     CHECK(members_of_group(program.sessions().front()) == 2);
   }
   CHECK(program.gone());
@@ -419,7 +375,7 @@ TEST_CASE("pool: a claude that dies leaving a grandchild with its pipes is an er
     const auto taken = take(running.processes, usual);
     auto request = asking("crash after=1");
     request.messages.back().parts.push_back(claude_openai::text_part{told("grandchild")});
-    check_failed(finish_turn(taken.worker(), request), error_kind::bad_gateway, "ended");
+    check_failed(finish_turn(taken, request), error_kind::bad_gateway, "ended");
   }
   CHECK(elapsed_since(start) < 3s * slowness);
   CHECK(eventually([&] { return members_of_group(program.sessions().front()) == 0; }));
@@ -494,10 +450,11 @@ TEST_CASE("pool: a claude that is no program in any sense ends as one that canno
   settings.claude_path = path;
   running_pool running(settings);
   try {
-    const auto taken = take(running.processes, usual);
-    check_failed(finish_turn(taken.worker(), asking("text")), error_kind::bad_gateway, "exit code");
+    take(running.processes, usual);
+    FAIL("started " << path);
   } catch (const api_error& refused) {
-    CHECK(refused.kind == error_kind::unavailable);
+    const bool ended = refused.message.find("exit code") != std::string::npos;
+    CHECK(refused.kind == (ended ? error_kind::bad_gateway : error_kind::unavailable));
   }
 }
 
@@ -508,7 +465,7 @@ TEST_CASE("pool: its end leaves no process, descriptor, thread or zombie") {
     running_pool running(with_spares(program, 3, 8));
     REQUIRE(has_warm(running.processes, 3));
     const auto taken = take(running.processes, usual);
-    CHECK(finish_turn(taken.worker(), asking("text")).stopped);
+    CHECK(finish_turn(taken, asking("text")).stopped);
   }
   CHECK(program.live().empty());  // at once: the destructor has waited for them
   CHECK(program.zombies() == 0);
@@ -523,149 +480,4 @@ TEST_CASE("pool: the default cap follows the memory, within bounds") {
   CHECK(claude_openai::default_max_processes(250 * mib) == 2);
   CHECK(claude_openai::default_max_processes(2500 * mib) == 10);
   CHECK(claude_openai::default_max_processes(1'000'000 * mib) == 32);
-}
-
-namespace {
-
-claude_openai::turn_request opened_by(const std::string& system, const std::string& wish) {
-  auto request = asking(wish);
-  request.system = system;
-  return request;
-}
-
-/// A process for a fresh conversation that is opened like this.
-lease take_for(pool& processes, const claude_openai::turn_request& request) {
-  return wait_for(processes, {usual, "", {}, false, &request});
-}
-
-/// How often the process was initialized, and with which system prompt.
-std::pair<int, std::string> initialized(claude_openai::worker& process, const std::string& system) {
-  const auto got = finish_turn(process, opened_by(system, "echo"));
-  REQUIRE(got.stopped);
-  const auto told = json::parse(got.text)["told"];
-  return {told["initialized"].get<int>(), told["initialize"]["systemPrompt"].dump()};
-}
-
-}  // namespace
-
-TEST_CASE("pool: who opens conversations alike finds a spare that is opened already") {
-  const stand_in program;
-  running_pool running(with_spares(program, 2, 8));
-  REQUIRE(has_warm(running.processes, 2));
-  for (int i = 0; i < 2; ++i) {
-    const auto taken = take_for(running.processes, opened_by("usual prompt", "echo"));
-    CHECK(taken.worker().opening().empty());
-    CHECK(initialized(taken.worker(), "usual prompt").first == 1);
-  }
-  REQUIRE(eventually([&] { return running.processes.counts().opened == 1; }));
-  REQUIRE(has_warm(running.processes, 2));
-  {
-    // Somebody else's prompt never goes to it, nor does a request that tells none.
-    const auto stranger = take_for(running.processes, opened_by("another prompt", "echo"));
-    CHECK(stranger.worker().opening().empty());
-    CHECK(initialized(stranger.worker(), "another prompt").second.find("another") !=
-          std::string::npos);
-    CHECK(running.processes.counts().opened == 1);
-  }
-  const auto taken = take_for(running.processes, opened_by("usual prompt", "echo"));
-  CHECK(!taken.worker().opening().empty());
-  const auto [times, prompt] = initialized(taken.worker(), "usual prompt");
-  CHECK(times == 1);
-  CHECK(prompt.find("usual prompt") != std::string::npos);
-}
-
-TEST_CASE("pool: what is usually wished is told ahead, and what is wished otherwise after it") {
-  const stand_in program;
-  running_pool running(with_spares(program, 2, 8));
-  const auto told_by = [&](double temperature) {
-    auto request = opened_by("usual prompt", "echo");
-    request.sampling.temperature = temperature;
-    REQUIRE(has_warm(running.processes, 2));
-    const auto taken = take_for(running.processes, request);
-    const auto echo = json::parse(finish_turn(taken.worker(), request).text);
-    return std::pair(echo["told"]["settings_told"].get<int>(), echo["settings"]["env"].dump());
-  };
-  told_by(0.25);
-  told_by(0.25);
-  for (const double temperature : {0.25, 0.75}) {
-    REQUIRE(eventually([&] { return running.processes.counts().opened == 1; }));
-    const auto [times, settings] = told_by(temperature);
-    CHECK(times == (temperature == 0.25 ? 2 : 3));  // the probe is one
-    CHECK(settings.find(json(temperature).dump()) != std::string::npos);
-  }
-}
-
-TEST_CASE("pool: a prompt that came once opens no spare, and a new usual one takes its place") {
-  const stand_in program;
-  running_pool running(with_spares(program, 2, 8));
-  REQUIRE(has_warm(running.processes, 2));
-  for (const char* prompt : {"a", "b", "a", "b"}) {
-    take_for(running.processes, opened_by(prompt, "echo"));
-  }
-  REQUIRE(has_warm(running.processes, 2));
-  std::this_thread::sleep_for(300ms);
-  CHECK(running.processes.counts().opened == 0);
-  for (const std::string prompt : {"first", "second"}) {
-    for (int i = 0; i < 3; ++i) {
-      take_for(running.processes, opened_by(prompt, "echo"));
-      REQUIRE(has_warm(running.processes, 2));
-    }
-    REQUIRE(eventually([&] { return running.processes.counts().opened == 1; }));
-    const auto taken = take_for(running.processes, opened_by(prompt, "echo"));
-    CHECK(!taken.worker().opening().empty());
-    CHECK(initialized(taken.worker(), prompt).second.find(prompt) != std::string::npos);
-  }
-}
-
-TEST_CASE("pool: where a rehearsal fails, spares are opened without one") {
-  const stand_in program("refuses_rewind\n");
-  running_pool running(with_spares(program, 2, 8));
-  const auto take_usual = [&] {
-    REQUIRE(has_warm(running.processes, 2));
-    return take_for(running.processes, opened_by("usual prompt", "echo"));
-  };
-  for (int i = 0; i < 2; ++i) take_usual();
-  // The first one that is opened is lost, and its opening forgotten.
-  REQUIRE(eventually([&] { return running.processes.counts().started >= 5; }));
-  for (int i = 0; i < 2; ++i) take_usual();
-  REQUIRE(eventually([&] { return running.processes.counts().opened == 1; }));
-  const auto taken = take_usual();
-  CHECK(!taken.worker().opening().empty());
-  const auto got = finish_turn(taken.worker(), opened_by("usual prompt", "echo"));
-  REQUIRE(got.stopped);
-  const auto told = json::parse(got.text)["told"];
-  CHECK(told["initialized"] == 1);
-  CHECK(!told.contains("rewinds_asked"));
-}
-
-TEST_CASE("pool: a spare that is opened with tools serves them to its first request") {
-  const stand_in program;
-  running_pool running(with_spares(program, 2, 8));
-  auto request = asking("tool names=look");
-  request.tools.push_back({"look", "looks", json::object({{"type", "object"}})});
-  for (int i = 0; i < 2; ++i) take_for(running.processes, request);
-  REQUIRE(eventually([&] { return running.processes.counts().opened == 1; }));
-  REQUIRE(has_warm(running.processes, 2));
-  const auto taken = take_for(running.processes, request);
-  REQUIRE(!taken.worker().opening().empty());
-  const auto got = finish_turn(taken.worker(), request);
-  REQUIRE(got.stopped);
-  CHECK(got.stopped->reason == claude_openai::stop_reason::tool_use);
-}
-
-TEST_CASE("pool: a spare that is opened with tools is for no other tools or effort") {
-  const stand_in program;
-  running_pool running(with_spares(program, 2, 8));
-  auto request = asking("text");
-  request.tools.push_back({"look", "looks", json::object({{"type", "object"}})});
-  for (int i = 0; i < 2; ++i) take_for(running.processes, request);
-  REQUIRE(eventually([&] { return running.processes.counts().opened == 1; }));
-  auto another = request;
-  another.tools.front().description = "looks elsewhere";
-  CHECK(take_for(running.processes, another).worker().opening().empty());
-  auto harder = request;  // an effort stays with the process that was told it
-  harder.effort = claude_openai::reasoning_effort::high;
-  CHECK(take_for(running.processes, harder).worker().opening().empty());
-  CHECK(take_for(running.processes, asking("text")).worker().opening().empty());
-  CHECK(running.processes.counts().opened == 1);
 }

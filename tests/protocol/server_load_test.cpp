@@ -69,7 +69,7 @@ TEST_CASE(
   }));
 }
 
-TEST_CASE("server: one process serves one conversation and ends") {
+TEST_CASE("server: where no idle process is kept, each answer has a process of its own") {
   const stand_in program;
   auto settings = options_for(program);
   settings.spares = 1;

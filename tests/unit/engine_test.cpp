@@ -1,4 +1,4 @@
-// [17] engine: what it makes of requests and answers before any process is asked. Its turns are
+// [22] engine: what it makes of requests and answers before any process is asked. Its turns are
 // tested in tests/protocol.
 #include <chrono>
 #include <string>

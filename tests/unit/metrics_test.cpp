@@ -1,4 +1,4 @@
-// [26] metrics: figures for a monitor, and a line for the log.
+// [27] metrics: figures for a monitor, and a line for the log.
 #include <sstream>
 #include <string>
 #include <vector>
@@ -77,6 +77,56 @@ TEST_CASE("metrics: a chat is counted in all that it was") {
         doctest::Approx(0.8));
   CHECK(value_of(text, p + "sessions") == 3);
   CHECK(text.find(R"(cli_version="2.1.330")") != std::string::npos);
+}
+
+TEST_CASE("metrics: answers are counted by how a process came to them, and by what that took") {
+  using origin = turn_facts::process_origin;
+  metrics all;
+  for (const auto how : {origin::continued, origin::continued, origin::rewound, origin::spare,
+                         origin::started, origin::none}) {
+    auto record = chat("m");
+    record.facts.origin = how;
+    record.facts.taken_back = how == origin::rewound ? 3 : 0;
+    record.facts.told = how == origin::rewound || how == origin::started ? 4 : 0;
+    all.begin();
+    all.finish(record);
+    CHECK(claude_openai::render_log_fields(record)["messages_told"] == record.facts.told);
+    CHECK(claude_openai::render_log_fields(record)["messages_taken_back"] ==
+          record.facts.taken_back);
+  }
+  const auto text = figures(all);
+  const auto turns = [&](const std::string& process) {
+    return value_of(text, "claude_openai_turns_total{process=\"" + process + "\"}");
+  };
+  CHECK(turns("continued") == 2);
+  CHECK(turns("rewound") == 1);
+  CHECK(turns("spare") == 1);
+  CHECK(turns("started") == 1);
+  CHECK(turns("") == -1);
+  CHECK(value_of(text, "claude_openai_messages_taken_back_total") == 3);
+  CHECK(value_of(text, "claude_openai_messages_told_total") == 8);
+}
+
+TEST_CASE("metrics: each process is in one state, and all of them are the processes there are") {
+  claude_openai::process_counts counts;
+  counts.spare = 3;
+  counts.warm = 2;
+  counts.busy = 4;
+  counts.idle = 10;
+  counts.parked = 2;
+  counts.taking_back = 1;
+  counts.stopping = 5;
+  const auto text = metrics().render(gauges{counts, 0, {}});
+  const auto state = [&](const std::string& name) {
+    return value_of(text, "claude_openai_processes{state=\"" + name + "\"}");
+  };
+  CHECK(state("starting") == 1);
+  CHECK(state("spare") == 2);
+  CHECK(state("busy") == 4);
+  CHECK(state("parked") == 2);
+  CHECK(state("taking_back") == 1);
+  CHECK(state("idle") == 7);
+  CHECK(state("stopping") == 5);
 }
 
 TEST_CASE("metrics: failures behind the proxy are told apart from refusals") {

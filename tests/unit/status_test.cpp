@@ -55,6 +55,20 @@ TEST_CASE("health: degraded where nothing works, and where requests wait and not
   CHECK(render_health(counts, facts, true)["status"] == "degraded");
 }
 
+TEST_CASE("health: processes are told by what they do") {
+  process_counts counts;
+  counts.spare = 3;
+  counts.warm = 2;
+  counts.busy = 4;
+  counts.idle = 10;
+  counts.parked = 2;
+  counts.taking_back = 1;
+  counts.stopping = 5;
+  counts.maximum = 32;
+  CHECK(dump(render_health(counts, {}, true)["processes"]) ==
+        R"({"spare":3,"warm":2,"busy":4,"idle":10,"stopping":5,"maximum":32})");
+}
+
 TEST_CASE("health: a stranger is told whether all is well, or a word of what is not") {
   process_counts counts;
   cli_facts facts;
