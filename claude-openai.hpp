@@ -330,6 +330,7 @@ enum class error_kind {
   not_found,           ///< 404
   method_not_allowed,  ///< 405
   too_large,           ///< 413
+  unsupported_coding,  ///< 415: a compressed body that cannot be decoded here
   rate_limited,        ///< 429: by the API, or no process is free
   too_many_requests,   ///< 429: more than the operator lets one client ask
   internal,            ///< 500: a fault of ours
@@ -349,6 +350,7 @@ inline std::string_view name_of(error_kind kind) {
     case error_kind::not_found: return "not_found";
     case error_kind::method_not_allowed: return "method_not_allowed";
     case error_kind::too_large: return "too_large";
+    case error_kind::unsupported_coding: return "unsupported_coding";
     case error_kind::rate_limited: return "rate_limited";
     case error_kind::too_many_requests: return "too_many_requests";
     case error_kind::internal: return "internal";
@@ -369,6 +371,7 @@ inline int http_status(error_kind kind) {
     case error_kind::not_found: return 404;
     case error_kind::method_not_allowed: return 405;
     case error_kind::too_large: return 413;
+    case error_kind::unsupported_coding: return 415;
     case error_kind::rate_limited:
     case error_kind::too_many_requests: return 429;
     case error_kind::internal:
@@ -1912,6 +1915,8 @@ inline std::string render_error(const api_error& error, const std::string& = {})
       case error_kind::not_found: return {"not_found_error", "not_found"};
       case error_kind::method_not_allowed: return {"invalid_request_error", "method_not_allowed"};
       case error_kind::too_large: return {"invalid_request_error", "request_too_large"};
+      case error_kind::unsupported_coding:
+        return {"invalid_request_error", "unsupported_content_encoding"};
       case error_kind::rate_limited: return {"rate_limit_error", "rate_limit_exceeded"};
       case error_kind::too_many_requests: return {"rate_limit_exceeded", "too_many_requests"};
       case error_kind::internal: return {"server_error", "internal_error"};
@@ -2556,6 +2561,7 @@ inline int status(error_kind kind) {
 inline const char* error_type(error_kind kind) {
   switch (kind) {
     case error_kind::invalid_request:
+    case error_kind::unsupported_coding:
     case error_kind::method_not_allowed: return "invalid_request_error";
     case error_kind::authentication: return "authentication_error";
     case error_kind::permission: return "permission_error";
@@ -10531,7 +10537,7 @@ struct credentials {
   std::string host;           ///< `Host` header, or the authority of the target
   std::string origin;         ///< `Origin` header
   std::string authorization;  ///< `Authorization` header
-  std::string api_key;        ///< `X-Api-Key` header
+  std::string api_key;        ///< `X-Api-Key` header, or Azure's `Api-Key`
   bool local = false;         ///< by a unix socket, which no web page reaches
   peer_user peer = peer_user::unknown;
 };
@@ -11632,6 +11638,10 @@ inline void parse_request_line(std::string_view line, request_head& head) {
   }
   const bool whole = target.empty() || target.front() == '?';
   head.target = (whole ? "/" : "") + std::string(target);
+  // A base URL with a last slash makes `//v1/models` of `/v1/models`.
+  const auto twice = [](char left, char right) { return left == '/' && right == '/'; };
+  const auto query = std::find(head.target.begin(), head.target.end(), '?');
+  head.target.erase(std::unique(head.target.begin(), query, twice), query);
   if (head.target.front() != '/' && head.target != "*") throw broken("the path");
 }
 
@@ -11666,7 +11676,7 @@ inline void check_fields(request_head& head) {
     names.push_back(text::to_lower(name));
     if (names.back() == "host") hosts.push_back(value);
   }
-  for (const char* name : {"host", "origin", "authorization", "x-api-key"}) {
+  for (const char* name : {"host", "origin", "authorization", "x-api-key", "api-key"}) {
     if (std::count(names.begin(), names.end(), name) > 1) throw broken(std::string("two ") + name);
   }
   if (hosts.empty() && !head.http_1_0) throw broken("no Host");
@@ -13724,6 +13734,50 @@ class body_budget {
   std::atomic<std::size_t> used_{0};
 };
 
+inline api_error body_too_large(std::size_t limit) {
+  return {error_kind::too_large,
+          "the request body is too large; the limit is " + std::to_string(limit) + " bytes"};
+}
+
+#ifdef CPPHTTPLIB_ZLIB_SUPPORT
+constexpr const char* taken_codings = "gzip, deflate";
+
+/// The body without its coding, gzip or deflate. Throws an `api_error`, as soon as it is over the
+/// limit or the budget.
+inline std::string decode_body(const std::string& coded, std::size_t limit,
+                               body_budget::share& share) {
+  std::string body;
+  httplib::detail::gzip_decompressor decoder;
+  const bool valid = decoder.is_valid() &&
+                     decoder.decompress(coded.data(), coded.size(), [&](const char* bytes, auto n) {
+                       if (n > limit - body.size()) throw body_too_large(limit);
+                       share.grow_to(coded.size() + body.size() + n);
+                       body.append(bytes, n);
+                       return true;
+                     });
+  if (valid) return body;
+  throw api_error(error_kind::invalid_request,
+                  "the request body is not what Content-Encoding says");
+}
+#else
+constexpr const char* taken_codings = "identity";
+
+inline std::string decode_body(const std::string& coded, std::size_t, body_budget::share&) {
+  return coded;
+}
+#endif
+
+/// True for a body that `decode_body` takes, false for one without a coding. Throws a 415.
+inline bool is_coded(std::string coding) {
+  coding = text::to_lower(coding);
+  if (coding.empty() || coding == "identity") return false;
+  const auto taken = text::split(taken_codings, ',');
+  if (std::find(taken.begin(), taken.end(), coding) != taken.end()) return true;
+  throw api_error(error_kind::unsupported_coding,
+                  "this proxy does not take bodies of Content-Encoding '" +
+                      text::repair_utf8(coding) + "'; it takes " + taken_codings);
+}
+
 /// One client's connection: its requests one after the other, and the stream that httplib reads a
 /// head from and writes the answer to. Bounds the time and the bytes that a request may take. Owned
 /// by the thread that serves it, but for `waiting_since`.
@@ -13776,18 +13830,19 @@ class connection final : public httplib::Stream {
   /// The request's body, once. Throws an `api_error`; one over the limit is not read on.
   std::string read_body(std::size_t limit, body_budget::share& share) {
     if (body_read_) return {};
-    const api_error too_large(
-        error_kind::too_large,
-        "the request body is too large; the limit is " + std::to_string(limit) + " bytes");
-    if (head_.content_length.value_or(0) > limit) throw too_large;
+    if (head_.content_length.value_or(0) > limit) throw body_too_large(limit);
     if (head_.expects_continue && !head_.http_1_0) write_all("HTTP/1.1 100 Continue\r\n\r\n");
     std::string body;
-    body.reserve(static_cast<std::size_t>(head_.content_length.value_or(0)));
+    const auto most = static_cast<std::size_t>(head_.content_length.value_or(limit));
     chunk_decoder chunks;
     const auto begun = std::chrono::steady_clock::now();
     while (!take_body(body, chunks)) {
-      if (body.size() > limit) throw too_large;
-      share.grow_to(body.size());
+      if (body.size() > limit) throw body_too_large(limit);
+      if (body.size() + bytes_at_once > body.capacity()) {
+        const auto room = std::min(most, 2 * body.size() + bytes_at_once);
+        share.grow_to(room);
+        body.reserve(room);
+      }
       const std::chrono::milliseconds allowed(body_ms + body.size() / slowest_bytes_per_ms);
       const bool late = std::chrono::steady_clock::now() > begun + allowed;
       if (late || !fill(body_ms)) {
@@ -13795,7 +13850,7 @@ class connection final : public httplib::Stream {
         throw api_error(error_kind::invalid_request, "the request body did not arrive whole");
       }
     }
-    if (body.size() > limit) throw too_large;
+    if (body.size() > limit) throw body_too_large(limit);
     body_read_ = true;
     took_much_ = took_much_ || body.size() > 1024 * 1024;
     return body;
@@ -13878,6 +13933,7 @@ class connection final : public httplib::Stream {
   static constexpr int write_ms = 60'000;
   static constexpr int linger_ms = 1'000;
   static constexpr std::size_t max_head_bytes = 32 * 1024;
+  static constexpr std::size_t bytes_at_once = 16 * 1024;
 
   static std::int64_t ticks_now() {
     return std::chrono::steady_clock::now().time_since_epoch().count();
@@ -13907,7 +13963,7 @@ class connection final : public httplib::Stream {
   /// The same, with what may end the wait; -1: nothing.
   bool fill(int timeout_ms, int stop) {
     const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
-    std::array<char, 16384> chunk;
+    std::array<char, bytes_at_once> chunk;
     for (;;) {
       std::size_t count = 0;
       const auto result = channel_.receive(chunk.data(), chunk.size(), count);
@@ -13971,7 +14027,8 @@ struct exchange {
   const httplib::Request& request;
   httplib::Response& response;
   std::shared_ptr<const options> settings;  ///< as they were when it came
-  std::string path = {};                    ///< without `/v1` and a last slash
+  std::string path = {};                    ///< see `canonical_path`
+  std::string deployment = {};              ///< the model that Azure's form of a path names
   std::shared_ptr<request_record> record = std::make_shared<request_record>();
   std::optional<body_budget::share> body_share = {};  ///< held while the body is worked on
   std::string tools_refusal = {};                     ///< see `visitor`, as the next
@@ -14160,7 +14217,7 @@ class http_service : public httplib::Server {
     response.set_header("openai-version", "2020-10-01");
     if (now.settings->demo) response.set_header("x-claude-demo", "true");
     try {
-      now.path = canonical_path(now.request);
+      now.path = canonical_path(now.request, now.deployment);
       if (speaks_anthropic(now)) response.set_header("request-id", now.id());
       enter(now);
     } catch (const api_error& error) {
@@ -14199,7 +14256,7 @@ class http_service : public httplib::Server {
         now.client.head().authority,
         request.get_header_value("Origin"),
         request.get_header_value("Authorization"),
-        request.get_header_value("X-Api-Key"),
+        request.get_header_value(request.has_header("X-Api-Key") ? "X-Api-Key" : "Api-Key"),
         now.client.address() == "unix",
         now.settings->api_keys.empty() ? now.client.user() : peer_user::unknown};
     allow_origin(now, shown);
@@ -14291,13 +14348,22 @@ class http_service : public httplib::Server {
     throw rate_limit_error(standing.reset);
   }
 
-  /// Without `/v1` and without a last slash, but with one that was percent-encoded: it belongs to
-  /// an id.
-  static std::string canonical_path(const httplib::Request& request) {
+  /// Without `/v1`, without what Azure's clients put before it (`/openai/deployments/NAME`), and
+  /// without a last slash, but with one that was percent-encoded: it belongs to an id.
+  static std::string canonical_path(const httplib::Request& request, std::string& deployment) {
+    constexpr std::string_view azure = "/openai";
+    constexpr std::string_view deployments = "/deployments/";
     std::string_view path = request.path;
     const auto target = std::string_view(request.target).substr(0, request.target.find('?'));
+    const bool is_azure = text::starts_with(path, "/openai/");
+    if (is_azure) path.remove_prefix(azure.size());
     // Twice where a client puts it before its own paths and the user has put it there, too.
     for (int i = 0; i < 2 && text::starts_with(path, "/v1/"); ++i) path.remove_prefix(3);
+    if (const auto end = path.find('/', deployments.size());
+        is_azure && text::starts_with(path, deployments) && end != path.npos) {
+      deployment = path.substr(deployments.size(), end - deployments.size());
+      path.remove_prefix(end);
+    }
     const bool slash = !target.empty() && target.back() == '/';
     if (path.size() > 1 && slash) path.remove_suffix(1);
     return std::string(path);
@@ -14441,6 +14507,9 @@ class http_service : public httplib::Server {
     if (error.kind == error_kind::authentication) {
       now.response.set_header("WWW-Authenticate", "Bearer");
     }
+    if (error.kind == error_kind::unsupported_coding) {
+      now.response.set_header("Accept-Encoding", taken_codings);
+    }
   }
 
   static std::int64_t elapsed_ms(const exchange& now) {
@@ -14448,10 +14517,13 @@ class http_service : public httplib::Server {
     return duration_cast<milliseconds>(steady_clock::now() - now.record->started).count();
   }
 
-  /// The whole body. Throws a 413 over the limit, without reading on.
+  /// The whole body without its coding. Throws a 413 over the limit, without reading on, and a 415.
   std::string read_body(exchange& now) {
+    const auto limit = now.settings->max_body_bytes;
+    const bool coded = is_coded(all_values_of(now, "content-encoding"));
     now.body_share.emplace(bodies_);
-    auto bytes = now.client.read_body(now.settings->max_body_bytes, *now.body_share);
+    auto bytes = now.client.read_body(limit, *now.body_share);
+    if (coded) bytes = decode_body(bytes, limit, *now.body_share);
     if (now.settings->log_bodies) now.settings->log.debug(now.id() + " request: " + bytes);
     return bytes;
   }
@@ -14542,6 +14614,8 @@ class http_service : public httplib::Server {
   void settle_turn(const exchange& now, turn_request& turn) const {
     turn.client = now.client_id();
     turn.strict = is_strict(now);
+    const json deployment = now.deployment;
+    if (turn.model.empty()) turn.model = parse_model(reader(deployment, "deployment"));
     if (turn.model.empty()) turn.model = now.settings->default_model;
     // Beside X-Session-Affinity it only tells a router which server to use (opencode): requests of
     // one such id are of several conversations, and hold their history.

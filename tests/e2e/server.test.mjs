@@ -6,6 +6,7 @@ import http from 'node:http';
 import net from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
+import { deflateSync, gzipSync } from 'node:zlib';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
 import { assertError, assertKeys } from './chat.test.mjs';
 import { API_KEY_OF_CLAUDE, descriptorsOf, eventually, madeKey, processesMarked, send, sleep, startAndExpectExit, suite } from './harness.mjs';
@@ -99,6 +100,100 @@ test('chat works without /v1, with a last slash and with any content type', asyn
   for (const result of await Promise.all(asked.map((options) => t.chat({ messages: t.messages('plain') }, options)))) {
     assert.equal(result.status, 200, result.text);
   }
+});
+
+/** One question in each dialect, and the words of its answer. */
+const QUESTIONS = {
+  '/chat/completions': [(text) => ({ messages: [{ role: 'user', content: text }] }), (json) => json.choices[0].message.content],
+  '/completions': [(text) => ({ prompt: text }), (json) => json.choices[0].text],
+  '/responses': [(text) => ({ input: text, store: false }), (json) => json.output.at(-1).content[0].text],
+  '/messages': [
+    (text) => ({ max_tokens: 99, messages: [{ role: 'user', content: text }] }),
+    (json) => json.content.find(({ type }) => type === 'text').text,
+  ],
+};
+const SPOKEN = 'Hello from the loopback API.';
+
+test('slashes in a row are one, wherever they stand in a path, in every dialect', async (t) => {
+  for (const [path, [ask, wordsOf]] of Object.entries(QUESTIONS)) {
+    const result = await t.send({ path: `//v1//${path}//`, body: { model: MODEL, ...ask(t.text('plain')) } }).done;
+    assert.equal(result.status, 200, result.text);
+    assert.equal(wordsOf(result.json), SPOKEN);
+    for (const where of [`//v1${path}`, `/v1/${path}`, `//v1/v1//${path}`]) assert.equal((await t.get(where)).status, 405, where);
+  }
+  const ids = ['//v1//models//x', '/v1/models/a%2F%2Fb'].map(async (where) => (await t.get(where)).json.id);
+  assert.deepEqual(await Promise.all(ids), ['x', 'a//b'], 'an id keeps those that were percent-encoded');
+  assert.equal((await t.get('/v1/models?after_id=a//b', { headers: { 'anthropic-version': '2023-06-01' } })).status, 200);
+});
+
+test("Azure's paths are the same routes, and their deployment is the model where the body names none", async (t) => {
+  const version = '?api-version=2024-10-21';
+  for (const [prefix, path, model, expected] of [
+    ['/openai/deployments/claude-haiku-4-5-20251001', '/chat/completions', undefined, 'claude-haiku-4-5-20251001'],
+    ['/openai/deployments/gpt', '/completions', MODEL, MODEL],
+    ['/openai/v1', '/responses', MODEL, MODEL],
+    ['/openai', '/messages', MODEL, MODEL],
+  ]) {
+    const [ask, wordsOf] = QUESTIONS[path];
+    const result = await t.send({ path: `${prefix}${path}${version}`, body: { model, ...ask(t.text('plain')) } }).done;
+    assert.equal(result.status, 200, `${prefix}${path}: ${result.text}`);
+    assert.equal(wordsOf(result.json), SPOKEN);
+    assert.equal(t.calls().at(-1).body.model, expected);
+  }
+  assert.equal((await t.get(`/openai/models${version}`)).json.object, 'list');
+  assertRefused(await t.get(`/openai/deployments/-x/chat/completions${version}`), 405);
+  const wrong = await t.send({ path: `/openai/deployments/-x/chat/completions${version}`, body: { messages: t.messages('plain') } }).done;
+  assertRefused(wrong, 400, /deployment/);
+  assertRefused(await t.send({ path: `/openai/deployments/x/embeddings${version}`, body: {} }).done, 404, /no embedding model/);
+});
+
+test('a body of gzip or deflate is decoded, chunked too, in every dialect', async (t) => {
+  const chunked = { 'content-length': undefined, 'transfer-encoding': 'chunked' };
+  for (const [path, coding, encode, headers] of [
+    ['/chat/completions', 'gzip', gzipSync, {}],
+    ['/completions', 'GZip', gzipSync, chunked],
+    ['/responses', 'deflate', deflateSync, {}],
+    ['/messages', 'deflate', deflateSync, chunked],
+    ['/chat/completions', 'identity', Buffer.from, {}],
+  ]) {
+    const [ask, wordsOf] = QUESTIONS[path];
+    const body = encode(JSON.stringify({ model: MODEL, ...ask(t.text('plain', 'Grüße')) }));
+    const result = await t.send({ path: `/v1${path}`, body, headers: { 'content-encoding': coding, ...headers } }).done;
+    assert.equal(result.status, 200, `${coding} ${path}: ${result.text}`);
+    assert.equal(wordsOf(result.json), SPOKEN);
+    assert.match(t.calls().at(-1).text, /Grüße/);
+  }
+});
+
+test('a body in another coding is a 415 that names those that are taken; one that is not what it says a 400', async (t) => {
+  for (const coding of ['br', 'zstd', 'compress', 'gzip, gzip', 'x']) {
+    const result = await t.send({ body: '{}', headers: { 'content-encoding': coding } }).done;
+    assertRefused(result, 415, /gzip, deflate/);
+    assert.equal(result.headers['accept-encoding'], 'gzip, deflate');
+    assert.equal(result.json.error.code, 'unsupported_content_encoding');
+    const messages = await t.send({ path: '/v1/messages', body: '{}', headers: { 'content-encoding': coding } }).done;
+    assert.deepEqual([messages.status, messages.json.error.type], [415, 'invalid_request_error']);
+  }
+  for (const coding of ['gzip', 'deflate'])
+    assertRefused(await t.send({ body: '{"messages":[]}', headers: { 'content-encoding': coding } }).done, 400, /Content-Encoding/);
+  assert.equal(t.calls().length, 0);
+});
+
+test('a compressed body is bounded by what it becomes: a bomb is a 413', async (t) => {
+  const proxy = await t.start({ cli: t.cli, args: ['--spares', '0', '--max-request-size', '1000000'] });
+  const ask = (size) => gzipSync(JSON.stringify({ messages: [{ role: 'user', content: 'x'.repeat(size) }], model: 5 }));
+  const send = (body) => t.send({ proxy, body, headers: { 'content-encoding': 'gzip' } }).done;
+  assertRefused(await send(ask(1_000_000)), 413, /1000000 bytes/);
+  assertRefused(await send(ask(300_000_000)), 413, /1000000 bytes/);
+  assertRefused(await send(ask(999_000)), 400, /model/);
+});
+
+test('memory for a body is taken as it comes, not as it is announced', async (t) => {
+  const proxy = await t.start({ cli: t.cli, args: ['--spares', '0', '--max-request-size', '900000000000000'] });
+  const client = net.connect({ port: proxy.port, host: '127.0.0.1', allowHalfOpen: true });
+  const got = client.setEncoding('utf8').reduce((all, piece) => all + piece, '');
+  client.end('POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 800000000000000\r\n\r\n{}');
+  assert.match(await got, /^HTTP\/1.1 400 [^]*did not arrive whole/);
 });
 
 test('a stream that is silent for 15 s says `: keep-alive`', { slow: true, deadline: 60_000 }, async (t) => {
@@ -270,8 +365,9 @@ test('with keys every route but health and version wants one', async (t) => {
         await models({ authorization: `Bearer ${key}` }),
         await models({ authorization: `bearer ${key}` }),
         await models({ 'x-api-key': key }),
+        await models({ 'api-key': key }),
       ],
-      [200, 200, 200],
+      [200, 200, 200, 200],
     );
   }
   const bad = [
