@@ -215,6 +215,23 @@ inline std::string repair_utf8(std::string_view bytes) {
   return repaired;
 }
 
+/// True for white space alone, as Unicode has it.
+inline bool is_blank(std::string_view value) {
+  constexpr std::array<std::string_view, 13> spaces = {
+      "\xC2\x85",     "\xC2\xA0",     "\xE1\x9A\x80", "\xE2\x80\xA8", "\xE2\x80\xA9",
+      "\xE2\x80\xAF", "\xE2\x81\x9F", "\xE3\x80\x80", "\xEF\xBB\xBF", "\x1C",
+      "\x1D",         "\x1E",         "\x1F"};
+  while (!value.empty()) {
+    const auto one = value.substr(0, std::max<std::size_t>(utf8_sequence_length(value), 1));
+    const bool ascii = one.size() == 1 && std::isspace(static_cast<unsigned char>(one[0])) != 0;
+    const bool quad = one >= "\xE2\x80\x80" && one <= "\xE2\x80\x8A";  // U+2000 to U+200A
+    if (!ascii && !quad && std::find(spaces.begin(), spaces.end(), one) == spaces.end())
+      return false;
+    value.remove_prefix(one.size());
+  }
+  return true;
+}
+
 /// True for standard base64 of at least one byte (RFC 4648), with or without its padding.
 inline bool is_base64(std::string_view value) {
   const auto data = value.substr(0, value.find_last_not_of('=') + 1);
@@ -388,7 +405,10 @@ inline int http_status(error_kind kind) {
 /// the backend is the cause.
 class api_error : public std::exception {
  public:
-  api_error(error_kind what_kind, std::string text) : kind(what_kind), message(std::move(text)) {}
+  api_error(error_kind what_kind, std::string text)
+      : kind(what_kind),
+        message(std::move(text)),
+        is_upstream(what_kind == error_kind::bad_gateway) {}
 
   const char* what() const noexcept override { return message.c_str(); }
 
@@ -397,7 +417,8 @@ class api_error : public std::exception {
   std::string param;  ///< path of the offending field, such as `messages[0].role`
   std::string code;   ///< machine-readable word, such as `model_not_found`
   std::optional<std::chrono::milliseconds> retry_after;
-  bool retry_is_futile = false;  ///< true: the operator must act first
+  bool retry_is_futile = false;  ///< true: the operator must act first, or each try costs an answer
+  bool is_upstream;              ///< the API or `claude` failed, not the proxy or its client
 };
 
 /// One word for the log: the error's own, else its kind's.
@@ -1239,6 +1260,7 @@ struct sampling_settings {
   std::optional<std::int64_t> top_k;
   std::optional<std::int64_t> max_tokens;
   std::vector<std::string> stop;
+  std::vector<std::string> cut_at = {};  ///< stop texts that the API does not take
 };
 
 /// How much the model thinks before it answers, the field's words for it.
@@ -3822,7 +3844,24 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   return parsed;
 }
 
+/// Mistral's fill-in-the-middle: the request of a completion, with the answer of a chat
+/// (https://docs.mistral.ai/api/endpoint/fim).
+inline parsed_request parse_fim(const json& body, const reply_context& context) {
+  auto parsed = parse(body, context);
+  const reader root(body);
+  for (const char* field : {"min_tokens", "random_seed"}) {
+    if (!root.find(field)) continue;
+    for (auto& turn : parsed.turns) name_ignored(turn, field);
+  }
+  openai_chat::reply_style style;
+  style.choices = parsed.turns.size();
+  parsed.reply = std::make_unique<openai_chat::chat_reply>(context, style);
+  return parsed;
+}
+
 constexpr surface dialect{"openai_completions", parse, openai_chat::render_error, http_status};
+constexpr surface fim_dialect{"openai_completions", parse_fim, openai_chat::render_error,
+                              http_status};
 
 }  // namespace openai_completions
 
@@ -3838,18 +3877,22 @@ struct model_entry {
 };
 
 /// Ids that the reference wrapper's README names; clients are configured with them.
-constexpr std::array<std::string_view, 12> well_known_models = {"claude-opus-4-5-20251101",
+constexpr std::array<std::string_view, 11> well_known_models = {"claude-opus-4-5-20251101",
                                                                 "claude-sonnet-4-5-20250929",
                                                                 "claude-haiku-4-5-20251001",
                                                                 "claude-opus-4-1-20250805",
                                                                 "claude-opus-4-20250514",
                                                                 "claude-sonnet-4-20250514",
-                                                                "claude-opus-4-5-20250929",
                                                                 "claude-3-7-sonnet-20250219",
                                                                 "claude-3-5-sonnet-20241022",
                                                                 "claude-3-5-haiku-20241022",
                                                                 "sonnet",
                                                                 "haiku"};
+
+/// That README names one more, which was never released, in the place of this one.
+inline std::string released_model(const std::string& id) {
+  return id == "claude-opus-4-5-20250929" ? "claude-opus-4-5-20251101" : id;
+}
 
 /// `…-20250929` to unix seconds at midnight UTC.
 inline std::int64_t release_time(std::string_view id) {
@@ -4020,10 +4063,24 @@ inline void settle_sampling(turn_request& request, const model_traits& model) {
     if (*sampling.top_p != 1) name_ignored(request, "top_p");
     sampling.top_p.reset();
   }
-  const auto blank = [](const std::string& stop) { return text::trim(stop).empty(); };
-  const auto kept = std::remove_if(sampling.stop.begin(), sampling.stop.end(), blank);
-  if (kept != sampling.stop.end()) name_ignored(request, request.stop_field);
-  sampling.stop.erase(kept, sampling.stop.end());
+}
+
+/// The API takes no stop text of white space alone: the proxy cuts at those by itself, but not in
+/// an answer that follows a schema.
+inline void settle_stops(turn_request& request) {
+  constexpr std::size_t max_cut = 256;
+  auto& sampling = request.sampling;
+  const auto blank =
+      std::stable_partition(sampling.stop.begin(), sampling.stop.end(),
+                            [](const std::string& stop) { return !text::is_blank(stop); });
+  for (auto stop = blank; stop != sampling.stop.end(); ++stop) {
+    if (stop->empty() || stop->size() > max_cut || request.schema) {
+      name_ignored(request, request.stop_field);
+    } else {
+      sampling.cut_at.push_back(*stop);
+    }
+  }
+  sampling.stop.erase(blank, sampling.stop.end());
 }
 
 /// Takes out of the request what the API would refuse, and names it. The one place that knows:
@@ -4032,11 +4089,12 @@ inline void settle_sampling(turn_request& request, const model_traits& model) {
 ///   cannot be had where a tool must be called; where it cannot be turned off, the tool gives way;
 /// - later models take temperature or top_p, not both, and the CLI always sends a temperature; none
 ///   takes one above 1;
-/// - a stop sequence must hold more than blanks.
+/// - a stop text must hold more than white space.
 inline void settle(turn_request& request, const model_traits& model) {
   settle_thinking(request, model);
   settle_choice(request);
   settle_sampling(request, model);
+  settle_stops(request);
 }
 
 inline json render_model(const model_entry& entry) {
@@ -4185,6 +4243,28 @@ inline error_kind kind_of_upstream_status(std::int64_t status) {
   }
 }
 
+/// A conversation that is too long for the model, under OpenAI's code and in the API's words. Those
+/// of the CLI hold numbers only where it could compact the conversation:
+/// `Prompt is too long · the request is ~250000 tokens (limit 200000) but …`.
+inline void name_context_error(api_error& error) {
+  const auto lower = text::to_lower(error.message);
+  const auto holds = [&](std::string_view words) { return lower.find(words) != lower.npos; };
+  const bool too_long = holds("prompt is too long") || holds("context limit");
+  const bool refused = error.kind == error_kind::invalid_request ||
+                       error.kind == error_kind::too_large || error.kind == error_kind::bad_gateway;
+  if (!too_long || !refused) return;
+  error.kind = error_kind::invalid_request;
+  error.code = "context_length_exceeded";
+  if (!text::starts_with(error.message, "Prompt")) return;
+  const auto number = [&](std::string_view mark) {
+    const auto at = lower.find(mark) + mark.size();
+    return holds(mark) ? lower.substr(at, lower.find_first_not_of("0123456789", at) - at) : "";
+  };
+  const auto used = number("the request is ~");
+  error.message = "prompt is too long";
+  if (!used.empty()) error.message += ": " + used + " tokens > " + number("(limit ") + " maximum";
+}
+
 /// Told to clients and at the start.
 constexpr const char* not_logged_in =
     "claude is not logged in; run `claude auth login` (or `make login`) as the user of this proxy, "
@@ -4195,16 +4275,23 @@ inline api_error upstream_error(std::int64_t status, std::string_view told) {
     api_error error(error_kind::unavailable, not_logged_in);
     error.code = "not_logged_in";
     error.retry_is_futile = true;
+    error.is_upstream = true;
     return error;
   }
   const auto message = upstream_message(told);
   api_error error(kind_of_upstream_status(status),
                   message.empty() ? "the API failed without a message" : message);
+  error.is_upstream = true;
+  name_context_error(error);
   if (error.kind == error_kind::authentication) {
     error.message = "the API refused this proxy's own credentials: " + error.message;
     error.code = "upstream_authentication_failed";
   }
-  if (error.kind == error_kind::not_found) error.code = "model_not_found";
+  if (error.kind == error_kind::not_found) {
+    error.code = "model_not_found";
+    error.message += error.message.back() == '.' ? " " : ". ";
+    error.message += "`sonnet`, `opus` and `haiku` name the newest models";
+  }
   return error;
 }
 
@@ -4293,14 +4380,56 @@ class tool_names {
   std::map<std::string, std::string> client_;  ///< by the wire's name
 };
 
+/// Cuts a text that comes in pieces at the first of some stop texts. What may be the beginning of
+/// one is held back.
+class stop_cutter {
+ public:
+  explicit stop_cutter(std::vector<std::string> stops) : stops_(std::move(stops)) {}
+
+  /// The stop text that was found; empty: none yet.
+  const std::string& found() const { return found_; }
+
+  /// What can be told now that there is more of the text.
+  std::string feed(std::string more) {
+    if (stops_.empty()) return more;
+    held_ += more;
+    auto end = held_.size();
+    for (const auto& stop : stops_) {
+      const auto at = held_.find(stop);
+      if (at < end) std::tie(end, found_) = std::tie(at, stop);
+    }
+    if (!found_.empty()) return std::exchange(held_, {}).substr(0, end);
+    for (const auto& stop : stops_) end = std::min(end, begin_of(stop));
+    auto told = held_.substr(0, end);
+    held_.erase(0, end);
+    return told;
+  }
+
+  /// What was held back of a text that has ended.
+  std::string flush() { return std::exchange(held_, {}); }
+
+ private:
+  /// Where the stop text begins that the text so far may end in.
+  std::size_t begin_of(const std::string& stop) const {
+    auto at = held_.size() - std::min(held_.size(), stop.size() - 1);
+    while (held_.compare(at, held_.npos, stop, 0, held_.size() - at) != 0) ++at;
+    return at;
+  }
+
+  std::vector<std::string> stops_;
+  std::string held_;
+  std::string found_;
+};
+
 /// What of a request decides how the lines of its answer are to be read.
 struct answer_shape {
   tool_names names;
-  bool structured = false;      ///< the answer is JSON by a schema
-  std::string schema_field;     ///< where the client gave the schema
-  bool streamed = false;        ///< false: of a structured answer only the accepted one is told
-  bool agent = false;           ///< Claude Code's own tools run meanwhile; the answer goes on
-  bool shows_activity = false;  ///< and what they do is told
+  bool structured = false;          ///< the answer is JSON by a schema
+  std::string schema_field;         ///< where the client gave the schema
+  bool streamed = false;            ///< false: of a structured answer only the accepted one is told
+  bool agent = false;               ///< Claude Code's own tools run meanwhile; the answer goes on
+  bool shows_activity = false;      ///< and what they do is told
+  std::vector<std::string> cut_at;  ///< stop texts that the API was not told
   std::vector<std::string> answered;  ///< ids of the calls whose results the client has brought
 };
 
@@ -4312,6 +4441,7 @@ inline answer_shape make_answer_shape(const turn_request& request) {
   shape.streamed = request.stream;
   shape.agent = request.agent.has_value();
   shape.shows_activity = request.agent && request.agent->show_activity;
+  shape.cut_at = request.sampling.cut_at;
   if (request.messages.empty()) return shape;
   for (const auto& part : request.messages.back().parts) {
     const auto* result = std::get_if<tool_result_part>(&part);
@@ -4357,6 +4487,7 @@ class turn_decoder {
   /// `charged_before`: what turns were charged whose cost it has not told yet.
   explicit turn_decoder(double cost_before = 0, answer_shape shape = {}, double charged_before = 0)
       : shape_(std::move(shape)),
+        cutter_(shape_.cut_at),
         cost_before_(cost_before),
         cost_(cost_before),
         charged_before_(charged_before) {}
@@ -4538,9 +4669,10 @@ class turn_decoder {
     const auto delay = integer_of(line, "retry_delay_ms");
     retry_after_ = std::chrono::milliseconds(delay);
     if (delay <= longest_retry_ms) return;
-    const auto status = integer_of(line, "error_status");
     auto error =
-        upstream_error(status, "the API refused the request for now: " + string_of(line, "error"));
+        upstream_error(integer_of(line, "error_status"),
+                       "the API asks to wait (" + string_of(line, "error") + "); try again in " +
+                           std::to_string((delay + 999) / 1000) + " s");
     error.retry_after = retry_after_;
     cut_ = true;
     fail(std::move(error), out);
@@ -4568,15 +4700,21 @@ class turn_decoder {
   }
 
   void decode_failure(const json& line, events& out) {
+    const auto subtype = string_of(line, "subtype");
     auto told = string_of(line, "result");
     const auto& errors = member_of(line, "errors");
     if (told.empty() && errors.is_array() && !errors.empty() && errors[0].is_string()) {
       told = errors[0].get<std::string>();
     }
     if (text::starts_with(told, "[")) told.clear();  // a diagnosis of its own makers'
-    if (told.empty()) told = "claude ended with " + string_of(line, "subtype");
+    if (told.empty()) told = "claude ended with " + subtype;
+    if (subtype == "error_max_structured_output_retries") return fail_schema(told, out);
     auto error = upstream_error(integer_of(line, "api_error_status"), told);
     error.retry_after = retry_after_;
+    // A refusal that the CLI does not retry is one whose Retry-After is over a minute.
+    const bool refused =
+        error.kind == error_kind::rate_limited || error.kind == error_kind::overloaded;
+    if (refused && !retry_after_) error.retry_after = std::chrono::minutes(1);
     fail(std::move(error), out);
   }
 
@@ -4596,13 +4734,26 @@ class turn_decoder {
 
   void end_structured(const json& answer, events& out) {
     if (answer.is_null()) {
-      return fail(api_error(error_kind::bad_gateway,
-                            "the model did not answer in the JSON that was asked for"),
-                  out);
+      return fail_schema("the model did not answer in the JSON that was asked for", out);
     }
     if (!shape_.streamed) tell_block(block_kind::text, dump(answer), out);
     reason_ = stop_reason::end_turn;
     finish(out);
+  }
+
+  /// Ends the turn with the model's last answer in the error: another try would cost a whole answer
+  /// again, so it is the client's to decide.
+  void fail_schema(const std::string& problem, events& out) {
+    constexpr std::size_t max_shown = 4'000;
+    api_error error(error_kind::bad_gateway, problem);
+    const auto last = std::find_if(told_.rbegin(), told_.rend(), [](const told_block& block) {
+      return block.kind == block_kind::text && !block.text.empty();
+    });
+    if (last != told_.rend()) {
+      error.message += "; its last answer: " + text::repair_utf8(last->text.substr(0, max_shown));
+    }
+    error.retry_is_futile = true;
+    fail(std::move(error), out);
   }
 
   /// The CLI has called the API again although the turn was cut: nobody asked for it, and it costs.
@@ -4751,7 +4902,25 @@ class turn_decoder {
     if (!open_ || *incoming_ + 1 != told_.size()) return fail_diverged(out);
     more.erase(0, known);
     told.text += more;
-    if (!told.hidden) out.emplace_back(block_delta{told.index, std::move(more)});
+    if (told.hidden) return;
+    const bool cuts = told.source == "text";
+    if (cuts) more = cutter_.feed(std::move(more));
+    if (!more.empty()) out.emplace_back(block_delta{told.index, std::move(more)});
+    if (cuts && !cutter_.found().empty()) end_at_stop(out);
+  }
+
+  /// The API would go on where the answer ends, and is charged for until it notices.
+  void end_at_stop(events& out) {
+    token_usage unseen;
+    unseen.output = 64;  // half a second's
+    message_usage_ = open_usage();
+    estimated_thinking_ += message_thinking_;
+    complete_message();
+    broken_ += estimate_cost(model_, unseen);
+    reason_ = calls_.empty() ? stop_reason::stop_sequence : stop_reason::tool_use;
+    if (calls_.empty()) stop_sequence_ = cutter_.found();
+    cut_ = true;
+    finish(out);
   }
 
   /// The incoming block is complete: it must hold all that was told of it, and JSON that the model
@@ -4765,8 +4934,9 @@ class turn_decoder {
       check_json_bounds(told.text);
     } catch (const api_error& bounds) {
       cut_ = true;
-      fail(api_error(error_kind::bad_gateway, "the model's answer is refused: " + bounds.message),
-           out);
+      api_error error(error_kind::bad_gateway, "the model's answer is refused: " + bounds.message);
+      error.retry_is_futile = true;
+      fail(std::move(error), out);
     }
   }
 
@@ -4775,6 +4945,9 @@ class turn_decoder {
     open_ = false;
     const auto& last = told_.back();
     if (last.hidden) return;
+    if (auto rest = cutter_.flush(); !rest.empty()) {
+      out.emplace_back(block_delta{last.index, std::move(rest)});
+    }
     // A call without arguments comes without a byte of them.
     const bool called =
         last.kind == block_kind::tool_call || (is_structured(last) && !is_cut_short());
@@ -4885,6 +5058,7 @@ class turn_decoder {
   }
 
   answer_shape shape_;
+  stop_cutter cutter_;
   double cost_before_;
   double cost_;
   double charged_before_;
@@ -11013,10 +11187,9 @@ struct request_record {
     if (const auto* failed = std::get_if<turn_failed>(&what)) note_failure(failed->error);
   }
 
-  /// A failure of the answer is the upstream's unless it has a name of ours.
   void note_failure(const api_error& error) {
     failure = word_for(error);
-    upstream_failed = error.code.empty() && error.kind != error_kind::timed_out;
+    upstream_failed = error.is_upstream;
     upstream_status = http_status(error.kind);
   }
 
@@ -14125,6 +14298,7 @@ class http_service : public httplib::Server {
         {"POST", "/messages", group::chat, &http_service::answer_messages},
         {"POST", "/messages/count_tokens", group::other, &http_service::answer_count},
         {"POST", "/completions", group::chat, &http_service::answer_completions},
+        {"POST", "/fim/completions", group::chat, &http_service::answer_fim},
         {"GET", "/models", group::none, &http_service::answer_models},
         {"GET", "/models/*", group::none, &http_service::answer_model},
         {"GET", "/sessions", group::session, &http_service::answer_sessions},
@@ -14487,6 +14661,18 @@ class http_service : public httplib::Server {
     return messages || (!openai && now.request.has_header("anthropic-version"));
   }
 
+  /// Until the limits of a subscription begin anew that have refused the request; else 0.
+  static std::chrono::milliseconds time_to_reset(const std::vector<usage_window>& windows) {
+    using namespace std::chrono;
+    constexpr std::int64_t max_wait = 7 * 24 * 3600;  // the longest window there is
+    const auto now = duration_cast<seconds>(system_clock::now().time_since_epoch()).count();
+    std::int64_t longest = 0;
+    for (const auto& window : windows) {
+      if (window.status == "rejected") longest = std::max(longest, window.resets_at - now);
+    }
+    return seconds(std::min(longest, max_wait));
+  }
+
   void answer_error(exchange& now, const api_error& error) const {
     const auto& dialect =
         speaks_anthropic(now) ? anthropic_messages::dialect : openai_chat::dialect;
@@ -14499,7 +14685,8 @@ class http_service : public httplib::Server {
         error.kind == error_kind::unavailable || error.kind == error_kind::overloaded;
     if (says_when) {
       using namespace std::chrono;
-      const auto wait = error.retry_after.value_or(seconds(error.retry_is_futile ? 30 : 1));
+      const auto usual = error.retry_after.value_or(seconds(error.retry_is_futile ? 30 : 1));
+      const auto wait = std::max(usual, time_to_reset(now.record->facts.windows));
       now.response.set_header("Retry-After", std::to_string(ceil<seconds>(wait).count()));
       now.response.set_header("retry-after-ms", std::to_string(wait.count()));
     }
@@ -14540,6 +14727,7 @@ class http_service : public httplib::Server {
   void answer_chat(exchange& now) { answer_turn(now, openai_chat::dialect); }
   void answer_messages(exchange& now) { answer_turn(now, anthropic_messages::dialect); }
   void answer_completions(exchange& now) { answer_turn(now, openai_completions::dialect); }
+  void answer_fim(exchange& now) { answer_turn(now, openai_completions::fim_dialect); }
 
   void answer_turn(exchange& now, const surface& dialect) {
     ask(now, dialect, read_json(now), make_context(now));
@@ -14617,6 +14805,7 @@ class http_service : public httplib::Server {
     const json deployment = now.deployment;
     if (turn.model.empty()) turn.model = parse_model(reader(deployment, "deployment"));
     if (turn.model.empty()) turn.model = now.settings->default_model;
+    turn.model = released_model(turn.model);
     // Beside X-Session-Affinity it only tells a router which server to use (opencode): requests of
     // one such id are of several conversations, and hold their history.
     const bool routed = now.request.has_header("X-Session-Affinity");
@@ -15219,7 +15408,8 @@ class server {
   std::function<void()> on_reload;
 
   /// Takes over what may change while the proxy runs: keys, limits, origins, the default model, and
-  /// the content of the TLS files. Throws, and changes nothing, when they cannot be run with.
+  /// the content of the TLS files. Throws, and changes nothing, when they cannot be run with or hold
+  /// no client key where there was one.
   void reload(const options& fresh) {
     auto next = fresh;
     next.host = settings_.host;  // which stay as they are, and decide what keys are needed
@@ -15228,6 +15418,10 @@ class server {
     if (!problems.empty()) throw std::invalid_argument(text::join(problems, "; "));
     if (fresh.api_keys.empty() && !is_private(settings_)) {
       throw std::invalid_argument("a client key is needed beyond loopback");
+    }
+    if (fresh.api_keys.empty() && !live_.get()->api_keys.empty()) {
+      throw std::invalid_argument(
+          "without a client key the proxy would be open; restart it if that is meant");
     }
     const auto tls = make_tls(settings_);
     std::set<std::string> revoked;

@@ -33,6 +33,7 @@ TEST_CASE("errors: a new error has a kind and a message and nothing else") {
   CHECK(error.code.empty());
   CHECK_FALSE(error.retry_after);
   CHECK_FALSE(error.retry_is_futile);
+  CHECK_FALSE(error.is_upstream);
 }
 
 TEST_CASE("errors: what() is the message, also of a copy and through the base class") {
