@@ -217,16 +217,12 @@ inline std::string repair_utf8(std::string_view bytes) {
 
 /// True for white space alone, as Unicode has it.
 inline bool is_blank(std::string_view value) {
-  constexpr std::array<std::string_view, 13> spaces = {
-      "\xC2\x85",     "\xC2\xA0",     "\xE1\x9A\x80", "\xE2\x80\xA8", "\xE2\x80\xA9",
-      "\xE2\x80\xAF", "\xE2\x81\x9F", "\xE3\x80\x80", "\xEF\xBB\xBF", "\x1C",
-      "\x1D",         "\x1E",         "\x1F"};
+  constexpr std::string_view spaces =
+      " \t\n\v\f\r\x1C\x1D\x1E\x1F\xC2\x85\u00A0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006"
+      "\u2007\u2008\u2009\u200A\u2028\u2029\u202F\u205F\u3000\uFEFF";
   while (!value.empty()) {
     const auto one = value.substr(0, std::max<std::size_t>(utf8_sequence_length(value), 1));
-    const bool ascii = one.size() == 1 && std::isspace(static_cast<unsigned char>(one[0])) != 0;
-    const bool quad = one >= "\xE2\x80\x80" && one <= "\xE2\x80\x8A";  // U+2000 to U+200A
-    if (!ascii && !quad && std::find(spaces.begin(), spaces.end(), one) == spaces.end())
-      return false;
+    if (spaces.find(one) == spaces.npos) return false;
     value.remove_prefix(one.size());
   }
   return true;
@@ -4243,26 +4239,17 @@ inline error_kind kind_of_upstream_status(std::int64_t status) {
   }
 }
 
-/// A conversation that is too long for the model, under OpenAI's code and in the API's words. Those
-/// of the CLI hold numbers only where it could compact the conversation:
-/// `Prompt is too long · the request is ~250000 tokens (limit 200000) but …`.
+/// A conversation that is too long for the model has OpenAI's code, and begins as the API tells it:
+/// the CLI says `Prompt is too long`, and where it could compact the conversation also how long.
 inline void name_context_error(api_error& error) {
   const auto lower = text::to_lower(error.message);
   const auto holds = [&](std::string_view words) { return lower.find(words) != lower.npos; };
-  const bool too_long = holds("prompt is too long") || holds("context limit");
   const bool refused = error.kind == error_kind::invalid_request ||
                        error.kind == error_kind::too_large || error.kind == error_kind::bad_gateway;
-  if (!too_long || !refused) return;
+  if (!refused || !(holds("prompt is too long") || holds("context limit"))) return;
   error.kind = error_kind::invalid_request;
   error.code = "context_length_exceeded";
-  if (!text::starts_with(error.message, "Prompt")) return;
-  const auto number = [&](std::string_view mark) {
-    const auto at = lower.find(mark) + mark.size();
-    return holds(mark) ? lower.substr(at, lower.find_first_not_of("0123456789", at) - at) : "";
-  };
-  const auto used = number("the request is ~");
-  error.message = "prompt is too long";
-  if (!used.empty()) error.message += ": " + used + " tokens > " + number("(limit ") + " maximum";
+  if (text::starts_with(error.message, "Prompt")) error.message[0] = 'p';
 }
 
 /// Told to clients and at the start.
@@ -4669,10 +4656,9 @@ class turn_decoder {
     const auto delay = integer_of(line, "retry_delay_ms");
     retry_after_ = std::chrono::milliseconds(delay);
     if (delay <= longest_retry_ms) return;
-    auto error =
-        upstream_error(integer_of(line, "error_status"),
-                       "the API asks to wait (" + string_of(line, "error") + "); try again in " +
-                           std::to_string((delay + 999) / 1000) + " s");
+    auto error = upstream_error(integer_of(line, "error_status"),
+                                "the API asks to wait (" + string_of(line, "error") +
+                                    "); try again in " + std::to_string(delay / 1000 + 1) + " s");
     error.retry_after = retry_after_;
     cut_ = true;
     fail(std::move(error), out);
@@ -14288,6 +14274,7 @@ class http_service : public httplib::Server {
 
   static const std::vector<route>& routes() {
     using group = endpoint_group;
+    constexpr auto tools = access::tools;
     static const std::vector<route> table = {
         {"POST", "/chat/completions", group::chat, &http_service::answer_chat},
         {"POST", "/responses", group::chat, &http_service::answer_responses},
@@ -14307,18 +14294,15 @@ class http_service : public httplib::Server {
         {"DELETE", "/sessions/*", group::session, &http_service::delete_session},
         {"POST", "/compatibility", group::other, &http_service::answer_compatibility},
         {"POST", "/debug/request", group::debug, &http_service::answer_debug},
-        {"GET", "/tools", group::other, &http_service::answer_tools, access::tools},
-        {"GET", "/tools/config", group::other, &http_service::answer_tool_configuration,
-         access::tools},
-        {"POST", "/tools/config", group::other, &http_service::set_tool_configuration,
-         access::tools},
-        {"GET", "/tools/stats", group::other, &http_service::answer_tool_stats, access::tools},
-        {"GET", "/mcp/servers", group::other, &http_service::answer_mcp_servers, access::tools},
-        {"POST", "/mcp/servers", group::other, &http_service::add_mcp_server, access::tools},
-        {"POST", "/mcp/connect", group::other, &http_service::connect_mcp_server, access::tools},
-        {"POST", "/mcp/disconnect", group::other, &http_service::disconnect_mcp_server,
-         access::tools},
-        {"GET", "/mcp/stats", group::other, &http_service::answer_mcp_stats, access::tools},
+        {"GET", "/tools", group::other, &http_service::answer_tools, tools},
+        {"GET", "/tools/config", group::other, &http_service::answer_tool_configuration, tools},
+        {"POST", "/tools/config", group::other, &http_service::set_tool_configuration, tools},
+        {"GET", "/tools/stats", group::other, &http_service::answer_tool_stats, tools},
+        {"GET", "/mcp/servers", group::other, &http_service::answer_mcp_servers, tools},
+        {"POST", "/mcp/servers", group::other, &http_service::add_mcp_server, tools},
+        {"POST", "/mcp/connect", group::other, &http_service::connect_mcp_server, tools},
+        {"POST", "/mcp/disconnect", group::other, &http_service::disconnect_mcp_server, tools},
+        {"GET", "/mcp/stats", group::other, &http_service::answer_mcp_stats, tools},
         {"GET", "/auth/status", group::auth, &http_service::answer_auth_status},
         {"GET", "/metrics", group::none, &http_service::answer_metrics},
         {"GET", "/health", group::health, &http_service::answer_health, access::open},
@@ -15408,18 +15392,16 @@ class server {
   std::function<void()> on_reload;
 
   /// Takes over what may change while the proxy runs: keys, limits, origins, the default model, and
-  /// the content of the TLS files. Throws, and changes nothing, when they cannot be run with or hold
-  /// no client key where there was one.
+  /// the content of the TLS files. Throws, and changes nothing, when they cannot be run with, or no
+  /// client key is left.
   void reload(const options& fresh) {
     auto next = fresh;
     next.host = settings_.host;  // which stay as they are, and decide what keys are needed
     next.tcp = settings_.tcp;
     const auto problems = validate(next);
     if (!problems.empty()) throw std::invalid_argument(text::join(problems, "; "));
-    if (fresh.api_keys.empty() && !is_private(settings_)) {
-      throw std::invalid_argument("a client key is needed beyond loopback");
-    }
-    if (fresh.api_keys.empty() && !live_.get()->api_keys.empty()) {
+    const bool had_key = !live_.get()->api_keys.empty() || !is_private(settings_);
+    if (fresh.api_keys.empty() && had_key) {
       throw std::invalid_argument(
           "without a client key the proxy would be open; restart it if that is meant");
     }

@@ -130,7 +130,7 @@ function streamed({ data }) {
 }
 
 for (const stream of [false, true]) {
-  test(`a stop text of white space ends the answer in every dialect, without the API${stream ? ', streamed' : ''}`, async (t) => {
+  test(`a stop text of white space ends the answer in every dialect, without the API${stream ? ', streamed' : ''}`, { deadline: 60_000 }, async (t) => {
     const scenario = directive('hang', { text: 'One.\n\nTwo.', deltas: 10, after: 8 });
     const stop = ['\n\n', 'END', '\u3000'];
     for (const [path, fields, end] of [
@@ -154,7 +154,7 @@ for (const stream of [false, true]) {
   });
 }
 
-test('a conversation goes on after a stop text of white space, from where it was cut', async (t) => {
+test('a conversation goes on after a stop text of white space, from where it was cut', { deadline: 60_000 }, async (t) => {
   const session_id = t.token;
   const ask = (scenario) => t.chat({ session_id, stop: ' \n', messages: t.messages(scenario) });
   const first = await ask(directive('plain', { text: 'One  \n Two.', deltas: 11 }));
@@ -164,7 +164,7 @@ test('a conversation goes on after a stop text of white space, from where it was
   assert.deepEqual(messages.map(({ role, text }) => [role, role === 'user' || text]), [['user', true], ['assistant', 'One '], ['user', true]]);
 });
 
-test('white space that is no stop text in the end is told, and so is an answer of n that goes on', async (t) => {
+test('white space that is no stop text in the end is told, and so is an answer of n that goes on', { deadline: 60_000 }, async (t) => {
   const text = 'One.\n \n.\n';
   const whole = await t.chat({ n: 2, stop: ['\n\n'], messages: t.messages(directive('plain', { text, deltas: 9 })) });
   assert.deepEqual(whole.json.choices.map(({ message }) => message.content), [text, text]);
@@ -172,7 +172,17 @@ test('white space that is no stop text in the end is told, and so is an answer o
   assert.deepEqual(streamed(stream), [text, 'stop']);
 });
 
-test("Mistral's fill-in-the-middle is a completion with the answer of a chat", async (t) => {
+test('of n answers that a client leaves, all are charged', { deadline: 60_000 }, async (t) => {
+  const proxy = await t.start({ cli: t.cli, args: ['--spares', '2'] });
+  const exchange = t.send({ proxy, body: { model: MODEL, n: 2, messages: t.messages('hang after=2') } });
+  await eventually('both are under way', () => t.calls().length === 2, 25_000);
+  const counted = async () => /tokens_total\{kind="input"\} (\d+)/.exec((await t.get('/metrics', { proxy })).text)?.[1];
+  await Promise.all(t.calls().map((call) => eventually('the API has counted its input', () => call.usage)));
+  exchange.abort();
+  await eventually('they are counted', async () => Number(await counted()) >= 22);
+});
+
+test("Mistral's fill-in-the-middle is a completion with the answer of a chat", { deadline: 60_000 }, async (t) => {
   const body = { model: MODEL, prompt: t.text('plain'), suffix: 'the end', max_tokens: 50, random_seed: 1 };
   const whole = await t.send({ path: '/v1/fim/completions', body }).done;
   assert.deepEqual([whole.status, whole.json?.object, whole.headers['x-ignored-params']], [200, 'chat.completion', 'random_seed']);
@@ -228,7 +238,7 @@ test('an answer that misses its schema holds the last one, and no client asks ag
   }
 });
 
-test('a 429 or 529 of the API is told in its words where the CLI tells them, and with the time to wait', async (t) => {
+test('a 429 or 529 of the API is told in its words where the CLI tells them, and with the time to wait', { deadline: 60_000 }, async (t) => {
   const message = 'You may ask again at five';
   const ask = (options) => t.chat({ messages: t.messages(directive('error', options)) });
   for (const [status, told] of [
@@ -244,7 +254,7 @@ test('a 429 or 529 of the API is told in its words where the CLI tells them, and
   }
 });
 
-test("a subscription's limit is told in words, and with the time until it begins anew", async (t) => {
+test("a subscription's limit is told in words, and with the time until it begins anew", { deadline: 60_000 }, async (t) => {
   const env = { ANTHROPIC_API_KEY: undefined, CLAUDE_CODE_OAUTH_TOKEN: 'sk-ant-oat01-test' };
   const proxy = await t.start({ cli: t.cli, env, args: ['--spares', '0'] });
   const reset = String(Math.floor(Date.now() / 1000) + 3600);
@@ -258,7 +268,7 @@ test("a subscription's limit is told in words, and with the time until it begins
   }
 });
 
-test('slashes in a row are one, wherever they stand in a path, in every dialect', async (t) => {
+test('slashes in a row are one, wherever they stand in a path, in every dialect', { deadline: 60_000 }, async (t) => {
   for (const [path, [ask, wordsOf]] of Object.entries(QUESTIONS)) {
     const result = await t.send({ path: `//v1//${path}//`, body: { model: MODEL, ...ask(t.text('plain')) } }).done;
     assert.equal(result.status, 200, result.text);
@@ -270,7 +280,7 @@ test('slashes in a row are one, wherever they stand in a path, in every dialect'
   assert.equal((await t.get('/v1/models?after_id=a//b', { headers: { 'anthropic-version': '2023-06-01' } })).status, 200);
 });
 
-test("Azure's paths are the same routes, and their deployment is the model where the body names none", async (t) => {
+test("Azure's paths are the same routes, and their deployment is the model where the body names none", { deadline: 60_000 }, async (t) => {
   const version = '?api-version=2024-10-21';
   for (const [prefix, path, model, expected] of [
     ['/openai/deployments/claude-haiku-4-5-20251001', '/chat/completions', undefined, 'claude-haiku-4-5-20251001'],
@@ -291,7 +301,7 @@ test("Azure's paths are the same routes, and their deployment is the model where
   assertRefused(await t.send({ path: `/openai/deployments/x/embeddings${version}`, body: {} }).done, 404, /no embedding model/);
 });
 
-test('a body of gzip or deflate is decoded, chunked too, in every dialect', async (t) => {
+test('a body of gzip or deflate is decoded, chunked too, in every dialect', { deadline: 60_000 }, async (t) => {
   const chunked = { 'content-length': undefined, 'transfer-encoding': 'chunked' };
   for (const [path, coding, encode, headers] of [
     ['/chat/completions', 'gzip', gzipSync, {}],
@@ -323,7 +333,7 @@ test('a body in another coding is a 415 that names those that are taken; one tha
   assert.equal(t.calls().length, 0);
 });
 
-test('a compressed body is bounded by what it becomes: a bomb is a 413', async (t) => {
+test('a compressed body is bounded by what it becomes: a bomb is a 413', { deadline: 60_000 }, async (t) => {
   const proxy = await t.start({ cli: t.cli, args: ['--spares', '0', '--max-request-size', '1000000'] });
   const ask = (size) => gzipSync(JSON.stringify({ messages: [{ role: 'user', content: 'x'.repeat(size) }], model: 5 }));
   const send = (body) => t.send({ proxy, body, headers: { 'content-encoding': 'gzip' } }).done;

@@ -250,10 +250,12 @@ TEST_CASE("upstream error: a conversation that is too long, in every wording, ha
   const std::vector<std::pair<std::string, std::string>> wordings = {
       {"Prompt is too long", "prompt is too long"},
       {"Prompt is too long \xC2\xB7 this conversation is a single exchange and cannot be compacted",
-       "prompt is too long"},
+       "prompt is too long \xC2\xB7 this conversation is a single exchange and cannot be "
+       "compacted"},
       {"Prompt is too long \xC2\xB7 the request is ~250000 tokens (limit 200000) but this "
        "conversation is only ~34 tokens",
-       "prompt is too long: 250000 tokens > 200000 maximum"},
+       "prompt is too long \xC2\xB7 the request is ~250000 tokens (limit 200000) but this "
+       "conversation is only ~34 tokens"},
       {R"(API Error: 400 {"error":{"message":"prompt is too long: 7 tokens > 5 maximum"}})",
        "prompt is too long: 7 tokens > 5 maximum"},
       {R"(API Error: 400 {"error":{"message":"input length exceed context limit: 2 + 2 > 3"}})",
