@@ -215,6 +215,19 @@ inline std::string repair_utf8(std::string_view bytes) {
   return repaired;
 }
 
+/// True for white space alone, as Unicode has it.
+inline bool is_blank(std::string_view value) {
+  constexpr std::string_view spaces =
+      " \t\n\v\f\r\x1C\x1D\x1E\x1F\xC2\x85\u00A0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006"
+      "\u2007\u2008\u2009\u200A\u2028\u2029\u202F\u205F\u3000\uFEFF";
+  while (!value.empty()) {
+    const auto one = value.substr(0, std::max<std::size_t>(utf8_sequence_length(value), 1));
+    if (spaces.find(one) == spaces.npos) return false;
+    value.remove_prefix(one.size());
+  }
+  return true;
+}
+
 /// True for standard base64 of at least one byte (RFC 4648), with or without its padding.
 inline bool is_base64(std::string_view value) {
   const auto data = value.substr(0, value.find_last_not_of('=') + 1);
@@ -340,6 +353,7 @@ enum class error_kind {
   not_found,           ///< 404
   method_not_allowed,  ///< 405
   too_large,           ///< 413
+  unsupported_coding,  ///< 415: a compressed body that cannot be decoded here
   rate_limited,        ///< 429: by the API, or no process is free
   too_many_requests,   ///< 429: more than the operator lets one client ask
   internal,            ///< 500: a fault of ours
@@ -359,6 +373,7 @@ inline std::string_view name_of(error_kind kind) {
     case error_kind::not_found: return "not_found";
     case error_kind::method_not_allowed: return "method_not_allowed";
     case error_kind::too_large: return "too_large";
+    case error_kind::unsupported_coding: return "unsupported_coding";
     case error_kind::rate_limited: return "rate_limited";
     case error_kind::too_many_requests: return "too_many_requests";
     case error_kind::internal: return "internal";
@@ -379,6 +394,7 @@ inline int http_status(error_kind kind) {
     case error_kind::not_found: return 404;
     case error_kind::method_not_allowed: return 405;
     case error_kind::too_large: return 413;
+    case error_kind::unsupported_coding: return 415;
     case error_kind::rate_limited:
     case error_kind::too_many_requests: return 429;
     case error_kind::internal:
@@ -395,7 +411,10 @@ inline int http_status(error_kind kind) {
 /// the backend is the cause.
 class api_error : public std::exception {
  public:
-  api_error(error_kind what_kind, std::string text) : kind(what_kind), message(std::move(text)) {}
+  api_error(error_kind what_kind, std::string text)
+      : kind(what_kind),
+        message(std::move(text)),
+        is_upstream(what_kind == error_kind::bad_gateway) {}
 
   const char* what() const noexcept override { return message.c_str(); }
 
@@ -404,7 +423,8 @@ class api_error : public std::exception {
   std::string param;  ///< path of the offending field, such as `messages[0].role`
   std::string code;   ///< machine-readable word, such as `model_not_found`
   std::optional<std::chrono::milliseconds> retry_after;
-  bool retry_is_futile = false;  ///< true: the operator must act first
+  bool retry_is_futile = false;  ///< true: the operator must act first, or each try costs an answer
+  bool is_upstream;              ///< the API or `claude` failed, not the proxy or its client
 };
 
 /// One word for the log: the error's own, else its kind's.
@@ -1272,6 +1292,7 @@ struct sampling_settings {
   std::optional<std::int64_t> top_k;
   std::optional<std::int64_t> max_tokens;
   std::vector<std::string> stop;
+  std::vector<std::string> cut_at = {};  ///< stop texts that the API does not take
 };
 
 /// How much the model thinks before it answers, the field's words for it.
@@ -2027,6 +2048,8 @@ inline std::string render_error(const api_error& error, const std::string& = {})
       case error_kind::not_found: return {"not_found_error", "not_found"};
       case error_kind::method_not_allowed: return {"invalid_request_error", "method_not_allowed"};
       case error_kind::too_large: return {"invalid_request_error", "request_too_large"};
+      case error_kind::unsupported_coding:
+        return {"invalid_request_error", "unsupported_content_encoding"};
       case error_kind::rate_limited: return {"rate_limit_error", "rate_limit_exceeded"};
       case error_kind::too_many_requests: return {"rate_limit_exceeded", "too_many_requests"};
       case error_kind::internal: return {"server_error", "internal_error"};
@@ -2672,6 +2695,7 @@ inline int status(error_kind kind) {
 inline const char* error_type(error_kind kind) {
   switch (kind) {
     case error_kind::invalid_request:
+    case error_kind::unsupported_coding:
     case error_kind::method_not_allowed: return "invalid_request_error";
     case error_kind::authentication: return "authentication_error";
     case error_kind::permission: return "permission_error";
@@ -3932,7 +3956,24 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   return parsed;
 }
 
+/// Mistral's fill-in-the-middle: the request of a completion, with the answer of a chat
+/// (https://docs.mistral.ai/api/endpoint/fim).
+inline parsed_request parse_fim(const json& body, const reply_context& context) {
+  auto parsed = parse(body, context);
+  const reader root(body);
+  for (const char* field : {"min_tokens", "random_seed"}) {
+    if (!root.find(field)) continue;
+    for (auto& turn : parsed.turns) name_ignored(turn, field);
+  }
+  openai_chat::reply_style style;
+  style.choices = parsed.turns.size();
+  parsed.reply = std::make_unique<openai_chat::chat_reply>(context, style);
+  return parsed;
+}
+
 constexpr surface dialect{"openai_completions", parse, openai_chat::render_error, http_status};
+constexpr surface fim_dialect{"openai_completions", parse_fim, openai_chat::render_error,
+                              http_status};
 
 }  // namespace openai_completions
 
@@ -3948,18 +3989,22 @@ struct model_entry {
 };
 
 /// Ids that the reference wrapper's README names; clients are configured with them.
-constexpr std::array<std::string_view, 12> well_known_models = {"claude-opus-4-5-20251101",
+constexpr std::array<std::string_view, 11> well_known_models = {"claude-opus-4-5-20251101",
                                                                 "claude-sonnet-4-5-20250929",
                                                                 "claude-haiku-4-5-20251001",
                                                                 "claude-opus-4-1-20250805",
                                                                 "claude-opus-4-20250514",
                                                                 "claude-sonnet-4-20250514",
-                                                                "claude-opus-4-5-20250929",
                                                                 "claude-3-7-sonnet-20250219",
                                                                 "claude-3-5-sonnet-20241022",
                                                                 "claude-3-5-haiku-20241022",
                                                                 "sonnet",
                                                                 "haiku"};
+
+/// That README names one more, which was never released, in the place of this one.
+inline std::string released_model(const std::string& id) {
+  return id == "claude-opus-4-5-20250929" ? "claude-opus-4-5-20251101" : id;
+}
 
 /// `…-20250929` to unix seconds at midnight UTC.
 inline std::int64_t release_time(std::string_view id) {
@@ -4130,10 +4175,24 @@ inline void settle_sampling(turn_request& request, const model_traits& model) {
     if (*sampling.top_p != 1) name_ignored(request, "top_p");
     sampling.top_p.reset();
   }
-  const auto blank = [](const std::string& stop) { return text::trim(stop).empty(); };
-  const auto kept = std::remove_if(sampling.stop.begin(), sampling.stop.end(), blank);
-  if (kept != sampling.stop.end()) name_ignored(request, request.stop_field);
-  sampling.stop.erase(kept, sampling.stop.end());
+}
+
+/// The API takes no stop text of white space alone: the proxy cuts at those by itself, but not in
+/// an answer that follows a schema.
+inline void settle_stops(turn_request& request) {
+  constexpr std::size_t max_cut = 256;
+  auto& sampling = request.sampling;
+  const auto blank =
+      std::stable_partition(sampling.stop.begin(), sampling.stop.end(),
+                            [](const std::string& stop) { return !text::is_blank(stop); });
+  for (auto stop = blank; stop != sampling.stop.end(); ++stop) {
+    if (stop->empty() || stop->size() > max_cut || request.schema) {
+      name_ignored(request, request.stop_field);
+    } else {
+      sampling.cut_at.push_back(*stop);
+    }
+  }
+  sampling.stop.erase(blank, sampling.stop.end());
 }
 
 /// Takes out of the request what the API would refuse, and names it. The one place that knows:
@@ -4142,11 +4201,12 @@ inline void settle_sampling(turn_request& request, const model_traits& model) {
 ///   cannot be had where a tool must be called; where it cannot be turned off, the tool gives way;
 /// - later models take temperature or top_p, not both, and the CLI always sends a temperature; none
 ///   takes one above 1;
-/// - a stop sequence must hold more than blanks.
+/// - a stop text must hold more than white space.
 inline void settle(turn_request& request, const model_traits& model) {
   settle_thinking(request, model);
   settle_choice(request);
   settle_sampling(request, model);
+  settle_stops(request);
 }
 
 inline json render_model(const model_entry& entry) {
@@ -4295,6 +4355,19 @@ inline error_kind kind_of_upstream_status(std::int64_t status) {
   }
 }
 
+/// A conversation that is too long for the model has OpenAI's code, and begins as the API tells it:
+/// the CLI says `Prompt is too long`, and where it could compact the conversation also how long.
+inline void name_context_error(api_error& error) {
+  const auto lower = text::to_lower(error.message);
+  const auto holds = [&](std::string_view words) { return lower.find(words) != lower.npos; };
+  const bool refused = error.kind == error_kind::invalid_request ||
+                       error.kind == error_kind::too_large || error.kind == error_kind::bad_gateway;
+  if (!refused || !(holds("prompt is too long") || holds("context limit"))) return;
+  error.kind = error_kind::invalid_request;
+  error.code = "context_length_exceeded";
+  if (text::starts_with(error.message, "Prompt")) error.message[0] = 'p';
+}
+
 /// Told to clients and at the start.
 constexpr const char* not_logged_in =
     "claude is not logged in; run `claude auth login` (or `make login`) as the user of this proxy, "
@@ -4305,16 +4378,23 @@ inline api_error upstream_error(std::int64_t status, std::string_view told) {
     api_error error(error_kind::unavailable, not_logged_in);
     error.code = "not_logged_in";
     error.retry_is_futile = true;
+    error.is_upstream = true;
     return error;
   }
   const auto message = upstream_message(told);
   api_error error(kind_of_upstream_status(status),
                   message.empty() ? "the API failed without a message" : message);
+  error.is_upstream = true;
+  name_context_error(error);
   if (error.kind == error_kind::authentication) {
     error.message = "the API refused this proxy's own credentials: " + error.message;
     error.code = "upstream_authentication_failed";
   }
-  if (error.kind == error_kind::not_found) error.code = "model_not_found";
+  if (error.kind == error_kind::not_found) {
+    error.code = "model_not_found";
+    error.message += error.message.back() == '.' ? " " : ". ";
+    error.message += "`sonnet`, `opus` and `haiku` name the newest models";
+  }
   return error;
 }
 
@@ -4403,14 +4483,56 @@ class tool_names {
   std::map<std::string, std::string> client_;  ///< by the wire's name
 };
 
+/// Cuts a text that comes in pieces at the first of some stop texts. What may be the beginning of
+/// one is held back.
+class stop_cutter {
+ public:
+  explicit stop_cutter(std::vector<std::string> stops) : stops_(std::move(stops)) {}
+
+  /// The stop text that was found; empty: none yet.
+  const std::string& found() const { return found_; }
+
+  /// What can be told now that there is more of the text.
+  std::string feed(std::string more) {
+    if (stops_.empty()) return more;
+    held_ += more;
+    auto end = held_.size();
+    for (const auto& stop : stops_) {
+      const auto at = held_.find(stop);
+      if (at < end) std::tie(end, found_) = std::tie(at, stop);
+    }
+    if (!found_.empty()) return std::exchange(held_, {}).substr(0, end);
+    for (const auto& stop : stops_) end = std::min(end, begin_of(stop));
+    auto told = held_.substr(0, end);
+    held_.erase(0, end);
+    return told;
+  }
+
+  /// What was held back of a text that has ended.
+  std::string flush() { return std::exchange(held_, {}); }
+
+ private:
+  /// Where the stop text begins that the text so far may end in.
+  std::size_t begin_of(const std::string& stop) const {
+    auto at = held_.size() - std::min(held_.size(), stop.size() - 1);
+    while (held_.compare(at, held_.npos, stop, 0, held_.size() - at) != 0) ++at;
+    return at;
+  }
+
+  std::vector<std::string> stops_;
+  std::string held_;
+  std::string found_;
+};
+
 /// What of a request decides how the lines of its answer are to be read.
 struct answer_shape {
   tool_names names;
-  bool structured = false;      ///< the answer is JSON by a schema
-  std::string schema_field;     ///< where the client gave the schema
-  bool streamed = false;        ///< false: of a structured answer only the accepted one is told
-  bool agent = false;           ///< Claude Code's own tools run meanwhile; the answer goes on
-  bool shows_activity = false;  ///< and what they do is told
+  bool structured = false;          ///< the answer is JSON by a schema
+  std::string schema_field;         ///< where the client gave the schema
+  bool streamed = false;            ///< false: of a structured answer only the accepted one is told
+  bool agent = false;               ///< Claude Code's own tools run meanwhile; the answer goes on
+  bool shows_activity = false;      ///< and what they do is told
+  std::vector<std::string> cut_at;  ///< stop texts that the API was not told
   std::vector<std::string> answered;  ///< ids of the calls whose results the client has brought
 };
 
@@ -4422,6 +4544,7 @@ inline answer_shape make_answer_shape(const turn_request& request) {
   shape.streamed = request.stream;
   shape.agent = request.agent.has_value();
   shape.shows_activity = request.agent && request.agent->show_activity;
+  shape.cut_at = request.sampling.cut_at;
   if (request.messages.empty()) return shape;
   for (const auto& part : request.messages.back().parts) {
     const auto* result = std::get_if<tool_result_part>(&part);
@@ -4467,6 +4590,7 @@ class turn_decoder {
   /// `charged_before`: what turns were charged whose cost it has not told yet.
   explicit turn_decoder(double cost_before = 0, answer_shape shape = {}, double charged_before = 0)
       : shape_(std::move(shape)),
+        cutter_(shape_.cut_at),
         cost_before_(cost_before),
         cost_(cost_before),
         charged_before_(charged_before) {}
@@ -4648,9 +4772,9 @@ class turn_decoder {
     const auto delay = integer_of(line, "retry_delay_ms");
     retry_after_ = std::chrono::milliseconds(delay);
     if (delay <= longest_retry_ms) return;
-    const auto status = integer_of(line, "error_status");
-    auto error =
-        upstream_error(status, "the API refused the request for now: " + string_of(line, "error"));
+    auto error = upstream_error(integer_of(line, "error_status"),
+                                "the API asks to wait (" + string_of(line, "error") +
+                                    "); try again in " + std::to_string(delay / 1000 + 1) + " s");
     error.retry_after = retry_after_;
     fail(std::move(error), out);
   }
@@ -4677,15 +4801,21 @@ class turn_decoder {
   }
 
   void decode_failure(const json& line, events& out) {
+    const auto subtype = string_of(line, "subtype");
     auto told = string_of(line, "result");
     const auto& errors = member_of(line, "errors");
     if (told.empty() && errors.is_array() && !errors.empty() && errors[0].is_string()) {
       told = errors[0].get<std::string>();
     }
     if (text::starts_with(told, "[")) told.clear();  // a diagnosis of its own makers'
-    if (told.empty()) told = "claude ended with " + string_of(line, "subtype");
+    if (told.empty()) told = "claude ended with " + subtype;
+    if (subtype == "error_max_structured_output_retries") return fail_schema(told, out);
     auto error = upstream_error(integer_of(line, "api_error_status"), told);
     error.retry_after = retry_after_;
+    // A refusal that the CLI does not retry is one whose Retry-After is over a minute.
+    const bool refused =
+        error.kind == error_kind::rate_limited || error.kind == error_kind::overloaded;
+    if (refused && !retry_after_) error.retry_after = std::chrono::minutes(1);
     fail(std::move(error), out);
   }
 
@@ -4705,13 +4835,26 @@ class turn_decoder {
 
   void end_structured(const json& answer, events& out) {
     if (answer.is_null()) {
-      return fail(api_error(error_kind::bad_gateway,
-                            "the model did not answer in the JSON that was asked for"),
-                  out);
+      return fail_schema("the model did not answer in the JSON that was asked for", out);
     }
     if (!shape_.streamed) tell_block(block_kind::text, dump(answer), out);
     reason_ = stop_reason::end_turn;
     finish(out);
+  }
+
+  /// Ends the turn with the model's last answer in the error: another try would cost a whole answer
+  /// again, so it is the client's to decide.
+  void fail_schema(const std::string& problem, events& out) {
+    constexpr std::size_t max_shown = 4'000;
+    api_error error(error_kind::bad_gateway, problem);
+    const auto last = std::find_if(told_.rbegin(), told_.rend(), [](const told_block& block) {
+      return block.kind == block_kind::text && !block.text.empty();
+    });
+    if (last != told_.rend()) {
+      error.message += "; its last answer: " + text::repair_utf8(last->text.substr(0, max_shown));
+    }
+    error.retry_is_futile = true;
+    fail(std::move(error), out);
   }
 
   /// The CLI has called the API again although the turn was cut: nobody asked for it, and it costs.
@@ -4873,7 +5016,25 @@ class turn_decoder {
     if (!open_ || *incoming_ + 1 != told_.size()) return fail_diverged(out);
     more.erase(0, known);
     told.text += more;
-    if (!told.hidden) out.emplace_back(block_delta{told.index, std::move(more)});
+    if (told.hidden) return;
+    const bool cuts = told.source == "text";
+    if (cuts) more = cutter_.feed(std::move(more));
+    if (!more.empty()) out.emplace_back(block_delta{told.index, std::move(more)});
+    if (cuts && !cutter_.found().empty()) end_at_stop(out);
+  }
+
+  /// The API would go on where the answer ends, and is charged for until it notices.
+  void end_at_stop(events& out) {
+    token_usage unseen;
+    unseen.output = 64;  // half a second's
+    message_usage_ = open_usage();
+    estimated_thinking_ += message_thinking_;
+    complete_message();
+    broken_ += estimate_cost(model_, unseen);
+    reason_ = calls_.empty() ? stop_reason::stop_sequence : stop_reason::tool_use;
+    if (calls_.empty()) stop_sequence_ = cutter_.found();
+    cut_ = true;
+    finish(out);
   }
 
   /// The incoming block is complete: it must hold all that was told of it, and JSON that the model
@@ -4887,8 +5048,9 @@ class turn_decoder {
       check_json_bounds(told.text);
     } catch (const api_error& bounds) {
       cut_ = true;
-      fail(api_error(error_kind::bad_gateway, "the model's answer is refused: " + bounds.message),
-           out);
+      api_error error(error_kind::bad_gateway, "the model's answer is refused: " + bounds.message);
+      error.retry_is_futile = true;
+      fail(std::move(error), out);
     }
   }
 
@@ -4897,6 +5059,9 @@ class turn_decoder {
     open_ = false;
     const auto& last = told_.back();
     if (last.hidden) return;
+    if (auto rest = cutter_.flush(); !rest.empty()) {
+      out.emplace_back(block_delta{last.index, std::move(rest)});
+    }
     // A call without arguments comes without a byte of them.
     const bool called =
         last.kind == block_kind::tool_call || (is_structured(last) && !is_cut_short());
@@ -5007,6 +5172,7 @@ class turn_decoder {
   }
 
   answer_shape shape_;
+  stop_cutter cutter_;
   double cost_before_;
   double cost_;
   double charged_before_;
@@ -10928,7 +11094,7 @@ struct credentials {
   std::string host;           ///< `Host` header, or the authority of the target
   std::string origin;         ///< `Origin` header
   std::string authorization;  ///< `Authorization` header
-  std::string api_key;        ///< `X-Api-Key` header
+  std::string api_key;        ///< `X-Api-Key` header, or Azure's `Api-Key`
   bool local = false;         ///< by a unix socket, which no web page reaches
   peer_user peer = peer_user::unknown;
 };
@@ -11404,10 +11570,9 @@ struct request_record {
     if (const auto* failed = std::get_if<turn_failed>(&what)) note_failure(failed->error);
   }
 
-  /// A failure of the answer is the upstream's unless it has a name of ours.
   void note_failure(const api_error& error) {
     failure = word_for(error);
-    upstream_failed = error.code.empty() && error.kind != error_kind::timed_out;
+    upstream_failed = error.is_upstream;
     upstream_status = http_status(error.kind);
   }
 
@@ -12033,6 +12198,10 @@ inline void parse_request_line(std::string_view line, request_head& head) {
   }
   const bool whole = target.empty() || target.front() == '?';
   head.target = (whole ? "/" : "") + std::string(target);
+  // A base URL with a last slash makes `//v1/models` of `/v1/models`.
+  const auto twice = [](char left, char right) { return left == '/' && right == '/'; };
+  const auto query = std::find(head.target.begin(), head.target.end(), '?');
+  head.target.erase(std::unique(head.target.begin(), query, twice), query);
   if (head.target.front() != '/' && head.target != "*") throw broken("the path");
 }
 
@@ -12067,7 +12236,7 @@ inline void check_fields(request_head& head) {
     names.push_back(text::to_lower(name));
     if (names.back() == "host") hosts.push_back(value);
   }
-  for (const char* name : {"host", "origin", "authorization", "x-api-key"}) {
+  for (const char* name : {"host", "origin", "authorization", "x-api-key", "api-key"}) {
     if (std::count(names.begin(), names.end(), name) > 1) throw broken(std::string("two ") + name);
   }
   if (hosts.empty() && !head.http_1_0) throw broken("no Host");
@@ -14126,6 +14295,50 @@ class body_budget {
   std::atomic<std::size_t> used_{0};
 };
 
+inline api_error body_too_large(std::size_t limit) {
+  return {error_kind::too_large,
+          "the request body is too large; the limit is " + std::to_string(limit) + " bytes"};
+}
+
+#ifdef CPPHTTPLIB_ZLIB_SUPPORT
+constexpr const char* taken_codings = "gzip, deflate";
+
+/// The body without its coding, gzip or deflate. Throws an `api_error`, as soon as it is over the
+/// limit or the budget.
+inline std::string decode_body(const std::string& coded, std::size_t limit,
+                               body_budget::share& share) {
+  std::string body;
+  httplib::detail::gzip_decompressor decoder;
+  const bool valid = decoder.is_valid() &&
+                     decoder.decompress(coded.data(), coded.size(), [&](const char* bytes, auto n) {
+                       if (n > limit - body.size()) throw body_too_large(limit);
+                       share.grow_to(coded.size() + body.size() + n);
+                       body.append(bytes, n);
+                       return true;
+                     });
+  if (valid) return body;
+  throw api_error(error_kind::invalid_request,
+                  "the request body is not what Content-Encoding says");
+}
+#else
+constexpr const char* taken_codings = "identity";
+
+inline std::string decode_body(const std::string& coded, std::size_t, body_budget::share&) {
+  return coded;
+}
+#endif
+
+/// True for a body that `decode_body` takes, false for one without a coding. Throws a 415.
+inline bool is_coded(std::string coding) {
+  coding = text::to_lower(coding);
+  if (coding.empty() || coding == "identity") return false;
+  const auto taken = text::split(taken_codings, ',');
+  if (std::find(taken.begin(), taken.end(), coding) != taken.end()) return true;
+  throw api_error(error_kind::unsupported_coding,
+                  "this proxy does not take bodies of Content-Encoding '" +
+                      text::repair_utf8(coding) + "'; it takes " + taken_codings);
+}
+
 /// One client's connection: its requests one after the other, and the stream that httplib reads a
 /// head from and writes the answer to. Bounds the time and the bytes that a request may take. Owned
 /// by the thread that serves it, but for `waiting_since`.
@@ -14178,18 +14391,19 @@ class connection final : public httplib::Stream {
   /// The request's body, once. Throws an `api_error`; one over the limit is not read on.
   std::string read_body(std::size_t limit, body_budget::share& share) {
     if (body_read_) return {};
-    const api_error too_large(
-        error_kind::too_large,
-        "the request body is too large; the limit is " + std::to_string(limit) + " bytes");
-    if (head_.content_length.value_or(0) > limit) throw too_large;
+    if (head_.content_length.value_or(0) > limit) throw body_too_large(limit);
     if (head_.expects_continue && !head_.http_1_0) write_all("HTTP/1.1 100 Continue\r\n\r\n");
     std::string body;
-    body.reserve(static_cast<std::size_t>(head_.content_length.value_or(0)));
+    const auto most = static_cast<std::size_t>(head_.content_length.value_or(limit));
     chunk_decoder chunks;
     const auto begun = std::chrono::steady_clock::now();
     while (!take_body(body, chunks)) {
-      if (body.size() > limit) throw too_large;
-      share.grow_to(body.size());
+      if (body.size() > limit) throw body_too_large(limit);
+      if (body.size() + bytes_at_once > body.capacity()) {
+        const auto room = std::min(most, 2 * body.size() + bytes_at_once);
+        share.grow_to(room);
+        body.reserve(room);
+      }
       const std::chrono::milliseconds allowed(body_ms + body.size() / slowest_bytes_per_ms);
       const bool late = std::chrono::steady_clock::now() > begun + allowed;
       if (late || !fill(body_ms)) {
@@ -14197,7 +14411,7 @@ class connection final : public httplib::Stream {
         throw api_error(error_kind::invalid_request, "the request body did not arrive whole");
       }
     }
-    if (body.size() > limit) throw too_large;
+    if (body.size() > limit) throw body_too_large(limit);
     body_read_ = true;
     took_much_ = took_much_ || body.size() > 1024 * 1024;
     return body;
@@ -14280,6 +14494,7 @@ class connection final : public httplib::Stream {
   static constexpr int write_ms = 60'000;
   static constexpr int linger_ms = 1'000;
   static constexpr std::size_t max_head_bytes = 32 * 1024;
+  static constexpr std::size_t bytes_at_once = 16 * 1024;
 
   static std::int64_t ticks_now() {
     return std::chrono::steady_clock::now().time_since_epoch().count();
@@ -14309,7 +14524,7 @@ class connection final : public httplib::Stream {
   /// The same, with what may end the wait; -1: nothing.
   bool fill(int timeout_ms, int stop) {
     const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
-    std::array<char, 16384> chunk;
+    std::array<char, bytes_at_once> chunk;
     for (;;) {
       std::size_t count = 0;
       const auto result = channel_.receive(chunk.data(), chunk.size(), count);
@@ -14373,7 +14588,8 @@ struct exchange {
   const httplib::Request& request;
   httplib::Response& response;
   std::shared_ptr<const options> settings;  ///< as they were when it came
-  std::string path = {};                    ///< without `/v1` and a last slash
+  std::string path = {};                    ///< see `canonical_path`
+  std::string deployment = {};              ///< the model that Azure's form of a path names
   std::shared_ptr<request_record> record = std::make_shared<request_record>();
   std::optional<body_budget::share> body_share = {};  ///< held while the body is worked on
   std::string tools_refusal = {};                     ///< see `visitor`, as the next
@@ -14460,6 +14676,7 @@ class http_service : public httplib::Server {
 
   static const std::vector<route>& routes() {
     using group = endpoint_group;
+    constexpr auto tools = access::tools;
     static const std::vector<route> table = {
         {"POST", "/chat/completions", group::chat, &http_service::answer_chat},
         {"POST", "/responses", group::chat, &http_service::answer_responses},
@@ -14470,6 +14687,7 @@ class http_service : public httplib::Server {
         {"POST", "/messages", group::chat, &http_service::answer_messages},
         {"POST", "/messages/count_tokens", group::other, &http_service::answer_count},
         {"POST", "/completions", group::chat, &http_service::answer_completions},
+        {"POST", "/fim/completions", group::chat, &http_service::answer_fim},
         {"GET", "/models", group::none, &http_service::answer_models},
         {"GET", "/models/*", group::none, &http_service::answer_model},
         {"GET", "/sessions", group::session, &http_service::answer_sessions},
@@ -14478,18 +14696,15 @@ class http_service : public httplib::Server {
         {"DELETE", "/sessions/*", group::session, &http_service::delete_session},
         {"POST", "/compatibility", group::other, &http_service::answer_compatibility},
         {"POST", "/debug/request", group::debug, &http_service::answer_debug},
-        {"GET", "/tools", group::other, &http_service::answer_tools, access::tools},
-        {"GET", "/tools/config", group::other, &http_service::answer_tool_configuration,
-         access::tools},
-        {"POST", "/tools/config", group::other, &http_service::set_tool_configuration,
-         access::tools},
-        {"GET", "/tools/stats", group::other, &http_service::answer_tool_stats, access::tools},
-        {"GET", "/mcp/servers", group::other, &http_service::answer_mcp_servers, access::tools},
-        {"POST", "/mcp/servers", group::other, &http_service::add_mcp_server, access::tools},
-        {"POST", "/mcp/connect", group::other, &http_service::connect_mcp_server, access::tools},
-        {"POST", "/mcp/disconnect", group::other, &http_service::disconnect_mcp_server,
-         access::tools},
-        {"GET", "/mcp/stats", group::other, &http_service::answer_mcp_stats, access::tools},
+        {"GET", "/tools", group::other, &http_service::answer_tools, tools},
+        {"GET", "/tools/config", group::other, &http_service::answer_tool_configuration, tools},
+        {"POST", "/tools/config", group::other, &http_service::set_tool_configuration, tools},
+        {"GET", "/tools/stats", group::other, &http_service::answer_tool_stats, tools},
+        {"GET", "/mcp/servers", group::other, &http_service::answer_mcp_servers, tools},
+        {"POST", "/mcp/servers", group::other, &http_service::add_mcp_server, tools},
+        {"POST", "/mcp/connect", group::other, &http_service::connect_mcp_server, tools},
+        {"POST", "/mcp/disconnect", group::other, &http_service::disconnect_mcp_server, tools},
+        {"GET", "/mcp/stats", group::other, &http_service::answer_mcp_stats, tools},
         {"GET", "/auth/status", group::auth, &http_service::answer_auth_status},
         {"GET", "/metrics", group::none, &http_service::answer_metrics},
         {"GET", "/health", group::health, &http_service::answer_health, access::open},
@@ -14562,7 +14777,7 @@ class http_service : public httplib::Server {
     response.set_header("openai-version", "2020-10-01");
     if (now.settings->demo) response.set_header("x-claude-demo", "true");
     try {
-      now.path = canonical_path(now.request);
+      now.path = canonical_path(now.request, now.deployment);
       if (speaks_anthropic(now)) response.set_header("request-id", now.id());
       enter(now);
     } catch (const api_error& error) {
@@ -14601,7 +14816,7 @@ class http_service : public httplib::Server {
         now.client.head().authority,
         request.get_header_value("Origin"),
         request.get_header_value("Authorization"),
-        request.get_header_value("X-Api-Key"),
+        request.get_header_value(request.has_header("X-Api-Key") ? "X-Api-Key" : "Api-Key"),
         now.client.address() == "unix",
         now.settings->api_keys.empty() ? now.client.user() : peer_user::unknown};
     allow_origin(now, shown);
@@ -14693,13 +14908,22 @@ class http_service : public httplib::Server {
     throw rate_limit_error(standing.reset);
   }
 
-  /// Without `/v1` and without a last slash, but with one that was percent-encoded: it belongs to
-  /// an id.
-  static std::string canonical_path(const httplib::Request& request) {
+  /// Without `/v1`, without what Azure's clients put before it (`/openai/deployments/NAME`), and
+  /// without a last slash, but with one that was percent-encoded: it belongs to an id.
+  static std::string canonical_path(const httplib::Request& request, std::string& deployment) {
+    constexpr std::string_view azure = "/openai";
+    constexpr std::string_view deployments = "/deployments/";
     std::string_view path = request.path;
     const auto target = std::string_view(request.target).substr(0, request.target.find('?'));
+    const bool is_azure = text::starts_with(path, "/openai/");
+    if (is_azure) path.remove_prefix(azure.size());
     // Twice where a client puts it before its own paths and the user has put it there, too.
     for (int i = 0; i < 2 && text::starts_with(path, "/v1/"); ++i) path.remove_prefix(3);
+    if (const auto end = path.find('/', deployments.size());
+        is_azure && text::starts_with(path, deployments) && end != path.npos) {
+      deployment = path.substr(deployments.size(), end - deployments.size());
+      path.remove_prefix(end);
+    }
     const bool slash = !target.empty() && target.back() == '/';
     if (path.size() > 1 && slash) path.remove_suffix(1);
     return std::string(path);
@@ -14823,6 +15047,18 @@ class http_service : public httplib::Server {
     return messages || (!openai && now.request.has_header("anthropic-version"));
   }
 
+  /// Until the limits of a subscription begin anew that have refused the request; else 0.
+  static std::chrono::milliseconds time_to_reset(const std::vector<usage_window>& windows) {
+    using namespace std::chrono;
+    constexpr std::int64_t max_wait = 7 * 24 * 3600;  // the longest window there is
+    const auto now = duration_cast<seconds>(system_clock::now().time_since_epoch()).count();
+    std::int64_t longest = 0;
+    for (const auto& window : windows) {
+      if (window.status == "rejected") longest = std::max(longest, window.resets_at - now);
+    }
+    return seconds(std::min(longest, max_wait));
+  }
+
   void answer_error(exchange& now, const api_error& error) const {
     const auto& dialect =
         speaks_anthropic(now) ? anthropic_messages::dialect : openai_chat::dialect;
@@ -14835,13 +15071,17 @@ class http_service : public httplib::Server {
         error.kind == error_kind::unavailable || error.kind == error_kind::overloaded;
     if (says_when) {
       using namespace std::chrono;
-      const auto wait = error.retry_after.value_or(seconds(error.retry_is_futile ? 30 : 1));
+      const auto usual = error.retry_after.value_or(seconds(error.retry_is_futile ? 30 : 1));
+      const auto wait = std::max(usual, time_to_reset(now.record->facts.windows));
       now.response.set_header("Retry-After", std::to_string(ceil<seconds>(wait).count()));
       now.response.set_header("retry-after-ms", std::to_string(wait.count()));
     }
     if (error.retry_is_futile) now.response.set_header("x-should-retry", "false");
     if (error.kind == error_kind::authentication) {
       now.response.set_header("WWW-Authenticate", "Bearer");
+    }
+    if (error.kind == error_kind::unsupported_coding) {
+      now.response.set_header("Accept-Encoding", taken_codings);
     }
   }
 
@@ -14850,10 +15090,13 @@ class http_service : public httplib::Server {
     return duration_cast<milliseconds>(steady_clock::now() - now.record->started).count();
   }
 
-  /// The whole body. Throws a 413 over the limit, without reading on.
+  /// The whole body without its coding. Throws a 413 over the limit, without reading on, and a 415.
   std::string read_body(exchange& now) {
+    const auto limit = now.settings->max_body_bytes;
+    const bool coded = is_coded(all_values_of(now, "content-encoding"));
     now.body_share.emplace(bodies_);
-    auto bytes = now.client.read_body(now.settings->max_body_bytes, *now.body_share);
+    auto bytes = now.client.read_body(limit, *now.body_share);
+    if (coded) bytes = decode_body(bytes, limit, *now.body_share);
     if (now.settings->log_bodies) now.settings->log.debug(now.id() + " request: " + bytes);
     return bytes;
   }
@@ -14870,6 +15113,7 @@ class http_service : public httplib::Server {
   void answer_chat(exchange& now) { answer_turn(now, openai_chat::dialect); }
   void answer_messages(exchange& now) { answer_turn(now, anthropic_messages::dialect); }
   void answer_completions(exchange& now) { answer_turn(now, openai_completions::dialect); }
+  void answer_fim(exchange& now) { answer_turn(now, openai_completions::fim_dialect); }
 
   void answer_turn(exchange& now, const surface& dialect) {
     ask(now, dialect, read_json(now), make_context(now));
@@ -14944,7 +15188,10 @@ class http_service : public httplib::Server {
   void settle_turn(const exchange& now, turn_request& turn) const {
     turn.client = now.client_id();
     turn.strict = is_strict(now);
+    const json deployment = now.deployment;
+    if (turn.model.empty()) turn.model = parse_model(reader(deployment, "deployment"));
     if (turn.model.empty()) turn.model = now.settings->default_model;
+    turn.model = released_model(turn.model);
     // Beside X-Session-Affinity it only tells a router which server to use (opencode): requests of
     // one such id are of several conversations, and hold their history.
     const bool routed = now.request.has_header("X-Session-Affinity");
@@ -15556,15 +15803,18 @@ class server {
   std::function<void()> on_reload;
 
   /// Takes over what may change while the proxy runs: keys, limits, origins, the default model, and
-  /// the content of the TLS files. Throws, and changes nothing, when they cannot be run with.
+  /// the content of the TLS files. Throws, and changes nothing, when they cannot be run with, or no
+  /// client key is left.
   void reload(const options& fresh) {
     auto next = fresh;
     next.host = settings_.host;  // which stay as they are, and decide what keys are needed
     next.tcp = settings_.tcp;
     const auto problems = validate(next);
     if (!problems.empty()) throw std::invalid_argument(text::join(problems, "; "));
-    if (fresh.api_keys.empty() && !is_private(settings_)) {
-      throw std::invalid_argument("a client key is needed beyond loopback");
+    const bool had_key = !live_.get()->api_keys.empty() || !is_private(settings_);
+    if (fresh.api_keys.empty() && had_key) {
+      throw std::invalid_argument(
+          "without a client key the proxy would be open; restart it if that is meant");
     }
     const auto tls = make_tls(settings_);
     std::set<std::string> revoked;

@@ -650,8 +650,19 @@ struct arguments {
   }
 };
 
-/// `port = "9000"  # environment, PORT` for every setting; no secret is shown.
-void print_configuration(const command_line& line,
+/// What holds by default where that hangs on the machine or on other settings.
+std::string derived_default(const std::string& name, const proxy::options& settings) {
+  if (name == "rate-limit") return proxy::is_limited(settings) ? "true" : "false";
+  if (name == "auth-method") return std::string(name_of(proxy::resolve_auth(settings)));
+  if (name == "claude-path") return proxy::find_program("claude", settings.environment);
+  if (name == "cwd") return "a private folder, made at the start";
+  if (name != "max-processes") return {};
+  return std::to_string(proxy::default_max_processes(proxy::physical_memory()));
+}
+
+/// `port = "9000"  # environment, PORT` for every setting; no secret is shown. What is behind a `#`
+/// shall not be taken for asked for where a file of it is read again.
+void print_configuration(const command_line& line, const proxy::options& settings,
                          const std::map<std::string, std::string>& sources) {
   for (const auto* option : line.app.get_options()) {
     if (option->get_lnames().empty()) continue;
@@ -661,15 +672,15 @@ void print_configuration(const command_line& line,
     if (std::find(no_settings.begin(), no_settings.end(), name) != no_settings.end()) continue;
     auto value = option->get_default_str();
     if (option->count() > 0) value = CLI::detail::join(option->results(), ",");
+    if (option->count() == 0 && value.empty()) value = derived_default(name, settings);
     if (value.empty() && option->get_expected_max() == 0) value = "false";
     if (name == "api-key" && !value.empty()) value = "***";
     const auto known = sources.find(name);
     const auto source = known != sources.end() ? known->second
                         : option->count() > 0  ? std::string("file")
                                                : std::string("default");
-    const bool says_nothing = value.empty() || value == "***";  // to a file that is read again
-    std::cout << (says_nothing ? "# " : "") << name << " = \"" << value << "\"  # " << source
-              << "\n";
+    const bool is_comment = value.empty() || value == "***" || source == "default";
+    std::cout << (is_comment ? "# " : "") << name << " = \"" << value << "\"  # " << source << "\n";
   }
 }
 
@@ -923,7 +934,7 @@ int run(arguments& called) {
   const auto line = called.load(variables, sources);
   auto settings = line->finish(variables);
   if (line->print_config) {
-    print_configuration(*line, sources);
+    print_configuration(*line, settings, sources);
     for (const auto& notice : called.notices) std::cout << "# " << notice << "\n";
     return 0;
   }

@@ -6,7 +6,7 @@ import { HumanMessage } from '@langchain/core/messages';
 import { tool as langchainTool } from '@langchain/core/tools';
 import { ChatOpenAI } from '@langchain/openai';
 import { generateObject, generateText, stepCountIs, streamObject, streamText, tool } from 'ai';
-import OpenAI from 'openai';
+import OpenAI, { AzureOpenAI } from 'openai';
 import { zodFunction, zodResponseFormat } from 'openai/helpers/zod';
 import { call, conversationOf, say, steps, toolsOf } from './chat_client.mjs';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
@@ -100,6 +100,19 @@ test('openai: parse() with zodResponseFormat, whole and streamed', async (t) => 
 test('openai: a bad parameter is a BadRequestError that names it', async (t) => {
   const asking = openai(t).chat.completions.create({ model: MODEL, messages: t.messages('plain'), n: 99 });
   await assert.rejects(asking, (error) => error instanceof OpenAI.BadRequestError && error.param === 'n');
+});
+
+test('openai: the AzureOpenAI class, its deployments and its key', async (t) => {
+  const proxy = await t.start({ cli: t.cli, args: ['--api-key', 'key-of-azure', '--spares', '0'] });
+  const options = { endpoint: proxy.url, apiKey: 'key-of-azure', apiVersion: '2024-10-21', maxRetries: 0 };
+  const azure = new AzureOpenAI({ ...options, deployment: MODEL });
+  const whole = await azure.chat.completions.create({ messages: t.messages('plain') });
+  assert.equal(whole.choices[0].message.content, 'Hello from the loopback API.');
+  const stream = await new AzureOpenAI(options).chat.completions.create({ model: MODEL, stream: true, messages: t.messages('plain') });
+  let text = '';
+  for await (const chunk of stream) text += chunk.choices[0]?.delta.content ?? '';
+  assert.equal(text, 'Hello from the loopback API.');
+  assert.deepEqual(t.calls().map(({ body }) => body.model), [MODEL, MODEL]);
 });
 
 // ---- the AI SDK ----------------------------------------------------------------------------------

@@ -576,7 +576,7 @@ once.test('messages: metadata and what else asks for nothing is accepted, what i
   const client = new MessagesClient(t, { stream: true });
   const fields = { metadata: { user_id: 'someone' }, service_tier: 'auto', cache_control: { type: 'ephemeral' }, betas: ['x'], unknown: 1 };
   assert.deepEqual((await client.ask(say('Fine.'), fields, { 'anthropic-beta': 'tools-2024' })).ignored, []);
-  const asked = { mcp_servers: [{ name: 'x' }], container: 'c', context_management: { edits: [] }, stop_sequences: [' '] };
+  const asked = { mcp_servers: [{ name: 'x' }], container: 'c', context_management: { edits: [] }, stop_sequences: [''] };
   const { ignored } = await client.ask(say('Fine.'), asked);
   assert.deepEqual(ignored, ['container', 'context_management', 'mcp_servers', 'stop_sequences']);
   for (const { body } of client.assertCalls(2)) assert.equal(body.mcp_servers, undefined);

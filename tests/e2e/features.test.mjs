@@ -1222,8 +1222,9 @@ test('what is out of range or not possible is told', async (t) => {
     [{ temperature: 2 }, ['temperature'], { temperature: 1 }],
     [{ temperature: 1 }, [], { temperature: 1 }],
     [{ temperature: 0.4, top_p: 0.5 }, ['top_p'], { temperature: 0.4, top_p: undefined }],
-    [{ stop: ['  ', 'END', '\n'] }, ['stop'], { stop_sequences: ['END'] }],
-    [{ stop: ' ' }, ['stop'], { stop_sequences: undefined }],
+    [{ stop: ['', 'END'] }, ['stop'], { stop_sequences: ['END'] }],
+    [{ stop: ['  ', 'END', '\n', '\u3000'] }, [], { stop_sequences: ['END'] }],
+    [{ stop: ' ' }, [], { stop_sequences: undefined }],
     [
       { stop: null, temperature: null, top_p: null, max_tokens: null },
       [],
@@ -1330,7 +1331,7 @@ const WOULD_IGNORE = [
   ['temperature', { temperature: 1.7 }],
   ['top_p', { temperature: 0.4, top_p: 0.5 }],
   ['temperature', { temperature: 0.4, reasoning_effort: 'low' }],
-  ['stop', { stop: [' '] }],
+  ['stop', { stop: [''] }],
 ];
 
 async function assertStrict(t, options) {

@@ -33,7 +33,7 @@
 //              after (text) last; calls: a JSON array of {tool, args} instead of tool, args and count,
 //              or {of, args} with a tool's description
 //   structured value (JSON): a call of the tool StructuredOutput; before
-//   error      status, message, type, retry_after (s), times (fail only the first k attempts), should_retry (true|false),
+//   error      status, message, type, retry_after (s), headers (JSON object), times (fail only the first k attempts), should_retry (true|false),
 //              until (a word: fails until heal(word) is called; a name for those who cannot count the retries)
 //   error_event  after (deltas), type, message, times; a call that is not streamed gets a 529
 //   drop       after (-1: before the response head, 0: after message_start, k: after k deltas), times (default 1),
@@ -422,8 +422,8 @@ class Exchange {
     this.response.end(JSON.stringify(value));
   }
 
-  error({ status = 500, message, type, retry_after, should_retry }) {
-    const headers = {};
+  error({ status = 500, message, type, retry_after, should_retry, headers: more = {} }) {
+    const headers = { ...more };
     if (retry_after !== undefined) headers['retry-after'] = String(retry_after);
     if (should_retry !== undefined) headers['x-should-retry'] = String(should_retry);
     this.json(

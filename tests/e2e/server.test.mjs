@@ -6,9 +6,11 @@ import http from 'node:http';
 import net from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
+import { deflateSync, gzipSync } from 'node:zlib';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
 import { assertError, assertKeys } from './chat.test.mjs';
 import { API_KEY_OF_CLAUDE, descriptorsOf, eventually, madeKey, processesMarked, send, sleep, startAndExpectExit, suite } from './harness.mjs';
+import { directive } from './messages_api.mjs';
 
 export const server = suite();
 const { test } = server;
@@ -73,9 +75,16 @@ test("the model list holds the CLI's models and the well-known ids", async (t) =
     for (const id of [MODEL, 'claude-opus-4-1-20250805', 'claude-haiku-4-5-20251001', 'haiku'])
       assert.ok(ids.includes(id), `${id} in ${ids}`);
     assert.equal(new Set(ids).size, ids.length, 'each once');
+    assert.ok(!ids.includes('claude-opus-4-5-20250929'), 'no such model was ever released');
   }
   const one = await t.get(`/v1/models/${MODEL}`);
   assert.deepEqual([one.status, one.json.id, one.json.object], [200, MODEL, 'model']);
+});
+
+test('the id that the reference wrapper has wrong is taken for the model that was meant', async (t) => {
+  const result = await t.chat({ model: 'claude-opus-4-5-20250929', messages: t.messages('plain') });
+  assert.deepEqual([result.status, result.json?.model], [200, 'claude-opus-4-5-20251101']);
+  assert.equal(t.calls().at(-1).body.model, 'claude-opus-4-5-20251101');
 });
 
 test("an unknown path is 404 and a wrong method 405, in OpenAI's shape", async (t) => {
@@ -99,6 +108,246 @@ test('chat works without /v1, with a last slash and with any content type', asyn
   for (const result of await Promise.all(asked.map((options) => t.chat({ messages: t.messages('plain') }, options)))) {
     assert.equal(result.status, 200, result.text);
   }
+});
+
+/** One question in each dialect, and the words of its answer. */
+const QUESTIONS = {
+  '/chat/completions': [(text) => ({ messages: [{ role: 'user', content: text }] }), (json) => json.choices[0].message.content],
+  '/completions': [(text) => ({ prompt: text }), (json) => json.choices[0].text],
+  '/responses': [(text) => ({ input: text, store: false }), (json) => json.output.at(-1).content[0].text],
+  '/messages': [
+    (text) => ({ max_tokens: 99, messages: [{ role: 'user', content: text }] }),
+    (json) => json.content.find(({ type }) => type === 'text').text,
+  ],
+};
+const SPOKEN = 'Hello from the loopback API.';
+
+/** The words of a stream, and what it says of its end. */
+function streamed({ data }) {
+  const words = data.map((one) => one.choices?.[0]?.delta?.content ?? one.choices?.[0]?.text ?? one.delta?.text ?? '').join('');
+  const ends = data.map((one) => one.choices?.[0]?.finish_reason ?? one.delta?.stop_reason);
+  return [words, ends.find((end) => end)];
+}
+
+for (const stream of [false, true]) {
+  test(`a stop text of white space ends the answer in every dialect, without the API${stream ? ', streamed' : ''}`, { deadline: 60_000 }, async (t) => {
+    const scenario = directive('hang', { text: 'One.\n\nTwo.', deltas: 10, after: 8 });
+    const stop = ['\n\n', 'END', '\u3000'];
+    for (const [path, fields, end] of [
+      ['/chat/completions', { stop }, 'stop'],
+      ['/completions', { stop }, 'stop'],
+      ['/fim/completions', { stop }, 'stop'],
+      ['/messages', { stop_sequences: stop }, 'stop_sequence'],
+    ]) {
+      const [ask] = QUESTIONS[path.replace('/fim', '')];
+      const result = await t.send({ path: `/v1${path}`, body: { model: MODEL, stream, ...ask(t.text(scenario)), ...fields } }).done;
+      assert.equal(result.status, 200, result.text);
+      const choice = result.json?.choices?.[0];
+      const whole = [choice?.message?.content ?? choice?.text ?? result.json?.content[0].text, choice?.finish_reason ?? result.json?.stop_reason];
+      assert.deepEqual(stream ? streamed(result) : whole, ['One.', end], path);
+      if (path === '/messages') assert.match(result.text, /"stop_sequence":"\\n\\n"/);
+      assert.equal(result.headers['x-ignored-params'], undefined);
+      const call = t.calls().at(-1);
+      assert.deepEqual(call.body.stop_sequences, ['END']);
+      await eventually('the API is left', () => call.clientLeft);
+    }
+  });
+}
+
+test('a conversation goes on after a stop text of white space, from where it was cut', { deadline: 60_000 }, async (t) => {
+  const session_id = t.token;
+  const ask = (scenario) => t.chat({ session_id, stop: ' \n', messages: t.messages(scenario) });
+  const first = await ask(directive('plain', { text: 'One  \n Two.', deltas: 11 }));
+  assert.deepEqual([first.json.choices[0].message.content, first.json.choices[0].finish_reason], ['One ', 'stop']);
+  assert.ok(first.json.usage.completion_tokens > 0);
+  const { messages } = JSON.parse((await ask('echo')).json.choices[0].message.content);
+  assert.deepEqual(messages.map(({ role, text }) => [role, role === 'user' || text]), [['user', true], ['assistant', 'One '], ['user', true]]);
+});
+
+test('white space that is no stop text in the end is told, and so is an answer of n that goes on', { deadline: 60_000 }, async (t) => {
+  const text = 'One.\n \n.\n';
+  const whole = await t.chat({ n: 2, stop: ['\n\n'], messages: t.messages(directive('plain', { text, deltas: 9 })) });
+  assert.deepEqual(whole.json.choices.map(({ message }) => message.content), [text, text]);
+  const stream = await t.chat({ stream: true, stop: ['\n\n'], messages: t.messages(directive('plain', { text, deltas: 9 })) });
+  assert.deepEqual(streamed(stream), [text, 'stop']);
+});
+
+test('of n answers that a client leaves, all are charged', { deadline: 60_000 }, async (t) => {
+  const proxy = await t.start({ cli: t.cli, args: ['--spares', '2'] });
+  const exchange = t.send({ proxy, body: { model: MODEL, n: 2, messages: t.messages('hang after=2') } });
+  await eventually('both are under way', () => t.calls().length === 2, 25_000);
+  const counted = async () => /tokens_total\{kind="input"\} (\d+)/.exec((await t.get('/metrics', { proxy })).text)?.[1];
+  await Promise.all(t.calls().map((call) => eventually('the API has counted its input', () => call.usage)));
+  exchange.abort();
+  await eventually('they are counted', async () => Number(await counted()) >= 22);
+});
+
+test("Mistral's fill-in-the-middle is a completion with the answer of a chat", { deadline: 60_000 }, async (t) => {
+  const body = { model: MODEL, prompt: t.text('plain'), suffix: 'the end', max_tokens: 50, random_seed: 1 };
+  const whole = await t.send({ path: '/v1/fim/completions', body }).done;
+  assert.deepEqual([whole.status, whole.json?.object, whole.headers['x-ignored-params']], [200, 'chat.completion', 'random_seed']);
+  assert.equal(whole.json.choices[0].message.content, SPOKEN);
+  const stream = await t.send({ path: '/v1/fim/completions', body: { ...body, stream: true } }).done;
+  assert.deepEqual(streamed(stream), [SPOKEN, 'stop']);
+  assert.ok(stream.data.every((one) => one === '[DONE]' || one.choices.length === 1), 'Continue reads choices[0] of each');
+  for (const call of t.calls()) assert.match(call.text, /^<prefix>[^]*<\/prefix><suffix>the end<\/suffix>$/);
+  assertRefused(await t.send({ path: '/v1/fim/completions', body: { model: MODEL } }).done, 400, /prompt/);
+});
+
+// ---- what the API refuses ------------------------------------------------------------------------
+
+test('a conversation that is too long is context_length_exceeded, in the words of the API', { deadline: 60_000 }, async (t) => {
+  for (const message of [
+    'prompt is too long: 250000 tokens > 200000 maximum',
+    'input length and `max_tokens` exceed context limit: 190000 + 20000 > 200000, decrease input length',
+  ]) {
+    const scenario = directive('error', { status: 400, message });
+    for (const [path, [ask]] of Object.entries(QUESTIONS)) {
+      const result = await t.send({ path, body: { model: MODEL, stream: path !== '/completions', ...ask(t.text(scenario)) } }).done;
+      assert.equal(result.status, 400, result.text);
+      const { error } = result.json;
+      assert.match(error.message, /^(prompt is too long|input length)/);
+      assert.deepEqual([error.type, error.code], ['invalid_request_error', path === '/messages' ? undefined : 'context_length_exceeded']);
+    }
+  }
+});
+
+test('a model that the API does not know is a 404 that names some that it does', async (t) => {
+  for (const path of ['/chat/completions', '/messages']) {
+    const [ask] = QUESTIONS[path];
+    const result = await t.send({ path, body: { model: 'gpt-4o', ...ask(t.text('error status=404')) } }).done;
+    assert.equal(result.status, 404, result.text);
+    assert.match(result.json.error.message, /gpt-4o.*`sonnet`, `opus` and `haiku`/);
+    assert.equal(t.calls().at(-1).body.model, 'gpt-4o');
+  }
+});
+
+test('an answer that misses its schema holds the last one, and no client asks again by itself', { deadline: 60_000 }, async (t) => {
+  const json_schema = { name: 'x', schema: { type: 'object', properties: { city: { type: 'string' } }, required: ['city'] } };
+  const body = (scenario) => ({ response_format: { type: 'json_schema', json_schema }, messages: t.messages(scenario) });
+  const wrong = 'structured value={"town":"Bern"}';
+  for (const [scenario, last] of [
+    [[wrong, wrong].join(' | '), '{"town":"Bern"}'],
+    [[wrong, 'structured value={"village":"Bern"}'].join(' | '), '{"village":"Bern"}'],
+    ['plain text="Never." | plain text="Never!"', 'Never!'],
+  ]) {
+    const result = await t.chat(body(scenario));
+    assertRefused(result, 502);
+    assert.equal(result.headers['x-should-retry'], 'false');
+    assert.ok(result.json.error.message.endsWith(`its last answer: ${last}`), result.json.error.message);
+  }
+});
+
+test('a 429 or 529 of the API is told in its words where the CLI tells them, and with the time to wait', { deadline: 60_000 }, async (t) => {
+  const message = 'You may ask again at five';
+  const ask = (options) => t.chat({ messages: t.messages(directive('error', options)) });
+  for (const [status, told] of [
+    [429, 429],
+    [529, 503],
+  ]) {
+    const soon = await ask({ status, message, retry_after: 30 });
+    assertRefused(soon, told, /asks to wait .* try again in 3\d s/);
+    assert.match(soon.headers['retry-after'], /^3\d$/);
+    const late = await ask({ status, message, retry_after: 3600 });
+    assertRefused(late, told, /^You may ask again at five$/);
+    assert.equal(late.headers['retry-after'], '60', 'that it is over a minute is all that the CLI shows');
+  }
+});
+
+test("a subscription's limit is told in words, and with the time until it begins anew", { deadline: 60_000 }, async (t) => {
+  const env = { ANTHROPIC_API_KEY: undefined, CLAUDE_CODE_OAUTH_TOKEN: 'sk-ant-oat01-test' };
+  const proxy = await t.start({ cli: t.cli, env, args: ['--spares', '0'] });
+  const reset = String(Math.floor(Date.now() / 1000) + 3600);
+  const unified = Object.entries({ status: 'rejected', reset, 'representative-claim': 'five_hour', '5h-utilization': '1', '5h-reset': reset });
+  const headers = Object.fromEntries(unified.map(([name, value]) => [`anthropic-ratelimit-unified-${name}`, value]));
+  for (const stream of [false, true]) {
+    const result = await t.chat({ stream, messages: t.messages(directive('error', { status: 429, headers })) }, { proxy });
+    assertRefused(result, 429, /hit your .*limit.* resets /);
+    const wait = Number(result.headers['retry-after']);
+    assert.ok(wait > 3400 && wait <= 3600, result.headers['retry-after']);
+  }
+});
+
+test('slashes in a row are one, wherever they stand in a path, in every dialect', { deadline: 60_000 }, async (t) => {
+  for (const [path, [ask, wordsOf]] of Object.entries(QUESTIONS)) {
+    const result = await t.send({ path: `//v1//${path}//`, body: { model: MODEL, ...ask(t.text('plain')) } }).done;
+    assert.equal(result.status, 200, result.text);
+    assert.equal(wordsOf(result.json), SPOKEN);
+    for (const where of [`//v1${path}`, `/v1/${path}`, `//v1/v1//${path}`]) assert.equal((await t.get(where)).status, 405, where);
+  }
+  const ids = ['//v1//models//x', '/v1/models/a%2F%2Fb'].map(async (where) => (await t.get(where)).json.id);
+  assert.deepEqual(await Promise.all(ids), ['x', 'a//b'], 'an id keeps those that were percent-encoded');
+  assert.equal((await t.get('/v1/models?after_id=a//b', { headers: { 'anthropic-version': '2023-06-01' } })).status, 200);
+});
+
+test("Azure's paths are the same routes, and their deployment is the model where the body names none", { deadline: 60_000 }, async (t) => {
+  const version = '?api-version=2024-10-21';
+  for (const [prefix, path, model, expected] of [
+    ['/openai/deployments/claude-haiku-4-5-20251001', '/chat/completions', undefined, 'claude-haiku-4-5-20251001'],
+    ['/openai/deployments/gpt', '/completions', MODEL, MODEL],
+    ['/openai/v1', '/responses', MODEL, MODEL],
+    ['/openai', '/messages', MODEL, MODEL],
+  ]) {
+    const [ask, wordsOf] = QUESTIONS[path];
+    const result = await t.send({ path: `${prefix}${path}${version}`, body: { model, ...ask(t.text('plain')) } }).done;
+    assert.equal(result.status, 200, `${prefix}${path}: ${result.text}`);
+    assert.equal(wordsOf(result.json), SPOKEN);
+    assert.equal(t.calls().at(-1).body.model, expected);
+  }
+  assert.equal((await t.get(`/openai/models${version}`)).json.object, 'list');
+  assertRefused(await t.get(`/openai/deployments/-x/chat/completions${version}`), 405);
+  const wrong = await t.send({ path: `/openai/deployments/-x/chat/completions${version}`, body: { messages: t.messages('plain') } }).done;
+  assertRefused(wrong, 400, /deployment/);
+  assertRefused(await t.send({ path: `/openai/deployments/x/embeddings${version}`, body: {} }).done, 404, /no embedding model/);
+});
+
+test('a body of gzip or deflate is decoded, chunked too, in every dialect', { deadline: 60_000 }, async (t) => {
+  const chunked = { 'content-length': undefined, 'transfer-encoding': 'chunked' };
+  for (const [path, coding, encode, headers] of [
+    ['/chat/completions', 'gzip', gzipSync, {}],
+    ['/completions', 'GZip', gzipSync, chunked],
+    ['/responses', 'deflate', deflateSync, {}],
+    ['/messages', 'deflate', deflateSync, chunked],
+    ['/chat/completions', 'identity', Buffer.from, {}],
+  ]) {
+    const [ask, wordsOf] = QUESTIONS[path];
+    const body = encode(JSON.stringify({ model: MODEL, ...ask(t.text('plain', 'Grüße')) }));
+    const result = await t.send({ path: `/v1${path}`, body, headers: { 'content-encoding': coding, ...headers } }).done;
+    assert.equal(result.status, 200, `${coding} ${path}: ${result.text}`);
+    assert.equal(wordsOf(result.json), SPOKEN);
+    assert.match(t.calls().at(-1).text, /Grüße/);
+  }
+});
+
+test('a body in another coding is a 415 that names those that are taken; one that is not what it says a 400', async (t) => {
+  for (const coding of ['br', 'zstd', 'compress', 'gzip, gzip', 'x']) {
+    const result = await t.send({ body: '{}', headers: { 'content-encoding': coding } }).done;
+    assertRefused(result, 415, /gzip, deflate/);
+    assert.equal(result.headers['accept-encoding'], 'gzip, deflate');
+    assert.equal(result.json.error.code, 'unsupported_content_encoding');
+    const messages = await t.send({ path: '/v1/messages', body: '{}', headers: { 'content-encoding': coding } }).done;
+    assert.deepEqual([messages.status, messages.json.error.type], [415, 'invalid_request_error']);
+  }
+  for (const coding of ['gzip', 'deflate'])
+    assertRefused(await t.send({ body: '{"messages":[]}', headers: { 'content-encoding': coding } }).done, 400, /Content-Encoding/);
+  assert.equal(t.calls().length, 0);
+});
+
+test('a compressed body is bounded by what it becomes: a bomb is a 413', { deadline: 60_000 }, async (t) => {
+  const proxy = await t.start({ cli: t.cli, args: ['--spares', '0', '--max-request-size', '1000000'] });
+  const ask = (size) => gzipSync(JSON.stringify({ messages: [{ role: 'user', content: 'x'.repeat(size) }], model: 5 }));
+  const send = (body) => t.send({ proxy, body, headers: { 'content-encoding': 'gzip' } }).done;
+  assertRefused(await send(ask(1_000_000)), 413, /1000000 bytes/);
+  assertRefused(await send(ask(300_000_000)), 413, /1000000 bytes/);
+  assertRefused(await send(ask(999_000)), 400, /model/);
+});
+
+test('memory for a body is taken as it comes, not as it is announced', async (t) => {
+  const proxy = await t.start({ cli: t.cli, args: ['--spares', '0', '--max-request-size', '900000000000000'] });
+  const client = net.connect({ port: proxy.port, host: '127.0.0.1', allowHalfOpen: true });
+  const got = client.setEncoding('utf8').reduce((all, piece) => all + piece, '');
+  client.end('POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 800000000000000\r\n\r\n{}');
+  assert.match(await got, /^HTTP\/1.1 400 [^]*did not arrive whole/);
 });
 
 test('a stream that is silent for 15 s says `: keep-alive`', { slow: true, deadline: 60_000 }, async (t) => {
@@ -270,8 +519,9 @@ test('with keys every route but health and version wants one', async (t) => {
         await models({ authorization: `Bearer ${key}` }),
         await models({ authorization: `bearer ${key}` }),
         await models({ 'x-api-key': key }),
+        await models({ 'api-key': key }),
       ],
-      [200, 200, 200],
+      [200, 200, 200, 200],
     );
   }
   const bad = [

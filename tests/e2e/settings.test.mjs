@@ -215,6 +215,22 @@ test('what --print-config says is taken by --config', async (t) => {
     assert.deepEqual(again[name], [value, 'file']);
 });
 
+test('--print-config tells what holds by default, and a file of it asks for nothing that was not asked for', async (t) => {
+  const keys = { API_KEY: 'key-of-sixteen-characters' };
+  for (const [host, limited] of [['127.0.0.1', 'false'], ['0.0.0.0', 'true']]) {
+    const first = await printed(t, { args: ['--host', host, '--cwd', '/'], env: keys });
+    assert.deepEqual(first['rate-limit'], [limited, 'default']);
+    assert.match(first['max-processes'][0], /^[1-9]\d*$/);
+    assert.equal(first['auth-method'][0], 'api_key');
+    const active = first.output().split('\n').filter((line) => line && !line.startsWith('#')).map((line) => line.split(' ')[0]);
+    assert.deepEqual(active.sort(), ['claude-path', 'cwd', 'host', 'port'], 'what the test has asked for');
+    const again = await printed(t, { args: ['--config', 'said.toml'], files: { 'said.toml': first.output() }, env: keys });
+    assert.deepEqual(again['rate-limit'], [limited, 'default']);
+    assert.deepEqual(again.host, [host, 'file']);
+  }
+  assert.ok((await printed(t)).cwd[0], 'which folder it is');
+});
+
 test('--print-config tells what holds: levels by DEBUG_MODE, switches by variable', async (t) => {
   for (const env of [{ DEBUG_MODE: 'true' }, { VERBOSE: '1' }]) {
     const [name] = Object.keys(env);
@@ -328,6 +344,21 @@ test('SIGHUP with a broken file changes nothing, says why, and later goes well',
   writeFiles(proxy, { '.env': 'API_KEY=new-key\n', 'proxy.toml': 'rate-limit-chat = 5\n' });
   assert.match(await reload(proxy), /loaded anew/);
   assert.equal((await t.get('/v1/models', bearer('new-key'))).status, 200);
+});
+
+test('SIGHUP never takes the last key away, on loopback either, and says so', async (t) => {
+  const env = (keys) => writeFileSync(path.join(proxy.scratch, '.env'), keys.map((key) => `API_KEY=${key}\n`).join(''));
+  const proxy = await t.start({ cli: NO_CLI, args: ['--spares', '0', ...ENV_FILE], prepare: (one) => writeFiles(one, { '.env': 'API_KEY=first\n' }) });
+  const statuses = async () => {
+    const asked = [{}, bearer('first'), bearer('second')].map((as) => t.get('/v1/models', { proxy, ...as }));
+    return (await Promise.all(asked)).map(({ status }) => status);
+  };
+  env([]);
+  assert.match(await reload(proxy), /stay as they were: .*without a client key/);
+  assert.deepEqual(await statuses(), [401, 200, 401]);
+  env(['second']);
+  assert.match(await reload(proxy), /loaded anew/);
+  assert.deepEqual(await statuses(), [401, 401, 200]);
 });
 
 test('SIGHUP never opens a proxy that others can reach, and keeps a key that was made', async (t) => {

@@ -259,6 +259,7 @@ TEST_CASE("messages errors: each kind has the API's type and status, its message
                                  {error_kind::not_found, "not_found_error", 404},
                                  {error_kind::method_not_allowed, "invalid_request_error", 405},
                                  {error_kind::too_large, "request_too_large", 413},
+                                 {error_kind::unsupported_coding, "invalid_request_error", 415},
                                  {error_kind::rate_limited, "rate_limit_error", 429},
                                  {error_kind::internal, "api_error", 500},
                                  {error_kind::upstream_failed, "api_error", 500},

@@ -35,6 +35,14 @@ TEST_CASE("catalog: each id is listed once, at its first place") {
   CHECK(std::set<std::string>(ids.begin(), ids.end()).size() == ids.size());
 }
 
+TEST_CASE("catalog: an id that was never released is not listed, and means the one that was") {
+  const auto ids = ids_of(make_catalog("mine", {}));
+  const std::string wrong = "claude-opus-4-5-20250929";
+  CHECK(std::count(ids.begin(), ids.end(), wrong) == 0);
+  CHECK(claude_openai::released_model(wrong) == "claude-opus-4-5-20251101");
+  CHECK(claude_openai::released_model("opus") == "opus");
+}
+
 TEST_CASE("catalog: without a CLI there are the operator's model and the well-known ones") {
   const auto ids = ids_of(make_catalog("mine", {}));
   CHECK(ids.size() == 1 + well_known_models.size());
@@ -285,12 +293,32 @@ TEST_CASE("settle: thinking needs room below the limit, and a model free to answ
        {"nothing in its way", thinker, high, "- - 8192 thinks | "}});
 }
 
-TEST_CASE("settle: a stop of blanks alone is dropped and named, the others stay in order") {
+TEST_CASE(
+    "settle: a stop text of white space is the proxy's own to cut at, the others stay in order") {
   turn_request request;
-  request.sampling.stop = {"a", " ", "\n\n", "b ", ""};
+  const std::string wide = "\xC2\xA0\xE2\x80\x83\xE3\x80\x80\v\x1C";
+  request.sampling.stop = {"a", " ", "\n\n", "b ", wide, "\xC2\xA1"};
   settle(request, new_model);
-  CHECK(request.sampling.stop == strings{"a", "b "});
-  CHECK(request.ignored_params == strings{"stop"});
+  CHECK(request.sampling.stop == strings{"a", "b ", "\xC2\xA1"});
+  CHECK(request.sampling.cut_at == strings{" ", "\n\n", wide});
+  CHECK(request.ignored_params.empty());
+}
+
+TEST_CASE("settle: a stop text that nobody can cut at is named") {
+  for (const auto& stop : {std::string(), std::string(257, ' ')}) {
+    turn_request request;
+    request.sampling.stop = {stop};
+    settle(request, new_model);
+    CHECK(request.sampling.stop.empty());
+    CHECK(request.sampling.cut_at.empty());
+    CHECK(request.ignored_params == strings{"stop"});
+  }
+  turn_request by_schema;
+  by_schema.schema = claude_openai::json::object();
+  by_schema.sampling.stop = {"\n"};
+  settle(by_schema, new_model);
+  CHECK(by_schema.sampling.cut_at.empty());
+  CHECK(by_schema.ignored_params == strings{"stop"});
 }
 
 TEST_CASE("settle: what it has settled it leaves alone, and it names nothing twice") {

@@ -250,6 +250,75 @@ TEST_CASE("upstream status: the API's statuses keep their meaning for the client
   }
 }
 
+TEST_CASE("upstream error: a conversation that is too long, in every wording, has one code") {
+  const std::vector<std::pair<std::string, std::string>> wordings = {
+      {"Prompt is too long", "prompt is too long"},
+      {"Prompt is too long \xC2\xB7 this conversation is a single exchange and cannot be compacted",
+       "prompt is too long \xC2\xB7 this conversation is a single exchange and cannot be "
+       "compacted"},
+      {"Prompt is too long \xC2\xB7 the request is ~250000 tokens (limit 200000) but this "
+       "conversation is only ~34 tokens",
+       "prompt is too long \xC2\xB7 the request is ~250000 tokens (limit 200000) but this "
+       "conversation is only ~34 tokens"},
+      {R"(API Error: 400 {"error":{"message":"prompt is too long: 7 tokens > 5 maximum"}})",
+       "prompt is too long: 7 tokens > 5 maximum"},
+      {R"(API Error: 400 {"error":{"message":"input length exceed context limit: 2 + 2 > 3"}})",
+       "input length exceed context limit: 2 + 2 > 3"}};
+  for (const auto& [told, message] : wordings) {
+    for (const int status : {400, 413, 0}) {
+      const auto error = upstream_error(status, told);
+      CHECK(error.kind == error_kind::invalid_request);
+      CHECK(error.code == "context_length_exceeded");
+      CHECK(error.message == message);
+    }
+    CHECK(upstream_error(429, told).code.empty());
+  }
+  CHECK(upstream_error(400, "API Error: 400 max_tokens: 7 > 5").code.empty());
+}
+
+TEST_CASE("upstream error: a model that is not found is told beside names that are") {
+  for (const std::string told :
+       {"API Error: 404 model: gpt-4o", "No model gpt-4o. Run --model x"}) {
+    const auto error = upstream_error(404, told);
+    CHECK(error.code == "model_not_found");
+    CHECK(error.message.find("gpt-4o. `sonnet`, `opus` and `haiku`") != std::string::npos);
+  }
+}
+
+TEST_CASE("upstream error: whatever the API or the CLI says is the upstream's failure") {
+  for (const int status : {0, 400, 401, 404, 408, 429, 500, 529}) {
+    CHECK(upstream_error(status, "x").is_upstream);
+  }
+  CHECK(upstream_error(0, "Please run /login").is_upstream);
+}
+
+TEST_CASE("stop texts: a text is cut at the first of them, however it is cut into pieces") {
+  const auto cut = [](const std::vector<std::string>& stops, const std::string& text,
+                      std::size_t piece) {
+    claude_openai::stop_cutter cutter(stops);
+    std::string told;
+    for (std::size_t at = 0; at < text.size() && cutter.found().empty(); at += piece) {
+      told += cutter.feed(text.substr(at, piece));
+      CHECK(text.compare(0, told.size(), told) == 0);
+    }
+    const auto found = cutter.found();
+    return told + cutter.flush() + "|" + found;
+  };
+  const std::vector<std::tuple<std::vector<std::string>, std::string, std::string>> rows = {
+      {{"\n\n"}, "a\nb\n\nc", "a\nb|\n\n"},
+      {{"\n\n", " "}, "a\nb c\n\n", "a\nb| "},
+      {{"\n\n"}, "a\n", "a\n|"},
+      {{"\n \n", "\n\n"}, "a\n \n\nb", "a|\n \n"},
+      {{"\n\n\n"}, "\n\na\n\n", "\n\na\n\n|"},
+      {{"\n"}, "\n", "|\n"},
+      {{}, "a\n\nb", "a\n\nb|"}};
+  for (const auto& [stops, text, expected] : rows) {
+    for (std::size_t piece = 1; piece <= text.size(); ++piece) {
+      CHECK(cut(stops, text, piece) == expected);
+    }
+  }
+}
+
 TEST_CASE("upstream error: a missing login names the command that mends it, and is not retried") {
   const auto error = upstream_error(0, "Not logged in · Please run /login");
   CHECK(http_status(error.kind) == 503);

@@ -16,7 +16,7 @@ TEST_CASE("errors: every kind has the HTTP status that clients act on") {
       {error_kind::rate_limited, 429},       {error_kind::internal, 500},
       {error_kind::upstream_failed, 500},    {error_kind::bad_gateway, 502},
       {error_kind::unavailable, 503},        {error_kind::overloaded, 503},
-      {error_kind::timed_out, 504}};
+      {error_kind::timed_out, 504},          {error_kind::unsupported_coding, 415}};
   for (const auto& each : statuses) {
     const auto& kind = each.first;
     const auto& status = each.second;
@@ -33,6 +33,7 @@ TEST_CASE("errors: a new error has a kind and a message and nothing else") {
   CHECK(error.code.empty());
   CHECK_FALSE(error.retry_after);
   CHECK_FALSE(error.retry_is_futile);
+  CHECK_FALSE(error.is_upstream);
 }
 
 TEST_CASE("errors: what() is the message, also of a copy and through the base class") {

@@ -112,6 +112,16 @@ TEST_CASE("http_head: the request line has three words and a known version") {
   CHECK(parse("OPTIONS * HTTP/1.1\r\nHost: h\r\n").target == "*");
 }
 
+TEST_CASE("http_head: slashes in a row are one in the path, and what they are in the query") {
+  const auto target = [](const std::string& given) {
+    return parse("GET " + given + " HTTP/1.1\r\nHost: h\r\n").target;
+  };
+  CHECK(target("//v1///models//?a=//b") == "/v1/models/?a=//b");
+  CHECK(target("http://h//v1//x") == "/v1/x");
+  CHECK(target("/models/a%2F%2Fb") == "/models/a%2F%2Fb");
+  CHECK(target("//") == "/");
+}
+
 TEST_CASE("http_head: whom the client means is told once") {
   CHECK_FALSE(refusal("GET / HTTP/1.1\r\n").empty());
   CHECK_FALSE(refusal("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n").empty());

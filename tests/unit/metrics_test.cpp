@@ -132,7 +132,7 @@ TEST_CASE("metrics: each process is in one state, and all of them are the proces
 TEST_CASE("metrics: failures behind the proxy are told apart from refusals") {
   metrics all;
   auto failed = chat("m", 503);
-  failed.note_failure(claude_openai::api_error(claude_openai::error_kind::overloaded, "busy"));
+  failed.note_failure(claude_openai::upstream_error(529, "busy"));
   failed.facts.retries = 2;
   all.begin();
   all.finish(failed);
@@ -148,6 +148,27 @@ TEST_CASE("metrics: failures behind the proxy are told apart from refusals") {
   CHECK(text.find(R"(upstream_errors_total{status="429"})") == std::string::npos);
   CHECK(value_of(text, "claude_openai_upstream_retries_total") == 2);
   CHECK(value_of(text, R"(claude_openai_rejected_total{reason="rate_limit"})") == 1);
+}
+
+TEST_CASE("metrics: whose failure it was does not hang on its code") {
+  using claude_openai::api_error;
+  using claude_openai::error_kind;
+  const auto counts = [](const api_error& error) {
+    metrics all;
+    auto failed = chat("m", http_status(error.kind));
+    failed.note_failure(error);
+    all.begin();
+    all.finish(failed);
+    return figures(all).find("upstream_errors_total{") != std::string::npos;
+  };
+  for (const auto kind : {error_kind::invalid_request, error_kind::unavailable,
+                          error_kind::internal, error_kind::timed_out, error_kind::rate_limited}) {
+    CHECK_FALSE(counts(api_error(kind, "ours")));
+  }
+  for (const int status : {400, 401, 404, 429, 504, 529}) {
+    CHECK(counts(claude_openai::upstream_error(status, "the API's")));
+  }
+  CHECK(counts(api_error(error_kind::bad_gateway, "claude ended")));
 }
 
 TEST_CASE("metrics: clients cannot make up more names than a monitor can bear") {

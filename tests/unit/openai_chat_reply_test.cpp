@@ -221,6 +221,7 @@ TEST_CASE("chat error: message, type, param and code are always there") {
       {error_kind::not_found, {"not_found_error", "not_found"}},
       {error_kind::method_not_allowed, {"invalid_request_error", "method_not_allowed"}},
       {error_kind::too_large, {"invalid_request_error", "request_too_large"}},
+      {error_kind::unsupported_coding, {"invalid_request_error", "unsupported_content_encoding"}},
       {error_kind::rate_limited, {"rate_limit_error", "rate_limit_exceeded"}},
       {error_kind::internal, {"server_error", "internal_error"}},
       {error_kind::upstream_failed, {"server_error", "upstream_error"}},

@@ -379,6 +379,8 @@ TEST_CASE("decoder schema: an answer in words alone is a failure") {
     const auto all = decode(hello() + std::vector<json>{result()}, schema_shape(streamed));
     CHECK(all.failure().kind == error_kind::bad_gateway);
     CHECK(all.text().empty());
+    CHECK(all.failure().retry_is_futile);
+    CHECK(all.failure().message.find("its last answer: Hello") != std::string::npos);
   }
 }
 
@@ -389,7 +391,8 @@ TEST_CASE("decoder schema: an answer that never came right is a failure in the C
     const auto all =
         decode(structured_message("m1", "s1", {"{}"}) + rejected() + std::vector<json>{gave_up},
                schema_shape(streamed));
-    CHECK(all.failure().message.find("after 5 attempts") != std::string::npos);
+    CHECK(all.failure().message.find("after 5 attempts; its last answer: {}") != std::string::npos);
+    CHECK(all.failure().retry_is_futile);
   }
 }
 

@@ -497,6 +497,15 @@ TEST_CASE("decoder: the CLI's own delay is the client's Retry-After, its last on
   CHECK_FALSE(all.cut);
 }
 
+TEST_CASE("decoder: a refusal that the CLI does not retry is one to wait a minute for") {
+  for (const std::string status : {"429", "529"}) {
+    const auto all = decode({failed_result(status, "API Error: Request rejected (429) · at five")});
+    CHECK(test::failure_of(all.told).value().retry_after == std::chrono::minutes(1));
+  }
+  const auto other = decode({failed_result("500", "API Error: 500 broken")});
+  CHECK_FALSE(test::failure_of(other.told).value().retry_after);
+}
+
 TEST_CASE("decoder: a retry within seconds is waited for, a later one is the client's to make") {
   CHECK_FALSE(decode({api_retry("5000", "429")}).finished);
   const auto all = decode({api_retry("5001", "429")});
@@ -508,6 +517,43 @@ TEST_CASE("decoder: a retry within seconds is waited for, a later one is the cli
   CHECK_FALSE(error.message.empty());
   CHECK(test::failure_of(decode({api_retry("60000", "529")}).told).value().kind ==
         error_kind::overloaded);
+}
+
+TEST_CASE("decoder: a text ends at a stop text of the proxy's, and nothing that follows is told") {
+  answer_shape shape;
+  shape.cut_at = {"l\n"};
+  auto lines = std::vector<json>{message_start("m1"), text_start(),      text_delta("Hel"),
+                                 text_delta("l"),     text_delta("\no"), text_delta("more")};
+  const auto all = decode(lines, shape);
+  CHECK(all.cut);
+  CHECK(all.text() == "Hel");
+  CHECK(all.end().reason == stop_reason::stop_sequence);
+  CHECK(all.end().stop_sequence == "l\n");
+  CHECK(all.end().usage.input == 11);
+  CHECK(all.end().usage.output > 0);
+  const auto whole = decode({assistant("m1", dump(text_block("Hell\no"))), result()}, shape);
+  CHECK(whole.text() == "Hel");
+  CHECK(whole.cut);
+  const auto uncut = decode(hello() + std::vector<json>{result()}, shape);
+  CHECK(uncut.text() == "Hello");
+  CHECK_FALSE(uncut.cut);
+}
+
+TEST_CASE("decoder: a text that is cut is charged as far as it was written, and a little more") {
+  answer_shape shape;
+  shape.cut_at = {"\n"};
+  events told;
+  turn_decoder decoder(0, shape);
+  for (const auto& one :
+       {message_start("m1", R"({"input_tokens":1000})"), text_start(), text_delta("Hello\n")}) {
+    decoder.decode(one, told);
+  }
+  token_usage written;
+  written.input = 1000;
+  written.output = 2;
+  const auto cost = estimate_cost("model-1", written);
+  CHECK(decoder.usage().charge_usd > cost);
+  CHECK(decoder.usage().charge_usd < 1.5 * cost);
 }
 
 TEST_CASE("decoder: a failure after some text keeps the text told and says the failure") {
