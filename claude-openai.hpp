@@ -125,6 +125,10 @@ inline bool starts_with(std::string_view value, std::string_view prefix) {
 }
 
 /// The value without leading and trailing spaces, tabs and line ends.
+inline bool ends_with(std::string_view value, std::string_view suffix) {
+  return value.size() >= suffix.size() && value.substr(value.size() - suffix.size()) == suffix;
+}
+
 inline std::string_view trim(std::string_view value) {
   constexpr std::string_view blanks = " \t\r\n";
   const auto first = value.find_first_not_of(blanks);
@@ -1535,9 +1539,22 @@ inline void parse_reasoning_effort(const reader& field, turn_request& request) {
 }
 
 /// Notes, once, that a field asks for what the answer will not show.
-inline void name_ignored(turn_request& request, const char* field) {
+inline void name_ignored(turn_request& request, std::string_view field) {
   auto& names = request.ignored_params;
   if (std::find(names.begin(), names.end(), field) == names.end()) names.emplace_back(field);
+}
+
+/// The same for one kind of what a field holds. The kind is the client's own text: it is named as
+/// far as a header can hold it.
+inline void name_ignored_kind(turn_request& request, std::string_view field,
+                              std::string_view kind) {
+  constexpr std::size_t max_names = 32;
+  if (request.ignored_params.size() >= max_names) return;
+  auto name = std::string(field) + ".";
+  for (const char c : kind.substr(0, 64)) {
+    name += std::isalnum(static_cast<unsigned char>(c)) != 0 ? c : '_';
+  }
+  name_ignored(request, name);
 }
 
 /// True unless the value is one of those in `neutral`, a JSON array.
@@ -1617,6 +1634,72 @@ inline std::string_view endpoint_of_part(std::string_view type) {
   type.fail(
       "'" + type.string() + "' is not supported here; " +
       (endpoint.empty() ? std::string(taken) + " are" : "send it to " + std::string(endpoint)));
+}
+
+/// Puts a history together, message by message. Borrows the messages.
+class history_builder {
+ public:
+  explicit history_builder(std::vector<message>& messages) : messages_(messages) {}
+
+  /// While tool calls wait for their results, the assistant's parts join the message that made the
+  /// calls: the Messages API wants all calls of a message answered in the next one.
+  void add(message next) {
+    const bool joins = next.author == role::assistant && !open_calls_.empty();
+    for (const auto& part : next.parts) follow_call(part);
+    if (joins) {
+      auto& parts = messages_[last_reply_].parts;
+      std::move(next.parts.begin(), next.parts.end(), std::back_inserter(parts));
+      return;
+    }
+    if (next.author == role::assistant) last_reply_ = messages_.size();
+    if (next.author == role::user && !next.parts.empty()) finish();
+    messages_.push_back(std::move(next));
+  }
+
+  /// Adds a call together with its result: another server has run the tool.
+  void add_finished_call(std::string name, json input, tool_result_part result) {
+    result.call_id = "past_call_" + std::to_string(messages_.size());
+    add({role::assistant, {tool_call_part{result.call_id, std::move(name), std::move(input)}}});
+    add({role::user, {std::move(result)}});
+  }
+
+  /// Tells the model what an item holds that is neither a message nor a call, in a text of the
+  /// user's: one between two parts of the assistant's message would cut it in two.
+  void add_note(const std::string& kind, const json& members) {
+    notes_.emplace_back(
+        text_part{"<system-reminder>\nThe conversation holds an item of the type '" + kind +
+                  "' here: " + dump(members) + "\n</system-reminder>"});
+    if (messages_.empty() || messages_.back().author == role::user) finish();
+  }
+
+  /// Adds the notes that no later message of the user's has taken.
+  void finish() {
+    if (!notes_.empty()) messages_.push_back({role::user, std::exchange(notes_, {})});
+  }
+
+ private:
+  void follow_call(const content_part& part) {
+    if (const auto* call = std::get_if<tool_call_part>(&part)) open_calls_.insert(call->id);
+    const auto* result = std::get_if<tool_result_part>(&part);
+    const auto found = result ? open_calls_.find(result->call_id) : open_calls_.end();
+    if (found != open_calls_.end()) open_calls_.erase(found);
+  }
+
+  std::vector<message>& messages_;
+  std::multiset<std::string> open_calls_;  ///< ids of the calls without a result so far
+  std::size_t last_reply_ = 0;             ///< index of the assistant's latest message
+  std::vector<content_part> notes_;        ///< for the next message of the user's
+};
+
+/// What of a value a model can read: ciphertext is left out.
+inline json readable(const json& value) {
+  if (!value.is_structured()) return value;
+  json kept = value.is_array() ? json::array() : json::object();
+  for (const auto& [name, member] : value.items()) {
+    if (value.is_array()) kept.push_back(readable(member));
+    if (value.is_object() && !text::starts_with(name, "encrypted_")) kept[name] = readable(member);
+  }
+  return kept;
 }
 
 /// Throws a 400 for a body that was meant for another endpoint, told by the field that each of them
@@ -2836,9 +2919,60 @@ inline void parse_block(const reader& block, message& said) {
   }
 }
 
-inline void parse_message(const reader& source, turn_request& request) {
+/// What the API has added to an earlier answer and takes from no client but its own: tools that it
+/// ran itself, whose results stand in the assistant's message, and blocks that nobody here knows.
+class server_blocks {
+ public:
+  server_blocks(history_builder& history, turn_request& request)
+      : history_(history), request_(request) {}
+
+  /// True if the block is one of them. What the message holds so far comes before it.
+  bool take(const reader& block, message& said) {
+    const auto kind = block.require("type").string();
+    const auto& value = block.value();
+    if (kind == "server_tool_use" || kind == "mcp_tool_use") {
+      const auto& input = member_of(value, "input");
+      open_[string_of(value, "id")] = {
+          {}, string_of(value, "name"), input.is_object() ? input : json::object()};
+    } else if (text::ends_with(kind, "_tool_result")) {
+      const auto call = open_.extract(string_of(value, "tool_use_id"));
+      finish_call(call ? call.mapped()
+                       : tool_call_part{{}, kind.substr(0, kind.rfind("_tool")), json::object()},
+                  value, said);
+    } else if (endpoint_of_part(kind).empty() && kind != "text" && kind != "redacted_thinking") {
+      history_.add_note(kind, readable(value));
+      name_ignored_kind(request_, "messages", kind);
+    } else {
+      return false;
+    }
+    return true;
+  }
+
+  /// Adds the message. Calls whose results never came (`pause_turn`) end without one.
+  void finish(message said) {
+    for (auto& [id, call] : std::exchange(open_, {})) finish_call(std::move(call), {}, said);
+    history_.add(std::move(said));
+  }
+
+ private:
+  void finish_call(tool_call_part call, const json& told, message& said) {
+    const auto& content = member_of(told, "content");
+    tool_result_part result;
+    if (!content.is_null()) result.content.emplace_back(text_part{dump(readable(content))});
+    result.is_error = boolean_of(told, "is_error") || !string_of(content, "error_code").empty();
+    history_.add(std::exchange(said, {said.author, {}}));
+    history_.add_finished_call(std::move(call.name), std::move(call.input), std::move(result));
+  }
+
+  history_builder& history_;
+  turn_request& request_;
+  std::map<std::string, tool_call_part> open_;  ///< by id, until their results come
+};
+
+inline void parse_message(const reader& source, history_builder& history, turn_request& request) {
   const auto speaker = source.require("role");
   message said;
+  server_blocks foreign(history, request);
   if (speaker.string() == "assistant") {
     said.author = role::assistant;
   } else if (speaker.string() == "system") {  // newer clients put reminders there
@@ -2854,9 +2988,11 @@ inline void parse_message(const reader& source, turn_request& request) {
   if (content.is_string()) {
     if (!content.string().empty()) said.parts.emplace_back(text_part{content.string()});
   } else {
-    for (const auto& block : content.elements()) parse_block(block, said);
+    for (const auto& block : content.elements()) {
+      if (said.author == role::user || !foreign.take(block, said)) parse_block(block, said);
+    }
   }
-  request.messages.push_back(std::move(said));
+  foreign.finish(std::move(said));
 }
 
 /// Tools of the client's. Those that only the API can run would be another account's business.
@@ -2961,7 +3097,9 @@ inline turn_request parse_request(const json& body, bool counts_only) {
   const auto messages = root.require("messages");
   if (messages.elements().empty()) messages.fail("must hold at least one message");
   if (const auto system = root.find("system")) parse_system(*system, turn);
-  for (const auto& element : messages.elements()) parse_message(element, turn);
+  history_builder history(turn.messages);
+  for (const auto& element : messages.elements()) parse_message(element, history, turn);
+  history.finish();
   const auto last = messages.elements().back();
   if (last.require("role").string() == "user" && turn.messages.back().parts.empty()) {
     last.require("content").fail("must not be empty in the last message");
@@ -3420,7 +3558,8 @@ inline std::vector<content_part> parse_content(const reader& content, turn_reque
   return parts;
 }
 
-inline void parse_message_item(const reader& item, turn_request& request) {
+inline void parse_message_item(const reader& item, history_builder& history,
+                               turn_request& request) {
   const auto speaker = item.require("role");
   const auto content = item.require("content");
   if (speaker.string() == "system" || speaker.string() == "developer") {
@@ -3431,10 +3570,10 @@ inline void parse_message_item(const reader& item, turn_request& request) {
     speaker.fail("must be user, assistant, system or developer");
   }
   const auto author = speaker.string() == "user" ? role::user : role::assistant;
-  request.messages.push_back({author, parse_content(content, request)});
+  history.add({author, parse_content(content, request)});
 }
 
-inline void parse_call_item(const reader& item, bool freeform, turn_request& request) {
+inline void parse_call_item(const reader& item, bool freeform, history_builder& history) {
   tool_call_part call{item.require("call_id").string(), item.require("name").string(), {}};
   if (freeform) {
     call.input = json::object({{"input", item.require("input").string()}});
@@ -3444,10 +3583,10 @@ inline void parse_call_item(const reader& item, bool freeform, turn_request& req
   if (const auto space = item.find("namespace")) {
     call.name = qualified_name{space->string(), call.name}.joined();
   }
-  request.messages.push_back({role::assistant, {std::move(call)}});
+  history.add({role::assistant, {std::move(call)}});
 }
 
-inline void parse_output_item(const reader& item, turn_request& request) {
+inline void parse_output_item(const reader& item, history_builder& history, turn_request& request) {
   tool_result_part result{item.require("call_id").string(), {}, false};
   for (auto& part : parse_content(item.require("output"), request)) {
     if (auto* words = std::get_if<text_part>(&part)) result.content.emplace_back(std::move(*words));
@@ -3455,37 +3594,27 @@ inline void parse_output_item(const reader& item, turn_request& request) {
       result.content.emplace_back(std::move(*media));
     }
   }
-  request.messages.push_back({role::user, {std::move(result)}});
+  history.add({role::user, {std::move(result)}});
 }
 
 /// A thought that we sealed comes back as it was; of any other only the API that made it could make
 /// sense.
-inline void parse_reasoning_item(const reader& item, turn_request& request) {
+inline void parse_reasoning_item(const reader& item, history_builder& history,
+                                 turn_request& request) {
   const auto sealed = item.find("encrypted_content");
-  if (!sealed || !text::is_base64(sealed->string())) return;
-  const auto bytes = text::from_base64(sealed->string());
-  check_json_bounds(bytes);
-  const json opened = json::parse(bytes, nullptr, false);
+  if (!sealed) return;
+  json opened;
+  if (text::is_base64(sealed->string())) {
+    const auto bytes = text::from_base64(sealed->string());
+    check_json_bounds(bytes);
+    opened = json::parse(bytes, nullptr, false);
+  }
   thinking_part thought{string_of(opened, "thinking"), string_of(opened, "signature"),
                         string_of(opened, "redacted")};
-  if (thought.signature.empty() && thought.redacted.empty()) return;
-  request.messages.push_back({role::assistant, {std::move(thought)}});
-}
-
-inline void parse_item(const reader& item, turn_request& request) {
-  const auto type = item.find("type");
-  const auto kind = type ? type->string() : "message";
-  if (kind == "message") return parse_message_item(item, request);
-  if (kind == "function_call") return parse_call_item(item, false, request);
-  if (kind == "custom_tool_call") return parse_call_item(item, true, request);
-  if (kind == "function_call_output" || kind == "custom_tool_call_output") {
-    return parse_output_item(item, request);
+  if (thought.signature.empty() && thought.redacted.empty()) {
+    return name_ignored_kind(request, "input", "reasoning");
   }
-  if (kind == "reasoning") return parse_reasoning_item(item, request);
-  if (kind == "item_reference") {
-    item.require("id").fail("is not an item that this server keeps; send the item itself");
-  }
-  type->fail("'" + kind + "' is not supported: it belongs to a tool that only OpenAI can run");
+  history.add({role::assistant, {std::move(thought)}});
 }
 
 /// A tool that takes plain text is a function of one argument to the model.
@@ -3504,13 +3633,13 @@ inline tool_definition parse_custom_tool(const reader& tool) {
   return fresh;
 }
 
+/// A tool that only OpenAI can run, such as `web_search`, is left out and named.
 inline void parse_tool(const reader& tool, const qualified_name& in, turn_request& request,
                        response_style& style) {
   const auto type = tool.require("type");
   const bool freeform = type.string() == "custom";
   if (!freeform && type.string() != "function") {
-    type.fail("'" + type.string() +
-              "' is a tool that only OpenAI can run; function and custom tools are supported");
+    return name_ignored_kind(request, "tools", type.string());
   }
   auto fresh = freeform ? parse_custom_tool(tool) : openai_chat::parse_function(tool);
   if (!in.space.empty()) {
@@ -3522,8 +3651,8 @@ inline void parse_tool(const reader& tool, const qualified_name& in, turn_reques
   add_tool(tool, std::move(fresh), request);
 }
 
-inline void parse_tools(const reader& root, turn_request& request, response_style& style) {
-  const auto tools = root.find("tools");
+inline void parse_tools(const reader& holder, turn_request& request, response_style& style) {
+  const auto tools = holder.find("tools");
   if (!tools) return;
   for (const auto& tool : tools->elements()) {
     refuse_foreign_tool(tool, "/v1/responses");
@@ -3540,6 +3669,10 @@ inline void parse_tools(const reader& root, turn_request& request, response_styl
 
 inline void parse_tool_choice(const reader& root, turn_request& request) {
   if (const auto choice = root.find("tool_choice")) {
+    const auto type = string_of(choice->value(), "type");
+    if (!type.empty() && type != "function" && type != "custom" && type != "allowed_tools") {
+      choice->fail("forces '" + type + "', a tool that only OpenAI can run");
+    }
     openai_chat::parse_tool_choice(*choice, *choice, request);
   }
   if (const auto parallel = root.find("parallel_tool_calls")) {
@@ -3550,8 +3683,9 @@ inline void parse_tool_choice(const reader& root, turn_request& request) {
 inline void parse_reasoning(const reader& root, turn_request& request, response_style& style) {
   if (const auto reasoning = root.find("reasoning")) {
     if (const auto effort = reasoning->find("effort")) parse_reasoning_effort(*effort, request);
-    style.summarizes =
-        reasoning->find("summary").has_value() || reasoning->find("generate_summary").has_value();
+    for (const char* name : {"summary", "generate_summary"}) {
+      style.summarizes = style.summarizes || reasoning->find(name).has_value();
+    }
   }
   const auto include = root.find("include");
   if (!include) return;
@@ -3577,6 +3711,143 @@ inline void parse_sampling(const reader& root, turn_request& request) {
     sampling.max_tokens = value->integer(1, 1'000'000'000);
   }
 }
+
+/// Reads the items of an input into a request. What other servers' tools have added to a history
+/// never ends it: the model is told, or the client that it is not.
+class input_parser {
+ public:
+  input_parser(turn_request& request, response_style& style)
+      : request_(request), style_(style), history_(request.messages) {}
+
+  void parse(const reader& input) {
+    const auto items = input.elements();
+    for (auto item = items.rbegin(); item != items.rend(); ++item) {
+      if (text::ends_with(kind_of(*item), "_output")) outputs_[call_id(*item)].push_back(*item);
+    }
+    for (const auto& item : items) parse_item(item);
+    history_.finish();
+  }
+
+ private:
+  static std::string kind_of(const reader& item) {
+    const auto type = item.find("type");
+    return type ? type->string() : "message";
+  }
+
+  /// A local shell's output has no other id than that of its call.
+  static std::string call_id(const reader& item) {
+    const auto id = string_of(item.value(), "call_id");
+    return id.empty() ? string_of(item.value(), "id") : id;
+  }
+
+  void parse_item(const reader& item) {
+    const auto kind = kind_of(item);
+    if (kind == "message") return parse_message_item(item, history_, request_);
+    if (kind == "function_call") return parse_call_item(item, false, history_);
+    if (kind == "custom_tool_call") return parse_call_item(item, true, history_);
+    if (kind == "function_call_output" || kind == "custom_tool_call_output") {
+      return parse_output_item(item, history_, request_);
+    }
+    if (kind == "reasoning") return parse_reasoning_item(item, history_, request_);
+    if (kind == "item_reference") {
+      item.require("id").fail("is not an item that this server keeps; send the item itself");
+    }
+    if (kind == "configuration_update") {
+      parse_reasoning(item, request_, style_);
+      return parse_text(item, request_);
+    }
+    parse_foreign_item(item, kind);
+  }
+
+  void parse_foreign_item(const reader& item, const std::string& kind) {
+    if (kind == "additional_tools" || kind == "tool_search_output") return offer_tools(item);
+    const bool output = text::ends_with(kind, "_output");
+    if (output && told_outputs_.count(&item.value()) > 0) return;
+    if (output || kind == "program" || text::ends_with(kind, "_call")) {
+      const auto name_end = std::min(kind.rfind("_call"), kind.rfind("_output"));
+      return add_call(item, kind.substr(0, name_end), output);
+    }
+    name_ignored_kind(request_, "input", kind);
+    if (kind == "compaction_trigger" || kind == "ghost_snapshot" || kind == "mcp_list_tools")
+      return;
+    history_.add_note(kind, members_of(item.value(), false));
+  }
+
+  /// The tools are offered from there on, in place of those of the same names.
+  void offer_tools(const reader& item) {
+    turn_request offer;
+    parse_tools(item, offer, style_);
+    for (auto& tool : offer.tools) {
+      auto& known = request_.tools;
+      const auto same = [&](const tool_definition& one) { return one.name == tool.name; };
+      known.erase(std::remove_if(known.begin(), known.end(), same), known.end());
+      add_tool(item, std::move(tool), request_);
+    }
+    for (const auto& name : offer.ignored_params) name_ignored(request_, name);
+  }
+
+  /// A call and its output, which is an item of its own or stands in the call.
+  void add_call(const reader& item, std::string name, bool is_output) {
+    auto output = item;
+    const auto later = outputs_.find(call_id(item));
+    if (!is_output && later != outputs_.end() && !later->second.empty()) {
+      output = later->second.back();
+      later->second.pop_back();
+      told_outputs_.insert(&output.value());
+    }
+    auto input = is_output ? json::object() : members_of(item.value(), false);
+    history_.add_finished_call(std::move(name), std::move(input), parse_outcome(output));
+  }
+
+  /// What a tool was asked, or what it has answered: the members of an item, without those that
+  /// say nothing to a model.
+  static json members_of(const json& item, bool answered) {
+    const auto members = readable(item);
+    json chosen = json::object();
+    for (const auto& [name, value] : members.items()) {
+      const auto is_one_of = [&key = name](std::initializer_list<const char*> names) {
+        return std::find(names.begin(), names.end(), key) != names.end();
+      };
+      const bool silent = is_one_of({"id", "type", "call_id", "caller", "fingerprint"});
+      const bool answers = is_one_of({"status", "output", "outputs", "result", "results", "error"});
+      if (!silent && !value.is_null() && answers == answered) chosen[name] = value;
+    }
+    return chosen;
+  }
+
+  tool_result_part parse_outcome(const reader& item) {
+    const auto told = members_of(item.value(), true);
+    tool_result_part result;
+    result.is_error = told.contains("error") || string_of(told, "status") == "failed";
+    auto picture = string_of(member_of(told, "output"), "image_url");
+    if (kind_of(item) == "image_generation_call" && told.contains("result")) {
+      picture = "data:;base64," + string_of(told, "result");  // the bytes say what it is
+    }
+    auto words = string_of(told, "output");
+    if (words.empty() && !told.empty()) words = dump(told);
+    if (!picture.empty()) return add_picture(picture, kind_of(item), std::move(result));
+    if (!words.empty()) result.content.emplace_back(text_part{std::move(words)});
+    return result;
+  }
+
+  /// One that the API does not read would be refused with all of the history.
+  tool_result_part add_picture(const json& address, const std::string& kind,
+                               tool_result_part result) {
+    try {
+      result.content.emplace_back(
+          openai_chat::parse_image(reader(address), std::nullopt, request_));
+    } catch (const api_error&) {
+      name_ignored_kind(request_, "input", kind);
+    }
+    return result;
+  }
+
+  turn_request& request_;
+  response_style& style_;
+  history_builder history_;
+  std::map<std::string, std::vector<reader>> outputs_;  ///< by call, the first one last
+  std::set<const json*> told_outputs_;                  ///< with their calls
+};
 
 /// Fields that are known and never honoured, and the values of each that ask for nothing.
 constexpr std::array<std::pair<const char*, const char*>, 6> ignored_fields = {
@@ -3606,20 +3877,20 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   refuse_kept(root);
   if (const auto told = root.find("instructions")) append_instructions(*told, turn);
   const auto input = root.require("input");
+  parse_tools(root, turn, style);
+  parse_reasoning(root, turn, style);
+  parse_text(root, turn);
   if (input.is_string()) {
     turn.messages.push_back({role::user, parse_content(input, turn)});
   } else {
-    for (const auto& item : input.elements()) parse_item(item, turn);
+    input_parser(turn, style).parse(input);
   }
   const auto& said = turn.messages;
   const bool silent = said.empty() ? turn.system.empty()
                                    : said.back().author == role::user && said.back().parts.empty();
   if (silent) input.fail("must say something");
   normalize(turn.messages);
-  parse_tools(root, turn, style);
   parse_tool_choice(root, turn);
-  parse_reasoning(root, turn, style);
-  parse_text(root, turn);
   parse_sampling(root, turn);
   turn.thinking_field = "reasoning";
   if (const auto model = root.find("model")) turn.model = parse_model(*model);
@@ -12937,7 +13208,6 @@ print(message.content[0].text)`,
   Codex: (word) => `# In ~/.codex/config.toml; then: CLAUDE_OPENAI_KEY=${word} codex
 model = "${defaultModel}"
 model_provider = "claude"
-web_search = "disabled"
 
 [model_providers.claude]
 name = "Claude"

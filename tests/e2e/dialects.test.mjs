@@ -1118,10 +1118,15 @@ once.test('responses: tool_choice and parallel_tool_calls reach the API, each tu
   ));
 
 for (const type of ['web_search', 'web_search_preview', 'web_search_2025_08_26', 'file_search', 'computer_use_preview', 'code_interpreter', 'image_generation', 'mcp'])
-  once.test(`responses: the tool ${type}, which only OpenAI can run, is refused by name`, async (t) => {
-    const result = await respond(t, { input: t.text('plain'), tools: [WEATHER_FN, { type }] });
-    assertOpenAIError(result, 400, 'tools[1].type', new RegExp(`'${type}'`));
-    assert.equal(t.calls().length, 0);
+  once.test(`responses: the tool ${type}, which only OpenAI can run, is left out and named, and refused where it is forced`, async (t) => {
+    const tools = [WEATHER_FN, { type }];
+    const answer = readResponse(await respond(t, { input: t.text('plain'), tools }));
+    assert.deepEqual(answer.ignored, [`tools.${type}`]);
+    assert.deepEqual(Object.keys(toolsOf(t.calls()[0])), ['get_weather']);
+    assertOpenAIError(await respond(t, { input: t.text('plain'), tools, tool_choice: { type } }), 400, 'tool_choice', new RegExp(`'${type}'`));
+    const strict = { headers: { 'x-strict-params': 'true' } };
+    assertOpenAIError(await respond(t, { input: t.text('plain'), tools }, strict), 400, `tools.${type}`);
+    assert.equal(t.calls().length, 1);
   });
 
 for (const [param, fields] of [
@@ -1134,7 +1139,7 @@ for (const [param, fields] of [
   ['input', { input: undefined }],
   ['input', { input: [] }],
   [/^input/, { input: 7 }],
-  [/^input\[0\]\.type/, { input: [{ type: 'computer_call' }] }],
+  [/^input\[0\]\.type/, { input: [{ type: 7 }] }],
   [/^input\[0\]\.role/, { input: [{ role: 'robot', content: 'x' }] }],
   [/^input\[0\]\.content/, { input: [{ role: 'user' }] }],
   [/^input\[0\]\.content\[0\]/, { input: [{ role: 'user', content: [{ type: 'input_audio' }] }] }],
