@@ -1305,6 +1305,7 @@ struct turn_request {
   const char* thinking_field = "reasoning_effort";  ///< where the client asked for it
   bool no_thinking = false;                         ///< asked for in so many words
   const char* stop_field = "stop";                  ///< where it gave stop sequences
+  const char* messages_field = "messages";          ///< where it gave the messages
   bool thinks = false;  ///< the model will: asked to, or because it cannot do otherwise
   std::optional<agent_request> agent;  ///< unset: the model has no tools but the client's
   bool stream = false;
@@ -1359,8 +1360,10 @@ inline std::vector<std::string> call_ids(const message& said) {
 constexpr std::size_t most_calls = 1024;  ///< of tools in one message
 
 /// Throws a 400 unless each tool call is answered in the message after it, once, and nothing else
-/// is. The API would refuse it too, in words about blocks that the client has never seen.
-inline void check_tool_results(const std::vector<message>& messages) {
+/// is. The API would refuse it too, in words about blocks that the client has never seen. The field
+/// is where the client gave the messages.
+inline void check_tool_results(const std::vector<message>& messages,
+                               const char* field = "messages") {
   std::vector<std::string> open;
   for (const auto& said : messages) {
     for (const auto& part : said.parts) {
@@ -1368,20 +1371,20 @@ inline void check_tool_results(const std::vector<message>& messages) {
       if (result == nullptr) continue;
       const auto found = std::find(open.begin(), open.end(), result->call_id);
       if (found == open.end()) {
-        throw bad_field("messages", "holds a result for tool call '" + result->call_id +
-                                        "', which the assistant's message before it did not make "
-                                        "or which is answered already");
+        throw bad_field(field, "holds a result for tool call '" + result->call_id +
+                                   "', which the assistant's message before it did not make "
+                                   "or which is answered already");
       }
       open.erase(found);
     }
     if (!open.empty()) {
-      throw bad_field("messages", "must hold a result for each tool call right after it; '" +
-                                      text::join(open, "', '") + "' has none");
+      throw bad_field(field, "must hold a result for each tool call right after it; '" +
+                                 text::join(open, "', '") + "' has none");
     }
     open = call_ids(said);
     if (open.size() > most_calls) {
-      throw bad_field("messages", "must hold at most " + std::to_string(most_calls) +
-                                      " tool calls in one message");
+      throw bad_field(
+          field, "must hold at most " + std::to_string(most_calls) + " tool calls in one message");
     }
   }
 }
@@ -3130,6 +3133,20 @@ inline parsed_request parse(const json& body, const reply_context& context) {
 
 constexpr surface dialect{"anthropic_messages", parse, render_error, status};
 
+/// What of a request takes tokens, as a body of the Messages API; without tools.
+inline json make_body(const turn_request& request) {
+  json messages = json::array();
+  for (const auto& said : request.messages) {
+    json content = json::array();
+    for (const auto& part : said.parts) content.push_back(render_part(part));
+    const char* speaker = said.author == role::user ? "user" : "assistant";
+    messages.push_back(json::object({{"role", speaker}, {"content", content}}));
+  }
+  json body = json::object({{"model", request.model}, {"messages", messages}});
+  if (!request.system.empty()) body["system"] = request.system;
+  return body;
+}
+
 /// The body of a `count_tokens` request to the API: the client's own, without what the API does not
 /// take there, and with the tools that a history needs.
 inline json make_count_request(const json& body, const turn_request& request) {
@@ -3274,6 +3291,15 @@ inline json make_begun_response(const reply_context& context, const json& body) 
                        make_echo(body));
 }
 
+/// Makes the response one that has failed, or that its client has cancelled.
+inline void set_failure(json& response, const api_error& error) {
+  const json told = json::parse(openai_chat::render_error(error))["error"];
+  response["status"] = error.code == "cancelled" ? "cancelled" : "failed";
+  const auto& code = told["code"];
+  response["error"] =
+      json::object({{"code", code.is_null() ? told["type"] : code}, {"message", error.message}});
+}
+
 /// Builds the response object, and the events that tell it. Each block is an item of its own.
 class response_reply final : public reply {
  public:
@@ -3285,7 +3311,10 @@ class response_reply final : public reply {
                    [&](const turn_started& e) { write_start(e, out); },
                    [&](const block_started& e) { write_block(e, out); },
                    [&](const block_delta& e) { write_delta(e, out); },
-                   [&](const block_stopped& e) { write_block_end(e, out); },
+                   [&](const block_stopped& e) {
+                     block_.signature = e.signature;
+                     awaits_end_ = true;
+                   },
                    [&](const turn_stopped& e) { write_stop(e, out); },
                    [&](const turn_failed& e) { write_failure(e.error, out); },
                },
@@ -3299,6 +3328,9 @@ class response_reply final : public reply {
     json output = json::array();
     for (const auto& block : result.blocks) {
       output.push_back(finished_item(block, item_id(block, output.size())));
+    }
+    if (!output.empty() && cuts(result.reason, result.blocks.back())) {
+      output.back()["status"] = "incomplete";
     }
     const json whole = finished(result.model, output, result.reason, result.usage);
     if (context_.keep) context_.keep(whole);
@@ -3315,6 +3347,13 @@ class response_reply final : public reply {
     if (block.kind == block_kind::text) prefix = "msg_";
     if (block.kind == block_kind::tool_call) prefix = is_freeform(block.name) ? "ctc_" : "fc_";
     return prefix + context_.id + "_" + std::to_string(index);
+  }
+
+  /// True if the answer ends within this block, its last one.
+  static bool cuts(stop_reason reason, const turn_result::block& block) {
+    const bool cut = reason == stop_reason::max_tokens || reason == stop_reason::refusal;
+    const bool call = block.kind == block_kind::tool_call;
+    return cut && (call ? !try_parse_json(block.text).is_object() : block.kind == block_kind::text);
   }
 
   json response(const std::string& model, const char* status, json output) const {
@@ -3428,6 +3467,7 @@ class response_reply final : public reply {
   }
 
   void write_block(const block_started& started, std::string& out) {
+    write_block_end(stop_reason::end_turn, out);
     block_ = {started.kind, {}, started.id, started.name, {}};
     item_ = item_id(block_, output_.size());
     emit("response.output_item.added",
@@ -3457,9 +3497,12 @@ class response_reply final : public reply {
     }
   }
 
-  void write_block_end(const block_stopped& stopped, std::string& out) {
-    block_.signature = stopped.signature;
-    const json item = finished_item(block_, item_);
+  /// Waits for the event after the block's end, which tells whether the block is whole.
+  void write_block_end(stop_reason reason, std::string& out) {
+    if (!std::exchange(awaits_end_, false)) return;
+    json item = finished_item(block_, item_);
+    const bool cut = cuts(reason, block_);
+    if (cut) item["status"] = "incomplete";
     if (block_.kind == block_kind::text) {
       emit("response.output_text.done",
            with(with(place(true), "text", block_.text), "logprobs", json::array()), out);
@@ -3470,7 +3513,7 @@ class response_reply final : public reply {
       emit("response.reasoning_summary_text.done", with(summary_place(), "text", block_.text), out);
       emit("response.reasoning_summary_part.done", with(summary_place(), "part", part), out);
     }
-    if (block_.kind == block_kind::tool_call) write_call_end(item, out);
+    if (block_.kind == block_kind::tool_call && !cut) write_call_end(item, out);
     emit("response.output_item.done",
          json::object({{"output_index", output_.size()}, {"item", item}}), out);
     output_.push_back(item);
@@ -3487,6 +3530,7 @@ class response_reply final : public reply {
   }
 
   void write_stop(const turn_stopped& stopped, std::string& out) {
+    write_block_end(stopped.reason, out);
     const json whole = finished(model_, output_, stopped.reason, stopped.usage);
     const bool complete = whole["status"] == "completed";
     if (context_.keep) context_.keep(whole);
@@ -3495,12 +3539,9 @@ class response_reply final : public reply {
   }
 
   void write_failure(const api_error& error, std::string& out) {
-    const json told = json::parse(openai_chat::render_error(error))["error"];
-    const bool cancelled = error.code == "cancelled";
-    json whole = response(model_, cancelled ? "cancelled" : "failed", output_);
-    const auto& code = told["code"];
-    whole["error"] =
-        json::object({{"code", code.is_null() ? told["type"] : code}, {"message", error.message}});
+    write_block_end(stop_reason::end_turn, out);
+    json whole = response(model_, "failed", output_);
+    set_failure(whole, error);
     if (context_.keep) context_.keep(whole);
     emit("response.failed", json::object({{"response", whole}}), out);
   }
@@ -3512,6 +3553,7 @@ class response_reply final : public reply {
   json output_ = json::array();  ///< the finished items
   turn_result::block block_;     ///< the one that is being told
   std::string item_;             ///< and its id
+  bool awaits_end_ = false;      ///< it has ended, and that is not told yet
 };
 
 /// Items may be parts of a message or whole: text, images and files alike.
@@ -3893,6 +3935,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   parse_tool_choice(root, turn);
   parse_sampling(root, turn);
   turn.thinking_field = "reasoning";
+  turn.messages_field = "input";
   if (const auto model = root.find("model")) turn.model = parse_model(*model);
   if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
   parse_agent(root, turn);
@@ -8566,18 +8609,27 @@ class response_store {
   std::map<client_and_id, kept_response> kept_;
 };
 
-/// One response under way. Its owner is the request that it answers; one that ends without a word
-/// is forgotten.
+/// One response under way. Its owner is the request that it answers. One whose client leaves is
+/// cancelled if it was streamed, and else forgotten: nobody has learnt its id.
 class response_store::running {
  public:
-  running(response_store& owner, client_and_id key)
-      : store_(owner), key_(std::move(key)), cancel_(std::make_shared<const wake_signal>()) {}
+  running(response_store& owner, client_and_id key, bool streamed)
+      : store_(owner),
+        key_(std::move(key)),
+        cancel_(std::make_shared<const wake_signal>()),
+        is_id_known_(streamed) {}
   running(const running&) = delete;
   running& operator=(const running&) = delete;
   ~running() {
     const std::lock_guard<std::mutex> lock(store_.mutex_);
-    if (!ended_) store_.kept_.erase(key_);
+    const auto found = store_.kept_.find(key_);
+    if (ended_ || found == store_.kept_.end()) return;
+    found->second.response["status"] = "cancelled";
+    if (!is_id_known_) store_.kept_.erase(found);
   }
+
+  /// The request was refused: there is no response.
+  void forget() { is_id_known_ = false; }
 
   /// Raised when the client cancels it.
   std::shared_ptr<const wake_signal> cancelled() const { return cancel_; }
@@ -8597,6 +8649,7 @@ class response_store::running {
   response_store& store_;
   client_and_id key_;
   std::shared_ptr<const wake_signal> cancel_;
+  bool is_id_known_;
   bool ended_ = false;
 };
 
@@ -8619,7 +8672,8 @@ inline std::shared_ptr<response_store::running> response_store::begin(const std:
                                                                       const json& body,
                                                                       json response) {
   const auto id = string_of(response, "id");
-  const auto under_way = std::make_shared<running>(*this, client_and_id{client, id});
+  const auto under_way =
+      std::make_shared<running>(*this, client_and_id{client, id}, boolean_of(body, "stream"));
   kept_response fresh;
   const auto& input = member_of(body, "input");
   if (input.is_string()) {
@@ -13720,19 +13774,21 @@ async function showSessions() {
 
 // ---- explorer ----
 
-const known = { session: '', response: '' }; // ids that answers have told, for paths that want one
+const known = { session: '', response: '' }; // ids from answers, for paths
 const hello = (model) => ({ model, messages: [{ role: 'user', content: 'Say hello' }] });
 
-/** By group: method, path, what it is, and an example of the body. */
+/** By group: method, path, what it is, an example body. */
 const endpoints = {
   'Ask the model': [
     ['POST', '/v1/chat/completions', 'OpenAI chat completions',
       (model) => ({ ...hello(model), stream: true, stream_options: { include_usage: true } })],
     ['POST', '/v1/responses', 'OpenAI Responses',
       (model) => ({ model, input: 'Say hello', stream: true })],
+    ['POST', '/v1/responses/input_tokens', 'Counts tokens',
+      (model) => ({ model, input: 'Say hello' })],
     ['POST', '/v1/messages', 'Anthropic Messages',
       (model) => ({ max_tokens: 1000, ...hello(model), stream: true })],
-    ['POST', '/v1/messages/count_tokens', 'How many tokens a request has', hello],
+    ['POST', '/v1/messages/count_tokens', 'Counts tokens', hello],
     ['POST', '/v1/completions', 'Legacy completions',
       (model) => ({ model, prompt: 'Once upon a time', max_tokens: 60, stream: true })],
     ['POST', '/v1/debug/request', 'What has arrived, and what is wrong with it', hello],
@@ -14331,6 +14387,7 @@ class http_service : public httplib::Server {
     static const std::vector<route> table = {
         {"POST", "/chat/completions", group::chat, &http_service::answer_chat},
         {"POST", "/responses", group::chat, &http_service::answer_responses},
+        {"POST", "/responses/input_tokens", group::other, &http_service::answer_response_tokens},
         {"GET", "/responses/*/input_items", group::session, &http_service::answer_input_items},
         {"POST", "/responses/*/cancel", group::session, &http_service::cancel_response},
         {"GET", "/responses/*", group::session, &http_service::answer_response},
@@ -14587,7 +14644,7 @@ class http_service : public httplib::Server {
 
   /// Endpoints of other servers that clients ask for, and what to do without them.
   static std::string advice_for(std::string_view path) {
-    constexpr std::array<std::pair<std::string_view, std::string_view>, 10> advices = {{
+    constexpr std::array<std::pair<std::string_view, std::string_view>, 12> advices = {{
         {"/embeddings",
          "Claude has no embedding model; run one beside this proxy, such as a local "
          "sentence-transformers server"},
@@ -14603,6 +14660,12 @@ class http_service : public httplib::Server {
         {"/assistants",
          "use /v1/responses with previous_response_id, or session_id in "
          "/v1/chat/completions"},
+        {"/conversations",
+         "use previous_response_id in /v1/responses, or session_id in /v1/chat/completions"},
+        {"/responses/compact",
+         "send the whole input to /v1/responses, or have the model summarize it; the proxy "
+         "shortens "
+         "nothing"},
         {"/threads",
          "use /v1/responses with previous_response_id, or session_id in "
          "/v1/chat/completions"},
@@ -14629,7 +14692,7 @@ class http_service : public httplib::Server {
       if (matches(row, now.path)) allowed.emplace_back(row.method);
       known.push_back(std::string(row.method) + " /v1" + std::string(row.path));
     }
-    if (const auto advice = advice_for(now.path); allowed.empty() && !advice.empty()) {
+    if (const auto advice = advice_for(now.path); !advice.empty()) {
       throw api_error(error_kind::not_found, advice);
     }
     if (allowed.empty()) {
@@ -14756,19 +14819,30 @@ class http_service : public httplib::Server {
     auto expanded = services_.responses.expand(now.client_id(), given);
     const auto& store = member_of(given, "store");
     std::shared_ptr<response_store::running> running;
+    auto begun = openai_responses::make_begun_response(context, given);
     if (!store.is_boolean() || store.get<bool>()) {
-      running = services_.responses.begin(now.client_id(), given,
-                                          openai_responses::make_begun_response(context, given));
+      running = services_.responses.begin(now.client_id(), given, begun);
       context.keep = [running](const json& response) { running->keep(response); };
     }
-    ask(now, openai_responses::dialect, expanded, std::move(context),
-        running ? running->cancelled() : nullptr);
+    try {
+      ask(now, openai_responses::dialect, expanded, std::move(context),
+          running ? running->cancelled() : nullptr);
+    } catch (const api_error& error) {
+      const bool refused = http_status(error.kind) < 500 && error.code != "cancelled";
+      openai_responses::set_failure(begun, error);
+      if (running && refused) running->forget();
+      if (running && !refused) running->keep(begun);
+      throw;
+    }
   }
 
   void ask(exchange& now, const surface& dialect, const json& body, reply_context context,
            std::shared_ptr<const wake_signal> cancelled = nullptr) {
     auto parsed = dialect.parse(body, context);
-    for (auto& turn : parsed.turns) settle_turn(now, turn);
+    for (auto& turn : parsed.turns) {
+      settle_turn(now, turn);
+      if (turn.session.empty()) check_tool_results(turn.messages, turn.messages_field);
+    }
     if (parsed.turns.size() > 1 && !parsed.turns.front().session.empty()) {
       throw bad_field("X-Session-Id", "goes on with one answer, and several are asked for");
     }
@@ -15041,10 +15115,23 @@ class http_service : public httplib::Server {
     return now.path.substr(now.path.find('/', 1) + 1);
   }
 
-  /// As far as the API can be asked, it counts; else the size is an estimate, and told as one.
   void answer_count(exchange& now) {
     const auto body = read_json(now);
     auto turn = anthropic_messages::parse_request(body, true);
+    answer_json(now, json::object({{"input_tokens", count_tokens(now, turn, body)}}));
+  }
+
+  void answer_response_tokens(exchange& now) {
+    const auto body = services_.responses.expand(now.client_id(), read_json(now));
+    auto turn = std::move(openai_responses::parse(body, {}).turns.front());
+    if (turn.model.empty()) turn.model = now.settings->default_model;
+    const auto count = count_tokens(now, turn, anthropic_messages::make_body(turn));
+    answer_json(now, json::object({{"object", "response.input_tokens"}, {"input_tokens", count}}));
+  }
+
+  /// As far as the API can be asked, it counts; else the size is an estimate, and told as one. The
+  /// body is the turn as a request of the Messages API.
+  std::int64_t count_tokens(exchange& now, turn_request& turn, const json& body) {
     define_called_tools(turn);
     reserve(now, {1, 0, 0});
     auto asked = anthropic_messages::make_count_request(body, turn);
@@ -15053,8 +15140,7 @@ class http_service : public httplib::Server {
     if (alias != aliases.end() && !alias->second.empty()) asked["model"] = alias->second;
     const auto counted = count_by_api(*now.settings, asked);
     now.response.set_header("x-token-count", counted ? "exact" : "estimate");
-    answer_json(now, json::object({{"input_tokens",
-                                    counted.value_or(anthropic_messages::estimate_tokens(turn))}}));
+    return counted.value_or(anthropic_messages::estimate_tokens(turn));
   }
 
   /// Asks the API for the true count, which takes an API key and no `claude`. Nullopt when it
