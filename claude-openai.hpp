@@ -125,6 +125,10 @@ inline bool starts_with(std::string_view value, std::string_view prefix) {
 }
 
 /// The value without leading and trailing spaces, tabs and line ends.
+inline bool ends_with(std::string_view value, std::string_view suffix) {
+  return value.size() >= suffix.size() && value.substr(value.size() - suffix.size()) == suffix;
+}
+
 inline std::string_view trim(std::string_view value) {
   constexpr std::string_view blanks = " \t\r\n";
   const auto first = value.find_first_not_of(blanks);
@@ -1358,6 +1362,7 @@ struct turn_request {
   const char* thinking_field = "reasoning_effort";  ///< where the client asked for it
   bool no_thinking = false;                         ///< asked for in so many words
   const char* stop_field = "stop";                  ///< where it gave stop sequences
+  const char* messages_field = "messages";          ///< where it gave the messages
   bool thinks = false;  ///< the model will: asked to, or because it cannot do otherwise
   std::optional<agent_request> agent;  ///< unset: the model has no tools but the client's
   bool stream = false;
@@ -1447,7 +1452,8 @@ class call_id_giver {
 /// Gives each tool call an id of its own, and its result too. Throws a 400 unless each is answered
 /// in the message after it, once, and nothing else is. The API would refuse it too, in words about
 /// blocks that the client has never seen; the CLI drops a second call of an id without a word.
-inline void settle_tool_calls(std::vector<message>& messages) {
+/// `field` is where the client gave the messages.
+inline void settle_tool_calls(std::vector<message>& messages, const char* field = "messages") {
   call_id_giver ids;
   std::vector<std::pair<std::string, std::string>> open;  // ids of the client's, and ours
   for (auto& said : messages) {
@@ -1458,16 +1464,16 @@ inline void settle_tool_calls(std::vector<message>& messages) {
         return call.first == result->call_id;
       });
       if (found == open.end()) {
-        throw bad_field("messages", "holds a result for tool call '" + result->call_id +
-                                        "', which the assistant's message before it did not make "
-                                        "or which is answered already");
+        throw bad_field(field, "holds a result for tool call '" + result->call_id +
+                                   "', which the assistant's message before it did not make "
+                                   "or which is answered already");
       }
       result->call_id = found->second;
       open.erase(found);
     }
     if (!open.empty()) {
-      throw bad_field("messages", "must hold a result for each tool call right after it; '" +
-                                      open.front().first + "' has none");
+      throw bad_field(field, "must hold a result for each tool call right after it; '" +
+                                 open.front().first + "' has none");
     }
     for (auto& part : said.parts) {
       auto* call = std::get_if<tool_call_part>(&part);
@@ -1476,8 +1482,8 @@ inline void settle_tool_calls(std::vector<message>& messages) {
       call->id = open.back().second;
     }
     if (open.size() > most_calls) {
-      throw bad_field("messages", "must hold at most " + std::to_string(most_calls) +
-                                      " tool calls in one message");
+      throw bad_field(
+          field, "must hold at most " + std::to_string(most_calls) + " tool calls in one message");
     }
   }
 }
@@ -1647,9 +1653,22 @@ inline void parse_reasoning_effort(const reader& field, turn_request& request) {
 }
 
 /// Notes, once, that a field asks for what the answer will not show.
-inline void name_ignored(turn_request& request, const char* field) {
+inline void name_ignored(turn_request& request, std::string_view field) {
   auto& names = request.ignored_params;
   if (std::find(names.begin(), names.end(), field) == names.end()) names.emplace_back(field);
+}
+
+/// The same for one kind of what a field holds. The kind is the client's own text: it is named as
+/// far as a header can hold it.
+inline void name_ignored_kind(turn_request& request, std::string_view field,
+                              std::string_view kind) {
+  constexpr std::size_t max_names = 32;
+  if (request.ignored_params.size() >= max_names) return;
+  auto name = std::string(field) + ".";
+  for (const char c : kind.substr(0, 64)) {
+    name += std::isalnum(static_cast<unsigned char>(c)) != 0 ? c : '_';
+  }
+  name_ignored(request, name);
 }
 
 /// True unless the value is one of those in `neutral`, a JSON array.
@@ -1745,6 +1764,72 @@ inline std::string_view endpoint_of_part(std::string_view type) {
   type.fail(
       "'" + type.string() + "' is not supported here; " +
       (endpoint.empty() ? std::string(taken) + " are" : "send it to " + std::string(endpoint)));
+}
+
+/// Puts a history together, message by message. Borrows the messages.
+class history_builder {
+ public:
+  explicit history_builder(std::vector<message>& messages) : messages_(messages) {}
+
+  /// While tool calls wait for their results, the assistant's parts join the message that made the
+  /// calls: the Messages API wants all calls of a message answered in the next one.
+  void add(message next) {
+    const bool joins = next.author == role::assistant && !open_calls_.empty();
+    for (const auto& part : next.parts) follow_call(part);
+    if (joins) {
+      auto& parts = messages_[last_reply_].parts;
+      std::move(next.parts.begin(), next.parts.end(), std::back_inserter(parts));
+      return;
+    }
+    if (next.author == role::assistant) last_reply_ = messages_.size();
+    if (next.author == role::user && !next.parts.empty()) finish();
+    messages_.push_back(std::move(next));
+  }
+
+  /// Adds a call together with its result: another server has run the tool.
+  void add_finished_call(std::string name, json input, tool_result_part result) {
+    result.call_id = "past_call_" + std::to_string(messages_.size());
+    add({role::assistant, {tool_call_part{result.call_id, std::move(name), std::move(input)}}});
+    add({role::user, {std::move(result)}});
+  }
+
+  /// Tells the model what an item holds that is neither a message nor a call, in a text of the
+  /// user's: one between two parts of the assistant's message would cut it in two.
+  void add_note(const std::string& kind, const json& members) {
+    notes_.emplace_back(
+        text_part{"<system-reminder>\nThe conversation holds an item of the type '" + kind +
+                  "' here: " + dump(members) + "\n</system-reminder>"});
+    if (messages_.empty() || messages_.back().author == role::user) finish();
+  }
+
+  /// Adds the notes that no later message of the user's has taken.
+  void finish() {
+    if (!notes_.empty()) messages_.push_back({role::user, std::exchange(notes_, {})});
+  }
+
+ private:
+  void follow_call(const content_part& part) {
+    if (const auto* call = std::get_if<tool_call_part>(&part)) open_calls_.insert(call->id);
+    const auto* result = std::get_if<tool_result_part>(&part);
+    const auto found = result ? open_calls_.find(result->call_id) : open_calls_.end();
+    if (found != open_calls_.end()) open_calls_.erase(found);
+  }
+
+  std::vector<message>& messages_;
+  std::multiset<std::string> open_calls_;  ///< ids of the calls without a result so far
+  std::size_t last_reply_ = 0;             ///< index of the assistant's latest message
+  std::vector<content_part> notes_;        ///< for the next message of the user's
+};
+
+/// What of a value a model can read: ciphertext is left out.
+inline json readable(const json& value) {
+  if (!value.is_structured()) return value;
+  json kept = value.is_array() ? json::array() : json::object();
+  for (const auto& [name, member] : value.items()) {
+    if (value.is_array()) kept.push_back(readable(member));
+    if (value.is_object() && !text::starts_with(name, "encrypted_")) kept[name] = readable(member);
+  }
+  return kept;
 }
 
 /// Throws a 400 for a body that was meant for another endpoint, told by the field that each of them
@@ -2977,9 +3062,60 @@ inline void parse_block(const reader& block, message& said) {
   }
 }
 
-inline void parse_message(const reader& source, turn_request& request) {
+/// What the API has added to an earlier answer and takes from no client but its own: tools that it
+/// ran itself, whose results stand in the assistant's message, and blocks that nobody here knows.
+class server_blocks {
+ public:
+  server_blocks(history_builder& history, turn_request& request)
+      : history_(history), request_(request) {}
+
+  /// True if the block is one of them. What the message holds so far comes before it.
+  bool take(const reader& block, message& said) {
+    const auto kind = block.require("type").string();
+    const auto& value = block.value();
+    if (kind == "server_tool_use" || kind == "mcp_tool_use") {
+      const auto& input = member_of(value, "input");
+      open_[string_of(value, "id")] = {
+          {}, string_of(value, "name"), input.is_object() ? input : json::object()};
+    } else if (text::ends_with(kind, "_tool_result")) {
+      const auto call = open_.extract(string_of(value, "tool_use_id"));
+      finish_call(call ? call.mapped()
+                       : tool_call_part{{}, kind.substr(0, kind.rfind("_tool")), json::object()},
+                  value, said);
+    } else if (endpoint_of_part(kind).empty() && kind != "text" && kind != "redacted_thinking") {
+      history_.add_note(kind, readable(value));
+      name_ignored_kind(request_, "messages", kind);
+    } else {
+      return false;
+    }
+    return true;
+  }
+
+  /// Adds the message. Calls whose results never came (`pause_turn`) end without one.
+  void finish(message said) {
+    for (auto& [id, call] : std::exchange(open_, {})) finish_call(std::move(call), {}, said);
+    history_.add(std::move(said));
+  }
+
+ private:
+  void finish_call(tool_call_part call, const json& told, message& said) {
+    const auto& content = member_of(told, "content");
+    tool_result_part result;
+    if (!content.is_null()) result.content.emplace_back(text_part{dump(readable(content))});
+    result.is_error = boolean_of(told, "is_error") || !string_of(content, "error_code").empty();
+    history_.add(std::exchange(said, {said.author, {}}));
+    history_.add_finished_call(std::move(call.name), std::move(call.input), std::move(result));
+  }
+
+  history_builder& history_;
+  turn_request& request_;
+  std::map<std::string, tool_call_part> open_;  ///< by id, until their results come
+};
+
+inline void parse_message(const reader& source, history_builder& history, turn_request& request) {
   const auto speaker = source.require("role");
   message said;
+  server_blocks foreign(history, request);
   if (speaker.string() == "assistant") {
     said.author = role::assistant;
   } else if (speaker.string() == "system") {  // newer clients put reminders there
@@ -2993,9 +3129,11 @@ inline void parse_message(const reader& source, turn_request& request) {
   if (content.is_string()) {
     if (!content.string().empty()) said.parts.emplace_back(text_part{content.string()});
   } else {
-    for (const auto& block : content.elements()) parse_block(block, said);
+    for (const auto& block : content.elements()) {
+      if (said.author == role::user || !foreign.take(block, said)) parse_block(block, said);
+    }
   }
-  request.messages.push_back(std::move(said));
+  foreign.finish(std::move(said));
 }
 
 /// Tools of the client's. Those that only the API can run would be another account's business.
@@ -3100,7 +3238,9 @@ inline turn_request parse_request(const json& body, bool counts_only) {
   const auto messages = root.require("messages");
   if (messages.elements().empty()) messages.fail("must hold at least one message");
   if (const auto system = root.find("system")) parse_system(*system, turn);
-  for (const auto& element : messages.elements()) parse_message(element, turn);
+  history_builder history(turn.messages);
+  for (const auto& element : messages.elements()) parse_message(element, history, turn);
+  history.finish();
   const auto last = messages.elements().back();
   if (last.require("role").string() == "user" && turn.messages.back().parts.empty()) {
     last.require("content").fail("must not be empty in the last message");
@@ -3130,6 +3270,20 @@ inline parsed_request parse(const json& body, const reply_context& context) {
 }
 
 constexpr surface dialect{"anthropic_messages", parse, render_error, status};
+
+/// What of a request takes tokens, as a body of the Messages API; without tools.
+inline json make_body(const turn_request& request) {
+  json messages = json::array();
+  for (const auto& said : request.messages) {
+    json content = json::array();
+    for (const auto& part : said.parts) content.push_back(render_part(part));
+    const char* speaker = said.author == role::user ? "user" : "assistant";
+    messages.push_back(json::object({{"role", speaker}, {"content", content}}));
+  }
+  json body = json::object({{"model", request.model}, {"messages", messages}});
+  if (!request.system.empty()) body["system"] = request.system;
+  return body;
+}
 
 /// The body of a `count_tokens` request to the API: the client's own, without what the API does not
 /// take there, and with the tools that a history needs.
@@ -3275,6 +3429,15 @@ inline json make_begun_response(const reply_context& context, const json& body) 
                        make_echo(body));
 }
 
+/// Makes the response one that has failed, or that its client has cancelled.
+inline void set_failure(json& response, const api_error& error) {
+  const json told = json::parse(openai_chat::render_error(error))["error"];
+  response["status"] = error.code == "cancelled" ? "cancelled" : "failed";
+  const auto& code = told["code"];
+  response["error"] =
+      json::object({{"code", code.is_null() ? told["type"] : code}, {"message", error.message}});
+}
+
 /// Builds the response object, and the events that tell it. Each block is an item of its own.
 class response_reply final : public reply {
  public:
@@ -3286,7 +3449,10 @@ class response_reply final : public reply {
                    [&](const turn_started& e) { write_start(e, out); },
                    [&](const block_started& e) { write_block(e, out); },
                    [&](const block_delta& e) { write_delta(e, out); },
-                   [&](const block_stopped& e) { write_block_end(e, out); },
+                   [&](const block_stopped& e) {
+                     block_.signature = e.signature;
+                     awaits_end_ = true;
+                   },
                    [](const attempt_broken&) {},  // of answers that are not streamed
                    [&](const turn_stopped& e) { write_stop(e, out); },
                    [&](const turn_failed& e) { write_failure(e.error, out); },
@@ -3301,6 +3467,9 @@ class response_reply final : public reply {
     json output = json::array();
     for (const auto& block : result.blocks) {
       output.push_back(finished_item(block, item_id(block, output.size())));
+    }
+    if (!output.empty() && cuts(result.reason, result.blocks.back())) {
+      output.back()["status"] = "incomplete";
     }
     const json whole = finished(result.model, output, result.reason, result.usage);
     if (context_.keep) context_.keep(whole);
@@ -3317,6 +3486,13 @@ class response_reply final : public reply {
     if (block.kind == block_kind::text) prefix = "msg_";
     if (block.kind == block_kind::tool_call) prefix = is_freeform(block.name) ? "ctc_" : "fc_";
     return prefix + context_.id + "_" + std::to_string(index);
+  }
+
+  /// True if the answer ends within this block, its last one.
+  static bool cuts(stop_reason reason, const turn_result::block& block) {
+    const bool cut = reason == stop_reason::max_tokens || reason == stop_reason::refusal;
+    const bool call = block.kind == block_kind::tool_call;
+    return cut && (call ? !try_parse_json(block.text).is_object() : block.kind == block_kind::text);
   }
 
   json response(const std::string& model, const char* status, json output) const {
@@ -3430,6 +3606,7 @@ class response_reply final : public reply {
   }
 
   void write_block(const block_started& started, std::string& out) {
+    write_block_end(stop_reason::end_turn, out);
     block_ = {started.kind, {}, started.id, started.name, {}};
     item_ = item_id(block_, output_.size());
     emit("response.output_item.added",
@@ -3459,9 +3636,12 @@ class response_reply final : public reply {
     }
   }
 
-  void write_block_end(const block_stopped& stopped, std::string& out) {
-    block_.signature = stopped.signature;
-    const json item = finished_item(block_, item_);
+  /// Waits for the event after the block's end, which tells whether the block is whole.
+  void write_block_end(stop_reason reason, std::string& out) {
+    if (!std::exchange(awaits_end_, false)) return;
+    json item = finished_item(block_, item_);
+    const bool cut = cuts(reason, block_);
+    if (cut) item["status"] = "incomplete";
     if (block_.kind == block_kind::text) {
       emit("response.output_text.done",
            with(with(place(true), "text", block_.text), "logprobs", json::array()), out);
@@ -3472,7 +3652,7 @@ class response_reply final : public reply {
       emit("response.reasoning_summary_text.done", with(summary_place(), "text", block_.text), out);
       emit("response.reasoning_summary_part.done", with(summary_place(), "part", part), out);
     }
-    if (block_.kind == block_kind::tool_call) write_call_end(item, out);
+    if (block_.kind == block_kind::tool_call && !cut) write_call_end(item, out);
     emit("response.output_item.done",
          json::object({{"output_index", output_.size()}, {"item", item}}), out);
     output_.push_back(item);
@@ -3489,6 +3669,7 @@ class response_reply final : public reply {
   }
 
   void write_stop(const turn_stopped& stopped, std::string& out) {
+    write_block_end(stopped.reason, out);
     const json whole = finished(model_, output_, stopped.reason, stopped.usage);
     const bool complete = whole["status"] == "completed";
     if (context_.keep) context_.keep(whole);
@@ -3497,12 +3678,9 @@ class response_reply final : public reply {
   }
 
   void write_failure(const api_error& error, std::string& out) {
-    const json told = json::parse(openai_chat::render_error(error))["error"];
-    const bool cancelled = error.code == "cancelled";
-    json whole = response(model_, cancelled ? "cancelled" : "failed", output_);
-    const auto& code = told["code"];
-    whole["error"] =
-        json::object({{"code", code.is_null() ? told["type"] : code}, {"message", error.message}});
+    write_block_end(stop_reason::end_turn, out);
+    json whole = response(model_, "failed", output_);
+    set_failure(whole, error);
     if (context_.keep) context_.keep(whole);
     emit("response.failed", json::object({{"response", whole}}), out);
   }
@@ -3514,6 +3692,7 @@ class response_reply final : public reply {
   json output_ = json::array();  ///< the finished items
   turn_result::block block_;     ///< the one that is being told
   std::string item_;             ///< and its id
+  bool awaits_end_ = false;      ///< it has ended, and that is not told yet
 };
 
 /// Items may be parts of a message or whole: text, images and files alike.
@@ -3560,7 +3739,8 @@ inline std::vector<content_part> parse_content(const reader& content, turn_reque
   return parts;
 }
 
-inline void parse_message_item(const reader& item, turn_request& request) {
+inline void parse_message_item(const reader& item, history_builder& history,
+                               turn_request& request) {
   const auto speaker = item.require("role");
   const auto content = item.require("content");
   if (speaker.string() == "system" || speaker.string() == "developer") {
@@ -3570,10 +3750,10 @@ inline void parse_message_item(const reader& item, turn_request& request) {
     speaker.fail("must be user, assistant, system or developer");
   }
   const auto author = speaker.string() == "user" ? role::user : role::assistant;
-  request.messages.push_back({author, parse_content(content, request)});
+  history.add({author, parse_content(content, request)});
 }
 
-inline void parse_call_item(const reader& item, bool freeform, turn_request& request) {
+inline void parse_call_item(const reader& item, bool freeform, history_builder& history) {
   tool_call_part call{item.require("call_id").string(), item.require("name").string(), {}};
   if (freeform) {
     call.input = json::object({{"input", item.require("input").string()}});
@@ -3583,10 +3763,10 @@ inline void parse_call_item(const reader& item, bool freeform, turn_request& req
   if (const auto space = item.find("namespace")) {
     call.name = qualified_name{space->string(), call.name}.joined();
   }
-  request.messages.push_back({role::assistant, {std::move(call)}});
+  history.add({role::assistant, {std::move(call)}});
 }
 
-inline void parse_output_item(const reader& item, turn_request& request) {
+inline void parse_output_item(const reader& item, history_builder& history, turn_request& request) {
   tool_result_part result{item.require("call_id").string(), {}, false};
   for (auto& part : parse_content(item.require("output"), request)) {
     if (auto* words = std::get_if<text_part>(&part)) result.content.emplace_back(std::move(*words));
@@ -3594,37 +3774,27 @@ inline void parse_output_item(const reader& item, turn_request& request) {
       result.content.emplace_back(std::move(*media));
     }
   }
-  request.messages.push_back({role::user, {std::move(result)}});
+  history.add({role::user, {std::move(result)}});
 }
 
 /// A thought that we sealed comes back as it was; of any other only the API that made it could make
 /// sense.
-inline void parse_reasoning_item(const reader& item, turn_request& request) {
+inline void parse_reasoning_item(const reader& item, history_builder& history,
+                                 turn_request& request) {
   const auto sealed = item.find("encrypted_content");
-  if (!sealed || !text::is_base64(sealed->string())) return;
-  const auto bytes = text::from_base64(sealed->string());
-  check_json_bounds(bytes);
-  const json opened = json::parse(bytes, nullptr, false);
+  if (!sealed) return;
+  json opened;
+  if (text::is_base64(sealed->string())) {
+    const auto bytes = text::from_base64(sealed->string());
+    check_json_bounds(bytes);
+    opened = json::parse(bytes, nullptr, false);
+  }
   thinking_part thought{string_of(opened, "thinking"), string_of(opened, "signature"),
                         string_of(opened, "redacted")};
-  if (thought.signature.empty() && thought.redacted.empty()) return;
-  request.messages.push_back({role::assistant, {std::move(thought)}});
-}
-
-inline void parse_item(const reader& item, turn_request& request) {
-  const auto type = item.find("type");
-  const auto kind = type ? type->string() : "message";
-  if (kind == "message") return parse_message_item(item, request);
-  if (kind == "function_call") return parse_call_item(item, false, request);
-  if (kind == "custom_tool_call") return parse_call_item(item, true, request);
-  if (kind == "function_call_output" || kind == "custom_tool_call_output") {
-    return parse_output_item(item, request);
+  if (thought.signature.empty() && thought.redacted.empty()) {
+    return name_ignored_kind(request, "input", "reasoning");
   }
-  if (kind == "reasoning") return parse_reasoning_item(item, request);
-  if (kind == "item_reference") {
-    item.require("id").fail("is not an item that this server keeps; send the item itself");
-  }
-  type->fail("'" + kind + "' is not supported: it belongs to a tool that only OpenAI can run");
+  history.add({role::assistant, {std::move(thought)}});
 }
 
 /// A tool that takes plain text is a function of one argument to the model.
@@ -3643,13 +3813,13 @@ inline tool_definition parse_custom_tool(const reader& tool) {
   return fresh;
 }
 
+/// A tool that only OpenAI can run, such as `web_search`, is left out and named.
 inline void parse_tool(const reader& tool, const qualified_name& in, turn_request& request,
                        response_style& style) {
   const auto type = tool.require("type");
   const bool freeform = type.string() == "custom";
   if (!freeform && type.string() != "function") {
-    type.fail("'" + type.string() +
-              "' is a tool that only OpenAI can run; function and custom tools are supported");
+    return name_ignored_kind(request, "tools", type.string());
   }
   auto fresh = freeform ? parse_custom_tool(tool) : openai_chat::parse_function(tool);
   if (!in.space.empty()) {
@@ -3661,8 +3831,8 @@ inline void parse_tool(const reader& tool, const qualified_name& in, turn_reques
   add_tool(tool, std::move(fresh), request);
 }
 
-inline void parse_tools(const reader& root, turn_request& request, response_style& style) {
-  const auto tools = root.find("tools");
+inline void parse_tools(const reader& holder, turn_request& request, response_style& style) {
+  const auto tools = holder.find("tools");
   if (!tools) return;
   for (const auto& tool : tools->elements()) {
     refuse_foreign_tool(tool, "/v1/responses");
@@ -3679,6 +3849,10 @@ inline void parse_tools(const reader& root, turn_request& request, response_styl
 
 inline void parse_tool_choice(const reader& root, turn_request& request) {
   if (const auto choice = root.find("tool_choice")) {
+    const auto type = string_of(choice->value(), "type");
+    if (!type.empty() && type != "function" && type != "custom" && type != "allowed_tools") {
+      choice->fail("forces '" + type + "', a tool that only OpenAI can run");
+    }
     openai_chat::parse_tool_choice(*choice, *choice, request);
   }
   if (const auto parallel = root.find("parallel_tool_calls")) {
@@ -3689,8 +3863,9 @@ inline void parse_tool_choice(const reader& root, turn_request& request) {
 inline void parse_reasoning(const reader& root, turn_request& request, response_style& style) {
   if (const auto reasoning = root.find("reasoning")) {
     if (const auto effort = reasoning->find("effort")) parse_reasoning_effort(*effort, request);
-    style.summarizes =
-        reasoning->find("summary").has_value() || reasoning->find("generate_summary").has_value();
+    for (const char* name : {"summary", "generate_summary"}) {
+      style.summarizes = style.summarizes || reasoning->find(name).has_value();
+    }
   }
   const auto include = root.find("include");
   if (!include) return;
@@ -3716,6 +3891,143 @@ inline void parse_sampling(const reader& root, turn_request& request) {
     sampling.max_tokens = value->integer(1, 1'000'000'000);
   }
 }
+
+/// Reads the items of an input into a request. What other servers' tools have added to a history
+/// never ends it: the model is told, or the client that it is not.
+class input_parser {
+ public:
+  input_parser(turn_request& request, response_style& style)
+      : request_(request), style_(style), history_(request.messages) {}
+
+  void parse(const reader& input) {
+    const auto items = input.elements();
+    for (auto item = items.rbegin(); item != items.rend(); ++item) {
+      if (text::ends_with(kind_of(*item), "_output")) outputs_[call_id(*item)].push_back(*item);
+    }
+    for (const auto& item : items) parse_item(item);
+    history_.finish();
+  }
+
+ private:
+  static std::string kind_of(const reader& item) {
+    const auto type = item.find("type");
+    return type ? type->string() : "message";
+  }
+
+  /// A local shell's output has no other id than that of its call.
+  static std::string call_id(const reader& item) {
+    const auto id = string_of(item.value(), "call_id");
+    return id.empty() ? string_of(item.value(), "id") : id;
+  }
+
+  void parse_item(const reader& item) {
+    const auto kind = kind_of(item);
+    if (kind == "message") return parse_message_item(item, history_, request_);
+    if (kind == "function_call") return parse_call_item(item, false, history_);
+    if (kind == "custom_tool_call") return parse_call_item(item, true, history_);
+    if (kind == "function_call_output" || kind == "custom_tool_call_output") {
+      return parse_output_item(item, history_, request_);
+    }
+    if (kind == "reasoning") return parse_reasoning_item(item, history_, request_);
+    if (kind == "item_reference") {
+      item.require("id").fail("is not an item that this server keeps; send the item itself");
+    }
+    if (kind == "configuration_update") {
+      parse_reasoning(item, request_, style_);
+      return parse_text(item, request_);
+    }
+    parse_foreign_item(item, kind);
+  }
+
+  void parse_foreign_item(const reader& item, const std::string& kind) {
+    if (kind == "additional_tools" || kind == "tool_search_output") return offer_tools(item);
+    const bool output = text::ends_with(kind, "_output");
+    if (output && told_outputs_.count(&item.value()) > 0) return;
+    if (output || kind == "program" || text::ends_with(kind, "_call")) {
+      const auto name_end = std::min(kind.rfind("_call"), kind.rfind("_output"));
+      return add_call(item, kind.substr(0, name_end), output);
+    }
+    name_ignored_kind(request_, "input", kind);
+    if (kind == "compaction_trigger" || kind == "ghost_snapshot" || kind == "mcp_list_tools")
+      return;
+    history_.add_note(kind, members_of(item.value(), false));
+  }
+
+  /// The tools are offered from there on, in place of those of the same names.
+  void offer_tools(const reader& item) {
+    turn_request offer;
+    parse_tools(item, offer, style_);
+    for (auto& tool : offer.tools) {
+      auto& known = request_.tools;
+      const auto same = [&](const tool_definition& one) { return one.name == tool.name; };
+      known.erase(std::remove_if(known.begin(), known.end(), same), known.end());
+      add_tool(item, std::move(tool), request_);
+    }
+    for (const auto& name : offer.ignored_params) name_ignored(request_, name);
+  }
+
+  /// A call and its output, which is an item of its own or stands in the call.
+  void add_call(const reader& item, std::string name, bool is_output) {
+    auto output = item;
+    const auto later = outputs_.find(call_id(item));
+    if (!is_output && later != outputs_.end() && !later->second.empty()) {
+      output = later->second.back();
+      later->second.pop_back();
+      told_outputs_.insert(&output.value());
+    }
+    auto input = is_output ? json::object() : members_of(item.value(), false);
+    history_.add_finished_call(std::move(name), std::move(input), parse_outcome(output));
+  }
+
+  /// What a tool was asked, or what it has answered: the members of an item, without those that
+  /// say nothing to a model.
+  static json members_of(const json& item, bool answered) {
+    const auto members = readable(item);
+    json chosen = json::object();
+    for (const auto& [name, value] : members.items()) {
+      const auto is_one_of = [&key = name](std::initializer_list<const char*> names) {
+        return std::find(names.begin(), names.end(), key) != names.end();
+      };
+      const bool silent = is_one_of({"id", "type", "call_id", "caller", "fingerprint"});
+      const bool answers = is_one_of({"status", "output", "outputs", "result", "results", "error"});
+      if (!silent && !value.is_null() && answers == answered) chosen[name] = value;
+    }
+    return chosen;
+  }
+
+  tool_result_part parse_outcome(const reader& item) {
+    const auto told = members_of(item.value(), true);
+    tool_result_part result;
+    result.is_error = told.contains("error") || string_of(told, "status") == "failed";
+    auto picture = string_of(member_of(told, "output"), "image_url");
+    if (kind_of(item) == "image_generation_call" && told.contains("result")) {
+      picture = "data:;base64," + string_of(told, "result");  // the bytes say what it is
+    }
+    auto words = string_of(told, "output");
+    if (words.empty() && !told.empty()) words = dump(told);
+    if (!picture.empty()) return add_picture(picture, kind_of(item), std::move(result));
+    if (!words.empty()) result.content.emplace_back(text_part{std::move(words)});
+    return result;
+  }
+
+  /// One that the API does not read would be refused with all of the history.
+  tool_result_part add_picture(const json& address, const std::string& kind,
+                               tool_result_part result) {
+    try {
+      result.content.emplace_back(
+          openai_chat::parse_image(reader(address), std::nullopt, request_));
+    } catch (const api_error&) {
+      name_ignored_kind(request_, "input", kind);
+    }
+    return result;
+  }
+
+  turn_request& request_;
+  response_style& style_;
+  history_builder history_;
+  std::map<std::string, std::vector<reader>> outputs_;  ///< by call, the first one last
+  std::set<const json*> told_outputs_;                  ///< with their calls
+};
 
 /// Fields that are known and never honoured, and the values of each that ask for nothing.
 constexpr std::array<std::pair<const char*, const char*>, 6> ignored_fields = {
@@ -3745,22 +4057,23 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   refuse_kept(root);
   if (const auto told = root.find("instructions")) append_instructions(*told, turn);
   const auto input = root.require("input");
+  parse_tools(root, turn, style);
+  parse_reasoning(root, turn, style);
+  parse_text(root, turn);
   if (input.is_string()) {
     turn.messages.push_back({role::user, parse_content(input, turn)});
   } else {
-    for (const auto& item : input.elements()) parse_item(item, turn);
+    input_parser(turn, style).parse(input);
   }
   const auto& said = turn.messages;
   const bool silent = said.empty() ? turn.system.empty()
                                    : said.back().author == role::user && said.back().parts.empty();
   if (silent) input.fail("must say something");
   normalize(turn.messages);
-  parse_tools(root, turn, style);
   parse_tool_choice(root, turn);
-  parse_reasoning(root, turn, style);
-  parse_text(root, turn);
   parse_sampling(root, turn);
   turn.thinking_field = "reasoning";
+  turn.messages_field = "input";
   if (const auto model = root.find("model")) turn.model = parse_model(*model);
   if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
   parse_agent(root, turn);
@@ -8812,18 +9125,27 @@ class response_store {
   std::map<client_and_id, kept_response> kept_;
 };
 
-/// One response under way. Its owner is the request that it answers; one that ends without a word
-/// is forgotten.
+/// One response under way. Its owner is the request that it answers. One whose client leaves is
+/// cancelled if it was streamed, and else forgotten: nobody has learnt its id.
 class response_store::running {
  public:
-  running(response_store& owner, client_and_id key)
-      : store_(owner), key_(std::move(key)), cancel_(std::make_shared<const wake_signal>()) {}
+  running(response_store& owner, client_and_id key, bool streamed)
+      : store_(owner),
+        key_(std::move(key)),
+        cancel_(std::make_shared<const wake_signal>()),
+        is_id_known_(streamed) {}
   running(const running&) = delete;
   running& operator=(const running&) = delete;
   ~running() {
     const std::lock_guard<std::mutex> lock(store_.mutex_);
-    if (!ended_) store_.kept_.erase(key_);
+    const auto found = store_.kept_.find(key_);
+    if (ended_ || found == store_.kept_.end()) return;
+    found->second.response["status"] = "cancelled";
+    if (!is_id_known_) store_.kept_.erase(found);
   }
+
+  /// The request was refused: there is no response.
+  void forget() { is_id_known_ = false; }
 
   /// Raised when the client cancels it.
   std::shared_ptr<const wake_signal> cancelled() const { return cancel_; }
@@ -8843,6 +9165,7 @@ class response_store::running {
   response_store& store_;
   client_and_id key_;
   std::shared_ptr<const wake_signal> cancel_;
+  bool is_id_known_;
   bool ended_ = false;
 };
 
@@ -8865,7 +9188,8 @@ inline std::shared_ptr<response_store::running> response_store::begin(const std:
                                                                       const json& body,
                                                                       json response) {
   const auto id = string_of(response, "id");
-  const auto under_way = std::make_shared<running>(*this, client_and_id{client, id});
+  const auto under_way =
+      std::make_shared<running>(*this, client_and_id{client, id}, boolean_of(body, "stream"));
   kept_response fresh;
   const auto& input = member_of(body, "input");
   if (input.is_string()) {
@@ -9156,7 +9480,7 @@ class turn {
         normalize(request_.messages);
       }
     }
-    settle_tool_calls(request_.messages);
+    settle_tool_calls(request_.messages, request_.messages_field);
     define_called_tools(request_);
     given_system_ = request_.system;
     if (request_.model.empty()) request_.model = settings_.default_model;
@@ -13507,7 +13831,6 @@ print(message.content[0].text)`,
   Codex: (word) => `# In ~/.codex/config.toml; then: CLAUDE_OPENAI_KEY=${word} codex
 model = "${defaultModel}"
 model_provider = "claude"
-web_search = "disabled"
 
 [model_providers.claude]
 name = "Claude"
@@ -14021,19 +14344,21 @@ async function showSessions() {
 
 // ---- explorer ----
 
-const known = { session: '', response: '' }; // ids that answers have told, for paths that want one
+const known = { session: '', response: '' }; // ids from answers, for paths
 const hello = (model) => ({ model, messages: [{ role: 'user', content: 'Say hello' }] });
 
-/** By group: method, path, what it is, and an example of the body. */
+/** By group: method, path, what it is, an example body. */
 const endpoints = {
   'Ask the model': [
     ['POST', '/v1/chat/completions', 'OpenAI chat completions',
       (model) => ({ ...hello(model), stream: true, stream_options: { include_usage: true } })],
     ['POST', '/v1/responses', 'OpenAI Responses',
       (model) => ({ model, input: 'Say hello', stream: true })],
+    ['POST', '/v1/responses/input_tokens', 'Counts tokens',
+      (model) => ({ model, input: 'Say hello' })],
     ['POST', '/v1/messages', 'Anthropic Messages',
       (model) => ({ max_tokens: 1000, ...hello(model), stream: true })],
-    ['POST', '/v1/messages/count_tokens', 'How many tokens a request has', hello],
+    ['POST', '/v1/messages/count_tokens', 'Counts tokens', hello],
     ['POST', '/v1/completions', 'Legacy completions',
       (model) => ({ model, prompt: 'Once upon a time', max_tokens: 60, stream: true })],
     ['POST', '/v1/debug/request', 'What has arrived, and what is wrong with it', hello],
@@ -14680,6 +15005,7 @@ class http_service : public httplib::Server {
     static const std::vector<route> table = {
         {"POST", "/chat/completions", group::chat, &http_service::answer_chat},
         {"POST", "/responses", group::chat, &http_service::answer_responses},
+        {"POST", "/responses/input_tokens", group::other, &http_service::answer_response_tokens},
         {"GET", "/responses/*/input_items", group::session, &http_service::answer_input_items},
         {"POST", "/responses/*/cancel", group::session, &http_service::cancel_response},
         {"GET", "/responses/*", group::session, &http_service::answer_response},
@@ -14943,7 +15269,7 @@ class http_service : public httplib::Server {
 
   /// Endpoints of other servers that clients ask for, and what to do without them.
   static std::string advice_for(std::string_view path) {
-    constexpr std::array<std::pair<std::string_view, std::string_view>, 10> advices = {{
+    constexpr std::array<std::pair<std::string_view, std::string_view>, 12> advices = {{
         {"/embeddings",
          "Claude has no embedding model; run one beside this proxy, such as a local "
          "sentence-transformers server"},
@@ -14959,6 +15285,12 @@ class http_service : public httplib::Server {
         {"/assistants",
          "use /v1/responses with previous_response_id, or session_id in "
          "/v1/chat/completions"},
+        {"/conversations",
+         "use previous_response_id in /v1/responses, or session_id in /v1/chat/completions"},
+        {"/responses/compact",
+         "send the whole input to /v1/responses, or have the model summarize it; the proxy "
+         "shortens "
+         "nothing"},
         {"/threads",
          "use /v1/responses with previous_response_id, or session_id in "
          "/v1/chat/completions"},
@@ -14985,7 +15317,7 @@ class http_service : public httplib::Server {
       if (matches(row, now.path)) allowed.emplace_back(row.method);
       known.push_back(std::string(row.method) + " /v1" + std::string(row.path));
     }
-    if (const auto advice = advice_for(now.path); allowed.empty() && !advice.empty()) {
+    if (const auto advice = advice_for(now.path); !advice.empty()) {
       throw api_error(error_kind::not_found, advice);
     }
     if (allowed.empty()) {
@@ -15132,19 +15464,30 @@ class http_service : public httplib::Server {
     auto expanded = services_.responses.expand(now.client_id(), given);
     const auto& store = member_of(given, "store");
     std::shared_ptr<response_store::running> running;
+    auto begun = openai_responses::make_begun_response(context, given);
     if (!store.is_boolean() || store.get<bool>()) {
-      running = services_.responses.begin(now.client_id(), given,
-                                          openai_responses::make_begun_response(context, given));
+      running = services_.responses.begin(now.client_id(), given, begun);
       context.keep = [running](const json& response) { running->keep(response); };
     }
-    ask(now, openai_responses::dialect, expanded, std::move(context),
-        running ? running->cancelled() : nullptr);
+    try {
+      ask(now, openai_responses::dialect, expanded, std::move(context),
+          running ? running->cancelled() : nullptr);
+    } catch (const api_error& error) {
+      const bool refused = http_status(error.kind) < 500 && error.code != "cancelled";
+      openai_responses::set_failure(begun, error);
+      if (running && refused) running->forget();
+      if (running && !refused) running->keep(begun);
+      throw;
+    }
   }
 
   void ask(exchange& now, const surface& dialect, const json& body, reply_context context,
            std::shared_ptr<const wake_signal> cancelled = nullptr) {
     auto parsed = dialect.parse(body, context);
-    for (auto& turn : parsed.turns) settle_turn(now, turn);
+    for (auto& turn : parsed.turns) {
+      settle_turn(now, turn);
+      if (turn.session.empty()) settle_tool_calls(turn.messages, turn.messages_field);
+    }
     if (parsed.turns.size() > 1 && !parsed.turns.front().session.empty()) {
       throw bad_field("X-Session-Id", "goes on with one answer, and several are asked for");
     }
@@ -15420,10 +15763,23 @@ class http_service : public httplib::Server {
     return now.path.substr(now.path.find('/', 1) + 1);
   }
 
-  /// As far as the API can be asked, it counts; else the size is an estimate, and told as one.
   void answer_count(exchange& now) {
     const auto body = read_json(now);
     auto turn = anthropic_messages::parse_request(body, true);
+    answer_json(now, json::object({{"input_tokens", count_tokens(now, turn, body)}}));
+  }
+
+  void answer_response_tokens(exchange& now) {
+    const auto body = services_.responses.expand(now.client_id(), read_json(now));
+    auto turn = std::move(openai_responses::parse(body, {}).turns.front());
+    if (turn.model.empty()) turn.model = now.settings->default_model;
+    const auto count = count_tokens(now, turn, anthropic_messages::make_body(turn));
+    answer_json(now, json::object({{"object", "response.input_tokens"}, {"input_tokens", count}}));
+  }
+
+  /// As far as the API can be asked, it counts; else the size is an estimate, and told as one. The
+  /// body is the turn as a request of the Messages API.
+  std::int64_t count_tokens(exchange& now, turn_request& turn, const json& body) {
     define_called_tools(turn);
     reserve(now, {1, 0, 0});
     auto asked = anthropic_messages::make_count_request(body, turn);
@@ -15432,8 +15788,7 @@ class http_service : public httplib::Server {
     if (alias != aliases.end() && !alias->second.empty()) asked["model"] = alias->second;
     const auto counted = count_by_api(*now.settings, asked);
     now.response.set_header("x-token-count", counted ? "exact" : "estimate");
-    answer_json(now, json::object({{"input_tokens",
-                                    counted.value_or(anthropic_messages::estimate_tokens(turn))}}));
+    return counted.value_or(anthropic_messages::estimate_tokens(turn));
   }
 
   /// Asks the API for the true count, which takes an API key and no `claude`. Nullopt when it

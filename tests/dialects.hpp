@@ -341,6 +341,7 @@ class responses_stream_reader {
     expect(response.is_object(), "an end without the response");
     expect(in_progress_ || name == "response.failed", "an end before the beginning");
     expect(!open_ || name == "response.failed", "an end within an item");
+    expect(!cut_ || name == "response.incomplete", "an incomplete item of a whole response");
     if (!problem.empty()) return;
     if (open_) items_.erase(items_.size() - 1);  // it never became one
     expect(response["output"] == items_, "the last output is not what the events told");
@@ -355,6 +356,7 @@ class responses_stream_reader {
 
   void add_item(const json& data) {
     expect(!open_, "an item within an item");
+    expect(!cut_, "an item after one that was cut");
     expect(data.value("output_index", 999U) == items_.size(), "the items' indexes are not dense");
     expect(data.contains("item") && !data["item"].value("id", "").empty(), "an item without an id");
     if (!problem.empty()) return;
@@ -372,9 +374,15 @@ class responses_stream_reader {
     const auto& item = data["item"];
     auto& known = items_.back();
     const auto type = known.value("type", "");
+    const auto status = item.value("status", "completed");
+    cut_ = status == "incomplete";
+    if (cut_ && !whole_ && type != "message" && text_) {  // a call, whose end is told of none
+      if (type == "function_call") known["arguments"] = *text_;
+      text_.reset();
+    }
     expect(!text_, "an item that ends within a part");
-    expect(item.value("status", "completed") == "completed", "a done item that is not completed");
-    if (known.contains("status")) known["status"] = "completed";
+    expect(cut_ || status == "completed", "a done item that is not completed");
+    if (known.contains("status")) known["status"] = status;
     if (item.contains("encrypted_content")) known["encrypted_content"] = item["encrypted_content"];
     const bool same = known == item;
     expect(same, "a done item that is not what its events told: " + known.dump() + item.dump());
@@ -448,6 +456,7 @@ class responses_stream_reader {
   json items_ = json::array();
   bool in_progress_ = false;
   bool open_ = false;
+  bool cut_ = false;                 ///< the last item was
   std::optional<std::string> text_;  ///< of the open part
   bool whole_ = false;               ///< it was told whole
 };

@@ -1118,10 +1118,15 @@ once.test('responses: tool_choice and parallel_tool_calls reach the API, each tu
   ));
 
 for (const type of ['web_search', 'web_search_preview', 'web_search_2025_08_26', 'file_search', 'computer_use_preview', 'code_interpreter', 'image_generation', 'mcp'])
-  once.test(`responses: the tool ${type}, which only OpenAI can run, is refused by name`, async (t) => {
-    const result = await respond(t, { input: t.text('plain'), tools: [WEATHER_FN, { type }] });
-    assertOpenAIError(result, 400, 'tools[1].type', new RegExp(`'${type}'`));
-    assert.equal(t.calls().length, 0);
+  once.test(`responses: the tool ${type}, which only OpenAI can run, is left out and named, and refused where it is forced`, async (t) => {
+    const tools = [WEATHER_FN, { type }];
+    const answer = readResponse(await respond(t, { input: t.text('plain'), tools }));
+    assert.deepEqual(answer.ignored, [`tools.${type}`]);
+    assert.deepEqual(Object.keys(toolsOf(t.calls()[0])), ['get_weather']);
+    assertOpenAIError(await respond(t, { input: t.text('plain'), tools, tool_choice: { type } }), 400, 'tool_choice', new RegExp(`'${type}'`));
+    const strict = { headers: { 'x-strict-params': 'true' } };
+    assertOpenAIError(await respond(t, { input: t.text('plain'), tools }, strict), 400, `tools.${type}`);
+    assert.equal(t.calls().length, 1);
   });
 
 for (const [param, fields] of [
@@ -1134,7 +1139,7 @@ for (const [param, fields] of [
   ['input', { input: undefined }],
   ['input', { input: [] }],
   [/^input/, { input: 7 }],
-  [/^input\[0\]\.type/, { input: [{ type: 'computer_call' }] }],
+  [/^input\[0\]\.type/, { input: [{ type: 7 }] }],
   [/^input\[0\]\.role/, { input: [{ role: 'robot', content: 'x' }] }],
   [/^input\[0\]\.content/, { input: [{ role: 'user' }] }],
   [/^input\[0\]\.content\[0\]/, { input: [{ role: 'user', content: [{ type: 'input_audio' }] }] }],
@@ -1235,6 +1240,7 @@ test('responses: max_output_tokens makes it incomplete, a refusal too, with the 
   responses(t, async (client) => {
     const cut = await client.ask(say('One two three four'), { max_output_tokens: 2 });
     assert.deepEqual([cut.text, cut.status, cut.incomplete_details], ['One two ', 'incomplete', { reason: 'max_output_tokens' }]);
+    assert.equal(cut.output.at(-1).status, 'incomplete');
     assert.equal(client.calls()[0].body.max_tokens, 2);
     if (client.stream) assert.equal(cut.result.frames.filter(({ data }) => data).at(-1).event, 'response.incomplete');
     const refused = await client.ask('refusal');
@@ -1242,6 +1248,32 @@ test('responses: max_output_tokens makes it incomplete, a refusal too, with the 
     await sleep(300);
     assert.equal(client.calls().length, 2);
   }));
+
+once.test('responses: a call that the limit cuts is an incomplete item, what was said before it is whole', (t) =>
+  responses(
+    t,
+    async (client) => {
+      const cut = await client.ask(call(inCity('Bern'), { before: 'Look:', stop_reason: 'max_tokens', cut: 8 }));
+      assert.equal(cut.status, 'incomplete');
+      assert.deepEqual(
+        cut.output.map(({ type, status }) => [type, status]),
+        [
+          ['message', 'completed'],
+          ['function_call', 'incomplete'],
+        ],
+      );
+    },
+    { body: { tools: [WEATHER_FN] } },
+  ));
+
+once.test('responses: calls and outputs that do not fit together are a 400 that names the input', async (t) => {
+  const made = { type: 'function_call', call_id: 'c', name: 'x', arguments: '{}' };
+  const answered = { type: 'function_call_output', call_id: 'c', output: 'x' };
+  const user = { role: 'user', content: t.text('plain') };
+  for (const input of [[made, user], [answered, user], [user, answered], [made, answered, answered, user]])
+    for (const stream of [true, false]) assertOpenAIError(await respond(t, { input, stream }), 400, 'input', /tool call.*'c'/);
+  assert.equal(t.calls().length, 0);
+});
 
 once.test('responses: what is not honoured is named', async (t) => {
   const client = new ResponsesClient(t, { stream: true });
@@ -1312,6 +1344,57 @@ test('responses: one under way can be seen, and cancelled', async (t) => {
   const done = await new ResponsesClient(t).ask(say('Fine.'));
   const late = await t.send({ path: `/v1/responses/${done.id}/cancel` }).done;
   assert.deepEqual([late.status, late.json], [200, done.response]);
+});
+
+once.test('responses: one that has failed, or whose client has left, is kept as such', { deadline: 60_000 }, async (t) => {
+  const { done: broken } = t.send({ path: '/v1/responses', body: { model: MODEL, stream: true, input: t.text('error_event after=2 text="One two three four."') } });
+  const failed = readResponse(await broken, ['failed']);
+  const kept = await t.get(`/v1/responses/${failed.id}`);
+  assert.deepEqual([kept.json.status, kept.json.error], ['failed', failed.error]);
+  // Not streamed, nobody learns the id, but what was sent can be named.
+  const remembered = { type: 'message', id: `msg_${t.token}`, role: 'user', content: 'Remember me.' };
+  const refused = await respond(t, { input: [remembered, { role: 'user', content: t.text('error status=500 should_retry=false') }] });
+  assertOpenAIError(refused, 500);
+  const named = await respond(t, { input: [{ type: 'item_reference', id: remembered.id }, { role: 'user', content: t.text(say('Fine.')) }] });
+  assert.equal(readResponse(named).text, 'Fine.');
+  assert.deepEqual(conversationOf(t.calls().at(-1))[0].content, ['Remember me.', t.text(say('Fine.'))]);
+  const exchange = t.send({ path: '/v1/responses', body: { model: MODEL, stream: true, input: t.text('hang after=2') } });
+  const said = () => exchange.chunks.map(({ text }) => text).join('');
+  await eventually('some text', () => said().includes('output_text.delta'), 20_000);
+  const [id] = /resp_\w+/.exec(said());
+  exchange.abort();
+  let left;
+  await eventually('it is cancelled', async () => (left = await t.get(`/v1/responses/${id}`)).json.status !== 'in_progress', 20_000);
+  assertResponse(left.json, ['cancelled']);
+  assert.equal((await t.get(`/v1/responses/${id}/input_items`)).json.data.length, 1);
+});
+
+once.test('responses: input_tokens counts what a request would send, earlier responses included', async (t) => {
+  const client = new ResponsesClient(t);
+  const first = await client.ask(say('One.'));
+  const body = { model: MODEL, instructions: 'Be brief.', tools: [WEATHER_FN], previous_response_id: first.id };
+  const input = `[[scenario:count tokens=4321]] ${t.token}`;
+  const result = await t.send({ path: '/v1/responses/input_tokens', body: { ...body, input } }).done;
+  assert.deepEqual([result.status, result.json], [200, { object: 'response.input_tokens', input_tokens: 4321 }], result.text);
+  assert.equal(result.headers['x-token-count'], 'exact');
+  const [sent] = countsOf(t);
+  assert.equal(callerSystem(sent), 'Be brief.');
+  assert.deepEqual(Object.keys(toolsOf(sent)), ['get_weather']);
+  assert.deepEqual(
+    conversationOf(sent).map(({ role, content }) => [role, content.at(-1)]),
+    [
+      ['user', client.text(say('One.'))],
+      ['assistant', 'One.'],
+      ['user', input],
+    ],
+  );
+  assertOpenAIError(await t.send({ path: '/v1/responses/input_tokens', body: { model: MODEL } }).done, 400, 'input');
+  assert.equal(t.calls().length, 1, 'nobody was asked');
+});
+
+once.test('responses: compact is a 404 that says what to do, and no id of a response', async (t) => {
+  const result = await t.send({ path: '/v1/responses/compact', body: { model: MODEL, input: 'x' } }).done;
+  assertOpenAIError(result, 404, undefined, /whole input to \/v1\/responses/);
 });
 
 once.test('responses: another client key sees nothing of it', async (t) => {
@@ -1548,6 +1631,8 @@ for (const [where, says] of [
   ['/assistants', /v1\/responses/],
   ['/assistants/asst_1', /v1\/responses/],
   ['/threads/thread_1/runs', /v1\/responses/],
+  ['/conversations', /previous_response_id/],
+  ['/conversations/conv_1/items', /previous_response_id/],
 ])
   once.test(`${where} is a 404 that says what to do instead, in the client's dialect`, async (t) => {
     for (const prefix of ['/v1', '']) {

@@ -30,7 +30,7 @@
 //              redacted: the data of a redacted_thinking block before it
 //   max_tokens, stop_sequence, refusal, empty (blocks=0: no content block at all)
 //   tool_use   tool (name; default the first one offered), args (JSON object), count, thinking and before (text) first,
-//              after (text) last; calls: a JSON array of {tool, args} instead of tool, args and count,
+//              after (text) last; cut (characters of a call's JSON that are sent); calls: a JSON array of {tool, args} instead of tool, args and count,
 //              or {of, args} with a tool's description
 //   structured value (JSON): a call of the tool StructuredOutput; before
 //   error      status, message, type, retry_after (s), headers (JSON object), times (fail only the first k attempts), should_retry (true|false),
@@ -241,7 +241,7 @@ function messageOf(scenario, body, nextId) {
 }
 
 /** The deltas of one content block, in the API's own terms: of a call without arguments not a byte of them. */
-function deltasOf(block, count) {
+function deltasOf(block, count, cut) {
   if (block.type === 'thinking') {
     return [
       ...pieces(block.thinking, count).map((thinking) => ({ type: 'thinking_delta', thinking })),
@@ -250,7 +250,7 @@ function deltasOf(block, count) {
   }
   if (block.type === 'redacted_thinking') return [];
   if (block.type === 'tool_use') {
-    const input = JSON.stringify(block.input);
+    const input = JSON.stringify(block.input).slice(0, cut);
     return ['', ...(input === '{}' ? [] : pieces(input, count))].map((partial_json) => ({
       type: 'input_json_delta',
       partial_json,
@@ -497,7 +497,7 @@ class Exchange {
       if (sent >= fault.after) return fault.act(this);
       await send({ type: 'content_block_start', index, content_block: emptied(block) });
       if (scenario.ping) await send({ type: 'ping' });
-      for (const delta of deltasOf(block, scenario.deltas ?? defaultDeltas[scenario.name] ?? 3)) {
+      for (const delta of deltasOf(block, scenario.deltas ?? defaultDeltas[scenario.name] ?? 3, scenario.cut)) {
         if (sent >= fault.after) return fault.act(this);
         if (sent++ > 0 && scenario.delay) await this.sleep(scenario.delay);
         if (this.left) return;

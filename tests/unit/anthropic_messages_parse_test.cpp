@@ -337,13 +337,51 @@ TEST_CASE("messages request: signed thoughts come back as they were, unsigned on
   }
 }
 
-TEST_CASE("messages request: blocks of the API's own tools are refused by name") {
-  for (const std::string kind : {"server_tool_use", "web_search_tool_result", "mcp_tool_use"}) {
-    const auto error = refusal_of(
-        with_messages(R"([{"role":"assistant","content":[{"type":")" + kind + R"("}]}])"));
-    CHECK(error.param == "messages[0].content[0].type");
-    CHECK_MESSAGE(error.message.find("'" + kind + "'") != std::string::npos, error.message);
-  }
+TEST_CASE(
+    "messages request: tools that the API has run in an earlier answer are calls with results") {
+  const std::string use = R"({"type":"server_tool_use","id":"s","name":"web_search",
+                              "input":{"query":"x"}},)";
+  const std::string call = R"(call(past_call_2,web_search,{"query":"x"}) user: )";
+  CHECK(assistant_blocks(R"({"type":"text","text":"Let me see."},)" + use +
+                         R"({"type":"web_search_tool_result","tool_use_id":"s","content":[
+                             {"type":"web_search_result","url":"u","encrypted_content":"Eg"}]},
+                            {"type":"text","text":"It is so."})") ==
+        "{} user: <a> assistant: <Let me see.> " + call +
+            R"(result(past_call_2 <[{"type":"web_search_result","url":"u"}]>))"
+            " assistant: <It is so.> user: <b>");
+  CHECK(assistant_blocks(R"({"type":"text","text":"c"},)" + use +
+                         R"({"type":"web_search_tool_result","tool_use_id":"s",
+                             "content":{"error_code":"too_many_requests"}})") ==
+        "{} user: <a> assistant: <c> " + call +
+            R"(failure(past_call_2 <{"error_code":"too_many_requests"}>) <b>)");
+  CHECK(assistant_blocks(R"({"type":"mcp_tool_use","id":"m","name":"log","server_name":"git"},
+                            {"type":"mcp_tool_result","tool_use_id":"m","is_error":true})") ==
+        "{} user: <a> assistant: call(past_call_2,log,{}) user: failure(past_call_2) <b>");
+}
+
+TEST_CASE(
+    "messages request: a call of the API's without its result, and the reverse, end nothing") {
+  CHECK(
+      assistant_blocks(R"({"type":"server_tool_use","id":"s","name":"web_search","input":{}},
+                            {"type":"text","text":"c"})") ==
+      "{} user: <a> assistant: <c> call(past_call_2,web_search,{}) user: result(past_call_2) <b>");
+  CHECK(assistant_blocks(R"({"type":"web_fetch_tool_result","tool_use_id":"s","content":"w"},
+                            {"type":"text","text":"c"})") ==
+        "{} user: <a> assistant: call(past_call_2,web_fetch,{}) user: result(past_call_2 <\"w\">)"
+        " assistant: <c> user: <b>");
+}
+
+TEST_CASE("messages request: an unknown block of an earlier answer is told, and named") {
+  const auto request = parse_text(with_messages(R"([{"role":"user","content":"a"},
+      {"role":"assistant","content":[{"type":"compaction","content":"So far."},
+                                     {"type":"text","text":"c"}]},
+      {"role":"user","content":"b"}])"));
+  CHECK(
+      outline(request) ==
+      "{} user: <a> <<system-reminder>\nThe conversation holds an item of the type 'compaction' "
+      "here: {\"type\":\"compaction\",\"content\":\"So far.\"}\n</system-reminder>> assistant: <c>"
+      " user: <b>");
+  CHECK(request.ignored_params == strings{"messages.compaction"});
 }
 
 TEST_CASE("messages request: tools keep name, description and schema, in order") {

@@ -420,7 +420,7 @@ TEST_CASE("tool results: each call has its result right after it, in any order")
                                                       {"u:q", "a:1", "r:1", "a:1", "r:1"}};
   for (const auto& told : fine) {
     CAPTURE(claude_openai::text::join(told, "; "));
-    CHECK_NOTHROW(check_tool_results(conversation_of(told)));
+    CHECK_NOTHROW(settle_tool_calls(conversation_of(told)));
   }
 }
 
@@ -438,7 +438,7 @@ TEST_CASE("tool results: what has no call, or a call without result, is a 400 th
       {{"u:q", "a:1", "r:1", "u:more", "a:7", "u:bye"}, "7"}};
   for (const auto& each : refused) {
     CAPTURE(claude_openai::text::join(each.first, "; "));
-    const auto error = test::error_of([&] { check_tool_results(conversation_of(each.first)); });
+    const auto error = test::error_of([&] { settle_tool_calls(conversation_of(each.first)); });
     CHECK(error.kind == claude_openai::error_kind::invalid_request);
     CHECK(error.param == "messages");
     CHECK(error.message.find("'" + each.second + "'") != std::string::npos);

@@ -570,7 +570,7 @@ TEST_CASE("chat tools: a call and its result in the old form find each other") {
       R"([{"role":"user","content":"q"},
           {"role":"assistant","content":null,"function_call":{"name":"look","arguments":"{}"}},
           {"role":"function","name":"look","content":"sunny"}])"));
-  CHECK_NOTHROW(check_tool_results(request.messages));
+  CHECK_NOTHROW(settle_tool_calls(request.messages));
   REQUIRE(request.messages.size() == 3);
   CHECK(std::get<tool_result_part>(request.messages[2].parts[0]).content.size() == 1);
   check_params(
@@ -587,7 +587,7 @@ TEST_CASE("chat tools: two calls in the old form are two calls, with an id each"
           {"role":"function","name":"look","content":"sunny"},
           {"role":"assistant","function_call":{"name":"look","arguments":"{}"}},
           {"role":"function","name":"look","content":"warm"}])"));
-  REQUIRE_NOTHROW(check_tool_results(request.messages));
+  REQUIRE_NOTHROW(settle_tool_calls(request.messages));
   REQUIRE(request.messages.size() == 5);
   // The API wants the ids of a conversation's calls to be unique.
   CHECK(call_ids(request.messages[1]) != call_ids(request.messages[3]));

@@ -223,14 +223,7 @@ TEST_CASE("responses request: a call without arguments is one with none") {
             "> assistant: call(c,n,{}) user: result(c <x>)");
 }
 
-TEST_CASE("responses request: items of tools that only OpenAI can run are refused by name") {
-  for (const std::string kind :
-       {"web_search_call", "file_search_call", "computer_call", "code_interpreter_call",
-        "image_generation_call", "mcp_call", "local_shell_call", "no_such_thing"}) {
-    const auto error = refusal_of(R"({"input":[{"type":")" + kind + R"("}]})");
-    CHECK(error.param == "input[0].type");
-    CHECK(tells(error, "'" + kind + "'"));
-  }
+TEST_CASE("responses request: an item that is not kept, or of no type, is refused") {
   CHECK(param_of_item(R"({"type":"item_reference","id":"msg_1"})") == "input[0].id");
   CHECK(param_of_item(R"({"type":7})") == "input[0].type");
 }
@@ -324,15 +317,26 @@ TEST_CASE("responses request: a custom tool takes one text, and tells its gramma
   CHECK(param_of_fields(R"("tools":[{"type":"custom"}])") == "tools[0].name");
 }
 
-TEST_CASE("responses request: tools that only OpenAI can run are refused by name") {
+TEST_CASE("responses request: a tool that only OpenAI can run is left out and named") {
   for (const std::string type :
        {"web_search", "web_search_preview", "file_search", "computer_use_preview",
-        "code_interpreter", "image_generation", "mcp", "local_shell"}) {
-    const auto error =
-        refusal_of(R"({"input":"Hi","tools":[)" + tool + R"(,{"type":")" + type + R"("}]})");
-    CHECK(error.param == "tools[1].type");
-    CHECK(tells(error, "'" + type + "'"));
+        "code_interpreter", "image_generation", "mcp", "local_shell", "no_such_tool"}) {
+    CAPTURE(type);
+    const auto request = with(R"("tools":[)" + tool + R"(,{"type":")" + type + R"("}])");
+    CHECK(request.tools.size() == 1);
+    CHECK(request.ignored_params == strings{"tools." + type});
   }
+  CHECK(with(R"("tools":[{"type":"a\r\nb: ü"}])").ignored_params ==
+        strings{"tools.a__b____"});  // it goes into a header
+}
+
+TEST_CASE("responses request: a tool that only OpenAI can run is refused where it is forced") {
+  const std::string both = R"("tools":[)" + tool + R"(,{"type":"web_search"}],"tool_choice":)";
+  const auto error = refusal_of(R"({"input":"Hi",)" + both + R"({"type":"web_search"}})");
+  CHECK(error.param == "tool_choice");
+  CHECK(tells(error, "'web_search'"));
+  CHECK(param_of_fields(R"("tools":[{"type":"web_search"}],"tool_choice":"required")") ==
+        "tool_choice");
 }
 
 TEST_CASE("responses request: tools of a namespace are tools with its name before their own") {
@@ -354,7 +358,6 @@ TEST_CASE("responses request: tools of a namespace are tools with its name befor
   };
   CHECK(param(R"("tools":[])") == "tools[0].name");
   CHECK(param(R"("name":"git")") == "tools[0].tools");
-  CHECK(param(R"("name":"git","tools":[{"type":"web_search"}])") == "tools[0].tools[0].type");
   CHECK(param(R"("name":"git","tools":[{"type":"function"}])") == "tools[0].tools[0].name");
   CHECK(param(R"("name":"git","tools":[{"type":"function","name":"log"},
                                        {"type":"custom","name":"log"}])") == "tools[0].tools[1]");

@@ -305,6 +305,42 @@ TEST_CASE("responses: an answer that was cut is incomplete, and tells why") {
   }
 }
 
+TEST_CASE("responses: the item within which an answer was cut is incomplete, no other") {
+  const auto statuses = [](const tree& response) {
+    std::string all;
+    for (const auto& item : response["output"]) all += item.value("status", "none") + " ";
+    return all;
+  };
+  const auto both = [&](const test::events& told) {
+    CHECK(streamed(told) == whole(told));
+    return statuses(whole(told));
+  };
+  for (const auto reason : {stop_reason::max_tokens, stop_reason::refusal}) {
+    CHECK(both(script().text({"a"}).text({"b"}).stop(reason)) == "completed incomplete ");
+    CHECK(both(script().text({"a"}).call("c", "look", {R"({"a":)"}).stop(reason)) ==
+          "completed incomplete ");
+    CHECK(both(script().call("c", "patch", {R"({"input":"*)"}).stop(reason)) == "incomplete ");
+    CHECK(both(script().call("c", "look", {R"({"a":1})"}).stop(reason)) == "completed ");
+    CHECK(both(script().text({"a"}).thinking({"hm"}, "sig").stop(reason)) == "completed none ");
+    CHECK(both(script().stop(reason)).empty());
+  }
+  CHECK(both(script().text({"a"}).stop(stop_reason::turn_limit)) == "completed ");
+}
+
+TEST_CASE("responses stream: what a cut call lacks is never told as done") {
+  const auto cut = [](const std::string& name, const std::string& input) {
+    return names_of(script().call("c", name, {input}).stop(stop_reason::max_tokens));
+  };
+  CHECK(cut("look", R"({"a":)") ==
+        beginning + "output_item.added function_call_arguments.delta output_item.done incomplete");
+  CHECK(cut("patch", R"({"input":"*)") ==
+        beginning + "output_item.added output_item.done incomplete");
+  CHECK(names_of(script().text({"a"}).stop(stop_reason::max_tokens)) ==
+        beginning +
+            "output_item.added content_part.added output_text.delta output_text.done "
+            "content_part.done output_item.done incomplete");
+}
+
 TEST_CASE("responses: usage has OpenAI's names, the cache within the input") {
   auto told = script().text({"a"}).stop();
   const tree expected{

@@ -263,16 +263,30 @@ TEST_CASE("response store: one that is under way says so, and is what it was kep
   CHECK(kept.store.get("me", "r1")->at("status") == "completed");
 }
 
-TEST_CASE("response store: one that ends without a word is forgotten, one that was kept is not") {
+TEST_CASE("response store: one that nobody has read to its end is cancelled if its id was told") {
   fixture kept;
-  auto running = kept.store.begin("me", parsed(input(item("a"))), begun("r1"));
-  auto other = kept.store.begin("me", parsed(input(item("a"))), begun("r2"));
-  CHECK(kept.knows("r1"));
-  other->keep(parsed(R"({"id":"r2"})"));
-  running.reset();
-  other.reset();
-  CHECK_FALSE(kept.knows("r1"));
-  CHECK(kept.knows("r2"));
+  for (const bool streamed : {true, false}) {
+    const std::string id = streamed ? "streamed" : "whole";
+    const auto body = R"({"input":"a","stream":)" + std::string(streamed ? "true}" : "false}");
+    auto running = kept.store.begin("me", parsed(body), begun(id));
+    CHECK(kept.knows(id));
+    running.reset();
+    CHECK(kept.knows(id) == streamed);
+  }
+  CHECK(kept.store.get("me", "streamed")->at("status") == "cancelled");
+  CHECK(kept.store.cancel("me", "streamed")->at("status") == "cancelled");
+  CHECK(kept.store.input_items("me", "streamed")->size() == 1);
+}
+
+TEST_CASE("response store: one that was kept stays, one that was refused does not") {
+  fixture kept;
+  for (const std::string id : {"kept", "refused"}) {
+    auto running = kept.store.begin("me", parsed(R"({"input":"a","stream":true})"), begun(id));
+    if (id == "kept") running->keep(parsed(R"({"id":"kept","status":"failed"})"));
+    if (id == "refused") running->forget();
+  }
+  CHECK(kept.store.get("me", "kept")->at("status") == "failed");
+  CHECK_FALSE(kept.knows("refused"));
 }
 
 TEST_CASE("response store: one that is deleted while it is under way stays so") {
