@@ -1301,7 +1301,8 @@ struct turn_request {
   const char* thinking_field = "reasoning_effort";  ///< where the client asked for it
   bool no_thinking = false;                         ///< asked for in so many words
   const char* stop_field = "stop";                  ///< where it gave stop sequences
-  bool thinks = false;  ///< the model will: asked to, or because it cannot do otherwise
+  bool thinks = false;          ///< the model will: asked to, or because it cannot do otherwise
+  bool shows_thinking = false;  ///< to the client, which has asked for it
   std::optional<agent_request> agent;  ///< unset: the model has no tools but the client's
   bool stream = false;
   bool strict = false;                      ///< what is not honoured is an error
@@ -2919,6 +2920,10 @@ inline void parse_output(const reader& root, turn_request& request) {
     } else {
       type.fail("must be enabled, adaptive or disabled");
     }
+    const auto display = thinking->find("display");
+    if (display && asks_for_something(*display, R"(["summarized"])")) {
+      name_ignored(request, "thinking.display");
+    }
   }
   auto format = output ? output->find("format") : std::nullopt;
   if (!format) format = root.find("output_format");
@@ -3558,6 +3563,7 @@ inline void parse_reasoning(const reader& root, turn_request& request, response_
   for (const auto& wanted : include->elements()) {
     if (wanted.string() == "reasoning.encrypted_content") style.seals = true;
   }
+  request.shows_thinking = style.summarizes || style.seals;
 }
 
 inline void parse_text(const reader& root, turn_request& request) {
@@ -3969,6 +3975,7 @@ inline void settle_thinking(turn_request& request, const model_traits& model) {
   if (!request.thinking_tokens && request.effort != reasoning_effort::none) {
     request.thinking_tokens = thinking_budget(request.effort);
   }
+  if (request.thinking_tokens.value_or(0) > 0) request.shows_thinking = true;
   constexpr std::int64_t least = 1024;
   const bool forced = request.choice.kind == tool_choice::how::any ||
                       request.choice.kind == tool_choice::how::named;
@@ -4295,6 +4302,7 @@ struct answer_shape {
   bool streamed = false;        ///< false: of a structured answer only the accepted one is told
   bool agent = false;           ///< Claude Code's own tools run meanwhile; the answer goes on
   bool shows_activity = false;  ///< and what they do is told
+  bool shows_thinking = true;
   std::vector<std::string> answered;  ///< ids of the calls whose results the client has brought
 };
 
@@ -4306,6 +4314,7 @@ inline answer_shape make_answer_shape(const turn_request& request) {
   shape.streamed = request.stream;
   shape.agent = request.agent.has_value();
   shape.shows_activity = request.agent && request.agent->show_activity;
+  shape.shows_thinking = request.shows_thinking;
   if (request.messages.empty()) return shape;
   for (const auto& part : request.messages.back().parts) {
     const auto* result = std::get_if<tool_result_part>(&part);
@@ -4655,9 +4664,10 @@ class turn_decoder {
     const auto type = string_of(block, "type");
     if (finished_ || !started_ || message_complete_) return;
     if (type == "text") add_block({block_kind::text, "text", shape_.structured}, block, out);
-    if (type == "thinking") add_block({block_kind::thinking, "thinking", false}, block, out);
+    const bool hidden = !shape_.shows_thinking;
+    if (type == "thinking") add_block({block_kind::thinking, "thinking", hidden}, block, out);
     if (type == "redacted_thinking") {
-      add_block({block_kind::redacted_thinking, "data", false}, block, out);
+      add_block({block_kind::redacted_thinking, "data", hidden}, block, out);
       add_text("data", string_of(block, "data"), out);
     }
     if (type == "tool_use") begin_tool(block, out);

@@ -457,6 +457,29 @@ test('messages: thinking is told with its signature and passed on, in one proces
     { body: { tools: [WEATHER], max_tokens: 8000, thinking: { type: 'enabled', budget_tokens: 2000 } } },
   ));
 
+test('messages: thoughts that nobody asked for are not told, and stay with the process for its tool results', (t) =>
+  Promise.all(
+    [undefined, { type: 'disabled' }].map((thinking) =>
+      messages(
+        t,
+        async (client) => {
+          const scenario = steps(call(inCity('Bern'), { thinking: 'Which city?', redacted: 'Y2lwaGVy', before: 'Let me look.' }), thought());
+          const first = await client.ask(scenario);
+          assert.deepEqual(first.kinds, ['text', 'tool_use']); // the reader checks that a stream counts them from 0
+          const second = await client.results('sunny').send();
+          assert.deepEqual(second.content, [{ type: 'text', text: 'I thought.' }]);
+          assert.deepEqual(second.ignored, thinking ? ['thinking'] : []);
+          const [, last] = client.assertCalls(2);
+          assert.equal(last.body.thinking.type, 'adaptive', 'this model always thinks');
+          const [redacted, thoughts] = conversationOf(last)[1].content;
+          assert.deepEqual(redacted, { type: 'redacted_thinking', data: 'Y2lwaGVy' });
+          assert.deepEqual(thoughts, { type: 'thinking', thinking: 'Which city?', signature: SIGNATURE });
+        },
+        { body: { model: 'sonnet', tools: [WEATHER], thinking } },
+      ),
+    ),
+  ));
+
 test('messages: the same after the process was lost: the signed thoughts are replayed', { deadline: 60_000 }, async (t) => {
   const proxy = await t.start({ cli: t.cli, args: ['--spares', '0', '--max-processes', '6'] });
   await proxy.inspected();
@@ -1180,11 +1203,13 @@ test('responses: reasoning with and without a summary', (t) =>
     assert.deepEqual([shown.kinds, shown.summary, shown.text], [['reasoning', 'message'], 'Let me think.', 'I thought.']);
     assert.equal(shown.usage.output_tokens_details.reasoning_tokens, 5);
     assert.deepEqual(shown.response.reasoning, { effort: 'low', summary: 'auto' });
+    const unasked = await client.ask(scenario);
+    assert.deepEqual([unasked.kinds, unasked.text], [['message'], 'I thought.']);
     const hidden = await client.ask(scenario, { reasoning: { effort: 'low' } });
     assert.deepEqual([hidden.kinds, hidden.summary, hidden.text], [['reasoning', 'message'], '', 'I thought.']);
     for (const { reasoning } of [shown, hidden]) assert.equal(reasoning[0].encrypted_content, undefined);
-    const calls = client.assertCalls(2);
-    for (const one of calls) assert.deepEqual(thinks(one), { type: 'enabled', budget_tokens: 2048 });
+    const [first, , last] = client.assertCalls(3, 2);
+    for (const one of [first, last]) assert.deepEqual(thinks(one), { type: 'enabled', budget_tokens: 2048 });
   }));
 
 test('responses: encrypted reasoning is brought back to the API with its signature', { deadline: 60_000 }, async (t) => {

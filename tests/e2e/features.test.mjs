@@ -1467,10 +1467,11 @@ async function budgetsOf(client, efforts) {
   for (const effort of efforts) {
     const answer = await client.ask(thought(), { reasoning_effort: effort });
     assert.deepEqual([answer.text, answer.finish, answer.ignored], ['I thought.', 'stop', []], effort);
-    assert.equal(answer.reasoning, 'Let me think.'); // this API thinks unasked too
+    const asked = effort && effort !== 'none'; // this API thinks unasked too, which is not told
+    assert.equal(answer.reasoning, asked ? 'Let me think.' : undefined);
     assert.equal(answer.usage.completion_tokens_details.reasoning_tokens, 5);
     assert.equal(answer.usage.completion_tokens, 12);
-    if (client.stream) assert.deepEqual(answer.kinds, ['reasoning_content', 'content']);
+    if (client.stream) assert.deepEqual(answer.kinds, [...(asked ? ['reasoning_content'] : []), 'content']);
   }
   const calls = client.calls();
   assert.equal(calls.length, efforts.length);
@@ -1570,6 +1571,25 @@ test('thinking, then text, then tools, and the signed thinking stays with its pr
       assert.ok(thinks(last));
     },
     { body: { tools: [WEATHER], reasoning_effort: 'low' } },
+  ));
+
+test('thoughts that nobody asked for are not told, and stay with the process for its tool results', (t) =>
+  eachWay(
+    t,
+    async (client) => {
+      const scenario = steps(call(inZurich, { thinking: 'Which city?', redacted: 'Y2lwaGVy', before: 'Let me look.' }), thought());
+      const first = await client.ask(scenario);
+      assert.deepEqual([first.reasoning, first.text, first.finish], [undefined, 'Let me look.', 'tool_calls']);
+      const second = await client.results('sunny').send();
+      assert.deepEqual([second.reasoning, second.text, second.ignored], [undefined, 'I thought.', []]);
+      const [, last] = client.assertCalls(2);
+      assert.equal(last.body.thinking.type, 'adaptive', 'this model always thinks');
+      assert.deepEqual(
+        conversationOf(last)[1].content.map((block) => block.type ?? 'told'),
+        ['redacted_thinking', 'thinking', 'told', 'told'],
+      );
+    },
+    { body: { model: 'sonnet', tools: [WEATHER] } },
   ));
 
 test('a replay of calls has no signed thinking, and the API is not asked to think without', async (t) => {

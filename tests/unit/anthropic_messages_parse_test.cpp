@@ -441,6 +441,9 @@ TEST_CASE("messages request: thinking is asked for by a budget, or adaptively by
   CHECK(low.thinking_tokens == thinking_budget(reasoning_effort::low));
   CHECK(low.effort == reasoning_effort::low);
   CHECK(low.thinking_field == std::string("thinking"));
+  CHECK(with(R"("thinking":{"type":"adaptive","display":"summarized"})").ignored_params.empty());
+  CHECK(with(R"("thinking":{"type":"adaptive","display":"omitted"})").ignored_params ==
+        std::vector<std::string>{"thinking.display"});
   CHECK(param_of_fields(R"("thinking":{})") == "thinking.type");
   CHECK(param_of_fields(R"("thinking":true)") == "thinking");
   CHECK(param_of_fields(R"("thinking":{"type":"on"})") == "thinking.type");

@@ -88,15 +88,18 @@ TEST_CASE("decoder tools: names come back as the client gave them") {
 }
 
 TEST_CASE("decoder tools: several calls come together, after thinking and text") {
-  const auto all = decode(
-      message_of("m1",
-                 std::vector<json>{thinking_start(0), thinking_delta("hm", 0), block_stop(0)} +
-                     text_lines(1, "Let me look.") + call_lines(2, "t1", "look", {"{\"a\":1}"}) +
-                     std::vector<json>{tools_call("t1")} +
-                     call_lines(3, "t2", "get_weather", {"{\"b\":2}"}) +
-                     std::vector<json>{tools_call("t2")},
-                 "tool_use"),
-      tools_shape());
+  const auto lines = message_of(
+      "m1",
+      std::vector<json>{thinking_start(0), thinking_delta("hm", 0), block_stop(0)} +
+          text_lines(1, "Let me look.") + call_lines(2, "t1", "look", {"{\"a\":1}"}) +
+          std::vector<json>{tools_call("t1")} + call_lines(3, "t2", "get_weather", {"{\"b\":2}"}) +
+          std::vector<json>{tools_call("t2")},
+      "tool_use");
+  auto shape = tools_shape();
+  shape.shows_thinking = false;  // the grammar of what is told is checked by `decode`
+  CHECK(test::said_in(block_kind::thinking, decode(lines, shape).told).empty());
+  shape.shows_thinking = true;
+  const auto all = decode(lines, shape);
   CHECK(all.finished);
   CHECK(all.text() == "Let me look.");
   CHECK(test::said_in(block_kind::thinking, all.told) == "hm");
