@@ -1218,7 +1218,8 @@ inline void append_message(conversation_trace& trace, const message& said) {
 struct tool_definition {
   std::string name;
   std::string description;
-  json schema;  ///< JSON Schema of its input, an object
+  json schema;                 ///< JSON Schema of its input, an object
+  json more = json::object();  ///< further members that the API knows, as it is to get them
 };
 
 /// What the model may do with the client's tools.
@@ -1536,7 +1537,7 @@ inline void parse_reasoning_effort(const reader& field, turn_request& request) {
 }
 
 /// Notes, once, that a field asks for what the answer will not show.
-inline void name_ignored(turn_request& request, const char* field) {
+inline void name_ignored(turn_request& request, std::string_view field) {
   auto& names = request.ignored_params;
   if (std::find(names.begin(), names.end(), field) == names.end()) names.emplace_back(field);
 }
@@ -1584,6 +1585,13 @@ inline void add_tool(const reader& source, tool_definition tool, turn_request& r
   const auto same = [&](const tool_definition& other) { return other.name == tool.name; };
   if (std::any_of(request.tools.begin(), request.tools.end(), same)) {
     source.fail("has the name '" + tool.name + "', as another one has");
+  }
+  for (const char* name : {"strict", "defer_loading", "allowed_callers"}) {
+    const auto wish = source.find(name);
+    if (!wish || tool.more.contains(name)) continue;
+    if (asks_for_something(*wish, R"([false,["direct"]])")) {
+      name_ignored(request, std::string("tools.") + name);
+    }
   }
   request.tools.push_back(std::move(tool));
 }
@@ -1656,6 +1664,10 @@ inline void parse_agent(const reader& root, turn_request& request) {
   const auto shown = root.find("show_activity");
   if (enabled && enabled->boolean()) request.agent.emplace();
   if (shown && shown->boolean() && request.agent) request.agent->show_activity = true;
+  if (!request.agent) return;
+  for (const auto& tool : request.tools) {  // beside an agent's own ones they go by MCP
+    for (const auto& member : tool.more.items()) name_ignored(request, "tools." + member.key());
+  }
 }
 
 inline json render_media(const media_part& media) {
@@ -2794,6 +2806,8 @@ inline tool_result_part parse_result(const reader& block) {
       result.content.emplace_back(parse_source(piece, media_part::media_kind::image));
     } else if (type.string() == "document") {
       result.content.emplace_back(parse_source(piece, media_part::media_kind::document));
+    } else if (type.string() == "tool_reference") {  // the CLI would take it out
+      add("The tool '" + piece.require("tool_name").string() + "' is available.");
     } else {
       type.fail("'" + type.string() + "' is not supported in a tool result");
     }
@@ -2860,6 +2874,16 @@ inline void parse_message(const reader& source, turn_request& request) {
   request.messages.push_back(std::move(said));
 }
 
+/// What else a tool of the API's can have.
+inline void parse_tool_members(const reader& source, tool_definition& tool) {
+  for (const char* name : {"strict", "eager_input_streaming"}) {
+    if (const auto wish = source.find(name)) tool.more[name] = wish->boolean();
+  }
+  if (const auto examples = source.find("input_examples")) {
+    for (const auto& one : examples->elements()) tool.more["input_examples"].push_back(one.value());
+  }
+}
+
 /// Tools of the client's. Those that only the API can run would be another account's business.
 inline void parse_tools(const reader& root, turn_request& request) {
   const auto tools = root.find("tools");
@@ -2874,6 +2898,7 @@ inline void parse_tools(const reader& root, turn_request& request) {
     tool_definition fresh{tool.require("name").string(), {}, {}};
     if (const auto told = tool.find("description")) fresh.description = told->string();
     fresh.schema = parse_object_schema(tool.require("input_schema"));
+    parse_tool_members(tool, fresh);
     add_tool(tool, std::move(fresh), request);
   }
 }
@@ -5038,6 +5063,7 @@ inline json encode_offered_tools(const turn_request& request, const tool_names& 
     offered.push_back(json::object({{"name", names.to_api(tool.name)},
                                     {"description", tool.description},
                                     {"input_schema", tool.schema}}));
+    offered.back().update(tool.more);
   }
   if (request.schema) {
     offered.push_back(json::object({{"name", structured_tool},

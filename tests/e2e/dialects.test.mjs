@@ -67,6 +67,7 @@ const inTurn = async (client, body) => {
   }
 };
 const WEATHER = { name: 'get_weather', description: 'The weather of a city', input_schema: CITY };
+const MEMBERS = { strict: true, input_examples: [{ city: 'Bern' }] };
 const TIME = { name: 'get_time', input_schema: { type: 'object', properties: {} } };
 
 test('messages: a message and its events, with the usage of the API', (t) =>
@@ -242,6 +243,22 @@ test('messages: a failure of a tool reaches the API whole, however long; of one 
     { body: { tools: [WEATHER] } },
   ));
 
+test('messages: what else a tool has reaches the API, a tool that a result refers to is told as text', (t) =>
+  messages(
+    t,
+    async (client) => {
+      await client.ask(steps(call(inCity('Bern')), say('Sunny.')));
+      const answer = await client.results([{ type: 'tool_reference', tool_name: 'get_time' }]).send();
+      assert.deepEqual([answer.text, answer.ignored], ['Sunny.', ['tools.defer_loading']]);
+      const [first, second] = client.assertCalls(2);
+      const { cache_control: _, ...offered } = first.body.tools[0];
+      assert.deepEqual(offered, { ...WEATHER, ...MEMBERS });
+      assert.equal(first.body.tools[1].defer_loading, undefined);
+      assert.equal(conversationOf(second).at(-1).content[0].content, "The tool 'get_time' is available.");
+    },
+    { body: { tools: [{ ...WEATHER, ...MEMBERS }, { ...TIME, defer_loading: true }] } },
+  ));
+
 test('messages: tools over three rounds, in one process', (t) =>
   messages(
     t,
@@ -285,7 +302,7 @@ test('messages: tools over three rounds, in one process', (t) =>
       calls.forEach((one, i) => assert.deepEqual(conversationOf(one).map(ordered), whole.slice(0, 2 * i + 1)));
       assert.deepEqual(toolsOf(calls[3]), {
         get_weather: { description: WEATHER.description, input_schema: CITY },
-        get_time: { description: '', input_schema: TIME.input_schema },
+        get_time: { description: '', input_schema: TIME.input_schema, strict: true },
       });
     },
     { body: { tools: [cached(WEATHER), { type: 'custom', ...TIME, strict: true }] } },
@@ -828,7 +845,7 @@ once.test('count_tokens: what is wrong is a 400 that names it', async (t) => {
 
 const responses = bothWays(ResponsesClient);
 const respond = (t, body, options = {}) => t.send({ path: '/v1/responses', body: { model: MODEL, ...body }, ...options }).done;
-const fn = (name, parameters = CITY, more = {}) => ({ type: 'function', name, description: `What ${name} does`, parameters, strict: true, ...more });
+const fn = (name, parameters = CITY, more = {}) => ({ type: 'function', name, description: `What ${name} does`, parameters, ...more });
 const WEATHER_FN = fn('get_weather');
 const argumentsOf = ({ calls }) => calls.map((one) => JSON.parse(one.arguments));
 const fnBlock = ({ call_id, name, arguments: text }) => ({ call: call_id, name, input: JSON.parse(text) });

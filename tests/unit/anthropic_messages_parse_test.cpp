@@ -306,6 +306,8 @@ TEST_CASE("messages request: a result is nothing, a text, or blocks; it may be a
              R"(},{"type":"document",)" + pdf_source + "}]") ==
         "{} user: result(t <x> image(image/png," + png + ") document(application/pdf," + pdf +
             "))");
+  CHECK(read(R"(,"content":[{"type":"tool_reference","tool_name":"add"}])") ==
+        "{} user: result(t <The tool 'add' is available.>)");
   CHECK(param_of_user(R"({"type":"tool_result"})") == "messages[0].content[0].tool_use_id");
   CHECK(param_of_user(R"({"type":"tool_result","tool_use_id":"t","is_error":"yes"})") ==
         "messages[0].content[0].is_error");
@@ -359,6 +361,28 @@ TEST_CASE("messages request: tools keep name, description and schema, in order")
   CHECK(request.tools[1].description.empty());
   CHECK(request.tools[1].schema.dump() == R"({"type":"object"})");
   CHECK(request.ignored_params.empty());
+}
+
+TEST_CASE("messages request: what else a tool has is passed on where it can be, or named") {
+  const auto of = [](const std::string& members) {
+    return with(R"("tools":[{"name":"n","input_schema":{},)" + members + "}]");
+  };
+  const std::string kept =
+      R"("strict":true,"eager_input_streaming":true,"input_examples":[{"a":1},{}])";
+  CHECK(of(kept).tools[0].more.dump() == "{" + kept + "}");
+  CHECK(of(kept).ignored_params.empty());
+  CHECK(of(R"("strict":null,"defer_loading":false,"allowed_callers":["direct"])")
+            .ignored_params.empty());
+  const auto named = of(R"("defer_loading":true,"allowed_callers":["code_execution_20250825"])");
+  CHECK(named.tools[0].more.empty());
+  CHECK(named.ignored_params ==
+        std::vector<std::string>{"tools.defer_loading", "tools.allowed_callers"});
+  CHECK(with(R"("enable_tools":true,"tools":[{"name":"n","input_schema":{},"strict":true}])")
+            .ignored_params == std::vector<std::string>{"tools.strict"});
+  CHECK(param_of_fields(R"("tools":[{"name":"n","input_schema":{},"strict":"yes"}])") ==
+        "tools[0].strict");
+  CHECK(param_of_fields(R"("tools":[{"name":"n","input_schema":{},"input_examples":{}}])") ==
+        "tools[0].input_examples");
 }
 
 TEST_CASE("messages request: a tool without a name or an object's schema is refused") {

@@ -463,6 +463,17 @@ TEST_CASE("chat tools: name, description and schema are taken in order, names as
   CHECK(dump(tools[1].schema) == R"({"type":"object","properties":{}})");
 }
 
+TEST_CASE("chat tools: a schema that the model is not held to is named") {
+  const auto ignored = [](const std::string& strict) {
+    return parse_text(
+               with_tools(R"({"type":"function","function":{"name":"f","strict":)" + strict + "}}"))
+        .ignored_params;
+  };
+  CHECK(ignored("true") == std::vector<std::string>{"tools.strict"});
+  CHECK(ignored("false").empty());
+  CHECK(ignored("null").empty());
+}
+
 TEST_CASE("chat tools: parameters may be null or leave out their type") {
   const auto schema_of = [](const std::string& parameters) {
     const auto tools =
