@@ -243,6 +243,34 @@ test('messages: a failure of a tool reaches the API whole, however long; of one 
     { body: { tools: [WEATHER] } },
   ));
 
+test('messages: documents to be cited and search results reach the API whole, and citations come back', (t) =>
+  messages(
+    t,
+    async (client) => {
+      const citations = { enabled: true };
+      const source = { type: 'text', media_type: 'text/plain', data: 'The grass is green.' };
+      const pieces = { type: 'content', content: [textBlock('The sky is blue.'), pngBlock] };
+      const found = { type: 'search_result', source: 'https://example.org/x', title: 'X', content: [textBlock('Snow is white.')], citations };
+      const cited = { type: 'char_location', cited_text: 'green', document_index: 0, document_title: 'G', start_char_index: 13, end_char_index: 18 };
+      const scenario = steps(call(inCity('Bern')), directive('cited', { text: 'It is green.', citations: [cited] }));
+      const documents = [
+        { type: 'document', source, title: 'G', context: 'Of plants.', citations },
+        { type: 'document', source: pieces, citations: { enabled: false } },
+        found,
+      ];
+      client.messages.push({ role: 'user', content: [...documents, { type: 'text', text: client.text(scenario) }] });
+      await client.send();
+      const answer = await client.results([found]).send();
+      assert.deepEqual(answer.content, [{ type: 'text', text: 'It is green.', citations: [cited] }]);
+      assert.deepEqual(answer.ignored, []);
+      const [first, second] = client.assertCalls(2, 2); // MCP knows no search results
+      const { citations: _, ...uncited } = documents[1];
+      assert.deepEqual(conversationOf(first)[0].content.slice(0, 3), [documents[0], uncited, found]);
+      assert.deepEqual(conversationOf(second)[2].content[0].content, found);
+    },
+    { body: { tools: [WEATHER] } },
+  ));
+
 test('messages: what else a tool has reaches the API, a tool that a result refers to is told as text', (t) =>
   messages(
     t,

@@ -108,6 +108,26 @@ TEST_CASE("decoder tools: several calls come together, after thinking and text")
   CHECK(all.calls == strings{"t1", "t2"});
 }
 
+TEST_CASE("decoder: a text's citations come with its end, once, also of an attempt that broke") {
+  const auto cited = [](const std::string& message) {
+    const auto citation = delta(0, R"({"type":"citations_delta","citation":{"a":1}})");
+    return std::vector<json>{message_start(message), text_start(0), text_delta("Green.", 0),
+                             citation};
+  };
+  const auto end =
+      std::vector<json>{block_stop(0), message_delta("\"end_turn\""), message_stop(), result()};
+  for (const auto& lines : {cited("m1") + end, cited("m1") + cited("m2") + end}) {
+    const auto all = decode(lines, tools_shape());
+    CHECK(all.text() == "Green.");
+    std::string citations;
+    for (const auto& what : all.told) {
+      const auto* stopped = std::get_if<block_stopped>(&what);
+      if (stopped != nullptr) citations += dump(stopped->citations);
+    }
+    CHECK(citations == R"([{"a":1}])");
+  }
+}
+
 TEST_CASE("decoder tools: a call without arguments has the empty object for them") {
   const std::vector<std::vector<json>> calls = {call_lines(0, "t1", "look", {}),
                                                 {tool_start(0, "t1", "look"), block_stop(0)}};
