@@ -1130,7 +1130,7 @@ struct text_part {
   std::string text;
 };
 
-/// An image or a PDF: its bytes, or a URL from which the API fetches it.
+/// An image or a document: its bytes, or a URL from which the API fetches it; or a search result.
 struct media_part {
   enum class media_kind { image, document };
   media_kind kind = media_kind::image;
@@ -1138,6 +1138,9 @@ struct media_part {
   std::string data;        ///< base64; empty with a URL
   std::string url;
   std::string title;  ///< a document's file name
+  /// Members of the block that go to the API as they are: `context`, `citations`, a source of
+  /// pieces; of a search result all.
+  json more = json::object();
 };
 
 /// The model asked for a tool of the client's.
@@ -1188,6 +1191,7 @@ inline void append_media(std::string& words, const media_part& media) {
   append_field(words, image ? 'f' : 'g', media.media_type);
   append_field(words, 'd', media.url.empty() ? media.data : media.url);
   append_field(words, 'h', media.title);
+  if (!media.more.empty()) append_field(words, 'b', dump(media.more));
 }
 
 /// `call`: which of the calls before it answers.
@@ -1278,15 +1282,17 @@ inline std::size_t count_common(const conversation_trace& one, const conversatio
 struct tool_definition {
   std::string name;
   std::string description;
-  json schema;  ///< JSON Schema of its input, an object
+  json schema;                 ///< JSON Schema of its input, an object
+  json more = json::object();  ///< further members that the API knows, as it is to get them
 };
 
 /// What the model may do with the client's tools.
 struct tool_choice {
   enum class how { automatic, none, any, named };
   how kind = how::automatic;
-  std::string name;      ///< of the tool that must be called, with `named`
-  bool parallel = true;  ///< several calls in one message
+  std::string name;                  ///< of the tool that must be called, with `named`
+  bool parallel = true;              ///< several calls in one message
+  std::vector<std::string> allowed;  ///< the only tools that are offered; empty: all
 };
 
 /// How the model picks its words; what is not set is the API's to choose.
@@ -1363,7 +1369,8 @@ struct turn_request {
   bool no_thinking = false;                         ///< asked for in so many words
   const char* stop_field = "stop";                  ///< where it gave stop sequences
   const char* messages_field = "messages";          ///< where it gave the messages
-  bool thinks = false;  ///< the model will: asked to, or because it cannot do otherwise
+  bool thinks = false;          ///< the model will: asked to, or because it cannot do otherwise
+  bool shows_thinking = false;  ///< to the client, which has asked for it
   std::optional<agent_request> agent;  ///< unset: the model has no tools but the client's
   bool stream = false;
   bool strict = false;                      ///< what is not honoured is an error
@@ -1377,6 +1384,40 @@ constexpr std::string_view continue_prompt = "Please continue.";
 /// What the user says before a history that begins with the assistant (a bot's greeting): the
 /// Messages API wants the user first.
 constexpr std::string_view opening_prompt = "Hello.";
+
+/// The ids of a message's tool calls.
+inline std::vector<std::string> call_ids(const message& said) {
+  std::vector<std::string> ids;
+  for (const auto& part : said.parts) {
+    if (const auto* call = std::get_if<tool_call_part>(&part)) ids.push_back(call->id);
+  }
+  return ids;
+}
+
+/// Gives each call without an id one, and each result without one that of the first call before it
+/// that no other result answers.
+inline void complete_call_ids(std::vector<message>& messages) {
+  std::vector<std::string> open;
+  for (std::size_t i = 0; i < messages.size(); ++i) {
+    std::vector<std::string*> results;
+    std::size_t calls = 0;
+    for (auto& part : messages[i].parts) {
+      if (auto* result = std::get_if<tool_result_part>(&part)) results.push_back(&result->call_id);
+      auto* call = std::get_if<tool_call_part>(&part);
+      if (call == nullptr) continue;
+      ++calls;
+      if (call->id.empty()) call->id = "call_" + std::to_string(i) + "_" + std::to_string(calls);
+    }
+    for (const auto* id : results)
+      open.erase(std::remove(open.begin(), open.end(), *id), open.end());
+    for (auto* id : results) {
+      if (!id->empty() || open.empty()) continue;
+      *id = open.front();
+      open.erase(open.begin());
+    }
+    open = call_ids(messages[i]);
+  }
+}
 
 /// Joins neighbours of one role and drops empty messages, as the Messages API wants them, and
 /// makes sure that the user speaks first and last, tool results before all else.
@@ -1402,16 +1443,8 @@ inline void normalize(std::vector<message>& messages) {
       return std::holds_alternative<tool_result_part>(part);
     });
   }
+  complete_call_ids(joined);
   messages = std::move(joined);
-}
-
-/// The ids of a message's tool calls.
-inline std::vector<std::string> call_ids(const message& said) {
-  std::vector<std::string> ids;
-  for (const auto& part : said.parts) {
-    if (const auto* call = std::get_if<tool_call_part>(&part)) ids.push_back(call->id);
-  }
-  return ids;
 }
 
 constexpr std::size_t most_calls = 1024;  ///< of tools in one message
@@ -1561,10 +1594,11 @@ inline std::string parse_model(const reader& field) {
 /// The bytes of a `data:TYPE;base64,…` URI (RFC 2397), or nullopt when it is none.
 inline std::optional<media_part> try_data_uri(std::string_view uri) {
   constexpr std::string_view mark = ";base64,";
+  uri = text::trim(uri);
   const auto comma = uri.find(mark);
   if (!text::starts_with(uri, "data:") || comma == std::string_view::npos) return std::nullopt;
   media_part media;
-  media.media_type = text::to_lower(uri.substr(5, comma - 5));
+  media.media_type = text::to_lower(text::trim(uri.substr(5, comma - 5)));
   media.data = uri.substr(comma + mark.size());
   return media;
 }
@@ -1590,7 +1624,10 @@ constexpr std::array<std::string_view, 5> media_types = {"image/png", "image/jpe
 
 /// Settles the type, and throws a 400 for what the API would refuse after all of it was sent.
 inline void check_media(const reader& field, media_part& media) {
-  if (!text::is_base64(media.data)) field.fail("is not valid base64");
+  auto& data = media.data;
+  const auto is_blank = [](char c) { return c == ' ' || (c >= '\t' && c <= '\r'); };
+  data.erase(std::remove_if(data.begin(), data.end(), is_blank), data.end());
+  if (!text::is_base64(data)) field.fail("is not valid base64");
   if (const auto type = sniff_media_type(media.data); !type.empty()) media.media_type = type;
   if (std::find(media_types.begin(), media_types.end(), media.media_type) == media_types.end()) {
     field.fail("is of the type '" + media.media_type +
@@ -1731,16 +1768,40 @@ inline void add_tool(const reader& source, tool_definition tool, turn_request& r
   if (std::any_of(request.tools.begin(), request.tools.end(), same)) {
     source.fail("has the name '" + tool.name + "', as another one has");
   }
+  for (const char* name : {"strict", "defer_loading", "allowed_callers"}) {
+    const auto wish = source.find(name);
+    if (!wish || tool.more.contains(name)) continue;
+    if (asks_for_something(*wish, R"([false,["direct"]])")) {
+      name_ignored(request, std::string("tools.") + name);
+    }
+  }
   request.tools.push_back(std::move(tool));
+}
+
+/// What a model has called a tool with: an object or its text. A history may hold any: one that the
+/// token limit has cut, and of other models `null` or `[]` for nothing. The API takes objects only.
+inline json parse_call_input(const std::optional<reader>& arguments) {
+  if (!arguments) return json::object();
+  json input = arguments->value();
+  if (input.is_string()) {
+    check_json_bounds(arguments->string());
+    input = json::parse(arguments->string(), nullptr, false);
+  }
+  if (input.is_object()) return input;
+  const bool nothing = arguments->is_string() && text::trim(arguments->string()).empty();
+  if (nothing || input.empty()) return json::object();
+  return json::object({{"_invalid_arguments", arguments->value()}});
 }
 
 /// Throws a 400 for a choice that the tools of the request do not leave.
 inline void check_tool_choice(const reader& choice, const turn_request& request) {
   const auto& wanted = request.choice;
-  const auto is_it = [&](const tool_definition& tool) { return tool.name == wanted.name; };
-  if (wanted.kind == tool_choice::how::named &&
-      std::none_of(request.tools.begin(), request.tools.end(), is_it)) {
-    choice.fail("names '" + wanted.name + "', which is not among the tools");
+  auto names = wanted.allowed;
+  if (wanted.kind == tool_choice::how::named) names.push_back(wanted.name);
+  for (const auto& name : names) {
+    const auto is_it = [&](const tool_definition& tool) { return tool.name == name; };
+    if (std::any_of(request.tools.begin(), request.tools.end(), is_it)) continue;
+    choice.fail("names '" + name + "', which is not among the tools");
   }
   if (wanted.kind == tool_choice::how::any && request.tools.empty()) {
     choice.fail("needs tools to choose from");
@@ -1868,6 +1929,11 @@ inline void parse_agent(const reader& root, turn_request& request) {
   const auto shown = root.find("show_activity");
   if (enabled && enabled->boolean()) request.agent.emplace();
   if (shown && shown->boolean() && request.agent) request.agent->show_activity = true;
+  if (!request.agent) return;
+  if (!request.choice.allowed.empty()) name_ignored(request, "tool_choice");
+  for (const auto& tool : request.tools) {  // beside an agent's own ones they go by MCP
+    for (const auto& member : tool.more.items()) name_ignored(request, "tools." + member.key());
+  }
 }
 
 inline json render_media(const media_part& media) {
@@ -1878,6 +1944,7 @@ inline json render_media(const media_part& media) {
   if (!media.url.empty()) source = json::object({{"type", "url"}, {"url", media.url}});
   json block = json::object({{"type", image ? "image" : "document"}, {"source", source}});
   if (!media.title.empty()) block["title"] = media.title;
+  block.update(media.more);
   return block;
 }
 
@@ -1987,7 +2054,8 @@ struct block_delta {
 
 struct block_stopped {
   std::size_t index = 0;
-  std::string signature;  ///< of thinking
+  std::string signature;           ///< of thinking
+  json citations = json::array();  ///< of a text, as the API tells them
 };
 
 /// The connection to the API broke, and what it says now replaces all blocks from this one on. Only
@@ -2021,6 +2089,7 @@ struct turn_result {
     std::string id;
     std::string name;
     std::string signature;
+    json citations = json::array();
   };
 
   std::string model;
@@ -2034,23 +2103,25 @@ struct turn_result {
 class collector {
  public:
   void add(const event& what) {
-    std::visit(
-        overloaded{
-            [&](const turn_started& e) { result_.model = e.model; },
-            [&](const block_started& e) {
-              result_.blocks.push_back({e.kind, {}, e.id, e.name, {}});
-            },
-            [&](const block_delta& e) { result_.blocks.at(e.index).text += e.text; },
-            [&](const block_stopped& e) { result_.blocks.at(e.index).signature = e.signature; },
-            [&](const attempt_broken& e) { result_.blocks.resize(e.index); },
-            [&](const turn_stopped& e) {
-              result_.reason = e.reason;
-              result_.stop_sequence = e.stop_sequence;
-              result_.usage = e.usage;
-            },
-            [&](const turn_failed& e) { throw e.error; },
-        },
-        what);
+    std::visit(overloaded{
+                   [&](const turn_started& e) { result_.model = e.model; },
+                   [&](const block_started& e) {
+                     result_.blocks.push_back({e.kind, {}, e.id, e.name, {}});
+                   },
+                   [&](const block_delta& e) { result_.blocks.at(e.index).text += e.text; },
+                   [&](const block_stopped& e) {
+                     result_.blocks.at(e.index).signature = e.signature;
+                     result_.blocks.at(e.index).citations = e.citations;
+                   },
+                   [&](const attempt_broken& e) { result_.blocks.resize(e.index); },
+                   [&](const turn_stopped& e) {
+                     result_.reason = e.reason;
+                     result_.stop_sequence = e.stop_sequence;
+                     result_.usage = e.usage;
+                   },
+                   [&](const turn_failed& e) { throw e.error; },
+               },
+               what);
   }
 
   const turn_result& result() const { return result_; }
@@ -2187,11 +2258,17 @@ inline json render_usage(const token_usage& usage) {
   return rendered;
 }
 
+/// The text that a custom tool is called with: the only member of its input.
+inline std::string freeform_input(const std::string& arguments) {
+  return string_of(try_parse_json(arguments), "input");
+}
+
 /// How a client wants its answer written.
 struct reply_style {
   bool include_usage = false;     ///< in a stream; the whole answer always has it
   bool legacy_functions = false;  ///< `function_call` instead of `tool_calls`
   std::size_t choices = 1;
+  std::vector<std::string> freeform;  ///< names of custom tools, whose input is plain text
 };
 
 /// Writes `chat.completion` and `chat.completion.chunk` objects.
@@ -2210,9 +2287,10 @@ class chat_reply final : public reply {
                    [&](const block_started& e) { write_block(choice, e, out); },
                    [&](const block_delta& e) {
                      if (state.kind == block_kind::redacted_thinking) return;
-                     write_choice(choice, delta_of(state, e.text), "null", out);
+                     if (state.freeform) state.arguments += e.text;
+                     if (!state.freeform) write_choice(choice, delta_of(state, e.text), out);
                    },
-                   [](const block_stopped&) {},
+                   [&](const block_stopped&) { write_block_end(choice, out); },
                    [](const attempt_broken&) {},  // of answers that are not streamed
                    [&](const turn_stopped& e) { write_stop(choice, e, out); },
                    [&](const turn_failed& e) {
@@ -2244,7 +2322,23 @@ class chat_reply final : public reply {
   struct choice_state {
     block_kind kind = block_kind::text;
     std::size_t calls = 0;
+    bool freeform = false;  ///< the block is a custom tool's call: its text is known at its end
+    std::string arguments;  ///< of such a call
   };
+
+  bool is_freeform(const std::string& name) const {
+    return std::find(style_.freeform.begin(), style_.freeform.end(), name) != style_.freeform.end();
+  }
+
+  json call_of(const std::string& id, const std::string& name, const std::string& arguments) const {
+    const bool freeform = is_freeform(name);
+    const char* type = freeform ? "custom" : "function";
+    const json input = freeform ? freeform_input(arguments) : arguments;
+    return json::object(
+        {{"id", id},
+         {"type", type},
+         {type, json::object({{"name", name}, {freeform ? "input" : "arguments", input}})}});
+  }
 
   /// Clients of the old kind know one call only, under another name.
   const char* finish_reason(stop_reason reason) const {
@@ -2262,11 +2356,7 @@ class chat_reply final : public reply {
         case block_kind::thinking:
         case block_kind::activity: reasoning += block.text; break;
         case block_kind::redacted_thinking: break;
-        case block_kind::tool_call:
-          calls.push_back(json::object(
-              {{"id", block.id},
-               {"type", "function"},
-               {"function", json::object({{"name", block.name}, {"arguments", block.text}})}}));
+        case block_kind::tool_call: calls.push_back(call_of(block.id, block.name, block.text));
       }
     }
     const bool silent = content.empty() && !calls.empty();
@@ -2298,24 +2388,30 @@ class chat_reply final : public reply {
       chunk_head_ = dump(head("chat.completion.chunk", started.model));
       chunk_head_.back() = ',';
     }
-    write_choice(choice, R"({"role":"assistant","content":""})", "null", out);
+    write_choice(choice, R"({"role":"assistant","content":""})", out);
   }
 
   /// A call is announced with its id and name; its arguments follow piece by piece.
   void write_block(std::size_t choice, const block_started& started, std::string& out) {
     auto& state = choices_.at(choice);
     state.kind = started.kind;
+    state.freeform = started.kind == block_kind::tool_call && is_freeform(started.name);
+    state.arguments.clear();
     if (started.kind != block_kind::tool_call) return;
     ++state.calls;
-    const json function = json::object({{"name", started.name}, {"arguments", ""}});
-    if (style_.legacy_functions) {
-      return write_choice(choice, dump(json::object({{"function_call", function}})), "null", out);
-    }
-    const json call = json::object({{"index", state.calls - 1},
-                                    {"id", started.id},
-                                    {"type", "function"},
-                                    {"function", function}});
-    write_choice(choice, dump(json::object({{"tool_calls", json::array({call})}})), "null", out);
+    json call = json::object({{"index", state.calls - 1}});
+    call.update(call_of(started.id, started.name, {}));
+    const json told = style_.legacy_functions ? json::object({{"function_call", call["function"]}})
+                                              : json::object({{"tool_calls", json::array({call})}});
+    write_choice(choice, dump(told), out);
+  }
+
+  void write_block_end(std::size_t choice, std::string& out) {
+    auto& state = choices_.at(choice);
+    if (!std::exchange(state.freeform, false)) return;
+    const json input = json::object({{"input", freeform_input(state.arguments)}});
+    const json call = json::object({{"index", state.calls - 1}, {"custom", input}});
+    write_choice(choice, dump(json::object({{"tool_calls", json::array({call})}})), out);
   }
 
   std::string delta_of(const choice_state& state, const std::string& more) const {
@@ -2333,7 +2429,7 @@ class chat_reply final : public reply {
   }
 
   void write_stop(std::size_t choice, const turn_stopped& stopped, std::string& out) {
-    write_choice(choice, "{}", '"' + std::string(finish_reason(stopped.reason)) + '"', out);
+    write_choice(choice, "{}", out, '"' + std::string(finish_reason(stopped.reason)) + '"');
     add_usage(usage_, stopped.usage);
     if (++stopped_ < choices_.size()) return;
     if (style_.include_usage) {
@@ -2342,11 +2438,11 @@ class chat_reply final : public reply {
     out += sse_data("[DONE]");
   }
 
-  void write_choice(std::size_t choice, const std::string& delta, const std::string& reason,
-                    std::string& out) const {
-    out +=
-        sse_data(chunk_head_ + R"("choices":[{"index":)" + std::to_string(choice) + R"(,"delta":)" +
-                 delta + R"(,"logprobs":null,"finish_reason":)" + reason + "}]}");
+  void write_choice(std::size_t choice, const std::string& delta, std::string& out,
+                    const std::string& reason = "null") const {
+    out += sse_data(chunk_head_ + R"("choices":[{"index":)" + std::to_string(choice) +
+                    R"(,"delta":)" + delta + R"(,"logprobs":null,"finish_reason":)" + reason +
+                    (style_.include_usage ? R"(}],"usage":null})" : "}]}"));
   }
 
   std::string id_;
@@ -2489,48 +2585,31 @@ inline std::vector<content_part> parse_content(const reader& message, turn_reque
 }
 
 inline tool_call_part parse_function_call(const reader& function, std::string id) {
-  const auto arguments = function.require("arguments");
-  check_json_bounds(arguments.string());
-  tool_call_part part{std::move(id), function.require("name").string(),
-                      json::parse(arguments.string(), nullptr, false)};
-  if (arguments.string().empty()) part.input = json::object();
-  if (part.input.is_discarded()) {  // the token limit has cut them; the API takes an object only
-    part.input = json::object({{"_invalid_arguments", arguments.string()}});
-  }
-  if (!part.input.is_object()) arguments.fail("must be the JSON text of an object");
-  return part;
+  return {std::move(id), function.require("name").string(),
+          parse_call_input(function.find("arguments"))};
 }
 
-/// Functions of the old kind have no ids: there is one call in a message, so its place will do.
-inline std::string make_call_id(const turn_request& request) {
-  return "call_" + std::to_string(request.messages.size());
-}
-
-/// The id of the last call in the history; empty when there is none.
-inline std::string last_call_id(const turn_request& request) {
-  const auto& messages = request.messages;
-  for (auto said = messages.rbegin(); said != messages.rend(); ++said) {
-    const auto ids = call_ids(*said);
-    if (!ids.empty()) return ids.back();
-  }
-  return {};
-}
-
-inline void parse_calls(const reader& source, const turn_request& request, message& said) {
+/// Functions of the old kind have no ids.
+inline void parse_calls(const reader& source, message& said) {
   if (const auto calls = source.find("tool_calls")) {
     for (const auto& call : calls->elements()) {
-      said.parts.emplace_back(
-          parse_function_call(call.require("function"), call.require("id").string()));
+      const auto& id = call.require("id").string();
+      if (const auto custom = call.find("custom")) {
+        const json input = json::object({{"input", custom->require("input").string()}});
+        said.parts.emplace_back(tool_call_part{id, custom->require("name").string(), input});
+      } else {
+        said.parts.emplace_back(parse_function_call(call.require("function"), id));
+      }
     }
   }
   if (const auto function = source.find("function_call")) {
-    said.parts.emplace_back(parse_function_call(*function, make_call_id(request)));
+    said.parts.emplace_back(parse_function_call(*function, {}));
   }
 }
 
 inline tool_result_part parse_result(const reader& source, turn_request& request, bool legacy) {
   tool_result_part result;
-  result.call_id = legacy ? last_call_id(request) : source.require("tool_call_id").string();
+  if (!legacy) result.call_id = source.require("tool_call_id").string();
   for (auto& part : parse_content(source, request, !legacy)) {
     if (auto* words = std::get_if<text_part>(&part)) result.content.emplace_back(std::move(*words));
     if (auto* media = std::get_if<media_part>(&part)) {
@@ -2558,31 +2637,63 @@ inline void parse_message(const reader& source, turn_request& request) {
   }
   if (speaker == "assistant") {
     said.author = role::assistant;
-    parse_calls(source, request, said);
+    const auto refusal = source.find("refusal");
+    if (refusal && !refusal->string().empty())
+      said.parts.emplace_back(text_part{refusal->string()});
+    parse_calls(source, said);
   }
   request.messages.push_back(std::move(said));
 }
 
+/// A function in the words of either maker.
 inline tool_definition parse_function(const reader& function) {
   tool_definition tool{function.require("name").string(), {}, json::object()};
   if (const auto told = function.find("description")) tool.description = told->string();
-  if (const auto schema = function.find("parameters")) {
-    tool.schema = parse_object_schema(*schema);
-  } else {
-    tool.schema = json::object({{"type", "object"}, {"properties", json::object()}});
-  }
+  auto schema = function.find("parameters");
+  if (!schema) schema = function.find("input_schema");
+  tool.schema = json::object({{"type", "object"}, {"properties", json::object()}});
+  if (schema) tool.schema = parse_object_schema(*schema);
   return tool;
 }
 
-inline void parse_tools(const reader& root, turn_request& request) {
+/// A tool that takes plain text is a function of one argument to the model. Its grammar stands in
+/// the format (Responses) or in a member of it (chat).
+inline tool_definition parse_custom_tool(const reader& tool) {
+  tool_definition fresh{tool.require("name").string(), {}, {}};
+  if (const auto told = tool.find("description")) fresh.description = told->string();
+  auto format = tool.find("format");
+  if (format && format->find("grammar")) format = format->find("grammar");
+  if (const auto grammar = format ? format->find("definition") : std::nullopt) {
+    fresh.description += "\n\nThe input must follow this grammar:\n" + grammar->string();
+  }
+  const json input = json::object({{"type", "string"}, {"description", "The whole input"}});
+  fresh.schema = json::object({{"type", "object"},
+                               {"properties", json::object({{"input", input}})},
+                               {"required", json::array({"input"})}});
+  return fresh;
+}
+
+/// A tool in chat's own form, or, as some clients send them here, in that of Responses or Messages.
+inline void parse_tool(const reader& tool, turn_request& request, reply_style& style) {
+  const auto type = tool.find("type");
+  const bool own = tool.find("input_schema").has_value();
+  const auto kind = type ? type->string() : own ? "custom" : "function";
+  if (!type && !own) tool.require("type");
+  if (kind != "function" && kind != "custom") {
+    type->fail("must be function or custom: no other tools run here");
+  }
+  const auto held = tool.find(kind.c_str());
+  const bool flat = tool.find("name").has_value();
+  const auto function = held || flat ? held.value_or(tool) : tool.require(kind.c_str());
+  const bool freeform = kind == "custom" && !own;
+  auto fresh = freeform ? parse_custom_tool(function) : parse_function(function);
+  if (freeform) style.freeform.push_back(fresh.name);
+  add_tool(function, std::move(fresh), request);
+}
+
+inline void parse_tools(const reader& root, turn_request& request, reply_style& style) {
   if (const auto tools = root.find("tools")) {
-    for (const auto& tool : tools->elements()) {
-      refuse_foreign_tool(tool, "/v1/chat/completions");
-      const auto type = tool.require("type");
-      if (type.string() != "function") type.fail("must be 'function': no other tools run here");
-      const auto function = tool.require("function");
-      add_tool(function, parse_function(function), request);
-    }
+    for (const auto& tool : tools->elements()) parse_tool(tool, request, style);
   }
   if (const auto functions = root.find("functions")) {
     for (const auto& function : functions->elements()) {
@@ -2591,33 +2702,41 @@ inline void parse_tools(const reader& root, turn_request& request) {
   }
 }
 
-/// `"auto"`, `"none"`, `"required"`, or the function that must be called.
-inline void parse_tool_choice(const reader& choice, const reader& function, turn_request& request) {
+/// The name of a tool, in itself (Responses, Messages) or in the member that its type names (chat).
+inline const std::string& parse_tool_name(const reader& tool) {
+  for (const char* holder : {"function", "custom"}) {
+    if (const auto held = tool.find(holder)) return held->require("name").string();
+  }
+  return tool.require("name").string();
+}
+
+/// A word, alone or as a type, the tools that may be called, or the one that must be.
+inline void parse_tool_choice(const reader& choice, turn_request& request) {
   auto& wanted = request.choice;
-  if (choice.is_string()) {
-    const auto& word = choice.string();
-    if (word == "none") wanted.kind = tool_choice::how::none;
-    if (word == "required") wanted.kind = tool_choice::how::any;
-    if (word != "auto" && word != "none" && word != "required") {
-      choice.fail("must be auto, none, required or a function");
+  auto word = choice.is_string() ? choice.string() : string_of(choice.value(), "type");
+  if (word == "allowed_tools") {
+    const auto allowed = choice.find("allowed_tools").value_or(choice);
+    for (const auto& tool : allowed.require("tools").elements()) {
+      wanted.allowed.push_back(parse_tool_name(tool));
     }
-  } else {
+    word = string_of(allowed.value(), "mode");
+  }
+  if (word == "none") {
+    wanted.kind = tool_choice::how::none;
+  } else if (word == "required" || word == "any") {
+    wanted.kind = tool_choice::how::any;
+  } else if (choice.is_string() && word != "auto") {
+    choice.fail("must be auto, none, required or a tool");
+  } else if (word != "auto" && wanted.allowed.empty()) {
     wanted.kind = tool_choice::how::named;
-    wanted.name = function.require("name").string();
+    wanted.name = parse_tool_name(choice);
   }
   check_tool_choice(choice, request);
 }
 
 inline void parse_tool_choices(const reader& root, turn_request& request) {
-  if (const auto choice = root.find("tool_choice")) {
-    if (choice->is_string()) {
-      parse_tool_choice(*choice, *choice, request);
-    } else {
-      parse_tool_choice(*choice, choice->require("function"), request);
-    }
-  }
-  if (const auto choice = root.find("function_call")) {
-    parse_tool_choice(*choice, *choice, request);
+  for (const char* name : {"tool_choice", "function_call"}) {
+    if (const auto choice = root.find(name)) parse_tool_choice(*choice, request);
   }
   if (root.find("functions")) request.choice.parallel = false;
   if (const auto parallel = root.find("parallel_tool_calls")) {
@@ -2644,8 +2763,7 @@ inline void parse_sampling(const reader& root, turn_request& request) {
 }
 
 /// How the answer is to be written.
-inline reply_style parse_style(const reader& root, const turn_request& request) {
-  reply_style style;
+inline void parse_style(const reader& root, const turn_request& request, reply_style& style) {
   if (const auto n = root.find("n")) style.choices = static_cast<std::size_t>(n->integer(1, 8));
   if (style.choices > 1 && !request.session.empty()) {
     throw bad_field("n", "must be 1 in a session, which goes on with one answer");
@@ -2656,7 +2774,6 @@ inline reply_style parse_style(const reader& root, const turn_request& request) 
     const auto wanted = stream_options->find("include_usage");
     style.include_usage = wanted && wanted->boolean();
   }
-  return style;
 }
 
 /// Chat completion request to neutral request. Unknown fields are accepted: clients send many.
@@ -2676,7 +2793,8 @@ inline parsed_request parse(const json& body, const reply_context& context) {
     throw bad_field(all.back().path() + ".content", "must not be empty in the last message");
   }
   normalize(turn.messages);
-  parse_tools(root, turn);
+  reply_style style;
+  parse_tools(root, turn, style);
   parse_tool_choices(root, turn);
   if (const auto format = root.find("response_format")) {
     parse_answer_format(*format, turn, "json_schema");
@@ -2686,7 +2804,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   if (const auto session = root.find("session_id")) turn.session = parse_session_id(*session);
   if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
   parse_agent(root, turn);
-  const auto style = parse_style(root, turn);
+  parse_style(root, turn, style);
   for (const auto& field : ignored_fields) {
     const auto value = root.find(field.name);
     if (value && check_ignored(field, *value)) name_ignored(turn, field.name);
@@ -2886,7 +3004,11 @@ class messages_reply final : public reply {
   /// What the agent's tools did is told as thinking, which nobody signed.
   static json render_block(const turn_result::block& block) {
     switch (block.kind) {
-      case block_kind::text: return json::object({{"type", "text"}, {"text", block.text}});
+      case block_kind::text: {
+        json text = json::object({{"type", "text"}, {"text", block.text}});
+        if (!block.citations.empty()) text["citations"] = block.citations;
+        return text;
+      }
       case block_kind::thinking:
       case block_kind::activity:
         return json::object(
@@ -2947,6 +3069,10 @@ class messages_reply final : public reply {
 
   void write_block_end(const block_stopped& stopped, std::string& out) {
     if (!begun_) write_delta({stopped.index, {}}, out);  // nothing was sealed in it
+    for (const auto& citation : stopped.citations) {
+      write_indexed("content_block_delta", stopped.index, "delta",
+                    json::object({{"type", "citations_delta"}, {"citation", citation}}), out);
+    }
     if (kind_ == block_kind::thinking && !stopped.signature.empty()) {
       write_indexed("content_block_delta", stopped.index, "delta",
                     json::object({{"type", "signature_delta"}, {"signature", stopped.signature}}),
@@ -2972,7 +3098,43 @@ class messages_reply final : public reply {
   bool begun_ = false;  ///< the client knows of the block
 };
 
-/// `{"type":"base64"|"url"|"text"|"file", …}` of an image or a document.
+inline media_part parse_source(const reader& block, media_part::media_kind kind);
+
+/// The texts and images of which a document or a search result is made.
+inline json parse_pieces(const reader& content) {
+  if (content.is_string()) return content.string();
+  json pieces = json::array();
+  for (const auto& piece : content.elements()) {
+    const auto type = piece.require("type");
+    if (type.string() == "image") {
+      pieces.push_back(render_media(parse_source(piece, media_part::media_kind::image)));
+    } else if (type.string() == "text") {
+      pieces.push_back(json::object({{"type", "text"}, {"text", piece.require("text").string()}}));
+    } else {
+      type.fail("'" + type.string() + "' is not supported here; text and image are");
+    }
+  }
+  return pieces;
+}
+
+inline void parse_citations(const reader& block, media_part& media) {
+  const auto citations = block.find("citations");
+  const auto enabled = citations ? citations->find("enabled") : std::nullopt;
+  if (enabled && enabled->boolean()) media.more["citations"] = json::object({{"enabled", true}});
+}
+
+inline media_part parse_search_result(const reader& block) {
+  media_part media;
+  media.kind = media_part::media_kind::document;
+  media.more = json::object({{"type", "search_result"},
+                             {"source", block.require("source").string()},
+                             {"title", block.require("title").string()},
+                             {"content", parse_pieces(block.require("content"))}});
+  parse_citations(block, media);
+  return media;
+}
+
+/// `{"type":"base64"|"url"|"text"|"content"|"file", …}` of an image or a document.
 inline media_part parse_source(const reader& block, media_part::media_kind kind) {
   const auto source = block.require("source");
   const auto type = source.require("type");
@@ -2991,11 +3153,17 @@ inline media_part parse_source(const reader& block, media_part::media_kind kind)
   } else if (type.string() == "text" && kind == media_part::media_kind::document) {
     media.media_type = "text/plain";
     media.data = source.require("data").string();
+  } else if (type.string() == "content" && kind == media_part::media_kind::document) {
+    media.more["source"] =
+        json::object({{"type", "content"}, {"content", parse_pieces(source.require("content"))}});
   } else {
-    type.fail("'" + type.string() + "' is not supported here; base64, url and text are");
+    type.fail("'" + type.string() + "' is not supported here; base64, url, text and content are");
   }
   media.kind = kind;
   if (const auto title = block.find("title")) media.title = title->string();
+  if (kind == media_part::media_kind::image) return media;
+  if (const auto context = block.find("context")) media.more["context"] = context->string();
+  parse_citations(block, media);
   return media;
 }
 
@@ -3019,6 +3187,10 @@ inline tool_result_part parse_result(const reader& block) {
       result.content.emplace_back(parse_source(piece, media_part::media_kind::image));
     } else if (type.string() == "document") {
       result.content.emplace_back(parse_source(piece, media_part::media_kind::document));
+    } else if (type.string() == "search_result") {
+      result.content.emplace_back(parse_search_result(piece));
+    } else if (type.string() == "tool_reference") {  // the CLI would take it out
+      add("The tool '" + piece.require("tool_name").string() + "' is available.");
     } else {
       type.fail("'" + type.string() + "' is not supported in a tool result");
     }
@@ -3047,18 +3219,19 @@ inline void parse_block(const reader& block, message& said) {
     said.parts.emplace_back(parse_source(block, media_part::media_kind::image));
   } else if (kind == "document" && user) {
     said.parts.emplace_back(parse_source(block, media_part::media_kind::document));
+  } else if (kind == "search_result" && user) {
+    said.parts.emplace_back(parse_search_result(block));
   } else if (kind == "tool_result" && user) {
     said.parts.emplace_back(parse_result(block));
   } else if (kind == "tool_use" && !user) {
-    const auto input = block.require("input");
-    if (!input.value().is_object()) input.fail("must be an object");
     said.parts.emplace_back(tool_call_part{block.require("id").string(),
-                                           block.require("name").string(), input.value()});
+                                           block.require("name").string(),
+                                           parse_call_input(block.find("input"))});
   } else if ((kind == "thinking" || kind == "redacted_thinking") && !user) {
     add_thinking(block, said);
   } else {
-    refuse_part(type,
-                user ? "text, image, document and tool_result" : "text, tool_use and thinking");
+    refuse_part(type, user ? "text, image, document, search_result and tool_result"
+                           : "text, tool_use and thinking");
   }
 }
 
@@ -3136,6 +3309,16 @@ inline void parse_message(const reader& source, history_builder& history, turn_r
   foreign.finish(std::move(said));
 }
 
+/// What else a tool of the API's can have.
+inline void parse_tool_members(const reader& source, tool_definition& tool) {
+  for (const char* name : {"strict", "eager_input_streaming"}) {
+    if (const auto wish = source.find(name)) tool.more[name] = wish->boolean();
+  }
+  if (const auto examples = source.find("input_examples")) {
+    for (const auto& one : examples->elements()) tool.more["input_examples"].push_back(one.value());
+  }
+}
+
 /// Tools of the client's. Those that only the API can run would be another account's business.
 inline void parse_tools(const reader& root, turn_request& request) {
   const auto tools = root.find("tools");
@@ -3150,6 +3333,7 @@ inline void parse_tools(const reader& root, turn_request& request) {
     tool_definition fresh{tool.require("name").string(), {}, {}};
     if (const auto told = tool.find("description")) fresh.description = told->string();
     fresh.schema = parse_object_schema(tool.require("input_schema"));
+    parse_tool_members(tool, fresh);
     add_tool(tool, std::move(fresh), request);
   }
 }
@@ -3195,6 +3379,10 @@ inline void parse_output(const reader& root, turn_request& request) {
       request.no_thinking = true;
     } else {
       type.fail("must be enabled, adaptive or disabled");
+    }
+    const auto display = thinking->find("display");
+    if (display && asks_for_something(*display, R"(["summarized"])")) {
+      name_ignored(request, "thinking.display");
     }
   }
   auto format = output ? output->find("format") : std::nullopt;
@@ -3257,7 +3445,8 @@ inline turn_request parse_request(const json& body, bool counts_only) {
   for (const char* name : {"mcp_servers", "container", "context_management", "service_tier",
                            "inference_geo", "speed"}) {
     const auto value = root.find(name);
-    if (value && asks_for_something(*value, R"(["auto"])")) name_ignored(turn, name);
+    constexpr const char* neutral = R"(["auto","standard",[],{},{"edits":[]}])";
+    if (value && asks_for_something(*value, neutral)) name_ignored(turn, name);
   }
   return turn;
 }
@@ -3312,8 +3501,13 @@ inline std::int64_t estimate_tokens(const turn_request& request) {
     bytes += tool.name.size() + tool.description.size() + dump(tool.schema).size();
   }
   const auto weigh_media = [&](const media_part& media) {
-    tokens +=
-        media.media_type == "text/plain" ? static_cast<std::int64_t>(media.data.size() / 4) : 1600;
+    const bool in_pieces = media.data.empty() && media.url.empty();
+    if (!media.more.empty()) bytes += dump(media.more).size();
+    if (media.media_type == "text/plain") {
+      bytes += media.data.size();
+    } else if (!in_pieces) {
+      tokens += 1600;
+    }
   };
   const auto weigh = overloaded{
       [&](const text_part& part) { bytes += part.text.size(); },
@@ -3532,11 +3726,6 @@ class response_reply final : public reply {
     return item;
   }
 
-  /// The text that a custom tool is called with: the only member of its input.
-  static std::string freeform_input(const std::string& arguments) {
-    return string_of(try_parse_json(arguments), "input");
-  }
-
   json finished_item(const turn_result::block& block, const std::string& id) const {
     switch (block.kind) {
       case block_kind::text:
@@ -3560,7 +3749,8 @@ class response_reply final : public reply {
       item["name"] = spaced->second.name;
       item["namespace"] = spaced->second.space;
     }
-    item[freeform ? "input" : "arguments"] = freeform ? freeform_input(block.text) : block.text;
+    item[freeform ? "input" : "arguments"] =
+        freeform ? openai_chat::freeform_input(block.text) : block.text;
     return item;
   }
 
@@ -3797,22 +3987,6 @@ inline void parse_reasoning_item(const reader& item, history_builder& history,
   history.add({role::assistant, {std::move(thought)}});
 }
 
-/// A tool that takes plain text is a function of one argument to the model.
-inline tool_definition parse_custom_tool(const reader& tool) {
-  tool_definition fresh{tool.require("name").string(), {}, {}};
-  if (const auto told = tool.find("description")) fresh.description = told->string();
-  if (const auto format = tool.find("format")) {
-    if (const auto grammar = format->find("definition")) {
-      fresh.description += "\n\nThe input must follow this grammar:\n" + grammar->string();
-    }
-  }
-  const json input = json::object({{"type", "string"}, {"description", "The whole input"}});
-  fresh.schema = json::object({{"type", "object"},
-                               {"properties", json::object({{"input", input}})},
-                               {"required", json::array({"input"})}});
-  return fresh;
-}
-
 /// A tool that only OpenAI can run, such as `web_search`, is left out and named.
 inline void parse_tool(const reader& tool, const qualified_name& in, turn_request& request,
                        response_style& style) {
@@ -3821,7 +3995,7 @@ inline void parse_tool(const reader& tool, const qualified_name& in, turn_reques
   if (!freeform && type.string() != "function") {
     return name_ignored_kind(request, "tools", type.string());
   }
-  auto fresh = freeform ? parse_custom_tool(tool) : openai_chat::parse_function(tool);
+  auto fresh = freeform ? openai_chat::parse_custom_tool(tool) : openai_chat::parse_function(tool);
   if (!in.space.empty()) {
     const qualified_name full{in.space, fresh.name};
     fresh.name = full.joined();
@@ -3853,7 +4027,7 @@ inline void parse_tool_choice(const reader& root, turn_request& request) {
     if (!type.empty() && type != "function" && type != "custom" && type != "allowed_tools") {
       choice->fail("forces '" + type + "', a tool that only OpenAI can run");
     }
-    openai_chat::parse_tool_choice(*choice, *choice, request);
+    openai_chat::parse_tool_choice(*choice, request);
   }
   if (const auto parallel = root.find("parallel_tool_calls")) {
     request.choice.parallel = parallel->boolean();
@@ -3872,6 +4046,7 @@ inline void parse_reasoning(const reader& root, turn_request& request, response_
   for (const auto& wanted : include->elements()) {
     if (wanted.string() == "reasoning.encrypted_content") style.seals = true;
   }
+  request.shows_thinking = style.summarizes || style.seals;
 }
 
 inline void parse_text(const reader& root, turn_request& request) {
@@ -4183,8 +4358,9 @@ class completion_reply final : public reply {
 
   void write_text(std::size_t choice, const std::string& words, json reason,
                   std::string& out) const {
-    out += sse_data(
-        dump(completion(model_, json::array({choice_of(choice, words, std::move(reason))}))));
+    json whole = completion(model_, json::array({choice_of(choice, words, std::move(reason))}));
+    if (include_usage_) whole["usage"] = json();
+    out += sse_data(dump(whole));
   }
 
   void write_stop(std::size_t choice, const turn_stopped& stopped, std::string& out) {
@@ -4443,6 +4619,7 @@ inline void settle_thinking(turn_request& request, const model_traits& model) {
   if (!request.thinking_tokens && request.effort != reasoning_effort::none) {
     request.thinking_tokens = thinking_budget(request.effort);
   }
+  if (request.thinking_tokens.value_or(0) > 0) request.shows_thinking = true;
   constexpr std::int64_t least = 1024;
   const bool forced = request.choice.kind == tool_choice::how::any ||
                       request.choice.kind == tool_choice::how::named;
@@ -4846,6 +5023,7 @@ struct answer_shape {
   bool agent = false;               ///< Claude Code's own tools run meanwhile; the answer goes on
   bool shows_activity = false;      ///< and what they do is told
   std::vector<std::string> cut_at;  ///< stop texts that the API was not told
+  bool shows_thinking = true;
   std::vector<std::string> answered;  ///< ids of the calls whose results the client has brought
 };
 
@@ -4858,6 +5036,7 @@ inline answer_shape make_answer_shape(const turn_request& request) {
   shape.agent = request.agent.has_value();
   shape.shows_activity = request.agent && request.agent->show_activity;
   shape.cut_at = request.sampling.cut_at;
+  shape.shows_thinking = request.shows_thinking;
   if (request.messages.empty()) return shape;
   for (const auto& part : request.messages.back().parts) {
     const auto* result = std::get_if<tool_result_part>(&part);
@@ -4977,6 +5156,7 @@ class turn_decoder {
     std::string name = {};
     std::string text = {};
     std::string signature = {};
+    json citations = json::array();
   };
 
   /// A retry further away than this is the client's to make, since it knows how long it may wait.
@@ -5014,6 +5194,9 @@ class turn_decoder {
     if (type == "signature_delta" && incoming_) {
       told_[*incoming_].signature = string_of(delta, "signature");
     }
+    if (type == "citations_delta" && incoming_) {
+      told_[*incoming_].citations.push_back(member_of(delta, "citation"));
+    }
   }
 
   /// Whole blocks: told already when they were streamed; else this line is all that comes.
@@ -5033,6 +5216,8 @@ class turn_decoder {
       const auto& input = member_of(block, "input");
       if (input.is_object() && !input.empty()) add_text("tool_use", dump(input), out);
       if (incoming_) told_[*incoming_].signature = string_of(block, "signature");
+      const auto& citations = member_of(block, "citations");
+      if (incoming_ && citations.is_array()) told_[*incoming_].citations = citations;
     }
   }
 
@@ -5239,9 +5424,10 @@ class turn_decoder {
     const auto type = string_of(block, "type");
     if (finished_ || !started_ || message_complete_) return;
     if (type == "text") add_block({block_kind::text, "text", shape_.structured}, block, out);
-    if (type == "thinking") add_block({block_kind::thinking, "thinking", false}, block, out);
+    const bool hidden = !shape_.shows_thinking;
+    if (type == "thinking") add_block({block_kind::thinking, "thinking", hidden}, block, out);
     if (type == "redacted_thinking") {
-      add_block({block_kind::redacted_thinking, "data", false}, block, out);
+      add_block({block_kind::redacted_thinking, "data", hidden}, block, out);
       add_text("data", string_of(block, "data"), out);
     }
     if (type == "tool_use") begin_tool(block, out);
@@ -5284,7 +5470,8 @@ class turn_decoder {
     incoming_ = next_++;
     position_ = 0;
     if (*incoming_ < told_.size()) {
-      const auto& told = told_[*incoming_];
+      auto& told = told_[*incoming_];
+      told.citations = json::array();
       const bool same = told.kind == fresh.kind && told.hidden == fresh.hidden &&
                         told.name == string_of(block, "name");
       if (!same) fail_diverged(out);
@@ -5380,7 +5567,7 @@ class turn_decoder {
         last.kind == block_kind::tool_call || (is_structured(last) && !is_cut_short());
     if (called && last.text.empty()) out.emplace_back(block_delta{last.index, "{}"});
     if (last.kind == block_kind::activity) out.emplace_back(block_delta{last.index, "\n"});
-    out.emplace_back(block_stopped{last.index, last.signature});
+    out.emplace_back(block_stopped{last.index, last.signature, last.citations});
   }
 
   /// A block of our own making, told at once. Only between messages.
@@ -5561,39 +5748,142 @@ inline keyword_kind kind_of_keyword(std::string_view name) {
   return holds(plain) || name == "maxProperties" ? keyword_kind::value : keyword_kind::unknown;
 }
 
-/// The schema without what the CLI's validator does not know: it would drop the whole schema
-/// without a word for one such keyword. What it cannot hold an answer against the model is told.
-inline json encode_schema(const json& schema) {
-  if (schema.is_array()) {
-    json each = json::array();
-    for (const auto& one : schema) each.push_back(encode_schema(one));
-    return each;
+/// An answer's schema in the words of draft 7, which the CLI's validator knows: for one keyword of
+/// another draft it would drop the whole schema without a word. What answers cannot be held against
+/// is left out, and told to the model if it is short.
+class schema_encoder {
+ public:
+  /// `for_api`: tuples stay as draft 2020-12 has them, since the API takes no others.
+  explicit schema_encoder(bool for_api) : for_api_(for_api) {}
+
+  json encode_root(const json& root) {
+    note_names(root, "#");
+    json known = encode(root, true);
+    for (std::size_t i = 0; i < used_.size(); ++i) {  // encoding one may use another
+      json schema = encode(*named_.at(used_[i]).schema);
+      if (!known["$defs"].is_object()) known["$defs"] = json::object();
+      known["$defs"]["ref_" + std::to_string(i)] = std::move(schema);
+    }
+    return known;
   }
-  if (!schema.is_object()) return schema;
-  json known = json::object();
-  std::string told;
-  for (const auto& [name, value] : schema.items()) {
+
+ private:
+  struct named_schema {
+    const json* schema;
+    bool is_root;
+  };
+
+  /// Draft 7 has names for schemas, too, but its validator resolves them against addresses.
+  void note_names(const json& schema, std::string_view place = {}) {
+    if (!schema.is_structured()) return;
+    const bool is_root = !place.empty();
+    for (const char* name : {"$id", "$anchor", "$dynamicAnchor"}) {
+      const auto value = string_of(schema, name);
+      const bool is_id = std::string_view(name) == "$id";
+      if (!value.empty()) named_.insert({is_id ? value : "#" + value, {&schema, is_root}});
+    }
+    for (const auto& member : schema) note_names(member);
+  }
+
+  /// A reference by place stays; one by name becomes one by place.
+  std::string encode_reference(const std::string& target) {
+    const auto found = named_.find(target);
+    if (found == named_.end()) return target;
+    if (found->second.is_root) return "#";
+    const auto known = std::find(used_.begin(), used_.end(), target);
+    const auto index = known - used_.begin();
+    if (known == used_.end()) used_.push_back(target);
+    return "#/$defs/ref_" + std::to_string(index);
+  }
+
+  json encode(const json& schema, bool is_root = false) {
+    if (schema.is_array()) {
+      json each = json::array();
+      for (const auto& one : schema) each.push_back(encode(one));
+      return each;
+    }
+    if (!schema.is_object()) return schema;
+    json known = json::object();
+    for (const auto& [name, value] : schema.items()) encode_member(name, value, known);
+    encode_tuple(schema, known);
+    for (const char* name : {"dependentRequired", "dependentSchemas", "dependencies"}) {
+      const auto& needs = member_of(schema, name);
+      if (needs.is_object()) encode_dependencies(needs, known);
+    }
+    if (member_of(schema, "minContains") == 0) known.erase("contains");
+    tell_rest(schema, known);
+    if (boolean_of(schema, "nullable") && !is_root) allow_null(known);
+    return known;
+  }
+
+  void encode_dependencies(const json& needs, json& known) {
+    if (!member_of(known, "allOf").is_array()) known["allOf"] = json::array();
+    for (const auto& [member, needed] : needs.items()) {
+      const json then = needed.is_array() ? json::object({{"required", needed}}) : encode(needed);
+      const json has = json::object({{"required", json::array({member})}});
+      known["allOf"].push_back(json::object({{"if", has}, {"then", then}}));
+    }
+  }
+
+  void encode_member(const std::string& name, const json& value, json& known) {
+    const bool refers = name == "$ref" || name == "$dynamicRef" || name == "$recursiveRef";
+    if (refers && value.is_string()) {
+      known["$ref"] = encode_reference(value.get<std::string>());
+      return;
+    }
     switch (kind_of_keyword(name)) {
       case keyword_kind::value: known[name] = value; break;
       case keyword_kind::schema:
-      case keyword_kind::schemas: known[name] = encode_schema(value); break;
+      case keyword_kind::schemas: known[name] = encode(value); break;
       case keyword_kind::map:
-        known[name] = json::object();
-        for (const auto& [key, one] : value.items()) known[name][key] = encode_schema(one);
+        if (!known.contains(name)) known[name] = json::object();
+        for (const auto& [key, one] : value.items()) known[name][key] = encode(one);
         break;
-      case keyword_kind::unknown:
-        if (name == "prefixItems" && schema.find("items") == schema.end()) {
-          known["items"] = encode_schema(value);
-        } else if (name == "format" && value.is_string()) {
-          told = "(format: " + value.get<std::string>() + ")";
-        }
+      case keyword_kind::unknown: break;
     }
   }
-  if (!told.empty()) {
-    const auto own = string_of(known, "description");
-    known["description"] = own.empty() ? told : own + " " + told;
+
+  /// The first elements of an array by a schema each, and the rest by another.
+  void encode_tuple(const json& schema, json& known) {
+    const bool new_words = member_of(schema, "prefixItems").is_array();
+    const auto& first = member_of(schema, new_words ? "prefixItems" : "items");
+    if (!first.is_array()) return;
+    const auto& rest = member_of(schema, new_words ? "items" : "additionalItems");
+    for (const char* name : {"items", "additionalItems"}) known.erase(name);
+    known[for_api_ ? "prefixItems" : "items"] = encode(first);
+    if (!rest.is_null()) known[for_api_ ? "items" : "additionalItems"] = encode(rest);
   }
-  return known;
+
+  /// As OpenAPI means it.
+  static void allow_null(json& known) {
+    const auto type = known.find("type");
+    if (type == known.end() || known.contains("const")) {
+      known = json::object({{"anyOf", json::array({known, json::object({{"type", "null"}})})}});
+      return;
+    }
+    if (!type->is_array()) *type = json::array({*type});
+    type->push_back("null");
+    if (member_of(known, "enum").is_array()) known["enum"].push_back(nullptr);
+  }
+
+  static void tell_rest(const json& schema, json& known) {
+    for (const char* name :
+         {"format", "minContains", "maxContains", "contentEncoding", "contentMediaType"}) {
+      const auto& value = member_of(schema, name);
+      if (value.is_null() || value.is_structured()) continue;
+      const auto words = value.is_string() ? value.get<std::string>() : dump(value);
+      const auto own = string_of(known, "description");
+      known["description"] = (own.empty() ? "(" : own + " (") + name + ": " + words + ")";
+    }
+  }
+
+  bool for_api_;
+  std::map<std::string, named_schema> named_;
+  std::vector<std::string> used_;  ///< names that were referred to
+};
+
+inline json encode_schema(const json& schema, bool for_api = false) {
+  return schema_encoder(for_api).encode_root(schema);
 }
 
 /// Gives a fresh process what its conversation is about: the system prompt, in place of Claude
@@ -5631,15 +5921,19 @@ inline json encode_tool_choice(const turn_request& request, const tool_names& na
 /// characters.
 inline json encode_offered_tools(const turn_request& request, const tool_names& names) {
   json offered = json::array();
+  const auto& allowed = request.choice.allowed;
   for (const auto& tool : request.tools) {
+    const bool offers = std::find(allowed.begin(), allowed.end(), tool.name) != allowed.end();
+    if (!allowed.empty() && !offers) continue;
     offered.push_back(json::object({{"name", names.to_api(tool.name)},
                                     {"description", tool.description},
                                     {"input_schema", tool.schema}}));
+    offered.back().update(tool.more);
   }
   if (request.schema) {
     offered.push_back(json::object({{"name", structured_tool},
                                     {"description", "Return the final response as structured JSON"},
-                                    {"input_schema", encode_schema(*request.schema)}}));
+                                    {"input_schema", encode_schema(*request.schema, true)}}));
   }
   return offered;
 }
@@ -5661,7 +5955,11 @@ inline json encode_body(const turn_request& request, const tool_names& names) {
     if (!request.thinks) choice = json::object({{"type", "tool"}, {"name", structured_tool}});
   }
   if (!choice.is_null()) body["tool_choice"] = choice;
-  if (!request.tools.empty() && !request.agent) {  // an agent has the CLI's own ones as well
+  // The CLI would give the API the words of draft 7.
+  const bool differs =
+      request.schema && encode_schema(*request.schema, true) != encode_schema(*request.schema);
+  const bool offers = differs || !request.tools.empty();
+  if (offers && !request.agent) {  // an agent has the CLI's own ones as well
     body["tools"] = encode_offered_tools(request, names);
   }
   return body;
@@ -8409,6 +8707,13 @@ inline media_part decode_media(const json& block) {
   media.data = string_of(source, "data");
   media.url = string_of(source, "url");
   media.title = string_of(block, "title");
+  media.more = block;
+  if (string_of(block, "type") == "search_result") {
+    media.kind = media_part::media_kind::document;
+    return media;
+  }
+  for (const char* own : {"type", "title"}) media.more.erase(own);
+  if (string_of(source, "type") != "content") media.more.erase("source");
   return media;
 }
 
@@ -8434,7 +8739,9 @@ inline std::optional<message> decode_message(const json& stored) {
   for (const auto& block : content) {
     const auto type = string_of(block, "type");
     if (type == "text") said.parts.emplace_back(text_part{string_of(block, "text")});
-    if (type == "image" || type == "document") said.parts.emplace_back(decode_media(block));
+    if (type == "image" || type == "document" || type == "search_result") {
+      said.parts.emplace_back(decode_media(block));
+    }
     if (type == "tool_use") {
       said.parts.emplace_back(tool_call_part{string_of(block, "id"), string_of(block, "name"),
                                              member_of(block, "input")});
@@ -8451,7 +8758,9 @@ inline std::optional<message> decode_message(const json& stored) {
 /// How much text and data the messages hold, roughly.
 inline std::size_t bytes_of(const std::vector<message>& messages) {
   constexpr std::size_t each = 64;
-  const auto of_media = [](const media_part& media) { return media.data.size(); };
+  const auto of_media = [](const media_part& media) {
+    return media.data.size() + (media.more.empty() ? 0 : memory_of(media.more));
+  };
   const auto of_text = [](const text_part& said) { return said.text.size(); };
   std::size_t bytes = 0;
   for (const auto& said : messages) {

@@ -504,6 +504,7 @@ class completions_stream_reader {
     if (whole.is_null()) {
       whole = chunk;
       whole["choices"] = json::array();
+      whole.erase("usage");
     }
     for (const char* member : {"id", "object", "created", "model"}) {
       expect(chunk.contains(member) && chunk[member] == whole[member], "a chunk of another answer");
@@ -515,7 +516,7 @@ class completions_stream_reader {
       whole["usage"] = chunk.value("usage", json());
       return;
     }
-    expect(!chunk.contains("usage"), "usage beside a choice");
+    expect(chunk.value("usage", json()).is_null(), "usage beside a choice");
     for (const auto& choice : chunk["choices"]) read_choice(choice);
   }
 

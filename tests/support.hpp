@@ -382,9 +382,13 @@ class chat_stream_reader {
     const bool begins = call.contains("id");
     expect(own.legacy.empty(), "calls of both kinds");
     expect(index + (begins ? 0 : 1) == own.calls.size(), "the calls' indexes are not dense");
-    expect(begins == (call.value("type", "") == "function"), "type is told with the id, once");
+    const auto* type = call.contains("custom") ? "custom" : "function";
+    expect(begins == (call.value("type", "") == type), "type is told with the id, once");
     if (!got_.problem.empty()) return;
-    read_function(call.value("function", json()), own.calls);
+    auto called = call.value(type, json());
+    if (called.contains("input")) called["arguments"] = called["input"];
+    called.erase("input");
+    read_function(called, own.calls);
     if (begins && got_.problem.empty()) own.calls.back().id = call["id"].get<std::string>();
   }
 

@@ -295,3 +295,33 @@ for (const [how, credentials] of [
     const tagged = turns[0].body.system.filter(({ text }) => text.startsWith('x-anthropic-billing-header'));
     assert.ok(tagged.every(({ text }) => text.length < 200), 'its billing tag is not taken for the whole prompt');
   });
+
+test('Claude Code finds and calls a tool of an MCP server that it has deferred', { deadline: 120_000 }, async (t) => {
+  const setting = await prepare(t);
+  const { command, args, env } = mcpServer(setting.scratch, 'today');
+  const file = path.join(setting.scratch, 'mcp.json');
+  writeFileSync(file, JSON.stringify({ mcpServers: { words: { command, args, env } } }));
+  setting.api.script(({ body: { tools = [], messages } }) => {
+    const names = tools.map(({ name }) => name);
+    const told = JSON.stringify(messages);
+    if (/found sky today/.test(told)) return { name: 'plain', text: 'All done.' };
+    if (names.includes('mcp__words__lookup')) return { name: 'tool_use', tool: 'mcp__words__lookup', args: { key: 'sky' } };
+    if (names.includes('ToolSearch')) return { name: 'tool_use', tool: 'ToolSearch', args: { query: 'select:mcp__words__lookup' } };
+    return { name: 'plain', text: 'A title' };
+  });
+  const flags = ['--model', MODEL, '--output-format', 'stream-json', '--verbose', '--mcp-config', file, '--allowedTools', 'mcp__words'];
+  const result = await run(setting, t.cli, ['-p', ...flags, '--', PROMPT], {
+    ANTHROPIC_BASE_URL: setting.proxy.url,
+    ANTHROPIC_API_KEY: KEY,
+    CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC: '1',
+    DISABLE_AUTOUPDATER: '1',
+  });
+  assert.equal(result.lines.at(-1).result, 'All done.', result.output);
+  assert.doesNotMatch(setting.proxy.output, / \/v1\/messages\S* 400 /);
+  const [before, found, called] = turnsOf(setting);
+  const offers = ({ body }) => body.tools.some(({ name }) => name === 'mcp__words__lookup');
+  assert.deepEqual([before, found, called].map(offers), [false, true, true]);
+  assert.match(JSON.stringify(conversationOf(found).at(-1)), /The tool 'mcp__words__lookup' is available/);
+  assert.match(JSON.stringify(conversationOf(called).at(-1)), /found sky today/);
+  assert.equal(processOf(found), processOf(called), 'the process that waits goes on');
+});

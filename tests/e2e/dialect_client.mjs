@@ -41,10 +41,10 @@ function assertMessage(message) {
   assert.deepEqual([message.type, message.role], ['message', 'assistant']);
   assertKeys(message.usage, USAGE, ['cost', 'output_tokens_details', 'server_tool_use']);
   assertKeys(message.usage.cache_creation, ['ephemeral_5m_input_tokens', 'ephemeral_1h_input_tokens']);
-  for (const block of message.content) assertKeys(block, BLOCKS[block.type] ?? assert.fail(`a block of ${block.type}`));
+  for (const block of message.content) assertKeys(block, BLOCKS[block.type] ?? assert.fail(`a block of ${block.type}`), block.type === 'text' ? ['citations'] : []);
 }
 
-const DELTAS = { text: { text_delta: 'text' }, thinking: { thinking_delta: 'thinking', signature_delta: 'signature' }, tool_use: { input_json_delta: 'partial_json' } };
+const DELTAS = { text: { text_delta: 'text', citations_delta: 'citation' }, thinking: { thinking_delta: 'thinking', signature_delta: 'signature' }, tool_use: { input_json_delta: 'partial_json' } };
 
 /** Puts one block together out of its start, its deltas and its stop. */
 function readBlock(index, [start, ...events]) {
@@ -62,8 +62,9 @@ function readBlock(index, [start, ...events]) {
     assert.deepEqual([value.type, value.index], ['content_block_delta', index]);
     const field = DELTAS[block.type]?.[value.delta.type] ?? assert.fail(`${value.delta.type} in a block of ${block.type}`);
     assertKeys(value.delta, ['type', field]);
-    assert.equal(typeof value.delta[field], 'string');
-    if (field === 'partial_json') json += value.delta[field];
+    assert.equal(typeof value.delta[field], field === 'citation' ? 'object' : 'string');
+    if (field === 'citation') block.citations = [...(block.citations ?? []), value.delta.citation];
+    else if (field === 'partial_json') json += value.delta[field];
     else block[field] += value.delta[field];
   }
   if (block.type === 'tool_use' && json) block.input = JSON.parse(json);

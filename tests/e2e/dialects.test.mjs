@@ -67,6 +67,7 @@ const inTurn = async (client, body) => {
   }
 };
 const WEATHER = { name: 'get_weather', description: 'The weather of a city', input_schema: CITY };
+const MEMBERS = { strict: true, input_examples: [{ city: 'Bern' }] };
 const TIME = { name: 'get_time', input_schema: { type: 'object', properties: {} } };
 
 test('messages: a message and its events, with the usage of the API', (t) =>
@@ -242,6 +243,50 @@ test('messages: a failure of a tool reaches the API whole, however long; of one 
     { body: { tools: [WEATHER] } },
   ));
 
+test('messages: documents to be cited and search results reach the API whole, and citations come back', (t) =>
+  messages(
+    t,
+    async (client) => {
+      const citations = { enabled: true };
+      const source = { type: 'text', media_type: 'text/plain', data: 'The grass is green.' };
+      const pieces = { type: 'content', content: [textBlock('The sky is blue.'), pngBlock] };
+      const found = { type: 'search_result', source: 'https://example.org/x', title: 'X', content: [textBlock('Snow is white.')], citations };
+      const cited = { type: 'char_location', cited_text: 'green', document_index: 0, document_title: 'G', start_char_index: 13, end_char_index: 18 };
+      const scenario = steps(call(inCity('Bern')), directive('cited', { text: 'It is green.', citations: [cited] }));
+      const documents = [
+        { type: 'document', source, title: 'G', context: 'Of plants.', citations },
+        { type: 'document', source: pieces, citations: { enabled: false } },
+        found,
+      ];
+      client.messages.push({ role: 'user', content: [...documents, { type: 'text', text: client.text(scenario) }] });
+      await client.send();
+      const answer = await client.results([found]).send();
+      assert.deepEqual(answer.content, [{ type: 'text', text: 'It is green.', citations: [cited] }]);
+      assert.deepEqual(answer.ignored, []);
+      const [first, second] = client.assertCalls(2, 2); // MCP knows no search results
+      const { citations: _, ...uncited } = documents[1];
+      assert.deepEqual(conversationOf(first)[0].content.slice(0, 3), [documents[0], uncited, found]);
+      assert.deepEqual(conversationOf(second)[2].content[0].content, found);
+    },
+    { body: { tools: [WEATHER] } },
+  ));
+
+test('messages: what else a tool has reaches the API, a tool that a result refers to is told as text', (t) =>
+  messages(
+    t,
+    async (client) => {
+      await client.ask(steps(call(inCity('Bern')), say('Sunny.')));
+      const answer = await client.results([{ type: 'tool_reference', tool_name: 'get_time' }]).send();
+      assert.deepEqual([answer.text, answer.ignored], ['Sunny.', ['tools.defer_loading']]);
+      const [first, second] = client.assertCalls(2);
+      const { cache_control: _, ...offered } = first.body.tools[0];
+      assert.deepEqual(offered, { ...WEATHER, ...MEMBERS });
+      assert.equal(first.body.tools[1].defer_loading, undefined);
+      assert.equal(conversationOf(second).at(-1).content[0].content, "The tool 'get_time' is available.");
+    },
+    { body: { tools: [{ ...WEATHER, ...MEMBERS }, { ...TIME, defer_loading: true }] } },
+  ));
+
 test('messages: tools over three rounds, in one process', (t) =>
   messages(
     t,
@@ -285,7 +330,7 @@ test('messages: tools over three rounds, in one process', (t) =>
       calls.forEach((one, i) => assert.deepEqual(conversationOf(one).map(ordered), whole.slice(0, 2 * i + 1)));
       assert.deepEqual(toolsOf(calls[3]), {
         get_weather: { description: WEATHER.description, input_schema: CITY },
-        get_time: { description: '', input_schema: TIME.input_schema },
+        get_time: { description: '', input_schema: TIME.input_schema, strict: true },
       });
     },
     { body: { tools: [cached(WEATHER), { type: 'custom', ...TIME, strict: true }] } },
@@ -455,6 +500,29 @@ test('messages: thinking is told with its signature and passed on, in one proces
       assert.deepEqual(rest, ['Let me look.', ...first.calls.map(asBlock)]);
     },
     { body: { tools: [WEATHER], max_tokens: 8000, thinking: { type: 'enabled', budget_tokens: 2000 } } },
+  ));
+
+test('messages: thoughts that nobody asked for are not told, and stay with the process for its tool results', (t) =>
+  Promise.all(
+    [undefined, { type: 'disabled' }].map((thinking) =>
+      messages(
+        t,
+        async (client) => {
+          const scenario = steps(call(inCity('Bern'), { thinking: 'Which city?', redacted: 'Y2lwaGVy', before: 'Let me look.' }), thought());
+          const first = await client.ask(scenario);
+          assert.deepEqual(first.kinds, ['text', 'tool_use']); // the reader checks that a stream counts them from 0
+          const second = await client.results('sunny').send();
+          assert.deepEqual(second.content, [{ type: 'text', text: 'I thought.' }]);
+          assert.deepEqual(second.ignored, thinking ? ['thinking'] : []);
+          const [, last] = client.assertCalls(2);
+          assert.equal(last.body.thinking.type, 'adaptive', 'this model always thinks');
+          const [redacted, thoughts] = conversationOf(last)[1].content;
+          assert.deepEqual(redacted, { type: 'redacted_thinking', data: 'Y2lwaGVy' });
+          assert.deepEqual(thoughts, { type: 'thinking', thinking: 'Which city?', signature: SIGNATURE });
+        },
+        { body: { model: 'sonnet', tools: [WEATHER], thinking } },
+      ),
+    ),
   ));
 
 test('messages: the same after the process was lost: the signed thoughts are replayed', { deadline: 60_000 }, async (t) => {
@@ -805,7 +873,7 @@ once.test('count_tokens: what is wrong is a 400 that names it', async (t) => {
 
 const responses = bothWays(ResponsesClient);
 const respond = (t, body, options = {}) => t.send({ path: '/v1/responses', body: { model: MODEL, ...body }, ...options }).done;
-const fn = (name, parameters = CITY, more = {}) => ({ type: 'function', name, description: `What ${name} does`, parameters, strict: true, ...more });
+const fn = (name, parameters = CITY, more = {}) => ({ type: 'function', name, description: `What ${name} does`, parameters, ...more });
 const WEATHER_FN = fn('get_weather');
 const argumentsOf = ({ calls }) => calls.map((one) => JSON.parse(one.arguments));
 const fnBlock = ({ call_id, name, arguments: text }) => ({ call: call_id, name, input: JSON.parse(text) });
@@ -1185,11 +1253,13 @@ test('responses: reasoning with and without a summary', (t) =>
     assert.deepEqual([shown.kinds, shown.summary, shown.text], [['reasoning', 'message'], 'Let me think.', 'I thought.']);
     assert.equal(shown.usage.output_tokens_details.reasoning_tokens, 5);
     assert.deepEqual(shown.response.reasoning, { effort: 'low', summary: 'auto' });
+    const unasked = await client.ask(scenario);
+    assert.deepEqual([unasked.kinds, unasked.text], [['message'], 'I thought.']);
     const hidden = await client.ask(scenario, { reasoning: { effort: 'low' } });
     assert.deepEqual([hidden.kinds, hidden.summary, hidden.text], [['reasoning', 'message'], '', 'I thought.']);
     for (const { reasoning } of [shown, hidden]) assert.equal(reasoning[0].encrypted_content, undefined);
-    const calls = client.assertCalls(2);
-    for (const one of calls) assert.deepEqual(thinks(one), { type: 'enabled', budget_tokens: 2048 });
+    const [first, , last] = client.assertCalls(3, 2);
+    for (const one of [first, last]) assert.deepEqual(thinks(one), { type: 'enabled', budget_tokens: 2048 });
   }));
 
 test('responses: encrypted reasoning is brought back to the API with its signature', { deadline: 60_000 }, async (t) => {

@@ -969,6 +969,24 @@ everyVersion.test('json_schema: the content is the JSON, streamed as it comes, a
   ),
 );
 
+test('json_schema: what only a newer draft can say holds too', { deadline: LONG }, (t) =>
+  Promise.all(
+    [
+      [{ p: { type: 'array', prefixItems: [{ type: 'string' }, { type: 'number' }], items: false } }, { p: ['a', 1] }, { p: [1, 'a'] }],
+      [{ p: { type: 'string', nullable: true } }, { p: null }, { p: 1 }],
+      [{ p: { $ref: '#name' }, q: { $anchor: 'name', type: 'string' } }, { p: 'a' }, { p: 1 }],
+    ].map(async ([properties, right, wrong]) => {
+      const client = new ChatClient(t, { body: schemaFormat({ type: 'object', properties }) });
+      // The CLI refuses the wrong one, and the model is asked again.
+      const answer = await client.ask(steps(structured(wrong), structured(right)));
+      assert.deepEqual([JSON.parse(answer.text), answer.ignored], [right, []]);
+      const [sent] = client.assertCalls(2);
+      const told = toolsOf(sent).StructuredOutput.input_schema;
+      if (properties.p.prefixItems) assert.deepEqual(told.properties, properties);
+    }),
+  ),
+);
+
 test('json_schema costs one call of the API', async (t) => {
   const client = new ChatClient(t, { body: schemaFormat(PERSON) });
   const { usage } = await client.ask(structured(ADA, USAGE));
@@ -1468,10 +1486,11 @@ async function budgetsOf(client, efforts) {
   for (const effort of efforts) {
     const answer = await client.ask(thought(), { reasoning_effort: effort });
     assert.deepEqual([answer.text, answer.finish, answer.ignored], ['I thought.', 'stop', []], effort);
-    assert.equal(answer.reasoning, 'Let me think.'); // this API thinks unasked too
+    const asked = effort && effort !== 'none'; // this API thinks unasked too, which is not told
+    assert.equal(answer.reasoning, asked ? 'Let me think.' : undefined);
     assert.equal(answer.usage.completion_tokens_details.reasoning_tokens, 5);
     assert.equal(answer.usage.completion_tokens, 12);
-    if (client.stream) assert.deepEqual(answer.kinds, ['reasoning_content', 'content']);
+    if (client.stream) assert.deepEqual(answer.kinds, [...(asked ? ['reasoning_content'] : []), 'content']);
   }
   const calls = client.calls();
   assert.equal(calls.length, efforts.length);
@@ -1571,6 +1590,73 @@ test('thinking, then text, then tools, and the signed thinking stays with its pr
       assert.ok(thinks(last));
     },
     { body: { tools: [WEATHER], reasoning_effort: 'low' } },
+  ));
+
+test('tools in any form, the only ones allowed, and a custom one that takes text', (t) =>
+  eachWay(
+    t,
+    async (client) => {
+      const patch = JSON.stringify({ input: 'a "b"\nc' });
+      const scenario = steps(call([{ tool: 'patch', args: JSON.parse(patch) }]), say('Done.'));
+      const { result, message, finish } = await readCustom(client, scenario);
+      assert.equal(finish, 'tool_calls');
+      const [{ id, ...called }] = message.tool_calls;
+      assert.deepEqual(called, { type: 'custom', custom: { name: 'patch', input: 'a "b"\nc' } });
+      if (client.stream)
+        for (const chunk of result.data.slice(0, -2)) assert.equal(chunk.usage, null, 'as OpenAI sends it');
+      client.messages.push(message, { role: 'tool', tool_call_id: id, content: 'patched' });
+      assert.equal((await client.send({ tool_choice: allowing('auto', 'patch', 'flat') })).text, 'Done.');
+      const [first, second] = client.assertCalls(2);
+      assert.deepEqual(Object.keys(toolsOf(first)).sort(), ['flat', 'foreign', 'patch']);
+      assert.deepEqual(toolsOf(first).foreign.input_schema, WEATHER.function.parameters);
+      assert.deepEqual(Object.keys(toolsOf(second)).sort(), ['flat', 'patch']);
+    },
+    {
+      body: {
+        tools: [
+          { type: 'custom', custom: { name: 'patch', description: 'Patches', format: { type: 'text' } } },
+          { type: 'function', name: 'flat', parameters: WEATHER.function.parameters },
+          { name: 'foreign', input_schema: WEATHER.function.parameters },
+        ],
+      },
+    },
+  ));
+
+const allowing = (mode, ...names) => ({
+  type: 'allowed_tools',
+  allowed_tools: { mode, tools: names.map((name) => ({ type: 'function', function: { name } })) },
+});
+
+/** The first answer of a client that has custom tools, whose calls no other reader knows. */
+async function readCustom(client, scenario) {
+  const result = await client.user(scenario).sendRaw().done;
+  assert.equal(result.status, 200, result.text);
+  if (!client.stream) return { result, message: result.json.choices[0].message, finish: result.json.choices[0].finish_reason };
+  const choices = result.data.filter((one) => one.choices?.length).map(({ choices: [one] }) => one);
+  const [begin, ...more] = choices.flatMap(({ delta }) => delta.tool_calls ?? []);
+  const input = more.map(({ custom }) => custom.input).join('');
+  assert.deepEqual(begin.custom, { name: 'patch', input: '' });
+  const message = { role: 'assistant', content: null, tool_calls: [{ id: begin.id, type: begin.type, custom: { name: 'patch', input } }] };
+  return { result, message, finish: choices.at(-1).finish_reason };
+}
+
+test('thoughts that nobody asked for are not told, and stay with the process for its tool results', (t) =>
+  eachWay(
+    t,
+    async (client) => {
+      const scenario = steps(call(inZurich, { thinking: 'Which city?', redacted: 'Y2lwaGVy', before: 'Let me look.' }), thought());
+      const first = await client.ask(scenario);
+      assert.deepEqual([first.reasoning, first.text, first.finish], [undefined, 'Let me look.', 'tool_calls']);
+      const second = await client.results('sunny').send();
+      assert.deepEqual([second.reasoning, second.text, second.ignored], [undefined, 'I thought.', []]);
+      const [, last] = client.assertCalls(2);
+      assert.equal(last.body.thinking.type, 'adaptive', 'this model always thinks');
+      assert.deepEqual(
+        conversationOf(last)[1].content.map((block) => block.type ?? 'told'),
+        ['redacted_thinking', 'thinking', 'told', 'told'],
+      );
+    },
+    { body: { model: 'sonnet', tools: [WEATHER] } },
   ));
 
 test('a replay of calls has no signed thinking, and the API is not asked to think without', async (t) => {

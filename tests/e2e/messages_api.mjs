@@ -26,6 +26,7 @@
 //   plain      the text
 //   echo       a JSON dump {model, system:[text], messages:[{role,text}], tools:[name]} of what arrived
 //   utf8       multi-byte text, one character per delta, cut in the middle of characters on the wire
+//   cited      a text with citations (a JSON array of them)
 //   thinking   a thinking block (thinking, signature; thinking="" with a signature alone), then the text;
 //              redacted: the data of a redacted_thinking block before it
 //   max_tokens, stop_sequence, refusal, empty (blocks=0: no content block at all)
@@ -235,6 +236,8 @@ function messageOf(scenario, body, nextId) {
       const line = 'The quick brown fox jumps over the lazy dog. ';
       return { content: text(line.repeat(Math.ceil((scenario.bytes ?? 2_000_000) / line.length))) };
     }
+    case 'cited':
+      return { content: [{ ...text('It is green.')[0], citations: scenario.citations }] };
     default:
       return stoppedText(text('Hello from the loopback API.')[0].text, body);
   }
@@ -256,7 +259,10 @@ function deltasOf(block, count, cut) {
       partial_json,
     }));
   }
-  return pieces(block.text, count).map((text) => ({ type: 'text_delta', text }));
+  return [
+    ...pieces(block.text, count).map((text) => ({ type: 'text_delta', text })),
+    ...(block.citations ?? []).map((citation) => ({ type: 'citations_delta', citation })),
+  ];
 }
 
 const emptied = (block) =>
@@ -287,15 +293,22 @@ function sourceRefusal({ type, source }, where) {
 }
 
 function blockRefusal(block, where) {
+  if (block.type === 'document' && block.source?.type === 'content') return blockRefusals(block.source.content, `${where}.source`);
   if (block.type === 'image' || block.type === 'document') return sourceRefusal(block, where);
+  if (block.type === 'search_result')
+    return block.source && block.title ? blockRefusals(block.content, where) : `${where}.search_result: Field required`;
   if (block.type === 'text' && !block.text) return `${where}: text content blocks must be non-empty`;
   if (block.type === 'thinking' && !block.signature) return `${where}.thinking.signature: Field required`;
   if (block.type === 'redacted_thinking' && !block.data) return `${where}.redacted_thinking.data: Field required`;
   if (block.type === 'tool_use' && !NAME.test(block.name)) return `${where}.name: String should match pattern`;
   if (block.type === 'tool_use' && !/^[\w-]+$/.test(block.id)) return `${where}.id: String should match pattern`;
-  if (block.type !== 'tool_result') return undefined;
-  return blocksOf(block.content)
-    .map((inner, i) => (block.content === '' ? undefined : blockRefusal(inner, `${where}.content.${i}`)))
+  return block.type === 'tool_result' ? blockRefusals(block.content, where) : undefined;
+}
+
+function blockRefusals(content, where) {
+  if (content === '') return undefined;
+  return blocksOf(content)
+    .map((inner, i) => blockRefusal(inner, `${where}.content.${i}`))
     .find(Boolean);
 }
 

@@ -310,6 +310,7 @@ test('playground: two streamed turns, with Markdown, reasoning, figures and the 
   const view = await open(t);
   await is(view, '#default-model', MODEL);
   await view.fill('#system', "Don't be long.");
+  await view.selectOption('#effort', 'low');
   const answer = '# Title\n\nSome **bold** and `code`:\n\n- one\n- two\n\n```js\nconst x = 1;\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\nSee [here](https://example.org/x).';
   await say(view, typed(t, 'thinking', { thinking: 'Hm, well.', text: answer, deltas: 20, delay: 15 }));
   await idle(view);
@@ -480,6 +481,7 @@ test('what a model says stays text, however hostile', async (t) => {
   const spoken = HOSTILE.replaceAll(']]', '] ]');
   t.api.script((record) => (record.raw.includes(t.token) ? { name: 'thinking', thinking: spoken, text: spoken, deltas: 30 } : 'plain'));
   t.defer(async () => t.api.script('plain'));
+  await view.selectOption('#effort', 'low');
   await say(view, `${t.token} <img src=x onerror="pwned = 20">`);
   await idle(view);
   await sleep(300);
@@ -678,6 +680,7 @@ for (const colorScheme of ['light', 'dark']) {
     const view = await open(t, { colorScheme, refusals: true });
     await is(view, '#default-model', MODEL);
     await view.locator('#sessions tr').first().waitFor();
+    await view.selectOption('#effort', 'low');
     await say(view, typed(t, 'thinking', { text: '# Title\n\n[link](https://example.org) `code`\n\n```js\n// comment\nconst x = "1";\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n> quoted' }));
     await idle(view);
     await say(view, typed(t, 'error', { status: 400 }));

@@ -213,6 +213,40 @@ TEST_CASE("messages request: documents are PDF, text or an address, with a title
         "messages[0].content[0].type");
 }
 
+TEST_CASE("messages request: what a document and a search result hold beside their data is kept") {
+  const std::vector<std::string> kept = {
+      R"({"type":"document","source":{"type":"base64","media_type":"application/pdf","data":")" +
+          pdf + R"("},"title":"T","context":"C","citations":{"enabled":true}})",
+      R"({"type":"document","source":{"type":"content","content":"all"}})",
+      R"({"type":"document","source":{"type":"content","content":[{"type":"text","text":"a"}]}})",
+      R"({"type":"search_result","source":"https://x","title":"T",)"
+      R"("content":[{"type":"text","text":"a"}],"citations":{"enabled":true}})"};
+  const auto without_order = [](const json& block) { return nlohmann::json::parse(block.dump()); };
+  for (const auto& block : kept) {
+    CAPTURE(block);
+    const auto in_result = R"({"type":"tool_result","tool_use_id":"t","content":[)" + block + "]}";
+    for (const auto& sent : {block, in_result}) {
+      const auto request =
+          parse_text(with_messages(R"([{"role":"user","content":[)" + sent + "]}]"));
+      const auto& part = request.messages.at(0).parts.at(0);
+      CHECK(without_order(render_part(part)) == nlohmann::json::parse(sent));
+      // A stored session gives it back.
+      const json stored =
+          json::object({{"role", "user"}, {"content", json::array({render_part(part)})}});
+      const auto read = decode_message(stored);
+      REQUIRE(read);
+      CHECK(without_order(render_part(read->parts.at(0))) == nlohmann::json::parse(sent));
+    }
+  }
+  CHECK(param_of_user(R"({"type":"search_result","title":"T","content":[]})") ==
+        "messages[0].content[0].source");
+  CHECK(param_of_user(R"({"type":"document","source":{"type":"content","content":[
+                          {"type":"video"}]}})") ==
+        "messages[0].content[0].source.content[0].type");
+  CHECK(param_of_user(R"({"type":"document","citations":{"enabled":1},)" + pdf_source + "}") ==
+        "messages[0].content[0].citations.enabled");
+}
+
 TEST_CASE("messages request: a source that cannot be sent on is refused by its field") {
   const auto param_of_source = [](const std::string& kind, const std::string& source) {
     const auto param = param_of_user(R"({"type":")" + kind + R"(","source":{)" + source + "}}");
@@ -276,18 +310,19 @@ TEST_CASE("messages request: tool calls are the assistant's, results the user's"
   CHECK(param_of_assistant(result) == "messages[0].content[0].type");
 }
 
-TEST_CASE("messages request: a tool call needs an id, a name and an object") {
+TEST_CASE("messages request: a tool call needs an id and a name; its input becomes an object") {
   CHECK(param_of_assistant(R"({"type":"tool_use","name":"n","input":{}})") ==
         "messages[0].content[0].id");
   CHECK(param_of_assistant(R"({"type":"tool_use","id":"t","input":{}})") ==
         "messages[0].content[0].name");
-  CHECK(param_of_assistant(R"({"type":"tool_use","id":"t","name":"n"})") ==
-        "messages[0].content[0].input");
-  for (const std::string input : {"[]", R"("{}")", "1"}) {
+  const auto input_of = [](const std::string& input) {
+    return assistant_blocks(R"({"type":"tool_use","id":"t","name":"n")" + input + "}");
+  };
+  for (const std::string input : {"", R"(,"input":null)", R"(,"input":[])", R"(,"input":"{}")"}) {
     CAPTURE(input);
-    CHECK(param_of_assistant(R"({"type":"tool_use","id":"t","name":"n","input":)" + input + "}") ==
-          "messages[0].content[0].input");
+    CHECK(input_of(input).find("call(t,n,{})") != std::string::npos);
   }
+  CHECK(input_of(R"(,"input":"{\"a\":1}")").find(R"(call(t,n,{"a":1}))") != std::string::npos);
 }
 
 TEST_CASE("messages request: a result is nothing, a text, or blocks; it may be a failure") {
@@ -306,13 +341,15 @@ TEST_CASE("messages request: a result is nothing, a text, or blocks; it may be a
              R"(},{"type":"document",)" + pdf_source + "}]") ==
         "{} user: result(t <x> image(image/png," + png + ") document(application/pdf," + pdf +
             "))");
+  CHECK(read(R"(,"content":[{"type":"tool_reference","tool_name":"add"}])") ==
+        "{} user: result(t <The tool 'add' is available.>)");
   CHECK(param_of_user(R"({"type":"tool_result"})") == "messages[0].content[0].tool_use_id");
   CHECK(param_of_user(R"({"type":"tool_result","tool_use_id":"t","is_error":"yes"})") ==
         "messages[0].content[0].is_error");
   CHECK(param_of_user(R"({"type":"tool_result","tool_use_id":"t","content":7})") ==
         "messages[0].content[0].content");
   CHECK(param_of_user(R"({"type":"tool_result","tool_use_id":"t","content":[
-                          {"type":"text","text":"x"},{"type":"search_result"}]})") ==
+                          {"type":"text","text":"x"},{"type":"video"}]})") ==
         "messages[0].content[0].content[1].type");
 }
 
@@ -399,6 +436,28 @@ TEST_CASE("messages request: tools keep name, description and schema, in order")
   CHECK(request.ignored_params.empty());
 }
 
+TEST_CASE("messages request: what else a tool has is passed on where it can be, or named") {
+  const auto of = [](const std::string& members) {
+    return with(R"("tools":[{"name":"n","input_schema":{},)" + members + "}]");
+  };
+  const std::string kept =
+      R"("strict":true,"eager_input_streaming":true,"input_examples":[{"a":1},{}])";
+  CHECK(of(kept).tools[0].more.dump() == "{" + kept + "}");
+  CHECK(of(kept).ignored_params.empty());
+  CHECK(of(R"("strict":null,"defer_loading":false,"allowed_callers":["direct"])")
+            .ignored_params.empty());
+  const auto named = of(R"("defer_loading":true,"allowed_callers":["code_execution_20250825"])");
+  CHECK(named.tools[0].more.empty());
+  CHECK(named.ignored_params ==
+        std::vector<std::string>{"tools.defer_loading", "tools.allowed_callers"});
+  CHECK(with(R"("enable_tools":true,"tools":[{"name":"n","input_schema":{},"strict":true}])")
+            .ignored_params == std::vector<std::string>{"tools.strict"});
+  CHECK(param_of_fields(R"("tools":[{"name":"n","input_schema":{},"strict":"yes"}])") ==
+        "tools[0].strict");
+  CHECK(param_of_fields(R"("tools":[{"name":"n","input_schema":{},"input_examples":{}}])") ==
+        "tools[0].input_examples");
+}
+
 TEST_CASE("messages request: a tool without a name or an object's schema is refused") {
   CHECK(param_of_fields(R"("tools":{})") == "tools");
   CHECK(param_of_fields(R"("tools":[{"input_schema":{}}])") == "tools[0].name");
@@ -479,6 +538,9 @@ TEST_CASE("messages request: thinking is asked for by a budget, or adaptively by
   CHECK(low.thinking_tokens == thinking_budget(reasoning_effort::low));
   CHECK(low.effort == reasoning_effort::low);
   CHECK(low.thinking_field == std::string("thinking"));
+  CHECK(with(R"("thinking":{"type":"adaptive","display":"summarized"})").ignored_params.empty());
+  CHECK(with(R"("thinking":{"type":"adaptive","display":"omitted"})").ignored_params ==
+        std::vector<std::string>{"thinking.display"});
   CHECK(param_of_fields(R"("thinking":{})") == "thinking.type");
   CHECK(param_of_fields(R"("thinking":true)") == "thinking");
   CHECK(param_of_fields(R"("thinking":{"type":"on"})") == "thinking.type");
@@ -553,12 +615,13 @@ TEST_CASE("messages request: session_id, enable_tools and show_activity are this
 
 TEST_CASE("messages request: what cannot be honoured is named, what asks for nothing is not") {
   const auto ignored = [](const std::string& fields) { return with(fields).ignored_params; };
-  CHECK(ignored(R"("mcp_servers":[],"container":"c","context_management":{},
+  CHECK(ignored(R"("mcp_servers":[{}],"container":"c","context_management":{"edits":[1]},
                    "service_tier":"standard_only","inference_geo":"us","speed":"fast")") ==
         strings{"mcp_servers", "container", "context_management", "service_tier", "inference_geo",
                 "speed"});
   CHECK(ignored(R"("service_tier":"auto","metadata":{"user_id":"u"},"cache_control":{},
-                   "container":null,"betas":["x"],"unheard_of":1)")
+                   "container":null,"betas":["x"],"unheard_of":1,"mcp_servers":[],
+                   "speed":"standard","context_management":{"edits":[]})")
             .empty());
 }
 

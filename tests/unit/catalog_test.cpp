@@ -210,10 +210,21 @@ TEST_CASE("settle: each effort is a number of thinking tokens, and none is none"
     CHECK(tokens > last);
     CHECK((tokens == 0 || tokens >= 1024));
     CHECK(request.thinks == (tokens > 0));
+    CHECK(request.shows_thinking == request.thinks);
     CHECK(request.ignored_params.empty());
     last = tokens;
   }
   CHECK(last == 31'999);
+}
+
+TEST_CASE("settle: thoughts are shown to who asks for them, not to who gets them anyhow") {
+  for (const bool asks : {false, true}) {
+    turn_request request;
+    if (asks) request.thinking_tokens = 2048;
+    settle(request, thinker);
+    CHECK(request.thinks);
+    CHECK(request.shows_thinking == asks);
+  }
 }
 
 TEST_CASE("settle: who thinks gets no temperature and no top_p, and is told so") {

@@ -352,6 +352,57 @@ TEST_CASE("encode: initialize gives the system prompt, as one line") {
         "\n");
 }
 
+TEST_CASE(
+    "encode: an answer's schema is told in the words of draft 7, and to the API in the newest") {
+  struct example {
+    std::string given;
+    std::string validator;
+    std::string api;  ///< empty: the same
+  };
+  const std::string a = R"({"type":"string"})";
+  const std::vector<example> examples = {
+      {R"({"prefixItems":[)" + a + R"(],"items":false})",
+       R"({"items":[)" + a + R"(],"additionalItems":false})",
+       R"({"prefixItems":[)" + a + R"(],"items":false})"},
+      {R"({"prefixItems":[true],"items":)" + a + "}",
+       R"({"items":[true],"additionalItems":)" + a + "}", R"({"prefixItems":[true],"items":)" + a + "}"},
+      {R"({"items":[true],"additionalItems":false})", R"({"items":[true],"additionalItems":false})",
+       R"({"prefixItems":[true],"items":false})"},
+      {R"({"p":1,"items":)" + a + "}", R"({"items":)" + a + "}", ""},
+      {R"({"items":{"type":"string","enum":["a"],"nullable":true}})",
+       R"({"items":{"type":["string","null"],"enum":["a",null]}})", ""},
+      {R"({"items":{"$ref":"#/$defs/x","nullable":true}})",
+       R"({"items":{"anyOf":[{"$ref":"#/$defs/x"},{"type":"null"}]}})", ""},
+      {R"({"type":"object","nullable":true})", R"({"type":"object"})", ""},
+      {R"({"$id":"https://x/r","not":{"$ref":"https://x/r"}})", R"({"not":{"$ref":"#"}})", ""},
+      {R"({"not":{"$ref":"#n"},"if":{"$anchor":"n","else":{"$dynamicRef":"#n"}}})",
+       R"({"not":{"$ref":"#/$defs/ref_0"},"if":{"else":{"$ref":"#/$defs/ref_0"}},)"
+       R"("$defs":{"ref_0":{"else":{"$ref":"#/$defs/ref_0"}}}})",
+       ""},
+      {R"({"dependentRequired":{"a":["b"]},"dependentSchemas":{"c":{"nullable":false}}})",
+       R"({"allOf":[{"if":{"required":["a"]},"then":{"required":["b"]}},)"
+       R"({"if":{"required":["c"]},"then":{}}]})",
+       ""},
+      {R"({"contains":true,"minContains":0})", R"({"description":"(minContains: 0)"})", ""},
+      {R"({"contains":true,"minContains":2,"description":"D"})",
+       R"({"contains":true,"description":"D (minContains: 2)"})", ""},
+      {R"({"format":"date","description":"D"})", R"({"description":"D (format: date)"})", ""}};
+  for (const auto& each : examples) {
+    CAPTURE(each.given);
+  const auto given = json::parse(each.given);
+  CHECK(dump(encode_schema(given)) == each.validator);
+  CHECK(dump(encode_schema(given, true)) == (each.api.empty() ? each.validator : each.api));
+}
+// Whatever a client calls a schema, nothing but JSON comes of it.
+for (const std::string odd :
+     {R"({"allOf":{},"dependencies":{"a":1}})",
+      R"({"$defs":[],"not":{"$ref":"#n"},"if":{"$anchor":"n"}})",
+      R"({"items":{"type":"string","enum":"a","nullable":true}})", R"({"dependencies":"a"})"}) {
+  CAPTURE(odd);
+  CHECK_NOTHROW(encode_schema(json::parse(odd)));
+}
+}
+
 TEST_CASE("encode: a probe changes no settings") {
   CHECK(encode_probe("p") ==
         R"({"type":"control_request","request_id":"p","request":{"subtype":"apply_flag_settings",)"

@@ -650,11 +650,13 @@ TEST_CASE("data uri: type and bytes; anything else is none") {
   CHECK(png->media_type == "image/png");
   CHECK(png->data == "iVBORw0KGgo=");
   CHECK(png->url.empty());
+  const auto spaced = claude_openai::try_data_uri("\n data: image/png;base64, AAAA \n");
+  CHECK(spaced.value().media_type == "image/png");
   CHECK(claude_openai::try_data_uri("data:;base64,AAAA").value().media_type.empty());
   CHECK(claude_openai::try_data_uri("data:image/png;base64,").value().data.empty());
   for (const std::string none :
        {"", "data:", "data:image/png,AAAA", "data:image/png;base64", "http://x/;base64,AAAA",
-        "image/png;base64,AAAA", " data:image/png;base64,AAAA"}) {
+        "image/png;base64,AAAA", "x data:image/png;base64,AAAA"}) {
     CAPTURE(none);
     CHECK_FALSE(claude_openai::try_data_uri(none));
   }
@@ -686,11 +688,12 @@ TEST_CASE("media: types that the API does not read are refused by name") {
 
 TEST_CASE("media: what is no base64 is refused before anything is sent") {
   for (const std::string data :
-       {"", "=", "A", "AAAA=AAA", "AA AA", "AA-_", "AAAA\n", "A===", "iVBORw0KGgo=\"", "é"}) {
+       {"", "=", "A", " \n", "AAAA=AAA", "AA-_", "A===", "iVBORw0KGgo=\"", "é"}) {
     CAPTURE(data);
     CHECK(media_problem("image/png", data).find("base64") != std::string::npos);
   }
-  for (const std::string data : {"AA", "AA==", "AAA", "AAA=", "AAAA", "A+/9"}) {
+  for (const std::string data :
+       {"AA", "AA==", "AAA", "AAA=", "AAAA", "A+/9", "AA AA", "AA\r\nAA\n", " AA\t=="}) {
     CAPTURE(data);
     CHECK(settled_type("image/png", data) == "image/png");
   }

@@ -1,5 +1,6 @@
 // [09] openai_chat: requests, from JSON to the neutral form.
 #include <algorithm>
+#include <map>
 #include <string>
 #include <utility>
 #include <variant>
@@ -140,8 +141,12 @@ TEST_CASE("chat request: history keeps its roles, order and text, bytes and all"
 TEST_CASE("chat request: an assistant's refusal is text that it said") {
   CHECK(outline_of(R"([{"role":"user","content":"a"},
                        {"role":"assistant","content":[{"type":"refusal","refusal":"No."}]},
-                       {"role":"user","content":"b"}])") ==
-        "{} user: <a> assistant: <No.> user: <b>");
+                       {"role":"user","content":"b"},
+                       {"role":"assistant","content":null,"refusal":"Not that."},
+                       {"role":"user","content":"c"},
+                       {"role":"assistant","content":"Yes.","refusal":null}])") ==
+        "{} user: <a> assistant: <No.> user: <b> assistant: <Not that.> user: <c> "
+        "assistant: <Yes.> user: <Please continue.>");
 }
 
 TEST_CASE("chat request: where the assistant speaks last, the user asks to go on") {
@@ -252,10 +257,7 @@ TEST_CASE("chat request: a bad tool call is a 400 that names it") {
       {"1", at},
       {R"({"id":"1"})", at + ".function"},
       {R"({"id":"1","function":1})", at + ".function"},
-      {R"({"id":"1","function":{"name":"f"}})", at + ".function.arguments"},
-      {R"({"id":"1","function":{"name":"f","arguments":{}}})", at + ".function.arguments"},
-      {R"({"id":"1","function":{"name":"f","arguments":"[]"}})", at + ".function.arguments"},
-      {R"({"id":"1","function":{"name":"f","arguments":"null"}})", at + ".function.arguments"},
+      {R"({"id":"1","custom":{"name":"f"}})", at + ".custom.input"},
       {R"({"function":{"name":"f","arguments":"{}"}})", at + ".id"},
       {R"({"id":7,"function":{"name":"f","arguments":"{}"}})", at + ".id"},
       {R"({"id":"1","function":{"arguments":"{}"}})", at + ".function.name"}};
@@ -269,6 +271,60 @@ TEST_CASE("chat request: a bad tool call is a 400 that names it") {
         "messages[0].tool_calls");
   CHECK(param_of(with_messages(R"([{"role":"tool","content":"x"}])")) ==
         "messages[0].tool_call_id");
+}
+
+TEST_CASE("chat request: whatever the arguments of a history's call are, they become an object") {
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {R"("{\"a\":1}")", R"({"a":1})"},
+      {R"({"a":1})", R"({"a":1})"},
+      {"null", "{}"},
+      {"[]", "{}"},
+      {R"("")", "{}"},
+      {R"(" \n")", "{}"},
+      {R"("null")", "{}"},
+      {R"("[]")", "{}"},
+      {R"("[1]")", R"({"_invalid_arguments":"[1]"})"},
+      {"7", R"({"_invalid_arguments":7})"}};
+  for (const auto& [arguments, input] : cases) {
+    CAPTURE(arguments);
+    const auto of = [&](const std::string& call) {
+      const auto request = parse_text(
+          with_messages(R"([{"role":"user","content":"a"},{"role":"assistant",)" + call + "}]"));
+      return dump(std::get<tool_call_part>(request.messages.at(1).parts.at(0)).input);
+    };
+    const auto function = R"({"name":"f","arguments":)" + arguments + "}";
+    CHECK(of(R"("tool_calls":[{"id":"1","function":)" + function + "}]") == input);
+    CHECK(of(R"("function_call":)" + function) == input);
+    CHECK(of(R"("function_call":{"name":"f"})") == "{}");
+  }
+}
+
+TEST_CASE("chat request: calls without an id are given one, and results find them in their order") {
+  const auto request = parse_text(with_messages(R"([{"role":"user","content":"a"},
+      {"role":"assistant","tool_calls":[
+        {"id":"","function":{"name":"f","arguments":"{}"}},
+        {"id":"c","function":{"name":"g","arguments":"{}"}},
+        {"id":"","function":{"name":"h","arguments":"{}"}}]},
+      {"role":"tool","tool_call_id":"","content":"F"},
+      {"role":"tool","tool_call_id":"c","content":"G"},
+      {"role":"tool","tool_call_id":"","content":"H"},
+      {"role":"assistant","tool_calls":[{"id":"","function":{"name":"f","arguments":"{}"}}]},
+      {"role":"tool","tool_call_id":"","content":"again"}])"));
+  CHECK_NOTHROW(check_tool_results(request.messages));
+  std::map<std::string, std::string> said;
+  for (const auto at : {2U, 4U}) {
+    for (const auto& part : request.messages.at(at).parts) {
+      const auto& result = std::get<tool_result_part>(part);
+      said[result.call_id] = std::get<text_part>(result.content.at(0)).text;
+    }
+  }
+  std::string told;
+  for (const auto at : {1U, 3U}) {
+    for (const auto& id : call_ids(request.messages.at(at))) told += said.at(id) + " ";
+  }
+  CHECK(told == "F G H again ");
+  CHECK(said.size() == 4);
+  CHECK(said.count("") == 0);
 }
 
 TEST_CASE("chat request: arguments that the token limit has cut are told as they are") {
@@ -415,6 +471,7 @@ std::string choice_of(const std::string& body) {
     case tool_choice::how::any: told = "any"; break;
     case tool_choice::how::named: told = "named " + choice.name; break;
   }
+  for (const auto& name : choice.allowed) told += " of " + name;
   return told + (choice.parallel ? "" : " one");
 }
 
@@ -463,6 +520,17 @@ TEST_CASE("chat tools: name, description and schema are taken in order, names as
   CHECK(dump(tools[1].schema) == R"({"type":"object","properties":{}})");
 }
 
+TEST_CASE("chat tools: a schema that the model is not held to is named") {
+  const auto ignored = [](const std::string& strict) {
+    return parse_text(
+               with_tools(R"({"type":"function","function":{"name":"f","strict":)" + strict + "}}"))
+        .ignored_params;
+  };
+  CHECK(ignored("true") == std::vector<std::string>{"tools.strict"});
+  CHECK(ignored("false").empty());
+  CHECK(ignored("null").empty());
+}
+
 TEST_CASE("chat tools: parameters may be null or leave out their type") {
   const auto schema_of = [](const std::string& parameters) {
     const auto tools =
@@ -509,6 +577,37 @@ TEST_CASE("chat tools: a bad tool is a 400 that names it") {
        {tool(R"({"name":"look"})"), "tools[1].function"}});
 }
 
+TEST_CASE("chat tools: another dialect's form of a tool is taken, as is that of a custom one") {
+  const auto parsed_of = [](const std::string& one) {
+    const auto tools = parse_text(with_tools(one)).tools;
+    return tools.at(0).name + " " + tools.at(0).description + " " + dump(tools.at(0).schema);
+  };
+  const std::string schema = R"({"type":"object","properties":{"a":{}}})";
+  const std::string named = R"("name":"f","description":"Does",)";
+  for (const auto& one :
+       {R"({"type":"function","function":{)" + named + R"("parameters":)" + schema + "}}",
+        R"({"type":"function",)" + named + R"("parameters":)" + schema + "}",
+        "{" + named + R"("input_schema":)" + schema + "}",
+        R"({"type":"custom",)" + named + R"("input_schema":)" + schema + "}"}) {
+    CAPTURE(one);
+    CHECK(parsed_of(one) == "f Does " + schema);
+  }
+  const std::string grammar = R"("type":"grammar",)";
+  const std::string definition = R"("syntax":"lark","definition":"start: /x/")";
+  for (const auto& one :
+       {R"({"type":"custom","custom":{"name":"f","format":{)" + grammar + R"("grammar":{)" +
+            definition + "}}}}",
+        R"({"type":"custom","name":"f","format":{)" + grammar + definition + "}}"}) {
+    CAPTURE(one);
+    CHECK(parsed_of(one).find("grammar:\nstart: /x/ ") != std::string::npos);
+    CHECK(parsed_of(one).find(R"("required":["input"])") != std::string::npos);
+  }
+  CHECK(outline_of(R"([{"role":"user","content":"a"},{"role":"assistant","tool_calls":[
+      {"id":"1","type":"custom","custom":{"name":"f","input":"x y"}}]},
+      {"role":"tool","tool_call_id":"1","content":"z"}])") ==
+        R"({} user: <a> assistant: call(1,f,{"input":"x y"}) user: result(1 <z>))");
+}
+
 TEST_CASE("chat tools: functions of the old kind are tools, called one at a time") {
   const auto request = parse_text(
       with_fields(R"("functions":[{"name":"a","description":"A"},{"name":"b","parameters":{}}])"));
@@ -533,6 +632,19 @@ TEST_CASE("chat tools: the choice among them") {
       {R"("tool_choice":"none")", "none"},
       {R"("tool_choice":"required")", "any"},
       {R"("tool_choice":{"type":"function","function":{"name":"look"}})", "named look"},
+      {R"("tool_choice":{"type":"function","name":"look"})", "named look"},
+      {R"("tool_choice":{"type":"custom","custom":{"name":"look"}})", "named look"},
+      {R"("tool_choice":{"type":"tool","name":"look"})", "named look"},
+      {R"("tool_choice":{"type":"any"})", "any"},
+      {R"("tool_choice":"any")", "any"},
+      {R"("tool_choice":{"type":"auto"})", "auto"},
+      {R"("tool_choice":{"type":"none"})", "none"},
+      {R"("tool_choice":{"type":"allowed_tools","allowed_tools":{"mode":"auto","tools":[
+          {"type":"function","function":{"name":"look"}}]}})",
+       "auto of look"},
+      {R"("tool_choice":{"type":"allowed_tools","mode":"required","tools":[
+          {"type":"function","name":"look"}]})",
+       "any of look"},
       {R"("parallel_tool_calls":true)", "auto"},
       {R"("parallel_tool_calls":null)", "auto"},
       {R"("parallel_tool_calls":false)", "auto one"},
@@ -550,10 +662,15 @@ TEST_CASE("chat tools: a bad choice is a 400 that names it") {
   const auto chosen = [](const std::string& choice) {
     return with_tools(look_tool, R"("tool_choice":)" + choice);
   };
-  check_params({{chosen("\"any\""), "tool_choice"},
+  const auto only = [&](const std::string& allowed) {
+    return chosen(R"({"type":"allowed_tools","allowed_tools":)" + allowed + "}");
+  };
+  check_params({{chosen("\"some\""), "tool_choice"},
+                {only("{}"), "tool_choice.allowed_tools.tools"},
+                {only(R"({"tools":[{"function":{"name":"see"}}]})"), "tool_choice"},
                 {chosen("7"), "tool_choice"},
                 {chosen("[]"), "tool_choice"},
-                {chosen("{}"), "tool_choice.function"},
+                {chosen("{}"), "tool_choice.name"},
                 {chosen(R"({"type":"function","function":{}})"), "tool_choice.function.name"},
                 {chosen(R"({"type":"function","function":{"name":"see"}})"), "tool_choice"},
                 {with_fields(R"("tool_choice":"required")"), "tool_choice"},
@@ -573,11 +690,10 @@ TEST_CASE("chat tools: a call and its result in the old form find each other") {
   CHECK_NOTHROW(settle_tool_calls(request.messages));
   REQUIRE(request.messages.size() == 3);
   CHECK(std::get<tool_result_part>(request.messages[2].parts[0]).content.size() == 1);
-  check_params(
-      {{with_messages(R"([{"role":"assistant","function_call":{"arguments":"{}"}}])"),
-        "messages[0].function_call.name"},
-       {with_messages(R"([{"role":"assistant","function_call":{"name":"f","arguments":"[]"}}])"),
-        "messages[0].function_call.arguments"}});
+  check_params({{with_messages(R"([{"role":"assistant","function_call":{"arguments":"{}"}}])"),
+                 "messages[0].function_call.name"},
+                {with_messages(R"([{"role":"assistant","function_call":1}])"),
+                 "messages[0].function_call"}});
 }
 
 TEST_CASE("chat tools: two calls in the old form are two calls, with an id each") {

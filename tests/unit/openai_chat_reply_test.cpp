@@ -1,4 +1,5 @@
 // [09] openai_chat: answers, from events to bytes, streamed and whole.
+#include <regex>
 #include <set>
 #include <string>
 #include <utility>
@@ -81,8 +82,10 @@ TEST_CASE("chat stream: the exact bytes of an answer") {
   const auto expected = first_chunk + chunk(R"({"content":"Hel"})", "null") +
                         chunk(R"({"content":"lo \"you\"\n"})", "null") + chunk("{}", R"("stop")");
   CHECK(stream_of(hello(), false) == expected + "data: [DONE]\n\n");
-  CHECK(stream_of(hello(), true) == expected + "data: " + head + R"("choices":[],"usage":)" +
-                                        usage_json + "}\n\ndata: [DONE]\n\n");
+  const std::regex end_of_chunk(R"((finish_reason":\S+\]))");
+  CHECK(stream_of(hello(), true) ==
+        std::regex_replace(expected, end_of_chunk, R"($1,"usage":null)") + "data: " + head +
+            R"("choices":[],"usage":)" + usage_json + "}\n\ndata: [DONE]\n\n");
 }
 
 TEST_CASE("chat whole: the exact bytes of an answer") {
@@ -92,6 +95,30 @@ TEST_CASE("chat whole: the exact bytes of an answer") {
         R"("message":{"role":"assistant","content":"Hello \"you\"\n","refusal":null,)"
         R"("annotations":[]},"logprobs":null,"finish_reason":"stop"}],"usage":)" +
             usage_json + "}");
+}
+
+TEST_CASE("chat: a custom tool is called with its text, whole and streamed") {
+  reply_style style;
+  style.freeform = {"patch"};
+  std::vector<event> turn{turn_started{"model-1", {}}};
+  turn.push_back(block_started{0, block_kind::tool_call, "t1", "patch"});
+  for (const char* piece : {R"({"inp)", R"(ut":"a\nb)", R"("})"})
+    turn.push_back(block_delta{0, piece});
+  turn.push_back(block_stopped{0, {}});
+  turn.push_back(turn_stopped{stop_reason::tool_use, {}, {}});
+  const auto whole = json::parse(whole_of(turn, style))["choices"][0];
+  CHECK(dump(whole["message"]["tool_calls"]) ==
+        R"([{"id":"t1","type":"custom","custom":{"name":"patch","input":"a\nb"}}])");
+  CHECK(whole["finish_reason"] == "tool_calls");
+  chat_reply writer({"abc", created}, style);
+  std::string out;
+  for (const auto& what : turn) writer.write(0, what, out);
+  const auto answer = test::read_chat_stream(out, 1);
+  CHECK_MESSAGE(answer.problem.empty(), answer.problem);
+  REQUIRE(answer.calls.size() == 1);
+  CHECK(answer.calls[0].id + answer.calls[0].name == "t1patch");
+  CHECK(answer.calls[0].arguments == "a\nb");
+  CHECK(out.find(R"("type":"custom")") != std::string::npos);
 }
 
 TEST_CASE("chat: cost is told in dollars when it is known") {
@@ -393,7 +420,7 @@ TEST_CASE("chat stream: choices are told as they come, each by its index, usage 
   // One event of each in turn; the shorter ones end early.
   for (std::size_t i = 0; i < calls.size(); ++i) {
     CHECK(out.find("[DONE]") == std::string::npos);
-    CHECK(out.find("\"usage\"") == std::string::npos);
+    CHECK(out.find("\"usage\":{") == std::string::npos);
     if (i < hello().size()) writer.write(0, hello()[i], out);
     writer.write(1, calls[i], out);
     if (i < other.size()) writer.write(2, other[i], out);

@@ -205,9 +205,6 @@ TEST_CASE("responses request: a call or an output that lacks something is refuse
   const std::string call = R"({"type":"function_call")";
   CHECK(param_of_item(call + R"(,"name":"n","arguments":"{}"})") == "input[0].call_id");
   CHECK(param_of_item(call + R"(,"call_id":"c","arguments":"{}"})") == "input[0].name");
-  CHECK(param_of_item(call + R"(,"call_id":"c","name":"n"})") == "input[0].arguments");
-  CHECK(param_of_item(call + R"(,"call_id":"c","name":"n","arguments":"[]"})") ==
-        "input[0].arguments");
   CHECK(param_of_item(R"({"type":"custom_tool_call","call_id":"c","name":"n"})") ==
         "input[0].input");
   CHECK(param_of_item(R"({"type":"function_call_output","output":"x"})") == "input[0].call_id");
@@ -390,7 +387,7 @@ TEST_CASE(
   const auto param = [](const std::string& choice) {
     return param_of_fields(R"("tools":[)" + tool + R"(],"tool_choice":)" + choice);
   };
-  CHECK(param(R"("any")") == "tool_choice");
+  CHECK(param(R"("some")") == "tool_choice");
   CHECK(param("7") == "tool_choice");
   CHECK(param(R"({"type":"function"})") == "tool_choice.name");
   CHECK(param(R"({"type":"function","name":"other"})") == "tool_choice");

@@ -88,21 +88,44 @@ TEST_CASE("decoder tools: names come back as the client gave them") {
 }
 
 TEST_CASE("decoder tools: several calls come together, after thinking and text") {
-  const auto all = decode(
-      message_of("m1",
-                 std::vector<json>{thinking_start(0), thinking_delta("hm", 0), block_stop(0)} +
-                     text_lines(1, "Let me look.") + call_lines(2, "t1", "look", {"{\"a\":1}"}) +
-                     std::vector<json>{tools_call("t1")} +
-                     call_lines(3, "t2", "get_weather", {"{\"b\":2}"}) +
-                     std::vector<json>{tools_call("t2")},
-                 "tool_use"),
-      tools_shape());
+  const auto lines = message_of(
+      "m1",
+      std::vector<json>{thinking_start(0), thinking_delta("hm", 0), block_stop(0)} +
+          text_lines(1, "Let me look.") + call_lines(2, "t1", "look", {"{\"a\":1}"}) +
+          std::vector<json>{tools_call("t1")} + call_lines(3, "t2", "get_weather", {"{\"b\":2}"}) +
+          std::vector<json>{tools_call("t2")},
+      "tool_use");
+  auto shape = tools_shape();
+  shape.shows_thinking = false;  // the grammar of what is told is checked by `decode`
+  CHECK(test::said_in(block_kind::thinking, decode(lines, shape).told).empty());
+  shape.shows_thinking = true;
+  const auto all = decode(lines, shape);
   CHECK(all.finished);
   CHECK(all.text() == "Let me look.");
   CHECK(test::said_in(block_kind::thinking, all.told) == "hm");
   CHECK(calls_told(all) == strings{"look(t1)", "get weather(t2)"});
   CHECK(all.arguments() == "{\"a\":1}{\"b\":2}");
   CHECK(all.calls == strings{"t1", "t2"});
+}
+
+TEST_CASE("decoder: a text's citations come with its end, once, also of an attempt that broke") {
+  const auto cited = [](const std::string& message) {
+    const auto citation = delta(0, R"({"type":"citations_delta","citation":{"a":1}})");
+    return std::vector<json>{message_start(message), text_start(0), text_delta("Green.", 0),
+                             citation};
+  };
+  const auto end =
+      std::vector<json>{block_stop(0), message_delta("\"end_turn\""), message_stop(), result()};
+  for (const auto& lines : {cited("m1") + end, cited("m1") + cited("m2") + end}) {
+    const auto all = decode(lines, tools_shape());
+    CHECK(all.text() == "Green.");
+    std::string citations;
+    for (const auto& what : all.told) {
+      const auto* stopped = std::get_if<block_stopped>(&what);
+      if (stopped != nullptr) citations += dump(stopped->citations);
+    }
+    CHECK(citations == R"([{"a":1}])");
+  }
 }
 
 TEST_CASE("decoder tools: a call without arguments has the empty object for them") {
