@@ -14384,6 +14384,7 @@ class http_service : public httplib::Server {
 
   static const std::vector<route>& routes() {
     using group = endpoint_group;
+    constexpr auto tools = access::tools;
     static const std::vector<route> table = {
         {"POST", "/chat/completions", group::chat, &http_service::answer_chat},
         {"POST", "/responses", group::chat, &http_service::answer_responses},
@@ -14403,18 +14404,15 @@ class http_service : public httplib::Server {
         {"DELETE", "/sessions/*", group::session, &http_service::delete_session},
         {"POST", "/compatibility", group::other, &http_service::answer_compatibility},
         {"POST", "/debug/request", group::debug, &http_service::answer_debug},
-        {"GET", "/tools", group::other, &http_service::answer_tools, access::tools},
-        {"GET", "/tools/config", group::other, &http_service::answer_tool_configuration,
-         access::tools},
-        {"POST", "/tools/config", group::other, &http_service::set_tool_configuration,
-         access::tools},
-        {"GET", "/tools/stats", group::other, &http_service::answer_tool_stats, access::tools},
-        {"GET", "/mcp/servers", group::other, &http_service::answer_mcp_servers, access::tools},
-        {"POST", "/mcp/servers", group::other, &http_service::add_mcp_server, access::tools},
-        {"POST", "/mcp/connect", group::other, &http_service::connect_mcp_server, access::tools},
-        {"POST", "/mcp/disconnect", group::other, &http_service::disconnect_mcp_server,
-         access::tools},
-        {"GET", "/mcp/stats", group::other, &http_service::answer_mcp_stats, access::tools},
+        {"GET", "/tools", group::other, &http_service::answer_tools, tools},
+        {"GET", "/tools/config", group::other, &http_service::answer_tool_configuration, tools},
+        {"POST", "/tools/config", group::other, &http_service::set_tool_configuration, tools},
+        {"GET", "/tools/stats", group::other, &http_service::answer_tool_stats, tools},
+        {"GET", "/mcp/servers", group::other, &http_service::answer_mcp_servers, tools},
+        {"POST", "/mcp/servers", group::other, &http_service::add_mcp_server, tools},
+        {"POST", "/mcp/connect", group::other, &http_service::connect_mcp_server, tools},
+        {"POST", "/mcp/disconnect", group::other, &http_service::disconnect_mcp_server, tools},
+        {"GET", "/mcp/stats", group::other, &http_service::answer_mcp_stats, tools},
         {"GET", "/auth/status", group::auth, &http_service::answer_auth_status},
         {"GET", "/metrics", group::none, &http_service::answer_metrics},
         {"GET", "/health", group::health, &http_service::answer_health, access::open},
