@@ -261,7 +261,8 @@ test('openai: responses raise its error classes, and a stream that fails says so
   const client = openai(t);
   const create = (scenario, fields = {}) => client.responses.create({ model: MODEL, input: t.text(scenario), ...fields });
   await assert.rejects(create('error status=400 message="not so"'), (error) => error instanceof OpenAI.BadRequestError && /not so/.test(error.message));
-  await assert.rejects(create('plain', { tools: [{ type: 'web_search' }] }), (error) => error.status === 400 && error.param === 'tools[0].type');
+  const forced = { tools: [{ type: 'web_search' }], tool_choice: { type: 'web_search' } };
+  await assert.rejects(create('plain', forced), (error) => error.status === 400 && error.param === 'tool_choice');
   await assert.rejects(create('plain', { previous_response_id: 'resp_nobody' }), OpenAI.NotFoundError);
   const events = [];
   for await (const event of await create('error_event after=2', { stream: true })) events.push(event);
