@@ -365,7 +365,8 @@ TEST_CASE(
        R"({"items":[)" + a + R"(],"additionalItems":false})",
        R"({"prefixItems":[)" + a + R"(],"items":false})"},
       {R"({"prefixItems":[true],"items":)" + a + "}",
-       R"({"items":[true],"additionalItems":)" + a + "}", R"({"prefixItems":[true],"items":)" + a + "}"},
+       R"({"items":[true],"additionalItems":)" + a + "}",
+       R"({"prefixItems":[true],"items":)" + a + "}"},
       {R"({"items":[true],"additionalItems":false})", R"({"items":[true],"additionalItems":false})",
        R"({"prefixItems":[true],"items":false})"},
       {R"({"p":1,"items":)" + a + "}", R"({"items":)" + a + "}", ""},
@@ -383,24 +384,24 @@ TEST_CASE(
        R"({"allOf":[{"if":{"required":["a"]},"then":{"required":["b"]}},)"
        R"({"if":{"required":["c"]},"then":{}}]})",
        ""},
-      {R"({"contains":true,"minContains":0})", R"({"description":"(minContains: 0)"})", ""},
+      {R"({"contains":true,"minContains":0})", R"-({"description":"(minContains: 0)"})-", ""},
       {R"({"contains":true,"minContains":2,"description":"D"})",
-       R"({"contains":true,"description":"D (minContains: 2)"})", ""},
-      {R"({"format":"date","description":"D"})", R"({"description":"D (format: date)"})", ""}};
+       R"-({"contains":true,"description":"D (minContains: 2)"})-", ""},
+      {R"({"format":"date","description":"D"})", R"-({"description":"D (format: date)"})-", ""}};
   for (const auto& each : examples) {
     CAPTURE(each.given);
-  const auto given = json::parse(each.given);
-  CHECK(dump(encode_schema(given)) == each.validator);
-  CHECK(dump(encode_schema(given, true)) == (each.api.empty() ? each.validator : each.api));
-}
-// Whatever a client calls a schema, nothing but JSON comes of it.
-for (const std::string odd :
-     {R"({"allOf":{},"dependencies":{"a":1}})",
-      R"({"$defs":[],"not":{"$ref":"#n"},"if":{"$anchor":"n"}})",
-      R"({"items":{"type":"string","enum":"a","nullable":true}})", R"({"dependencies":"a"})"}) {
-  CAPTURE(odd);
-  CHECK_NOTHROW(encode_schema(json::parse(odd)));
-}
+    const auto given = json::parse(each.given);
+    CHECK(dump(encode_schema(given)) == each.validator);
+    CHECK(dump(encode_schema(given, true)) == (each.api.empty() ? each.validator : each.api));
+  }
+  // Whatever a client calls a schema, nothing but JSON comes of it.
+  for (const std::string odd :
+       {R"({"allOf":{},"dependencies":{"a":1}})",
+        R"({"$defs":[],"not":{"$ref":"#n"},"if":{"$anchor":"n"}})",
+        R"({"items":{"type":"string","enum":"a","nullable":true}})", R"({"dependencies":"a"})"}) {
+    CAPTURE(odd);
+    CHECK_NOTHROW(encode_schema(json::parse(odd)));
+  }
 }
 
 TEST_CASE("encode: a probe changes no settings") {
