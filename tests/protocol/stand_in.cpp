@@ -28,9 +28,10 @@ json arguments = json::array();
 json settings = json::object();  // of apply_flag_settings, merged
 json told = json::object();      // what the other control requests asked for
 json history = json::array();    // every message so far, in the order of arrival
-string last_uuid;                // of them
+std::vector<string> uuids;       // of these; empty where the client gave none
 std::deque<json> lines_to_do;    // user and assistant lines
 std::map<string, json> answers;  // to our control requests, by id
+bool turn_runs = false;
 bool interrupt_asked = false;
 bool last_turn_failed = false;
 int replayed = 0, unacknowledged = 0, requests_sent = 0;
@@ -39,6 +40,27 @@ bool configured(const char* name) { return configuration.count(name) != 0; }
 
 int configured_number(const char* name, const char* key, int fallback) {
   return configured(name) ? configuration[name].number(key, fallback) : 0;
+}
+
+/// A fault that begins when so many are done.
+bool due(const char* name, int done) {
+  return configured(name) && done >= configuration[name].number("after", 0);
+}
+
+void remember(const json& message, const string& uuid = "") {
+  history.push_back(message);
+  uuids.push_back(uuid);
+}
+
+void remember_answer(const string& text) { remember({{"role", "assistant"}, {"content", text}}); }
+
+string text_of(const json& content) {
+  if (content.is_string()) return content;
+  string text;
+  for (const auto& block : content) {
+    if (block.is_object()) text += block.value("text", "");
+  }
+  return text;
 }
 
 string joined(const std::vector<string>& pieces) {
@@ -77,14 +99,63 @@ void initialize(const json& id, const json& request) {
   }
 }
 
-/// Takes the last message back.
-json rewind(const json& request) {
+void refuse_request(const json& id, const string& subtype) {
+  const auto error = "Unsupported control request subtype: " + subtype;
+  out.line(lines::control_error(id, error, "unsupported_request"));
+}
+
+bool brings_results(const json& message) {
+  return message["content"].is_array() &&
+         std::any_of(message["content"].begin(), message["content"].end(),
+                     [](const json& block) { return block.value("type", "") == "tool_result"; });
+}
+
+/// The place of the last message that the client has named and that brings no results.
+size_t last_question() {
+  auto at = history.size();
+  while (at > 0 && (uuids[at - 1].empty() || brings_results(history[at - 1]))) --at;
+  return at - 1;
+}
+
+/// Takes the user's last message back, and all after it. The real one compares 24 characters.
+json take_back(const string& target) {
+  const auto refused = [](const char* reason) {
+    return json{{"rewound", false}, {"reason", reason}};
+  };
+  if (turn_runs || !lines_to_do.empty()) return refused("commands_queued");
+  const auto last = last_question();
+  for (size_t at = 0; at < history.size(); ++at) {
+    if (uuids[at].empty() || uuids[at].substr(0, 24) != target.substr(0, 24)) continue;
+    if (brings_results(history[at])) return refused("target_splits_tool_call");
+    if (at != last) break;
+    const bool answered = std::any_of(history.begin(), history.begin() + static_cast<long>(at),
+                                      [](const json& past) { return past["role"] == "assistant"; });
+    if (!answered && configured("no_rewind_to_start")) {
+      return {{"rewound", false}, {"error", "no preceding assistant"}};
+    }
+    const json answer{{"rewound", true},
+                      {"targetMessageUuid", uuids[at]},
+                      {"prefillText", text_of(history[at]["content"])},
+                      {"precedingAssistantUuid", answered ? json(lines::uuid()) : json()}};
+    history.erase(history.begin() + static_cast<std::ptrdiff_t>(at), history.end());
+    uuids.resize(at);
+    told["rewound"] = told.value("rewound", 0) + 1;
+    return answer;
+  }
+  return refused("stale_target");
+}
+
+void rewind(const json& id, const json& request) {
+  const auto done = told.value("rewound", 0);
   told["rewinds_asked"] = told.value("rewinds_asked", 0) + 1;
-  const bool last = !history.empty() && request["target_message_uuid"] == last_uuid;
-  if (!last || configured("refuses_rewind")) return {{"rewound", false}, {"error", "stale target"}};
-  history.erase(history.size() - 1);
-  told["rewound"] = told.value("rewound", 0) + 1;
-  return {{"rewound", true}, {"targetMessageUuid", last_uuid}, {"prefillText", ""}};
+  if (due("crash_in_rewind", done)) leave(1);
+  if (due("no_answer_to_rewind", done)) return;
+  if (configured("unsupported_rewind")) return refuse_request(id, "rewind_conversation");
+  if (due("refuses_rewind", done)) {
+    return out.line(lines::control_success(id, {{"rewound", false}, {"reason", "stale_target"}}));
+  }
+  if (due("talks_in_rewind", done)) out.line(lines::message_start());
+  out.line(lines::control_success(id, take_back(request.value("target_message_uuid", ""))));
 }
 
 void take_control_request(const json& line) {
@@ -93,6 +164,7 @@ void take_control_request(const json& line) {
   const string subtype = request.value("subtype", "");
   sleep_ms(configured_number("slow_control", "ms", 100));
   if (subtype == "initialize") return initialize(id, request);
+  if (subtype == "rewind_conversation") return rewind(id, request);
   json response;
   if (subtype == "apply_flag_settings") {
     if (configured("no_answer_to_settings")) return;
@@ -105,14 +177,11 @@ void take_control_request(const json& line) {
     response = {{"mode", request["mode"]}};
   } else if (subtype == "set_model") {
     lines::model = request.value("model", lines::model);
-  } else if (subtype == "rewind_conversation") {
-    response = rewind(request);
   } else if (subtype == "interrupt") {
     interrupt_asked = true;
     response = {{"still_queued", json::array()}};
   } else {
-    const auto error = "Unsupported control request subtype: " + subtype;
-    return out.line(lines::control_error(id, error, "unsupported_request"));
+    return refuse_request(id, subtype);
   }
   out.line(lines::control_success(id, response));
 }
@@ -229,7 +298,7 @@ string write_message(const directive& wish, const string& reason, const after_de
   if (between) between(0);
   write_text(0, pieces, wish.number("delay_ms", 0), between);
   stop_message(reason, reason == "stop_sequence" ? json(wish.word("value", "END")) : json());
-  history.push_back({{"role", "assistant"}, {"content", joined(pieces)}});
+  remember_answer(joined(pieces));
   return joined(pieces);
 }
 
@@ -242,7 +311,7 @@ void answer_whole(const string& text) {
   out.line(lines::message_start());
   write_text(0, {text});
   stop_message("end_turn");
-  history.push_back({{"role", "assistant"}, {"content", text}});
+  remember_answer(text);
   write_result(text);
 }
 
@@ -343,6 +412,7 @@ void answer_thinking(const directive& wish) {
   out.line(lines::block_stop(0));
   write_text(1, pieces_of(wish), wish.number("delay_ms", 0));
   stop_message("end_turn");
+  remember_answer(joined(pieces_of(wish)));
   write_result(joined(pieces_of(wish)));
 }
 
@@ -634,8 +704,12 @@ const behaviour start_behaviours[] = {
     {"crash_in_replay", {}, "after=0: out at a line of the history, when so many are done"},
     {"hang_in_replay", {}, "after=0: the same, but never acknowledges it"},
     {"slow_replay", {}, "ms=10: every line of the history takes its time"},
-    {"answers_rehearsal", {}, "takes the message that is to be taken back for one that asks"},
-    {"refuses_rewind", {}, "takes no message back"},
+    {"refuses_rewind", {}, "after=0: takes no message back, when so many are taken back"},
+    {"no_answer_to_rewind", {}, "after=0: the same, but says nothing to it"},
+    {"crash_in_rewind", {}, "after=0: the same, but out"},
+    {"talks_in_rewind", {}, "after=0: takes it back, and begins a message by itself"},
+    {"no_rewind_to_start", {}, "takes a conversation's first message not back, like 2.1.197"},
+    {"unsupported_rewind", {}, "knows no request to take messages back, like 2.1.120"},
     {"slow_reader", {}, "chunk=65536 pause_ms=5: reads stdin in sips"},
     {"write_before_read", {}, "bytes=300000: writes that much before reading on in a long line"},
     {"answer", {}, "and a turn behaviour with its values: for turns without a directive"},
@@ -702,15 +776,6 @@ void print_help() {
 
 // ---- the loop -----------------------------------------------------------------------------------
 
-string text_of(const json& content) {
-  if (content.is_string()) return content;
-  string text;
-  for (const auto& block : content) {
-    if (block.is_object()) text += block.value("text", "");
-  }
-  return text;
-}
-
 /// What the live message asks for. Behaviours beside the answer have begun when this returns.
 directive wish_in(const json& message) {
   directive wish{"text", {}};
@@ -733,17 +798,19 @@ void end_interrupted() {
         lines::with(lines::assistant({{"type", "text"}, {"text", text}}), {{"aborted", true}}));
   }
   out.line(lines::user("[Request interrupted by user]"));
+  remember({{"role", "user"}, {"content", "[Request interrupted by user]"}});
   if (!text.empty()) out.line(lines::block_stop(0));
   out.line(lines::abandoned_message_delta());
   out.line(lines::abandoned_message_stop());
   out.line(lines::interrupted_result());
 }
 
-void run_turn(const json& message) {
+void run_turn(const json& line) {
+  turn_runs = true;
   interrupt_asked = last_turn_failed = false;
   ++lines::turns;
-  history.push_back(message);
-  const auto wish = wish_in(message);
+  remember(line["message"], line.value("uuid", ""));
+  const auto wish = wish_in(line["message"]);
   lines::tokens = {wish.number("in", 10), wish.number("out", 7), wish.number("cache_read", 0),
                    wish.number("cache_write", 0)};
   if (!ends_unheard(wish)) {
@@ -759,20 +826,16 @@ void run_turn(const json& message) {
   } catch (const interrupted&) {
     end_interrupted();
   }
+  turn_runs = false;
   out.pace(pacing::line);
 }
 
 void replay(const json& line) {
-  const auto reached = [](const char* name) {
-    return configured(name) && replayed >= configuration[name].number("after", 0);
-  };
-  if (reached("crash_in_replay")) leave(1);
-  if (reached("hang_in_replay")) hang();
+  if (due("crash_in_replay", replayed)) leave(1);
+  if (due("hang_in_replay", replayed)) hang();
   sleep_ms(configured_number("slow_replay", "ms", 10));
   ++replayed;
-  history.push_back(line["message"]);
-  last_uuid = line.value("uuid", "");
-  if (configured("answers_rehearsal") && !last_uuid.empty()) return run_turn(line["message"]);
+  remember(line["message"], line.value("uuid", ""));
   // The real one takes user lines that it has not acknowledged together, and the order is lost.
   unacknowledged += !lines_to_do.empty() || in.waiting();
   out.line(lines::init());
@@ -785,11 +848,11 @@ int run_session() {
       const auto line = lines_to_do.front();
       lines_to_do.pop_front();
       if (line["type"] == "assistant")
-        history.push_back(line["message"]);
+        remember(line["message"]);
       else if (!line.value("shouldQuery", true))
         replay(line);
       else
-        run_turn(line["message"]);
+        run_turn(line);
     }
     if (const auto line = in.next_line(-1))
       take_line(*line);

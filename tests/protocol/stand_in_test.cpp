@@ -106,11 +106,10 @@ json user_line(const std::string& text) {
           {"session_id", ""}};
 }
 
-/// Lines that it reads, each when the line of this kind came (or at once).
-struct step {
-  std::string after;
-  json line;
-};
+json with_uuid(json line, const std::string& uuid) {
+  line["uuid"] = uuid;
+  return line;
+}
 
 /// Runs one session of the stand-in, without the proxy's code.
 class session {
@@ -175,6 +174,24 @@ class session {
   int stdin_, stdout_;
   std::string buffer_;
 };
+
+/// What it answers to a request that takes this message back.
+json rewind(session& talk, const std::string& uuid) {
+  talk.write(
+      request_line("r", {{"subtype", "rewind_conversation"}, {"target_message_uuid", uuid}}));
+  return talk.read_to("control_response").back()["response"];
+}
+
+/// The texts that it holds, by an answer to `[[echo]]`.
+std::string held_by(session& talk) {
+  talk.write(with_uuid(user_line(told("echo")), "echo"));
+  const auto echo = json::parse(talk.read_to("result").back().value("result", "{}"));
+  std::string held;
+  for (const auto& said : echo["history"]) {
+    held += said["content"].get<std::string>() + "|";
+  }
+  return held;
+}
 
 std::vector<json> one_turn(const std::string& wish) {
   const stand_in program;
@@ -323,4 +340,79 @@ TEST_CASE("stand-in: other control requests are answered as the protocol tells")
   CHECK(ask({{"subtype", "set_permission_mode"}, {"mode", "plan"}})["response"]["mode"] == "plan");
   CHECK(ask({{"subtype", "interrupt"}})["response"]["still_queued"].empty());
   CHECK(ask({{"subtype", "no_such"}})["error_code"] == "unsupported_request");
+}
+
+TEST_CASE(
+    "stand-in: the user's last message is taken back with all after it, then the one before") {
+  const stand_in program;
+  session talk(program);
+  auto past = with_uuid(user_line("past"), "00000001-0000-4000-8000-aaaa");
+  past["shouldQuery"] = false;
+  talk.write(past);
+  talk.read_to("result");
+  talk.write({{"type", "assistant"}, {"message", {{"role", "assistant"}, {"content", "well"}}}});
+  talk.write(with_uuid(user_line(told("text n=1")), "00000002-0000-4000-8000-aaaa"));
+  talk.read_to("result");
+  CHECK(rewind(talk, "00000001-0000-4000-8000-aaaa")["response"] ==
+        json{{"rewound", false}, {"reason", "stale_target"}});
+  CHECK(rewind(talk, "no such")["response"]["reason"] == "stale_target");
+  const auto middle = rewind(talk, "00000002-0000-4000-8000-bbbb")["response"];  // 24 characters
+  CHECK(middle["rewound"] == true);
+  CHECK(middle["prefillText"] == told("text n=1"));
+  CHECK(middle["precedingAssistantUuid"].is_string());
+  CHECK(rewind(talk, "00000002-0000-4000-8000-aaaa")["response"]["rewound"] == false);
+  const auto start = rewind(talk, "00000001-0000-4000-8000-aaaa")["response"];
+  CHECK(start["rewound"] == true);
+  CHECK(start["precedingAssistantUuid"].is_null());
+  CHECK(held_by(talk) == "[[echo]]|");
+}
+
+TEST_CASE("stand-in: an interrupted message is taken back, but none while its turn runs") {
+  const stand_in program;
+  session talk(program);
+  talk.write(with_uuid(user_line(told("hang after=2")), "a"));
+  talk.read_to("stream_event/content_block_delta");
+  CHECK(rewind(talk, "a")["response"]["reason"] == "commands_queued");
+  talk.write(request_line("2", {{"subtype", "interrupt"}}));
+  talk.read_to("result");
+  CHECK(rewind(talk, "a")["response"]["rewound"] == true);
+  CHECK(held_by(talk) == "[[echo]]|");
+}
+
+TEST_CASE("stand-in: results of tools are taken back only with the message before their call") {
+  const stand_in program;
+  session talk(program);
+  const json result{{"type", "tool_result"}, {"tool_use_id", "c"}, {"content", "sunny"}};
+  auto question = with_uuid(user_line("weather?"), "q"), answer = with_uuid(user_line(""), "r");
+  answer["message"]["content"] = json::array({result});
+  for (auto* line : {&question, &answer}) {
+    (*line)["shouldQuery"] = false;
+    talk.write(*line);
+    talk.read_to("result");
+  }
+  CHECK(rewind(talk, "r")["response"]["reason"] == "target_splits_tool_call");
+  CHECK(rewind(talk, "q")["response"]["rewound"] == true);
+  CHECK(held_by(talk) == "[[echo]]|");
+}
+
+TEST_CASE("stand-in: where it is told so, messages are taken back as older versions do, or not") {
+  const auto first_answer = [](const char* configuration) {
+    const stand_in program(configuration);
+    session talk(program);
+    talk.write(with_uuid(user_line(told("text")), "a"));
+    talk.read_to("result");
+    return rewind(talk, "a");
+  };
+  CHECK(first_answer("no_rewind_to_start")["response"] ==
+        json{{"rewound", false}, {"error", "no preceding assistant"}});
+  CHECK(first_answer("unsupported_rewind")["error"] ==
+        "Unsupported control request subtype: rewind_conversation");
+  CHECK(first_answer("refuses_rewind")["response"]["rewound"] == false);
+  CHECK(first_answer("refuses_rewind after=1")["response"]["rewound"] == true);
+  const stand_in program("talks_in_rewind");
+  session talk(program);
+  talk.write(with_uuid(user_line(told("text")), "a"));
+  talk.read_to("result");
+  talk.write(request_line("r", {{"subtype", "rewind_conversation"}, {"target_message_uuid", "a"}}));
+  CHECK(talk.read_to("stream_event/message_start").size() == 1);
 }
