@@ -42,10 +42,14 @@ message says(role author, const strings& texts) {
   return said;
 }
 
+std::string encoded(const message& said, bool ask) {
+  return encode_message(said, no_tools, {ask, "", 7, ""});
+}
+
 /// The texts of an encoded message's blocks.
 strings sent_texts(const message& said, bool ask) {
   strings texts;
-  const auto line = json::parse(encode_message(said, ask, no_tools));
+  const auto line = json::parse(encoded(said, ask));
   for (const auto& block : line["message"]["content"]) texts.push_back(string_of(block, "text"));
   return texts;
 }
@@ -305,54 +309,63 @@ TEST_CASE("version: what is no version is none") {
 
 TEST_CASE("encode: a blank text is left out beside what is none") {
   const auto contents = [](const message& said) {
-    return json::parse(encode_message(said, true, no_tools))["message"]["content"];
+    return json::parse(encoded(said, true))["message"]["content"];
   };
   CHECK(contents(says(role::assistant, {"\n\n", "Hi", " "})) ==
         contents(says(role::assistant, {"Hi"})));
   CHECK(contents(says(role::user, {" "})).size() == 1);
 }
 
-TEST_CASE("rehearsal: a message without content that asks nothing, and is taken back") {
-  CHECK(encode_rehearsal() ==
-        R"({"type":"user","message":{"role":"user","content":[]},"parent_tool_use_id":null,)"
-        R"("session_id":"","uuid":"00000000-0000-4000-8000-000000000001","shouldQuery":false})"
-        "\n");
-  CHECK(encode_rewind("r") ==
+TEST_CASE("encode: a message is taken back by its uuid") {
+  CHECK(encode_rewind("r", "u-1") ==
         R"({"type":"control_request","request_id":"r","request":{"subtype":"rewind_conversation",)"
-        R"("target_message_uuid":"00000000-0000-4000-8000-000000000001"}})"
+        R"("target_message_uuid":"u-1"}})"
         "\n");
 }
 
-TEST_CASE("rehearsal: only of those that tell a version that can take it back") {
-  const auto can = [](const json& told) {
-    return can_rehearse(json::object({{"claude_code_version", told}}));
+TEST_CASE("encode: an interrupt names nothing but itself") {
+  CHECK(encode_interrupt("i") ==
+        R"({"type":"control_request","request_id":"i","request":{"subtype":"interrupt"}})"
+        "\n");
+}
+
+TEST_CASE("encode: a user's message bears its uuid, an assistant's its number and model") {
+  const auto line_of = [](role author, bool ask) {
+    return json::parse(encode_message(says(author, {"Hi"}), no_tools, {ask, "u-1", 42, "model-9"}));
   };
-  CHECK(can("2.1.330"));
-  CHECK(can("2.2.0"));
-  CHECK_FALSE(can("2.1.329"));
-  CHECK_FALSE(can("soon"));
-  CHECK_FALSE(can(json()));
-  CHECK_FALSE(can_rehearse(json::object()));
+  for (const bool ask : {true, false}) {
+    CAPTURE(ask);
+    const auto line = line_of(role::user, ask);
+    CHECK(line["uuid"] == "u-1");
+    CHECK(line.contains("shouldQuery") == !ask);
+    CHECK_FALSE(line["message"].contains("id"));
+    CHECK_FALSE(line["message"].contains("model"));
+  }
+  const auto past = line_of(role::assistant, false);
+  CHECK_FALSE(past.contains("uuid"));
+  CHECK_FALSE(past.contains("shouldQuery"));
+  CHECK(past["message"]["id"] == "msg_past_42");
+  CHECK(past["message"]["model"] == "model-9");
 }
 
 TEST_CASE("encode: the live user message") {
-  CHECK(encode_message(says(role::user, {"Hi", "you"}), true, no_tools) ==
+  CHECK(encoded(says(role::user, {"Hi", "you"}), true) ==
         R"({"type":"user","message":{"role":"user","content":[{"type":"text","text":"Hi"},)"
         R"({"type":"text","text":"you"}]},"parent_tool_use_id":null,"session_id":""})"
         "\n");
 }
 
 TEST_CASE("encode: a past user message asks nothing") {
-  CHECK(encode_message(says(role::user, {"Hi"}), false, no_tools) ==
+  CHECK(encoded(says(role::user, {"Hi"}), false) ==
         R"({"type":"user","message":{"role":"user","content":[{"type":"text","text":"Hi"}]},)"
         R"("parent_tool_use_id":null,"session_id":"","shouldQuery":false})"
         "\n");
 }
 
 TEST_CASE("encode: a past assistant message") {
-  CHECK(encode_message(says(role::assistant, {"Hello"}), false, no_tools) ==
+  CHECK(encoded(says(role::assistant, {"Hello"}), false) ==
         R"({"type":"assistant","message":{"role":"assistant","content":[)"
-        R"({"type":"text","text":"Hello"}],"id":"msg_past_0"},)"
+        R"({"type":"text","text":"Hello"}],"id":"msg_past_7"},)"
         R"("parent_tool_use_id":null,"session_id":""})"
         "\n");
 }
@@ -361,16 +374,16 @@ TEST_CASE("encode: tool calls and results are the Messages API's blocks") {
   message call;
   call.author = role::assistant;
   call.parts.emplace_back(tool_call_part{"c1", "look", json::parse(R"({"b":1,"a":2})")});
-  CHECK(encode_message(call, false, no_tools) ==
+  CHECK(encoded(call, false) ==
         R"({"type":"assistant","message":{"role":"assistant","content":[)"
         R"({"type":"tool_use","id":"c1","name":"look","input":{"b":1,"a":2}}],)"
-        R"("id":"msg_past_0"},)"
+        R"("id":"msg_past_7"},)"
         R"("parent_tool_use_id":null,"session_id":""})"
         "\n");
   message result;
   result.parts.emplace_back(tool_result_part{"c1", {text_part{"sunny"}}});
   result.parts.emplace_back(text_part{"So?"});
-  CHECK(encode_message(result, true, no_tools) ==
+  CHECK(encoded(result, true) ==
         R"({"type":"user","message":{"role":"user","content":[)"
         R"({"type":"tool_result","tool_use_id":"c1","content":[{"type":"text","text":"sunny"}]},)"
         R"({"type":"text","text":"So?"}]},"parent_tool_use_id":null,"session_id":""})"
@@ -383,7 +396,7 @@ TEST_CASE("encode: whatever is said, it is one line of JSON that says the same")
   for (int i = 0; i < 2'000; ++i) {
     const auto words = "x" + random.words(10);
     const auto author = random.chance(50) ? role::user : role::assistant;
-    const auto line = encode_message(says(author, {words}), random.chance(50), no_tools);
+    const auto line = encoded(says(author, {words}), random.chance(50));
     CAPTURE(line);
     REQUIRE(line.find('\n') == line.size() - 1);
     REQUIRE(json::parse(line)["message"]["content"][0]["text"] == words);
@@ -412,7 +425,7 @@ TEST_CASE("shield: only the last text is looked at, wherever it stands") {
   CHECK(sent_texts(says(role::user, {"/a", "b"}), true) == strings{"/a", "b"});
   message with_result = says(role::user, {"/a", "/b"});
   with_result.parts.emplace_back(tool_result_part{"c1", {text_part{"/c"}}});
-  const auto line = json::parse(encode_message(with_result, true, no_tools));
+  const auto line = json::parse(encoded(with_result, true));
   const auto& content = line["message"]["content"];
   CHECK(content[0]["text"] == "/a");
   CHECK(content[1]["text"] == " /b");

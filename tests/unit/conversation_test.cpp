@@ -1,4 +1,5 @@
 // [06] conversation: one request in neutral form, whatever API it came by.
+#include <algorithm>
 #include <map>
 #include <set>
 #include <string>
@@ -144,9 +145,36 @@ TEST_CASE(
 
 // ---- traces ------------------------------------------------------------------------------------
 
+namespace {
+
+using trace_key = std::pair<std::string, std::string>;
+
+/// All that is compared of a request's trace.
+trace_key key_of(const claude_openai::turn_request& request) {
+  const auto trace = make_trace(request);
+  return {trace.identity, trace.words};
+}
+
+/// A conversation in which the client's tools have been called: `ids` of calls and of results.
+std::vector<message> with_calls(const std::vector<std::string>& calls,
+                                const std::vector<std::string>& results) {
+  message call = assistant({}), answer;
+  for (const auto& id : calls) call.parts.emplace_back(tool_call_part{id, "f", json::object()});
+  for (const auto& id : results) answer.parts.emplace_back(tool_result_part{id, {}});
+  return {user({"q"}), call, answer};
+}
+
+claude_openai::conversation_trace trace_of(std::vector<message> messages) {
+  claude_openai::turn_request request;
+  request.messages = std::move(messages);
+  return make_trace(request);
+}
+
+}  // namespace
+
 TEST_CASE(
     "trace: who asks, whom, with what instructions and after what words, all make it differ") {
-  std::set<std::string> traces;
+  std::set<trace_key> traces;
   std::size_t requests = 0;
   for (const std::string client : {"", "a", "ab"}) {
     for (const std::string model : {"", "a", "b"}) {
@@ -157,7 +185,7 @@ TEST_CASE(
           request.model = model;
           request.system = system;
           request.messages = {user({words})};
-          traces.insert(make_trace(request).words);
+          traces.insert(key_of(request));
           ++requests;
         }
       }
@@ -219,7 +247,7 @@ TEST_CASE("trace: two conversations that differ never have one trace") {
   CHECK(known.size() > 2'000);
 }
 
-TEST_CASE("trace: tool calls and results are in it, with ids, names, input and text") {
+TEST_CASE("trace: tool calls and results are in it, with names, input and text, without ids") {
   const auto trace_of = [](const std::string& id, const std::string& name, const std::string& input,
                            const std::string& result) {
     claude_openai::turn_request request;
@@ -232,16 +260,39 @@ TEST_CASE("trace: tool calls and results are in it, with ids, names, input and t
   };
   const auto base = trace_of("1", "f", "{}", "r");
   CHECK(base == trace_of("1", "f", "{ }", "r"));
-  CHECK(base != trace_of("2", "f", "{}", "r"));
+  CHECK(base == trace_of("2", "f", "{}", "r"));
   CHECK(base != trace_of("1", "g", "{}", "r"));
   CHECK(base != trace_of("1", "f", "{\"a\":1}", "r"));
   CHECK(base != trace_of("1", "f", "{}", "s"));
 }
 
+TEST_CASE("trace: a result stands for a call by the call's place, whatever both are named") {
+  const auto base = trace_of(with_calls({"1", "2"}, {"1", "2"})).words;
+  CHECK(base == trace_of(with_calls({"x", "y"}, {"x", "y"})).words);
+  CHECK(base == trace_of(with_calls({"2", "1"}, {"2", "1"})).words);
+  CHECK(base != trace_of(with_calls({"1", "2"}, {"2", "1"})).words);
+  CHECK(trace_of(with_calls({"1", "2"}, {"2"})).words !=
+        trace_of(with_calls({"1", "2"}, {"1"})).words);
+  for (const auto& words : {trace_of(with_calls({"toolu_secret"}, {"toolu_secret"})).words}) {
+    CHECK(words.find("secret") == std::string::npos);
+  }
+}
+
+TEST_CASE("trace: a reply of this turn has the trace that the client's copy of it has") {
+  auto grown = trace_of({user({"q"})});
+  const auto told = with_calls({"toolu_1", "toolu_2"}, {"toolu_2", "toolu_1"});
+  append_message(grown, told[1], {});
+  const auto sent_back = trace_of(with_calls({"call_a", "call_b"}, {"call_b", "call_a"}));
+  CHECK(count_common(grown, sent_back) == 2);
+  append_message(grown, told[2], told[1]);
+  CHECK(grown.words == sent_back.words);
+  CHECK(grown.ends == sent_back.ends);
+}
+
 TEST_CASE("trace: an assistant's texts count as one, without blanks at the ends") {
   const auto trace_of = [](const message& said) {
     claude_openai::conversation_trace trace;
-    append_message(trace, said);
+    append_message(trace, said, {});
     return trace.words;
   };
   CHECK(trace_of(assistant({"Hello", " you"})) == trace_of(assistant({"Hello you"})));
@@ -251,21 +302,55 @@ TEST_CASE("trace: an assistant's texts count as one, without blanks at the ends"
   CHECK(trace_of(user({"Hello "})) != trace_of(user({"Hello"})));
 }
 
-TEST_CASE("trace: a longer conversation begins with the shorter one, up to each reply") {
-  claude_openai::turn_request request;
-  request.client = "k";
-  request.messages = {user({"a"})};
-  const auto first = make_trace(request);
-  CHECK(first.replies.empty());
-  auto answered = first;
-  append_message(answered, assistant({"b"}));
-  REQUIRE(answered.replies == std::vector<std::size_t>{answered.words.size()});
-  request.messages = {user({"a"}), assistant({"b"}), user({"c"}), assistant({"d"}), user({"e"})};
-  const auto later = make_trace(request);
-  REQUIRE(later.replies.size() == 2);
-  CHECK(later.replies[0] == answered.words.size());
-  CHECK(later.words.substr(0, later.replies[0]) == answered.words);
-  CHECK(later.words.substr(0, first.words.size()) == first.words);
+TEST_CASE("trace: it has an end for each message, and grows by a reply as by a message") {
+  auto grown = trace_of({user({"a"})});
+  append_message(grown, assistant({" b\n"}), {});
+  const auto later = trace_of({user({"a"}), assistant({"b"}), user({"c"})});
+  REQUIRE(grown.ends.size() == 2);
+  REQUIRE(later.ends.size() == 3);
+  CHECK(grown.ends.back() == grown.words.size());
+  CHECK(later.words.substr(0, later.ends[1]) == grown.words);
+}
+
+TEST_CASE("trace: two conversations begin alike up to the first message that differs") {
+  const auto common = [](const std::vector<message>& one, const std::vector<message>& other) {
+    const auto count = count_common(trace_of(one), trace_of(other));
+    CHECK(count == count_common(trace_of(other), trace_of(one)));
+    return count;
+  };
+  const std::vector<message> chat = {user({"a"}), assistant({"b"}), user({"c"}), assistant({"d"})};
+  CHECK(common(chat, chat) == 4);
+  CHECK(common(chat, {}) == 0);
+  CHECK(common({}, {}) == 0);
+  CHECK(common(chat, {user({"a"}), assistant({"b"}), user({"c"})}) == 3);
+  CHECK(common(chat, {user({"x"}), assistant({"b"}), user({"c"}), assistant({"d"})}) == 0);
+  CHECK(common(chat, {user({"a"}), assistant({"b"}), user({"x"}), assistant({"d"})}) == 2);
+  CHECK(common(chat, {user({"a"}), assistant({"b"}), user({"cc"})}) == 2);
+  CHECK(common(chat, {user({"a", "c"}), assistant({"b"})}) == 0);
+  CHECK(common({user({"a", "b"})}, {user({"a"})}) == 0);
+  CHECK(common(with_calls({"1", "2"}, {"1", "2"}), with_calls({"1", "2"}, {"2", "1"})) == 2);
+  CHECK(common(with_calls({"1", "2"}, {"1", "2"}), with_calls({"1"}, {"1"})) == 1);
+}
+
+TEST_CASE("trace: of any two conversations just as many messages are alike as are the same") {
+  CAPTURE(test::seed());
+  test::generator random(23);
+  const std::vector<std::string> pieces = {"a", "aa", "u1:a", "a0:", "", "1"};
+  for (int i = 0; i < 5'000; ++i) {
+    std::vector<message> one, other;
+    for (std::size_t n = random.between(1, 6); n > 0; --n) {
+      const bool asks = one.size() % 2 == 0;
+      const auto words = random.pick(pieces);
+      one.push_back(asks ? user({words}) : assistant({words}));
+      const auto twin = random.chance(80) ? words : random.pick(pieces);
+      other.push_back(asks ? user({twin}) : assistant({twin}));
+    }
+    std::size_t same = 0;
+    while (same < one.size() && outline({one[same]}) == outline({other[same]})) ++same;
+    const auto cut = random.below(one.size() + 1);
+    one.resize(cut);
+    REQUIRE(count_common(trace_of(one), trace_of(other)) == std::min(same, cut));
+  }
 }
 
 TEST_CASE("session id: free text of 1 to 256 characters, none of them a control character") {
@@ -422,10 +507,10 @@ claude_openai::turn_request request_with_all() {
   return request;
 }
 
-std::string trace_after(change change_it) {
+trace_key trace_after(change change_it) {
   auto request = request_with_all();
   change_it(request);
-  return make_trace(request).words;
+  return key_of(request);
 }
 
 claude_openai::media_part& media_of(claude_openai::turn_request& request) {
@@ -463,7 +548,7 @@ TEST_CASE("trace: tools, schema, effort, agent and media each make another conve
         media_of(r) = {{}, {}, {}, "http://x/AAAA", {}};
       },
       [](turn_request& r) { r.messages.back().parts.pop_back(); }};
-  std::set<std::string> traces;
+  std::set<trace_key> traces;
   for (const auto& each : changes) traces.insert(trace_after(each));
   CHECK(traces.size() == changes.size());
 }
@@ -483,7 +568,7 @@ TEST_CASE("trace: what a running process can be told anew makes no other convers
       [](turn_request& r) { r.schema_field = "x"; },
       [](turn_request& r) { r.thinking_tokens = 2000; },
       [](turn_request& r) { r.ignored_params = {"seed"}; }};
-  const auto base = make_trace(request_with_all()).words;
+  const auto base = key_of(request_with_all());
   for (std::size_t i = 0; i < changes.size(); ++i) {
     CAPTURE(i);
     CHECK(trace_after(changes[i]) == base);
@@ -493,9 +578,9 @@ TEST_CASE("trace: what a running process can be told anew makes no other convers
 namespace {
 
 std::string trace_of_parts(std::vector<claude_openai::content_part> parts) {
-  claude_openai::turn_request request;
-  request.messages = {message{role::user, std::move(parts)}};
-  return make_trace(request).words;
+  auto messages = with_calls({"1", "2"}, {});
+  messages.back().parts = std::move(parts);
+  return trace_of(std::move(messages)).words;
 }
 
 }  // namespace
