@@ -6470,17 +6470,19 @@ class client_tools {
 
   bool lacks_calls() const { return !results_.empty(); }
 
-  /// The results that the client brings for these calls. It may have renamed the calls; then their
-  /// order tells which is which.
-  void take_results(const message& said, const std::vector<std::string>& calls) {
-    std::size_t place = 0;
+  /// The results that the client brings for these calls, which are those of the message `before`.
+  /// It may have renamed them, all alike even: a call's place tells which one it is.
+  void take_results(const message& said, const message& before,
+                    const std::vector<std::string>& calls) {
+    auto names = call_ids(before);
     for (const auto& part : said.parts) {
       const auto* result = std::get_if<tool_result_part>(&part);
       if (result == nullptr) continue;
-      const bool known = std::find(calls.begin(), calls.end(), result->call_id) != calls.end();
-      const auto& id = known || place >= calls.size() ? result->call_id : calls[place];
-      results_[id] = encode_tool_result(*result);
-      ++place;
+      const auto name = std::find(names.begin(), names.end(), result->call_id);
+      const auto place = static_cast<std::size_t>(name - names.begin());
+      if (name == names.end() || place >= calls.size()) continue;
+      results_[calls[place]] = encode_tool_result(*result);
+      name->clear();  // another result of this name is a later call's
     }
   }
 
@@ -6623,7 +6625,8 @@ class claude_process {
   /// would answer for them on any signal that it can catch, and ask the model again.
   stop_policy ending() const {
     if (turn_.agent) return {SIGINT, false};  // older ones leave them alone when their input ends
-    return {state_ == state::awaiting_tool_results ? SIGKILL : SIGTERM, true};
+    const bool waits = runs_ && (turn_.decoder.finished() || state_ == state::taking_back);
+    return {waits ? SIGKILL : SIGTERM, true};
   }
 
   /// Brings the process to the request's conversation and asks; its answer comes as events. The
@@ -6801,7 +6804,8 @@ class claude_process {
     const bool brings_results = state_ == state::awaiting_tool_results;
     const double charged = brings_results ? turn_.decoder.charged_ahead() : 0;
     if (brings_results) {
-      tools_.take_results(turn_.request->messages.back(), turn_.decoder.calls());
+      const auto said = turn_.request->messages.rbegin();
+      tools_.take_results(*said, *(said + 1), turn_.decoder.calls());
     }
     turn_.decoder = turn_decoder(cost_, std::move(shape), charged);
     cursor_.held = *turn_.trace;

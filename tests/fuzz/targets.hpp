@@ -57,14 +57,15 @@ inline std::string parse_with(const surface& dialect, std::string_view bytes) {
     check_tool_results(turn.messages);
     define_called_tools(turn);
     const auto trace = make_trace(turn);
-    if (!trace.replies.empty() && trace.replies.back() > trace.words.size()) return "a wrong trace";
+    const bool whole = trace.ends.size() == turn.messages.size();
+    if (!whole || trace.ends.back() != trace.words.size()) return "a wrong trace";
     const auto shape = make_answer_shape(turn);
     if (!is_json_line(encode_initialize("i", turn))) return "initialize is no line of JSON";
     if (!is_json_line(encode_settings("s", turn, shape.names))) return "settings are no line";
     std::size_t number = 0;
     for (const auto& said : turn.messages) {
       const bool last = ++number == turn.messages.size();
-      if (!is_json_line(encode_message(said, last, shape.names, number, "m"))) {
+      if (!is_json_line(encode_message(said, shape.names, {last, "u", number, "m"}))) {
         return "a message is no line of JSON";
       }
     }

@@ -668,7 +668,9 @@ json wait_for_answer(const string& id) {
 /// Shows one tool_use block and asks the client to run it. The id of that request.
 string call_tool(int index, const string& name, const string& call) {
   const json given{{"city", "Oslo"}};
-  json block{{"type", "tool_use"}, {"id", call}, {"name", "mcp__client__" + name}};
+  const bool bare = std::getenv("CLAUDE_AGENT_SDK_MCP_NO_PREFIX") != nullptr;
+  const auto told_name = (bare ? "" : "mcp__client__") + name;
+  json block{{"type", "tool_use"}, {"id", call}, {"name", told_name}};
   block["input"] = json::object();
   out.line(lines::block_start(index, block));
   for (const auto& piece : {string(), given.dump()}) {
