@@ -1390,24 +1390,44 @@ inline std::vector<std::string> call_ids(const message& said) {
 
 constexpr std::size_t most_calls = 1024;  ///< of tools in one message
 
-/// An id that the API takes (`^[a-zA-Z0-9_-]+$`), and that is not among those given already: some
-/// makers number calls anew in each turn.
-inline std::string give_call_id(const std::string& own, std::set<std::string>& given) {
-  std::string clean = own.empty() ? "call" : own;
-  for (char& c : clean) {
-    const bool plain = std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == '-';
-    if (!plain) c = '_';
+/// Ids of tool calls that the API takes (`^[a-zA-Z0-9_-]+$`), each given once: some makers number
+/// calls anew in each turn. The CLI takes `call_1_2` for a second `call_1`, and drops its result.
+class call_id_giver {
+ public:
+  std::string give(const std::string& own) {
+    std::string clean = own.empty() ? "call" : own;
+    for (char& c : clean) {
+      const bool plain = std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == '-';
+      if (!plain) c = '_';
+    }
+    auto id = clean;
+    for (int i = 2; is_taken(id); ++i) id = clean + "-" + std::to_string(i);
+    ids_.insert(id);
+    stems_.insert(stem_of(id));
+    return id;
   }
-  auto id = clean;
-  for (int i = 2; !given.insert(id).second; ++i) id = clean + "_" + std::to_string(i);
-  return id;
-}
+
+ private:
+  bool is_taken(const std::string& id) const {
+    return ids_.count(id) + ids_.count(stem_of(id)) + stems_.count(id) > 0;
+  }
+
+  /// Without `_` and digits at its end; empty where there are none.
+  static std::string stem_of(const std::string& id) {
+    const auto digits = id.find_last_not_of("0123456789") + 1;
+    const bool numbered = digits > 1 && digits < id.size() && id[digits - 1] == '_';
+    return numbered ? id.substr(0, digits - 1) : std::string();
+  }
+
+  std::set<std::string> ids_;
+  std::set<std::string> stems_;
+};
 
 /// Gives each tool call an id of its own, and its result too. Throws a 400 unless each is answered
 /// in the message after it, once, and nothing else is. The API would refuse it too, in words about
 /// blocks that the client has never seen; the CLI drops a second call of an id without a word.
 inline void settle_tool_calls(std::vector<message>& messages) {
-  std::set<std::string> given;
+  call_id_giver ids;
   std::vector<std::pair<std::string, std::string>> open;  // ids of the client's, and ours
   for (auto& said : messages) {
     for (auto& part : said.parts) {
@@ -1431,7 +1451,7 @@ inline void settle_tool_calls(std::vector<message>& messages) {
     for (auto& part : said.parts) {
       auto* call = std::get_if<tool_call_part>(&part);
       if (call == nullptr) continue;
-      open.emplace_back(call->id, give_call_id(call->id, given));
+      open.emplace_back(call->id, ids.give(call->id));
       call->id = open.back().second;
     }
     if (open.size() > most_calls) {
@@ -7128,7 +7148,7 @@ class pool {
       : settings_(settings), guard_(std::move(guard)) {
     maximum_ = settings.max_processes > 0 ? settings.max_processes
                                           : default_max_processes(physical_memory());
-    learn(settings.reuse_processes ? going_back::anywhere : going_back::nowhere);
+    if (!settings.reuse_processes) back_ = going_back::nowhere;
     share_between(settings.api_keys.size());
   }
   pool(const pool&) = delete;
@@ -7154,7 +7174,7 @@ class pool {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       wanted_ = settings_.spares;
-      learn(settings_.reuse_processes ? going_back::anywhere : going_back::nowhere);  // anew
+      back_ = settings_.reuse_processes ? going_back::anywhere : going_back::nowhere;  // anew
       remember({settings_.default_model, std::nullopt}, {});
     }
     wake_.raise();
@@ -7198,9 +7218,9 @@ class pool {
     now.busy = busy_;
     now.stopping = static_cast<int>(stopping_.size());
     now.maximum = maximum_;
-    now.queued = static_cast<int>(queued_);
+    now.queued = static_cast<int>(queue_.size());
     now.started = started_;
-    if (queued_ > 0) {
+    if (!queue_.empty()) {
       now.stalled = std::chrono::duration_cast<std::chrono::milliseconds>(
           std::chrono::steady_clock::now() - last_moved_);
     }
@@ -7237,9 +7257,6 @@ class pool {
     steady_time kill_at;
     bool killed = false;
   };
-
-  struct waiter;
-  using row = std::pair<std::string, std::deque<waiter*>>;  ///< a client, and its requests
 
   /// A process for one request, or why there is none.
   struct grant {
@@ -7357,34 +7374,31 @@ class pool {
 
   // ---- the queue ---------------------------------------------------------------------------------
 
-  /// All that wait: the first of each client in turn, then the second ones.
-  std::vector<waiter*> all_waiting() const {
-    std::vector<waiter*> all;
-    for (std::size_t place = 0; all.size() < queued_; ++place) {
-      for (const auto& entry : queue_) {
-        if (place < entry.second.size()) all.push_back(entry.second[place]);
-      }
+  /// The requests that may have a process, in their order: who holds the fewest comes first.
+  std::vector<waiter*> in_line() const {
+    std::vector<std::pair<int, waiter*>> ranked;
+    auto held = busy_of_;
+    for (auto* request : queue_) {
+      const int rank = held[request->demand->client]++;
+      if (rank < share_of_client(maximum_)) ranked.emplace_back(rank, request);
     }
-    return all;
+    std::stable_sort(ranked.begin(), ranked.end(),
+                     [](const auto& a, const auto& b) { return a.first < b.first; });
+    std::vector<waiter*> line;
+    for (const auto& entry : ranked) line.push_back(entry.second);
+    return line;
   }
 
   /// Gives those that wait what there is.
   void serve_queue() {
     const waiter* before = nullptr;
-    for (auto* request : all_waiting()) {
+    for (auto* request : in_line()) {
       if (auto granted = try_grant(*request->demand, before)) {
         serve(*request, std::move(*granted));
-      } else if (before == nullptr && !is_capped(request->demand->client)) {
+      } else if (before == nullptr) {
         before = request;
       }
     }
-  }
-
-  /// The first of those that wait for a process; null when there is none.
-  const waiter* first_in_line() const {
-    const auto place = std::find_if(queue_.begin(), queue_.end(),
-                                    [&](const row& entry) { return !is_capped(entry.first); });
-    return place == queue_.end() ? nullptr : place->second.front();
   }
 
   static bool is_overtaken(const waiter& request) {
@@ -7392,51 +7406,26 @@ class pool {
   }
 
   void serve(waiter& request, grant granted) {
-    leave_queue(request);
+    queue_.remove(&request);
     request.granted = std::move(granted);
     request.wake.raise();
   }
 
   /// As many requests may wait as `--max-queue` says, beside those for which there is room.
-  bool is_queue_full(const std::string& client) {
-    const auto place = find_row(client);
-    const auto own = static_cast<int>(place == queue_.end() ? 0 : place->second.size());
-    const auto share = share_of_client(maximum_) - held_by(client);
-    return static_cast<int>(queued_) >= maximum_ - busy_ + settings_.max_queue ||
+  bool is_queue_full(const std::string& client) const {
+    const auto own = std::count_if(queue_.begin(), queue_.end(), [&](const waiter* request) {
+      return request->demand->client == client;
+    });
+    const int share = share_of_client(maximum_) - held_by(client);
+    return static_cast<int>(queue_.size()) >= maximum_ - busy_ + settings_.max_queue ||
            own >= share + share_of_client(settings_.max_queue);
-  }
-
-  std::list<row>::iterator find_row(const std::string& client) {
-    return std::find_if(queue_.begin(), queue_.end(),
-                        [&](const row& entry) { return entry.first == client; });
-  }
-
-  void enter_queue(waiter& waiting) {
-    const auto& client = waiting.demand->client;
-    auto place = find_row(client);
-    if (place == queue_.end()) place = queue_.insert(place, {client, {}});
-    place->second.push_back(&waiting);
-    if (queued_++ == 0) last_moved_ = std::chrono::steady_clock::now();
-  }
-
-  /// Takes a request out of the queue; its client goes to the end of the round.
-  void leave_queue(waiter& waiting) {
-    const auto place = find_row(waiting.demand->client);
-    auto& requests = place->second;
-    requests.erase(std::find(requests.begin(), requests.end(), &waiting));
-    if (requests.empty()) {
-      queue_.erase(place);
-    } else {
-      queue_.splice(queue_.end(), queue_, place);
-    }
-    --queued_;
   }
 
   void give_back(launch_profile profile, const std::string& client,
                  std::unique_ptr<claude_process> process) {
     using state = claude_process::state;
-    process->release(takes_back_);
-    const bool worn = process->is_worn();
+    process->release(takes_back());
+    const bool worn = process->now() == state::idle && process->is_worn();
     const std::lock_guard<std::mutex> lock(mutex_);
     --busy_;
     if (--busy_of_[client] == 0) busy_of_.erase(client);
@@ -7454,23 +7443,23 @@ class pool {
     wake_.raise();
   }
 
+  bool takes_back() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return back_ != going_back::nowhere;
+  }
+
   /// An older `claude` takes back less, and all of its processes alike.
   void note_refusal(const claude_process& process) {
     using refusal = claude_process::refusal;
     if (process.refused() == refusal::none || back_ == going_back::nowhere) return;
     const bool first = process.refused() == refusal::first_message;
     if (first && back_ == going_back::to_an_answer) return;
-    learn(first ? going_back::to_an_answer : going_back::nowhere);
+    back_ = first ? going_back::to_an_answer : going_back::nowhere;
     settings_.log.info(first
                            ? "this claude does not take back the first message of a conversation: "
                              "each conversation has a process of its own"
                            : "this claude takes no message back: each conversation has a process "
                              "of its own, and one that is changed another");
-  }
-
-  void learn(going_back may) {
-    back_ = may;
-    takes_back_ = may != going_back::nowhere;
   }
 
   // ---- the end of processes ----------------------------------------------------------------------
@@ -7512,7 +7501,7 @@ class pool {
   /// costs more; a spare of another model goes last. The end of the list when there is nothing.
   slots::iterator least_useful() {
     using state = claude_process::state;
-    const auto waiting = all_waiting();
+    const auto waiting = in_line();
     constexpr int never = 4;
     const auto rank = [&](const slot& kept) {
       if (kept.read || kept.ends || kept.now == state::starting) return never;
@@ -7700,7 +7689,7 @@ class pool {
     });
     if (closing_ || starting >= most_starts_) return next;
     auto profile = awaited_start();
-    if (!profile && first_in_line() == nullptr) {
+    if (!profile && in_line().empty()) {
       profile = missing_spare();
       const auto due = std::max(last_taken_ + refill_delay, refill_not_before_);
       if (profile && now < due) return std::min(due, next);
@@ -7732,14 +7721,11 @@ class pool {
     for (const auto& kept : slots_) {
       if (kept.now == claude_process::state::starting) starting.push_back(&kept);
     }
-    std::map<std::string, int> served = busy_of_;
-    for (const auto* request : all_waiting()) {
-      const auto& demand = *request->demand;
-      if (served[demand.client]++ >= share_of_client(maximum_)) continue;
-      const auto own = std::find_if(starting.begin(), starting.end(), [&](const slot* kept) {
-        return kept->profile == demand.profile;
-      });
-      if (own == starting.end()) return demand.profile;
+    for (const auto* request : in_line()) {
+      const auto& profile = request->demand->profile;
+      const auto own = std::find_if(starting.begin(), starting.end(),
+                                    [&](const slot* kept) { return kept->profile == profile; });
+      if (own == starting.end()) return profile;
       starting.erase(own);
     }
     return std::nullopt;
@@ -7773,7 +7759,7 @@ class pool {
   /// Tells it to the first request that waits for such a process. A `claude` that dies at its start
   /// would otherwise be started again without end.
   void refuse_start(const launch_profile& profile, const api_error& failure) {
-    for (auto* request : all_waiting()) {
+    for (auto* request : queue_) {
       if (!(request->demand->profile == profile)) continue;
       return serve(*request, grant{nullptr, {}, failure});
     }
@@ -7791,14 +7777,12 @@ class pool {
   mutable std::mutex mutex_;  ///< guards all below but the janitor itself
   slots slots_;               ///< the least recently used first
   std::list<stopping_process> stopping_;
-  std::list<row> queue_;  ///< by client, next one first
-  std::size_t queued_ = 0;
+  std::list<waiter*> queue_;  ///< in the order of their arrival
   int busy_ = 0;
   std::map<std::string, int> busy_of_;        ///< the same by client
   bool shared_ = false;                       ///< between several client keys
   std::map<std::string, steady_time> ended_;  ///< by client: what began before does not go on
   going_back back_ = going_back::anywhere;
-  std::atomic<bool> takes_back_{true};  ///< the same for those who have no lock
   std::deque<asked_profile> profiles_;
   int wanted_ = 0;     ///< spares
   int launching_ = 0;  ///< by the janitor, which has no lock meanwhile
@@ -7827,13 +7811,15 @@ class pool::ticket {
         demand_(std::move(demand)),
         deadline_(std::chrono::steady_clock::now() + owner.settings_.queue_timeout) {
     const std::lock_guard<std::mutex> lock(pool_.mutex_);
-    granted_ = pool_.try_grant(demand_, pool_.first_in_line());
+    const auto line = pool_.in_line();
+    granted_ = pool_.try_grant(demand_, line.empty() ? nullptr : line.front());
     const bool goes_on = granted_ && granted_->taken.how == way::kind::go_on;
     if (!goes_on) pool_.remember(demand_.profile, demand_.client);
     if (granted_) return;
     if (pool_.is_queue_full(demand_.client)) throw busy("the queue is full");
     waiting_ = std::make_unique<waiter>(waiter{&demand_});
-    pool_.enter_queue(*waiting_);
+    if (pool_.queue_.empty()) pool_.last_moved_ = std::chrono::steady_clock::now();
+    pool_.queue_.push_back(waiting_.get());
     pool_.wake_.raise();
   }
   ticket(const ticket&) = delete;
@@ -7843,7 +7829,7 @@ class pool::ticket {
     auto unclaimed = std::move(granted_);
     {
       const std::lock_guard<std::mutex> lock(pool_.mutex_);
-      if (waiting_ && !waiting_->granted) pool_.leave_queue(*waiting_);
+      if (waiting_) pool_.queue_.remove(waiting_.get());
       if (waiting_ && waiting_->granted) unclaimed = std::move(waiting_->granted);
     }
     if (!unclaimed || !unclaimed->process) return;
@@ -12802,7 +12788,7 @@ th { font-size: 0.8125rem; color: var(--muted); text-align: left; }
 .parked { --state: var(--warn); }
 .idle { --state: var(--blue); }
 .spare { --state: var(--good); }
-.starting { --state: var(--line); }
+.starting, .taking_back { --state: var(--line); }
 .sessions table { width: 100%; margin-top: 0.5rem; }
 .sessions td:first-child { max-width: 9rem; overflow: hidden; text-overflow: ellipsis; }
 .sessions td:last-child { text-align: right; padding-right: 0; }
@@ -13738,6 +13724,7 @@ const meanings = {
   busy: 'answering',
   idle: 'keeping a conversation',
   parked: 'waiting for tool results',
+  taking_back: 'what nobody wants',
   starting: '',
 };
 
@@ -13748,7 +13735,7 @@ function showProcesses(counts, most) {
   while (slots.length < most) slots.push('free');
   byId('slots').replaceChildren(...slots.map((kind) => element('li', { class: kind })));
   byId('legend').replaceChildren(...kinds.map((kind) =>
-    element('li', { class: kind }, `${counts[kind] ?? 0} ${kind} `, muted(meanings[kind]))));
+    element('li', { class: kind }, `${counts[kind] ?? 0} ${kind.replace('_', ' ')} `, muted(meanings[kind]))));
 }
 
 function showFigures(figures) {

@@ -15,17 +15,22 @@ const { test } = identity;
 const PNG = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==';
 const PDF = Buffer.from('%PDF-1.1\n1 0 obj<</Type/Catalog>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF').toString('base64');
 const TOOL = { name: 'get_weather', description: 'The weather', input_schema: { type: 'object', properties: { city: { type: 'string' } } } };
+const CALL = { name: 'tool_use', tool: 'get_weather', args: { city: 'Berne' } };
 const SCHEMA = { type: 'json_schema', schema: { type: 'object', properties: { n: { type: 'integer' } }, required: ['n'] } };
 const SAID = 'Hello from the loopback API.';
 const user = (content) => ({ role: 'user', content });
 const assistant = (content) => ({ role: 'assistant', content });
 const text = (words) => ({ type: 'text', text: words });
 
-/** The API's requests, as text, without what differs from process to process. */
+/** The API's requests, as text, without what differs from process to process; ids that the API has given by their order. */
 function sent(call) {
   const { metadata, ...body } = call.body;
   assert.ok(metadata);
-  return JSON.stringify(body);
+  const ids = [];
+  return JSON.stringify(body).replace(/toolu_loopback_\d+/g, (id) => {
+    if (!ids.includes(id)) ids.push(id);
+    return `toolu_${ids.indexOf(id)}`;
+  });
 }
 
 const health = async (proxy) => (await send(proxy, { method: 'GET', path: '/health' }).done).json.processes;
@@ -62,7 +67,7 @@ const CASES = {
   'tools with results': {
     more: { tools: [TOOL] },
     async play(t, proxy, body) {
-      t.api.script([{ name: 'tool_use', tool: 'get_weather', args: { city: 'Berne' } }, 'plain']);
+      t.api.script(({ raw }) => (raw.includes('tool_result') ? 'plain' : CALL));
       const { json } = await answered(proxy, body);
       const call = json.content.find(({ type }) => type === 'tool_use');
       const result = { type: 'tool_result', tool_use_id: call.id, content: 'sunny' };
@@ -72,14 +77,14 @@ const CASES = {
   'parked calls never answered': {
     more: { tools: [TOOL] },
     async play(t, proxy, body) {
-      t.api.script([{ name: 'tool_use', tool: 'get_weather', args: { city: 'Berne' } }]);
+      t.api.script(CALL);
       await answered(proxy, body);
     },
   },
   schema: {
     more: { output_config: { format: SCHEMA } },
     async play(t, proxy, body) {
-      t.api.script([{ name: 'structured', value: { n: 1 } }]);
+      t.api.script({ name: 'structured', value: { n: 1 } });
       await answered(proxy, body);
     },
     answer: { name: 'structured', value: { n: 2 } },
@@ -87,7 +92,7 @@ const CASES = {
   },
   thinking: {
     async play(t, proxy, body) {
-      t.api.script([{ name: 'thinking', thinking: 'hm', text: SAID }]);
+      t.api.script({ name: 'thinking', thinking: 'hm', text: SAID });
       await answered(proxy, { ...body, max_tokens: 9000, thinking: { type: 'enabled', budget_tokens: 2048 } });
     },
   },
@@ -98,13 +103,13 @@ const CASES = {
   },
   'failed turn': {
     async play(t, proxy, body) {
-      t.api.script([{ name: 'error', status: 400 }]);
+      t.api.script({ name: 'error', status: 400 });
       await answered(proxy, body, 400);
     },
   },
   'interrupted turn': {
     async play(t, proxy, body) {
-      t.api.script([{ name: 'hang', after: -1 }]);
+      t.api.script({ name: 'hang', after: -1 });
       const calls = t.api.requests.length;
       const left = ask(proxy, { ...body, stream: true });
       await eventually('the API is asked', () => t.api.requests.length > calls);
@@ -120,7 +125,7 @@ const CASES = {
   },
   'client gone': {
     async play(t, proxy, body) {
-      t.api.script([{ name: 'hang', after: 2 }]);
+      t.api.script({ name: 'hang', after: 2 });
       const left = ask(proxy, { ...body, stream: true });
       await left.head;
       await eventually('a part has come', () => left.chunks.some((chunk) => chunk.text.includes('text_delta')));

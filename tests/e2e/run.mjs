@@ -13,19 +13,20 @@ import { clients } from './clients.test.mjs';
 import { codingAgents } from './coding_agents.test.mjs';
 import { confinement, prepareConfinement } from './confinement.test.mjs';
 import { conversations, everyVersion } from './conversations.test.mjs';
+import * as cursor from './cursor.test.mjs';
 import { DEMO, demo } from './demo.test.mjs';
 import { dialectClients } from './dialect_clients.test.mjs';
 import * as dialect from './dialects.test.mjs';
 import { faults } from './faults.test.mjs';
 import * as asked from './features.test.mjs';
 import { hostile } from './hostile_http.test.mjs';
+import { identity } from './identity.test.mjs';
 import { limits } from './limits.test.mjs';
 import { money } from './money.test.mjs';
 import { observe } from './observe.test.mjs';
 import { page } from './page.test.mjs';
 import { STAND_IN } from './raw_client.mjs';
 import { readme } from './readme.test.mjs';
-import { identity } from './identity.test.mjs';
 import { reference } from './reference.test.mjs';
 import { security } from './security.test.mjs';
 import { server } from './server.test.mjs';
@@ -127,6 +128,11 @@ const suites = [
   { name: 'money', version: newest, tests: money.tests },
   { name: 'transport', version: newest, tests: transport.tests },
   { name: 'observe', version: newest, tests: observe.tests },
+  ...versions.map((version) => ({
+    name: 'cursor',
+    version,
+    tests: [...cursor.everyVersion.tests, ...(version === newest ? cursor.once.tests : [])],
+  })),
   { name: 'identity', version: newest, tests: identity.tests },
   { name: 'reference', version: newest, tests: reference.tests },
   { name: 'readme', version: newest, tests: readme.tests },

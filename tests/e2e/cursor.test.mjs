@@ -1,0 +1,226 @@
+// A process serves whatever its client asks next: it takes back what the request has not, and is told what it lacks. Here
+// with every version of the CLI, those that take nothing back among them: what the client gets and what the API is sent
+// does not depend on it.
+
+import assert from 'node:assert/strict';
+import { DEFAULT_MODEL } from './claude_cli.mjs';
+import { conversationOf, processOf } from './chat_client.mjs';
+import { eventually, suite } from './harness.mjs';
+
+export const everyVersion = suite(90_000);
+export const once = suite(60_000);
+
+const SAID = 'Hello from the loopback API.';
+const user = (content) => ({ role: 'user', content });
+const said = { role: 'assistant', content: SAID };
+const told = (...words) => words.map((content, i) => ({ role: i % 2 ? 'assistant' : 'user', content: [content] }));
+const goesBack = (t) => !/2-1-(120|197)\//.test(t.cli);
+
+/** Asks one question after the other; resolves to the API's calls, a call each. */
+async function askAll(t, proxy, requests, more = {}) {
+  for (const messages of requests) {
+    const system = { role: 'system', content: `You are ${t.token}.` };
+    const got = await t.chat({ ...more, messages: [system, ...messages] }, { proxy });
+    assert.equal(got.status, 200, got.text);
+    assert.equal(got.json.choices[0].message.content, SAID);
+  }
+  const calls = t.calls();
+  assert.equal(calls.length, requests.length, 'each is asked once');
+  return calls;
+}
+
+const own = async (t, ...args) => {
+  const proxy = await t.start({ cli: t.cli, args });
+  await proxy.inspected();
+  return proxy;
+};
+
+everyVersion.test('one-off questions, one after the other: the API is sent each alone', async (t) => {
+  const proxy = await own(t, '--spares', '0');
+  const questions = ['one', 'two', 'three', 'four'].map((word) => [user(word)]);
+  const calls = await askAll(t, proxy, questions);
+  assert.deepEqual(calls.map(conversationOf), questions.map(([{ content }]) => told(content)));
+  assert.equal(new Set(calls.map(processOf)).size, goesBack(t) ? 1 : 4);
+});
+
+everyVersion.test('an edited message, an answer given anew and a branch: the API is sent that history, no more', async (t) => {
+  const proxy = await own(t, '--spares', '0');
+  const chat = [user('a'), said, user('b'), said, user('c')];
+  const asked = [
+    [user('a')],
+    chat.slice(0, 3),
+    chat,
+    [...chat.slice(0, 4), user('c, edited')],
+    [...chat.slice(0, 4), user('c, edited')],
+    [...chat.slice(0, 2), user('b, edited')],
+    [user('z'), said, user('b')],
+    chat,
+  ];
+  const calls = await askAll(t, proxy, asked);
+  assert.deepEqual(
+    calls.map(conversationOf),
+    asked.map((messages) => told(...messages.map(({ content }) => content))),
+  );
+  if (goesBack(t)) assert.equal(new Set(calls.map(processOf)).size, 1);
+});
+
+once.test('who will not have it: --no-process-reuse gives each conversation a process of its own', async (t) => {
+  const proxy = await own(t, '--spares', '0', '--no-process-reuse');
+  const calls = await askAll(t, proxy, [[user('one')], [user('two')], [user('one'), said, user('and')]]);
+  const [one, two, three] = calls.map(processOf);
+  assert.notEqual(one, two);
+  assert.equal(one, three);
+});
+
+once.test('another system prompt, other tools, another effort: another process', async (t) => {
+  const proxy = await own(t, '--spares', '0');
+  const tool = { type: 'function', function: { name: 'f', parameters: { type: 'object' } } };
+  const ask = (system, more) =>
+    t.chat({ messages: [{ role: 'system', content: `${t.token} ${system}` }, user('hello')], ...more }, { proxy });
+  for (const [system, more] of [['a'], ['b'], ['a', { tools: [tool] }], ['a', { reasoning_effort: 'low', model: 'claude-opus-4-5' }]])
+    assert.equal((await ask(system, more)).status, 200);
+  assert.equal(new Set(t.calls().map(processOf)).size, 4);
+});
+
+once.test('eight conversations of one prompt take turns over two processes', { slow: true }, async (t) => {
+  const proxy = await own(t, '--max-processes', '2', '--spares', '0');
+  const asked = [];
+  for (const turn of [0, 1, 2])
+    for (let chat = 0; chat < 8; chat++) {
+      const before = Array.from({ length: turn }, (_, i) => [user(`chat ${chat} turn ${i}`), said]).flat();
+      asked.push([...before, user(`chat ${chat} turn ${turn}`)]);
+    }
+  const calls = await askAll(t, proxy, asked);
+  assert.deepEqual(
+    calls.map(conversationOf),
+    asked.map((messages) => told(...messages.map(({ content }) => content))),
+  );
+  assert.ok(new Set(calls.map(processOf)).size <= 3, 'a process is ended for room at most once');
+});
+
+// ---- what nobody wants any more ------------------------------------------------------------------
+
+const processes = async (t, proxy) => (await t.get('/health', { proxy })).json.processes;
+
+for (const stream of [true, false])
+  once.test(`a client that leaves ${stream ? 'a stream' : 'before its answer'}: the API is left, the process serves the next`, async (t) => {
+    const proxy = await own(t, '--spares', '0');
+    const left = t.send({ proxy, body: { model: DEFAULT_MODEL, stream, messages: t.messages(`hang after=${stream ? 2 : -1}`) } });
+    const call = await t.waitForCall(20_000);
+    if (stream) await eventually('a part has come', () => left.chunks.some(({ text }) => text.includes('Hello')));
+    const [before] = proxy.claudes();
+    left.abort();
+    await eventually('the API sees the connection close', () => call.clientLeft);
+    await eventually('the process is idle', async () => {
+      const { busy, idle, taking_back } = await processes(t, proxy);
+      return busy === 0 && idle === 1 && taking_back === 0;
+    }, 20_000);
+    const next = await t.chat({ messages: t.messages('plain') }, { proxy });
+    assert.equal(next.json.choices[0].message.content, SAID);
+    assert.deepEqual(proxy.claudes().map(({ pid }) => pid), [before.pid]);
+    assert.deepEqual(conversationOf(t.calls()[1]), told(t.text('plain')));
+  });
+
+for (const [what, scenario, more, status] of [
+  ['the API refuses', 'error status=400', [], 400],
+  ['the API asks to wait too long for', 'error status=429 retry_after=60', [], 429],
+  ['that takes too long', 'hang after=-1', ['--timeout', '3s'], 504],
+])
+  once.test(`a turn ${what} is taken back: the process serves the next`, async (t) => {
+    const proxy = await own(t, '--spares', '0', ...more);
+    assert.equal((await t.chat({ messages: t.messages(scenario) }, { proxy })).status, status);
+    await eventually('the process is idle', async () => {
+      const { busy, idle, taking_back } = await processes(t, proxy);
+      return busy === 0 && idle === 1 && taking_back === 0;
+    }, 20_000);
+    const [before] = proxy.claudes();
+    assert.equal((await t.chat({ messages: t.messages('plain') }, { proxy })).status, 200);
+    assert.deepEqual(proxy.claudes().map(({ pid }) => pid), [before.pid]);
+    assert.deepEqual(conversationOf(t.calls().at(-1)), told(t.text('plain')));
+  });
+
+// ---- calls of one id -----------------------------------------------------------------------------
+
+const WEATHER = { type: 'function', function: { name: 'weather', parameters: { type: 'object', properties: { in: { type: 'string' } } } } };
+const made = (id, place) => ({ id, type: 'function', function: { name: 'weather', arguments: JSON.stringify({ in: place }) } });
+const result = (id, content) => ({ role: 'tool', tool_call_id: id, content });
+const calling = (...calls) => ({ role: 'assistant', content: null, tool_calls: calls });
+
+for (const [what, messages] of Object.entries({
+  'numbered anew in each round': [
+    calling(made('call_0', 'Berne')), result('call_0', 'snow'),
+    calling(made('call_0', 'Rome')), result('call_0', 'sun'),
+  ],
+  'twice in one message': [
+    calling(made('call_0', 'Berne'), made('call_0', 'Rome')), result('call_0', 'snow'), result('call_0', 'sun'),
+  ],
+  'that the CLI takes for one': [
+    calling(made('call_1', 'Berne'), made('call_1_2', 'Rome')), result('call_1', 'snow'), result('call_1_2', 'sun'),
+  ],
+  'that the API would take for one': [
+    calling(made('a.b', 'Berne'), made('a:b', 'Rome')), result('a.b', 'snow'), result('a:b', 'sun'),
+  ],
+}))
+  once.test(`calls of one id, ${what}: every call and its result reach the API`, async (t) => {
+    const got = await t.chat({ tools: [WEATHER], messages: [user(t.text('plain')), ...messages] });
+    assert.equal(got.status, 200, got.text);
+    const [{ body }] = t.calls();
+    const blocks = body.messages.flatMap(({ content }) => content);
+    const calls = blocks.filter(({ type }) => type === 'tool_use');
+    assert.deepEqual(calls.map(({ input }) => input.in), ['Berne', 'Rome']);
+    assert.equal(new Set(calls.map(({ id }) => id)).size, 2);
+    const results = new Map(blocks.filter(({ type }) => type === 'tool_result').map((one) => [one.tool_use_id, JSON.stringify(one.content)]));
+    assert.match(results.get(calls[0].id), /snow/);
+    assert.match(results.get(calls[1].id), /sun/);
+  });
+
+once.test('a client that renames calls: the process that waits for their results gets them', async (t) => {
+  const proxy = await own(t, '--spares', '0');
+  const question = user(t.text('tool_use calls=[{"tool":"weather","args":{"in":"Berne"}},{"tool":"weather","args":{"in":"Rome"}}] | plain'));
+  const first = await t.chat({ tools: [WEATHER], messages: [question] }, { proxy });
+  const { tool_calls } = first.json.choices[0].message;
+  assert.equal(tool_calls.length, 2);
+  const renamed = tool_calls.map((one, i) => ({ ...one, id: `call_${i}` }));
+  const messages = [question, calling(...renamed), result('call_0', 'snow'), result('call_1', 'sun')];
+  const next = await t.chat({ tools: [WEATHER], messages }, { proxy });
+  assert.equal(next.json?.choices[0].message.content, SAID, next.text);
+  const [one, two] = t.calls();
+  assert.equal(processOf(one), processOf(two));
+  const results = two.body.messages.at(-1).content.filter(({ type }) => type === 'tool_result');
+  assert.deepEqual(results.map(({ tool_use_id }) => tool_use_id), tool_calls.map(({ id }) => id));
+  assert.match(JSON.stringify(results[0]), /snow/);
+});
+
+// ---- instructions in mid-conversation ------------------------------------------------------------
+
+const REMINDER = '<system-reminder>\nBe brief now.\n</system-reminder>';
+const late = {
+  chat: (role) => ({
+    path: '/v1/chat/completions',
+    body: (words) => ({ messages: [{ role: 'system', content: 'S' }, user(words), said, { role, content: 'Be brief now.' }, user('go on')] }),
+    first: (words) => ({ messages: [{ role: 'system', content: 'S' }, user(words)] }),
+  }),
+  messages: (role) => ({
+    path: '/v1/messages',
+    body: (words) => ({ max_tokens: 99, system: 'S', messages: [user(words), said, { role, content: 'Be brief now.' }, user('go on')] }),
+    first: (words) => ({ max_tokens: 99, system: 'S', messages: [user(words)] }),
+  }),
+  responses: (role) => ({
+    path: '/v1/responses',
+    body: (words) => ({ instructions: 'S', input: [user(words), said, { role, content: 'Be brief now.' }, user('go on')] }),
+    first: (words) => ({ instructions: 'S', input: [user(words)] }),
+  }),
+};
+for (const [dialect, role] of [['chat', 'system'], ['chat', 'developer'], ['messages', 'system'], ['responses', 'developer'], ['responses', 'system']])
+  once.test(`${dialect}: a late ${role} message stays at its place, and the process and the prompt stay`, async (t) => {
+    const proxy = await own(t, '--spares', '0');
+    const { path, body, first } = late[dialect](role);
+    for (const one of [first, body]) {
+      const got = await t.send({ proxy, path, body: { model: DEFAULT_MODEL, ...one(t.token) } }).done;
+      assert.equal(got.status, 200, got.text);
+    }
+    const [one, two] = t.calls();
+    assert.equal(processOf(one), processOf(two));
+    assert.deepEqual(one.body.system, two.body.system);
+    assert.deepEqual(conversationOf(two).map(({ content }) => content), [[t.token], [SAID], [REMINDER, 'go on']]);
+  });
