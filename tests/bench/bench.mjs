@@ -1,10 +1,11 @@
 // What a request costs through the proxy, beside driving `claude` by hand and starting one per request, and what the
-// proxy itself costs. One run, one loopback Messages API, the newest pinned CLI; some four minutes. `make bench`
+// proxy itself costs. One run, one loopback Messages API, the newest pinned CLI; some ten minutes. `make bench`
 //
-//   node tests/bench/bench.mjs [PART...]     ROUNDS=11 is how often each way is measured; at most 25, since each
-//                                            leaves a process idle
+//   node tests/bench/bench.mjs [PART...]     ROUNDS=11 is how often each way is measured, at most 25 times, since the
+//                                            first of a system prompt leaves a process idle; ONE_OFFS=200 is how many
+//                                            make a batch; BEFORE=PROXY is another one to compare with
 //
-// Parts: fresh later tools cold bursts chats proxy sessions streams; all of them when none is named.
+// Parts: oneoffs batches changed turns fresh later tools cold bursts chats proxy sessions streams; all when none is named.
 
 import assert from 'node:assert/strict';
 import net from 'node:net';
@@ -13,12 +14,14 @@ import { fileURLToPath } from 'node:url';
 import { CLI_VERSIONS, claudePath } from '../e2e/claude_cli.mjs';
 import { send, startProxy } from '../e2e/harness.mjs';
 import { startMessagesApi } from '../e2e/messages_api.mjs';
-import { bursts, chatsAtOnce, coldHistory, freshRequests, laterTurns, toolRoundTrip } from './chats.mjs';
+import { bursts, changedChats, chatsAtOnce, chatsInTurn, coldHistory, freshRequests, laterTurns } from './chats.mjs';
+import { oneOffBatches, oneOffs, toolRoundTrip } from './chats.mjs';
 import { cpuOf, failures, heading, median, memoryOf, note, verdict } from './figures.mjs';
 import { manySessions, manyStreams } from './growth.mjs';
 import { quiet, withProxy } from './ways.mjs';
 
 const ROUNDS = Number(process.env.ROUNDS ?? 11);
+const ONE_OFFS = Number(process.env.ONE_OFFS ?? 200);
 const TOKENS = 6000;
 
 const version = CLI_VERSIONS.at(-1);
@@ -104,11 +107,15 @@ async function proxyItself() {
 // ---- the run -----------------------------------------------------------------------------------------
 
 const parts = {
+  oneoffs: () => withSpare((proxy) => oneOffs({ api, proxy, rounds: ROUNDS })),
+  batches: () => oneOffBatches({ api, cli, count: ONE_OFFS }),
+  changed: () => withSpare((proxy) => changedChats({ api, proxy, rounds: ROUNDS })),
+  turns: () => chatsInTurn({ api, cli, rounds: Math.ceil(ROUNDS / 2), before: process.env.BEFORE }),
   fresh: () => withSpare((proxy) => freshRequests({ api, proxy, rounds: ROUNDS })),
   later: () => withSpare((proxy) => laterTurns({ api, proxy, rounds: ROUNDS })),
   tools: () => withSpare((proxy) => toolRoundTrip({ api, proxy, rounds: ROUNDS })),
   cold: () => withSpare((proxy) => coldHistory({ api, proxy, rounds: Math.ceil(ROUNDS / 2) })),
-  bursts: () => bursts({ api, cli, sizes: [4, 16], rounds: 3 }),
+  bursts: () => bursts({ api, cli, sizes: [4, 16], rounds: Math.min(3, ROUNDS) }),
   chats: () => chatsAtOnce({ api, cli, count: 16, turns: 3 }),
   proxy: proxyItself,
   sessions: () => manySessions({ standIn, counts: [1, 10, 100, 1000] }),

@@ -1,6 +1,8 @@
 // What the bench reckons with: medians, a process's memory and CPU time, and how figures are told.
 
 import { readFileSync } from 'node:fs';
+import { loadavg } from 'node:os';
+import { processesMarked } from '../e2e/harness.mjs';
 
 export const median = (values) => [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)];
 
@@ -9,7 +11,8 @@ function quartiles(values) {
   return [1, 3].map((quarter) => sorted[Math.floor((sorted.length * quarter) / 4)]);
 }
 
-export const heading = (text) => console.log(`\n${text}`);
+/** With the machine's load: the more there is, the less the figures below it say. */
+export const heading = (text) => console.log(`\n${text} (load ${loadavg()[0].toFixed(1)})`);
 export const note = (text) => console.log(`      ${text}`);
 
 /** A row of times in ms: the median and, when they are many, the quartiles. */
@@ -24,7 +27,7 @@ let failed = 0;
 /** For what has a target, and only for that. */
 export function verdict(name, value, unit, holds, target) {
   if (!holds) failed++;
-  console.log(`${holds ? 'PASS' : 'FAIL'}  ${name}: ${value.toFixed(1)} ${unit} (target: ${target})`);
+  console.log(`${holds ? 'PASS' : 'FAIL'}  ${name}: ${value.toFixed(value < 10 ? 2 : 1)} ${unit} (target: ${target})`);
 }
 
 export const failures = () => failed;
@@ -53,8 +56,22 @@ export function memoryOf(pid) {
   }
 }
 
+const ticksOf = (pid) => readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ').pop().split(' ').slice(11, 15).map(Number);
+
 /** CPU time that the process has used, in µs. The kernel tells it in steps of 10 ms, so measure long enough. */
 export function cpuOf(pid) {
-  const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ').pop().split(' ');
-  return (Number(fields[11]) + Number(fields[12])) * 10_000;
+  const [user, system] = ticksOf(pid);
+  return (user + system) * 10_000;
+}
+
+/** The same of its children that have ended, with theirs. */
+export function cpuOfEnded(pid) {
+  const [, , user, system] = ticksOf(pid);
+  return (user + system) * 10_000;
+}
+
+/** CPU time of a proxy and of all its children, those that live and those that have ended, in µs. */
+export function cpuOfAll(proxy) {
+  const living = new Set([proxy.pid, ...processesMarked(proxy.scratch).map(({ pid }) => pid)]);
+  return [...living].reduce((sum, pid) => sum + cpuOf(pid) + cpuOfEnded(pid), 0);
 }

@@ -3,9 +3,11 @@
 
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
+import { randomUUID } from 'node:crypto';
 import { eventually, send, sleep, startProxy } from '../e2e/harness.mjs';
+import { parseMetrics } from '../e2e/operate.mjs';
 
-const SYSTEM = 'You are a bench.';
+export const SYSTEM = 'You are a bench.';
 const ANSWER = 'Hello from the loopback API.';
 const QUIET_MS = 300;
 
@@ -14,22 +16,32 @@ export const pair = (question) => [user(question), { role: 'assistant', content:
 
 export const health = async (proxy) => (await send(proxy, { method: 'GET', path: '/health' }).done).json.processes;
 
-/** Resolves when every process has been warm and idle for a while. */
+/** The sum of the samples of a counter in /metrics. */
+export async function counter(proxy, name) {
+  const { text } = await send(proxy, { method: 'GET', path: '/metrics' }).done;
+  const { samples } = parseMetrics(text).get(`claude_openai_${name}`);
+  return samples.reduce((sum, { value }) => sum + value, 0);
+}
+
+/** Resolves when every process has been idle for a while, and as many spares as that are ready. */
 export async function quiet(proxy, spares = 2) {
   await eventually(
-    'the spares are warm',
+    'the spares are ready and the rest is idle',
     async () => {
       const { warm, busy, stopping } = await health(proxy);
-      return warm === spares && busy === 0 && stopping === 0;
+      return warm >= spares && busy === 0 && stopping === 0;
     },
-    30_000,
+    60_000,
   );
   await sleep(QUIET_MS);
 }
 
-/** Runs the body with a proxy that has its spares ready. */
-export async function withProxy({ spares, ...options }, body) {
-  const proxy = await startProxy(options);
+/** Runs the body with a proxy that has its spares ready; `program`: another one than the one under test. */
+export async function withProxy({ spares, program, ...options }, body) {
+  const prepare = (proxy) => {
+    proxy.command[0] = program ?? proxy.command[0];
+  };
+  const proxy = await startProxy({ prepare, ...options });
   try {
     await quiet(proxy, spares);
     return await body(proxy);
@@ -40,8 +52,8 @@ export async function withProxy({ spares, ...options }, body) {
 }
 
 /** `more` are further fields of the request. */
-export async function throughProxy(proxy, messages, more = {}) {
-  const body = { stream: true, messages: [{ role: 'system', content: SYSTEM }, ...messages], ...more };
+export async function throughProxy(proxy, messages, { system = SYSTEM, ...more } = {}) {
+  const body = { stream: true, messages: [{ role: 'system', content: system }, ...messages], ...more };
   const { sentAt, done } = send(proxy, { body });
   const result = await done;
   assert.equal(result.status, 200, result.text);
@@ -58,12 +70,17 @@ export async function callTool(proxy, messages, tools) {
   return json.choices[0].message;
 }
 
-/** A started `claude`; `line(matches)` resolves to the time at which such a line was read. */
+/**
+ * A started `claude`; `line(matches)` resolves to the time at which such a line was read. `tools` of the client are
+ * listed when it asks for them; a call of one stays unanswered, and its request is kept in `call`.
+ */
 function start([program, ...args], { environment, cwd }) {
   const child = spawn(program, args, { env: environment, cwd, stdio: ['pipe', 'pipe', 'inherit'] });
   let waiting = [];
   let rest = '';
+  const claude = { child };
   const read = (value) => {
+    if (value.type === 'control_request') answerTools(claude, value);
     const found = waiting.filter(({ matches }) => matches(value));
     waiting = waiting.filter((one) => !found.includes(one));
     for (const { resolve } of found) resolve(performance.now());
@@ -83,7 +100,27 @@ function start([program, ...args], { environment, cwd }) {
     new Promise((resolve, reject) => {
       waiting.push({ matches, resolve, reject });
     });
-  return { child, line, ended };
+  return Object.assign(claude, { line, ended });
+}
+
+const toolReply = ({ request_id, request: { message } }, result) => {
+  const response = { mcp_response: { jsonrpc: '2.0', id: message.id ?? 0, result } };
+  return `${JSON.stringify({ type: 'control_response', response: { subtype: 'success', request_id, response } })}\n`;
+};
+
+/** Does what the server of the client's tools has to do for a process driven by hand. */
+function answerTools(claude, asked) {
+  const { method, params } = asked.request.message;
+  if (method === 'tools/call') {
+    claude.call = asked;
+    return;
+  }
+  const { protocolVersion } = params ?? {};
+  const results = {
+    initialize: { protocolVersion, capabilities: { tools: {} }, serverInfo: { name: 'client', version: '1' } },
+    'tools/list': { tools: claude.tools },
+  };
+  claude.child.stdin.write(toolReply(asked, results[method] ?? {}));
 }
 
 function stop(claude) {
@@ -95,10 +132,11 @@ const isToken = (line) => line.event?.delta?.type === 'text_delta';
 const isResult = (line) => line.type === 'result';
 
 const control = (id, request) => `${JSON.stringify({ type: 'control_request', request_id: id, request })}\n`;
-export const initialize = () => control('initialize', { subtype: 'initialize', systemPrompt: [SYSTEM] });
-const userLine = (text) => {
+export const initialize = (system = SYSTEM, more = {}) =>
+  control('initialize', { subtype: 'initialize', systemPrompt: [system], ...more });
+const userLine = (text, uuid) => {
   const message = { role: 'user', content: [{ type: 'text', text }] };
-  return `${JSON.stringify({ type: 'user', message, parent_tool_use_id: null, session_id: '' })}\n`;
+  return `${JSON.stringify({ type: 'user', message, parent_tool_use_id: null, session_id: '', uuid })}\n`;
 };
 
 /** By hand: a process with the program, arguments and environment of the proxy's spare, up and told nothing. */
@@ -106,25 +144,6 @@ export async function startSpare(spare) {
   const claude = start(spare.argv, spare);
   claude.child.stdin.write(control('probe', { subtype: 'apply_flag_settings', settings: {} }));
   await claude.line((line) => line.type === 'control_response');
-  return claude;
-}
-
-/** The same as the proxy has its own, told its opening ahead, and with a rehearsal. */
-export async function openSpare(spare) {
-  const claude = await startSpare(spare);
-  const tell = (line, matches) => {
-    claude.child.stdin.write(line);
-    return claude.line(matches);
-  };
-  const uuid = '00000000-0000-4000-8000-000000000002';
-  const empty = { role: 'user', content: [] };
-  const message = { type: 'user', message: empty, parent_tool_use_id: null, session_id: '', uuid, shouldQuery: false };
-  await tell(initialize(), (line) => line.response?.request_id === 'initialize');
-  await tell(`${JSON.stringify(message)}\n`, isResult);
-  await tell(
-    control('rewind', { subtype: 'rewind_conversation', target_message_uuid: uuid }),
-    (line) => line.response?.response?.rewound,
-  );
   return claude;
 }
 
@@ -136,22 +155,21 @@ async function turnByHand(claude, lines) {
 }
 
 /**
- * Spares driven by hand, one a request, made by `make`; what an opening has left to tell comes with the question. The
- * next one starts when one has been used, so that it has been warm for as long as the proxy's own, which waits 200 ms
- * with that.
+ * Spares driven by hand, one a request. The next one starts when one has been used, so that it has been ready for as
+ * long as the proxy's own, which waits 200 ms with that.
  */
 export class SparesByHand {
-  constructor(proxy, make, opening = '') {
-    Object.assign(this, { proxy, make, opening });
-    this.next = make();
+  constructor(proxy, spare) {
+    Object.assign(this, { proxy, spare });
+    this.next = startSpare(spare);
   }
 
-  async ask(text) {
+  async ask(system, text) {
     const claude = await this.next;
     await quiet(this.proxy);
-    const took = await turnByHand(claude, this.opening + userLine(text));
+    const took = await turnByHand(claude, initialize(system) + userLine(text));
     await stop(claude);
-    this.next = this.make();
+    this.next = startSpare(this.spare);
     await this.next; // or it would start while another way is measured
     return took;
   }
@@ -172,6 +190,42 @@ export class ChatByHand {
     const took = await turnByHand(await this.started, this.opening + userLine(text));
     this.opening = '';
     return took;
+  }
+
+  async stop() {
+    await stop(await this.started);
+  }
+}
+
+/** One process driven by hand that is asked to call a tool, again and again, each time with the last question taken back. */
+export class ToolsByHand {
+  constructor(spare, tools) {
+    const listed = tools.map(({ function: { name, description, parameters } }) => ({
+      ...{ name, description, inputSchema: parameters },
+      annotations: { readOnlyHint: true },
+    }));
+    this.started = startSpare(spare).then((claude) => Object.assign(claude, { tools: listed }));
+    this.opening = initialize(SYSTEM, { sdkMcpServers: ['client'] });
+  }
+
+  /** Until the call waits for its result. */
+  async call(text) {
+    const claude = await this.started;
+    if (this.asked) {
+      const request = { subtype: 'rewind_conversation', target_message_uuid: this.asked };
+      claude.child.stdin.write(control('rewind', request));
+      await claude.line((line) => line.response?.response?.rewound);
+    }
+    const called = claude.line((line) => line.request?.message?.method === 'tools/call');
+    claude.child.stdin.write(this.opening + userLine(text, (this.asked = randomUUID())));
+    this.opening = '';
+    await called;
+  }
+
+  /** From the result to what follows it. */
+  async answer(text) {
+    const claude = await this.started;
+    return turnByHand(claude, toolReply(claude.call, { content: [{ type: 'text', text }] }));
   }
 
   async stop() {

@@ -600,7 +600,7 @@ function parsed(text) {
 
 /**
  * Resolves to {url, port, requests, script, heal, waitFor, close}. A record in `requests` (every POST, HEAD and GET) holds
- * {id, method, path, headers, body, raw, at, text, system, scenario, attempt, refusal, status, done, clientLeft, leftAt, usage}; times are of
+ * {id, method, path, port, headers, body, raw, at, text, system, scenario, attempt, refusal, status, done, clientLeft, leftAt, usage}; times are of
  * performance.now(). `usage` is what the API would bill: that of the message, or where it broke off its input and a token for each four
  * characters that were sent.
  */
@@ -677,6 +677,7 @@ export async function startMessagesApi({ port = 0, scenario: initial = 'plain' }
       id: `req_loopback_${requests.length + 1}`,
       method: request.method,
       path: request.url.split('?')[0],
+      port: request.socket.remotePort,
       headers: request.headers,
       at: performance.now(),
       text: '',

@@ -5,6 +5,7 @@
 // - What a process does before its first turn is told by lines of the file PROGRAM.conf, where
 //   PROGRAM is the path by which it was started (a link or copy of this program).
 // - When the file PROGRAM.journal exists, every process appends `PID start {json}` and `PID end`.
+//   With `journal_requests` in PROGRAM.conf also `PID asked {json}` for each turn, and `PID rewind`.
 #include "stand_in_io.hpp"
 #include "stand_in_lines.hpp"
 
@@ -67,6 +68,33 @@ string joined(const std::vector<string>& pieces) {
   string text;
   for (const auto& piece : pieces) text += piece;
   return text;
+}
+
+/// The words such as `secret-17` in a text, in their order.
+std::vector<string> secrets_in(const string& text) {
+  std::vector<string> secrets;
+  for (size_t at = 0; (at = text.find("secret-", at)) != string::npos;) {
+    const auto end = std::min(text.find_first_not_of("0123456789", at + 7), text.size());
+    secrets.push_back(text.substr(at, end - at));
+    at = end;
+  }
+  return secrets;
+}
+
+void write_to_journal(const string& what) {
+  if (!configured("journal_requests")) return;
+  write_all(journal, std::to_string(::getpid()) + " " + what + "\n");
+}
+
+/// What a Messages API would be sent: who checks it needs the secrets alone.
+void journal_turn() {
+  auto secrets = secrets_in(told.value("initialize", json()).dump());
+  for (const auto& message : history) {
+    for (auto& secret : secrets_in(message.dump())) secrets.push_back(std::move(secret));
+  }
+  write_to_journal(
+      "asked " +
+      json{{"turn", lines::turns}, {"messages", history.size()}, {"secrets", secrets}}.dump());
 }
 
 // ---- control requests ---------------------------------------------------------------------------
@@ -148,6 +176,11 @@ json take_back(const string& target) {
 void rewind(const json& id, const json& request) {
   const auto done = told.value("rewound", 0);
   told["rewinds_asked"] = told.value("rewinds_asked", 0) + 1;
+  const auto every = std::max(1, configured_number("slow_rewind", "every", 1));
+  if (configured("slow_rewind") && (::getpid() + told["rewinds_asked"].get<int>()) % every == 0) {
+    write_to_journal("rewind");
+    sleep_ms(configured_number("slow_rewind", "ms", 100));
+  }
   if (due("crash_in_rewind", done)) leave(1);
   if (due("no_answer_to_rewind", done)) return;
   if (configured("unsupported_rewind")) return refuse_request(id, "rewind_conversation");
@@ -378,13 +411,7 @@ void answer_echo(const directive&) {
 
 /// Small enough for every turn of a long chat. Secrets are words such as `secret-17`.
 void answer_who(const directive&) {
-  const auto all = told.dump() + history.dump();
-  json secrets = json::array();
-  for (size_t at = 0; (at = all.find("secret-", at)) != string::npos;) {
-    const auto end = all.find_first_not_of("0123456789", at + 7);
-    secrets.push_back(all.substr(at, end - at));
-    at = end;
-  }
+  auto secrets = secrets_in(told.dump() + history.dump());
   std::sort(secrets.begin(), secrets.end());
   secrets.erase(std::unique(secrets.begin(), secrets.end()), secrets.end());
   answer_whole(json{
@@ -706,6 +733,8 @@ const behaviour start_behaviours[] = {
     {"crash_in_replay", {}, "after=0: out at a line of the history, when so many are done"},
     {"hang_in_replay", {}, "after=0: the same, but never acknowledges it"},
     {"slow_replay", {}, "ms=10: every line of the history takes its time"},
+    {"journal_requests", {}, "the journal is told each turn's secrets, and of slow rewinds"},
+    {"slow_rewind", {}, "every=1 ms=100: some requests to take back take their time"},
     {"refuses_rewind", {}, "after=0: takes no message back, when so many are taken back"},
     {"no_answer_to_rewind", {}, "after=0: the same, but says nothing to it"},
     {"crash_in_rewind", {}, "after=0: the same, but out"},
@@ -812,6 +841,7 @@ void run_turn(const json& line) {
   interrupt_asked = last_turn_failed = false;
   ++lines::turns;
   remember(line["message"], line.value("uuid", ""));
+  journal_turn();
   const auto wish = wish_in(line["message"]);
   lines::tokens = {wish.number("in", 10), wish.number("out", 7), wish.number("cache_read", 0),
                    wish.number("cache_write", 0)};

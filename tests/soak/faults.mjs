@@ -1,7 +1,7 @@
 // What a soak does to the proxy, and what it looks at meanwhile: from outside, by /proc and /health.
 
 import { spawn } from 'node:child_process';
-import { readFileSync, readdirSync, writeFileSync } from 'node:fs';
+import { readFileSync, readdirSync, readlinkSync, writeFileSync } from 'node:fs';
 import { send, sleep } from '../e2e/harness.mjs';
 import { memory, resources } from '../e2e/raw_client.mjs';
 import { Tally, randomFrom } from './figures.mjs';
@@ -54,6 +54,24 @@ export function claudesOf(proxy) {
     .filter((name) => /^\d+$/.test(name))
     .filter((pid) => parentOf(pid) === proxy.pid && isClaude(pid) && !'ZX'.includes(stateOf(pid)))
     .map(Number);
+}
+
+/** Which of the processes holds the connection that comes from this port. */
+function pidOfPort(pids, port) {
+  const hex = port.toString(16).toUpperCase().padStart(4, '0');
+  const inode = read('/proc/net/tcp')
+    .split('\n')
+    .map((line) => line.trim().split(/\s+/))
+    .find(([, local, , state]) => state === '01' && local.endsWith(`:${hex}`))?.[9];
+  const holds = (pid) => {
+    try {
+      const links = readdirSync(`/proc/${pid}/fd`).map((fd) => readlinkSync(`/proc/${pid}/fd/${fd}`));
+      return links.includes(`socket:[${inode}]`);
+    } catch {
+      return false; // it has ended, or closed one meanwhile
+    }
+  };
+  return inode && pids.find(holds);
 }
 
 const NOTHING = `require('http').createServer((_, answer) => answer.end('{}')).listen(0, '127.0.0.1', function () {
@@ -157,6 +175,16 @@ export class Faults {
   /** `settings` is the file that SIGHUP loads anew. */
   constructor({ proxy, world, verdicts, load, seed, settings, keys }) {
     Object.assign(this, { proxy, world, verdicts, load, settings, keys, random: randomFrom(seed ^ 0x5eed) });
+    world.takesBack = (pid) => this.#strike(pid);
+    world.pidOf = (port) => pidOfPort(claudesOf(proxy), port);
+  }
+
+  /** A process begins to take back. */
+  #strike(pid) {
+    const harm = this.random.weighed({ kill: 3, pause: 3, freeze: 1, nothing: 3 });
+    if (!this.#running || harm === 'nothing') return;
+    this[harm](pid);
+    this.done.add('in taking back');
   }
 
   static settingsOf(keys, more = '') {
@@ -164,7 +192,7 @@ export class Faults {
   }
 
   async run() {
-    const harm = { kill: 30, pause: 15, freeze: 2, reload: 8, badReload: 8, nothing: 20 };
+    const harm = { kill: 30, pause: 15, freeze: 2, wither: 8, reload: 8, badReload: 8, nothing: 20 };
     if (this.world.swap) harm.swap = 8;
     if (this.world.storm) harm.storm = 6;
     while (this.#running) {
@@ -200,15 +228,21 @@ export class Faults {
 
   nothing() {}
 
-  kill() {
-    const pid = this.#victim();
+  kill(pid = this.#victim()) {
     if (pid && this.#signal(pid, 'SIGKILL')) this.done.add('kill');
   }
 
   /** Silent for ever. */
-  freeze() {
-    const pid = this.#victim();
+  freeze(pid = this.#victim()) {
     if (pid && this.#signal(pid, 'SIGSTOP')) this.done.add('freeze');
+  }
+
+  /** Silent for a while, and then gone: in the middle of what it was told meanwhile. */
+  wither() {
+    const pid = this.#victim();
+    if (!pid || !this.#signal(pid, 'SIGSTOP')) return;
+    this.done.add('stop');
+    setTimeout(() => this.kill(pid), this.random.between(200, 2500));
   }
 
   swap() {
@@ -278,8 +312,7 @@ export class Faults {
   }
 
   /** Silent, and awake again. */
-  pause() {
-    const pid = this.#victim();
+  pause(pid = this.#victim()) {
     if (!pid || !this.#signal(pid, 'SIGSTOP')) return;
     this.#stopped.add(pid);
     this.done.add('stop');

@@ -29,6 +29,18 @@ function deltasOf({ data = [] }) {
   return pieces.join('');
 }
 
+/** The conversation without its last turns: each is a message of the user's and an answer. */
+function takeBack(conversation, turns) {
+  conversation.messages.splice(-2 * turns, 2 * turns);
+  conversation.turns = Math.max(0, conversation.turns - turns);
+}
+
+/** The words that the model must be told with the next question, in their order. */
+const wordsOf = ({ systemWords, messages }) => [
+  ...systemWords,
+  ...messages.map(({ secret }) => secret).filter((secret) => secret !== undefined),
+];
+
 /** What all clients share: who owns which word, and what was counted. */
 export class Load {
   kinds = new Tally(); // requests by `dialect kind outcome`
@@ -41,13 +53,21 @@ export class Load {
   partial = 0; // answers that were asked for and not seen whole
   firsts = new Times();
   totals = new Times();
+  judged = 0; // requests as the model got them
   #secrets = 0;
   #owners = new Map();
   #processes = new Map();
+  #expected = new Map(); // a question's word → what its request to the model must hold
 
   constructor({ proxy, world, verdicts, keys, seed, lag }) {
     Object.assign(this, { proxy, world, verdicts, keys, seed, lag, running: true });
-    world.keyOf = (secrets) => secrets.map((one) => this.#owners.get(one)).find((key) => key !== undefined);
+    world.asked = (request) => this.judgeRequest(request);
+    const keeping = (secret) => ({ text: `You keep ${secret}.`, words: [secret] });
+    // Conversations of one key begin alike, so that a process can be taken back for another; some of all keys do.
+    this.systems = keys.map((_, key) => [
+      ...times(2, () => keeping(this.newSecret(key))),
+      { text: 'You keep what you are told.', words: [] },
+    ]);
     this.clients = times(world.clients, (i) => new Client(this, i));
     this.deadline = (world.timeout + world.queueTimeout) * 1000 + SLACK;
   }
@@ -56,6 +76,33 @@ export class Load {
     const secret = `secret-${1_000_000 + ++this.#secrets}`;
     this.#owners.set(secret, key);
     return secret;
+  }
+
+  /** `words`: all of the conversation and no others, in their order; `maybe`: of turns that the client has left. */
+  expect(question, expected) {
+    this.#expected.set(question, expected);
+  }
+
+  /** The request will be refused: the model never hears of it. */
+  expectNone(question) {
+    this.#expected.delete(question);
+  }
+
+  /** Judges a request as the model got it: `secrets` in their order, the last one that of the question. */
+  judgeRequest({ secrets, process, turn }) {
+    if (!secrets.length) return;
+    this.judged++;
+    const told = [...new Set(secrets)];
+    const expected = this.#expected.get(secrets.at(-1));
+    const fail = (what, detail) => this.verdicts.fail(what, `${process}: ${detail}; it was told ${told}`);
+    if (!expected) return fail('a request that nobody made', secrets.at(-1));
+    const { words, maybe } = expected;
+    const foreign = told.filter((one) => !words.includes(one) && !maybe.includes(one));
+    const missing = words.filter((one) => !told.includes(one));
+    if (foreign.length) fail('a foreign word in a request', foreign);
+    else if (missing.length) fail('a word is missing in a request', missing);
+    else if (!maybe.length && String(told) !== String(words)) fail('words in another order', words);
+    this.metProcess({ pid: process, turn: turn ?? this.judged }, this.#owners.get(secrets.at(-1)));
   }
 
   /** A process serves one key; `turn` counts its turns, so that a number that the system gives out again is told apart. */
@@ -95,6 +142,9 @@ class Client {
   async run() {
     const activities = {
       chat: 40,
+      oneOffs: 15,
+      edit: 12,
+      regenerate: 8,
       fork: 6,
       tool: 10,
       choices: 5,
@@ -128,23 +178,28 @@ class Client {
 
   // ---- conversations -----------------------------------------------------------------------------
 
+  /** How a conversation begins: on its own, or as others of the same key do. */
+  system() {
+    if (this.random() < 0.65) return this.random.of(this.load.systems[this.key]);
+    const secret = this.load.newSecret(this.key);
+    return { text: `You keep ${secret}.`, words: [secret] };
+  }
+
   begin(dialect = this.random.of(Object.keys(DIALECTS))) {
-    const system = this.load.newSecret(this.key);
+    const { text, words } = DIALECTS[dialect].single ? { words: [] } : this.system();
     const keeps = dialect !== 'completions' && this.random() < 0.35;
-    const conversation = {
+    return {
       dialect,
-      system: DIALECTS[dialect].single ? undefined : `You keep ${system}.`,
+      system: text,
+      systemWords: words, // that the model must have been told, as those of the messages
       messages: [],
-      required: new Set(DIALECTS[dialect].single ? [] : [system]), // words that the model must have been told
-      maybe: new Set(), // of turns that the client has left: who knows how far they came
+      maybe: new Set(), // of turns of a session that the client has left: who knows how far they came
       // Two clients with different keys use the same names.
       session: keeps && !DIALECTS[dialect].chains ? `session ${this.index >> 1} ${this.sessions++}` : undefined,
       chained: keeps && DIALECTS[dialect].chains,
       turns: 0,
       usedAt: performance.now(),
     };
-    conversation.allowed = new Set(conversation.required);
-    return conversation;
   }
 
   /** One that goes on, or a new one. */
@@ -168,8 +223,11 @@ class Client {
   /** The request that asks this message; `n` choices of an answer. */
   prepare(conversation, message, { stream = this.random() < 0.5, n = 1 } = {}) {
     const speech = DIALECTS[conversation.dialect];
-    const { session, chained, previous, messages } = conversation;
-    const fresh = session || (chained && previous) ? [message] : [...messages, message];
+    const { session, chained, messages } = conversation;
+    const previous = chained ? messages.at(-1)?.id : undefined;
+    const fresh = session || previous ? [message] : [...messages, message];
+    const [words, maybe] = [[...wordsOf(conversation), message.secret], [...conversation.maybe]];
+    this.load.expect(message.secret, { words, maybe });
     const body = speech.body({
       model: this.world.model,
       system: conversation.system,
@@ -178,16 +236,16 @@ class Client {
       n,
       tool: conversation.tooled ? this.world.tool : undefined,
       session,
-      previous: chained ? previous : undefined,
+      previous,
     });
-    return { speech, stream, n, path: speech.path, headers: { ...this.auth, ...speech.headers }, body };
+    const allowed = new Set([...words, ...maybe]);
+    return { speech, stream, n, path: speech.path, headers: { ...this.auth, ...speech.headers }, body, allowed };
   }
 
-  /** A new message for this conversation that makes the model do something, and the word in it. */
-  question(conversation, wish, options, filler = '') {
+  /** A new message that makes the model do something, and the word in it. */
+  question(wish, options, filler = '') {
     const secret = this.load.newSecret(this.key);
-    conversation.allowed.add(secret);
-    return { secret, message: { role: 'user', text: `${this.world.wish(wish, options)} ${secret} ${filler}`.trim() } };
+    return { role: 'user', secret, text: `${this.world.wish(wish, options)} ${secret} ${filler}`.trim() };
   }
 
   /**
@@ -245,7 +303,7 @@ class Client {
       return { outcome, texts: [], calls: [], ...more };
     };
     for (const secret of secretsIn(`${result.text} ${deltasOf(result)} ${JSON.stringify(result.headers)}`))
-      if (!conversation.allowed.has(secret)) fail('a word of another conversation', secret);
+      if (!request.allowed.has(secret)) fail('a word of another conversation', secret);
     if (left) {
       load.unsure.add(path);
       load.partial += request.n;
@@ -312,7 +370,7 @@ class Client {
 
   /** Whether the texts tell the words of this conversation and no others. */
   knows(conversation, secret, stranger) {
-    const required = new Set([...conversation.required, secret]);
+    const required = new Set([...wordsOf(conversation), secret]);
     const { maybe, messages, session, chained, tooled } = conversation;
     const length = messages.length + 1;
     return ({ texts }) => {
@@ -340,26 +398,20 @@ class Client {
   }
 
   /** The turn has become part of the conversation. */
-  learn(conversation, message, secret, answer) {
-    conversation.required.add(secret);
+  learn(conversation, message, { id, texts: [text], calls }) {
     conversation.turns++;
-    conversation.previous = answer.id;
-    const [text] = answer.texts;
-    conversation.messages.push(message, {
-      role: 'assistant',
-      text,
-      ...(answer.calls.length ? { calls: answer.calls } : {}),
-    });
+    conversation.messages.push(message, { role: 'assistant', id, text, ...(calls.length ? { calls } : {}) });
   }
 
+  /** `options.message`: one that was asked before. */
   async turn(conversation, kind, options = {}, asking = {}) {
-    const { message, secret } = this.question(conversation, 'who', undefined, options.filler);
+    const message = options.message ?? this.question('who', undefined, options.filler);
     const request = this.prepare(conversation, message, options);
-    const check = this.knows(conversation, secret);
+    const check = this.knows(conversation, message.secret);
     const answer = await this.ask(conversation, kind, request, { check, ...asking });
-    if (answer.outcome === 'right') this.learn(conversation, message, secret, answer);
-    if (answer.outcome === 'left') conversation.maybe.add(secret);
-    return answer;
+    if (answer.outcome === 'right') this.learn(conversation, message, answer);
+    if (answer.outcome === 'left' && conversation.session) conversation.maybe.add(message.secret);
+    return { ...answer, message };
   }
 
   // ---- what a client does ------------------------------------------------------------------------
@@ -376,17 +428,47 @@ class Client {
     }
   }
 
+  /** Questions of one system prompt, each on its own. */
+  async oneOffs() {
+    const { text, words } = this.random.of(this.load.systems[this.key]);
+    const dialect = this.random.of(Object.keys(DIALECTS));
+    for (let count = this.random.between(2, 6); count > 0 && this.load.running; count--) {
+      const alone = { ...this.begin(dialect), session: undefined, chained: false };
+      if (!DIALECTS[dialect].single) Object.assign(alone, { system: text, systemWords: words });
+      await this.turn(alone, 'one-off');
+    }
+  }
+
+  /** One whose last turns the client can take back: the proxy does not keep it, or keeps each answer of it. */
+  changeable() {
+    return this.conversations.find(
+      ({ turns, session, usedAt }) => turns > 0 && !session && performance.now() - usedAt < FORGOTTEN,
+    );
+  }
+
+  /** Another question in the place of an earlier one. */
+  async edit() {
+    const conversation = this.changeable();
+    if (!conversation) return this.chat();
+    takeBack(conversation, this.random.between(1, Math.min(3, conversation.turns)));
+    if (conversation.messages.at(-1)?.calls) takeBack(conversation, 1); // their results are gone
+    return this.turn(conversation, 'edit');
+  }
+
+  /** The last question once more. */
+  async regenerate() {
+    const conversation = this.changeable();
+    const message = conversation?.messages.at(-2);
+    if (!message?.text) return this.chat();
+    takeBack(conversation, 1);
+    return this.turn(conversation, 'again', { message });
+  }
+
   /** Two ends of one history: neither may hear of the other. */
   async fork() {
     const parent = this.conversations.find((one) => one.turns > 0 && !one.session && !one.tooled);
     if (!parent) return this.chat();
-    const twin = {
-      ...parent,
-      messages: [...parent.messages],
-      required: new Set(parent.required),
-      maybe: new Set(parent.maybe),
-      allowed: new Set(parent.allowed),
-    };
+    const twin = { ...parent, messages: [...parent.messages], maybe: new Set() };
     await Promise.all([this.turn(parent, 'fork'), this.turn(twin, 'fork')]);
     this.conversations.push(twin);
     if (this.conversations.length > MOST_CONVERSATIONS) this.conversations.shift();
@@ -397,15 +479,21 @@ class Client {
     const dialects = Object.keys(DIALECTS).filter((name) => !DIALECTS[name].single);
     const conversation = this.begin(this.random.of(dialects));
     conversation.tooled = true;
-    const { message, secret } = this.question(conversation, 'tool');
+    const message = this.question('tool');
     const calls = ({ calls: told }) =>
       told.length === 1 && told[0].name === this.world.tool ? undefined : `the calls ${JSON.stringify(told)}`;
     const called = await this.ask(conversation, 'call', this.prepare(conversation, message), { check: calls });
     if (called.outcome !== 'right') return;
-    this.learn(conversation, message, secret, called);
+    this.learn(conversation, message, called);
+    if (!conversation.session && this.random() < 0.3) {
+      // The call is never answered.
+      takeBack(conversation, 1);
+      await this.turn(conversation, 'instead');
+      return;
+    }
     const found = this.load.newSecret(this.key);
-    conversation.allowed.add(found);
-    const results = { role: 'user', results: called.calls.map(({ id }) => ({ id, text: `found ${found}` })) };
+    const texts = called.calls.map(({ id }) => ({ id, text: `found ${found}` }));
+    const results = { role: 'user', secret: found, results: texts };
     // The stand-in answers with the results alone, and only a process that was told the history says all words.
     const check = ({ texts: [text] }) => (this.world.says || text.includes(found) ? undefined : `nothing of ${found}`);
     for (let attempt = 0; attempt < 3; attempt++) {
@@ -417,7 +505,7 @@ class Client {
               ? 'results: told to another process'
               : 'results: taken by the process that waits',
           );
-        this.learn(conversation, results, found, answer);
+        this.learn(conversation, results, answer);
         this.conversations.push(conversation);
         return;
       }
@@ -437,7 +525,7 @@ class Client {
     const n = Math.min(this.world.longest ?? 400, slow ? 400 : this.random.between(20, 300));
     const size = slow ? 1200 : this.random.between(2, 200);
     const delay_ms = slow ? 0 : this.random.between(0, 3);
-    const { message } = this.question(conversation, 'long', { n, size, delay_ms });
+    const message = this.question('long', { n, size, delay_ms });
     const check = ({ texts: [text] }) =>
       this.world.says || text.trim() === longText(n, size) ? undefined : `${text.length} other characters`;
     return { request: this.prepare(conversation, message, { stream: slow || this.random() < 0.7 }), check };
@@ -480,7 +568,10 @@ class Client {
   async abort() {
     const conversation = this.pick();
     const patience = this.random() ** 2 * (this.world.name === 'claude' ? 1500 : 300);
-    await this.turn(conversation, 'abort', {}, { abortAfter: patience });
+    const { outcome, message } = await this.turn(conversation, 'abort', {}, { abortAfter: patience });
+    // What it had begun is taken back for the same question.
+    if (outcome === 'left' && !conversation.session && this.random() < 0.5)
+      await this.turn(conversation, 'once more', { message });
   }
 
   /** Several requests at once on one connection: answers in their order. */
@@ -489,9 +580,9 @@ class Client {
     const asked = times(count, () => {
       const conversation = this.begin('chat');
       conversation.session = undefined;
-      const { message, secret } = this.question(conversation, 'who');
+      const message = this.question('who');
       const request = this.prepare(conversation, message, { stream: false });
-      return { conversation, request, check: this.knows(conversation, secret) };
+      return { conversation, request, check: this.knows(conversation, message.secret) };
     });
     const began = performance.now();
     const client = new RawClient(this.load.proxy);
@@ -523,8 +614,8 @@ class Client {
 
   async failing(kind, wish, options, asking) {
     const conversation = this.begin();
-    const { message } = this.question(conversation, wish, options);
-    return this.ask(conversation, kind, this.prepare(conversation, message), asking);
+    const request = this.prepare(conversation, this.question(wish, options));
+    return this.ask(conversation, kind, request, asking);
   }
 
   async error() {
@@ -553,10 +644,10 @@ class Client {
 
   async tooBig() {
     const conversation = this.begin();
-    const { message } = this.question(conversation, 'who', undefined, 'y'.repeat(this.load.bodyLimit + 1));
-    const { outcome } = await this.ask(conversation, 'too big', this.prepare(conversation, message), {
-      expected: [413],
-    });
+    const message = this.question('who', undefined, 'y'.repeat(this.load.bodyLimit + 1));
+    const request = this.prepare(conversation, message);
+    this.load.expectNone(message.secret);
+    const { outcome } = await this.ask(conversation, 'too big', request, { expected: [413] });
     if (!/^asked-for 413/.test(outcome)) this.load.verdicts.fail('a body over the limit was taken', outcome);
   }
 
@@ -620,6 +711,7 @@ class Client {
       path: speech.path,
       headers: { ...this.auth, ...speech.headers },
       body,
+      allowed: new Set(),
     };
     const { outcome } = await this.ask(conversation, 'mistake', request, { expected: [400] });
     if (!/^asked-for 400/.test(outcome))
@@ -628,8 +720,9 @@ class Client {
 
   async wrongKey() {
     const conversation = this.begin();
-    const { message } = this.question(conversation, 'who');
+    const message = this.question('who');
     const request = this.prepare(conversation, message);
+    this.load.expectNone(message.secret);
     request.headers = { ...request.headers, authorization: 'Bearer wrong' };
     const { outcome } = await this.ask(conversation, 'wrong key', request, { expected: [401] });
     if (!/^asked-for 401/.test(outcome)) this.load.verdicts.fail('a wrong key was taken', outcome);

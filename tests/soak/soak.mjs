@@ -19,7 +19,7 @@ import { startWorld } from './worlds.mjs';
 
 const KEYS = ['soak-key-of-one', 'soak-key-of-two'];
 const BODY_LIMIT = 4 << 20;
-const SPARES = 2; // with one, none would be opened ahead
+const SPARES = 2;
 const IDLE = 4; // s
 const KEPT = 20; // s that a session or a response is kept
 const MOST_GROWTH = 20; // MiB of resident memory over the second half
@@ -100,7 +100,7 @@ function compareCounts(families, load, verdicts) {
 }
 
 /** Every failure that no client asked for has a fault of ours behind it. */
-function compareFaults(load, faults, verdicts, crowded) {
+function compareFaults(load, faults, figures, verdicts, crowded) {
   const { struck } = load;
   const [crashes, kills] = [struck.of('crash'), faults.done.of('kill')];
   const stops = faults.done.of('stop') + faults.done.of('freeze');
@@ -108,6 +108,9 @@ function compareFaults(load, faults, verdicts, crowded) {
     verdicts.fail('more answers were lost than processes were killed', `${crashes} of ${kills} kills, ${stops} stops`);
   if (struck.of('timeout') > stops && !crowded)
     verdicts.fail('more timeouts than processes were stopped', `${struck.of('timeout')} of ${stops}`);
+  if (figures.rewound < 5) verdicts.fail('hardly anything was taken back', `for ${figures.rewound} turns`);
+  if (load.judged < load.outcomes.of('right') / 2 && !load.world.says)
+    verdicts.fail('too few requests were judged', `${load.judged}`);
   const whole = load.outcomes.of('right');
   const lost = struck.sum();
   if (whole < 20 || lost > whole) verdicts.fail('too few right answers', `${whole}, and ${lost} without`);
@@ -133,7 +136,7 @@ function tell({ world, load, faults, watch, families, before, left, seconds, lag
   heading(`[${world.name}] ms to the end                         count     p50     p90     p99`);
   load.totals.lines().forEach((line) => console.log(`  ${line}`));
   const turns = Object.fromEntries(
-    ['reused', 'spare', 'started'].map((process) => [process, figure(families, 'turns_total', { process })]),
+    ['continued', 'rewound', 'spare', 'started'].map((process) => [process, figure(families, 'turns_total', { process })]),
   );
   const all = Object.values(turns).reduce((sum, count) => sum + count, 0);
   heading(`[${world.name}] ${seconds} s`);
@@ -143,7 +146,7 @@ function tell({ world, load, faults, watch, families, before, left, seconds, lag
     `  processes: at most ${watch.most} of ${world.processes} at once, ${figure(families, 'processes_started_total')} started`,
   );
   console.log(
-    `  turns: ${JSON.stringify(turns)}, reused ${((100 * turns.reused) / (all || 1)).toFixed(0)} %, ${figure(families, 'replays_total')} replays`,
+    `  turns: ${JSON.stringify(turns)}, ${((100 * (turns.continued + turns.rewound)) / (all || 1)).toFixed(0)} % by a process that had served; ${figure(families, 'messages_taken_back_total')} messages taken back, ${figure(families, 'messages_told_total')} told; ${load.judged} requests to the model judged`,
   );
   console.log(
     `  rejected: ${JSON.stringify(Object.fromEntries((families.get('claude_openai_rejected_total')?.samples ?? []).map(({ labels, value }) => [labels.reason, value])))}`,
@@ -237,7 +240,8 @@ async function soak(name, seconds, seed) {
       console.log(
         `the machine was crowded: this program lost ${(lag.total / 1000).toFixed(0)} s, so timeouts prove nothing`,
       );
-    compareFaults(load, faults, verdicts, crowded);
+    const rewound = figure(families, 'turns_total', { process: 'rewound' });
+    compareFaults(load, faults, { rewound }, verdicts, crowded);
   }
   lag.stop();
   await Promise.all(idle);
@@ -274,8 +278,14 @@ const CHECKS = {
   'no word reaches another conversation': [
     'a word of another conversation',
     'a word in a list',
+    'a request that nobody made',
+    'a foreign word in a request',
+    'a word is missing in a request',
+    'words in another order',
+    'too few requests were judged',
     'a process served two keys',
   ],
+  'processes take back, and serve others': ['hardly anything was taken back'],
   'never more processes than allowed': ['more processes than --max-processes'],
   '/health answers within a second': ['/health was slow', '/health was not healthy'],
   'garbage, mistakes and wrong keys are refused': [

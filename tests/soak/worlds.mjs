@@ -1,7 +1,8 @@
 // What answers behind the proxy: the stand-in for the CLI, the real one over a loopback Messages API, or the demo. Each is asked by
 // the same wishes in the user's text, `[[who]]` for one, which world.wish() spells.
 
-import { chmodSync, copyFileSync, mkdtempSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { chmodSync, closeSync, copyFileSync, mkdtempSync, openSync, readSync, renameSync, rmSync } from 'node:fs';
+import { symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { DEFAULT_MODEL, claudePath } from '../e2e/claude_cli.mjs';
@@ -10,7 +11,31 @@ import { startMessagesApi } from '../e2e/messages_api.mjs';
 import { STAND_IN } from '../e2e/raw_client.mjs';
 
 /** Whole ones only: a stream cuts words in two. */
-export const secretsIn = (text) => new Set(text.match(/secret-\d{7}/g));
+const secretsInOrder = (text) => text.match(/secret-\d{7}/g) ?? [];
+export const secretsIn = (text) => new Set(secretsInOrder(text));
+
+/** Reads lines as they are appended to a file, again and again. */
+class Tail {
+  #rest = '';
+
+  constructor(file, take) {
+    const descriptor = openSync(file, 'r');
+    const bytes = Buffer.alloc(1 << 16);
+    const read = () => {
+      for (let count; (count = readSync(descriptor, bytes)) > 0; ) {
+        const lines = (this.#rest + bytes.toString('latin1', 0, count)).split('\n');
+        this.#rest = lines.pop();
+        lines.forEach(take);
+      }
+    };
+    const timer = setInterval(read, 10);
+    this.close = () => {
+      clearInterval(timer);
+      read();
+      closeSync(descriptor);
+    };
+  }
+}
 
 /** The text of `[[text n= size=]]`, as the stand-in makes it. */
 export const longText = (n, size = 0) =>
@@ -44,10 +69,14 @@ const spell = (name, options = {}) =>
 
 /** Fast, and misbehaves by name. */
 function standInWorld() {
+  // Turns without a wish, such as those after a lost process's tool results, tell who was asked too.
+  const behaviour = ['answer who', 'journal_requests', 'slow_rewind every=20 ms=300', ''].join('\n');
+  const names = ['claude', 'claude-a', 'claude-b'];
   const versions = new Versions((folder) => {
-    // Turns without a wish, such as those after a lost process's tool results, tell who was asked too.
-    for (const name of ['claude', 'claude-a', 'claude-b'])
-      writeFileSync(path.join(folder, `${name}.conf`), 'answer who\n');
+    for (const name of names) {
+      writeFileSync(path.join(folder, `${name}.conf`), behaviour);
+      writeFileSync(path.join(folder, `${name}.journal`), '');
+    }
     return ['claude-a', 'claude-b'].map((name) => {
       const program = path.join(folder, name);
       copyFileSync(STAND_IN, program);
@@ -55,7 +84,7 @@ function standInWorld() {
       return program;
     });
   });
-  return {
+  const world = {
     name: 'stand-in',
     model: 'claude-test',
     options: { cli: versions.link, url: 'http://127.0.0.1:9' },
@@ -78,11 +107,23 @@ function standInWorld() {
         hang: () => spell('hang', { after: 1 }),
       })[name](),
     breaks: ['break', 'left', 'nonsense'],
-    tool: 'mcp__client__look_up', // it says prefixes also where the real one leaves them out
+    tool: 'look_up',
     swap: () => versions.turn(),
     counts: true,
-    close: async () => versions.remove(),
+    asked() {},
+    takesBack() {},
+    close: async () => {
+      journals.forEach((one) => one.close());
+      versions.remove();
+    },
   };
+  const take = (line) => {
+    const [, pid, what, more] = /^(\d+) (asked|rewind) ?(.*)$/.exec(line) ?? [];
+    if (what === 'asked') world.asked({ process: pid, ...JSON.parse(more) });
+    if (what === 'rewind') world.takesBack(Number(pid));
+  };
+  const journals = names.map((name) => new Tail(path.join(versions.folder, `${name}.journal`), take));
+  return world;
 }
 
 /** The real CLI, two versions of it. */
@@ -92,7 +133,6 @@ async function claudeWorld(verdicts) {
   const storms = []; // times at which the API answers nobody well
   let seen = 0;
   let weather;
-  const owners = new Map(); // a process of the CLI → the client key whose words it was told
 
   /** What this call answers. The texts of one conversation alone may have come. */
   const answer = (record) => {
@@ -128,15 +168,19 @@ async function claudeWorld(verdicts) {
   };
   const whoOf = (record) =>
     JSON.stringify({ messages: record.body.messages.length, secrets: [...secretsIn(record.raw)].sort() });
+  /** Who is left in mid-answer is interrupted, and takes back next. */
+  const watchLeft = async (record) => {
+    const pid = world.pidOf(record.port);
+    const left = await api.waitFor((one) => one === record && one.clientLeft, 20_000).catch(() => undefined);
+    if (left && pid) world.takesBack(pid);
+  };
   api.script((record) => {
-    const process = record.headers['x-claude-code-session-id'];
-    const key = world.keyOf([...secretsIn(record.raw)]);
-    if (key !== undefined) {
-      if ((owners.get(process) ?? key) !== key)
-        verdicts.fail('a process served two keys', `${process}: ${record.raw.slice(-500)}`);
-      owners.set(process, key);
-    }
-    return answer(record);
+    const { system, messages } = record.body;
+    const secrets = secretsInOrder(JSON.stringify([system, messages]));
+    world.asked({ process: record.headers['x-claude-code-session-id'], secrets });
+    const scenario = answer(record);
+    if (scenario.name === 'hang') watchLeft(record);
+    return scenario;
   });
   /** Records are kept by the loopback for ever; a soak needs none of their bytes once they are answered. */
   const forget = setInterval(() => {
@@ -165,7 +209,9 @@ async function claudeWorld(verdicts) {
       storms.push([performance.now(), weather.until]);
     },
     stormed: (from, to) => storms.some(([begin, end]) => begin < to && from < end),
-    keyOf: () => undefined,
+    asked() {},
+    takesBack() {},
+    pidOf: () => undefined,
     async close() {
       clearInterval(forget);
       await api.close();
