@@ -10842,6 +10842,7 @@ struct credentials {
 struct visitor {
   std::string key;            ///< the valid one that was presented; empty without
   std::string label;          ///< for the log: `key-2` is the second key's holder
+  std::string page_refusal;   ///< why it may chat and no more; empty: it is no foreign page
   std::string tools_refusal;  ///< why it may not use tools and MCP servers; empty: it may
   bool is_stranger = false;   ///< has not proven that it may chat: on open routes alone
 };
@@ -10886,7 +10887,7 @@ inline bool is_own_host(std::string_view host, const options& settings) {
          name == host_name(settings.host);
 }
 
-/// The origin of a page that may use tools: our own page's, or one that the operator named.
+/// The origin of a page that may do more than chat: our own page's, or one that the operator named.
 inline bool is_trusted_origin(const credentials& shown, const options& settings) {
   const std::string_view origin = shown.origin;
   const auto& named = settings.cors_origins;
@@ -10963,13 +10964,20 @@ class client_names {
 
 #endif
 
+/// Why this client may only chat; empty for none but foreign pages. What the proxy keeps is its
+/// users': a page could read their words, and put words of its own before theirs.
+inline std::string refuse_page(const credentials& shown, const options& settings) {
+  if (shown.origin.empty() || is_trusted_origin(shown, settings)) return {};
+  return "pages of origin '" + text::repair_utf8(shown.origin) +
+         "' may chat, and not use tools, MCP servers, sessions, stored responses or what the proxy "
+         "tells of itself; name it with --cors-origin to allow that";
+}
+
 /// Why this client may not use Claude Code's tools and MCP servers; empty when it may. They are
 /// commands on this machine: a key or the proxy's own user is needed, and no foreign page.
 inline std::string refuse_tools(const credentials& shown, const options& settings, bool has_key) {
-  if (!shown.origin.empty() && !is_trusted_origin(shown, settings)) {
-    return "pages of origin '" + text::repair_utf8(shown.origin) +
-           "' may not use tools or MCP servers; name it with --cors-origin to allow it";
-  }
+  auto page = refuse_page(shown, settings);
+  if (!page.empty()) return page;
   if (has_key || shown.peer == peer_user::own || settings.allow_keyless_tools) return {};
   return "this system does not tell which user asks, so tools and MCP servers need a client key "
          "(--api-key) or --allow-keyless-tools";
@@ -10991,9 +10999,11 @@ inline visitor check_access(const credentials& shown, const options& settings, b
                                                 text::repair_utf8(shown.host) +
                                                 "'; use its address or a client key");
   }
-  auto no_tools = refuse_tools(shown, settings, number > 0);
+  visitor who{{}, {}, refuse_page(shown, settings), refuse_tools(shown, settings, number > 0)};
   if (number > 0) {
-    return {std::string(key), "key-" + std::to_string(number), std::move(no_tools)};
+    who.key = key;
+    who.label = "key-" + std::to_string(number);
+    return who;
   }
   const bool open = settings.api_keys.empty();
   const bool foreign = open && shown.peer == peer_user::other;
@@ -11002,7 +11012,8 @@ inline visitor check_access(const credentials& shown, const options& settings, b
                     "without a client key this proxy serves the programs of its own user alone, "
                     "and yours run as another one; start it with --api-key and send that key");
   }
-  if (!needs_key || open) return {{}, {}, std::move(no_tools), foreign || !open};
+  who.is_stranger = foreign || !open;
+  if (!needs_key || open) return who;
   throw api_error(error_kind::authentication,
                   key.empty() ? "Missing API key: send 'Authorization: Bearer KEY' or 'x-api-key'"
                               : "Invalid API key");
@@ -14279,8 +14290,7 @@ struct exchange {
   std::string path = {};                    ///< without `/v1` and a last slash
   std::shared_ptr<request_record> record = std::make_shared<request_record>();
   std::optional<body_budget::share> body_share = {};  ///< held while the body is worked on
-  std::string tools_refusal = {};                     ///< see `visitor`, as the next
-  bool is_stranger = false;
+  visitor who = {};
 
   const std::string& id() const { return record->id; }
   const std::string& client_id() const { return record->client_id; }
@@ -14350,36 +14360,37 @@ class http_service : public httplib::Server {
 
   using handler = void (http_service::*)(exchange&);
 
-  /// What a route asks of its client: nothing, a key if there is one, or what `enable_tools` asks.
-  enum class access { open, key, tools };
+  /// What a route asks of its client: nothing; a key if there is one; that, and to be no foreign
+  /// page; what `enable_tools` asks.
+  enum class access { open, chat, own, tools };
 
   struct route {
     std::string_view method;
     std::string_view path;  ///< without `/v1`; see `matches`
     endpoint_group group;
     handler answer;
-    access needs = access::key;
+    access needs = access::own;
   };
 
   static const std::vector<route>& routes() {
     using group = endpoint_group;
     static const std::vector<route> table = {
-        {"POST", "/chat/completions", group::chat, &http_service::answer_chat},
-        {"POST", "/responses", group::chat, &http_service::answer_responses},
+        {"POST", "/chat/completions", group::chat, &http_service::answer_chat, access::chat},
+        {"POST", "/responses", group::chat, &http_service::answer_responses, access::chat},
         {"GET", "/responses/*/input_items", group::session, &http_service::answer_input_items},
         {"POST", "/responses/*/cancel", group::session, &http_service::cancel_response},
         {"GET", "/responses/*", group::session, &http_service::answer_response},
         {"DELETE", "/responses/*", group::session, &http_service::delete_response},
-        {"POST", "/messages", group::chat, &http_service::answer_messages},
-        {"POST", "/messages/count_tokens", group::other, &http_service::answer_count},
-        {"POST", "/completions", group::chat, &http_service::answer_completions},
-        {"GET", "/models", group::none, &http_service::answer_models},
-        {"GET", "/models/*", group::none, &http_service::answer_model},
+        {"POST", "/messages", group::chat, &http_service::answer_messages, access::chat},
+        {"POST", "/messages/count_tokens", group::other, &http_service::answer_count, access::chat},
+        {"POST", "/completions", group::chat, &http_service::answer_completions, access::chat},
+        {"GET", "/models", group::none, &http_service::answer_models, access::chat},
+        {"GET", "/models/*", group::none, &http_service::answer_model, access::chat},
         {"GET", "/sessions", group::session, &http_service::answer_sessions},
         {"GET", "/sessions/stats", group::session, &http_service::answer_session_stats},
         {"GET", "/sessions/*", group::session, &http_service::answer_session},
         {"DELETE", "/sessions/*", group::session, &http_service::delete_session},
-        {"POST", "/compatibility", group::other, &http_service::answer_compatibility},
+        {"POST", "/compatibility", group::other, &http_service::answer_compatibility, access::chat},
         {"POST", "/debug/request", group::debug, &http_service::answer_debug},
         {"GET", "/tools", group::other, &http_service::answer_tools, access::tools},
         {"GET", "/tools/config", group::other, &http_service::answer_tool_configuration,
@@ -14513,14 +14524,14 @@ class http_service : public httplib::Server {
     now.record->address = client_address(
         now.client.address(), all_values_of(now, "x-forwarded-for"), now.settings->trusted_proxies);
     if (!preflight) count_request(now, group, now.record->address);
-    const auto needs = found == nullptr ? access::key : found->needs;
+    const auto needs = found == nullptr ? access::chat : found->needs;
     admit(now, shown, !preflight && needs != access::open);
     if (!preflight && !now.client_id().empty()) count_request(now, group, "key " + now.client_id());
     if (preflight) {
       now.response.status = 200;  // httplib tells a length of 0, which a 204 must not have
     } else if (found != nullptr) {
       now.response.status = 200;
-      if (needs == access::tools) check_tools(now);
+      check_rights(now, needs);
       (this->*found->answer)(now);
     } else {
       refuse_route(now);
@@ -14555,9 +14566,8 @@ class http_service : public httplib::Server {
       auto who = check_access(shown, *now.settings, needs_key);
       now.record->client_id = names_.name_of(who.key);
       if (may_guess && !who.key.empty()) services_.limits.note_right_key(address);
-      now.record->client = std::move(who.label);
-      now.tools_refusal = std::move(who.tools_refusal);
-      now.is_stranger = who.is_stranger;
+      now.record->client = who.label;
+      now.who = std::move(who);
     } catch (const api_error& refused) {
       services_.figures.reject(refused.kind == error_kind::authentication ? "key" : "origin");
       if (refused.kind == error_kind::authentication && !presented_key(shown).empty()) {
@@ -14568,9 +14578,12 @@ class http_service : public httplib::Server {
     }
   }
 
-  /// Throws a 403 for a client that may chat and no more.
-  static void check_tools(const exchange& now) {
-    if (!now.tools_refusal.empty()) throw api_error(error_kind::permission, now.tools_refusal);
+  /// Throws a 403 for a client that may not have what this is needed for.
+  static void check_rights(const exchange& now, access needed) {
+    const auto& refusal = needed == access::tools ? now.who.tools_refusal : now.who.page_refusal;
+    if (needed > access::chat && !refusal.empty()) {
+      throw api_error(error_kind::permission, refusal);
+    }
   }
 
   /// Counts the request against the rate limit, tells how the client stands, and throws a 429 when
@@ -14788,8 +14801,12 @@ class http_service : public httplib::Server {
   void answer_responses(exchange& now) {
     auto context = make_context(now);
     const auto given = read_json(now);
-    auto expanded = services_.responses.expand(now.client_id(), given);
-    const auto& store = member_of(given, "store");
+    const bool refers = !member_of(given, "previous_response_id").is_null();
+    if (refers || boolean_of(given, "store")) check_rights(now, access::own);
+    const bool page = !now.who.page_refusal.empty();
+    auto expanded = page ? given : services_.responses.expand(now.client_id(), given);
+    if (page) expanded["store"] = false;
+    const auto& store = member_of(expanded, "store");
     std::shared_ptr<response_store::running> running;
     if (!store.is_boolean() || store.get<bool>()) {
       running = services_.responses.begin(now.client_id(), given,
@@ -14855,6 +14872,7 @@ class http_service : public httplib::Server {
       const json id = now.request.get_header_value("X-Session-Id");
       turn.session = parse_session_id(reader(id, "X-Session-Id"));
     }
+    if (!turn.session.empty()) check_rights(now, access::own);
     settle_headers(now, turn);
     settle(turn, traits_of(turn.model, services_.status.get().always_thinking));
   }
@@ -14879,7 +14897,7 @@ class http_service : public httplib::Server {
         find_header(now, "X-Claude-Disallowed-Tools"), find_header(now, "X-Claude-Permission-Mode"),
         find_header(now, "X-Claude-Cwd")};
     if (turn.agent) {
-      check_tools(now);
+      check_rights(now, access::tools);
       const auto has_budget = [](const budget& limit) { return limit.tokens > 0 || limit.usd > 0; };
       return services_.agents.settle(
           turn, asked,
@@ -15265,7 +15283,8 @@ class http_service : public httplib::Server {
 
   void answer_health(exchange& now) {
     answer_json(now, render_health(services_.processes.counts(), services_.status.get(),
-                                   !now.is_stranger, now.settings->demo));
+                                   !now.who.is_stranger && now.who.page_refusal.empty(),
+                                   now.settings->demo));
   }
 
   void answer_metrics(exchange& now) {
