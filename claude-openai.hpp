@@ -668,6 +668,57 @@ inline std::string redact(std::string_view line) {
   return safe;
 }
 
+/// Of a header, a field of JSON or a parameter of a path: its value may be a credential.
+inline bool is_secret_name(std::string_view name) {
+  const auto lower = text::to_lower(name);
+  const std::array<const char*, 7> marks = {"auth",   "key", "cookie",  "token",
+                                            "secret", "jwt", "password"};
+  return std::any_of(marks.begin(), marks.end(),
+                     [&](const char* mark) { return lower.find(mark) != lower.npos; });
+}
+
+/// JSON, whole or not, with the texts of fields masked that are named like secrets; within strings
+/// that hold JSON, too: there a quote has backslashes before it.
+inline std::string mask_fields(std::string_view body) {
+  const auto backslashes_before = [&](std::size_t at) {
+    std::size_t count = 0;
+    while (count < at && body[at - count - 1] == '\\') ++count;
+    return count;
+  };
+  std::string safe;
+  std::size_t shown = 0;  // what is in there
+  std::size_t begin = 0;  // of what may be a name
+  for (auto quote = body.find('"'); quote < body.size(); quote = body.find('"', quote + 1)) {
+    const auto depth = backslashes_before(quote);
+    const auto name = body.substr(begin, quote - depth - begin);
+    begin = quote + 1;
+    const auto colon = body.find_first_not_of(" \t\r\n", begin);
+    const auto value = body.find('"', std::min(colon, body.size()));
+    if (value > body.size() || body[colon] != ':') continue;
+    const auto between = text::trim(body.substr(colon + 1, value - colon - 1));
+    if (between != std::string(depth, '\\') || !is_secret_name(name)) continue;
+    quote = value;
+    do {
+      quote = std::min(body.find('"', quote + 1), body.size());
+    } while (quote < body.size() && backslashes_before(quote) % (2 * depth + 2) != depth);
+    safe.append(body.substr(shown, value + 1 - shown)).append("***");
+    shown = quote < body.size() ? quote - depth : quote;
+    begin = quote + 1;
+  }
+  return safe.append(body.substr(shown));
+}
+
+/// A path with the parameters of its query masked that are named like secrets.
+inline std::string mask_query(std::string path) {
+  for (auto at = path.find('?'); at < path.size(); at = path.find('&', at + 1)) {
+    const auto equals = path.find('=', at);
+    const auto end = std::min(path.find('&', at + 1), path.size());
+    if (equals > end || !is_secret_name(path.substr(at + 1, equals - at - 1))) continue;
+    path.replace(equals + 1, end - equals - 1, "***");
+  }
+  return path;
+}
+
 /// A line of the log for programs to read; `fields` are added, and win.
 inline std::string render_log_object(log_level level, const std::string& message,
                                      const json& fields = json::object()) {
@@ -3058,18 +3109,23 @@ inline json make_count_request(const json& body, const turn_request& request) {
   return asked;
 }
 
-/// Tokens of a request, guessed from its size: four bytes of text make one, an image about 1,600, a
-/// page of a PDF as many.
-inline std::int64_t estimate_tokens(const turn_request& request) {
-  std::size_t bytes = request.system.size();
+/// Tokens of a picture or document, guessed: an image has about 1,600, a page of a PDF as many.
+inline std::int64_t estimate_tokens(const media_part& media) {
+  constexpr std::int64_t of_image = 1'600;
+  constexpr std::int64_t of_unseen_document = 25'000;
+  constexpr std::int64_t bytes_of_pdf_token = 16;
+  const auto size = static_cast<std::int64_t>(media.data.size());
+  if (media.kind == media_part::media_kind::image) return of_image;
+  if (!media.url.empty()) return of_unseen_document;
+  if (media.media_type == "text/plain") return size / 4;
+  return std::max(of_image, size / bytes_of_pdf_token);
+}
+
+/// Tokens of messages, guessed from their size: four bytes of text make one.
+inline std::int64_t estimate_tokens(const std::vector<message>& messages) {
+  std::size_t bytes = 0;
   std::int64_t tokens = 0;
-  for (const auto& tool : request.tools) {
-    bytes += tool.name.size() + tool.description.size() + dump(tool.schema).size();
-  }
-  const auto weigh_media = [&](const media_part& media) {
-    tokens +=
-        media.media_type == "text/plain" ? static_cast<std::int64_t>(media.data.size() / 4) : 1600;
-  };
+  const auto weigh_media = [&](const media_part& media) { tokens += estimate_tokens(media); };
   const auto weigh = overloaded{
       [&](const text_part& part) { bytes += part.text.size(); },
       [&](const media_part& part) { weigh_media(part); },
@@ -3082,11 +3138,20 @@ inline std::int64_t estimate_tokens(const turn_request& request) {
         }
       },
   };
-  for (const auto& said : request.messages) {
+  for (const auto& said : messages) {
     tokens += 4;
     for (const auto& part : said.parts) std::visit(weigh, part);
   }
   return tokens + static_cast<std::int64_t>(bytes / 4) + 1;
+}
+
+/// The same of a request with its system prompt and tools.
+inline std::int64_t estimate_tokens(const turn_request& request) {
+  std::size_t bytes = request.system.size();
+  for (const auto& tool : request.tools) {
+    bytes += tool.name.size() + tool.description.size() + dump(tool.schema).size();
+  }
+  return estimate_tokens(request.messages) + static_cast<std::int64_t>(bytes / 4);
 }
 
 }  // namespace anthropic_messages
@@ -6242,6 +6307,14 @@ inline bool read_available(int fd, std::string& bytes) {
   return true;
 }
 
+/// All of a file that can be read; empty for none.
+inline std::string read_all(const unique_fd& file) {
+  std::string bytes;
+  while (file && read_available(file.get(), bytes)) {
+  }
+  return bytes;
+}
+
 /// Bytes on their way to a descriptor that does not block.
 class write_buffer {
  public:
@@ -7828,7 +7901,8 @@ class pool::ticket {
 
 //================================================================================================
 // [20] sessions - histories that the proxy keeps for a client
-// uses: text, log, json_access, options, conversation, fields, cli_protocol, process | thread-safe
+// uses: text, log, json_access, options, conversation, fields, anthropic_messages, cli_protocol,
+//       process | thread-safe
 //================================================================================================
 
 /// What is told of a session.
@@ -8015,10 +8089,7 @@ class session_store {
     const auto path = settings_.session_directory + "/" + salt_name;
     const unique_fd made(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
     if (made && write_all(made.get(), fresh) && ::fsync(made.get()) == 0) return fresh;
-    const auto file = open_own_file(path);
-    std::string kept;
-    while (file && read_available(file.get(), kept)) {
-    }
+    const auto kept = read_all(open_own_file(path));
     if (kept.size() == salt_length) return kept;
     throw std::runtime_error(path +
                              " is damaged; without it nobody finds the stored sessions of "
@@ -8093,8 +8164,9 @@ class session_store {
     std::vector<message> history;
     system_time created;
     system_time last_accessed;
-    steady_time last_used;  ///< the same by a clock that does not jump: this one decides
-    std::size_t bytes = 0;  ///< of the history, roughly
+    steady_time last_used;    ///< the same by a clock that does not jump: this one decides
+    std::size_t bytes = 0;    ///< of the history, roughly
+    std::int64_t tokens = 0;  ///< the same, with what the turns at it and before it may add
     bool busy = false;
     std::deque<const wake_signal*> waiting;
 
@@ -8206,10 +8278,7 @@ class session_store {
   }
 
   void load(const std::string& path) {
-    const auto file = open_own_file(path);
-    std::string bytes;
-    while (file && read_available(file.get(), bytes)) {
-    }
+    const auto bytes = read_all(open_own_file(path));
     const json stored = json::parse(bytes, nullptr, false);
     const auto kept = std::make_shared<session>();
     kept->client = string_of(stored, "client");
@@ -8225,6 +8294,7 @@ class session_store {
     for (const auto& said : member_of(stored, "messages")) {
       if (auto decoded = decode_message(said)) kept->history.push_back(std::move(*decoded));
     }
+    kept->tokens = anthropic_messages::estimate_tokens(kept->history);
     const bool ours = integer_of(stored, "version") == 1 &&
                       member_of(stored, "client").is_string() &&
                       integer_of(stored, "last_accessed_ms") > 0;
@@ -8271,7 +8341,10 @@ inline json render_session_stats(const std::vector<session_info>& all,
 /// must not outlive the store.
 class session_store::visit {
  public:
-  visit(session_store& owner, const std::string& client, const std::string& id) : store_(owner) {
+  /// `tokens` is what the turn may add to the history, roughly.
+  visit(session_store& owner, const std::string& client, const std::string& id,
+        std::int64_t tokens = 0)
+      : store_(owner), tokens_(tokens) {
     const std::lock_guard<std::mutex> lock(store_.mutex_);
     store_.sweep();
     auto& slot = store_.sessions_[{client, id}];
@@ -8283,6 +8356,7 @@ class session_store::visit {
     }
     slot->touch();
     session_ = slot;
+    history_tokens_ = std::exchange(slot->tokens, slot->tokens + tokens_);
     entered_ = !session_->busy && session_->waiting.empty();
     if (entered_) {
       session_->busy = true;
@@ -8296,6 +8370,7 @@ class session_store::visit {
   ~visit() {
     const std::lock_guard<std::mutex> lock(store_.mutex_);
     auto& waiting = session_->waiting;
+    session_->tokens -= tokens_;
     if (!entered_) {
       const bool was_next = !session_->busy && waiting.front() == &wake_;
       waiting.erase(std::find(waiting.begin(), waiting.end(), &wake_));
@@ -8326,13 +8401,18 @@ class session_store::visit {
   const std::string& system() const { return session_->system; }
   const std::vector<message>& history() const { return session_->history; }
 
+  /// How long the history may be by then, roughly: with what the turns before this one may add.
+  std::int64_t history_tokens() const { return history_tokens_; }
+
   /// The session as it is after a turn that went well. One that was deleted meanwhile stays so.
   void commit(std::string system, std::vector<message> history) {
     std::string bytes;
     {
       const std::lock_guard<std::mutex> lock(store_.mutex_);
       session_->system = std::move(system);
+      session_->tokens -= anthropic_messages::estimate_tokens(session_->history);
       session_->history = std::move(history);
+      session_->tokens += anthropic_messages::estimate_tokens(session_->history);
       session_->bytes = bytes_of(session_->history);
       session_->touch();
       const auto& directory = store_.settings_.session_directory;
@@ -8349,6 +8429,8 @@ class session_store::visit {
 
  private:
   session_store& store_;
+  std::int64_t tokens_;
+  std::int64_t history_tokens_ = 0;
   std::shared_ptr<session> session_;
   wake_signal wake_;
   bool entered_ = false;
@@ -8781,7 +8863,9 @@ class turn {
  public:
   turn(pool& processes, session_store& sessions, turn_request request, const options& settings)
       : pool_(processes), settings_(settings), request_(std::move(request)) {
-    if (!request_.session.empty()) session_.emplace(sessions, request_.client, request_.session);
+    if (request_.session.empty()) return;
+    const auto usual = likely_usage();
+    session_.emplace(sessions, request_.client, request_.session, usual.prompt() + usual.output);
   }
 
   /// The next event that is known. After one that ends the turn there is none.
@@ -8799,6 +8883,14 @@ class turn {
   bool ended() const { return state_ == state::done; }
 
   const turn_facts& facts() const { return facts_; }
+
+  /// What it may use in all, roughly, before it has begun.
+  budget likely_use() const {
+    auto likely = likely_usage();
+    const bool told = session_ && !holds_replies(request_.messages);
+    if (told) likely.input += session_->history_tokens();
+    return {1, likely.input + likely.output, estimate_cost(request_.model, likely)};
+  }
 
   /// What it has used so far, whether it has ended or not. One that is given up is charged for what
   /// the API writes until it notices that, and where the API has told nothing yet for an estimate
@@ -8834,6 +8926,16 @@ class turn {
 
  private:
   enum class state { waiting_for_session, queued, running, done };
+
+  /// Of the request alone, without the history that a session adds.
+  token_usage likely_usage() const {
+    constexpr std::int64_t usual_output = 4'000;
+    constexpr std::int64_t max_output = 128'000;  // of any model
+    token_usage likely;
+    likely.input = anthropic_messages::estimate_tokens(request_);
+    likely.output = std::min(request_.sampling.max_tokens.value_or(usual_output), max_output);
+    return likely;
+  }
 
   std::optional<event> known_event() {
     try {
@@ -9049,6 +9151,18 @@ class answer {
       sum.taken_back += more.taken_back;
       sum.told += more.told;
       sum.windows.insert(sum.windows.end(), more.windows.begin(), more.windows.end());
+    }
+    return sum;
+  }
+
+  /// What all its choices may use, roughly, before they have begun.
+  budget likely_use() const {
+    budget sum;
+    for (const auto& one : turns_) {
+      const auto more = one->likely_use();
+      sum.requests += more.requests;
+      sum.tokens += more.tokens;
+      sum.usd += more.usd;
     }
     return sum;
   }
@@ -9506,11 +9620,8 @@ class agent_registry {
   agent_registry(const options& settings, std::string scratch, const child_guard& guard)
       : settings_(settings), scratch_(std::move(scratch)), guard_(guard) {
     if (settings_.mcp_config.empty()) return;
-    unique_fd file(::open(settings_.mcp_config.c_str(), O_RDONLY | O_CLOEXEC));
-    std::string bytes;
-    while (file && read_available(file.get(), bytes)) {
-    }
-    const json parsed = json::parse(bytes, nullptr, false);
+    const unique_fd file(::open(settings_.mcp_config.c_str(), O_RDONLY | O_CLOEXEC));
+    const json parsed = json::parse(read_all(file), nullptr, false);
     const auto& servers = member_of(parsed, "mcpServers");
     if (!servers.is_object()) {
       throw std::invalid_argument("no MCP servers can be read from " + settings_.mcp_config);
@@ -12210,8 +12321,11 @@ inline std::string peer_address(int socket) {
                          : name);
 }
 
-inline peer_user judge_user(uid_t user) {
-  return user == ::geteuid() || user == 0 ? peer_user::own : peer_user::other;
+constexpr uid_t nobody = ~uid_t{0};  ///< no user has this id
+
+inline peer_user judge_user(std::optional<uid_t> user) {
+  if (!user) return peer_user::unknown;
+  return *user == ::geteuid() || *user == 0 ? peer_user::own : peer_user::other;
 }
 
 #ifdef __linux__
@@ -12293,11 +12407,8 @@ inline peer_socket find_peer_in_table(const endpoint& peer, const endpoint& own)
     std::snprintf(piece.data(), piece.size(), ":%04X ", ntohs(end.port));
     return printed + piece.data();
   };
-  const unique_fd table(
-      ::open(peer.family == AF_INET6 ? "/proc/net/tcp6" : "/proc/net/tcp", O_RDONLY | O_CLOEXEC));
-  std::string bytes;
-  while (table && read_available(table.get(), bytes)) {
-  }
+  const auto bytes = read_all(unique_fd(
+      ::open(peer.family == AF_INET6 ? "/proc/net/tcp6" : "/proc/net/tcp", O_RDONLY | O_CLOEXEC)));
   if (bytes.empty()) return {};
   const auto found = bytes.find(print(peer) + print(own).substr(2));
   if (found == std::string::npos) return {peer_socket::search::absent};
@@ -12309,36 +12420,37 @@ inline peer_socket find_peer_in_table(const endpoint& peer, const endpoint& own)
 }
 #endif
 
-/// Whose process is at the other end. `unknown` for a connection from another machine or network
-/// namespace, and on systems that do not tell.
-inline peer_user user_of_peer(int socket) {
+/// Whose process is at the other end; `nobody` for one that is gone. Nullopt for a connection from
+/// another machine or network namespace, and on systems that do not tell.
+inline std::optional<uid_t> uid_of_peer(int socket) {
 #ifdef __linux__
   const auto peer = endpoint_of(socket, ::getpeername);
-  if (peer.family == AF_UNSPEC) return peer_user::other;  // it is gone
+  if (peer.family == AF_UNSPEC) return nobody;  // it is gone
   if (peer.family == AF_UNIX) {
     ucred holder{};
     socklen_t size = sizeof holder;
     const bool told = ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &holder, &size) == 0;
-    return told ? judge_user(holder.uid) : peer_user::unknown;
+    if (!told) return std::nullopt;
+    return holder.uid;
   }
   const auto own = endpoint_of(socket, ::getsockname);
   auto found = find_peer_socket(peer, own);
   // A kernel without tcp_diag says "absent" of every socket.
   if (found.result != peer_socket::search::found) found = find_peer_in_table(peer, own);
-  if (found.result == peer_socket::search::found) {
-    return found.held ? judge_user(found.user) : peer_user::other;
-  }
+  if (found.result == peer_socket::search::found) return found.held ? found.user : nobody;
   // A socket that is not here is either in another network namespace, or was here and is closed.
   tcp_info state{};
   socklen_t size = sizeof state;
   const bool open = ::getsockopt(socket, IPPROTO_TCP, TCP_INFO, &state, &size) == 0 &&
                     state.tcpi_state == TCP_ESTABLISHED;
-  return open ? peer_user::unknown : peer_user::other;
+  if (open) return std::nullopt;
+  return nobody;
 #else
   uid_t user = 0;
   gid_t group = 0;
   const bool told = peer_address(socket) == "unix" && ::getpeereid(socket, &user, &group) == 0;
-  return told ? judge_user(user) : peer_user::unknown;
+  if (!told) return std::nullopt;
+  return user;
 #endif
 }
 
@@ -14054,9 +14166,9 @@ class connection final : public httplib::Stream {
         channel_(std::move(socket), tls_.get()),
         address_(peer_address(channel_.fd())) {}
 
-  /// Whose process the client is; looked up once.
-  peer_user user() {
-    if (!user_) user_ = user_of_peer(channel_.fd());
+  /// Whose process the client is, where the system tells; looked up once.
+  std::optional<uid_t> user() {
+    if (!user_) user_ = uid_of_peer(channel_.fd());
     return *user_;
   }
 
@@ -14253,7 +14365,7 @@ class connection final : public httplib::Stream {
   std::shared_ptr<const tls_context> tls_;
   channel channel_;
   std::string address_;
-  std::optional<peer_user> user_;
+  std::optional<std::optional<uid_t>> user_;
   std::string buffer_;  ///< bytes of this request's body and perhaps of the next request
   request_head head_;
   bool body_read_ = true;
@@ -14471,7 +14583,7 @@ class http_service : public httplib::Server {
     services_.figures.begin();
     now.record->id = request_id(request);
     now.record->method = request.method;
-    now.record->path = printable(request.path.substr(0, 512));
+    now.record->path = mask_query(printable(request.path.substr(0, 512)));
     response.set_header("x-request-id", now.id());
     response.set_header("openai-version", "2020-10-01");
     if (now.settings->demo) response.set_header("x-claude-demo", "true");
@@ -14517,13 +14629,13 @@ class http_service : public httplib::Server {
         request.get_header_value("Authorization"),
         request.get_header_value("X-Api-Key"),
         now.client.address() == "unix",
-        now.settings->api_keys.empty() ? now.client.user() : peer_user::unknown};
+        now.settings->api_keys.empty() ? judge_user(now.client.user()) : peer_user::unknown};
     allow_origin(now, shown);
     const auto group = found == nullptr ? endpoint_group::other : found->group;
     if (found != nullptr) now.record->route = found->path;
     now.record->address = client_address(
         now.client.address(), all_values_of(now, "x-forwarded-for"), now.settings->trusted_proxies);
-    if (!preflight) count_request(now, group, now.record->address);
+    if (!preflight) count_request(now, group, counted_name(now));
     const auto needs = found == nullptr ? access::chat : found->needs;
     admit(now, shown, !preflight && needs != access::open);
     if (!preflight && !now.client_id().empty()) count_request(now, group, "key " + now.client_id());
@@ -14547,15 +14659,26 @@ class http_service : public httplib::Server {
     return text::join(values, ", ");
   }
 
+  /// Whom limits count: an address, and of this machine's own addresses each user for himself, so
+  /// that nobody uses up what is another's.
+  static std::string counted_name(exchange& now) {
+    const auto& address = now.record->address;
+    const bool own = address == "unix" || is_loopback_name(address);
+    const bool wanted = is_limited(*now.settings) || !now.settings->api_keys.empty();
+    if (!own || !wanted || address != now.client.address()) return address;
+    const auto user = now.client.user();
+    return user ? address + " of user " + std::to_string(*user) : address;
+  }
+
   /// Lets the client in, or throws. The answer to a wrong key waits, and too many are not even
   /// compared, so that guessing takes long; on every route, since each would tell a right key.
   void admit(exchange& now, const credentials& shown, bool needs_key) {
-    const auto& address = now.record->address;
+    const auto who_guesses = counted_name(now);
     // The key of a page that is turned away by its origin is not compared.
     const bool compared = shown.origin.empty() || is_welcome_origin(shown, *now.settings);
     const bool may_guess =
         compared && !presented_key(shown).empty() && !now.settings->api_keys.empty();
-    const auto wait = may_guess ? services_.limits.try_key(address) : std::nullopt;
+    const auto wait = may_guess ? services_.limits.try_key(who_guesses) : std::nullopt;
     if (wait) {
       services_.figures.reject("key");
       auto error = rate_limit_error(*wait);
@@ -14565,13 +14688,13 @@ class http_service : public httplib::Server {
     try {
       auto who = check_access(shown, *now.settings, needs_key);
       now.record->client_id = names_.name_of(who.key);
-      if (may_guess && !who.key.empty()) services_.limits.note_right_key(address);
+      if (may_guess && !who.key.empty()) services_.limits.note_right_key(who_guesses);
       now.record->client = who.label;
       now.who = std::move(who);
     } catch (const api_error& refused) {
       services_.figures.reject(refused.kind == error_kind::authentication ? "key" : "origin");
       if (refused.kind == error_kind::authentication && !presented_key(shown).empty()) {
-        const auto delay = services_.limits.wrong_key_delay(address);
+        const auto delay = services_.limits.wrong_key_delay(who_guesses);
         now.client.rest(static_cast<int>(delay.count()));
       }
       throw;
@@ -14770,7 +14893,8 @@ class http_service : public httplib::Server {
   std::string read_body(exchange& now) {
     now.body_share.emplace(bodies_);
     auto bytes = now.client.read_body(now.settings->max_body_bytes, *now.body_share);
-    if (now.settings->log_bodies) now.settings->log.debug(now.id() + " request: " + bytes);
+    if (now.settings->log_bodies)
+      now.settings->log.debug(now.id() + " request: " + mask_fields(bytes));
     return bytes;
   }
 
@@ -14828,10 +14952,10 @@ class http_service : public httplib::Server {
     now.record->model = text::repair_utf8(parsed.turns.front().model);
     refuse_ignored(parsed.turns.front());
     tell_ignored(now, parsed.turns.front().ignored_params);
-    reserve(now, likely_use(parsed.turns));
     const bool stream = parsed.turns.front().stream;
     auto running =
         services_.turns.start(std::move(parsed.turns), now.client.fd(), std::move(cancelled));
+    reserve(now, running->likely_use());
     if (stream) {
       answer_stream(now, std::move(running), std::move(parsed.reply));
     } else {
@@ -14842,22 +14966,6 @@ class http_service : public httplib::Server {
   void reserve(exchange& now, const budget& wanted) {
     services_.limits.reserve(now.client_id(), wanted, *now.settings);
     now.record->reserved = wanted;
-  }
-
-  /// What the answers may use, roughly.
-  static budget likely_use(const std::vector<turn_request>& turns) {
-    constexpr std::int64_t usual_output = 4'000;
-    constexpr std::int64_t max_output = 128'000;  // of any model
-    budget sum;
-    for (const auto& turn : turns) {
-      token_usage likely;
-      likely.input = anthropic_messages::estimate_tokens(turn);
-      likely.output = std::min(turn.sampling.max_tokens.value_or(usual_output), max_output);
-      ++sum.requests;
-      sum.tokens += likely.input + likely.output;
-      sum.usd += estimate_cost(turn.model, likely);
-    }
-    return sum;
   }
 
   /// Puts in what is not in the body: who asks, in which session, and what the model takes.
@@ -14937,7 +15045,8 @@ class http_service : public httplib::Server {
     tell_ignored(now, running.ignored_params());
     tell_windows(now);
     auto body = writer.render(results);
-    if (now.settings->log_bodies) now.settings->log.debug(now.id() + " answer: " + body);
+    if (now.settings->log_bodies)
+      now.settings->log.debug(now.id() + " answer: " + mask_fields(body));
     now.response.set_content(std::move(body), json_type);
   }
 
@@ -15072,7 +15181,8 @@ class http_service : public httplib::Server {
         ended = stream.running->ended();
         if (!ended) got = stream.running->next(next, steady_time::min());
       }
-      if (settings.log_bodies) settings.log.debug(stream.record->id + " stream: " + out);
+      if (settings.log_bodies)
+        settings.log.debug(stream.record->id + " stream: " + mask_fields(out));
       if (!out.empty() && !sink.write(out.data(), out.size())) return client_left;
       if (ended) break;
       got = stream.running->next(next,
@@ -15296,27 +15406,19 @@ class http_service : public httplib::Server {
 
   /// What has arrived, and whether it would be taken as a chat request.
   void answer_debug(exchange& now) {
-    const auto raw = read_body(now);
+    const auto safe = redact(mask_fields(read_body(now)));
     json headers = json::object();
     for (const auto& [name, value] : now.client.head().fields) {
       headers[text::to_lower(name)] =
-          is_secret_header(name) ? "***" : text::repair_utf8(redact(value));
+          is_secret_name(name) ? "***" : text::repair_utf8(redact(value));
     }
     json info = json::object({{"headers", headers},
                               {"method", now.request.method},
-                              {"url", text::repair_utf8(redact(now.request.target))},
-                              {"raw_body", text::repair_utf8(redact(raw))}});
-    info.update(openai_chat::render_diagnosis(redact(raw)));
+                              {"url", text::repair_utf8(redact(mask_query(now.request.target)))},
+                              {"raw_body", text::repair_utf8(safe)}});
+    info.update(openai_chat::render_diagnosis(safe));
     info["debug_mode_enabled"] = now.settings->log.wants(log_level::debug);
     answer_json(now, json::object({{"debug_info", info}}));
-  }
-
-  static bool is_secret_header(std::string_view name) {
-    const auto lower = text::to_lower(name);
-    const std::array<const char*, 7> marks = {"auth",   "key", "cookie",  "token",
-                                              "secret", "jwt", "password"};
-    return std::any_of(marks.begin(), marks.end(),
-                       [&](const char* mark) { return lower.find(mark) != lower.npos; });
   }
 
   /// The page for a browser, and a word for whoever else looks whether somebody is there.

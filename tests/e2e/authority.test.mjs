@@ -10,7 +10,7 @@ import { promisify } from 'node:util';
 import { mcpServer } from './agents.test.mjs';
 import { ChatClient, assertRefused, call, say, steps, toolsOf } from './chat_client.mjs';
 import { PROXY, descriptorsOf, eventually, processesMarked, startAndExpectExit, suite } from './harness.mjs';
-import { NO_CLI, reload, scratchFolder, standIn } from './operate.mjs';
+import { NO_CLI, reload, scratchFolder, standIn, waitForWindow } from './operate.mjs';
 import { browser } from './page.test.mjs';
 
 export const authority = suite(90_000);
@@ -42,14 +42,14 @@ const NOBODY = 65534; // a user that every Linux has, and that owns nothing
 const otherUser = process.platform !== 'linux' || process.getuid() !== 0 ? 'a second user needs root on Linux' : undefined;
 
 /** Runs a module as that user; resolves to the JSON that it prints. `given` is what it finds as `given`. */
-async function asNobody(program, given) {
+async function asNobody(program, given, uid = NOBODY) {
   const source = `import http from 'node:http'; import net from 'node:net'; const given = ${JSON.stringify(given)};
     const ask = (options, body) => new Promise((resolve, reject) => http.request({ host: '127.0.0.1', agent: false, ...options }, (response) => {
       let text = ''; response.on('data', (bytes) => (text += bytes)).on('end', () => resolve({ status: response.statusCode, text }));
     }).on('error', reject).end(body));
     ${program}`;
   const { stdout } = await promisify(execFile)(process.execPath, ['--input-type=module', '-e', source], {
-    uid: NOBODY,
+    uid,
     gid: NOBODY,
     cwd: '/',
     env: { PATH: process.env.PATH },
@@ -103,6 +103,32 @@ testUser('with a key another user of the machine is served', async (t) => {
   );
   assert.equal(status, 200, text);
   assert.match(text, /Served\./);
+});
+
+testUser("another user's wrong keys lock out neither the proxy's own user nor a third one, by TCP and by unix socket", async (t) => {
+  const proxy = await start(t, ['--api-key', KEY_ONE, '--rate-limit', '--rate-limit-health', '60'], {
+    cli: NO_CLI,
+    prepare: (one) => one.command.push('--unix-socket', path.join(one.scratch, 'socket')),
+  });
+  const socketPath = path.join(proxy.scratch, 'socket');
+  chmodSync(proxy.scratch, 0o755);
+  chmodSync(socketPath, 0o666);
+  const right = { path: '/health', headers: { 'x-api-key': KEY_ONE } };
+  await waitForWindow(() => t.get('/health', { proxy, headers: right.headers }), 20);
+  for (const place of [{ port: proxy.port }, { socketPath }]) {
+    const told = await asNobody(
+      `const told = [];
+       for (let i = 0; i < 80; i++) told.push((await ask({ ...given, headers: { 'x-api-key': 'guess' + i } })).status);
+       console.log(JSON.stringify(told));`,
+      { path: '/health', ...place },
+    );
+    assert.ok(told.includes(200) && told.at(-1) === 429, `${told}`);
+    const own = await t.get('/health', { proxy, headers: right.headers, over: place });
+    assert.ok(own.status === 200 && own.json.processes, own.text);
+    const third = `const answer = await ask(given); console.log(JSON.stringify(answer));`;
+    assert.equal((await asNobody(third, { ...right, ...place }, NOBODY - 1)).status, 200);
+    assert.equal((await asNobody(third, { ...right, ...place })).status, 429);
+  }
 });
 
 testUser('a unix socket that others can open tells its users apart, too', async (t) => {
