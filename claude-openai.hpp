@@ -5959,13 +5959,20 @@ inline void make_private_directory(std::string path) {
   throw std::system_error(last_system_error(), "cannot make the directory " + path);
 }
 
-/// Opens a regular file of this user's for reading; empty for a link, a pipe or another's file.
-inline unique_fd open_own_file(const std::string& path) {
-  unique_fd file(::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
+/// Opens a file for reading that no other user but root can have written; `flags` are more of
+/// open(2)'s. Empty for none; with a problem for one that is no such file.
+inline unique_fd open_own_file(const std::string& path, std::string& problem, int flags = 0) {
+  unique_fd file(::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC | flags));
   struct stat info {};
-  const bool own = file && ::fstat(file.get(), &info) == 0 && S_ISREG(info.st_mode) &&
-                   info.st_uid == ::geteuid();
-  return own ? std::move(file) : unique_fd();
+  if (!file || ::fstat(file.get(), &info) != 0) return {};
+  if (info.st_uid != ::geteuid() && info.st_uid != 0) {
+    problem = "it belongs to another user";
+  } else if ((info.st_mode & (S_IWGRP | S_IWOTH)) != 0) {
+    problem = "its group or others may write it (chmod 600 " + path + ")";
+  } else if (!S_ISREG(info.st_mode)) {
+    problem = "it is no regular file";
+  }
+  return problem.empty() ? std::move(file) : unique_fd();
 }
 
 /// A private directory (mode 0700) that is removed with all it holds. It is locked: that keeps
@@ -8089,7 +8096,8 @@ class session_store {
     const auto path = settings_.session_directory + "/" + salt_name;
     const unique_fd made(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
     if (made && write_all(made.get(), fresh) && ::fsync(made.get()) == 0) return fresh;
-    const auto kept = read_all(open_own_file(path));
+    std::string problem;
+    const auto kept = read_all(open_own_file(path, problem, O_NOFOLLOW));
     if (kept.size() == salt_length) return kept;
     throw std::runtime_error(path +
                              " is damaged; without it nobody finds the stored sessions of "
@@ -8278,7 +8286,8 @@ class session_store {
   }
 
   void load(const std::string& path) {
-    const auto bytes = read_all(open_own_file(path));
+    std::string problem;
+    const auto bytes = read_all(open_own_file(path, problem, O_NOFOLLOW));
     const json stored = json::parse(bytes, nullptr, false);
     const auto kept = std::make_shared<session>();
     kept->client = string_of(stored, "client");
@@ -8299,7 +8308,8 @@ class session_store {
                       member_of(stored, "client").is_string() &&
                       integer_of(stored, "last_accessed_ms") > 0;
     if (!ours || kept->id.empty() || kept->history.empty()) {
-      settings_.log.warning("session file skipped, it is not whole, or none: " + path);
+      settings_.log.warning("session file skipped, " +
+                            (problem.empty() ? "it is not whole, or none" : problem) + ": " + path);
       return;
     }
     sessions_[{kept->client, kept->id}] = kept;
@@ -15494,6 +15504,31 @@ inline void add_secret_paths(options& settings) {
   settings.secret_folders.assign(folders.begin(), folders.end());
 }
 
+/// Where a secret was not when the proxy started, bubblewrap leaves an empty file to hide it with.
+/// Those are removed here, after the last process.
+class hidden_files {
+ public:
+  explicit hidden_files(const std::vector<std::string>& paths) {
+    struct stat info {};
+    for (const auto& path : paths) {
+      if (::lstat(path.c_str(), &info) != 0) absent_.push_back(path);
+    }
+  }
+  hidden_files(const hidden_files&) = delete;
+  hidden_files& operator=(const hidden_files&) = delete;
+  ~hidden_files() {
+    struct stat info {};
+    for (const auto& path : absent_) {
+      const bool left = ::lstat(path.c_str(), &info) == 0 && info.st_size == 0 &&
+                        info.st_mode == (S_IFREG | 0444U) && info.st_uid == ::geteuid();
+      if (left) ::unlink(path.c_str());
+    }
+  }
+
+ private:
+  std::vector<std::string> absent_;
+};
+
 /// Fills in what is derived from the options and the machine. Throws `std::invalid_argument` for
 /// options that cannot be run with.
 inline options complete(options settings, std::optional<temporary_directory>& scratch) {
@@ -15861,6 +15896,7 @@ class server {
   bool bound_socket_ = false;  ///< the file of the unix socket is ours
   std::optional<temporary_directory> scratch_;
   const options settings_;
+  const hidden_files hidden_{settings_.secret_paths};
   live_options live_;
   std::shared_ptr<const tls_context> tls_;  ///< null: none
   std::shared_ptr<const child_guard> guard_;
