@@ -692,6 +692,57 @@ inline std::string redact(std::string_view line) {
   return safe;
 }
 
+/// Of a header, a field of JSON or a parameter of a path: its value may be a credential.
+inline bool is_secret_name(std::string_view name) {
+  const auto lower = text::to_lower(name);
+  const std::array<const char*, 7> marks = {"auth",   "key", "cookie",  "token",
+                                            "secret", "jwt", "password"};
+  return std::any_of(marks.begin(), marks.end(),
+                     [&](const char* mark) { return lower.find(mark) != lower.npos; });
+}
+
+/// JSON, whole or not, with the texts of fields masked that are named like secrets; within strings
+/// that hold JSON, too: there a quote has backslashes before it.
+inline std::string mask_fields(std::string_view body) {
+  const auto backslashes_before = [&](std::size_t at) {
+    std::size_t count = 0;
+    while (count < at && body[at - count - 1] == '\\') ++count;
+    return count;
+  };
+  std::string safe;
+  std::size_t shown = 0;  // what is in there
+  std::size_t begin = 0;  // of what may be a name
+  for (auto quote = body.find('"'); quote < body.size(); quote = body.find('"', quote + 1)) {
+    const auto depth = backslashes_before(quote);
+    const auto name = body.substr(begin, quote - depth - begin);
+    begin = quote + 1;
+    const auto colon = body.find_first_not_of(" \t\r\n", begin);
+    const auto value = body.find('"', std::min(colon, body.size()));
+    if (value > body.size() || body[colon] != ':') continue;
+    const auto between = text::trim(body.substr(colon + 1, value - colon - 1));
+    if (between != std::string(depth, '\\') || !is_secret_name(name)) continue;
+    quote = value;
+    do {
+      quote = std::min(body.find('"', quote + 1), body.size());
+    } while (quote < body.size() && backslashes_before(quote) % (2 * depth + 2) != depth);
+    safe.append(body.substr(shown, value + 1 - shown)).append("***");
+    shown = quote < body.size() ? quote - depth : quote;
+    begin = quote + 1;
+  }
+  return safe.append(body.substr(shown));
+}
+
+/// A path with the parameters of its query masked that are named like secrets.
+inline std::string mask_query(std::string path) {
+  for (auto at = path.find('?'); at < path.size(); at = path.find('&', at + 1)) {
+    const auto equals = path.find('=', at);
+    const auto end = std::min(path.find('&', at + 1), path.size());
+    if (equals > end || !is_secret_name(path.substr(at + 1, equals - at - 1))) continue;
+    path.replace(equals + 1, end - equals - 1, "***");
+  }
+  return path;
+}
+
 /// A line of the log for programs to read; `fields` are added, and win.
 inline std::string render_log_object(log_level level, const std::string& message,
                                      const json& fields = json::object()) {
@@ -3492,22 +3543,25 @@ inline json make_count_request(const json& body, const turn_request& request) {
   return asked;
 }
 
-/// Tokens of a request, guessed from its size: four bytes of text make one, an image about 1,600, a
-/// page of a PDF as many.
-inline std::int64_t estimate_tokens(const turn_request& request) {
-  std::size_t bytes = request.system.size();
+/// Tokens of a picture or document, guessed: an image has about 1,600, a page of a PDF as many.
+inline std::int64_t estimate_tokens(const media_part& media) {
+  constexpr std::int64_t of_image = 1'600;
+  constexpr std::int64_t of_unseen_document = 25'000;
+  constexpr std::int64_t bytes_of_pdf_token = 16;
+  const auto size = static_cast<std::int64_t>(media.data.size());
+  if (media.kind == media_part::media_kind::image) return of_image;
+  if (!media.url.empty()) return of_unseen_document;
+  if (media.media_type == "text/plain") return size / 4;
+  return std::max(of_image, size / bytes_of_pdf_token);
+}
+
+/// Tokens of messages, guessed from their size: four bytes of text make one.
+inline std::int64_t estimate_tokens(const std::vector<message>& messages) {
+  std::size_t bytes = 0;
   std::int64_t tokens = 0;
-  for (const auto& tool : request.tools) {
-    bytes += tool.name.size() + tool.description.size() + dump(tool.schema).size();
-  }
   const auto weigh_media = [&](const media_part& media) {
-    const bool in_pieces = media.data.empty() && media.url.empty();
+    tokens += estimate_tokens(media);
     if (!media.more.empty()) bytes += dump(media.more).size();
-    if (media.media_type == "text/plain") {
-      bytes += media.data.size();
-    } else if (!in_pieces) {
-      tokens += 1600;
-    }
   };
   const auto weigh = overloaded{
       [&](const text_part& part) { bytes += part.text.size(); },
@@ -3521,11 +3575,20 @@ inline std::int64_t estimate_tokens(const turn_request& request) {
         }
       },
   };
-  for (const auto& said : request.messages) {
+  for (const auto& said : messages) {
     tokens += 4;
     for (const auto& part : said.parts) std::visit(weigh, part);
   }
   return tokens + static_cast<std::int64_t>(bytes / 4) + 1;
+}
+
+/// The same of a request with its system prompt and tools.
+inline std::int64_t estimate_tokens(const turn_request& request) {
+  std::size_t bytes = request.system.size();
+  for (const auto& tool : request.tools) {
+    bytes += tool.name.size() + tool.description.size() + dump(tool.schema).size();
+  }
+  return estimate_tokens(request.messages) + static_cast<std::int64_t>(bytes / 4);
 }
 
 }  // namespace anthropic_messages
@@ -6739,13 +6802,20 @@ inline void make_private_directory(std::string path) {
   throw std::system_error(last_system_error(), "cannot make the directory " + path);
 }
 
-/// Opens a regular file of this user's for reading; empty for a link, a pipe or another's file.
-inline unique_fd open_own_file(const std::string& path) {
-  unique_fd file(::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
+/// Opens a file for reading that no other user but root can have written; `flags` are more of
+/// open(2)'s. Empty for none; with a problem for one that is no such file.
+inline unique_fd open_own_file(const std::string& path, std::string& problem, int flags = 0) {
+  unique_fd file(::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC | flags));
   struct stat info {};
-  const bool own = file && ::fstat(file.get(), &info) == 0 && S_ISREG(info.st_mode) &&
-                   info.st_uid == ::geteuid();
-  return own ? std::move(file) : unique_fd();
+  if (!file || ::fstat(file.get(), &info) != 0) return {};
+  if (info.st_uid != ::geteuid() && info.st_uid != 0) {
+    problem = "it belongs to another user";
+  } else if ((info.st_mode & (S_IWGRP | S_IWOTH)) != 0) {
+    problem = "its group or others may write it (chmod 600 " + path + ")";
+  } else if (!S_ISREG(info.st_mode)) {
+    problem = "it is no regular file";
+  }
+  return problem.empty() ? std::move(file) : unique_fd();
 }
 
 /// A private directory (mode 0700) that is removed with all it holds. It is locked: that keeps
@@ -7085,6 +7155,14 @@ inline bool read_available(int fd, std::string& bytes) {
     if (static_cast<std::size_t>(count) < chunk.size()) break;
   }
   return true;
+}
+
+/// All of a file that can be read; empty for none.
+inline std::string read_all(const unique_fd& file) {
+  std::string bytes;
+  while (file && read_available(file.get(), bytes)) {
+  }
+  return bytes;
 }
 
 /// Bytes on their way to a descriptor that does not block.
@@ -8687,7 +8765,8 @@ class pool::ticket {
 
 //================================================================================================
 // [20] sessions - histories that the proxy keeps for a client
-// uses: text, log, json_access, options, conversation, fields, cli_protocol, process | thread-safe
+// uses: text, log, json_access, options, conversation, fields, anthropic_messages, cli_protocol,
+//       process | thread-safe
 //================================================================================================
 
 /// What is told of a session.
@@ -8885,10 +8964,8 @@ class session_store {
     const auto path = settings_.session_directory + "/" + salt_name;
     const unique_fd made(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
     if (made && write_all(made.get(), fresh) && ::fsync(made.get()) == 0) return fresh;
-    const auto file = open_own_file(path);
-    std::string kept;
-    while (file && read_available(file.get(), kept)) {
-    }
+    std::string problem;
+    const auto kept = read_all(open_own_file(path, problem, O_NOFOLLOW));
     if (kept.size() == salt_length) return kept;
     throw std::runtime_error(path +
                              " is damaged; without it nobody finds the stored sessions of "
@@ -8963,8 +9040,9 @@ class session_store {
     std::vector<message> history;
     system_time created;
     system_time last_accessed;
-    steady_time last_used;  ///< the same by a clock that does not jump: this one decides
-    std::size_t bytes = 0;  ///< of the history, roughly
+    steady_time last_used;    ///< the same by a clock that does not jump: this one decides
+    std::size_t bytes = 0;    ///< of the history, roughly
+    std::int64_t tokens = 0;  ///< the same, with what the turns at it and before it may add
     bool busy = false;
     std::deque<const wake_signal*> waiting;
 
@@ -9076,10 +9154,8 @@ class session_store {
   }
 
   void load(const std::string& path) {
-    const auto file = open_own_file(path);
-    std::string bytes;
-    while (file && read_available(file.get(), bytes)) {
-    }
+    std::string problem;
+    const auto bytes = read_all(open_own_file(path, problem, O_NOFOLLOW));
     const json stored = json::parse(bytes, nullptr, false);
     const auto kept = std::make_shared<session>();
     kept->client = string_of(stored, "client");
@@ -9095,11 +9171,13 @@ class session_store {
     for (const auto& said : member_of(stored, "messages")) {
       if (auto decoded = decode_message(said)) kept->history.push_back(std::move(*decoded));
     }
+    kept->tokens = anthropic_messages::estimate_tokens(kept->history);
     const bool ours = integer_of(stored, "version") == 1 &&
                       member_of(stored, "client").is_string() &&
                       integer_of(stored, "last_accessed_ms") > 0;
     if (!ours || kept->id.empty() || kept->history.empty()) {
-      settings_.log.warning("session file skipped, it is not whole, or none: " + path);
+      settings_.log.warning("session file skipped, " +
+                            (problem.empty() ? "it is not whole, or none" : problem) + ": " + path);
       return;
     }
     sessions_[{kept->client, kept->id}] = kept;
@@ -9141,7 +9219,10 @@ inline json render_session_stats(const std::vector<session_info>& all,
 /// must not outlive the store.
 class session_store::visit {
  public:
-  visit(session_store& owner, const std::string& client, const std::string& id) : store_(owner) {
+  /// `tokens` is what the turn may add to the history, roughly.
+  visit(session_store& owner, const std::string& client, const std::string& id,
+        std::int64_t tokens = 0)
+      : store_(owner), tokens_(tokens) {
     const std::lock_guard<std::mutex> lock(store_.mutex_);
     store_.sweep();
     auto& slot = store_.sessions_[{client, id}];
@@ -9153,6 +9234,7 @@ class session_store::visit {
     }
     slot->touch();
     session_ = slot;
+    history_tokens_ = std::exchange(slot->tokens, slot->tokens + tokens_);
     entered_ = !session_->busy && session_->waiting.empty();
     if (entered_) {
       session_->busy = true;
@@ -9166,6 +9248,7 @@ class session_store::visit {
   ~visit() {
     const std::lock_guard<std::mutex> lock(store_.mutex_);
     auto& waiting = session_->waiting;
+    session_->tokens -= tokens_;
     if (!entered_) {
       const bool was_next = !session_->busy && waiting.front() == &wake_;
       waiting.erase(std::find(waiting.begin(), waiting.end(), &wake_));
@@ -9196,13 +9279,18 @@ class session_store::visit {
   const std::string& system() const { return session_->system; }
   const std::vector<message>& history() const { return session_->history; }
 
+  /// How long the history may be by then, roughly: with what the turns before this one may add.
+  std::int64_t history_tokens() const { return history_tokens_; }
+
   /// The session as it is after a turn that went well. One that was deleted meanwhile stays so.
   void commit(std::string system, std::vector<message> history) {
     std::string bytes;
     {
       const std::lock_guard<std::mutex> lock(store_.mutex_);
       session_->system = std::move(system);
+      session_->tokens -= anthropic_messages::estimate_tokens(session_->history);
       session_->history = std::move(history);
+      session_->tokens += anthropic_messages::estimate_tokens(session_->history);
       session_->bytes = bytes_of(session_->history);
       session_->touch();
       const auto& directory = store_.settings_.session_directory;
@@ -9219,6 +9307,8 @@ class session_store::visit {
 
  private:
   session_store& store_;
+  std::int64_t tokens_;
+  std::int64_t history_tokens_ = 0;
   std::shared_ptr<session> session_;
   wake_signal wake_;
   bool entered_ = false;
@@ -9662,7 +9752,9 @@ class turn {
  public:
   turn(pool& processes, session_store& sessions, turn_request request, const options& settings)
       : pool_(processes), settings_(settings), request_(std::move(request)) {
-    if (!request_.session.empty()) session_.emplace(sessions, request_.client, request_.session);
+    if (request_.session.empty()) return;
+    const auto usual = likely_usage();
+    session_.emplace(sessions, request_.client, request_.session, usual.prompt() + usual.output);
   }
 
   /// The next event that is known. After one that ends the turn there is none.
@@ -9680,6 +9772,14 @@ class turn {
   bool ended() const { return state_ == state::done; }
 
   const turn_facts& facts() const { return facts_; }
+
+  /// What it may use in all, roughly, before it has begun.
+  budget likely_use() const {
+    auto likely = likely_usage();
+    const bool told = session_ && !holds_replies(request_.messages);
+    if (told) likely.input += session_->history_tokens();
+    return {1, likely.input + likely.output, estimate_cost(request_.model, likely)};
+  }
 
   /// What it has used so far, whether it has ended or not. One that is given up is charged for what
   /// the API writes until it notices that, and where the API has told nothing yet for an estimate
@@ -9715,6 +9815,16 @@ class turn {
 
  private:
   enum class state { waiting_for_session, queued, running, done };
+
+  /// Of the request alone, without the history that a session adds.
+  token_usage likely_usage() const {
+    constexpr std::int64_t usual_output = 4'000;
+    constexpr std::int64_t max_output = 128'000;  // of any model
+    token_usage likely;
+    likely.input = anthropic_messages::estimate_tokens(request_);
+    likely.output = std::min(request_.sampling.max_tokens.value_or(usual_output), max_output);
+    return likely;
+  }
 
   std::optional<event> known_event() {
     try {
@@ -9930,6 +10040,18 @@ class answer {
       sum.taken_back += more.taken_back;
       sum.told += more.told;
       sum.windows.insert(sum.windows.end(), more.windows.begin(), more.windows.end());
+    }
+    return sum;
+  }
+
+  /// What all its choices may use, roughly, before they have begun.
+  budget likely_use() const {
+    budget sum;
+    for (const auto& one : turns_) {
+      const auto more = one->likely_use();
+      sum.requests += more.requests;
+      sum.tokens += more.tokens;
+      sum.usd += more.usd;
     }
     return sum;
   }
@@ -10387,11 +10509,8 @@ class agent_registry {
   agent_registry(const options& settings, std::string scratch, const child_guard& guard)
       : settings_(settings), scratch_(std::move(scratch)), guard_(guard) {
     if (settings_.mcp_config.empty()) return;
-    unique_fd file(::open(settings_.mcp_config.c_str(), O_RDONLY | O_CLOEXEC));
-    std::string bytes;
-    while (file && read_available(file.get(), bytes)) {
-    }
-    const json parsed = json::parse(bytes, nullptr, false);
+    const unique_fd file(::open(settings_.mcp_config.c_str(), O_RDONLY | O_CLOEXEC));
+    const json parsed = json::parse(read_all(file), nullptr, false);
     const auto& servers = member_of(parsed, "mcpServers");
     if (!servers.is_object()) {
       throw std::invalid_argument("no MCP servers can be read from " + settings_.mcp_config);
@@ -11736,6 +11855,7 @@ struct credentials {
 struct visitor {
   std::string key;            ///< the valid one that was presented; empty without
   std::string label;          ///< for the log: `key-2` is the second key's holder
+  std::string page_refusal;   ///< why it may chat and no more; empty: it is no foreign page
   std::string tools_refusal;  ///< why it may not use tools and MCP servers; empty: it may
   bool is_stranger = false;   ///< has not proven that it may chat: on open routes alone
 };
@@ -11780,7 +11900,7 @@ inline bool is_own_host(std::string_view host, const options& settings) {
          name == host_name(settings.host);
 }
 
-/// The origin of a page that may use tools: our own page's, or one that the operator named.
+/// The origin of a page that may do more than chat: our own page's, or one that the operator named.
 inline bool is_trusted_origin(const credentials& shown, const options& settings) {
   const std::string_view origin = shown.origin;
   const auto& named = settings.cors_origins;
@@ -11857,13 +11977,20 @@ class client_names {
 
 #endif
 
+/// Why this client may only chat; empty for none but foreign pages. What the proxy keeps is its
+/// users': a page could read their words, and put words of its own before theirs.
+inline std::string refuse_page(const credentials& shown, const options& settings) {
+  if (shown.origin.empty() || is_trusted_origin(shown, settings)) return {};
+  return "pages of origin '" + text::repair_utf8(shown.origin) +
+         "' may chat, and not use tools, MCP servers, sessions, stored responses or what the proxy "
+         "tells of itself; name it with --cors-origin to allow that";
+}
+
 /// Why this client may not use Claude Code's tools and MCP servers; empty when it may. They are
 /// commands on this machine: a key or the proxy's own user is needed, and no foreign page.
 inline std::string refuse_tools(const credentials& shown, const options& settings, bool has_key) {
-  if (!shown.origin.empty() && !is_trusted_origin(shown, settings)) {
-    return "pages of origin '" + text::repair_utf8(shown.origin) +
-           "' may not use tools or MCP servers; name it with --cors-origin to allow it";
-  }
+  auto page = refuse_page(shown, settings);
+  if (!page.empty()) return page;
   if (has_key || shown.peer == peer_user::own || settings.allow_keyless_tools) return {};
   return "this system does not tell which user asks, so tools and MCP servers need a client key "
          "(--api-key) or --allow-keyless-tools";
@@ -11885,9 +12012,11 @@ inline visitor check_access(const credentials& shown, const options& settings, b
                                                 text::repair_utf8(shown.host) +
                                                 "'; use its address or a client key");
   }
-  auto no_tools = refuse_tools(shown, settings, number > 0);
+  visitor who{{}, {}, refuse_page(shown, settings), refuse_tools(shown, settings, number > 0)};
   if (number > 0) {
-    return {std::string(key), "key-" + std::to_string(number), std::move(no_tools)};
+    who.key = key;
+    who.label = "key-" + std::to_string(number);
+    return who;
   }
   const bool open = settings.api_keys.empty();
   const bool foreign = open && shown.peer == peer_user::other;
@@ -11896,7 +12025,8 @@ inline visitor check_access(const credentials& shown, const options& settings, b
                     "without a client key this proxy serves the programs of its own user alone, "
                     "and yours run as another one; start it with --api-key and send that key");
   }
-  if (!needs_key || open) return {{}, {}, std::move(no_tools), foreign || !open};
+  who.is_stranger = foreign || !open;
+  if (!needs_key || open) return who;
   throw api_error(error_kind::authentication,
                   key.empty() ? "Missing API key: send 'Authorization: Bearer KEY' or 'x-api-key'"
                               : "Invalid API key");
@@ -13097,8 +13227,11 @@ inline std::string peer_address(int socket) {
                          : name);
 }
 
-inline peer_user judge_user(uid_t user) {
-  return user == ::geteuid() || user == 0 ? peer_user::own : peer_user::other;
+constexpr uid_t nobody = ~uid_t{0};  ///< no user has this id
+
+inline peer_user judge_user(std::optional<uid_t> user) {
+  if (!user) return peer_user::unknown;
+  return *user == ::geteuid() || *user == 0 ? peer_user::own : peer_user::other;
 }
 
 #ifdef __linux__
@@ -13180,11 +13313,8 @@ inline peer_socket find_peer_in_table(const endpoint& peer, const endpoint& own)
     std::snprintf(piece.data(), piece.size(), ":%04X ", ntohs(end.port));
     return printed + piece.data();
   };
-  const unique_fd table(
-      ::open(peer.family == AF_INET6 ? "/proc/net/tcp6" : "/proc/net/tcp", O_RDONLY | O_CLOEXEC));
-  std::string bytes;
-  while (table && read_available(table.get(), bytes)) {
-  }
+  const auto bytes = read_all(unique_fd(
+      ::open(peer.family == AF_INET6 ? "/proc/net/tcp6" : "/proc/net/tcp", O_RDONLY | O_CLOEXEC)));
   if (bytes.empty()) return {};
   const auto found = bytes.find(print(peer) + print(own).substr(2));
   if (found == std::string::npos) return {peer_socket::search::absent};
@@ -13196,36 +13326,37 @@ inline peer_socket find_peer_in_table(const endpoint& peer, const endpoint& own)
 }
 #endif
 
-/// Whose process is at the other end. `unknown` for a connection from another machine or network
-/// namespace, and on systems that do not tell.
-inline peer_user user_of_peer(int socket) {
+/// Whose process is at the other end; `nobody` for one that is gone. Nullopt for a connection from
+/// another machine or network namespace, and on systems that do not tell.
+inline std::optional<uid_t> uid_of_peer(int socket) {
 #ifdef __linux__
   const auto peer = endpoint_of(socket, ::getpeername);
-  if (peer.family == AF_UNSPEC) return peer_user::other;  // it is gone
+  if (peer.family == AF_UNSPEC) return nobody;  // it is gone
   if (peer.family == AF_UNIX) {
     ucred holder{};
     socklen_t size = sizeof holder;
     const bool told = ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &holder, &size) == 0;
-    return told ? judge_user(holder.uid) : peer_user::unknown;
+    if (!told) return std::nullopt;
+    return holder.uid;
   }
   const auto own = endpoint_of(socket, ::getsockname);
   auto found = find_peer_socket(peer, own);
   // A kernel without tcp_diag says "absent" of every socket.
   if (found.result != peer_socket::search::found) found = find_peer_in_table(peer, own);
-  if (found.result == peer_socket::search::found) {
-    return found.held ? judge_user(found.user) : peer_user::other;
-  }
+  if (found.result == peer_socket::search::found) return found.held ? found.user : nobody;
   // A socket that is not here is either in another network namespace, or was here and is closed.
   tcp_info state{};
   socklen_t size = sizeof state;
   const bool open = ::getsockopt(socket, IPPROTO_TCP, TCP_INFO, &state, &size) == 0 &&
                     state.tcpi_state == TCP_ESTABLISHED;
-  return open ? peer_user::unknown : peer_user::other;
+  if (open) return std::nullopt;
+  return nobody;
 #else
   uid_t user = 0;
   gid_t group = 0;
   const bool told = peer_address(socket) == "unix" && ::getpeereid(socket, &user, &group) == 0;
-  return told ? judge_user(user) : peer_user::unknown;
+  if (!told) return std::nullopt;
+  return user;
 #endif
 }
 
@@ -14987,9 +15118,9 @@ class connection final : public httplib::Stream {
         channel_(std::move(socket), tls_.get()),
         address_(peer_address(channel_.fd())) {}
 
-  /// Whose process the client is; looked up once.
-  peer_user user() {
-    if (!user_) user_ = user_of_peer(channel_.fd());
+  /// Whose process the client is, where the system tells; looked up once.
+  std::optional<uid_t> user() {
+    if (!user_) user_ = uid_of_peer(channel_.fd());
     return *user_;
   }
 
@@ -15188,7 +15319,7 @@ class connection final : public httplib::Stream {
   std::shared_ptr<const tls_context> tls_;
   channel channel_;
   std::string address_;
-  std::optional<peer_user> user_;
+  std::optional<std::optional<uid_t>> user_;
   std::string buffer_;  ///< bytes of this request's body and perhaps of the next request
   request_head head_;
   bool body_read_ = true;
@@ -15226,8 +15357,7 @@ struct exchange {
   std::string deployment = {};              ///< the model that Azure's form of a path names
   std::shared_ptr<request_record> record = std::make_shared<request_record>();
   std::optional<body_budget::share> body_share = {};  ///< held while the body is worked on
-  std::string tools_refusal = {};                     ///< see `visitor`, as the next
-  bool is_stranger = false;
+  visitor who = {};
 
   const std::string& id() const { return record->id; }
   const std::string& client_id() const { return record->client_id; }
@@ -15297,39 +15427,41 @@ class http_service : public httplib::Server {
 
   using handler = void (http_service::*)(exchange&);
 
-  /// What a route asks of its client: nothing, a key if there is one, or what `enable_tools` asks.
-  enum class access { open, key, tools };
+  /// What a route asks of its client: nothing; a key if there is one; that, and to be no foreign
+  /// page; what `enable_tools` asks.
+  enum class access { open, chat, own, tools };
 
   struct route {
     std::string_view method;
     std::string_view path;  ///< without `/v1`; see `matches`
     endpoint_group group;
     handler answer;
-    access needs = access::key;
+    access needs = access::own;
   };
 
   static const std::vector<route>& routes() {
     using group = endpoint_group;
     constexpr auto tools = access::tools;
     static const std::vector<route> table = {
-        {"POST", "/chat/completions", group::chat, &http_service::answer_chat},
-        {"POST", "/responses", group::chat, &http_service::answer_responses},
-        {"POST", "/responses/input_tokens", group::other, &http_service::answer_response_tokens},
+        {"POST", "/chat/completions", group::chat, &http_service::answer_chat, access::chat},
+        {"POST", "/responses", group::chat, &http_service::answer_responses, access::chat},
+        {"POST", "/responses/input_tokens", group::other, &http_service::answer_response_tokens,
+         access::chat},
         {"GET", "/responses/*/input_items", group::session, &http_service::answer_input_items},
         {"POST", "/responses/*/cancel", group::session, &http_service::cancel_response},
         {"GET", "/responses/*", group::session, &http_service::answer_response},
         {"DELETE", "/responses/*", group::session, &http_service::delete_response},
-        {"POST", "/messages", group::chat, &http_service::answer_messages},
-        {"POST", "/messages/count_tokens", group::other, &http_service::answer_count},
-        {"POST", "/completions", group::chat, &http_service::answer_completions},
-        {"POST", "/fim/completions", group::chat, &http_service::answer_fim},
-        {"GET", "/models", group::none, &http_service::answer_models},
-        {"GET", "/models/*", group::none, &http_service::answer_model},
+        {"POST", "/messages", group::chat, &http_service::answer_messages, access::chat},
+        {"POST", "/messages/count_tokens", group::other, &http_service::answer_count, access::chat},
+        {"POST", "/completions", group::chat, &http_service::answer_completions, access::chat},
+        {"POST", "/fim/completions", group::chat, &http_service::answer_fim, access::chat},
+        {"GET", "/models", group::none, &http_service::answer_models, access::chat},
+        {"GET", "/models/*", group::none, &http_service::answer_model, access::chat},
         {"GET", "/sessions", group::session, &http_service::answer_sessions},
         {"GET", "/sessions/stats", group::session, &http_service::answer_session_stats},
         {"GET", "/sessions/*", group::session, &http_service::answer_session},
         {"DELETE", "/sessions/*", group::session, &http_service::delete_session},
-        {"POST", "/compatibility", group::other, &http_service::answer_compatibility},
+        {"POST", "/compatibility", group::other, &http_service::answer_compatibility, access::chat},
         {"POST", "/debug/request", group::debug, &http_service::answer_debug},
         {"GET", "/tools", group::other, &http_service::answer_tools, tools},
         {"GET", "/tools/config", group::other, &http_service::answer_tool_configuration, tools},
@@ -15407,7 +15539,7 @@ class http_service : public httplib::Server {
     services_.figures.begin();
     now.record->id = request_id(request);
     now.record->method = request.method;
-    now.record->path = printable(request.path.substr(0, 512));
+    now.record->path = mask_query(printable(request.path.substr(0, 512)));
     response.set_header("x-request-id", now.id());
     response.set_header("openai-version", "2020-10-01");
     if (now.settings->demo) response.set_header("x-claude-demo", "true");
@@ -15453,21 +15585,21 @@ class http_service : public httplib::Server {
         request.get_header_value("Authorization"),
         request.get_header_value(request.has_header("X-Api-Key") ? "X-Api-Key" : "Api-Key"),
         now.client.address() == "unix",
-        now.settings->api_keys.empty() ? now.client.user() : peer_user::unknown};
+        now.settings->api_keys.empty() ? judge_user(now.client.user()) : peer_user::unknown};
     allow_origin(now, shown);
     const auto group = found == nullptr ? endpoint_group::other : found->group;
     if (found != nullptr) now.record->route = found->path;
     now.record->address = client_address(
         now.client.address(), all_values_of(now, "x-forwarded-for"), now.settings->trusted_proxies);
-    if (!preflight) count_request(now, group, now.record->address);
-    const auto needs = found == nullptr ? access::key : found->needs;
+    if (!preflight) count_request(now, group, counted_name(now));
+    const auto needs = found == nullptr ? access::chat : found->needs;
     admit(now, shown, !preflight && needs != access::open);
     if (!preflight && !now.client_id().empty()) count_request(now, group, "key " + now.client_id());
     if (preflight) {
       now.response.status = 200;  // httplib tells a length of 0, which a 204 must not have
     } else if (found != nullptr) {
       now.response.status = 200;
-      if (needs == access::tools) check_tools(now);
+      check_rights(now, needs);
       (this->*found->answer)(now);
     } else {
       refuse_route(now);
@@ -15483,15 +15615,26 @@ class http_service : public httplib::Server {
     return text::join(values, ", ");
   }
 
+  /// Whom limits count: an address, and of this machine's own addresses each user for himself, so
+  /// that nobody uses up what is another's.
+  static std::string counted_name(exchange& now) {
+    const auto& address = now.record->address;
+    const bool own = address == "unix" || is_loopback_name(address);
+    const bool wanted = is_limited(*now.settings) || !now.settings->api_keys.empty();
+    if (!own || !wanted || address != now.client.address()) return address;
+    const auto user = now.client.user();
+    return user ? address + " of user " + std::to_string(*user) : address;
+  }
+
   /// Lets the client in, or throws. The answer to a wrong key waits, and too many are not even
   /// compared, so that guessing takes long; on every route, since each would tell a right key.
   void admit(exchange& now, const credentials& shown, bool needs_key) {
-    const auto& address = now.record->address;
+    const auto who_guesses = counted_name(now);
     // The key of a page that is turned away by its origin is not compared.
     const bool compared = shown.origin.empty() || is_welcome_origin(shown, *now.settings);
     const bool may_guess =
         compared && !presented_key(shown).empty() && !now.settings->api_keys.empty();
-    const auto wait = may_guess ? services_.limits.try_key(address) : std::nullopt;
+    const auto wait = may_guess ? services_.limits.try_key(who_guesses) : std::nullopt;
     if (wait) {
       services_.figures.reject("key");
       auto error = rate_limit_error(*wait);
@@ -15501,23 +15644,25 @@ class http_service : public httplib::Server {
     try {
       auto who = check_access(shown, *now.settings, needs_key);
       now.record->client_id = names_.name_of(who.key);
-      if (may_guess && !who.key.empty()) services_.limits.note_right_key(address);
-      now.record->client = std::move(who.label);
-      now.tools_refusal = std::move(who.tools_refusal);
-      now.is_stranger = who.is_stranger;
+      if (may_guess && !who.key.empty()) services_.limits.note_right_key(who_guesses);
+      now.record->client = who.label;
+      now.who = std::move(who);
     } catch (const api_error& refused) {
       services_.figures.reject(refused.kind == error_kind::authentication ? "key" : "origin");
       if (refused.kind == error_kind::authentication && !presented_key(shown).empty()) {
-        const auto delay = services_.limits.wrong_key_delay(address);
+        const auto delay = services_.limits.wrong_key_delay(who_guesses);
         now.client.rest(static_cast<int>(delay.count()));
       }
       throw;
     }
   }
 
-  /// Throws a 403 for a client that may chat and no more.
-  static void check_tools(const exchange& now) {
-    if (!now.tools_refusal.empty()) throw api_error(error_kind::permission, now.tools_refusal);
+  /// Throws a 403 for a client that may not have what this is needed for.
+  static void check_rights(const exchange& now, access needed) {
+    const auto& refusal = needed == access::tools ? now.who.tools_refusal : now.who.page_refusal;
+    if (needed > access::chat && !refusal.empty()) {
+      throw api_error(error_kind::permission, refusal);
+    }
   }
 
   /// Counts the request against the rate limit, tells how the client stands, and throws a 429 when
@@ -15738,7 +15883,9 @@ class http_service : public httplib::Server {
     now.body_share.emplace(bodies_);
     auto bytes = now.client.read_body(limit, *now.body_share);
     if (coded) bytes = decode_body(bytes, limit, *now.body_share);
-    if (now.settings->log_bodies) now.settings->log.debug(now.id() + " request: " + bytes);
+    if (now.settings->log_bodies) {
+      now.settings->log.debug(now.id() + " request: " + mask_fields(bytes));
+    }
     return bytes;
   }
 
@@ -15770,8 +15917,12 @@ class http_service : public httplib::Server {
   void answer_responses(exchange& now) {
     auto context = make_context(now);
     const auto given = read_json(now);
-    auto expanded = services_.responses.expand(now.client_id(), given);
-    const auto& store = member_of(given, "store");
+    const bool refers = !member_of(given, "previous_response_id").is_null();
+    if (refers || boolean_of(given, "store")) check_rights(now, access::own);
+    const bool page = !now.who.page_refusal.empty();
+    auto expanded = page ? given : services_.responses.expand(now.client_id(), given);
+    if (page) expanded["store"] = false;
+    const auto& store = member_of(expanded, "store");
     std::shared_ptr<response_store::running> running;
     auto begun = openai_responses::make_begun_response(context, given);
     if (!store.is_boolean() || store.get<bool>()) {
@@ -15804,10 +15955,10 @@ class http_service : public httplib::Server {
     now.record->model = text::repair_utf8(parsed.turns.front().model);
     refuse_ignored(parsed.turns.front());
     tell_ignored(now, parsed.turns.front().ignored_params);
-    reserve(now, likely_use(parsed.turns));
     const bool stream = parsed.turns.front().stream;
     auto running =
         services_.turns.start(std::move(parsed.turns), now.client.fd(), std::move(cancelled));
+    reserve(now, running->likely_use());
     if (stream) {
       answer_stream(now, std::move(running), std::move(parsed.reply));
     } else {
@@ -15818,22 +15969,6 @@ class http_service : public httplib::Server {
   void reserve(exchange& now, const budget& wanted) {
     services_.limits.reserve(now.client_id(), wanted, *now.settings);
     now.record->reserved = wanted;
-  }
-
-  /// What the answers may use, roughly.
-  static budget likely_use(const std::vector<turn_request>& turns) {
-    constexpr std::int64_t usual_output = 4'000;
-    constexpr std::int64_t max_output = 128'000;  // of any model
-    budget sum;
-    for (const auto& turn : turns) {
-      token_usage likely;
-      likely.input = anthropic_messages::estimate_tokens(turn);
-      likely.output = std::min(turn.sampling.max_tokens.value_or(usual_output), max_output);
-      ++sum.requests;
-      sum.tokens += likely.input + likely.output;
-      sum.usd += estimate_cost(turn.model, likely);
-    }
-    return sum;
   }
 
   /// Puts in what is not in the body: who asks, in which session, and what the model takes.
@@ -15851,6 +15986,7 @@ class http_service : public httplib::Server {
       const json id = now.request.get_header_value("X-Session-Id");
       turn.session = parse_session_id(reader(id, "X-Session-Id"));
     }
+    if (!turn.session.empty()) check_rights(now, access::own);
     settle_headers(now, turn);
     settle(turn, traits_of(turn.model, services_.status.get().always_thinking));
   }
@@ -15875,7 +16011,7 @@ class http_service : public httplib::Server {
         find_header(now, "X-Claude-Disallowed-Tools"), find_header(now, "X-Claude-Permission-Mode"),
         find_header(now, "X-Claude-Cwd")};
     if (turn.agent) {
-      check_tools(now);
+      check_rights(now, access::tools);
       const auto has_budget = [](const budget& limit) { return limit.tokens > 0 || limit.usd > 0; };
       return services_.agents.settle(
           turn, asked,
@@ -15915,7 +16051,8 @@ class http_service : public httplib::Server {
     tell_ignored(now, running.ignored_params());
     tell_windows(now);
     auto body = writer.render(results);
-    if (now.settings->log_bodies) now.settings->log.debug(now.id() + " answer: " + body);
+    if (now.settings->log_bodies)
+      now.settings->log.debug(now.id() + " answer: " + mask_fields(body));
     now.response.set_content(std::move(body), json_type);
   }
 
@@ -16050,7 +16187,8 @@ class http_service : public httplib::Server {
         ended = stream.running->ended();
         if (!ended) got = stream.running->next(next, steady_time::min());
       }
-      if (settings.log_bodies) settings.log.debug(stream.record->id + " stream: " + out);
+      if (settings.log_bodies)
+        settings.log.debug(stream.record->id + " stream: " + mask_fields(out));
       if (!out.empty() && !sink.write(out.data(), out.size())) return client_left;
       if (ended) break;
       got = stream.running->next(next,
@@ -16273,7 +16411,8 @@ class http_service : public httplib::Server {
 
   void answer_health(exchange& now) {
     answer_json(now, render_health(services_.processes.counts(), services_.status.get(),
-                                   !now.is_stranger, now.settings->demo));
+                                   !now.who.is_stranger && now.who.page_refusal.empty(),
+                                   now.settings->demo));
   }
 
   void answer_metrics(exchange& now) {
@@ -16285,27 +16424,19 @@ class http_service : public httplib::Server {
 
   /// What has arrived, and whether it would be taken as a chat request.
   void answer_debug(exchange& now) {
-    const auto raw = read_body(now);
+    const auto safe = redact(mask_fields(read_body(now)));
     json headers = json::object();
     for (const auto& [name, value] : now.client.head().fields) {
       headers[text::to_lower(name)] =
-          is_secret_header(name) ? "***" : text::repair_utf8(redact(value));
+          is_secret_name(name) ? "***" : text::repair_utf8(redact(value));
     }
     json info = json::object({{"headers", headers},
                               {"method", now.request.method},
-                              {"url", text::repair_utf8(redact(now.request.target))},
-                              {"raw_body", text::repair_utf8(redact(raw))}});
-    info.update(openai_chat::render_diagnosis(redact(raw)));
+                              {"url", text::repair_utf8(redact(mask_query(now.request.target)))},
+                              {"raw_body", text::repair_utf8(safe)}});
+    info.update(openai_chat::render_diagnosis(safe));
     info["debug_mode_enabled"] = now.settings->log.wants(log_level::debug);
     answer_json(now, json::object({{"debug_info", info}}));
-  }
-
-  static bool is_secret_header(std::string_view name) {
-    const auto lower = text::to_lower(name);
-    const std::array<const char*, 7> marks = {"auth",   "key", "cookie",  "token",
-                                              "secret", "jwt", "password"};
-    return std::any_of(marks.begin(), marks.end(),
-                       [&](const char* mark) { return lower.find(mark) != lower.npos; });
   }
 
   /// The page for a browser, and a word for whoever else looks whether somebody is there.
@@ -16380,6 +16511,31 @@ inline void add_secret_paths(options& settings) {
   }
   settings.secret_folders.assign(folders.begin(), folders.end());
 }
+
+/// Where a secret was not when the proxy started, bubblewrap leaves an empty file to hide it with.
+/// Those are removed here, after the last process.
+class hidden_files {
+ public:
+  explicit hidden_files(const std::vector<std::string>& paths) {
+    struct stat info {};
+    for (const auto& path : paths) {
+      if (::lstat(path.c_str(), &info) != 0) absent_.push_back(path);
+    }
+  }
+  hidden_files(const hidden_files&) = delete;
+  hidden_files& operator=(const hidden_files&) = delete;
+  ~hidden_files() {
+    struct stat info {};
+    for (const auto& path : absent_) {
+      const bool left = ::lstat(path.c_str(), &info) == 0 && info.st_size == 0 &&
+                        info.st_mode == (S_IFREG | 0444U) && info.st_uid == ::geteuid();
+      if (left) ::unlink(path.c_str());
+    }
+  }
+
+ private:
+  std::vector<std::string> absent_;
+};
 
 /// Fills in what is derived from the options and the machine. Throws `std::invalid_argument` for
 /// options that cannot be run with.
@@ -16751,6 +16907,7 @@ class server {
   bool bound_socket_ = false;  ///< the file of the unix socket is ours
   std::optional<temporary_directory> scratch_;
   const options settings_;
+  const hidden_files hidden_{settings_.secret_paths};
   live_options live_;
   std::shared_ptr<const tls_context> tls_;  ///< null: none
   std::shared_ptr<const child_guard> guard_;

@@ -476,11 +476,10 @@ struct command_line {
 
   /// The files that hold settings, so perhaps keys. An agent may neither read nor change them.
   std::vector<std::string> secret_files(const proxy::environment_map& variables) const {
-    std::vector<std::string> paths{".env", env_file, config_file, settings.tls_key};
+    std::vector<std::string> paths{".env", env_file, config_file};
     const auto home = proxy::value_or(variables, "HOME");
     if (!home.empty()) paths.push_back(home + "/.config/claude-openai.env");
     paths.erase(std::remove(paths.begin(), paths.end(), ""), paths.end());
-    for (auto& path : paths) path = std::filesystem::absolute(path).lexically_normal().string();
     return paths;
   }
 };
@@ -513,9 +512,10 @@ struct arguments {
     const bool whole = asked || is_beside_program();
     try {
       for (auto& [name, value] : proxy::parse_env_file(*content)) {
-        const bool takes = whole || is_harmless(name, names);
+        const auto flag = flag_of(name, names);
+        const bool takes = whole || is_harmless(flag);
         if (takes) variables.emplace(name, value);
-        if (is_known(name, names)) (takes ? taken : left).push_back(name);
+        if (!flag.empty() || is_for_claude(name)) (takes ? taken : left).push_back(name);
       }
     } catch (const std::invalid_argument& broken) {
       throw std::runtime_error(path + ": " + broken.what());
@@ -528,8 +528,15 @@ struct arguments {
     return variables;
   }
 
-  /// A variable of a flag's, or one that `claude` is given.
-  static bool is_known(const std::string& variable, const flag_variables& names) {
+  /// The flag that the variable sets; empty for none.
+  static std::string flag_of(const std::string& variable, const flag_variables& names) {
+    for (const auto& [flag, variables] : names) {
+      if (std::find(variables.begin(), variables.end(), variable) != variables.end()) return flag;
+    }
+    return {};
+  }
+
+  static bool is_for_claude(const std::string& variable) {
     using proxy::auth_method;
     const auto lists = [&](std::string_view pattern) {
       return proxy::is_listed(variable, pattern);
@@ -540,34 +547,19 @@ struct arguments {
       if (std::any_of(own.begin(), own.end(), lists)) return true;
     }
     const auto& common = proxy::common_variables;
-    return std::any_of(common.begin(), common.end(), lists) ||
-           std::any_of(names.begin(), names.end(), [&](const auto& flag) {
-             return std::find(flag.second.begin(), flag.second.end(), variable) !=
-                    flag.second.end();
-           });
+    return std::any_of(common.begin(), common.end(), lists);
   }
 
   static std::string join(const std::vector<std::string>& names) {
     return proxy::text::join(names, ", ");
   }
 
-  /// The content of a file that is this user's word: a regular one that others cannot write.
+  /// The content of a file that is this user's word.
   std::optional<std::string> read_trusted(const std::string& path) {
-    const proxy::unique_fd opened(::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC));
-    struct stat file {};
-    if (!opened || ::fstat(opened.get(), &file) != 0) return std::nullopt;
-    const bool own = file.st_uid == ::geteuid() || file.st_uid == 0;
-    const bool shared = (file.st_mode & (S_IWGRP | S_IWOTH)) != 0;
-    if (own && !shared && S_ISREG(file.st_mode)) {
-      std::string content;
-      while (proxy::read_available(opened.get(), content)) {
-      }
-      return content;
-    }
-    notices.push_back(path + " is NOT read: " +
-                      (!own     ? std::string("it belongs to another user")
-                       : shared ? "its group or others may write it (chmod 600 " + path + ")"
-                                : std::string("it is no regular file")));
+    std::string problem;
+    const auto file = proxy::open_own_file(path, problem);
+    if (file) return proxy::read_all(file);
+    if (!problem.empty()) notices.push_back(path + " is NOT read: " + problem);
     return std::nullopt;
   }
 
@@ -582,17 +574,12 @@ struct arguments {
 
   /// In a folder of somebody else's, a file chooses at most how the proxy works: not what it runs,
   /// whom it lets in, where an account's token goes, nor how much the file of --config allows.
-  static bool is_harmless(const std::string& variable, const flag_variables& names) {
+  static bool is_harmless(const std::string& flag) {
     const auto flags = proxy::text::split(
         "port model log-level log-format spares timeout queue-timeout idle-timeout session-ttl "
         "drain-timeout",
         ' ');
-    const auto sets = [&](const std::string& flag) {
-      const auto found = names.find(flag);
-      return found != names.end() &&
-             std::find(found->second.begin(), found->second.end(), variable) != found->second.end();
-    };
-    return std::any_of(flags.begin(), flags.end(), sets);
+    return std::find(flags.begin(), flags.end(), flag) != flags.end();
   }
 
   static void parse(command_line& line, const std::vector<std::string>& words) {

@@ -10,7 +10,7 @@ import { promisify } from 'node:util';
 import { mcpServer } from './agents.test.mjs';
 import { ChatClient, assertRefused, call, say, steps, toolsOf } from './chat_client.mjs';
 import { PROXY, descriptorsOf, eventually, processesMarked, startAndExpectExit, suite } from './harness.mjs';
-import { NO_CLI, reload, scratchFolder, standIn } from './operate.mjs';
+import { NO_CLI, reload, scratchFolder, standIn, waitForWindow } from './operate.mjs';
 import { browser } from './page.test.mjs';
 
 export const authority = suite(90_000);
@@ -42,14 +42,14 @@ const NOBODY = 65534; // a user that every Linux has, and that owns nothing
 const otherUser = process.platform !== 'linux' || process.getuid() !== 0 ? 'a second user needs root on Linux' : undefined;
 
 /** Runs a module as that user; resolves to the JSON that it prints. `given` is what it finds as `given`. */
-async function asNobody(program, given) {
+async function asNobody(program, given, uid = NOBODY) {
   const source = `import http from 'node:http'; import net from 'node:net'; const given = ${JSON.stringify(given)};
     const ask = (options, body) => new Promise((resolve, reject) => http.request({ host: '127.0.0.1', agent: false, ...options }, (response) => {
       let text = ''; response.on('data', (bytes) => (text += bytes)).on('end', () => resolve({ status: response.statusCode, text }));
     }).on('error', reject).end(body));
     ${program}`;
   const { stdout } = await promisify(execFile)(process.execPath, ['--input-type=module', '-e', source], {
-    uid: NOBODY,
+    uid,
     gid: NOBODY,
     cwd: '/',
     env: { PATH: process.env.PATH },
@@ -103,6 +103,32 @@ testUser('with a key another user of the machine is served', async (t) => {
   );
   assert.equal(status, 200, text);
   assert.match(text, /Served\./);
+});
+
+testUser("another user's wrong keys lock out neither the proxy's own user nor a third one, by TCP and by unix socket", async (t) => {
+  const proxy = await start(t, ['--api-key', KEY_ONE, '--rate-limit', '--rate-limit-health', '60'], {
+    cli: NO_CLI,
+    prepare: (one) => one.command.push('--unix-socket', path.join(one.scratch, 'socket')),
+  });
+  const socketPath = path.join(proxy.scratch, 'socket');
+  chmodSync(proxy.scratch, 0o755);
+  chmodSync(socketPath, 0o666);
+  const right = { path: '/health', headers: { 'x-api-key': KEY_ONE } };
+  await waitForWindow(() => t.get('/health', { proxy, headers: right.headers }), 20);
+  for (const place of [{ port: proxy.port }, { socketPath }]) {
+    const told = await asNobody(
+      `const told = [];
+       for (let i = 0; i < 80; i++) told.push((await ask({ ...given, headers: { 'x-api-key': 'guess' + i } })).status);
+       console.log(JSON.stringify(told));`,
+      { path: '/health', ...place },
+    );
+    assert.ok(told.includes(200) && told.at(-1) === 429, `${told}`);
+    const own = await t.get('/health', { proxy, headers: right.headers, over: place });
+    assert.ok(own.status === 200 && own.json.processes, own.text);
+    const third = `const answer = await ask(given); console.log(JSON.stringify(answer));`;
+    assert.equal((await asNobody(third, { ...right, ...place }, NOBODY - 1)).status, 200);
+    assert.equal((await asNobody(third, { ...right, ...place })).status, 429);
+  }
 });
 
 testUser('a unix socket that others can open tells its users apart, too', async (t) => {
@@ -226,6 +252,55 @@ testPage("a page of http://localhost is not taken for the proxy's own: at its ot
   await view.goto(address);
   assert.equal((await fetched(view, address, '/v1/chat/completions', { messages: t.messages('plain') }))[0], 200, 'it may chat');
   assert.equal((await fetched(view, address, '/v1/chat/completions', { ...AGENT, messages: t.messages('plain') }))[0], 403);
+});
+
+test('a foreign page of this machine chats and no more: it neither sees, deletes nor goes on with what the proxy keeps', async (t) => {
+  const proxy = await start(t);
+  const owner = { proxy, headers: { origin: proxy.url } }; // the proxy's own page
+  const kept = { session_id: 'trip', messages: [{ role: 'user', content: t.text('plain text="Private."', 'my own words') }] };
+  assert.equal((await t.chat(kept, owner)).status, 200);
+  const first = (await post(t, '/v1/responses', { input: t.text('plain text="Mine."') }, owner)).json;
+  const before = t.calls().length;
+  const page = { proxy, headers: { origin: 'http://localhost:3999' } };
+  const refused = async (method, where, body, headers = {}) => {
+    const answer = await t.send({ method, path: where, body, proxy, headers: { ...page.headers, ...headers } }).done;
+    assert.equal(answer.status, 403, `${method} ${where} ${JSON.stringify(body)}: ${answer.text}`);
+    assert.match(answer.text, /--cors-origin/);
+    assert.ok(!answer.text.includes('Private'), answer.text);
+  };
+  const open = /^(\/v1)?\/(chat\/completions|messages.*|completions|models.*|compatibility|health|version|responses)?$/;
+  const routes = (await routesOf(t, page)).map((one) => ({ ...one, path: one.path.replace(/(sessions)\/x$/, '$1/trip').replace(/(responses)\/x/, `$1/${first.id}`) }));
+  const closed = routes.filter(({ path: where }) => !open.test(where));
+  assert.ok(closed.length >= 20, 'sessions, responses, tools, MCP servers, figures, the login, what has arrived');
+  for (const { method, path: where } of closed) await refused(method, where, method === 'POST' ? { messages: t.messages('plain') } : undefined);
+  const planted = { model: 'sonnet', max_tokens: 9, messages: t.messages('plain') };
+  const dialects = { '/v1/chat/completions': planted, '/v1/messages': planted, '/v1/responses': { input: t.text('plain') }, '/v1/completions': { prompt: t.text('plain') } };
+  for (const [where, body] of Object.entries(dialects)) await refused('POST', where, body, { 'x-session-id': 'trip' });
+  for (const where of ['/v1/chat/completions', '/v1/messages']) await refused('POST', where, { ...planted, session_id: 'trip' });
+  await refused('POST', '/v1/responses', { input: t.text('plain'), previous_response_id: first.id });
+  await refused('POST', '/v1/responses', { input: t.text('plain'), store: true });
+  const named = await post(t, '/v1/responses', { input: [{ type: 'item_reference', id: first.output[0].id }] }, page);
+  assert.ok([400, 404].includes(named.status) && !named.text.includes('Mine'), named.text);
+  assert.equal(t.calls().length, before, 'none of that reached the API');
+
+  const own = await post(t, '/v1/responses', { input: t.text('plain text="Chat."') }, page);
+  assert.deepEqual([own.status, own.json.store], [200, false], own.text);
+  assertRefused(await t.get(`/v1/responses/${own.json.id}`, owner), 404);
+  assertRefused(await post(t, '/v1/responses', { input: t.text('plain'), previous_response_id: own.json.id }, owner), 404);
+  assert.ok(!('processes' in (await t.get('/health', page)).json), 'how it stands is no concern of foreign pages');
+  assert.deepEqual((await t.get('/v1/sessions', owner)).json.sessions.map((one) => [one.session_id, one.message_count]), [['trip', 2]]);
+  assert.ok((await t.get('/health', owner)).json.processes && (await t.get('/metrics', owner)).status === 200);
+  const next = await post(t, '/v1/responses', { input: t.text('plain text="On."'), previous_response_id: first.id }, owner);
+  assert.equal(next.status, 200, next.text);
+  const gone = await t.send({ ...owner, method: 'DELETE', path: '/v1/sessions/trip' }).done;
+  assert.equal(gone.status, 200, gone.text);
+});
+
+test("a page of a named origin, and a page with a key of its own, are told apart: a key is no leave to read what the key's programs keep", async (t) => {
+  const [named, other] = ['http://localhost:3998', 'http://localhost:3999'];
+  const proxy = await start(t, ['--api-key', KEY_ONE, '--cors-origin', named], { cli: NO_CLI });
+  const status = async (origin) => (await t.get('/v1/sessions', { proxy, headers: { origin, 'x-api-key': KEY_ONE } })).status;
+  assert.deepEqual([await status(named), await status(proxy.url), await status(other)], [200, 200, 403]);
 });
 
 test("an origin of '*' without a key is refused at the start and at SIGHUP, where the old settings stay", async (t) => {

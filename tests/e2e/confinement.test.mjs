@@ -12,6 +12,7 @@ import { mcpServer } from './agents.test.mjs';
 import { ChatClient, assertRefused, call, conversationOf, say, steps } from './chat_client.mjs';
 import { CLI_VERSIONS, claudePath } from './claude_cli.mjs';
 import { API_KEY_OF_CLAUDE, eventually, processesMarked, suite } from './harness.mjs';
+import { scratchFolder } from './operate.mjs';
 
 export const confinement = suite(90_000);
 const works = await promisify(execFile)('bwrap', ['--unshare-all', '--ro-bind', '/', '/', 'true']).then(() => true, () => false);
@@ -306,6 +307,26 @@ test('no folder with a secret in it can be moved to where the secret is not hidd
   assert.match(readFileSync(path.join(work, 'a', 'b', 'settings.toml'), 'utf8'), new RegExp(SECRET), 'the next start has its own');
   const results = await act(t, ['elsewhere/b', 'a/c', 'here'].map((where) => read(path.join(work, where, 'settings.toml'))), { proxy, key: '' });
   for (const { text } of results) assertNoSecret(text);
+});
+
+test('what hides a secret that is not there goes with the proxy, and what its user has there stays', async (t) => {
+  const work = realpathSync(scratchFolder(t));
+  const settings = path.join(work, 'proxy', '.env');
+  for (const own of [undefined, '', 'CLAUDE_OPENAI_UNKNOWN=1\n']) {
+    rmSync(path.join(work, 'proxy'), { recursive: true, force: true });
+    mkdirSync(path.join(work, 'proxy'));
+    if (own !== undefined) writeFileSync(settings, own, { mode: 0o400 });
+    const proxy = await t.start({
+      cli: t.cli,
+      args: ['--spares', '0', '--sandbox', 'on', '--cwd', work],
+      prepare: (one) => one.command.unshift('env', '-C', path.join(work, 'proxy')),
+    });
+    await run(t, 'rm -f proxy/.env; echo "PORT=1" > proxy/.env', { proxy, key: '' });
+    assert.equal(readFileSync(settings, 'utf8'), own ?? '', 'an agent cannot make the settings of the next start');
+    proxy.stopped = true;
+    assert.deepEqual((await proxy.stop()).faults, []);
+    assert.equal(existsSync(settings), own !== undefined, `${own}`);
+  }
 });
 
 test("a command neither asks through the proxy's own socket nor takes its place", async (t) => {

@@ -248,6 +248,39 @@ test('many requests at once do not go over a budget together: what they may use 
   assert.equal(large.status, 200, 'one alone may go over');
 });
 
+test("a session's history is held back too: what it has, and what the turns before may add", async (t) => {
+  const args = ['--budget', 'tokens=60000/day', '--max-processes', '8'];
+  const proxy = await startLight(t, { args, env: { API_KEY: 'one' } });
+  const headers = { authorization: 'Bearer one' };
+  const turn = (session_id, text, more) => t.send({ proxy, headers, body: { ...ask(text, more), session_id, max_tokens: 1000 } });
+  const large = 'word '.repeat(40_000); // 50,000 tokens
+  const slow = '[[text n=4 delay_ms=300]]';
+  const statuses = async (turns) => (await Promise.all(turns.map(({ done }) => done))).map(({ status }) => status);
+  const six = (session) => Array.from({ length: 6 }, () => turn(session, slow));
+  assert.equal((await turn('kept', `${large} [[text]]`).done).status, 200, 'one alone may take most of the budget');
+  assert.deepEqual((await statuses(six('kept'))).toSorted(), [200, ...Array(5).fill(429)], 'with a history that is kept');
+  assert.equal((await turn('kept', '[[text]]').done).status, 200, 'what they did not use is free again');
+  assert.deepEqual((await statuses(six('new'))).toSorted(), Array(6).fill(200), 'a session without one holds no more than its turns');
+  const first = turn('grows', `${large} ${slow}`);
+  await eventually('it is under way', async () => (await scrape(t, { proxy, headers }))('processes', { state: 'busy' }) === 1);
+  assert.deepEqual(await statuses([turn('grows', slow), turn('grows', slow)]), [429, 429], 'with one that is under way');
+  const whole = turn('grows', slow, { messages: [{ role: 'assistant', content: 'Hi.' }, { role: 'user', content: slow }] });
+  assert.deepEqual(await statuses([whole, first]), [200, 200], 'a client that brings the whole history adds none');
+});
+
+test('a document by its address is held back as a long one: nobody knows its size', async (t) => {
+  const proxy = await startLight(t, { args: ['--budget', 'tokens=40000/day', '--max-processes', '8'], env: { API_KEY: 'one' } });
+  const headers = { authorization: 'Bearer one' };
+  const held = async (type, source) => {
+    const body = { model: 'sonnet', max_tokens: 1000, messages: [{ role: 'user', content: [{ type: 'text', text: '[[text n=4 delay_ms=300]]' }, { type, source }] }] };
+    const turns = Array.from({ length: 4 }, () => t.send({ proxy, headers, path: '/v1/messages', body }).done);
+    return (await Promise.all(turns)).filter(({ status }) => status === 429).length;
+  };
+  const url = 'https://example.com/a';
+  assert.equal(await held('document', { type: 'url', url }), 3);
+  assert.equal(await held('image', { type: 'url', url }), 0);
+});
+
 test('choices and prompts count as requests, and so does count_tokens, which takes no dollars', async (t) => {
   const start = (budget) => startLight(t, { args: ['--budget', budget, '--max-processes', '4'], env: { API_KEY: 'one' } });
   const headers = { authorization: 'Bearer one' };

@@ -459,6 +459,13 @@ test('--log-bodies at debug logs bodies, with keys masked; not at info', async (
     [],
     'masked wherever it stands',
   );
+  const named = { api_key: 'hidden-1', nested: { Password: 'hidden-2', 'x-auth-token': 'hidden-3' }, metadata: { note: JSON.stringify({ secret: 'hidden-4', text: 'seen-1' }) } };
+  const echo = await t.chat({ ...ask('[[text say=visible-end]]'), ...named });
+  assert.equal(echo.status, 200, echo.text);
+  await t.send({ body: JSON.stringify({ ...named, cut: 'seen-2' }).slice(0, -1) }).done;
+  await t.get('/v1/nothing%3fapi_key=hidden-5&page=seen-3');
+  await eventually('they are logged', () => /seen-1[^]*seen-2[^]*seen-3/.test(proxy.output));
+  assert.doesNotMatch(proxy.output, /hidden-/, 'what is named like a secret is masked, like a header');
   for (const args of [['--log-bodies'], ['--log-level', 'debug']]) {
     const other = await startLight(t, { args });
     assert.equal((await t.chat(body())).status, 200);
@@ -474,9 +481,9 @@ test('POST /v1/debug/request: the reference’s shape, behind the key, secrets m
   const body = { model: 'sonnet', ...ask('hello') };
   assert.equal((await t.send({ path: '/v1/debug/request', body }).done).status, 401);
   const secrets = { authorization: 'Bearer right-key', 'x-api-key': 'also-secret', cookie: 'session=very-secret' };
-  const debug = async (given, more = {}) => {
+  const debug = async (given, more = {}, query = '') => {
     const result = await t.send({
-      path: '/v1/debug/request?a=b',
+      path: `/v1/debug/request?${query}a=b`,
       body: given,
       headers: { ...secrets, 'x-mine': 'told', ...more },
     }).done;
@@ -484,6 +491,8 @@ test('POST /v1/debug/request: the reference’s shape, behind the key, secrets m
     assert.doesNotMatch(result.text, /right-key|also-secret|very-secret/);
     return result.json.debug_info;
   };
+  const hidden = { api_key: 'also-secret', deep: [{ Authorization: 'also-secret' }] };
+  for (const given of [{ ...body, ...hidden }, JSON.stringify(hidden).slice(0, -3)]) await debug(given, {}, 'api_key=also-secret&');
   const good = await debug(body);
   assert.deepEqual(Object.keys(good).sort(), [
     ...['debug_mode_enabled', 'example_valid_request', 'headers', 'json_parse_error', 'method', 'parsed_body'],

@@ -11,8 +11,8 @@ using claude_openai::listen_at;
 using claude_openai::listen_on;
 using claude_openai::peer_socket;
 using claude_openai::peer_user;
+using claude_openai::uid_of_peer;
 using claude_openai::unique_fd;
-using claude_openai::user_of_peer;
 
 namespace {
 
@@ -112,7 +112,7 @@ TEST_CASE("peers: a connection of this user's own processes is known as such, by
       continue;
     }
     const auto pair = connect_to(*listener);
-    CHECK(user_of_peer(pair.server.get()) == peer_user::own);
+    CHECK(uid_of_peer(pair.server.get()) == ::geteuid());
   }
   const stand_in place;
   const auto path = place.folder() + "/socket";
@@ -123,7 +123,7 @@ TEST_CASE("peers: a connection of this user's own processes is known as such, by
   const auto client = claude_openai::make_socket(AF_UNIX);
   REQUIRE(::connect(client.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) == 0);
   const auto server = next_connection(listener);
-  CHECK(user_of_peer(server.get()) == peer_user::own);
+  CHECK(uid_of_peer(server.get()) == ::geteuid());
 }
 
 TEST_CASE("peers: root's and one's own processes are one's own, all others are another's") {
@@ -142,13 +142,13 @@ TEST_CASE(
     auto closed = connect_to(*listener);
     closed.client.reset();
     wait_for_end(closed.server);
-    CHECK(user_of_peer(closed.server.get()) == peer_user::other);
+    CHECK(uid_of_peer(closed.server.get()) == claude_openai::nobody);
     auto reset = connect_to(*listener);
     close_with_reset(reset.client);
     wait_for_end(reset.server);
-    CHECK(user_of_peer(reset.server.get()) == peer_user::other);
+    CHECK(uid_of_peer(reset.server.get()) == claude_openai::nobody);
   }
-  CHECK(user_of_peer(-1) == peer_user::other);
+  CHECK(uid_of_peer(-1) == claude_openai::nobody);
 }
 
 TEST_CASE("peers: one that has only finished writing is still its user's") {
@@ -157,7 +157,7 @@ TEST_CASE("peers: one that has only finished writing is still its user's") {
   const auto pair = connect_to(*listener);
   ::shutdown(pair.client.get(), SHUT_WR);
   wait_for_end(pair.server);
-  CHECK(user_of_peer(pair.server.get()) == peer_user::own);
+  CHECK(uid_of_peer(pair.server.get()) == ::geteuid());
 }
 
 #ifdef __linux__
@@ -225,7 +225,7 @@ TEST_CASE("peers: with thousands of connections open, one is found as fast as wi
   for (int i = 0; i < wanted; ++i) others.push_back(connect_to(*listener));
   const auto with_many = time_of_searches(first.server);
   CAPTURE(wanted);
-  CHECK(user_of_peer(others.back().server.get()) == peer_user::own);
+  CHECK(uid_of_peer(others.back().server.get()) == ::geteuid());
   // A search through all of them would take hundreds of times as long.
   CHECK(with_many < 10 * with_few + 20ms * slowness);
   for (auto& pair : others) close_with_reset(pair.client);

@@ -101,6 +101,9 @@ TEST_CASE("access: a page of another server on this machine may chat, and not us
     const auto visitor = check_access(from(peer_user::own, "", origin), {}, true);
     CHECK(visitor.tools_refusal.find(origin) != std::string::npos);
     CHECK(visitor.tools_refusal.find("--cors-origin") != std::string::npos);
+    CHECK(visitor.page_refusal == visitor.tools_refusal);
+    CHECK_FALSE(check_access(from(peer_user::own, "key-one", origin), with_key(), true)
+                    .page_refusal.empty());
     CHECK_FALSE(may_use_tools(from(peer_user::own, "key-one", origin), with_key()));
     options generous;
     generous.allow_keyless_tools = true;
@@ -111,6 +114,8 @@ TEST_CASE("access: a page of another server on this machine may chat, and not us
 TEST_CASE("access: the proxy's own page and those of named origins may use tools") {
   const std::string own = "http://127.0.0.1:8000";
   CHECK(may_use_tools(from(peer_user::own, "", own), {}));
+  CHECK(check_access(from(peer_user::own, "", own), {}, true).page_refusal.empty());
+  CHECK(check_access(from(peer_user::own), {}, true).page_refusal.empty());
   CHECK(may_use_tools(from(peer_user::other, "key-one", own), with_key()));
   auto named = with_key();
   named.cors_origins = {"https://app.example.com", "http://localhost:3000"};

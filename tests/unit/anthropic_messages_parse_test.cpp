@@ -732,3 +732,16 @@ TEST_CASE("token estimate: an image costs the same whatever its bytes") {
   CHECK(tokens(png) < 1700);
   CHECK(tokens("iVBORw0KGgo" + std::string(40001, 'A')) == tokens(png));
 }
+
+TEST_CASE("token estimate: a document costs more than an image, by its address most of all") {
+  using claude_openai::media_part;
+  media_part media{media_part::media_kind::document, "application/pdf", std::string(400, 'A')};
+  CHECK(anthropic_messages::estimate_tokens(media) == 1600);
+  media.data = std::string(400'000, 'A');
+  CHECK(anthropic_messages::estimate_tokens(media) == 25'000);
+  media.data.clear();
+  media.url = "https://example.com/a.pdf";
+  CHECK(anthropic_messages::estimate_tokens(media) == 25'000);
+  media.kind = media_part::media_kind::image;
+  CHECK(anthropic_messages::estimate_tokens(media) == 1600);
+}

@@ -158,6 +158,32 @@ TEST_CASE("redact: a secret is cut out at the very start and at the very end of 
   CHECK(redact("Bearer abcdefghij").find("abcdefghij") == std::string::npos);
 }
 
+TEST_CASE("mask_fields: texts of fields that are named like secrets are masked, and nothing else") {
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {R"({"api_key":"a","x":"b"})", R"({"api_key":"***","x":"b"})"},
+      {R"({"PASSWORD" : "a\"b\\", "x":"b"})", R"({"PASSWORD" : "***", "x":"b"})"},
+      {R"({"token":""})", R"({"token":"***"})"},
+      {R"({"secret":"cut of)", R"({"secret":"***)"},
+      {R"({"max_tokens":5,"key":{"a":"b"},"keys":["a"]})",
+       R"({"max_tokens":5,"key":{"a":"b"},"keys":["a"]})"},
+      {R"({"x":"token","y":"a"})", R"({"x":"token","y":"a"})"},
+      {R"({"x":"{\"token\": \"a\\\"b\",\"y\":\"c\"}"})",
+       R"({"x":"{\"token\": \"***\",\"y\":\"c\"}"})"},
+      {R"(data: {"jwt":"a"})", R"(data: {"jwt":"***"})"},
+      {"", ""},
+      {"\"", "\""},
+      {R"("\)", R"("\)"},
+      {R"("key":)", R"("key":)"},
+      {R"(\":\")", R"(\":\")"}};
+  for (const auto& [given, masked] : cases) {
+    CAPTURE(given);
+    CHECK(claude_openai::mask_fields(given) == masked);
+  }
+  CHECK(claude_openai::mask_query("/x?a=b&api_key=c&d") == "/x?a=b&api_key=***&d");
+  CHECK(claude_openai::mask_query("/x?token=c") == "/x?token=***");
+  CHECK(claude_openai::mask_query("/key=a?b&c=d") == "/key=a?b&c=d");
+}
+
 TEST_CASE("log: lines for programs are whole JSON objects, redacted too") {
   lines written;
   const logger log(
