@@ -537,12 +537,12 @@ TEST_CASE("chat: what a client sends back of an answer is the conversation that 
     turn_request asked;
     asked.messages = {message{role::user, {text_part{"q"}}}};
     auto held = make_trace(asked);
-    append_message(held, make_reply(answer.result()));
+    append_message(held, make_reply(answer.result()), {});
     const auto said = parsed_message(whole_of(events));
     CAPTURE(dump(said));
     const auto next = make_trace(next_request(said));
-    REQUIRE(next.replies.size() == 1);
-    REQUIRE(next.words.substr(0, next.replies[0]) == held.words);
+    REQUIRE(next.ends.size() == 3);
+    REQUIRE(next.words.substr(0, next.ends[1]) == held.words);
   }
 }
 

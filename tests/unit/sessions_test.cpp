@@ -463,8 +463,8 @@ TEST_CASE("sessions: a stored message reads back as it was written") {
       decode_message(json::object({{"role", "assistant"}, {"content", content}})).value();
   conversation_trace before;
   conversation_trace after;
-  append_message(before, said);
-  append_message(after, back);
+  append_message(before, said, {});
+  append_message(after, back, {});
   CHECK(before.words == after.words);
   for (const std::string odd : {"null", "1", "[]", "{}", R"({"role":"user","content":"x"})"}) {
     CAPTURE(odd);
