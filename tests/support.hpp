@@ -95,6 +95,7 @@ class generator {
 ///
 ///   turn  := turn_started block* ( turn_stopped | turn_failed )   turn_failed may come at any time
 ///   block := block_started(i) block_delta(i)* block_stopped(i)     i = 0, 1, 2…, never interleaved
+///            | attempt_broken(i)                                   goes back to i, also in a block
 ///
 /// Of the kinds of blocks: only a tool call has an id and a name; its arguments are never empty; who
 /// stops for a tool has called one.
@@ -110,6 +111,7 @@ class grammar_checker {
                           [&](const block_started& e) { start_block(e); },
                           [&](const block_delta& e) { add_delta(e); },
                           [&](const block_stopped& e) { stop_block(e); },
+                          [&](const attempt_broken& e) { go_back(e); },
                           [&](const turn_stopped& e) { stop_turn(e); }, [](const turn_failed&) {}},
                what);
     ended_ = ends_turn(what);
@@ -148,6 +150,14 @@ class grammar_checker {
     expect(closed.index + 1 == blocks_, "another block than the open one is stopped");
     expect(!empty_call_, "a tool call without arguments");
     open_ = false;
+  }
+
+  /// Calls end a turn, so that those of a broken attempt are all there are.
+  void go_back(const claude_openai::attempt_broken& broken) {
+    expect(broken.index <= blocks_, "goes back to a block that is still to come");
+    blocks_ = broken.index;
+    calls_ = 0;
+    open_ = empty_call_ = false;
   }
 
   void stop_turn(const claude_openai::turn_stopped& stopped) {

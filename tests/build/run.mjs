@@ -345,8 +345,8 @@ check('no tab and no space at a line end', () => {
 
 // Four dialects, agents and what they keep are more than the 6,000 lines that were first thought of.
 // Growth shall be noticed: whoever raises this has looked for what can go first.
-check('the header is under 15,900 lines', () => {
-  if (lines.length >= 15_900) throw new Error(`${lines.length} lines`);
+check('the header is under 17,300 lines', () => {
+  if (lines.length >= 17_300) throw new Error(`${lines.length} lines`);
 });
 
 let functions;

@@ -210,6 +210,7 @@ std::string tell(const event& what) {
             if (!e.signature.empty()) told += " signature=" + e.signature;
             return told;
           },
+          [](const attempt_broken& e) { return "attempt_broken " + std::to_string(e.index); },
           [](const turn_stopped& e) {
             auto told = std::string("turn_stopped ") + tell(e.reason);
             if (!e.stop_sequence.empty()) told += " " + quoted(e.stop_sequence);

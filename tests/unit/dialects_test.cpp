@@ -163,6 +163,7 @@ tree expected_of(const test::events& told) {
               if (kind != block_kind::tool_call) return;
               said["calls"].back()["arguments"] = tree::parse(json_text);
             },
+            [](const attempt_broken&) {},  // of answers that are not streamed
             [&](const turn_stopped& e) {
               said["ending"] = test::json(openai_chat::finish_reason(e.reason));
               const auto& usage = e.usage;
