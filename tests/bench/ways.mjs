@@ -197,7 +197,7 @@ export class ChatByHand {
   }
 }
 
-/** One process driven by hand that is asked to call a tool, again and again, each time with the last question taken back. */
+/** One process driven by hand that is asked to call a tool, each time with the last question taken back. */
 export class ToolsByHand {
   constructor(spare, tools) {
     const listed = tools.map(({ function: { name, description, parameters } }) => ({
