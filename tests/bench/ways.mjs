@@ -91,7 +91,8 @@ function start([program, ...args], { environment, cwd }) {
     for (const line of lines) read(JSON.parse(line));
   });
   const ended = new Promise((resolve) => {
-    child.once('exit', (code) => {
+    // Not at its exit: what it wrote last may come after that.
+    child.once('close', (code) => {
       for (const { reject } of waiting) reject(new Error(`claude ended with ${code}`));
       resolve();
     });
