@@ -5,7 +5,8 @@
 //                                            first of a system prompt leaves a process idle; ONE_OFFS=200 is how many
 //                                            make a batch; BEFORE=PROXY is another one to compare with
 //
-// Parts: oneoffs batches changed turns fresh later tools cold bursts chats proxy sessions streams; all when none is named.
+// Parts: oneoffs batches changed turns fresh later tools cold bursts chats proxy sessions streams; all of them when none
+// is named.
 
 import assert from 'node:assert/strict';
 import net from 'node:net';

@@ -56,7 +56,8 @@ export function memoryOf(pid) {
   }
 }
 
-const ticksOf = (pid) => readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ').pop().split(' ').slice(11, 15).map(Number);
+const ticksOf = (pid) =>
+  readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ').pop().split(' ').slice(11, 15).map(Number);
 
 /** CPU time that the process has used, in µs. The kernel tells it in steps of 10 ms, so measure long enough. */
 export function cpuOf(pid) {

@@ -91,7 +91,8 @@ function start([program, ...args], { environment, cwd }) {
     for (const line of lines) read(JSON.parse(line));
   });
   const ended = new Promise((resolve) => {
-    child.once('exit', (code) => {
+    // Not at its exit: what it wrote last may come after that.
+    child.once('close', (code) => {
       for (const { reject } of waiting) reject(new Error(`claude ended with ${code}`));
       resolve();
     });
@@ -197,7 +198,7 @@ export class ChatByHand {
   }
 }
 
-/** One process driven by hand that is asked to call a tool, again and again, each time with the last question taken back. */
+/** One process driven by hand that is asked to call a tool, each time with the last question taken back. */
 export class ToolsByHand {
   constructor(spare, tools) {
     const listed = tools.map(({ function: { name, description, parameters } }) => ({

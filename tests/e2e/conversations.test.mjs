@@ -838,31 +838,40 @@ test(
     console.log(`     the isolation test's seed: TEST_SEED=${seed}`);
     const random = randomFrom(seed);
     const limits = ['--max-processes', String(size.processes), '--queue-timeout', '300s'];
-    const proxy = await t.start({ cli: t.cli, args: ['--spares', '2', ...limits] });
+    const keys = ['key-of-one-client', 'key-of-another'];
+    const env = { API_KEYS: keys.join(',') };
+    const proxy = await t.start({ cli: t.cli, env, args: ['--spares', '2', ...limits] });
     const words = times(size.chats, (i) => `secret${i}x${Math.floor(random() * 2 ** 40).toString(36)}x`);
-    const counts = { whole: 0, left: 0, killed: 0 };
+    const keyOf = (word) => keys[(words.indexOf(word) >> 2) % 2];
+    const kindOf = (word) => ['changes', 'session', 'one-offs', 'session'][words.indexOf(word) % 4];
+    // All but sessions begin alike, with either key, so that a process may be taken back for another conversation.
+    const systemOf = (word) => (kindOf(word) === 'session' ? `You keep ${word}.` : 'You keep your word.');
+    const counts = { whole: 0, left: 0, killed: 0, stopped: 0 };
     const pasts = new Map(); // what a client that keeps the history itself had before each of its questions
 
     /** One conversation. Each has numbers of its own, so that a seed means the same whatever comes first. */
     const converse = async (word, i) => {
       const own = randomFrom(seed + i);
-      const session = i % 2 ? `session of ${word}` : undefined;
-      let history = [];
-      for (let turn = 0; turn < size.turns;) {
-        await sleep(own() * size.pause);
+      const kind = kindOf(word);
+      const session = kind === 'session' ? `session of ${word}` : undefined;
+      let asked = 0;
+      const question = () => {
+        const answer = `the answer ${++asked} is ${word}`;
+        const content = t.text(`plain text="${answer}" deltas=3 delay=40`, `question ${asked} of ${word}`);
+        return { answer, content };
+      };
+
+      /** Asks once. Resolves to the history with this turn, or to nothing when the answer is not whole. */
+      const ask = async (past, { answer, content }) => {
         const leaves = own() < 0.2;
-        const answer = `the answer ${turn} is ${word}`;
-        const question = {
-          role: 'user',
-          content: t.text(`plain text="${answer}" deltas=3 delay=40`, `turn ${turn} of ${word}`),
-        };
-        if (!session) pasts.set(question.content, history);
+        if (!session) pasts.set(content, past);
         const exchange = send(proxy, {
+          headers: bearer(keyOf(word)),
           body: {
             model: MODEL,
             stream: own() < 0.5,
             ...(session ? { session_id: session } : {}),
-            messages: [{ role: 'system', content: `You keep ${word}.` }, ...(session ? [] : history), question],
+            messages: [{ role: 'system', content: systemOf(word) }, ...past, { role: 'user', content }],
           },
         });
         const patience = own() * 1500;
@@ -872,32 +881,63 @@ test(
         assert.deepEqual(others, [], `${word} was told of another`);
         if (isWhole(result)) {
           assert.equal(answerOf(result), answer);
-          history = [...history, question, { role: 'assistant', content: answer }];
-          turn++;
           counts.whole++;
-        } else {
-          // Its process was killed, or it left itself. Then it asks again.
-          assert.ok(
-            result.error || result.status === 502 || result.data?.some((chunk) => chunk.error),
-            `${result.status} ${result.text}`,
-          );
-          counts.left++;
+          return [...past, { role: 'user', content, answer }, { role: 'assistant', content: answer }];
         }
+        // Its process was killed, or it left itself.
+        assert.ok(
+          result.error || result.status === 502 || result.data?.some((chunk) => chunk.error),
+          `${result.status} ${result.text}`,
+        );
+        counts.left++;
+        return undefined;
+      };
+
+      let history = [];
+      for (let turn = 0; turn < size.turns; turn++) {
+        await sleep(own() * size.pause);
+        const change = kind === 'changes' && history.length ? own() : 1;
+        let next = question();
+        if (change < 0.2) {
+          next = history.at(-2); // asked once more
+          history = history.slice(0, -2);
+        } else if (change < 0.45) {
+          history = history.slice(0, own() < 0.3 ? 0 : -2); // edited
+        } else if (change < 0.6) {
+          await ask(history, question()); // another branch
+        }
+        let told;
+        do {
+          // The other end of a fork at the same time, now and then; and again until there is a whole answer.
+          const twin = change >= 0.6 && change < 0.8 ? ask(history, question()) : undefined;
+          told = await ask(session ? [] : history, next);
+          await twin;
+        } while (!told);
+        if (kind === 'changes') history = told;
       }
     };
 
     let done = false;
+    const signal = (pid, name) => {
+      try {
+        process.kill(pid, name);
+        return 1;
+      } catch {
+        return 0; // it ended by itself
+      }
+    };
     const kills = (async () => {
       while (!done && counts.killed < size.kills) {
         await sleep(300 + random() * 700);
         const living = pids(proxy);
         if (!living.length || random() < 0.3) continue;
-        try {
-          process.kill(living[Math.floor(random() * living.length)], 'SIGKILL');
-          counts.killed++;
-        } catch {
-          /* it ended by itself */
+        const pid = living[Math.floor(random() * living.length)];
+        // One that is stopped dies in the middle of what it was told meanwhile, such as to take messages back.
+        if (random() < 0.4) {
+          counts.stopped += signal(pid, 'SIGSTOP');
+          await sleep(random() * 1500);
         }
+        counts.killed += signal(pid, 'SIGKILL');
       }
     })();
     const most = await mostProcesses(proxy, () => Promise.all(words.map(converse)).finally(() => (done = true)));
@@ -913,19 +953,23 @@ test(
         assert.equal(role, at % 2 ? 'assistant' : 'user');
         assert.ok(content.includes(held[0]), `each message is of its conversation: ${content}`);
       });
-      const past = pasts.get(texts.at(-1).content);
+      const past = pasts.get(texts.at(-1).content)?.map(({ role, content }) => ({ role, content }));
       if (past) assert.deepEqual(texts.slice(0, -1), past);
-      assert.equal(callerSystem(call), `You keep ${held[0]}.`);
+      assert.equal(callerSystem(call), systemOf(held[0]));
     }
-    // One process serves one conversation.
+    // One process serves the conversations of one key that begin alike.
     const owners = new Map();
     for (const call of calls) {
       const word = words.find((one) => call.raw.includes(one));
-      assert.equal(owners.get(processOf(call)) ?? word, word, 'a process served two conversations');
-      owners.set(processOf(call), word);
+      const owner = `${keyOf(word)}: ${systemOf(word)}`;
+      assert.equal(owners.get(processOf(call)) ?? owner, owner, 'a process served two clients');
+      owners.set(processOf(call), owner);
     }
     assert.ok(owners.size < calls.length, 'some processes served more than one turn');
+    const { text } = await t.get('/metrics', { proxy, headers: bearer(keys[0]) });
+    const rewound = Number(/^claude_openai_turns_total\{process="rewound"\} (\d+)$/m.exec(text)?.[1]);
+    assert.ok(rewound > 0, `turns for which messages were taken back: ${rewound}`);
     assert.ok(most <= size.processes, `${most} processes at once`);
-    console.log(`     ${JSON.stringify(counts)}, ${calls.length} calls by ${owners.size} processes`);
+    console.log(`     ${JSON.stringify(counts)}, ${calls.length} calls by ${owners.size} processes, ${rewound} after taking back`);
   },
 );

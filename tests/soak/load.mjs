@@ -51,6 +51,7 @@ export class Load {
   unsure = new Tally(); // by route: requests whose status the proxy may count otherwise than the client saw it
   tokens = [0, 0]; // of whole answers
   partial = 0; // answers that were asked for and not seen whole
+  partialText = 0; // characters of these, at most
   firsts = new Times();
   totals = new Times();
   judged = 0; // requests as the model got them
@@ -154,7 +155,7 @@ class Client {
       pipelined: 4,
       error: 6,
       break: 5,
-      hang: 3,
+      hang: 6,
       garbage: 5,
       mistake: 4,
       wrongKey: 2,
@@ -304,14 +305,18 @@ class Client {
     };
     for (const secret of secretsIn(`${result.text} ${deltasOf(result)} ${JSON.stringify(result.headers)}`))
       if (!request.allowed.has(secret)) fail('a word of another conversation', secret);
+    const isPartial = () => {
+      load.partial += request.n;
+      load.partialText += request.longest ?? 0;
+    };
     if (left) {
       load.unsure.add(path);
-      load.partial += request.n;
+      isPartial();
       return end('left');
     }
     if (result.error) {
       load.unsure.add(path);
-      load.partial += request.n;
+      isPartial();
       fail('a connection broke');
       return end('broken');
     }
@@ -325,7 +330,7 @@ class Client {
       return end('malformed');
     }
     if (error !== undefined) {
-      load.partial += request.n;
+      isPartial();
       if (result.status === 200) load.unsure.add(path);
       return end(this.judgeError(fail, result, error, expected, began));
     }
@@ -333,7 +338,7 @@ class Client {
     try {
       answer = speech.read(result);
     } catch (problem) {
-      load.partial += request.n;
+      isPartial();
       fail('an answer that is not of the dialect', problem.message);
       return end('malformed');
     }
@@ -528,7 +533,8 @@ class Client {
     const message = this.question('long', { n, size, delay_ms });
     const check = ({ texts: [text] }) =>
       this.world.says || text.trim() === longText(n, size) ? undefined : `${text.length} other characters`;
-    return { request: this.prepare(conversation, message, { stream: slow || this.random() < 0.7 }), check };
+    const request = this.prepare(conversation, message, { stream: slow || this.random() < 0.7 });
+    return { request: { ...request, longest: n * Math.max(size, 5) }, check };
   }
 
   async long() {
