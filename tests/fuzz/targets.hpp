@@ -54,7 +54,7 @@ inline std::string parse_with(const surface& dialect, std::string_view bytes) {
     if (parsed.turns.empty() || !parsed.reply) return "a request without a turn or a writer";
     auto& turn = parsed.turns.front();
     settle(turn, traits_of(turn.model.empty() ? "sonnet" : turn.model, {}));
-    check_tool_results(turn.messages);
+    settle_tool_calls(turn.messages);
     define_called_tools(turn);
     const auto trace = make_trace(turn);
     const bool whole = trace.ends.size() == turn.messages.size();

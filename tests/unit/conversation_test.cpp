@@ -409,6 +409,23 @@ std::vector<message> conversation_of(const std::vector<std::string>& told) {
 
 }  // namespace
 
+/// The ids of the calls, message by message; each must have its result in the next one.
+std::vector<std::vector<std::string>> make_ids(const std::vector<message>& messages) {
+  std::vector<std::vector<std::string>> all;
+  for (std::size_t i = 0; i < messages.size(); ++i) {
+    auto ids = call_ids(messages[i]);
+    if (ids.empty()) continue;
+    std::vector<std::string> answered;
+    for (const auto& part : messages[i + 1].parts) {
+      const auto* result = std::get_if<tool_result_part>(&part);
+      if (result != nullptr) answered.push_back(result->call_id);
+    }
+    CHECK(std::is_permutation(ids.begin(), ids.end(), answered.begin(), answered.end()));
+    all.push_back(std::move(ids));
+  }
+  return all;
+}
+
 TEST_CASE("tool results: each call has its result right after it, in any order") {
   const std::vector<std::vector<std::string>> fine = {{"u:q"},
                                                       {"u:q", "a:1", "r:1"},
@@ -420,7 +437,29 @@ TEST_CASE("tool results: each call has its result right after it, in any order")
                                                       {"u:q", "a:1", "r:1", "a:1", "r:1"}};
   for (const auto& told : fine) {
     CAPTURE(claude_openai::text::join(told, "; "));
-    CHECK_NOTHROW(settle_tool_calls(conversation_of(told)));
+    auto messages = conversation_of(told);
+    CHECK_NOTHROW(settle_tool_calls(messages));
+  }
+}
+
+TEST_CASE("tool calls: each gets an id of its own that the API takes, and its result too") {
+  using ids = std::vector<std::string>;
+  const std::vector<std::pair<std::vector<std::string>, std::vector<ids>>> cases = {
+      {{"u:q", "a:1", "r:1", "a:1", "r:1"}, {{"1"}, {"1-2"}}},
+      {{"u:q", "a:1 1", "r:1 1"}, {{"1", "1-2"}}},
+      {{"u:q", "a:x.y x:y", "r:x:y x.y"}, {{"x_y", "x_y-2"}}},
+      // The CLI takes an id with a number behind it for a second one of that id.
+      {{"u:q", "a:c_1 c_1_2", "r:c_1_2 c_1"}, {{"c_1", "c_1_2-2"}}},
+      {{"u:q", "a:c_1_2 c_1", "r:c_1_2 c_1"}, {{"c_1_2", "c_1-2"}}},
+      {{"u:q", "a:c_1 c_2", "r:c_1 c_2"}, {{"c_1", "c_2"}}}};
+  for (const auto& [told, expected] : cases) {
+    CAPTURE(claude_openai::text::join(told, "; "));
+    auto messages = conversation_of(told);
+    settle_tool_calls(messages);
+    const auto once = make_ids(messages);
+    CHECK(once == expected);
+    settle_tool_calls(messages);  // what is settled stays
+    CHECK(make_ids(messages) == once);
   }
 }
 
@@ -438,7 +477,8 @@ TEST_CASE("tool results: what has no call, or a call without result, is a 400 th
       {{"u:q", "a:1", "r:1", "u:more", "a:7", "u:bye"}, "7"}};
   for (const auto& each : refused) {
     CAPTURE(claude_openai::text::join(each.first, "; "));
-    const auto error = test::error_of([&] { settle_tool_calls(conversation_of(each.first)); });
+    auto messages = conversation_of(each.first);
+    const auto error = test::error_of([&] { settle_tool_calls(messages); });
     CHECK(error.kind == claude_openai::error_kind::invalid_request);
     CHECK(error.param == "messages");
     CHECK(error.message.find("'" + each.second + "'") != std::string::npos);

@@ -300,7 +300,7 @@ TEST_CASE("chat request: whatever the arguments of a history's call are, they be
 }
 
 TEST_CASE("chat request: calls without an id are given one, and results find them in their order") {
-  const auto request = parse_text(with_messages(R"([{"role":"user","content":"a"},
+  auto request = parse_text(with_messages(R"([{"role":"user","content":"a"},
       {"role":"assistant","tool_calls":[
         {"id":"","function":{"name":"f","arguments":"{}"}},
         {"id":"c","function":{"name":"g","arguments":"{}"}},
@@ -310,7 +310,7 @@ TEST_CASE("chat request: calls without an id are given one, and results find the
       {"role":"tool","tool_call_id":"","content":"H"},
       {"role":"assistant","tool_calls":[{"id":"","function":{"name":"f","arguments":"{}"}}]},
       {"role":"tool","tool_call_id":"","content":"again"}])"));
-  CHECK_NOTHROW(check_tool_results(request.messages));
+  CHECK_NOTHROW(settle_tool_calls(request.messages));
   std::map<std::string, std::string> said;
   for (const auto at : {2U, 4U}) {
     for (const auto& part : request.messages.at(at).parts) {
@@ -683,7 +683,7 @@ TEST_CASE("chat tools: a bad choice is a 400 that names it") {
 }
 
 TEST_CASE("chat tools: a call and its result in the old form find each other") {
-  const auto request = parse_text(with_messages(
+  auto request = parse_text(with_messages(
       R"([{"role":"user","content":"q"},
           {"role":"assistant","content":null,"function_call":{"name":"look","arguments":"{}"}},
           {"role":"function","name":"look","content":"sunny"}])"));
@@ -697,7 +697,7 @@ TEST_CASE("chat tools: a call and its result in the old form find each other") {
 }
 
 TEST_CASE("chat tools: two calls in the old form are two calls, with an id each") {
-  const auto request = parse_text(with_messages(
+  auto request = parse_text(with_messages(
       R"([{"role":"user","content":"q"},
           {"role":"assistant","function_call":{"name":"look","arguments":"{}"}},
           {"role":"function","name":"look","content":"sunny"},
