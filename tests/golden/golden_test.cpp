@@ -121,6 +121,7 @@ struct decoded {
 /// What the client of a scenario had asked for.
 answer_shape shape_of(const std::string& scenario) {
   turn_request request;
+  request.shows_thinking = true;
   request.stream = true;
   if (text::starts_with(scenario, "tool_")) {
     request.tools.push_back({"get_weather", {}, json::object()});
