@@ -1782,7 +1782,8 @@ inline std::string parse_instructions(const reader& content) {
     if (type.string() != "text" && type.string() != "input_text") {
       type.fail("'" + type.string() + "' is not supported here; only text is");
     }
-    texts.push_back(part.require("text").string());
+    const auto& words = part.require("text").string();
+    if (!words.empty()) texts.push_back(words);
   }
   return text::join(texts, "\n");
 }
@@ -14655,7 +14656,7 @@ const meanings = {
   busy: 'answering',
   idle: 'keeping a conversation',
   parked: 'waiting for tool results',
-  taking_back: 'what nobody wants',
+  taking_back: '',
   starting: '',
 };
 
@@ -14858,7 +14859,6 @@ class Trial {
     return { method: this.method, path, body: this.body?.value };
   }
 
-  /** What came of it, once all of it is here. */
   tell(...parts) {
     if (this.first) parts.push(muted(`First token ${span(this.first)}`));
     this.status.replaceChildren(...parts, muted(`${span(performance.now() - this.begun)} in all`));

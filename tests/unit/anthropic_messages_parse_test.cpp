@@ -138,11 +138,12 @@ TEST_CASE("messages request: a client's billing tag is no instruction") {
   CHECK(with(R"("system":[)" + tag + "]").system.empty());
 }
 
-TEST_CASE("messages request: a system message among the others belongs to the instructions") {
+TEST_CASE("messages request: a system message among the others stays at its place") {
   CHECK(outline(parse_text(R"({"model":"m","max_tokens":9,"system":"one","messages":[
             {"role":"user","content":"a"},
             {"role":"system","content":[{"type":"text","text":"two"}]},
-            {"role":"user","content":"b"}]})")) == "{one\ntwo} user: <a> <b>");
+            {"role":"user","content":"b"}]})")) ==
+        "{one} user: <a> <<system-reminder>\ntwo\n</system-reminder>> <b>");
   CHECK(param_of(with_messages(R"([{"role":"system"}])")) == "messages[0].content");
 }
 

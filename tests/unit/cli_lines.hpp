@@ -156,7 +156,15 @@ struct decoded {
   api_error failure() const { return test::failure_of(told).value(); }
 };
 
-inline decoded decode(const std::vector<json>& lines, const answer_shape& shape = {}) {
+/// Of an answer that is told while it comes.
+inline answer_shape streamed_shape() {
+  answer_shape shape;
+  shape.streamed = true;
+  return shape;
+}
+
+inline decoded decode(const std::vector<json>& lines,
+                      const answer_shape& shape = streamed_shape()) {
   decoded all;
   turn_decoder decoder(0, shape);
   for (const auto& one : lines) decoder.decode(one, all.told);

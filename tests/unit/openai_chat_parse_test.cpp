@@ -114,8 +114,10 @@ TEST_CASE("chat request: content is a string, text parts, null or absent, in eve
   }
 }
 
-TEST_CASE("chat request: system and developer messages are joined in order, wherever they are") {
-  CHECK(outline_of(R"([{"role":"system","content":"one"},
+TEST_CASE(
+    "chat request: leading instructions are joined in order, later ones stay at their place") {
+  CHECK(outline_of(R"([{"role":"system","content":"zero"},
+                       {"role":"developer","content":"one"},
                        {"role":"user","content":"a"},
                        {"role":"developer","content":[{"type":"text","text":"two"},
                                                       {"type":"text","text":"three"}]},
@@ -123,7 +125,8 @@ TEST_CASE("chat request: system and developer messages are joined in order, wher
                        {"role":"system","content":""},
                        {"role":"user","content":"c"},
                        {"role":"system","content":"four"}])") ==
-        "{one\ntwo\nthree\nfour} user: <a> assistant: <b> user: <c>");
+        "{zero\none} user: <a> <<system-reminder>\ntwo\nthree\n</system-reminder>> assistant: <b> "
+        "user: <c> <<system-reminder>\nfour\n</system-reminder>>");
 }
 
 TEST_CASE("chat request: a conversation of instructions only is answered") {

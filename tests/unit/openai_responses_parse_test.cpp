@@ -125,11 +125,12 @@ TEST_CASE("responses request: what OpenAI would keep for the client is refused")
   CHECK(outline(with(R"("conversation":null,"prompt":null)")) == "{} user: <Hi>");
 }
 
-TEST_CASE("responses request: instructions come before system and developer items") {
+TEST_CASE("responses request: instructions come before leading items, later ones stay") {
   CHECK(outline(parse_text(R"({"instructions":"one","input":[
             {"type":"message","role":"developer","content":[{"type":"input_text","text":"two"}]},
             {"role":"user","content":"a"},
-            {"role":"system","content":"three"}]})")) == "{one\ntwo\nthree} user: <a>");
+            {"role":"system","content":"three"}]})")) ==
+        "{one\ntwo} user: <a> <<system-reminder>\nthree\n</system-reminder>>");
   CHECK(param_of_fields(R"("instructions":7)") == "instructions");
 }
 

@@ -66,7 +66,7 @@ TEST_CASE("health: processes are told by what they do") {
   counts.stopping = 5;
   counts.maximum = 32;
   CHECK(dump(render_health(counts, {}, true)["processes"]) ==
-        R"({"spare":3,"warm":2,"busy":4,"idle":10,"stopping":5,"maximum":32})");
+        R"({"spare":3,"warm":2,"busy":4,"idle":10,"taking_back":1,"stopping":5,"maximum":32})");
 }
 
 TEST_CASE("health: a stranger is told whether all is well, or a word of what is not") {

@@ -14,6 +14,7 @@ namespace {
 /// A client with the tools `look` and `get weather`.
 turn_request with_tools() {
   turn_request request;
+  request.stream = true;
   request.tools.push_back({"look", "", json::object()});
   request.tools.push_back({"get weather", "", json::object()});
   return request;
@@ -816,6 +817,7 @@ std::string problem_of(const decoded& all, const answer_shape& shape) {
   strings ids;
   for (const auto& what : all.told) {
     const auto* begun = std::get_if<block_started>(&what);
+    if (std::holds_alternative<attempt_broken>(what)) ids.clear();
     if (begun == nullptr) continue;
     if (begun->kind == block_kind::tool_call) ids.push_back(begun->id);
     if (begun->kind == block_kind::activity && !shape.shows_activity) return "activity is shown";

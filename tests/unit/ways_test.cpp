@@ -44,7 +44,8 @@ std::optional<way> way_of(const given& one) {
 std::string told_of(const given& one) {
   const auto found = way_of(one);
   if (!found) return "none";
-  CHECK(found->parked == one.parked);
+  const bool begins_alike = count_common(trace_of(one.held), trace_of(one.asked)) > 0;
+  CHECK(found->parked == (one.parked && !begins_alike));  // its own client gives up the calls
   std::ostringstream words;
   words << (found->how == way::kind::go_on ? "on" : "back") << ' ' << found->keep << ' '
         << found->taken_back << ' ' << found->told << ' ' << found->lost;
@@ -69,8 +70,8 @@ given with_pairs(std::size_t pairs, const std::string& asked) {
 TEST_CASE("ways: a process goes on where it holds what the request begins with") {
   CHECK(told_of({"q1 r1", {0}, "q1 r1 q2"}) == "on 2 0 0 0");
   CHECK(told_of({"q1 r1", {0}, "q1 r1 q2 r2 q3"}) == "on 2 0 2 0");
-  CHECK(told_of({"", {}, "q1"}) == "on 0 0 0 0");  // all was taken back
-  CHECK(told_of({"", {}, "q1 r1 q2"}) == "on 0 0 2 0");
+  CHECK(told_of({"", {}, "q1"}) == "back 0 0 0 0");  // all was taken back: that is no going on
+  CHECK(told_of({"", {}, "q1 r1 q2"}) == "back 0 0 2 0");
 }
 
 TEST_CASE("ways: what a client regenerates, edits or branches off is taken back to where it was") {
