@@ -846,11 +846,12 @@ struct options {
   std::vector<std::string> agent_directories;  ///< that agents may use beside their own
   std::vector<std::string> agent_roots;        ///< where a client may let its agent work, and below
   std::string mcp_config;  ///< file with the MCP servers of agents, in Claude Code's own form
-  bool allow_mcp_registration = false;    ///< clients may add MCP servers, which are commands
-  std::vector<std::string> secret_paths;  ///< files and directories that no agent's tool may name
-  int spares = 2;                         ///< processes kept ready
-  int max_processes = 0;                  ///< 0: from the machine's memory
-  int max_queue = 64;                     ///< requests that may wait for a process
+  bool allow_mcp_registration = false;      ///< clients may add MCP servers, which are commands
+  std::vector<std::string> secret_paths;    ///< files and directories that no agent's tool may name
+  std::vector<std::string> secret_folders;  ///< those above them at the start, outer ones first
+  int spares = 2;                           ///< processes kept ready
+  int max_processes = 0;                    ///< 0: from the machine's memory
+  int max_queue = 64;                       ///< requests that may wait for a process
   std::size_t max_body_bytes = 10 * 1024 * 1024;
   int max_connections = 1024;
   std::chrono::milliseconds timeout{600'000};        ///< of one request, from start to end
@@ -5570,13 +5571,17 @@ inline void hide_secrets(const options& settings, const std::vector<std::string>
                          std::vector<std::string>& words) {
   auto seen = directories;
   seen.insert(seen.end(), {"/usr", "/opt", "/nix"});
-  const auto is_within = [&](const std::string& path) {
-    return std::any_of(seen.begin(), seen.end(), [&](const auto& directory) {
+  const auto is_within = [](const std::string& path, const std::vector<std::string>& all) {
+    return std::any_of(all.begin(), all.end(), [&](const auto& directory) {
       return directory == "/" || text::starts_with(path, directory + "/");
     });
   };
+  // A folder that is bound cannot be renamed, and take a file from where it is hidden.
+  for (const auto& folder : settings.secret_folders) {
+    if (is_within(folder, directories)) words.insert(words.end(), {"--bind", folder, folder});
+  }
   for (const auto& path : settings.secret_paths) {
-    if (path == "/proc" || !is_within(path)) continue;
+    if (path == "/proc" || !is_within(path, seen)) continue;
     const bool is_directory =
         path == settings.session_directory || path.find("/projects", path.size() - 9) != path.npos;
     if (is_directory) words.insert(words.end(), {"--tmpfs", path});
@@ -9642,6 +9647,13 @@ class agent_registry {
            rule.find("..") != std::string::npos;
   }
 
+  /// Throws a 403 for `Read(!x)`: the CLI would take x out of what the operator denies.
+  static void refuse_exception(const std::string& rule) {
+    if (!text::starts_with(rule, tool_of_rule(rule) + "(!") || tool_of_rule(rule) == "Bash") return;
+    throw api_error(error_kind::permission,
+                    "the rule '" + rule + "' allows what others deny; it can only deny");
+  }
+
   void settle_tools(agent_request& agent, const agent_headers& asked,
                     const tool_configuration& configured,
                     const std::vector<mcp_server>& servers) const {
@@ -9650,6 +9662,7 @@ class agent_registry {
                             configured.disallowed.end());
     if (asked.disallowed_tools) {
       const auto more = split_rules("X-Claude-Disallowed-Tools", *asked.disallowed_tools);
+      for (const auto& rule : more) refuse_exception(rule);
       agent.disallowed.insert(agent.disallowed.end(), more.begin(), more.end());
     }
     if (asked.allowed_tools) {
@@ -15045,18 +15058,27 @@ inline std::string real_path(const std::string& path) {
   return failed ? path : real.string();
 }
 
-/// What holds keys, logins or other clients' words.
+/// What holds keys, logins or other clients' words, or is a way to this proxy as its own user.
 inline void add_secret_paths(options& settings) {
   const auto home = value_or(settings.environment, "HOME", "/root");
   const auto folder = value_or(settings.environment, "CLAUDE_CONFIG_DIR", home + "/.claude");
   auto& paths = settings.secret_paths;
   for (const auto& path :
-       {settings.tls_key, settings.mcp_config, settings.session_directory, std::string("/proc"),
-        home + "/.claude.json", folder + "/.credentials.json", folder + "/settings.json",
-        folder + "/projects"}) {
+       {settings.tls_key, settings.mcp_config, settings.session_directory, settings.unix_socket,
+        std::string("/proc"), home + "/.claude.json", folder + "/.credentials.json",
+        folder + "/settings.json", folder + "/projects"}) {
     if (!path.empty()) paths.push_back(path);
   }
-  for (auto& path : paths) path = real_path(path);
+  std::set<std::string> folders;
+  for (auto& path : paths) {
+    path = real_path(path);
+    for (auto at = path.rfind('/'); at != path.npos && at > 0; at = path.rfind('/', at - 1)) {
+      std::error_code failed;
+      const auto above = path.substr(0, at);
+      if (std::filesystem::is_directory(above, failed)) folders.insert(above);
+    }
+  }
+  settings.secret_folders.assign(folders.begin(), folders.end());
 }
 
 /// Fills in what is derived from the options and the machine. Throws `std::invalid_argument` for

@@ -266,6 +266,64 @@ test('no rule of a client lets a file tool out of the directories', async (t) =>
   assert.equal(t.calls().length, 0);
 });
 
+test("no rule of a client's takes a file out of what the operator denies", async (t) => {
+  const proxy = await t.start({
+    cli: t.cli,
+    args: ['--spares', '0', '--disallowed-tools', 'Read(denied.txt)'],
+    prepare: (one) => {
+      const work = path.join(one.scratch, 'work');
+      mkdirSync(work);
+      writeFileSync(path.join(work, 'denied.txt'), SECRET);
+      one.command.push('--cwd', work);
+    },
+  });
+  const file = path.join(realpathSync(proxy.scratch), 'work', 'denied.txt');
+  for (const rule of ['Read(x)', 'Read(!denied.txt)', 'Read( !denied.txt)', 'Read(!**)', 'Glob(!**)']) {
+    const headers = { 'x-claude-disallowed-tools': rule };
+    const body = { enable_tools: true, messages: [{ role: 'user', content: t.text(steps(call(read(file)), say('Done.')), rule) }] };
+    await t.chat(body, { proxy, headers });
+    for (const { raw } of t.calls()) assertNoSecret(raw, rule);
+  }
+});
+
+test('no folder with a secret in it can be moved to where the secret is not hidden', async (t) => {
+  const proxy = await t.start({
+    cli: t.cli,
+    args: ['--spares', '0', '--sandbox', 'on'],
+    prepare: (one) => {
+      const folder = path.join(one.scratch, 'work', 'a', 'b');
+      mkdirSync(folder, { recursive: true });
+      writeFileSync(path.join(folder, 'settings.toml'), `# ${SECRET}\n`);
+      writeFileSync(path.join(folder, 'mcp.json'), JSON.stringify({ mcpServers: {}, note: SECRET }));
+      one.command.push('--cwd', path.join(one.scratch, 'work'), '--config', path.join(folder, 'settings.toml'));
+      one.command.push('--mcp-config', path.join(folder, 'mcp.json'));
+    },
+  });
+  const work = path.join(realpathSync(proxy.scratch), 'work');
+  const moves = 'mv a elsewhere; mv a/b a/c; mv a/b here; mkdir -p a/b; echo own > a/b/own.txt; cp -r a copy; cat a/b/own.txt';
+  assert.match(await run(t, moves, { proxy, key: '' }), /^own$/m, 'it works in these folders');
+  assertNoSecret(await run(t, 'cat $(find . -type f)', { proxy, key: '' }));
+  assert.match(readFileSync(path.join(work, 'a', 'b', 'settings.toml'), 'utf8'), new RegExp(SECRET), 'the next start has its own');
+  const results = await act(t, ['elsewhere/b', 'a/c', 'here'].map((where) => read(path.join(work, where, 'settings.toml'))), { proxy, key: '' });
+  for (const { text } of results) assertNoSecret(text);
+});
+
+test("a command neither asks through the proxy's own socket nor takes its place", async (t) => {
+  const proxy = await t.start({
+    cli: t.cli,
+    args: ['--spares', '0', '--sandbox', 'on'],
+    prepare: (one) => {
+      const work = path.join(one.scratch, 'work');
+      mkdirSync(work);
+      one.command.push('--cwd', work, '--unix-socket', path.join(work, 'socket'));
+    },
+  });
+  const asked = await run(t, 'curl -sS --max-time 10 --unix-socket socket http://localhost/v1/models; mv socket taken; rm -f socket; ls', { proxy, key: '' });
+  assert.doesNotMatch(asked, /"object"|^taken$/m);
+  const over = { socketPath: path.join(proxy.scratch, 'work', 'socket') };
+  assert.equal((await t.get('/v1/models', { proxy, over })).status, 200);
+});
+
 // ---- tenants -------------------------------------------------------------------------------------
 
 test("two keys' agents have directories of their own; those of one key share theirs", async (t) => {

@@ -155,6 +155,19 @@ TEST_CASE("confinement: a client's rule for a file tool does not leave the agent
   }
 }
 
+TEST_CASE("confinement: a client's rule takes nothing out of what is denied") {
+  for (const auto use : {sandbox_use::automatic, sandbox_use::off}) {
+    fixture given;
+    given.settings.sandbox = use;
+    given.settings.disallowed_tools = {"Read(.env)"};
+    for (const std::string rule : {"Read(!.env)", "Read(!**)", "Edit(!x)", "Bash,View(!x)"}) {
+      CAPTURE(rule);
+      CHECK(given.refused(asking_not(rule)) == error_kind::permission);
+    }
+    CHECK(given.settled(asking_not("Bash(! x:*),Read(a!)")).disallowed.back() == "Read(a!)");
+  }
+}
+
 TEST_CASE("confinement: a rule that leaves the directories is the operator's to give") {
   fixture named;
   named.settings.allowed_tools = {"Read(//data/**)", "Edit"};
