@@ -5518,41 +5518,16 @@ inline std::string confining_script_path(const options& settings) {
 /// the disk, no other process, and no network unless it may; bubblewrap, bwrap(1). Files are the
 /// caller's to add.
 inline std::vector<std::string> bubblewrap_words(bool network) {
-  std::vector<std::string> words{"bwrap",
-                                 "--die-with-parent",
-                                 "--new-session",
-                                 "--unshare-all",
-                                 "--unshare-user",
-                                 "--cap-drop",
-                                 "ALL"};
+  constexpr const char* system =
+      "/usr /bin /sbin /lib /lib32 /lib64 /opt /nix /etc/alternatives /etc/ca-certificates "
+      "/etc/fonts /etc/group /etc/hosts /etc/ld.so.cache /etc/ld.so.conf /etc/ld.so.conf.d "
+      "/etc/localtime /etc/mime.types /etc/nsswitch.conf /etc/os-release /etc/passwd "
+      "/etc/pki/ca-trust /etc/pki/tls/certs /etc/resolv.conf /etc/ssl/certs "
+      "/etc/ssl/openssl.cnf /etc/timezone";
+  auto words = text::split(
+      "bwrap --die-with-parent --new-session --unshare-all --unshare-user --cap-drop ALL", ' ');
   if (network) words.emplace_back("--share-net");
-  for (const char* part : {"/usr",
-                           "/bin",
-                           "/sbin",
-                           "/lib",
-                           "/lib32",
-                           "/lib64",
-                           "/opt",
-                           "/nix",
-                           "/etc/alternatives",
-                           "/etc/ca-certificates",
-                           "/etc/fonts",
-                           "/etc/group",
-                           "/etc/hosts",
-                           "/etc/ld.so.cache",
-                           "/etc/ld.so.conf",
-                           "/etc/ld.so.conf.d",
-                           "/etc/localtime",
-                           "/etc/mime.types",
-                           "/etc/nsswitch.conf",
-                           "/etc/os-release",
-                           "/etc/passwd",
-                           "/etc/pki/ca-trust",
-                           "/etc/pki/tls/certs",
-                           "/etc/resolv.conf",
-                           "/etc/ssl/certs",
-                           "/etc/ssl/openssl.cnf",
-                           "/etc/timezone"}) {
+  for (const auto& part : text::split(system, ' ')) {
     words.insert(words.end(), {"--ro-bind-try", part, part});
   }
   words.insert(words.end(), {"--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"});
