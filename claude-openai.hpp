@@ -5136,8 +5136,9 @@ inline std::optional<usage_window> decode_usage_window(const json& line) {
 ///
 /// The CLI starts a broken API call again by itself. Where nothing has left, the first attempt is
 /// forgotten. In a stream the new attempt's blocks are matched with what was already told, and only
-/// what is new is told: when they differ, nothing honest is left but to fail. A block is told as stopped when the next one starts or its message is complete,
-/// since a broken attempt's blocks "stop" too.
+/// what is new is told: when they differ, nothing honest is left but to fail. A block is told as
+/// stopped when the next one starts or its message is complete, since a broken attempt's blocks
+/// "stop" too.
 class turn_decoder {
  public:
   using events = std::vector<event>;
@@ -6137,7 +6138,7 @@ inline std::string encode_interrupt(const std::string& id) {
 }
 
 /// Takes the conversation back to before the last of the user's messages, which that must be; the
-/// answer says whether it was `rewound`. Seen from 2.1.260 on; 2.1.197 takes the first one not back.
+/// answer says whether it was `rewound`. Seen from 2.1.260 on; 2.1.197 does not take the first back.
 inline std::string encode_rewind(const std::string& id, const std::string& uuid) {
   return encode_control_request(
       id, json::object({{"subtype", "rewind_conversation"}, {"target_message_uuid", uuid}}));
@@ -7598,7 +7599,7 @@ class claude_process {
   static constexpr std::chrono::seconds longest_start{60};  // usual: 0.5 s
   static constexpr std::chrono::seconds longest_step{3};    // to take one message back; usual: 3 ms
 
-  // ---- back --------------------------------------------------------------------------------------
+  // ---- back -------------------------------------------------------------------------------------
 
   /// Takes back all but the first `keep` messages: an answer under way is interrupted first.
   void take_back(std::size_t keep) {
@@ -7639,7 +7640,7 @@ class claude_process {
     lose("claude did not take a message back: " + string_of(unknown ? response : answer, "error"));
   }
 
-  // ---- on ----------------------------------------------------------------------------------------
+  // ---- on ---------------------------------------------------------------------------------------
 
   /// Tells the process what it does not hold of the request, and asks.
   void ask() {
@@ -7732,7 +7733,7 @@ class claude_process {
     return uuid.data();
   }
 
-  // ---- what it says ------------------------------------------------------------------------------
+  // ---- what it says -----------------------------------------------------------------------------
 
   void read_line(std::string_view text) {
     if (text::trim(text).empty()) return;
@@ -8139,7 +8140,7 @@ class pool {
     return error;
   }
 
-  // ---- the choice: needs the lock, as all below to the janitor's part -----------------------------
+  // ---- the choice: needs the lock, as all below to the janitor's part ---------------------------
 
   int total() const {
     return busy_ + launching_ + static_cast<int>(slots_.size() + stopping_.size());
@@ -8175,7 +8176,7 @@ class pool {
                     stays ? going_back::nowhere : back_);
   }
 
-  /// A process for the request, by the cheapest way; nullopt where that is to start one, or to wait.
+  /// A process for the request, by the cheapest way; nullopt where that is to start or to wait.
   /// `before`: the first of those that wait longer, and for whom there was none.
   std::optional<grant> try_grant(const process_demand& demand, const waiter* before) {
     if (is_capped(demand.client)) return std::nullopt;
@@ -8201,25 +8202,32 @@ class pool {
     ++busy_of_[demand.client];
     ++busy_;
     last_moved_ = std::chrono::steady_clock::now();
+    if (queue_.empty()) served_.clear();
+    served_[demand.client] = last_moved_;
     if (found.taken.how == way::kind::spare) last_taken_ = last_moved_;
     wake_.raise();
     return found;
   }
 
-  // ---- the queue ---------------------------------------------------------------------------------
+  // ---- the queue --------------------------------------------------------------------------------
 
-  /// The requests that may have a process, in their order: who holds the fewest comes first.
+  /// The requests that may have a process, in their order: first those of the client that holds the
+  /// fewest, then of the one that was served the longest ago, then the one that waits the longest.
   std::vector<waiter*> in_line() const {
-    std::vector<std::pair<int, waiter*>> ranked;
+    std::vector<std::tuple<int, steady_time, waiter*>> ranked;
     auto held = busy_of_;
     for (auto* request : queue_) {
-      const int rank = held[request->demand->client]++;
-      if (rank < share_of_client(maximum_)) ranked.emplace_back(rank, request);
+      const auto& client = request->demand->client;
+      const int rank = held[client]++;
+      const auto served = served_.find(client);
+      const auto last = served == served_.end() ? steady_time{} : served->second;
+      if (rank < share_of_client(maximum_)) ranked.emplace_back(rank, last, request);
     }
+    const auto place = [](const auto& one) { return std::tie(std::get<0>(one), std::get<1>(one)); };
     std::stable_sort(ranked.begin(), ranked.end(),
-                     [](const auto& a, const auto& b) { return a.first < b.first; });
+                     [&](const auto& a, const auto& b) { return place(a) < place(b); });
     std::vector<waiter*> line;
-    for (const auto& entry : ranked) line.push_back(entry.second);
+    for (const auto& entry : ranked) line.push_back(std::get<waiter*>(entry));
     return line;
   }
 
@@ -8296,7 +8304,7 @@ class pool {
                              "of its own, and one that is changed another");
   }
 
-  // ---- the end of processes ----------------------------------------------------------------------
+  // ---- the end of processes ---------------------------------------------------------------------
 
   /// Ends a process without waiting for it.
   void stop(claude_process& process) {
@@ -8381,7 +8389,7 @@ class pool {
     }
   }
 
-  // ---- spares ------------------------------------------------------------------------------------
+  // ---- spares -----------------------------------------------------------------------------------
 
   template <class Profiles>
   static auto find_asked(Profiles& all, const launch_profile& profile) {
@@ -8448,7 +8456,7 @@ class pool {
     return wanted_ / all + (place < wanted_ % all ? 1 : 0);
   }
 
-  // ---- the janitor: all below runs in its thread --------------------------------------------------
+  // ---- the janitor: all below runs in its thread ------------------------------------------------
 
   void run_janitor() {
     std::unique_lock<std::mutex> lock(mutex_);
@@ -8634,9 +8642,10 @@ class pool {
   std::list<stopping_process> stopping_;
   std::list<waiter*> queue_;  ///< in the order of their arrival
   int busy_ = 0;
-  std::map<std::string, int> busy_of_;        ///< the same by client
-  bool shared_ = false;                       ///< between several client keys
-  std::map<std::string, steady_time> ended_;  ///< by client: what began before does not go on
+  std::map<std::string, int> busy_of_;         ///< the same by client
+  std::map<std::string, steady_time> served_;  ///< by client, since requests last waited
+  bool shared_ = false;                        ///< between several client keys
+  std::map<std::string, steady_time> ended_;   ///< by client: what began before does not go on
   going_back back_ = going_back::anywhere;
   std::deque<asked_profile> profiles_;
   int wanted_ = 0;     ///< spares
@@ -14666,8 +14675,10 @@ function showProcesses(counts, most) {
   byId('process-count').textContent = `${slots.length} of at most ${most}`;
   while (slots.length < most) slots.push('free');
   byId('slots').replaceChildren(...slots.map((kind) => element('li', { class: kind })));
-  byId('legend').replaceChildren(...kinds.map((kind) =>
-    element('li', { class: kind }, `${counts[kind] ?? 0} ${kind.replace('_', ' ')} `, muted(meanings[kind]))));
+  byId('legend').replaceChildren(...kinds.map((kind) => {
+    const name = `${counts[kind] ?? 0} ${kind.replace('_', ' ')} `;
+    return element('li', { class: kind }, name, muted(meanings[kind]));
+  }));
 }
 
 function showFigures(figures) {
@@ -15416,27 +15427,26 @@ class http_service : public httplib::Server {
 
   static const std::vector<route>& routes() {
     using group = endpoint_group;
-    constexpr auto tools = access::tools;
+    constexpr auto open = access::open, chat = access::chat, tools = access::tools;
     static const std::vector<route> table = {
-        {"POST", "/chat/completions", group::chat, &http_service::answer_chat, access::chat},
-        {"POST", "/responses", group::chat, &http_service::answer_responses, access::chat},
-        {"POST", "/responses/input_tokens", group::other, &http_service::answer_response_tokens,
-         access::chat},
+        {"POST", "/chat/completions", group::chat, &http_service::answer_chat, chat},
+        {"POST", "/responses", group::chat, &http_service::answer_responses, chat},
+        {"POST", "/responses/input_tokens", group::other, &http_service::answer_input_tokens, chat},
         {"GET", "/responses/*/input_items", group::session, &http_service::answer_input_items},
         {"POST", "/responses/*/cancel", group::session, &http_service::cancel_response},
         {"GET", "/responses/*", group::session, &http_service::answer_response},
         {"DELETE", "/responses/*", group::session, &http_service::delete_response},
-        {"POST", "/messages", group::chat, &http_service::answer_messages, access::chat},
-        {"POST", "/messages/count_tokens", group::other, &http_service::answer_count, access::chat},
-        {"POST", "/completions", group::chat, &http_service::answer_completions, access::chat},
-        {"POST", "/fim/completions", group::chat, &http_service::answer_fim, access::chat},
-        {"GET", "/models", group::none, &http_service::answer_models, access::chat},
-        {"GET", "/models/*", group::none, &http_service::answer_model, access::chat},
+        {"POST", "/messages", group::chat, &http_service::answer_messages, chat},
+        {"POST", "/messages/count_tokens", group::other, &http_service::answer_count, chat},
+        {"POST", "/completions", group::chat, &http_service::answer_completions, chat},
+        {"POST", "/fim/completions", group::chat, &http_service::answer_fim, chat},
+        {"GET", "/models", group::none, &http_service::answer_models, chat},
+        {"GET", "/models/*", group::none, &http_service::answer_model, chat},
         {"GET", "/sessions", group::session, &http_service::answer_sessions},
         {"GET", "/sessions/stats", group::session, &http_service::answer_session_stats},
         {"GET", "/sessions/*", group::session, &http_service::answer_session},
         {"DELETE", "/sessions/*", group::session, &http_service::delete_session},
-        {"POST", "/compatibility", group::other, &http_service::answer_compatibility, access::chat},
+        {"POST", "/compatibility", group::other, &http_service::answer_compatibility, chat},
         {"POST", "/debug/request", group::debug, &http_service::answer_debug},
         {"GET", "/tools", group::other, &http_service::answer_tools, tools},
         {"GET", "/tools/config", group::other, &http_service::answer_tool_configuration, tools},
@@ -15449,9 +15459,9 @@ class http_service : public httplib::Server {
         {"GET", "/mcp/stats", group::other, &http_service::answer_mcp_stats, tools},
         {"GET", "/auth/status", group::auth, &http_service::answer_auth_status},
         {"GET", "/metrics", group::none, &http_service::answer_metrics},
-        {"GET", "/health", group::health, &http_service::answer_health, access::open},
-        {"GET", "/version", group::health, &http_service::answer_version, access::open},
-        {"GET", "/", group::none, &http_service::answer_root, access::open},
+        {"GET", "/health", group::health, &http_service::answer_health, open},
+        {"GET", "/version", group::health, &http_service::answer_version, open},
+        {"GET", "/", group::none, &http_service::answer_root, open},
     };
     return table;
   }
@@ -16191,7 +16201,7 @@ class http_service : public httplib::Server {
     answer_json(now, json::object({{"input_tokens", count_tokens(now, turn, body)}}));
   }
 
-  void answer_response_tokens(exchange& now) {
+  void answer_input_tokens(exchange& now) {
     const auto body = services_.responses.expand(now.client_id(), read_json(now));
     auto turn = std::move(openai_responses::parse(body, {}).turns.front());
     if (turn.model.empty()) turn.model = now.settings->default_model;

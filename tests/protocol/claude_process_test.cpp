@@ -140,8 +140,13 @@ TEST_CASE("claude_process: when the API's stream broke, each part of the answer 
     REQUIRE(whole.stopped);
     CHECK(whole.text == "Hello there old friend.");
     const auto other = run("retry_midstream how=different " + shape);
-    check_failed(other, error_kind::bad_gateway, "differs");
-    CHECK(other.text == "Hello there");
+    REQUIRE(other.stopped);
+    CHECK(other.text == "Quite another text.");
+    auto request = asking("retry_midstream how=different " + shape);
+    request.stream = true;
+    const auto streamed = run(request);
+    check_failed(streamed, error_kind::bad_gateway, "differs");
+    CHECK(streamed.text == "Hello there");
   }
 }
 

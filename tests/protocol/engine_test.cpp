@@ -315,7 +315,9 @@ TEST_CASE("engine: a failed answer is taken back, and its process serves the nex
     const stand_in program;
     running_engine running(living(program));
     const auto before = echo(running);
-    CHECK(run(running, asking(wish)).error);
+    auto request = asking(wish);
+    request.stream = true;
+    CHECK(run(running, request).error);
     REQUIRE(all_idle(running.processes));
     CHECK(running.processes.counts().idle == 1);
     const auto after = echo(running);

@@ -42,7 +42,7 @@ inline claude_openai::turn_request asking(const std::string& wish) {
   return request;
 }
 
-/// How a turn went.
+/// How a turn went. A broken attempt's text does not count, as in answers that are not streamed.
 struct outcome {
   std::string text;
   std::vector<std::string> deltas;
@@ -57,6 +57,7 @@ struct outcome {
       text += delta->text;
       deltas.push_back(delta->text);
     }
+    if (std::holds_alternative<claude_openai::attempt_broken>(what)) text.clear();
     if (const auto* end = std::get_if<claude_openai::turn_stopped>(&what)) stopped = *end;
     if (const auto* end = std::get_if<claude_openai::turn_failed>(&what)) error = end->error;
   }

@@ -159,6 +159,11 @@ TEST_CASE("server: who does not stream never gets half an answer, but the failur
     CAPTURE(each.wish);
     given.program.configure(each.configuration);
     const auto got = given.proxy.chat(chat_asking(each.wish));
+    if (each.wish.rfind("retry_midstream", 0) == 0) {  // nothing has left: the new attempt is all
+      CHECK(got.status == 200);
+      CHECK(got.parsed()["choices"][0]["message"]["content"] == "Quite another text.");
+      continue;
+    }
     CHECK(got.status == each.status);
     check_error_body(got.parsed(), each.words);
     check_retry_headers(got);
