@@ -6138,7 +6138,7 @@ inline std::string encode_interrupt(const std::string& id) {
 }
 
 /// Takes the conversation back to before the last of the user's messages, which that must be; the
-/// answer says whether it was `rewound`. Seen from 2.1.260 on; 2.1.197 does not take the first back.
+/// answer says whether it was `rewound`. Seen from 2.1.260 on; 2.1.197 refuses it for the first one.
 inline std::string encode_rewind(const std::string& id, const std::string& uuid) {
   return encode_control_request(
       id, json::object({{"subtype", "rewind_conversation"}, {"target_message_uuid", uuid}}));

@@ -221,7 +221,7 @@ test('the API gets the message, no tools, no thinking and no persona of Claude C
   ]);
 });
 
-test('system and developer messages are joined in order, wherever they stand', async (t) => {
+test('system and developer messages before the first one are joined, later ones stay at their place', async (t) => {
   await t.chat({
     messages: [
       { role: 'system', content: 'First rule.' },
@@ -233,7 +233,9 @@ test('system and developer messages are joined in order, wherever they stand', a
     ],
   });
   const [call] = t.calls();
-  assert.deepEqual(callerSystem(call), ['First rule.\nSecond rule. ✓\nThird rule.']);
+  assert.deepEqual(callerSystem(call), ['First rule.\nSecond rule. ✓']);
+  const marked = '<system-reminder>\nThird rule.\n</system-reminder>';
+  assert.ok(call.body.messages.at(-1).content.some(({ text }) => text === marked), call.raw);
   assert.deepEqual(
     conversationOf(call).map(({ role }) => role),
     ['user', 'assistant', 'user'],
@@ -565,9 +567,14 @@ test('an answer that begins anew with another text is an error once something wa
 
 // ---- a client that leaves ------------------------------------------------------------------------
 
+async function busyOf(t, proxy) {
+  const { busy, taking_back } = (await t.get('/health', { proxy })).json.processes;
+  return busy + taking_back;
+}
+
 for (const stream of [true, false]) {
   test(
-    `a client that leaves ${stream ? 'a stream' : 'before its answer'} frees the process within a second`,
+    `when a client leaves ${stream ? 'a stream' : 'before its answer'} the API is left, and its process is free, within a second`,
     { alone: true },
     async (t) => {
       const proxy = await t.start({ cli: t.cli, args: ['--spares', '0'] });
@@ -582,55 +589,12 @@ for (const stream of [true, false]) {
       assert.equal(proxy.claudes().length, 1);
       const left = performance.now();
       exchange.abort();
-      await eventually('no claude is left', () => proxy.claudes().length === 0, 1000);
+      await eventually('no process is busy', async () => (await busyOf(t, proxy)) === 0, 1000);
       await eventually('the API sees the connection close', () => call.clientLeft, 1000);
       assert.ok(call.leftAt - left < 1000);
     },
   );
 }
-
-test('no process serves two conversations', async (t) => {
-  for (let i = 0; i < 3; i++) await t.chat({ messages: t.messages(`plain text=answer${i}`) });
-  const sessions = t.calls().map((call) => call.headers['x-claude-code-session-id']);
-  assert.equal(sessions.length, 3);
-  assert.equal(new Set(sessions).size, 3, `${sessions}`);
-});
-
-test('a spare that was told the opening ahead, and has rehearsed, asks the API the very same', { slow: true }, async (t) => {
-  const proxy = await t.start({ cli: t.cli });
-  const figure = async (name) => {
-    const { text } = await t.get('/metrics', { proxy });
-    return Number(new RegExp(`^claude_openai_${name}(?:{[^}]*})? (\\d+)$`, 'm').exec(text)?.[1]);
-  };
-  const health = async () => (await t.get('/health', { proxy })).json.processes;
-  const ready = () => eventually('two spares are warm', async () => (await health()).warm === 2, 20_000);
-  const question = [{ role: 'system', content: 'You are terse.' }, ...t.messages('plain')];
-  // The attribution holds a checksum of the first message, whose text has to be long enough for it.
-  const history = [...question, { role: 'assistant', content: 'Yes.' }, { role: 'user', content: 'Why is that so?' }];
-  await ready();
-  const before = await figure('processes_started_total');
-  for (const messages of [question, history]) {
-    assert.equal((await t.chat({ messages }, { proxy })).status, 200);
-    await ready();
-  }
-  for (const messages of [question, history]) {
-    await eventually('a spare is opened', async () => (await figure('spares_opened')) === 1, 20_000);
-    await ready();
-    assert.equal(await figure('spares_rehearsed'), t.cli === claudePath(CLI_VERSIONS.at(-1)) ? 1 : 0);
-    assert.equal((await t.chat({ messages }, { proxy })).status, 200);
-  }
-  await ready();
-  assert.equal(await figure('processes_started_total'), before + 4, 'no spare was lost over it');
-  const sessions = new Set(t.calls().map((call) => call.headers['x-claude-code-session-id']));
-  assert.equal(sessions.size, 4);
-  // `cch` is another in each request of 2.1.120.
-  const [asked, told, askedAgain, toldAgain] = t.calls().map(({ raw }) => {
-    const { metadata, ...body } = JSON.parse(raw.replace(/ cch=\w+;/, ''));
-    return body;
-  });
-  assert.deepEqual(askedAgain, asked);
-  assert.deepEqual(toldAgain, told);
-});
 
 // ---- the openai client ---------------------------------------------------------------------------
 

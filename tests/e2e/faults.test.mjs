@@ -775,45 +775,6 @@ test('chats that go on with more models than spares start no process', async (t)
   assert.equal((await startedBy(t, proxy)) - before, 6, 'one process a conversation');
 });
 
-test('a lone spare is for every conversation, not opened for one', async (t) => {
-  const { proxy, ask } = await proxyWith(t, STAND_IN_CLI, { args: ['--spares', '2', '--model', 'a'] });
-  const figures = () => scrape(t, { proxy });
-  const say = (system, model = 'a') =>
-    ask('', {
-      model,
-      messages: [
-        { role: 'system', content: system },
-        { role: 'user', content: '[[text]]' },
-      ],
-    }).done;
-  for (let i = 0; i < 2; i++) assert.equal((await say('usual')).status, 200);
-  await eventually('one is opened', async () => (await figures())('spares_opened') === 1);
-  await eventually('both are warm', () => areWarm(t, proxy, 2));
-  // The plain one goes, and before there is another a second model halves the share.
-  await Promise.all([say('other'), say('usual', 'b')]);
-  await eventually('none is opened', async () => (await figures())('spares_opened') === 0);
-  await eventually('each model has one', () => areWarm(t, proxy, 2));
-  await sleep(500);
-  const spare = (await figures())('turns_total', { process: 'spare' });
-  assert.equal((await say('other')).status, 200);
-  assert.equal((await figures())('turns_total', { process: 'spare' }), spare + 1);
-});
-
-test('requests that come in a rehearsal that hangs are answered, and there is none any more', { deadline: 60_000 }, async (t) => {
-  const { proxy, ask } = await proxyWith(t, STAND_IN_CLI, {
-    args: ['--spares', '2', '--model', 'a'],
-    lines: ['hang_in_replay'],
-  });
-  for (let i = 0; i < 2; i++) assert.equal((await ask('[[text]]', { model: 'a' }).done).status, 200);
-  await eventually('one is opened', async () => (await scrape(t, { proxy }))('spares_opened') === 1);
-  const all = await Promise.all(Array.from({ length: 3 }, () => ask('[[text]]', { model: 'a' }).done));
-  assert.deepEqual(
-    all.map(({ status }) => status),
-    [200, 200, 200],
-  );
-  await eventually('it is told', () => /lost in a rehearsal/.test(proxy.output));
-});
-
 // ---- turns ---------------------------------------------------------------------------------------
 
 test('a claude that begins a turn by itself is dropped, and nobody gets that turn', async (t) => {

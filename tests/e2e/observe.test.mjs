@@ -64,11 +64,10 @@ const NAMES = {
   cost_usd_total: 'counter',
   processes: 'gauge',
   processes_max: 'gauge',
-  spares_opened: 'gauge',
-  spares_rehearsed: 'gauge',
   processes_started_total: 'counter',
   turns_total: 'counter',
-  replays_total: 'counter',
+  messages_taken_back_total: 'counter',
+  messages_told_total: 'counter',
   queue_depth: 'gauge',
   queue_wait_seconds: 'histogram',
   upstream_errors_total: 'counter',
@@ -178,26 +177,25 @@ test('figures of one chat, one stream, one message: requests, tokens, cost, time
   }
 });
 
-test('figures: a reused turn, a replay, a spare', async (t) => {
+test('figures: how a process came to each answer, what it took back and what it was told', async (t) => {
   await (await startLight(t, { args: ['--max-processes', '4'] })).inspected();
   const first = ask('[[text say=one]]');
   const answered = await t.chat(first);
   const second = {
     messages: [...first.messages, answered.json.choices[0].message, { role: 'user', content: '[[text]] two' }],
   };
-  const reused = await changes(t, () => t.chat(second));
-  assert.equal(reused.delta('turns_total', { process: 'reused' }), 1);
-  assert.equal(reused.delta('turns_total'), 1);
-  assert.equal(reused.delta('replays_total'), 0);
-  assert.equal(reused.delta('processes_started_total'), 0);
+  const figuresOf = ({ delta }) =>
+    ['turns_total', 'messages_taken_back_total', 'messages_told_total', 'processes_started_total'].map((name) => delta(name));
+  const continued = await changes(t, () => t.chat(second));
+  assert.equal(continued.delta('turns_total', { process: 'continued' }), 1);
+  assert.deepEqual(figuresOf(continued), [1, 0, 0, 0]);
   const strange = [
     { role: 'user', content: 'never said' },
     { role: 'assistant', content: 'nor this' },
   ];
-  const replayed = await changes(t, () => t.chat({ messages: [...strange, { role: 'user', content: '[[text]]' }] }));
-  assert.equal(replayed.delta('replays_total'), 1);
-  assert.equal(replayed.delta('turns_total', { process: 'reused' }), 0);
-  assert.equal(replayed.delta('turns_total'), 1);
+  const rewound = await changes(t, () => t.chat({ messages: [...strange, { role: 'user', content: '[[text]]' }] }));
+  assert.equal(rewound.delta('turns_total', { process: 'rewound' }), 1);
+  assert.deepEqual(figuresOf(rewound), [1, 2, 2, 0], 'the two questions before, and the two strange messages');
 
   await startLight(t, { args: ['--spares', '1'] });
   const model = t.proxy.environment.DEFAULT_MODEL;
@@ -401,7 +399,8 @@ test('the log for programs: objects with their fields, one line per request', as
     client: 'key-1',
     process: 'started',
     address: '127.0.0.1',
-    replayed: false,
+    messages_taken_back: 0,
+    messages_told: 0,
     retries: 0,
     input_tokens: 30,
     output_tokens: 20,
