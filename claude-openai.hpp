@@ -1459,12 +1459,14 @@ inline void complete_call_ids(std::vector<message>& messages) {
       ++calls;
       if (call->id.empty()) call->id = "call_" + std::to_string(i) + "_" + std::to_string(calls);
     }
-    for (const auto* id : results)
-      open.erase(std::remove(open.begin(), open.end(), *id), open.end());
+    std::set<std::string> answered;
+    for (const auto* id : results) answered.insert(*id);
+    auto next = open.begin();
     for (auto* id : results) {
-      if (!id->empty() || open.empty()) continue;
-      *id = open.front();
-      open.erase(open.begin());
+      if (!id->empty()) continue;
+      next = std::find_if(next, open.end(),
+                          [&](const std::string& one) { return answered.count(one) == 0; });
+      if (next != open.end()) *id = *next++;
     }
     open = call_ids(messages[i]);
   }
@@ -1511,7 +1513,7 @@ class call_id_giver {
       if (!plain) c = '_';
     }
     auto id = clean;
-    for (int i = 2; is_taken(id); ++i) id = clean + "-" + std::to_string(i);
+    for (int& more = more_[clean]; is_taken(id);) id = clean + "-" + std::to_string(++more + 1);
     ids_.insert(id);
     stems_.insert(stem_of(id));
     return id;
@@ -1531,6 +1533,7 @@ class call_id_giver {
 
   std::set<std::string> ids_;
   std::set<std::string> stems_;
+  std::map<std::string, int> more_;  ///< that were given with a number at their end
 };
 
 /// Gives each tool call an id of its own, and its result too. Throws a 400 unless each is answered
@@ -7462,8 +7465,11 @@ class claude_process {
   /// How often the CLI has asked the API again in this turn.
   int retries() const { return turn_.retries; }
 
-  /// What the CLI has told in this turn of the subscription's limits.
+  /// What the CLI has told in this turn of the subscription's limits: those that have changed.
   const std::vector<usage_window>& windows() const { return turn_.windows; }
+
+  /// The limits by name, each as it was told last, in this turn or before.
+  const std::map<std::string, usage_window>& known_windows() const { return windows_; }
 
   /// It has served so many turns, or grown so much, that another serves better.
   bool is_worn() const {
@@ -7745,6 +7751,10 @@ class claude_process {
     if (type == "control_response") return read_control_response(member_of(line, "response"));
     if (type == "control_request") answer_request(line);
     if (type == "result") read_result(line);
+    if (const auto window = decode_usage_window(line)) {
+      turn_.windows.push_back(*window);
+      windows_[window->name] = *window;
+    }
     const bool begins = string_of(member_of(line, "event"), "type") == "message_start";
     switch (state_) {
       case state::starting:
@@ -7771,7 +7781,6 @@ class claude_process {
   void read_answer(const json& line, bool begins) {
     const bool over = turn_.decoder.finished() && !was_cut();
     if (begins && (over || tools_.lacks_calls())) return lose("claude went on by itself");
-    if (auto window = decode_usage_window(line)) turn_.windows.push_back(std::move(*window));
     if (string_of(line, "subtype") == "api_retry") ++turn_.retries;
     std::vector<event> decoded;
     turn_.decoder.decode(line, decoded);
@@ -7829,6 +7838,7 @@ class claude_process {
   steady_time waits_since_ = service_.started;  ///< for its start, or for a step back
   json introduction_;
   client_tools tools_;
+  std::map<std::string, usage_window> windows_;
   turn_wishes wishes_;             ///< that it was told last
   bool settings_pending_ = false;  ///< and has not acknowledged
   bool runs_ = false;              ///< its `result` is still to come
@@ -9766,12 +9776,13 @@ class turn {
     return {1, likely.input + likely.output, estimate_cost(request_.model, likely)};
   }
 
-  /// What it has used so far, whether it has ended or not. One that is given up is charged for what
-  /// the API writes until it notices that, and where the API has told nothing yet for an estimate
-  /// of the input, rather too high.
+  /// What it has used so far, whether it has ended or not. One that is given up after the API was
+  /// asked is charged for what that writes until it notices, and where it has told nothing yet for
+  /// an estimate of the input, rather too high.
   token_usage usage() const {
     if (!lease_) return usage_;
     auto used = lease_->process().usage();
+    if (lease_->process().now() != claude_process::state::answering) return used;
     token_usage unseen;
     unseen.output = 64;  // half a second's
     if (used.prompt() == 0) unseen.input = anthropic_messages::estimate_tokens(request_) * 4 / 3;
@@ -9918,6 +9929,7 @@ class turn {
       facts_.retries = lease_->process().retries();
       const auto& windows = lease_->process().windows();
       if (windows.size() != facts_.windows.size()) facts_.windows = windows;
+      note_refusal(what);
     }
     if (!std::holds_alternative<turn_failed>(what)) answer_.add(what);
     if (!ends_turn(what)) return;
@@ -9927,6 +9939,16 @@ class turn {
     lease_.reset();
     ticket_.reset();
     session_.reset();
+  }
+
+  /// The limit that refuses may have been told in an earlier turn.
+  void note_refusal(const event& what) {
+    const auto* failed = std::get_if<turn_failed>(&what);
+    if (failed == nullptr || failed->error.kind != error_kind::rate_limited) return;
+    facts_.windows.clear();
+    for (const auto& [name, window] : lease_->process().known_windows()) {
+      facts_.windows.push_back(window);
+    }
   }
 
   void commit() {
@@ -15431,7 +15453,7 @@ class http_service : public httplib::Server {
     static const std::vector<route> table = {
         {"POST", "/chat/completions", group::chat, &http_service::answer_chat, chat},
         {"POST", "/responses", group::chat, &http_service::answer_responses, chat},
-        {"POST", "/responses/input_tokens", group::other, &http_service::answer_input_tokens, chat},
+        {"POST", "/responses/input_tokens", group::other, &http_service::answer_input_tokens},
         {"GET", "/responses/*/input_items", group::session, &http_service::answer_input_items},
         {"POST", "/responses/*/cancel", group::session, &http_service::cancel_response},
         {"GET", "/responses/*", group::session, &http_service::answer_response},

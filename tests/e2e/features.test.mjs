@@ -3,7 +3,7 @@
 // `features` for all but the oldest, `once` with the newest.
 
 import assert from 'node:assert/strict';
-import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
+import { CLI_VERSIONS, DEFAULT_MODEL as MODEL, claudePath } from './claude_cli.mjs';
 import { assertError } from './chat.test.mjs';
 import {
   ChatClient,
@@ -270,18 +270,21 @@ const RESULTS = {
   'an image by URL': [
     [textPart('see'), imagePart('https://pictures.example/a.png')],
     ['see', urlBlock],
+    { told: true },
   ],
   JSON: ['{"a": [1, 2, "ü\\n"]}', '{"a": [1, 2, "ü\\n"]}'],
 };
 
-for (const [what, [content, sent]] of Object.entries(RESULTS)) {
+for (const [what, [content, sent, { told = false } = {}]] of Object.entries(RESULTS)) {
   test(`a result that is ${what} reaches the API as it is`, (t) =>
     eachWay(
       t,
       async (client) => {
         const { calls } = await client.ask(steps(call([inZurich, inZurich]), say('Done.')));
         assert.equal((await client.results(content, 'plain').send()).text, 'Done.');
-        const [, last] = client.assertCalls(2);
+        // What is told as history takes another process where the first message is not taken back.
+        const older = t.cli !== claudePath(CLI_VERSIONS.at(-1));
+        const [, last] = client.assertCalls(2, told && older ? 2 : 1);
         const results = Object.fromEntries(
           conversationOf(last)
             .at(-1)
@@ -1653,7 +1656,8 @@ test('thoughts that nobody asked for are not told, and stay with the process for
       const second = await client.results('sunny').send();
       assert.deepEqual([second.reasoning, second.text, second.ignored], [undefined, 'I thought.', []]);
       const [, last] = client.assertCalls(2);
-      assert.equal(last.body.thinking.type, 'adaptive', 'this model always thinks');
+      const alwaysThinks = t.cli === claudePath(CLI_VERSIONS.at(-1)); // its `sonnet`
+      assert.equal(last.body.thinking.type, alwaysThinks ? 'adaptive' : 'disabled');
       assert.deepEqual(
         conversationOf(last)[1].content.map((block) => block.type ?? 'told'),
         ['redacted_thinking', 'thinking', 'told', 'told'],

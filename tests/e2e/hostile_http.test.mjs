@@ -228,6 +228,18 @@ for (const [what, body] of [
     },
   ],
   [
+    'tool calls of one id',
+    (count) => {
+      const call = { id: 'x', type: 'function', function: { name: 't', arguments: '{}' } };
+      const round = [
+        { role: 'assistant', content: null, tool_calls: [call] },
+        { role: 'tool', tool_call_id: 'x', content: 'x' },
+      ];
+      const messages = Array.from({ length: count / 4 }, () => round).flat().slice(0, -1); // the last has no result
+      return JSON.stringify({ model: MODEL, messages });
+    },
+  ],
+  [
     'items and references to items',
     (count) => {
       const make = (item) => JSON.stringify({ model: MODEL, input: Array.from({ length: count / 10 }, item) });

@@ -712,17 +712,19 @@ test('the printed curl line works as printed, with the newest Sonnet by default'
   assert.match(JSON.parse(output).model, /^claude-sonnet-/);
 });
 
-test('--timeout ends a request with 504 and its process', { alone: true }, async (t) => {
+test('--timeout ends a request with 504, and its process serves the next', { alone: true }, async (t) => {
   const proxy = await t.start({ cli: t.cli, args: ['--timeout', '3s', '--spares', '0'] });
   await proxy.inspected();
   const whole = await t.chat({ messages: t.messages('hang') }, { proxy });
   assertRefused(whole, 504);
-  await eventually('no claude is left', () => proxy.claudes().length === 0, 1000);
+  await eventually('the API is left', () => t.calls()[0].clientLeft, 1000);
   const streamed = await t.chat({ stream: true, messages: t.messages('hang after=2') }, { proxy });
   assert.equal(streamed.status, 200);
   const last = streamed.data.filter((one) => one !== '[DONE]').at(-1);
   assertError(last.error);
-  await eventually('no claude is left', () => proxy.claudes().length === 0, 1000);
+  await eventually('the API is left', () => t.calls()[1].clientLeft, 1000);
+  assert.equal((await t.chat({ messages: t.messages('plain') }, { proxy })).status, 200);
+  assert.equal(new Set(t.calls().map(({ headers }) => headers['x-claude-code-session-id'])).size, 1);
 });
 
 test('there are never more processes than --max-processes', async (t) => {
@@ -834,7 +836,7 @@ test('an answer under way at SIGTERM is finished', async (t) => {
 });
 
 test('thirty aborted requests leave nothing behind', { alone: true }, async (t) => {
-  const proxy = await t.start({ cli: t.cli, args: ['--spares', '1', '--max-processes', '4'] });
+  const proxy = await t.start({ cli: t.cli, args: ['--spares', '1', '--max-processes', '4', '--idle-timeout', '2s'] });
   const descriptors = () => descriptorsOf(proxy.pid).length;
   const threads = () => readdirSync(`/proc/${proxy.pid}/task`).length;
   await t.get('/health', { proxy });
