@@ -14697,10 +14697,9 @@ function showProcesses(counts, most) {
   byId('process-count').textContent = `${slots.length} of at most ${most}`;
   while (slots.length < most) slots.push('free');
   byId('slots').replaceChildren(...slots.map((kind) => element('li', { class: kind })));
-  byId('legend').replaceChildren(...kinds.map((kind) => {
-    const name = `${counts[kind] ?? 0} ${kind.replace('_', ' ')} `;
-    return element('li', { class: kind }, name, muted(meanings[kind]));
-  }));
+  const named = (kind) => `${counts[kind] ?? 0} ${kind.replace('_', ' ')} `;
+  byId('legend').replaceChildren(
+    ...kinds.map((kind) => element('li', { class: kind }, named(kind), muted(meanings[kind]))));
 }
 
 function showFigures(figures) {
@@ -15047,9 +15046,11 @@ class body_budget {
     share& operator=(const share&) = delete;
     ~share() { owner_.used_ -= bytes_; }
 
-    /// Throws a 503 when there is no room for a body of that size.
+    /// Throws a 503 when there is no room for a body of that size. For small ones there always is:
+    /// large ones shut nobody out.
     void grow_to(std::size_t bytes) {
-      if (bytes <= bytes_) return;
+      constexpr std::size_t small = 64 * 1024;
+      if (bytes <= std::max(bytes_, small)) return;
       const auto more = bytes - bytes_;
       if ((owner_.used_ += more) > owner_.most_) {
         owner_.used_ -= more;

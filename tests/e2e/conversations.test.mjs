@@ -537,7 +537,11 @@ test('a client that leaves in the queue, in replay or in mid-answer stops its wo
   const proxy = await startQuiet(t, ['--max-processes', '1']);
   const queued = (count) =>
     eventually(`${count} in the queue`, async () => (await health(t, proxy)).queued === count, SOON);
-  const none = () => eventually('its process is gone', () => proxy.claudes().length === 0, SOON);
+  const free = () =>
+    eventually('its process is free', async () => {
+      const { busy, taking_back } = (await health(t, proxy)).processes;
+      return busy + taking_back === 0;
+    }, SOON);
   const asked = (client) => eventually('the API is asked', () => client.calls()[0], 30_000);
 
   // In the queue: it is never asked, and the one behind it is.
@@ -568,9 +572,8 @@ test('a client that leaves in the queue, in replay or in mid-answer stops its wo
     await eventually('it has a process', async () => (await health(t, proxy)).processes.busy === 1, 10_000);
     await sleep(wait);
     exchange.abort();
-    await none();
+    await free();
     for (const call of replayed.calls()) await eventually('the API sees that it left', () => call.clientLeft, SOON);
-    await eventually('nobody is busy', async () => (await health(t, proxy)).processes.busy === 0, SOON);
   }
 
   // In mid-answer, streamed and not.
@@ -581,7 +584,7 @@ test('a client that leaves in the queue, in replay or in mid-answer stops its wo
     if (stream) await eventually('the first delta', () => exchange.chunks.length > 0, 20_000);
     exchange.abort();
     await eventually('the API sees that it left', () => call.clientLeft, SOON);
-    await none();
+    await free();
   }
   await waiter.ask();
 });
@@ -597,10 +600,10 @@ test('six conversations share two processes and all go on right', { deadline: LO
 });
 
 test(
-  'at the cap the least recently used conversation makes room, and goes on by replay',
+  'without reuse, at the cap the least recently used conversation makes room, and goes on by replay',
   { deadline: LONG },
   async (t) => {
-    const proxy = await startQuiet(t, ['--max-processes', '2']);
+    const proxy = await startQuiet(t, ['--max-processes', '2', '--no-process-reuse']);
     const [oldest, kept, fresh] = times(3, () => new Client(t, { proxy }));
     const most = await mostProcesses(proxy, async () => {
       await kept.ask();
@@ -619,8 +622,8 @@ test(
   },
 );
 
-test('an idle conversation makes room at once, even without a queue', { deadline: LONG }, async (t) => {
-  const proxy = await startQuiet(t, ['--max-processes', '1', '--max-queue', '0']);
+test('without reuse, an idle conversation makes room at once, even without a queue', { deadline: LONG }, async (t) => {
+  const proxy = await startQuiet(t, ['--max-processes', '1', '--max-queue', '0', '--no-process-reuse']);
   const clients = times(2, () => new Client(t, { proxy }));
   for (const client of [...clients, ...clients]) await client.ask();
   for (const client of clients) client.assertProcesses(2);
@@ -696,8 +699,8 @@ test('the queue serves client keys in turn', { deadline: LONG }, async (t) => {
   held.abort();
   for (const { client, exchange } of sent) client.finish(await exchange.done);
   for (const call of t.calls().slice(1))
-    order.push(sent.findIndex(({ client }) => client.processes[0] === processOf(call)));
-  assert.deepEqual(order, [0, 3, 1, 4, 2]);
+    order.push(sent.findIndex(({ client }) => client.calls()[0] === call));
+  assert.deepEqual(order, [3, 0, 4, 1, 2], 'the one that held it comes second');
 });
 
 test('a stampede of 200 requests on two processes: each is answered, or told that they are busy', { deadline: LONG }, async (t) => {

@@ -280,7 +280,7 @@ each(ALL, '/error fails with that status', async (t, dialect, how) => {
 
 // ---- tools ---------------------------------------------------------------------------------------
 
-each(WITH_TOOLS, 'a tool is called and its result told, by the process that waits and after a replay', async (t, dialect, how) => {
+each(WITH_TOOLS, 'a tool is called and its result told, by the process that waits and from the history', async (t, dialect, how) => {
   const proxy = await startLone(t);
   const told = user(`/tool get_weather {"city": "Zürich"} for ${t.token}`);
   const wishes = { proxy, tools: ['get_time', 'get_weather'], ...how };
@@ -293,10 +293,10 @@ each(WITH_TOOLS, 'a tool is called and its result told, by the process that wait
   const first = await ask(t, dialect, { messages: whole, ...wishes });
   assert.equal(first.text, 'The tool answered: 12 degrees');
   assert.deepEqual(pidsOf(proxy), waiting, 'the process that waited went on');
-  // Nobody waits any more: the same request is answered from its history alone, and no differently.
+  // Nobody waits any more: it takes the call back and is told the history, and answers no differently.
   const again = await ask(t, dialect, { messages: whole, ...wishes });
   assert.deepEqual([again.text, again.usage], [first.text, first.usage]);
-  assert.equal(pidsOf(proxy).length, 2, 'by another process');
+  assert.deepEqual(pidsOf(proxy), waiting);
 });
 
 each(WITH_TOOLS, '/tools calls two at once', async (t, dialect, how) => {
@@ -461,25 +461,31 @@ test('/crash ends the process in mid-stream, and the answer as an error', async 
 });
 
 for (const dialect of ALL)
-  test(`${dialect.name}: a client that leaves in mid-stream or at a /hang ends the process`, async (t) => {
+  test(`${dialect.name}: a client that leaves in mid-stream or at a /hang frees the process`, async (t) => {
     const proxy = await startLone(t, paced(LONE));
     const exchange = sendRaw(t, dialect, { proxy, say: '/long 10000', stream: true });
     await eventually('words come', () => sum(exchange.chunks.map(({ text }) => text.length)) > 2000);
     assert.equal(proxy.claudes().length, 1);
+    const processes = async () => (await t.get('/health', { proxy })).json.processes;
+    const isFree = async () => {
+      const { busy, idle, taking_back } = await processes();
+      return busy === 0 && idle === 1 && taking_back === 0;
+    };
     exchange.abort();
-    await eventually('the process is gone', () => proxy.claudes().length === 0);
+    await eventually('the process is free', isFree);
     const silent = sendRaw(t, dialect, { proxy, say: '/hang' });
-    await eventually('a process hangs', () => proxy.claudes().length === 1);
+    await eventually('it hangs', async () => (await processes()).busy === 1);
     silent.abort();
-    await eventually('that is gone too', () => proxy.claudes().length === 0);
+    await eventually('it is free again', isFree);
     assert.equal(silent.result?.status, undefined);
+    assert.equal(proxy.claudes().length, 1);
   });
 
 test('/hang lasts until the timeout', async (t) => {
   const proxy = await t.start({ ...LONE, args: [...LONE.args, '--timeout', '1s'] });
   const result = await sendRaw(t, chat, { proxy, say: '/hang' }).done;
   assert.equal(result.status, 504, result.text);
-  await eventually('the process is gone', () => proxy.claudes().length === 0);
+  await eventually('nobody is busy', async () => (await t.get('/health', { proxy })).json.processes.busy === 0);
 });
 
 test('words come at a pace, unless they are to come /fast', { alone: true }, async (t) => {

@@ -219,8 +219,9 @@ once.test('messages: what a newer client puts into the middle as role system is 
   client.messages.push({ role: 'user', content: 'Hi' }, { role: 'assistant', content: 'Hello' }, { role: 'system', content: 'Be kind.' });
   await client.ask(say('Fine.'));
   const [sent] = client.assertCalls(1);
-  assert.equal(callerSystem(sent), 'Be brief.\nBe kind.');
-  assert.equal(conversationOf(sent).length, 3);
+  assert.equal(callerSystem(sent), 'Be brief.');
+  const words = conversationOf(sent).map(({ content }) => content);
+  assert.deepEqual(words, [['Hi'], ['Hello'], ['<system-reminder>\nBe kind.\n</system-reminder>', client.text(say('Fine.'))]]);
 });
 
 // ---- Messages: tools -----------------------------------------------------------------------------
@@ -975,11 +976,11 @@ test('responses: items of all kinds reach the API in their places', (t) =>
     const answer = await client.ask(say('Fine.'), { instructions: 'Be brief.', tools: [WEATHER_FN] });
     assert.equal(answer.text, 'Fine.');
     const [sent] = client.assertCalls(1);
-    assert.equal(callerSystem(sent), 'Be brief.\nBe kind.\nBe exact. ✓');
+    assert.equal(callerSystem(sent), 'Be brief.\nBe kind.');
     assert.deepEqual(conversationOf(sent), [
       { role: 'user', content: ['What is 2+2?'] },
       { role: 'assistant', content: ['4'] },
-      { role: 'user', content: ['See', pngBlock, urlBlock, pdfBlock, pdfUrlBlock] },
+      { role: 'user', content: ['<system-reminder>\nBe exact. ✓\n</system-reminder>', 'See', pngBlock, urlBlock, pdfBlock, pdfUrlBlock] },
       { role: 'assistant', content: ['I see.', { call: 'call_1', name: 'get_weather', input: { city: 'Bern' } }] },
       { role: 'user', content: [{ result: 'call_1', content: ['sunny', pngBlock] }] },
       { role: 'assistant', content: ['I will not say.'] },

@@ -270,21 +270,19 @@ const RESULTS = {
   'an image by URL': [
     [textPart('see'), imagePart('https://pictures.example/a.png')],
     ['see', urlBlock],
-    { told: true },
+    { replayed: true },
   ],
   JSON: ['{"a": [1, 2, "ü\\n"]}', '{"a": [1, 2, "ü\\n"]}'],
 };
 
-for (const [what, [content, sent, { told = false } = {}]] of Object.entries(RESULTS)) {
+for (const [what, [content, sent, { replayed = false } = {}]] of Object.entries(RESULTS)) {
   test(`a result that is ${what} reaches the API as it is`, (t) =>
     eachWay(
       t,
       async (client) => {
         const { calls } = await client.ask(steps(call([inZurich, inZurich]), say('Done.')));
         assert.equal((await client.results(content, 'plain').send()).text, 'Done.');
-        // What is told as history takes another process where the first message is not taken back.
-        const older = t.cli !== claudePath(CLI_VERSIONS.at(-1));
-        const [, last] = client.assertCalls(2, told && older ? 2 : 1);
+        const [, last] = client.assertCalls(2, replayed ? 2 : 1);
         const results = Object.fromEntries(
           conversationOf(last)
             .at(-1)
@@ -423,7 +421,8 @@ test('results and user text in one request both reach the API', (t) =>
         client.text(say('Done.'), 'and now?'),
       ]);
       assert.equal((await client.ask(say('More.'))).text, 'More.');
-      assert.equal(processOf(client.calls()[2]), processOf(client.calls()[1]));
+      const [, told, next] = client.calls().map(processOf);
+      if (client.proxy !== t.shared) assert.equal(next, told);
     },
     { body: { tools: [WEATHER] } },
   ));
@@ -530,7 +529,7 @@ test("an error after the results is the API's, and the same results can be sent 
 });
 
 once.test(
-  'a waiting call gives its process up for another conversation, and goes on by a replay',
+  'at the cap a waiting call gives its process up for another conversation, and goes on when that is over',
   { deadline: LONG },
   async (t) => {
     const proxy = await t.start({ cli: t.cli, args: ['--spares', '0', '--max-processes', '1', '--max-queue', '4'] });
@@ -540,7 +539,7 @@ once.test(
     const { processes } = (await t.get('/health', { proxy })).json;
     assert.deepEqual([processes.busy, processes.idle], [0, 1], 'a waiting call is idle');
     for (const client of clients) assert.equal((await client.results('sunny').send()).text, 'Done.');
-    for (const client of clients) client.assertCalls(2, 2);
+    for (const client of clients) client.assertCalls(2);
 
     // A process that ends tells the API nothing of the call that it gives up.
     const last = new ChatClient(t, { proxy, body: { tools: [WEATHER] } });
@@ -655,16 +654,6 @@ for (const [param, fields] of [
       messages: [
         { role: 'user', content: 'x' },
         { role: 'assistant', tool_calls: 'x' },
-      ],
-    },
-  ],
-  [
-    /^messages\[1\]\.tool_calls\[0\]\.function\.arguments/,
-    {
-      messages: [
-        { role: 'user', content: 'x' },
-        { role: 'assistant', tool_calls: [{ id: 'a', type: 'function', function: { name: 'x', arguments: '[]' } }] },
-        { role: 'tool', tool_call_id: 'a', content: 'x' },
       ],
     },
   ],
@@ -1407,7 +1396,7 @@ everyVersion.test('n=3: three choices by index, three calls, the usage is the su
       // The conversation goes on from one of the choices, in the process that gave it.
       assert.equal((await client.ask(say('More.'))).text, 'More.');
       const last = client.calls().at(-1);
-      assert.ok(calls.some((one) => processOf(one) === processOf(last)));
+      if (client.proxy !== t.shared) assert.ok(calls.some((one) => processOf(one) === processOf(last)));
       assert.equal(conversationOf(last).length, 3);
     },
     { messages: [{ role: 'system', content: 'Be brief.' }] },

@@ -264,7 +264,7 @@ test('explorer: every entry opens, asks and shows the answer', { deadline: 120_0
   await is(view, '#session-count', '^0$'); // one entry has deleted it
 });
 
-test('explorer: a stream comes token by token and can be stopped, which ends its process', async (t) => {
+test('explorer: a stream comes token by token and can be stopped, which leaves the API', async (t) => {
   const proxy = await t.start({ cli: t.cli, args: ['--spares', '0'] });
   const view = await open(t, { proxy });
   await is(view, '#default-model', MODEL);
@@ -283,7 +283,6 @@ test('explorer: a stream comes token by token and can be stopped, which ends its
   await entry.getByRole('button', { name: 'Stop' }).click();
   await is(entry, '[role="status"]', '^Stopped');
   assert.match(await entry.getByRole('status').textContent(), /First token \d/);
-  await eventually('the process has ended', () => proxy.claudes().length === 0);
   await eventually('the API is told', () => t.calls()[0].clientLeft);
 });
 
@@ -414,7 +413,7 @@ test('playground: a failure is told with its status, and is no part of the conve
   assert.equal(t.calls().at(-1).body.messages.length, 1, 'what failed is not sent again');
 });
 
-test('playground: stopping in mid-stream ends the process, and the chat goes on', async (t) => {
+test('playground: stopping in mid-stream leaves the API, and the chat goes on', async (t) => {
   const proxy = await t.start({ cli: t.cli, args: ['--spares', '0'] });
   const view = await open(t, { proxy, reducedMotion: 'no-preference' });
   await is(view, '#default-model', MODEL);
@@ -428,7 +427,6 @@ test('playground: stopping in mid-stream ends the process, and the chat goes on'
   assert.equal(proxy.claudes().length, 1);
   await view.click('#send');
   await idle(view);
-  await eventually('the process has ended', () => proxy.claudes().length === 0);
   await eventually('the API is told', () => t.calls()[0].clientLeft);
   assert.match(await text(view, '.message footer'), /^stopped · .* · first token \d/);
   const kept = (await text(view, '.markdown')).trim();

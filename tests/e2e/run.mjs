@@ -53,8 +53,11 @@ function count(failure, name) {
   if (failure) failures.push(name);
 }
 
-/** Runs the tests beside one proxy, which `prepare` gives what they need; or tells why they are skipped. */
-async function runSuite({ version, tests, prepare = furnishHome, program, options, skip }, label) {
+/**
+ * Runs the tests beside one proxy, which `prepare` gives what they need; or tells why they are skipped. Where it
+ * reuses processes, tests that run at once share them, and no test can tell by which one it was served.
+ */
+async function runSuite({ version, tests, prepare = furnishHome, program, options, reuse = version === newest, skip }, label) {
   const named = tests.filter(({ name }) => only.test(name));
   const wanted = named.filter((one) => !skip && !one.skip);
   for (const one of named.filter((each) => skip || each.skip)) console.log(`SKIP ${label}${one.name} (${skip ?? one.skip})`);
@@ -72,7 +75,7 @@ async function runSuite({ version, tests, prepare = furnishHome, program, option
           url: api.url,
           cli,
           prepare,
-          args: ['--spares', '3', '--max-processes', '16'],
+          args: ['--spares', '3', '--max-processes', '16', ...(reuse ? [] : ['--no-process-reuse'])],
           ...options,
         });
         await proxy.inspected();
@@ -84,7 +87,7 @@ async function runSuite({ version, tests, prepare = furnishHome, program, option
   count(started, `${label}${shared.name}`);
   if (proxy) {
     const runOne = async (one) => {
-      const context = Object.assign(new Conversation({ api, proxy }), { cli });
+      const context = Object.assign(new Conversation({ api, proxy }), { cli, shared: reuse ? proxy : undefined });
       count(await runTest(one, context, label), `${label}${one.name}`);
     };
     const crowd = wanted.filter((one) => !one.alone).sort((a, b) => (b.slow ?? false) - (a.slow ?? false));
@@ -144,7 +147,7 @@ const suites = [
   { name: 'authority', version: newest, tests: authority.tests },
   { name: 'confinement', version: newest, prepare: prepareConfinement, tests: confinement.tests },
   { name: 'security', version: newest, program: STAND_IN, tests: security.tests },
-  { name: 'conversations', version: newest, tests: conversations.tests },
+  { name: 'conversations', version: newest, reuse: false, tests: conversations.tests },
   { name: 'features', version: newest, tests: asked.once.tests },
   ...versions
     .filter((version) => version !== CLI_VERSIONS[0])

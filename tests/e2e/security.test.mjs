@@ -316,7 +316,6 @@ test('the dots of a path lead nowhere', async (t) => {
     '/v1/%2e%2e/health',
     '/../health',
     '/..%2fhealth',
-    '//v1/health',
     '/v1/./health',
   ]) {
     const { status } = await ask(t, t.proxy, get(target));
