@@ -13836,7 +13836,7 @@ dialog .row { justify-content: flex-end; }
     <a href="#playground">Playground</a>
     <a href="#live">Live</a>
     <a href="#endpoints">API</a>
-    <a href="{{repository}}" target="_blank" rel="noopener noreferrer">Source</a>
+    <a href="{{repository}}" target="_blank" rel="noreferrer">Source</a>
   </nav>
   <button type="button" id="theme" class="quiet small">Theme: auto</button>
 </div></header>
@@ -13882,7 +13882,7 @@ dialog .row { justify-content: flex-end; }
 <section id="playground">
   <header>
     <h2>Playground</h2>
-    <p>A chat through <code>/v1/chat/completions</code>, as your client would have it.</p>
+    <p>A chat through <code>/v1/chat/completions</code>.</p>
   </header>
   <div class="playground">
     <form class="settings" id="settings" aria-label="Settings of the chat">
@@ -13950,7 +13950,7 @@ dialog .row { justify-content: flex-end; }
     <div class="card sessions">
       <h3>Sessions <span class="muted" id="session-count"></span></h3>
       <p class="muted small" id="no-sessions">None yet. Requests with a <code>session_id</code> make
-        one; the server then keeps the history.</p>
+        one.</p>
       <div class="wide" hidden id="session-table"><table>
         <thead><tr><th scope="col">Session</th><th scope="col">Messages</th>
           <th scope="col" class="optional">Last used</th><th scope="col" class="optional">Ends</th>
@@ -13973,8 +13973,7 @@ dialog .row { justify-content: flex-end; }
 <dialog id="key-dialog" class="card" aria-label="Client key">
   <form id="key-form">
     <h2>This server wants a client key</h2>
-    <p class="muted small" id="key-hint">One of those that the operator set with API_KEY. It is kept
-      in this tab only.</p>
+    <p class="muted small" id="key-hint">Set by the operator as API_KEY; kept in this tab only.</p>
     <label>Client key
       <input id="key" type="password" autocomplete="off" spellcheck="false" required
         aria-describedby="key-hint key-problem"></label>
@@ -14793,31 +14792,33 @@ async function showSessions() {
 // ---- explorer ----
 
 const known = { session: '', response: '' }; // ids from answers, for paths
-const hello = (model) => ({ model, messages: [{ role: 'user', content: 'Say hello' }] });
+const greeting = 'Say hello';
+const hello = (model, more) => ({ model, messages: [{ role: 'user', content: greeting }], ...more });
+const greet = (model) => ({ model, input: greeting });
 
 /** By group: method, path, what it is, an example body. */
 const endpoints = {
   'Ask the model': [
     ['POST', '/v1/chat/completions', 'OpenAI chat completions',
-      (model) => ({ ...hello(model), stream: true, stream_options: { include_usage: true } })],
-    ['POST', '/v1/responses', 'OpenAI Responses',
-      (model) => ({ model, input: 'Say hello', stream: true })],
-    ['POST', '/v1/responses/input_tokens', 'Counts tokens',
-      (model) => ({ model, input: 'Say hello' })],
+      (model) => hello(model, { stream: true, stream_options: { include_usage: true } })],
+    ['POST', '/v1/responses', 'OpenAI Responses', (model) => ({ ...greet(model), stream: true })],
+    ['POST', '/v1/responses/input_tokens', 'Counts tokens', greet],
     ['POST', '/v1/messages', 'Anthropic Messages',
-      (model) => ({ max_tokens: 1000, ...hello(model), stream: true })],
+      (model) => hello(model, { max_tokens: 1000, stream: true })],
     ['POST', '/v1/messages/count_tokens', 'Counts tokens', hello],
     ['POST', '/v1/completions', 'Legacy completions',
-      (model) => ({ model, prompt: 'Once upon a time', max_tokens: 60, stream: true })],
+      (model) => ({ model, prompt: 'Once upon', stream: true })],
+    ['POST', '/v1/fim/completions', 'Fills in the middle',
+      (model) => ({ model, prompt: 'One, ', suffix: ', three' })],
     ['POST', '/v1/debug/request', 'What has arrived, and what is wrong with it', hello],
     ['POST', '/v1/compatibility', 'What of a chat request would be honoured',
-      (model) => ({ ...hello(model), temperature: 1.5, seed: 42 })],
+      (model) => hello(model, { temperature: 1.5, seed: 42 })],
   ],
   'Models and conversations': [
     ['GET', '/v1/models', 'The models to choose from'],
     ['GET', '/v1/models/{model}', 'One model'],
-    ['GET', '/v1/sessions', 'Histories that the server keeps for you'],
-    ['GET', '/v1/sessions/stats', 'How many sessions there are'],
+    ['GET', '/v1/sessions', 'Histories kept for you'],
+    ['GET', '/v1/sessions/stats', 'Their number'],
     ['GET', '/v1/sessions/{session}', 'One session'],
     ['DELETE', '/v1/sessions/{session}', 'Forgets a session'],
     ['GET', '/v1/responses/{response}', 'An earlier answer of /v1/responses'],
@@ -14830,13 +14831,13 @@ const endpoints = {
     ['GET', '/v1/tools/config', 'Which of them you may use'],
     ['POST', '/v1/tools/config', 'Changes that for your key',
       () => ({ allowed_tools: ['Read', 'Glob', 'Grep'] })],
-    ['GET', '/v1/tools/stats', 'How many tools there are'],
+    ['GET', '/v1/tools/stats', 'Their number'],
     ['GET', '/v1/mcp/servers', "The agent's MCP servers"],
     ['POST', '/v1/mcp/servers', 'Adds an MCP server',
       () => ({ name: 'clock', command: 'clock-mcp-server', args: [] })],
     ['POST', '/v1/mcp/connect', 'Tries one', () => ({ server_name: 'clock' })],
     ['POST', '/v1/mcp/disconnect', 'Takes one away', () => ({ server_name: 'clock' })],
-    ['GET', '/v1/mcp/stats', 'How many MCP servers there are'],
+    ['GET', '/v1/mcp/stats', 'Their number'],
   ],
   'The server': [
     ['GET', '/v1/auth/status', 'Auth method, and what is missing'],
