@@ -493,15 +493,20 @@ inline std::size_t check_json_bounds(std::string_view body,
   return values;
 }
 
-/// Text that a model, the CLI or the API wrote, to JSON. Never throws: what is malformed or exceeds
-/// the bounds is a discarded value.
+/// Any text to JSON; malformed text is a discarded value. Throws as `check_json_bounds`.
+inline json parse_json(std::string_view text, std::size_t max_depth = max_json_depth) {
+  check_json_bounds(text, max_depth);
+  return json::parse(text, nullptr, false);
+}
+
+/// Text that a model, another program or a file holds, to JSON. Never throws: what is malformed or
+/// exceeds the bounds is a discarded value.
 inline json try_parse_json(std::string_view text, std::size_t max_depth = max_json_depth) {
   try {
-    check_json_bounds(text, max_depth);
+    return parse_json(text, max_depth);
   } catch (const api_error&) {
     return json(json::value_t::discarded);
   }
-  return json::parse(text, nullptr, false);
 }
 
 /// Untrusted text to JSON. Throws a 400 that tells the byte at which the text is broken.
@@ -987,7 +992,7 @@ inline environment_map parse_env_file(std::string_view content) {
 inline std::vector<std::string> parse_list(std::string_view value) {
   value = text::trim(value);
   if (!text::starts_with(value, "[")) return text::split(value, ',');
-  const auto array = json::parse(value, nullptr, false);
+  const auto array = try_parse_json(value);
   if (!array.is_array()) throw std::invalid_argument("this is no JSON array");
   std::vector<std::string> items;
   for (const auto& item : array) {
@@ -1761,7 +1766,7 @@ inline void name_ignored_kind(turn_request& request, std::string_view field,
 
 /// True unless the value is one of those in `neutral`, a JSON array.
 inline bool asks_for_something(const reader& value, const char* neutral) {
-  const json values = json::parse(neutral);
+  const json values = parse_json(neutral);
   return std::find(values.begin(), values.end(), value.value()) == values.end();
 }
 
@@ -1835,10 +1840,7 @@ inline void add_tool(const reader& source, tool_definition tool, turn_request& r
 inline json parse_call_input(const std::optional<reader>& arguments) {
   if (!arguments) return json::object();
   json input = arguments->value();
-  if (input.is_string()) {
-    check_json_bounds(arguments->string());
-    input = json::parse(arguments->string(), nullptr, false);
-  }
+  if (input.is_string()) input = parse_json(arguments->string());
   if (input.is_object()) return input;
   const bool nothing = arguments->is_string() && text::trim(arguments->string()).empty();
   if (nothing || input.empty()) return json::object();
@@ -2872,8 +2874,7 @@ inline json render_diagnosis(std::string_view raw) {
   json parsed = json(json::value_t::discarded);
   json errors = json::array();
   try {
-    check_json_bounds(raw);
-    parsed = json::parse(raw.begin(), raw.end(), nullptr, false);
+    parsed = parse_json(raw);
     parse(parse_body(raw), {});
   } catch (const api_error& error) {
     errors.push_back(
@@ -3689,7 +3690,7 @@ inline json make_begun_response(const reply_context& context, const json& body) 
 
 /// Makes the response one that has failed, or that its client has cancelled.
 inline void set_failure(json& response, const api_error& error) {
-  const json told = json::parse(openai_chat::render_error(error))["error"];
+  const json told = parse_json(openai_chat::render_error(error))["error"];
   response["status"] = error.code == "cancelled" ? "cancelled" : "failed";
   const auto& code = told["code"];
   response["error"] =
@@ -4038,11 +4039,7 @@ inline void parse_reasoning_item(const reader& item, history_builder& history,
   const auto sealed = item.find("encrypted_content");
   if (!sealed) return;
   json opened;
-  if (text::is_base64(sealed->string())) {
-    const auto bytes = text::from_base64(sealed->string());
-    check_json_bounds(bytes);
-    opened = json::parse(bytes, nullptr, false);
-  }
+  if (text::is_base64(sealed->string())) opened = parse_json(text::from_base64(sealed->string()));
   thinking_part thought{string_of(opened, "thinking"), string_of(opened, "signature"),
                         string_of(opened, "redacted")};
   if (thought.signature.empty() && thought.redacted.empty()) {
@@ -7081,8 +7078,10 @@ class child_process {
     short flags = POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK;
 #ifdef __APPLE__
     flags |= POSIX_SPAWN_CLOEXEC_DEFAULT;
-#elif defined(__GLIBC__) && __GLIBC_PREREQ(2, 34)
+#elif defined(__GLIBC__)  // elsewhere the next line is none of the preprocessor's
+#if __GLIBC_PREREQ(2, 34)
     posix_spawn_file_actions_addclosefrom_np(&actions, next);
+#endif
 #endif
     sigset_t signals;
     sigfillset(&signals);
@@ -7165,9 +7164,11 @@ class write_buffer {
   std::size_t sent_ = 0;
 };
 
+constexpr std::size_t max_command_output = 8 * 1024 * 1024;
+
 /// What a short command said.
 struct command_output {
-  bool finished = false;  ///< false: it was still running at the deadline and was killed
+  bool finished = false;  ///< false: it was killed, at the deadline or since it printed too much
   std::string ending;
   std::string output;
   std::string errors;
@@ -7187,7 +7188,7 @@ inline command_output run_command(const command& what, const child_guard& guard,
     const bool exited = child.has_exited();  // before the last read, so that nothing is missed
     if (child.output && !read_available(child.output.get(), said.output)) child.output.reset();
     if (child.errors && !read_available(child.errors.get(), said.errors)) child.errors.reset();
-    if (exited) break;
+    if (exited || said.output.size() + said.errors.size() > max_command_output) break;
   }
   said.finished = child.try_reap();
   said.ending = child.ending();
@@ -9141,7 +9142,7 @@ class session_store {
   void load(const std::string& path) {
     std::string problem;
     const auto bytes = read_all(open_own_file(path, problem, O_NOFOLLOW));
-    const json stored = json::parse(bytes, nullptr, false);
+    const json stored = try_parse_json(bytes, max_line_depth);
     const auto kept = std::make_shared<session>();
     kept->client = string_of(stored, "client");
     kept->id = string_of(stored, "id");
@@ -10406,7 +10407,7 @@ class mcp_probe {
     tell(json::object({{"jsonrpc", "2.0"}, {"id", id}, {"method", method}, {"params", params}}));
     while (std::chrono::steady_clock::now() < deadline_ && !stop.is_raised()) {
       while (const auto text = lines_.next()) {
-        const json line = json::parse(*text, nullptr, false);
+        const json line = try_parse_json(*text, max_line_depth);
         const bool question = !member_of(line, "method").is_null();
         if (question || integer_of(line, "id") != id) continue;
         return member_of(line, "result");  // null: it has no such method
@@ -10420,6 +10421,9 @@ class mcp_probe {
       const bool open = read_available(child_.output.get(), said);
       if (!read_available(child_.errors.get(), ignored)) child_.errors.reset();
       lines_.feed(said);
+      if (lines_.overflowed()) {
+        throw api_error(error_kind::bad_gateway, "the MCP server prints an endless line");
+      }
       if ((!open || child_.has_exited()) && said.empty()) break;
     }
     throw api_error(error_kind::bad_gateway, "the MCP server does not answer '" + method + "'");
@@ -10427,7 +10431,7 @@ class mcp_probe {
 
   child_process child_;
   write_buffer outgoing_;
-  line_splitter lines_;
+  line_splitter lines_{8 * 1024 * 1024};
   std::int64_t last_id_ = 0;
   steady_time deadline_ = std::chrono::steady_clock::now() + patience;
 };
@@ -10495,7 +10499,7 @@ class agent_registry {
       : settings_(settings), scratch_(std::move(scratch)), guard_(guard) {
     if (settings_.mcp_config.empty()) return;
     const unique_fd file(::open(settings_.mcp_config.c_str(), O_RDONLY | O_CLOEXEC));
-    const json parsed = json::parse(read_all(file), nullptr, false);
+    const json parsed = try_parse_json(read_all(file));
     const auto& servers = member_of(parsed, "mcpServers");
     if (!servers.is_object()) {
       throw std::invalid_argument("no MCP servers can be read from " + settings_.mcp_config);
@@ -11555,7 +11559,7 @@ class stand_in {
   bool over() const { return interrupted_ || failed_; }
 
   void take_line(std::string_view said) {
-    const json line = json::parse(said, nullptr, false);
+    const json line = try_parse_json(said, max_line_depth);
     if (!line.is_object()) return fail("a line is not a JSON object");
     const auto type = string_of(line, "type");
     if (type == "control_request") take_request(line);
@@ -11573,7 +11577,8 @@ class stand_in {
     }
     if (subtype == "apply_flag_settings") {
       const auto& variables = member_of(member_of(request, "settings"), "env");
-      const auto body = json::parse(string_of(variables, "CLAUDE_CODE_EXTRA_BODY"), nullptr, false);
+      const auto body =
+          try_parse_json(string_of(variables, "CLAUDE_CODE_EXTRA_BODY"), max_line_depth);
       if (body.is_object()) now_.body = body;
     }
     if (subtype == "set_max_thinking_tokens") {
@@ -11749,7 +11754,7 @@ class stand_in {
     now_.messages.push_back(json::object({{"role", "assistant"}, {"content", made.text}}));
     auto more = json::object({{"stop_reason", made.stop_reason}});
     if (made.structured && made.stop_reason == "end_turn") {
-      more["structured_output"] = json::parse(made.text, nullptr, false);
+      more["structured_output"] = try_parse_json(made.text);
     }
     say_result(made.text, more);
   }
@@ -17164,7 +17169,7 @@ class doctor {
     const command ask{
         claude_words(settings_, {"auth", "status"}), child_environment(settings_), {}};
     const auto said = run_command(ask, *guard_, std::chrono::seconds(20), stop_);
-    const auto told = json::parse(said.output, nullptr, false);
+    const auto told = try_parse_json(said.output);
     const bool logged_in = told.is_object() ? boolean_of(told, "loggedIn") : missing.empty();
     const auto as = string_of(told, "authMethod");
     tell({"login", logged_in && missing.empty(),
