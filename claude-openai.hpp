@@ -4677,7 +4677,8 @@ inline double estimate_cost(const std::string& model, const token_usage& used) {
 
 /// Whether, and how much, the model will think.
 inline void settle_thinking(turn_request& request, const model_traits& model) {
-  if (!request.thinking_tokens && request.effort != reasoning_effort::none) {
+  const bool by_effort = request.effort != reasoning_effort::none && !request.no_thinking;
+  if (!request.thinking_tokens && by_effort) {
     request.thinking_tokens = thinking_budget(request.effort);
   }
   if (request.thinking_tokens.value_or(0) > 0) request.shows_thinking = true;
@@ -4693,7 +4694,11 @@ inline void settle_thinking(turn_request& request, const model_traits& model) {
       request.thinking_tokens.reset();
     }
   }
-  if (request.no_thinking && model.always_thinks) name_ignored(request, request.thinking_field);
+  if (request.no_thinking && model.always_thinks) {
+    name_ignored(request, request.thinking_field);
+    // OpenAI's `none` is an effort: the least there is. With Anthropic's it has nothing to do.
+    if (!request.thinking_tokens) request.effort = reasoning_effort::minimal;
+  }
   request.thinks = model.always_thinks || request.thinking_tokens.value_or(0) > 0;
 }
 
@@ -15827,7 +15832,7 @@ class http_service : public httplib::Server {
   static std::chrono::milliseconds time_to_reset(const std::vector<usage_window>& windows) {
     using namespace std::chrono;
     constexpr std::int64_t max_wait = 7 * 24 * 3600;  // the longest window there is
-    const auto now = duration_cast<seconds>(system_clock::now().time_since_epoch()).count();
+    const std::int64_t now = duration_cast<seconds>(system_clock::now().time_since_epoch()).count();
     std::int64_t longest = 0;
     for (const auto& window : windows) {
       if (window.status == "rejected") longest = std::max(longest, window.resets_at - now);
