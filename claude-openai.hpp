@@ -97,7 +97,6 @@
 #include <linux/inet_diag.h>
 #include <linux/netlink.h>
 #include <linux/sock_diag.h>
-#include <sys/prctl.h>
 #endif
 #ifdef __GLIBC__
 #include <malloc.h>
@@ -110,6 +109,8 @@
 #include <openssl/evp.h>
 #include <openssl/hmac.h>
 #endif
+
+extern "C" char** environ;  // POSIX lets no header declare it
 
 namespace claude_openai {
 
@@ -6855,102 +6856,6 @@ class temporary_directory {
   std::mutex mutex_;
 };
 
-/// A tiny forked process that ends our children's process groups when we die, even by SIGKILL: it
-/// notices by the end of file on a pipe that only we hold. Thread-safe. Owned by the pool.
-///
-/// PR_SET_PDEATHSIG would do for Linux alone, but fires when the spawning *thread* ends.
-class child_guard {
- public:
-  /// Also ignores for this program SIGPIPE, since a child may die while it is written to, and
-  /// SIGXFSZ: a session that outgrows the limit of file sizes is not stored, no more.
-  ///
-  /// `scratch` is a directory that goes with this program, however it ends; null for none.
-  explicit child_guard(temporary_directory* scratch = nullptr)
-      : scratch_(scratch), pipe_(make_pipe()) {
-    std::signal(SIGPIPE, SIG_IGN);
-    std::signal(SIGXFSZ, SIG_IGN);
-    pid_ = ::fork();
-    if (pid_ < 0) throw std::system_error(last_system_error(), "fork");
-    if (pid_ == 0) watch(pipe_.read.get(), scratch_ == nullptr ? "" : scratch_->path().c_str());
-    pipe_.read.reset();
-  }
-  child_guard(const child_guard&) = delete;
-  child_guard& operator=(const child_guard&) = delete;
-  ~child_guard() {
-    tell(farewell);
-    pipe_.write.reset();
-    while (::waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) {
-    }
-  }
-
-  /// Before a child is started: the directory that it works in is there, and ours.
-  void prepare() const {
-    if (scratch_ != nullptr) scratch_->ensure();
-  }
-  void add(pid_t group) const { tell(group); }
-  void remove(pid_t group) const { tell(-group); }
-
- private:
-  static constexpr pid_t farewell = 0;  ///< this program ends well, and cleans up itself
-
-  void tell(pid_t message) const {
-    ssize_t written = 0;
-    do {
-      written = ::write(pipe_.write.get(), &message, sizeof message);
-    } while (written < 0 && errno == EINTR);
-  }
-
-  static void signal_all(const std::array<pid_t, 4096>& groups, int signal) {
-    for (const pid_t group : groups) {
-      if (group > 0) ::kill(-group, signal);
-    }
-  }
-
-  /// Runs in the forked process: only async-signal-safe calls.
-  [[noreturn]] static void watch(int fd, const char* scratch) {
-    ::setpgid(0, 0);  // a Ctrl-C at the terminal is for us, not for it
-#ifdef __linux__
-    ::prctl(PR_SET_NAME, "claude-guard");  // `pkill -9 claude-openai` must not hit it too
-#endif
-    ::signal(SIGTERM, SIG_IGN);
-    ::signal(SIGHUP, SIG_IGN);
-    for (int other = 0; other < 4096; ++other) {
-      if (other != fd) ::close(other);
-    }
-    static std::array<pid_t, 4096> groups{};
-    pid_t message = 0;
-    bool ended_well = false;
-    for (;;) {
-      const ssize_t count = ::read(fd, &message, sizeof message);
-      if (count < 0 && errno == EINTR) continue;
-      if (count != sizeof message) break;
-      ended_well = message == farewell;
-      if (ended_well) continue;
-      const pid_t known = message > 0 ? 0 : -message;
-      const auto slot = std::find(groups.begin(), groups.end(), known);
-      if (slot != groups.end()) *slot = message > 0 ? message : 0;
-    }
-    signal_all(groups, SIGINT);  // an agent ends its own children on this one only
-    const bool any = std::any_of(groups.begin(), groups.end(), [](pid_t g) { return g > 0; });
-    if (any) ::usleep(400'000);
-    signal_all(groups, SIGKILL);
-    if (!ended_well && *scratch != '\0') ::execl("/bin/rm", "rm", "-rf", scratch, nullptr);
-    ::_exit(0);
-  }
-
-  temporary_directory* scratch_;
-  pipe_ends pipe_;
-  pid_t pid_ = -1;
-};
-
-/// The open file has that path, without a link on the way; taken for true where the system does not
-/// tell.
-inline bool leads_to(int fd, const std::string& path) {
-  std::error_code failed;
-  const auto real = std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(fd), failed);
-  return failed || real == std::filesystem::path(path);
-}
-
 /// Writes everything to a file. False when it does not fit.
 inline bool write_all(int fd, std::string_view bytes) {
   while (!bytes.empty()) {
@@ -6960,6 +6865,145 @@ inline bool write_all(int fd, std::string_view bytes) {
   }
   return true;
 }
+
+/// The open file has that path, without a link on the way; taken for true where the system does not
+/// tell.
+inline bool leads_to(int fd, const std::string& path) {
+  std::error_code failed;
+  const auto real = std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(fd), failed);
+  return failed || real == std::filesystem::path(path);
+}
+
+inline std::vector<char*> pointers_to(std::vector<std::string>& strings) {
+  std::vector<char*> pointers;
+  for (auto& string : strings) pointers.push_back(string.data());
+  pointers.push_back(nullptr);
+  return pointers;
+}
+
+/// A descriptor of that very directory, since the path may have become a link. Empty for no path;
+/// throws `std::system_error`.
+inline unique_fd open_directory(const std::string& path) {
+  if (path.empty()) return {};
+  unique_fd directory(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!directory) throw std::system_error(last_system_error(), "cannot enter " + path);
+  if (!leads_to(directory.get(), path)) {
+    throw std::system_error(std::make_error_code(std::errc::no_such_file_or_directory),
+                            path + " has become a link");
+  }
+  return directory;
+}
+
+/// Starts a command in a process group of its own; `streams` become its descriptors from 0 on.
+/// Throws `std::system_error`.
+inline pid_t spawn(const command& what, const std::vector<int>& streams) {
+  const auto directory = open_directory(what.working_directory);
+  auto arguments = what.arguments;
+  std::vector<std::string> variables;
+  for (const auto& [name, value] : what.environment) variables.push_back(name + "=" + value);
+  posix_spawn_file_actions_t actions{};
+  posix_spawn_file_actions_init(&actions);
+  int next = 0;
+  for (const int stream : streams) {
+    posix_spawn_file_actions_adddup2(&actions, stream, next++);
+  }
+  if (directory) posix_spawn_file_actions_addfchdir_np(&actions, directory.get());
+  posix_spawnattr_t attributes{};
+  posix_spawnattr_init(&attributes);
+  short flags = POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK;
+#ifdef __APPLE__
+  flags |= POSIX_SPAWN_CLOEXEC_DEFAULT;
+#elif defined(__GLIBC__)  // elsewhere the next line is none of the preprocessor's
+#if __GLIBC_PREREQ(2, 34)
+  posix_spawn_file_actions_addclosefrom_np(&actions, next);
+#endif
+#endif
+  sigset_t signals;
+  sigfillset(&signals);
+  posix_spawnattr_setsigdefault(&attributes, &signals);
+  sigemptyset(&signals);
+  posix_spawnattr_setsigmask(&attributes, &signals);
+  posix_spawnattr_setflags(&attributes, flags);
+  pid_t pid = -1;
+  const int failed = ::posix_spawnp(&pid, arguments.front().c_str(), &actions, &attributes,
+                                    pointers_to(arguments).data(), pointers_to(variables).data());
+  posix_spawn_file_actions_destroy(&actions);
+  posix_spawnattr_destroy(&attributes);
+  if (failed != 0) {
+    throw std::system_error(std::error_code(failed, std::generic_category()),
+                            "cannot start " + arguments.front());
+  }
+  return pid;
+}
+
+/// A shell that ends our children's process groups when we die, even by SIGKILL: it notices by the
+/// end of file on a pipe that only we hold. Not a fork, which would keep a copy of all the memory
+/// of the program that we are part of, and its descriptors. Thread-safe. Owned by the pool.
+///
+/// PR_SET_PDEATHSIG would do for Linux alone, but fires when the spawning *thread* ends.
+class child_guard {
+ public:
+  /// Also ignores for this program SIGPIPE, since a child may die while it is written to, and
+  /// SIGXFSZ: a session that outgrows the limit of file sizes is not stored, no more.
+  ///
+  /// `scratch` is a directory that goes with this program, however it ends; null for none. Throws
+  /// `std::system_error`.
+  explicit child_guard(temporary_directory* scratch = nullptr) : scratch_(scratch) {
+    std::signal(SIGPIPE, SIG_IGN);
+    std::signal(SIGXFSZ, SIG_IGN);
+    auto pipe = make_pipe();
+    const unique_fd nothing(::open("/dev/null", O_RDWR | O_CLOEXEC));
+    const command shell{{"/bin/sh", "-c", script, "claude-guard"},
+                        {{"PATH", "/usr/bin:/bin"},
+                         {"SCRATCH", scratch_ == nullptr ? std::string() : scratch_->path()}},
+                        "/"};
+    pid_ = spawn(shell, {pipe.read.get(), nothing.get(), nothing.get()});
+    pipe_ = std::move(pipe.write);
+  }
+  child_guard(const child_guard&) = delete;
+  child_guard& operator=(const child_guard&) = delete;
+  ~child_guard() {
+    tell("end", 0);
+    pipe_.reset();
+    while (::waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) {
+    }
+  }
+
+  /// Before a child is started: the directory that it works in is there, and ours.
+  void prepare() const {
+    if (scratch_ != nullptr) scratch_->ensure();
+  }
+  void add(pid_t group) const { tell("add", group); }
+  void remove(pid_t group) const { tell("remove", group); }
+
+ private:
+  /// Without `end`, this program could not clean up itself. An agent ends its own children on
+  /// SIGINT only.
+  static constexpr const char* script = R"(trap '' TERM HUP
+groups=
+while read -r what group; do
+  case $what in
+    add) groups="$groups $group" ;;
+    remove)
+      all=$groups
+      groups=
+      for one in $all; do [ "$one" = "$group" ] || groups="$groups $one"; done ;;
+    end) SCRATCH= ;;
+  esac
+done
+for group in $groups; do kill -s INT -- "-$group"; done
+[ -z "$groups" ] || sleep 0.4
+for group in $groups; do kill -s KILL -- "-$group"; done
+[ -z "$SCRATCH" ] || exec rm -rf -- "$SCRATCH")";
+
+  void tell(const char* what, pid_t group) const {
+    write_all(pipe_.get(), std::string(what) + " " + std::to_string(group) + "\n");
+  }
+
+  temporary_directory* scratch_;
+  unique_fd pipe_;
+  pid_t pid_ = -1;
+};
 
 /// A running command in a process group of its own, with pipes to its three streams. Its owner
 /// ends it; the destructor kills what is left. One thread at a time.
@@ -7031,13 +7075,6 @@ class child_process {
   const std::string& ending() const { return ending_; }
 
  private:
-  static std::vector<char*> pointers_to(std::vector<std::string>& strings) {
-    std::vector<char*> pointers;
-    for (auto& string : strings) pointers.push_back(string.data());
-    pointers.push_back(nullptr);
-    return pointers;
-  }
-
   /// A pipe from which these bytes can be read. Throws `std::system_error` when they do not fit it.
   static unique_fd fill_pipe(std::string_view bytes) {
     auto ends = make_pipe();
@@ -7050,60 +7087,6 @@ class child_process {
     }
     // Above all descriptors that it may become, so that none of them is closed by another's.
     return unique_fd(::fcntl(ends.read.get(), F_DUPFD_CLOEXEC, 32));
-  }
-
-  /// A descriptor of that very directory, since the path may have become a link. Empty for no path;
-  /// throws `std::system_error`.
-  static unique_fd open_directory(const std::string& path) {
-    if (path.empty()) return {};
-    unique_fd directory(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (!directory) throw std::system_error(last_system_error(), "cannot enter " + path);
-    if (!leads_to(directory.get(), path)) {
-      throw std::system_error(std::make_error_code(std::errc::no_such_file_or_directory),
-                              path + " has become a link");
-    }
-    return directory;
-  }
-
-  /// `streams` become its descriptors from 0 on.
-  static pid_t spawn(const command& what, const std::vector<int>& streams) {
-    const auto directory = open_directory(what.working_directory);
-    auto arguments = what.arguments;
-    std::vector<std::string> variables;
-    for (const auto& [name, value] : what.environment) variables.push_back(name + "=" + value);
-    posix_spawn_file_actions_t actions{};
-    posix_spawn_file_actions_init(&actions);
-    int next = 0;
-    for (const int stream : streams) {
-      posix_spawn_file_actions_adddup2(&actions, stream, next++);
-    }
-    if (directory) posix_spawn_file_actions_addfchdir_np(&actions, directory.get());
-    posix_spawnattr_t attributes{};
-    posix_spawnattr_init(&attributes);
-    short flags = POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK;
-#ifdef __APPLE__
-    flags |= POSIX_SPAWN_CLOEXEC_DEFAULT;
-#elif defined(__GLIBC__)  // elsewhere the next line is none of the preprocessor's
-#if __GLIBC_PREREQ(2, 34)
-    posix_spawn_file_actions_addclosefrom_np(&actions, next);
-#endif
-#endif
-    sigset_t signals;
-    sigfillset(&signals);
-    posix_spawnattr_setsigdefault(&attributes, &signals);
-    sigemptyset(&signals);
-    posix_spawnattr_setsigmask(&attributes, &signals);
-    posix_spawnattr_setflags(&attributes, flags);
-    pid_t pid = -1;
-    const int failed = ::posix_spawnp(&pid, arguments.front().c_str(), &actions, &attributes,
-                                      pointers_to(arguments).data(), pointers_to(variables).data());
-    posix_spawn_file_actions_destroy(&actions);
-    posix_spawnattr_destroy(&attributes);
-    if (failed != 0) {
-      throw std::system_error(std::error_code(failed, std::generic_category()),
-                              "cannot start " + arguments.front());
-    }
-    return pid;
   }
 
   bool reap(int flags) {

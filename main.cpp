@@ -6,6 +6,9 @@
 
 #include <sys/resource.h>
 #include <sys/stat.h>
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
 
 #include <atomic>
 #include <chrono>
@@ -851,7 +854,7 @@ int serve(const proxy::options& settings, arguments& called) {
     settings.log.set_level(parse_level(line->log_level));
   };
   running = &server;
-  // Afterwards a signal changes nothing: all that is left is to clean up.
+  // Once it is gone a signal changes nothing: all that is left is to clean up.
   const std::shared_ptr<void> while_it_runs(nullptr, [](void*) { running = nullptr; });
   std::signal(SIGINT, stop_running);
   std::signal(SIGTERM, stop_running);
