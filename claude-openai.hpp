@@ -10658,8 +10658,11 @@ class agent_registry {
     } catch (const std::system_error& failure) {
       throw api_error(error_kind::bad_gateway, failure.what());
     }
-    // Only what was found out: the server may have been registered anew meanwhile.
     return change(client, name, [&](mcp_server& server) {
+      if (server.config != tried.config) {
+        throw api_error(error_kind::invalid_request,
+                        "MCP server '" + name + "' was registered anew meanwhile; connect again");
+      }
       server.connected = server.enabled = true;
       server.tools = tried.tools;
       server.resources = tried.resources;

@@ -659,12 +659,17 @@ TEST_CASE("MCP probe: a server that was registered anew meanwhile stays as it wa
       echo '{"id":'$id',"result":{"tools":[{}]}}' ;;
 )" + answers("prompts/list", "{}");
   probing given(shell_server(place, waits));
-  std::thread connecting([&] { given.connect(); });
+  std::optional<api_error> error;
+  std::thread connecting([&] { error = error_of([&] { given.connect(); }); });
   while (!std::filesystem::exists(place / "asked")) std::this_thread::yield();
   given.agents().add_server("me", server_of(R"({"name":"own","command":"fresh"})"));
   place.write("go", "");
   connecting.join();
-  CHECK(given.agents().servers("me")[0].config["command"] == "fresh");
+  CHECK(error->message == "MCP server 'own' was registered anew meanwhile; connect again");
+  const auto server = given.agents().servers("me")[0];
+  CHECK(server.config["command"] == "fresh");
+  CHECK_FALSE(server.connected);  // nobody has tried that one
+  CHECK(server.tools == 0);
 }
 
 TEST_CASE("MCP probe: a server without a local command cannot be tried") {
