@@ -6894,6 +6894,21 @@ inline unique_fd open_directory(const std::string& path) {
   return directory;
 }
 
+/// Has a child close all descriptors from `first` on: others than we may have left some open.
+inline void close_from(int first, posix_spawn_file_actions_t& actions) {
+#ifdef __GLIBC__
+#if __GLIBC_PREREQ(2, 34)
+  posix_spawn_file_actions_addclosefrom_np(&actions, first);
+  return;
+#endif
+#endif
+  std::error_code failed;
+  for (const auto& open : std::filesystem::directory_iterator("/proc/self/fd", failed)) {
+    const auto fd = text::try_number<int>(open.path().filename().string());
+    if (fd && *fd >= first) posix_spawn_file_actions_addclose(&actions, *fd);
+  }
+}
+
 /// Starts a command in a process group of its own; `streams` become its descriptors from 0 on.
 /// Throws `std::system_error`.
 inline pid_t spawn(const command& what, const std::vector<int>& streams) {
@@ -6913,10 +6928,8 @@ inline pid_t spawn(const command& what, const std::vector<int>& streams) {
   short flags = POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK;
 #ifdef __APPLE__
   flags |= POSIX_SPAWN_CLOEXEC_DEFAULT;
-#elif defined(__GLIBC__)  // elsewhere the next line is none of the preprocessor's
-#if __GLIBC_PREREQ(2, 34)
-  posix_spawn_file_actions_addclosefrom_np(&actions, next);
-#endif
+#else
+  close_from(next, actions);
 #endif
   sigset_t signals;
   sigfillset(&signals);
