@@ -176,6 +176,10 @@ fuzz-merge: ## keep in tests/fuzz/corpus what `make fuzz` has found that covers 
 bench: build/claude-openai stand-in e2e-modules ## measure what requests, sessions and streams cost
 	@node tests/bench/bench.mjs
 
+portable: e2e-modules ## build for macOS and for Linux without glibc, and play the demo with the static program
+	@.ci/deps build node portable
+	@.ci/portable
+
 # SOAK_SEED=n repeats a load, SOAK_CLI=stand-in, claude or demo takes one of them alone.
 soak: build/claude-openai stand-in e2e-modules ## run 50 conversations at once, then a mixed load with faults for SOAK_TIME=300 s
 	@SOAK=1 node tests/e2e/run.mjs --only 'never mix'
@@ -244,6 +248,6 @@ help: ## say this
 
 FORCE:
 .DELETE_ON_ERROR:
-.PHONY: all run doctor login dev test fuzz fuzz-merge unit protocol golden e2e e2e-clients header asan tsan bench soak programs \
+.PHONY: all run doctor login dev test fuzz fuzz-merge unit protocol golden e2e e2e-clients header asan tsan bench soak portable programs \
         stand-in e2e-modules format format-check tidy install uninstall clean deps need-build need-test \
         help FORCE

@@ -97,7 +97,6 @@
 #include <linux/inet_diag.h>
 #include <linux/netlink.h>
 #include <linux/sock_diag.h>
-#include <sys/prctl.h>
 #endif
 #ifdef __GLIBC__
 #include <malloc.h>
@@ -110,6 +109,8 @@
 #include <openssl/evp.h>
 #include <openssl/hmac.h>
 #endif
+
+extern "C" char** environ;  // POSIX lets no header declare it
 
 namespace claude_openai {
 
@@ -493,15 +494,20 @@ inline std::size_t check_json_bounds(std::string_view body,
   return values;
 }
 
-/// Text that a model, the CLI or the API wrote, to JSON. Never throws: what is malformed or exceeds
-/// the bounds is a discarded value.
+/// Any text to JSON; malformed text is a discarded value. Throws as `check_json_bounds`.
+inline json parse_json(std::string_view text, std::size_t max_depth = max_json_depth) {
+  check_json_bounds(text, max_depth);
+  return json::parse(text, nullptr, false);
+}
+
+/// Text that a model, another program or a file holds, to JSON. Never throws: what is malformed or
+/// exceeds the bounds is a discarded value.
 inline json try_parse_json(std::string_view text, std::size_t max_depth = max_json_depth) {
   try {
-    check_json_bounds(text, max_depth);
+    return parse_json(text, max_depth);
   } catch (const api_error&) {
     return json(json::value_t::discarded);
   }
-  return json::parse(text, nullptr, false);
 }
 
 /// Untrusted text to JSON. Throws a 400 that tells the byte at which the text is broken.
@@ -987,7 +993,7 @@ inline environment_map parse_env_file(std::string_view content) {
 inline std::vector<std::string> parse_list(std::string_view value) {
   value = text::trim(value);
   if (!text::starts_with(value, "[")) return text::split(value, ',');
-  const auto array = json::parse(value, nullptr, false);
+  const auto array = try_parse_json(value);
   if (!array.is_array()) throw std::invalid_argument("this is no JSON array");
   std::vector<std::string> items;
   for (const auto& item : array) {
@@ -1764,7 +1770,7 @@ inline void name_ignored_kind(turn_request& request, std::string_view field,
 
 /// True unless the value is one of those in `neutral`, a JSON array.
 inline bool asks_for_something(const reader& value, const char* neutral) {
-  const json values = json::parse(neutral);
+  const json values = parse_json(neutral);
   return std::find(values.begin(), values.end(), value.value()) == values.end();
 }
 
@@ -1838,10 +1844,7 @@ inline void add_tool(const reader& source, tool_definition tool, turn_request& r
 inline json parse_call_input(const std::optional<reader>& arguments) {
   if (!arguments) return json::object();
   json input = arguments->value();
-  if (input.is_string()) {
-    check_json_bounds(arguments->string());
-    input = json::parse(arguments->string(), nullptr, false);
-  }
+  if (input.is_string()) input = parse_json(arguments->string());
   if (input.is_object()) return input;
   const bool nothing = arguments->is_string() && text::trim(arguments->string()).empty();
   if (nothing || input.empty()) return json::object();
@@ -2875,8 +2878,7 @@ inline json render_diagnosis(std::string_view raw) {
   json parsed = json(json::value_t::discarded);
   json errors = json::array();
   try {
-    check_json_bounds(raw);
-    parsed = json::parse(raw.begin(), raw.end(), nullptr, false);
+    parsed = parse_json(raw);
     parse(parse_body(raw), {});
   } catch (const api_error& error) {
     errors.push_back(
@@ -3692,7 +3694,7 @@ inline json make_begun_response(const reply_context& context, const json& body) 
 
 /// Makes the response one that has failed, or that its client has cancelled.
 inline void set_failure(json& response, const api_error& error) {
-  const json told = json::parse(openai_chat::render_error(error))["error"];
+  const json told = parse_json(openai_chat::render_error(error))["error"];
   response["status"] = error.code == "cancelled" ? "cancelled" : "failed";
   const auto& code = told["code"];
   response["error"] =
@@ -4041,11 +4043,7 @@ inline void parse_reasoning_item(const reader& item, history_builder& history,
   const auto sealed = item.find("encrypted_content");
   if (!sealed) return;
   json opened;
-  if (text::is_base64(sealed->string())) {
-    const auto bytes = text::from_base64(sealed->string());
-    check_json_bounds(bytes);
-    opened = json::parse(bytes, nullptr, false);
-  }
+  if (text::is_base64(sealed->string())) opened = parse_json(text::from_base64(sealed->string()));
   thinking_part thought{string_of(opened, "thinking"), string_of(opened, "signature"),
                         string_of(opened, "redacted")};
   if (thought.signature.empty() && thought.redacted.empty()) {
@@ -4683,7 +4681,8 @@ inline double estimate_cost(const std::string& model, const token_usage& used) {
 
 /// Whether, and how much, the model will think.
 inline void settle_thinking(turn_request& request, const model_traits& model) {
-  if (!request.thinking_tokens && request.effort != reasoning_effort::none) {
+  const bool by_effort = request.effort != reasoning_effort::none && !request.no_thinking;
+  if (!request.thinking_tokens && by_effort) {
     request.thinking_tokens = thinking_budget(request.effort);
   }
   if (request.thinking_tokens.value_or(0) > 0) request.shows_thinking = true;
@@ -4699,7 +4698,11 @@ inline void settle_thinking(turn_request& request, const model_traits& model) {
       request.thinking_tokens.reset();
     }
   }
-  if (request.no_thinking && model.always_thinks) name_ignored(request, request.thinking_field);
+  if (request.no_thinking && model.always_thinks) {
+    name_ignored(request, request.thinking_field);
+    // OpenAI's `none` is an effort: the least there is. With Anthropic's it has nothing to do.
+    if (!request.thinking_tokens) request.effort = reasoning_effort::minimal;
+  }
   request.thinks = model.always_thinks || request.thinking_tokens.value_or(0) > 0;
 }
 
@@ -6856,102 +6859,6 @@ class temporary_directory {
   std::mutex mutex_;
 };
 
-/// A tiny forked process that ends our children's process groups when we die, even by SIGKILL: it
-/// notices by the end of file on a pipe that only we hold. Thread-safe. Owned by the pool.
-///
-/// PR_SET_PDEATHSIG would do for Linux alone, but fires when the spawning *thread* ends.
-class child_guard {
- public:
-  /// Also ignores for this program SIGPIPE, since a child may die while it is written to, and
-  /// SIGXFSZ: a session that outgrows the limit of file sizes is not stored, no more.
-  ///
-  /// `scratch` is a directory that goes with this program, however it ends; null for none.
-  explicit child_guard(temporary_directory* scratch = nullptr)
-      : scratch_(scratch), pipe_(make_pipe()) {
-    std::signal(SIGPIPE, SIG_IGN);
-    std::signal(SIGXFSZ, SIG_IGN);
-    pid_ = ::fork();
-    if (pid_ < 0) throw std::system_error(last_system_error(), "fork");
-    if (pid_ == 0) watch(pipe_.read.get(), scratch_ == nullptr ? "" : scratch_->path().c_str());
-    pipe_.read.reset();
-  }
-  child_guard(const child_guard&) = delete;
-  child_guard& operator=(const child_guard&) = delete;
-  ~child_guard() {
-    tell(farewell);
-    pipe_.write.reset();
-    while (::waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) {
-    }
-  }
-
-  /// Before a child is started: the directory that it works in is there, and ours.
-  void prepare() const {
-    if (scratch_ != nullptr) scratch_->ensure();
-  }
-  void add(pid_t group) const { tell(group); }
-  void remove(pid_t group) const { tell(-group); }
-
- private:
-  static constexpr pid_t farewell = 0;  ///< this program ends well, and cleans up itself
-
-  void tell(pid_t message) const {
-    ssize_t written = 0;
-    do {
-      written = ::write(pipe_.write.get(), &message, sizeof message);
-    } while (written < 0 && errno == EINTR);
-  }
-
-  static void signal_all(const std::array<pid_t, 4096>& groups, int signal) {
-    for (const pid_t group : groups) {
-      if (group > 0) ::kill(-group, signal);
-    }
-  }
-
-  /// Runs in the forked process: only async-signal-safe calls.
-  [[noreturn]] static void watch(int fd, const char* scratch) {
-    ::setpgid(0, 0);  // a Ctrl-C at the terminal is for us, not for it
-#ifdef __linux__
-    ::prctl(PR_SET_NAME, "claude-guard");  // `pkill -9 claude-openai` must not hit it too
-#endif
-    ::signal(SIGTERM, SIG_IGN);
-    ::signal(SIGHUP, SIG_IGN);
-    for (int other = 0; other < 4096; ++other) {
-      if (other != fd) ::close(other);
-    }
-    static std::array<pid_t, 4096> groups{};
-    pid_t message = 0;
-    bool ended_well = false;
-    for (;;) {
-      const ssize_t count = ::read(fd, &message, sizeof message);
-      if (count < 0 && errno == EINTR) continue;
-      if (count != sizeof message) break;
-      ended_well = message == farewell;
-      if (ended_well) continue;
-      const pid_t known = message > 0 ? 0 : -message;
-      const auto slot = std::find(groups.begin(), groups.end(), known);
-      if (slot != groups.end()) *slot = message > 0 ? message : 0;
-    }
-    signal_all(groups, SIGINT);  // an agent ends its own children on this one only
-    const bool any = std::any_of(groups.begin(), groups.end(), [](pid_t g) { return g > 0; });
-    if (any) ::usleep(400'000);
-    signal_all(groups, SIGKILL);
-    if (!ended_well && *scratch != '\0') ::execl("/bin/rm", "rm", "-rf", scratch, nullptr);
-    ::_exit(0);
-  }
-
-  temporary_directory* scratch_;
-  pipe_ends pipe_;
-  pid_t pid_ = -1;
-};
-
-/// The open file has that path, without a link on the way; taken for true where the system does not
-/// tell.
-inline bool leads_to(int fd, const std::string& path) {
-  std::error_code failed;
-  const auto real = std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(fd), failed);
-  return failed || real == std::filesystem::path(path);
-}
-
 /// Writes everything to a file. False when it does not fit.
 inline bool write_all(int fd, std::string_view bytes) {
   while (!bytes.empty()) {
@@ -6961,6 +6868,158 @@ inline bool write_all(int fd, std::string_view bytes) {
   }
   return true;
 }
+
+/// The open file has that path, without a link on the way; taken for true where the system does not
+/// tell.
+inline bool leads_to(int fd, const std::string& path) {
+  std::error_code failed;
+  const auto real = std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(fd), failed);
+  return failed || real == std::filesystem::path(path);
+}
+
+inline std::vector<char*> pointers_to(std::vector<std::string>& strings) {
+  std::vector<char*> pointers;
+  for (auto& string : strings) pointers.push_back(string.data());
+  pointers.push_back(nullptr);
+  return pointers;
+}
+
+/// A descriptor of that very directory, since the path may have become a link. Empty for no path;
+/// throws `std::system_error`.
+inline unique_fd open_directory(const std::string& path) {
+  if (path.empty()) return {};
+  unique_fd directory(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!directory) throw std::system_error(last_system_error(), "cannot enter " + path);
+  if (!leads_to(directory.get(), path)) {
+    throw std::system_error(std::make_error_code(std::errc::no_such_file_or_directory),
+                            path + " has become a link");
+  }
+  return directory;
+}
+
+/// Has a child close all descriptors from `first` on: others than we may have left some open.
+inline void close_from(int first, posix_spawn_file_actions_t& actions) {
+#ifdef __GLIBC__
+#if __GLIBC_PREREQ(2, 34)
+  posix_spawn_file_actions_addclosefrom_np(&actions, first);
+  return;
+#endif
+#endif
+  std::error_code failed;
+  for (const auto& open : std::filesystem::directory_iterator("/proc/self/fd", failed)) {
+    const auto fd = text::try_number<int>(open.path().filename().string());
+    if (fd && *fd >= first) posix_spawn_file_actions_addclose(&actions, *fd);
+  }
+}
+
+/// Starts a command in a process group of its own; `streams` become its descriptors from 0 on.
+/// Throws `std::system_error`.
+inline pid_t spawn(const command& what, const std::vector<int>& streams) {
+  const auto directory = open_directory(what.working_directory);
+  auto arguments = what.arguments;
+  std::vector<std::string> variables;
+  for (const auto& [name, value] : what.environment) variables.push_back(name + "=" + value);
+  posix_spawn_file_actions_t actions{};
+  posix_spawn_file_actions_init(&actions);
+  int next = 0;
+  for (const int stream : streams) {
+    posix_spawn_file_actions_adddup2(&actions, stream, next++);
+  }
+  if (directory) posix_spawn_file_actions_addfchdir_np(&actions, directory.get());
+  posix_spawnattr_t attributes{};
+  posix_spawnattr_init(&attributes);
+  short flags = POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK;
+#ifdef __APPLE__
+  flags |= POSIX_SPAWN_CLOEXEC_DEFAULT;
+#else
+  close_from(next, actions);
+#endif
+  sigset_t signals;
+  sigfillset(&signals);
+  posix_spawnattr_setsigdefault(&attributes, &signals);
+  sigemptyset(&signals);
+  posix_spawnattr_setsigmask(&attributes, &signals);
+  posix_spawnattr_setflags(&attributes, flags);
+  pid_t pid = -1;
+  const int failed = ::posix_spawnp(&pid, arguments.front().c_str(), &actions, &attributes,
+                                    pointers_to(arguments).data(), pointers_to(variables).data());
+  posix_spawn_file_actions_destroy(&actions);
+  posix_spawnattr_destroy(&attributes);
+  if (failed != 0) {
+    throw std::system_error(std::error_code(failed, std::generic_category()),
+                            "cannot start " + arguments.front());
+  }
+  return pid;
+}
+
+/// A shell that ends our children's process groups when we die, even by SIGKILL: it notices by the
+/// end of file on a pipe that only we hold. Not a fork, which would keep a copy of all the memory
+/// of the program that we are part of, and its descriptors. Thread-safe. Owned by the pool.
+///
+/// PR_SET_PDEATHSIG would do for Linux alone, but fires when the spawning *thread* ends.
+class child_guard {
+ public:
+  /// Also ignores for this program SIGPIPE, since a child may die while it is written to, and
+  /// SIGXFSZ: a session that outgrows the limit of file sizes is not stored, no more.
+  ///
+  /// `scratch` is a directory that goes with this program, however it ends; null for none. Throws
+  /// `std::system_error`.
+  explicit child_guard(temporary_directory* scratch = nullptr) : scratch_(scratch) {
+    std::signal(SIGPIPE, SIG_IGN);
+    std::signal(SIGXFSZ, SIG_IGN);
+    auto pipe = make_pipe();
+    const unique_fd nothing(::open("/dev/null", O_RDWR | O_CLOEXEC));
+    const command shell{{"/bin/sh", "-c", script, "claude-guard"},
+                        {{"PATH", "/usr/bin:/bin"},
+                         {"SCRATCH", scratch_ == nullptr ? std::string() : scratch_->path()}},
+                        "/"};
+    pid_ = spawn(shell, {pipe.read.get(), nothing.get(), nothing.get()});
+    pipe_ = std::move(pipe.write);
+  }
+  child_guard(const child_guard&) = delete;
+  child_guard& operator=(const child_guard&) = delete;
+  ~child_guard() {
+    tell("end", 0);
+    pipe_.reset();
+    while (::waitpid(pid_, nullptr, 0) < 0 && errno == EINTR) {
+    }
+  }
+
+  /// Before a child is started: the directory that it works in is there, and ours.
+  void prepare() const {
+    if (scratch_ != nullptr) scratch_->ensure();
+  }
+  void add(pid_t group) const { tell("add", group); }
+  void remove(pid_t group) const { tell("remove", group); }
+
+ private:
+  /// Without `end`, this program could not clean up itself. An agent ends its own children on
+  /// SIGINT only.
+  static constexpr const char* script = R"(trap '' TERM HUP
+groups=
+while read -r what group; do
+  case $what in
+    add) groups="$groups $group" ;;
+    remove)
+      all=$groups
+      groups=
+      for one in $all; do [ "$one" = "$group" ] || groups="$groups $one"; done ;;
+    end) SCRATCH= ;;
+  esac
+done
+for group in $groups; do kill -s INT -- "-$group"; done
+[ -z "$groups" ] || sleep 0.4
+for group in $groups; do kill -s KILL -- "-$group"; done
+[ -z "$SCRATCH" ] || exec rm -rf -- "$SCRATCH")";
+
+  void tell(const char* what, pid_t group) const {
+    write_all(pipe_.get(), std::string(what) + " " + std::to_string(group) + "\n");
+  }
+
+  temporary_directory* scratch_;
+  unique_fd pipe_;
+  pid_t pid_ = -1;
+};
 
 /// A running command in a process group of its own, with pipes to its three streams. Its owner
 /// ends it; the destructor kills what is left. One thread at a time.
@@ -7032,13 +7091,6 @@ class child_process {
   const std::string& ending() const { return ending_; }
 
  private:
-  static std::vector<char*> pointers_to(std::vector<std::string>& strings) {
-    std::vector<char*> pointers;
-    for (auto& string : strings) pointers.push_back(string.data());
-    pointers.push_back(nullptr);
-    return pointers;
-  }
-
   /// A pipe from which these bytes can be read. Throws `std::system_error` when they do not fit it.
   static unique_fd fill_pipe(std::string_view bytes) {
     auto ends = make_pipe();
@@ -7051,58 +7103,6 @@ class child_process {
     }
     // Above all descriptors that it may become, so that none of them is closed by another's.
     return unique_fd(::fcntl(ends.read.get(), F_DUPFD_CLOEXEC, 32));
-  }
-
-  /// A descriptor of that very directory, since the path may have become a link. Empty for no path;
-  /// throws `std::system_error`.
-  static unique_fd open_directory(const std::string& path) {
-    if (path.empty()) return {};
-    unique_fd directory(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (!directory) throw std::system_error(last_system_error(), "cannot enter " + path);
-    if (!leads_to(directory.get(), path)) {
-      throw std::system_error(std::make_error_code(std::errc::no_such_file_or_directory),
-                              path + " has become a link");
-    }
-    return directory;
-  }
-
-  /// `streams` become its descriptors from 0 on.
-  static pid_t spawn(const command& what, const std::vector<int>& streams) {
-    const auto directory = open_directory(what.working_directory);
-    auto arguments = what.arguments;
-    std::vector<std::string> variables;
-    for (const auto& [name, value] : what.environment) variables.push_back(name + "=" + value);
-    posix_spawn_file_actions_t actions{};
-    posix_spawn_file_actions_init(&actions);
-    int next = 0;
-    for (const int stream : streams) {
-      posix_spawn_file_actions_adddup2(&actions, stream, next++);
-    }
-    if (directory) posix_spawn_file_actions_addfchdir_np(&actions, directory.get());
-    posix_spawnattr_t attributes{};
-    posix_spawnattr_init(&attributes);
-    short flags = POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK;
-#ifdef __APPLE__
-    flags |= POSIX_SPAWN_CLOEXEC_DEFAULT;
-#elif defined(__GLIBC__) && __GLIBC_PREREQ(2, 34)
-    posix_spawn_file_actions_addclosefrom_np(&actions, next);
-#endif
-    sigset_t signals;
-    sigfillset(&signals);
-    posix_spawnattr_setsigdefault(&attributes, &signals);
-    sigemptyset(&signals);
-    posix_spawnattr_setsigmask(&attributes, &signals);
-    posix_spawnattr_setflags(&attributes, flags);
-    pid_t pid = -1;
-    const int failed = ::posix_spawnp(&pid, arguments.front().c_str(), &actions, &attributes,
-                                      pointers_to(arguments).data(), pointers_to(variables).data());
-    posix_spawn_file_actions_destroy(&actions);
-    posix_spawnattr_destroy(&attributes);
-    if (failed != 0) {
-      throw std::system_error(std::error_code(failed, std::generic_category()),
-                              "cannot start " + arguments.front());
-    }
-    return pid;
   }
 
   bool reap(int flags) {
@@ -7168,9 +7168,11 @@ class write_buffer {
   std::size_t sent_ = 0;
 };
 
+constexpr std::size_t max_command_output = 8 * 1024 * 1024;
+
 /// What a short command said.
 struct command_output {
-  bool finished = false;  ///< false: it was still running at the deadline and was killed
+  bool finished = false;  ///< false: it was killed, at the deadline or since it printed too much
   std::string ending;
   std::string output;
   std::string errors;
@@ -7190,7 +7192,7 @@ inline command_output run_command(const command& what, const child_guard& guard,
     const bool exited = child.has_exited();  // before the last read, so that nothing is missed
     if (child.output && !read_available(child.output.get(), said.output)) child.output.reset();
     if (child.errors && !read_available(child.errors.get(), said.errors)) child.errors.reset();
-    if (exited) break;
+    if (exited || said.output.size() + said.errors.size() > max_command_output) break;
   }
   said.finished = child.try_reap();
   said.ending = child.ending();
@@ -9151,7 +9153,7 @@ class session_store {
   void load(const std::string& path) {
     std::string problem;
     const auto bytes = read_all(open_own_file(path, problem, O_NOFOLLOW));
-    const json stored = json::parse(bytes, nullptr, false);
+    const json stored = try_parse_json(bytes, max_line_depth);
     const auto kept = std::make_shared<session>();
     kept->client = string_of(stored, "client");
     kept->id = string_of(stored, "id");
@@ -10428,7 +10430,7 @@ class mcp_probe {
     tell(json::object({{"jsonrpc", "2.0"}, {"id", id}, {"method", method}, {"params", params}}));
     while (std::chrono::steady_clock::now() < deadline_ && !stop.is_raised()) {
       while (const auto text = lines_.next()) {
-        const json line = json::parse(*text, nullptr, false);
+        const json line = try_parse_json(*text, max_line_depth);
         const bool question = !member_of(line, "method").is_null();
         if (question || integer_of(line, "id") != id) continue;
         return member_of(line, "result");  // null: it has no such method
@@ -10442,6 +10444,9 @@ class mcp_probe {
       const bool open = read_available(child_.output.get(), said);
       if (!read_available(child_.errors.get(), ignored)) child_.errors.reset();
       lines_.feed(said);
+      if (lines_.overflowed()) {
+        throw api_error(error_kind::bad_gateway, "the MCP server prints an endless line");
+      }
       if ((!open || child_.has_exited()) && said.empty()) break;
     }
     throw api_error(error_kind::bad_gateway, "the MCP server does not answer '" + method + "'");
@@ -10449,7 +10454,7 @@ class mcp_probe {
 
   child_process child_;
   write_buffer outgoing_;
-  line_splitter lines_;
+  line_splitter lines_{8 * 1024 * 1024};
   std::int64_t last_id_ = 0;
   steady_time deadline_ = std::chrono::steady_clock::now() + patience;
 };
@@ -10517,7 +10522,7 @@ class agent_registry {
       : settings_(settings), scratch_(std::move(scratch)), guard_(guard) {
     if (settings_.mcp_config.empty()) return;
     const unique_fd file(::open(settings_.mcp_config.c_str(), O_RDONLY | O_CLOEXEC));
-    const json parsed = json::parse(read_all(file), nullptr, false);
+    const json parsed = try_parse_json(read_all(file));
     const auto& servers = member_of(parsed, "mcpServers");
     if (!servers.is_object()) {
       throw std::invalid_argument("no MCP servers can be read from " + settings_.mcp_config);
@@ -10688,8 +10693,11 @@ class agent_registry {
     } catch (const std::system_error& failure) {
       throw api_error(error_kind::bad_gateway, failure.what());
     }
-    // Only what was found out: the server may have been registered anew meanwhile.
     return change(client, name, [&](mcp_server& server) {
+      if (server.config != tried.config) {
+        throw api_error(error_kind::invalid_request,
+                        "MCP server '" + name + "' was registered anew meanwhile; connect again");
+      }
       server.connected = server.enabled = true;
       server.tools = tried.tools;
       server.resources = tried.resources;
@@ -11577,7 +11585,7 @@ class stand_in {
   bool over() const { return interrupted_ || failed_; }
 
   void take_line(std::string_view said) {
-    const json line = json::parse(said, nullptr, false);
+    const json line = try_parse_json(said, max_line_depth);
     if (!line.is_object()) return fail("a line is not a JSON object");
     const auto type = string_of(line, "type");
     if (type == "control_request") take_request(line);
@@ -11595,7 +11603,8 @@ class stand_in {
     }
     if (subtype == "apply_flag_settings") {
       const auto& variables = member_of(member_of(request, "settings"), "env");
-      const auto body = json::parse(string_of(variables, "CLAUDE_CODE_EXTRA_BODY"), nullptr, false);
+      const auto body =
+          try_parse_json(string_of(variables, "CLAUDE_CODE_EXTRA_BODY"), max_line_depth);
       if (body.is_object()) now_.body = body;
     }
     if (subtype == "set_max_thinking_tokens") {
@@ -11771,7 +11780,7 @@ class stand_in {
     now_.messages.push_back(json::object({{"role", "assistant"}, {"content", made.text}}));
     auto more = json::object({{"stop_reason", made.stop_reason}});
     if (made.structured && made.stop_reason == "end_turn") {
-      more["structured_output"] = json::parse(made.text, nullptr, false);
+      more["structured_output"] = try_parse_json(made.text);
     }
     say_result(made.text, more);
   }
@@ -15846,7 +15855,7 @@ class http_service : public httplib::Server {
   static std::chrono::milliseconds time_to_reset(const std::vector<usage_window>& windows) {
     using namespace std::chrono;
     constexpr std::int64_t max_wait = 7 * 24 * 3600;  // the longest window there is
-    const auto now = duration_cast<seconds>(system_clock::now().time_since_epoch()).count();
+    const std::int64_t now = duration_cast<seconds>(system_clock::now().time_since_epoch()).count();
     std::int64_t longest = 0;
     for (const auto& window : windows) {
       if (window.status == "rejected") longest = std::max(longest, window.resets_at - now);
@@ -17188,7 +17197,7 @@ class doctor {
     const command ask{
         claude_words(settings_, {"auth", "status"}), child_environment(settings_), {}};
     const auto said = run_command(ask, *guard_, std::chrono::seconds(20), stop_);
-    const auto told = json::parse(said.output, nullptr, false);
+    const auto told = try_parse_json(said.output);
     const bool logged_in = told.is_object() ? boolean_of(told, "loggedIn") : missing.empty();
     const auto as = string_of(told, "authMethod");
     tell({"login", logged_in && missing.empty(),

@@ -6,7 +6,11 @@
 
 #include <sys/resource.h>
 #include <sys/stat.h>
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
 
+#include <atomic>
 #include <chrono>
 #include <fstream>
 #include <iostream>
@@ -17,21 +21,24 @@ namespace {
 
 namespace proxy = claude_openai;
 
-proxy::server* running = nullptr;
+// Signal handlers read these, in whatever thread the system picks.
+std::atomic<proxy::server*> running{nullptr};
+std::atomic<bool> has_terminal{false};
+static_assert(decltype(running)::is_always_lock_free &&
+              decltype(has_terminal)::is_always_lock_free);
 
 extern "C" void stop_running(int) {
-  if (running != nullptr) running->stop();
+  if (proxy::server* const server = running) server->stop();
 }
-
-bool has_terminal = false;
 
 /// The kernel sends SIGHUP too when the terminal is closed that the proxy was started in.
 extern "C" void reload_running(int) {
-  if (running == nullptr) return;
+  proxy::server* const server = running;
+  if (server == nullptr) return;
   if (has_terminal && ::tcgetpgrp(STDIN_FILENO) < 0) {
-    running->stop();
+    server->stop();
   } else {
-    running->request_reload();
+    server->request_reload();
   }
 }
 
@@ -847,6 +854,8 @@ int serve(const proxy::options& settings, arguments& called) {
     settings.log.set_level(parse_level(line->log_level));
   };
   running = &server;
+  // Once it is gone a signal changes nothing: all that is left is to clean up.
+  const std::shared_ptr<void> while_it_runs(nullptr, [](void*) { running = nullptr; });
   std::signal(SIGINT, stop_running);
   std::signal(SIGTERM, stop_running);
   has_terminal = ::isatty(STDIN_FILENO) == 1;
@@ -854,7 +863,6 @@ int serve(const proxy::options& settings, arguments& called) {
   const auto kept_key = keep_made_key(server, settings.environment);
   print_start(server, kept_key ? kept_key->path() : "");
   server.run();
-  running = nullptr;  // a further signal changes nothing: all that is left is to clean up
   return refused ? 1 : 0;
 }
 

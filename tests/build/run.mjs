@@ -256,6 +256,17 @@ check('only section http names httplib', () => {
   none(wrong, 'named');
 });
 
+// nlohmann's values are copied and written by recursion: text of any depth would overflow the stack.
+check('JSON is parsed within bounds everywhere: only section json_access calls the parser itself', () => {
+  const rest = sections.filter(({ name }) => name !== 'json_access').map(({ name, text }) => [name, text]);
+  const wrong = [...rest, ['main.cpp', readFileSync(join(root, 'main.cpp'), 'utf8')]].flatMap(([name, text]) => {
+    const tokens = tokens_of(text);
+    const parses = (_, i) => tokens.slice(i, i + 3).map((token) => token.text).join('') === 'json::parse';
+    return tokens.filter(parses).map(() => name);
+  });
+  none(wrong, 'sections that do');
+});
+
 // Calls of the operating system. The short names are common words, so only `::name(` counts for them.
 const POSIX = `fork vfork posix_spawn posix_spawnp execv execve execvp pipe pipe2 dup2 dup3 fcntl waitpid
   waitid setpgid getpgid killpg prctl sigaction pidfd_open syscall ppoll epoll_create1 epoll_wait

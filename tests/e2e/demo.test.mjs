@@ -3,6 +3,10 @@
 
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
 import { createInterface } from 'node:readline';
 import OpenAI from 'openai';
 import { zodResponseFormat } from 'openai/helpers/zod';
@@ -10,7 +14,7 @@ import { z } from 'zod';
 import { read, readFailedStream } from './chat_client.mjs';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
 import { ANTHROPIC, readCompletion, readMessage, readResponse } from './dialect_client.mjs';
-import { PROXY, eventually, processesMarked, suite } from './harness.mjs';
+import { PROXY, descriptorsOf, eventually, processesMarked, suite } from './harness.mjs';
 
 export const demo = suite();
 const { test } = demo;
@@ -595,6 +599,22 @@ test('a proxy that is killed takes its stand-ins with it', async (t) => {
   const { faults } = await proxy.stop('SIGKILL');
   proxy.stopped = true;
   assert.deepEqual(faults, []);
+});
+
+test('what the proxy has inherited open reaches none of its processes', async () => {
+  const scratch = mkdtempSync(path.join(tmpdir(), 'claude-openai-e2e-'));
+  const env = { PATH: '/nowhere', HOME: scratch, TMPDIR: scratch };
+  const proxy = spawn(PROXY, ['--demo', '--port', '0', '--spares', '1'], { env, stdio: ['ignore', 'ignore', 'ignore', 'pipe'] });
+  const exited = once(proxy, 'exit');
+  const others = () => processesMarked(scratch).filter(({ pid }) => pid !== proxy.pid);
+  try {
+    await eventually('its processes are there', () => others().some(({ argv }) => argv.includes('stream-json')));
+    await eventually('they have their streams alone', () => others().every(({ pid }) => descriptorsOf(pid).length <= 3));
+  } finally {
+    proxy.kill('SIGTERM');
+    await exited;
+    rmSync(scratch, { recursive: true, force: true });
+  }
 });
 
 // ---- a real client -------------------------------------------------------------------------------

@@ -1532,6 +1532,16 @@ test('on a model that thinks adaptively the effort is said as such', { deadline:
   assert.equal(thinks(silent.calls()[0]), undefined);
 });
 
+test('an effort of none is the least there is, also on models that think all the same', { deadline: LONG }, async (t) => {
+  for (const model of ['claude-opus-4-7', ADAPTIVE_MODEL]) {
+    const client = new ChatClient(t, { body: { model } });
+    const answer = await client.ask(thought(), { reasoning_effort: 'none' });
+    assert.deepEqual([answer.text, answer.reasoning, answer.ignored], ['I thought.', undefined, ['reasoning_effort']]);
+    const [sent] = client.assertCalls(1);
+    assert.equal(sent.body.output_config?.effort, 'low');
+  }
+});
+
 test('thinking and a temperature, a forced tool, a small limit: what the API refuses is decided and told', async (t) => {
   const asked = [
     [{ temperature: 0.3 }, ['temperature']],

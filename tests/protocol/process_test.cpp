@@ -56,6 +56,17 @@ TEST_CASE("process: output of more than a pipe holds is read whole") {
   CHECK(said.output.size() == 300'000);
 }
 
+TEST_CASE("process: a command that prints without end is ended at its output's limit") {
+  const child_guard guard;
+  for (const std::string more : {"", " >&2"}) {
+    const auto began = std::chrono::steady_clock::now();
+    const auto said = run_short(shell("tr '\\0' x < /dev/zero" + more), guard, 60s);
+    CHECK_FALSE(said.finished);
+    CHECK(said.output.size() + said.errors.size() < 16'000'000);
+    CHECK(std::chrono::steady_clock::now() - began < 30s);
+  }
+}
+
 TEST_CASE("process: a death by signal is told as such") {
   const child_guard guard;
   CHECK(run_short(shell("kill -9 $$"), guard, enough).ending == "signal 9");
@@ -301,15 +312,74 @@ TEST_CASE("process: children die with a proxy that is killed with -9") {
   CHECK(eventually([&] { return program.live().empty(); }, 3s));
 }
 
+namespace {
+
+std::set<pid_t> children() {
+  std::ifstream file("/proc/self/task/" + std::to_string(::getpid()) + "/children");
+  return {std::istream_iterator<pid_t>(file), {}};
+}
+
+/// Of memory that no other process shares, in kB.
+long private_memory(pid_t pid) {
+  std::ifstream file("/proc/" + std::to_string(pid) + "/smaps_rollup");
+  long sum = 0;
+  for (std::string name; file >> name;) {
+    long size = 0;
+    if (claude_openai::text::starts_with(name, "Private_") && file >> size) sum += size;
+  }
+  return sum;
+}
+
+}  // namespace
+
 TEST_CASE("process: the guard's own process ends with it") {
-  const auto children = [] {
-    std::ifstream file("/proc/self/task/" + std::to_string(::getpid()) + "/children");
-    return static_cast<int>(std::distance(std::istream_iterator<int>(file), {}));
-  };
   const auto before = children();
   {
     const child_guard guard;
-    CHECK(children() == before + 1);
+    CHECK(children().size() == before.size() + 1);
   }
   CHECK(children() == before);
+}
+
+TEST_CASE("process: the guard keeps neither memory nor descriptors of the program that it guards") {
+  std::string host(64'000'000, 'x');
+  rlimit usual{};
+  REQUIRE(::getrlimit(RLIMIT_NOFILE, &usual) == 0);
+  const int high = static_cast<int>(std::min<rlim_t>(usual.rlim_cur - 1, 5'000));
+  const claude_openai::unique_fd inherited(::dup2(STDERR_FILENO, high));
+  const auto before = children();
+  const child_guard guard;
+  std::fill(host.begin(), host.end(), 'y');  // a fork would keep what was there before
+  pid_t pid = 0;
+  for (const auto child : children()) pid = before.count(child) > 0 ? pid : child;
+  REQUIRE(pid > 0);
+  std::set<std::string> open;
+  CHECK(eventually([&] {  // once it is the shell
+    open.clear();
+    std::error_code gone;
+    for (const auto& fd :
+         std::filesystem::directory_iterator("/proc/" + std::to_string(pid) + "/fd", gone)) {
+      open.insert(fd.path().filename().string());
+    }
+    return open == std::set<std::string>{"0", "1", "2"};
+  }));
+  CHECK(private_memory(pid) > 0);
+  CHECK(private_memory(pid) < 4'000);
+}
+
+TEST_CASE("process: a private directory goes with a proxy that is killed, whatever its name") {
+  const stand_in place;
+  const auto parent = place.folder() + "/a b'\n$(c) \\*";
+  std::filesystem::create_directory(parent);
+  std::ofstream(place.folder() + "/a b'") << "another's";
+  const auto proxy = ::fork();
+  REQUIRE(proxy >= 0);
+  if (proxy == 0) {
+    claude_openai::temporary_directory directory(parent);
+    const child_guard guard(&directory);
+    ::kill(::getpid(), SIGKILL);
+  }
+  ::waitpid(proxy, nullptr, 0);
+  CHECK(eventually([&] { return std::filesystem::is_empty(parent); }));
+  CHECK(std::filesystem::exists(place.folder() + "/a b'"));
 }

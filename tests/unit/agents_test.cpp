@@ -7,6 +7,7 @@
 #include <optional>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -423,7 +424,9 @@ TEST_CASE("MCP servers: an operator's file that cannot be used is told at the st
   const child_guard guard;
   for (const auto& path :
        {place / "nothing", place.write("a", "{"), place.write("b", "{}"), place.write("c", ""),
-        place.write("d", R"({"mcpServers":[]})"), place.path()}) {
+        place.write("d", R"({"mcpServers":[]})"), place.path(),
+        place.write("e", R"({"mcpServers":{"deep":)" + std::string(1'000'000, '[') +
+                             std::string(1'000'000, ']') + "}}")}) {
     CAPTURE(path);
     options settings;
     settings.mcp_config = path;
@@ -629,6 +632,44 @@ TEST_CASE("MCP probe: a server that ends, cannot start, or is not waited for is 
   probing silent(shell_server(place, "initialize) ;;"));
   silent.stop.raise();
   check(silent);
+}
+
+TEST_CASE("MCP probe: what a server prints is bounded, in depth and in a line's length") {
+  const folder place;
+  const std::string deep = R"(initialize) printf '{"id":%s,"result":{"capabilities":' $id
+      head -c 1000000 /dev/zero | tr '\0' '['; head -c 1000000 /dev/zero | tr '\0' ']'; echo '}}'
+      exit ;;)";
+  const std::string endless = "initialize) tr '\\0' x < /dev/zero ;;";
+  for (const auto& script : {deep, endless}) {
+    CAPTURE(script);
+    probing given(shell_server(place, script));
+    const auto began = std::chrono::steady_clock::now();
+    const auto error = error_of([&] { given.connect(); });
+    CHECK(error.kind == error_kind::bad_gateway);
+    if (script == endless) CHECK(error.message == "the MCP server prints an endless line");
+    CHECK(std::chrono::steady_clock::now() - began < std::chrono::seconds(14));
+    CHECK_FALSE(given.agents().servers("me")[0].connected);
+  }
+}
+
+TEST_CASE("MCP probe: a server that was registered anew meanwhile stays as it was registered") {
+  const folder place;
+  const auto waits = hello + "tools/list) : > '" + place.path() + "/asked'; while [ ! -e '" +
+                     place.path() + R"(/go' ]; do sleep 0.01; done
+      echo '{"id":'$id',"result":{"tools":[{}]}}' ;;
+)" + answers("prompts/list", "{}");
+  probing given(shell_server(place, waits));
+  std::optional<api_error> error;
+  std::thread connecting([&] { error = error_of([&] { given.connect(); }); });
+  while (!std::filesystem::exists(place / "asked")) std::this_thread::yield();
+  given.agents().add_server("me", server_of(R"({"name":"own","command":"fresh"})"));
+  place.write("go", "");
+  connecting.join();
+  CHECK(error->message == "MCP server 'own' was registered anew meanwhile; connect again");
+  const auto server = given.agents().servers("me")[0];
+  CHECK(server.config["command"] == "fresh");
+  CHECK_FALSE(server.connected);  // nobody has tried that one
+  CHECK(server.tools == 0);
 }
 
 TEST_CASE("MCP probe: a server without a local command cannot be tried") {

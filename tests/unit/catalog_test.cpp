@@ -362,6 +362,26 @@ TEST_CASE("settle: no thinking, asked for of a model that always thinks, is name
   CHECK(silent.ignored_params.empty());
 }
 
+TEST_CASE("settle: an effort of none is the least effort of a model that always thinks") {
+  claude_openai::model_traits always;
+  always.always_thinks = true;
+  turn_request none;
+  none.no_thinking = true;
+  settle(none, always);
+  settle(none, always);  // as often as one likes
+  CHECK(none.effort == reasoning_effort::minimal);
+  CHECK_FALSE(none.thinking_tokens);
+  CHECK_FALSE(none.shows_thinking);
+  turn_request messages;  // `thinking: disabled`, whose effort is another field
+  messages.no_thinking = true;
+  messages.thinking_tokens = 0;
+  turn_request silent;
+  for (auto* one : {&messages, &silent}) {
+    settle(*one, always);
+    CHECK(one->effort == reasoning_effort::none);
+  }
+}
+
 TEST_CASE("settle: a model that thinks cannot be forced to call a tool, and is asked to") {
   using how = claude_openai::tool_choice::how;
   claude_openai::model_traits always;

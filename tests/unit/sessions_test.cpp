@@ -392,6 +392,10 @@ TEST_CASE("sessions: a file that is damaged or foreign is skipped and not touche
        R"({"id":"chat","messages":[{"role":"user","content":[{"type":"text","text":"Hi"}]}]})"},
       {"old.json", R"({"version":1,"client":"k","id":"old","messages":[{"role":"user","content":)"
                    R"([{"type":"text","text":"Hi"}]}]})"},
+      {"deep.json", R"({"version":1,"client":"k","id":"deep","last_accessed_ms":1,"messages":)"
+                    R"([{"role":"assistant","content":[{"type":"tool_use","id":"t","name":"n",)"
+                    R"("input":{"a":)" +
+                        std::string(1'000'000, '[') + std::string(1'000'000, ']') + "}}]}]}"},
       {"note.txt", "not mine"},
       {"note.new", "not mine"},
       {"note.json.new", "not mine"}};
