@@ -6291,6 +6291,13 @@ inline std::vector<std::string_view> variables_of(auth_method method) {
   return {};
 }
 
+/// The variable that moves the API to another address.
+inline const char* address_variable(auth_method method) {
+  return method == auth_method::bedrock  ? "ANTHROPIC_BEDROCK_BASE_URL"
+         : method == auth_method::vertex ? "ANTHROPIC_VERTEX_BASE_URL"
+                                         : "ANTHROPIC_BASE_URL";
+}
+
 /// The method that the operator chose, or that the environment speaks for.
 inline auth_method resolve_auth(const options& settings) {
   if (settings.auth != auth_method::detect) return settings.auth;
@@ -16549,6 +16556,36 @@ inline options complete(options settings, std::optional<temporary_directory>& sc
   return settings;
 }
 
+/// The URL leads to the proxy itself, which listens at `port`.
+inline bool is_own_address(const std::string& url, const options& settings, int port) {
+  auto place = url.substr(url.find("//") == url.npos ? 0 : url.find("//") + 2);
+  place = place.substr(0, place.find_first_of("/?#"));
+  place = place.substr(place.rfind('@') + 1);
+  const auto given = text::try_number<int>(place.substr(place.find_last_of(":]") + 1));
+  if (given.value_or(text::starts_with(url, "https:") ? 443 : 80) != port) return false;
+  const auto name = host_name(place);
+  const auto is_any = [](const std::string& host) { return host == "0.0.0.0" || host == "::"; };
+  const bool loops = is_any(name) || is_loopback_name(name);
+  if (!is_any(settings.host)) {
+    return name == text::to_lower(settings.host) || (loops && is_loopback_name(settings.host));
+  }
+  try {
+    return !listen_on(name, 0).empty();  // only at an address of this machine
+  } catch (const std::system_error&) {
+    return false;
+  }
+}
+
+/// Throws `std::invalid_argument` when `claude` would ask the proxy, which would ask `claude`.
+inline void require_other_api(const options& settings, int port) {
+  const auto* variable = address_variable(resolve_auth(settings));
+  const auto url = value_or(settings.environment, variable);
+  if (url.empty() || settings.demo || !settings.tcp || !is_own_address(url, settings, port)) return;
+  throw std::invalid_argument(std::string(variable) +
+                              " leads to this proxy, which would call itself. That address is for "
+                              "clients; start the proxy without the variable");
+}
+
 /// The proxy. Construct, `bind`, `run`; `stop` from another thread or a signal handler.
 class server {
  public:
@@ -16572,9 +16609,10 @@ class server {
   ~server() { close_listeners(); }
 
   /// Opens the port, the first free one of eleven when none was asked for, and the unix socket.
-  /// Throws `std::system_error`.
+  /// Throws `std::system_error`, and `std::invalid_argument` when the API's address is this one.
   void bind() {
     if (settings_.tcp) bind_port();
+    require_other_api(settings_, port());
     if (settings_.unix_socket.empty()) return;
     listeners_.push_back(listen_at(settings_.unix_socket));
     bound_socket_ = true;
@@ -17061,6 +17099,7 @@ class doctor {
   bool check_settings() {
     try {
       settings_ = complete(std::move(settings_), scratch_);
+      require_other_api(settings_, settings_.port);
       guard_ = std::make_shared<child_guard>(&*scratch_);
       return true;
     } catch (const std::exception& failure) {

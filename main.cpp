@@ -11,6 +11,7 @@
 #include <fstream>
 #include <iostream>
 #include <new>
+#include <numeric>
 #include <sstream>
 
 namespace {
@@ -37,6 +38,9 @@ extern "C" void reload_running(int) {
 
 extern "C" void interrupt_prompt(int) {}
 
+/// The exit status for a command line or a setting that is wrong; 1 is for all that fails later.
+constexpr int wrong_settings = 2;
+
 /// The hidden first argument by which this program is `claude` itself, for `--demo`.
 constexpr const char* demo_argument = "demo-claude";
 
@@ -51,7 +55,7 @@ std::string path_of_program(const std::string& name) {
 
 std::string read_file(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  if (!file) throw std::runtime_error(path + " cannot be read");
+  if (!file) throw std::invalid_argument(path + " cannot be read");
   std::ostringstream content;
   content << file.rdbuf();
   return content.str();
@@ -120,6 +124,121 @@ proxy::logger make_logger(proxy::log_level level, bool as_objects) {
   return {level, write, proxy::log_format::object};
 }
 
+/// FILE or DIR where the value of a flag is one, else its type; empty for a flag without a value.
+std::string value_name(const CLI::Option& option) {
+  const auto words = proxy::text::split(option.get_type_name(), ':');  // `TEXT:FILE`
+  if (words.empty() || option.get_type_size() == 0) return {};
+  const bool is_path = words.back() == "FILE" || words.back() == "DIR";
+  return is_path ? words.back() : words.front();
+}
+
+/// `--help` in 100 columns: of each flag its value, what it does, its default and its variable.
+class help_formatter : public CLI::Formatter {
+ public:
+  /// With one blank line between groups, where the library has two.
+  std::string make_help(const CLI::App* app, std::string name,
+                        CLI::AppFormatMode mode) const override {
+    return CLI::detail::find_and_replace(CLI::Formatter::make_help(app, std::move(name), mode),
+                                         "\n\n\n", "\n\n");
+  }
+
+  /// The port is listed among the flags.
+  std::string make_positionals(const CLI::App*) const override { return {}; }
+
+  std::string make_option(const CLI::Option* option, bool) const override {
+    const auto names = option->get_name(false, true);  // `--rate-limit,--no-rate-limit{false}`
+    const auto value = value_name(*option);
+    const auto standard = value.empty() ? std::string() : option->get_default_str();
+    const auto variable = option->get_envname();
+    return make_row(names.substr(0, names.find('{')) + (value.empty() ? "" : " " + value),
+                    option->get_description() +
+                        (standard.empty() ? "" : " (default: " + standard + ")") +
+                        (variable.empty() ? "" : " [" + variable + "]"));
+  }
+
+  std::string make_subcommand(const CLI::App* command) const override {
+    return make_row(command->get_name(), command->get_description());
+  }
+
+ private:
+  static std::string make_row(const std::string& name, const std::string& description) {
+    constexpr std::size_t column = 32;
+    constexpr std::size_t width = 100;
+    std::string rows;
+    auto row = "  " + name;
+    const auto finish_row = [&] {
+      rows += row + "\n";
+      row.clear();
+    };
+    if (row.size() >= column) finish_row();
+    row.resize(column - 1, ' ');
+    for (const auto& word : proxy::text::split(description, ' ')) {
+      if (row.size() + 1 + word.size() > width) finish_row();
+      row.resize(std::max(row.size(), column - 1), ' ');
+      row += ' ' + word;
+    }
+    finish_row();
+    return rows;
+  }
+};
+
+/// How many letters must be added, removed or replaced to make `to` of `from`.
+std::size_t edit_distance(std::string_view from, std::string_view to) {
+  std::vector<std::size_t> row(to.size() + 1);
+  std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 0; i < from.size(); ++i) {
+    auto corner = std::exchange(row[0], i + 1);
+    for (std::size_t j = 0; j < to.size(); ++j) {
+      const auto replaced = corner + (from[i] == to[j] ? 0 : 1);
+      corner = row[j + 1];
+      row[j + 1] = std::min({replaced, row[j] + 1, row[j + 1] + 1});
+    }
+  }
+  return row.back();
+}
+
+/// The command or flag whose name is most like the word; empty when none is like it.
+std::string suggest(const CLI::App& app, std::string_view word) {
+  std::vector<std::string> names;
+  const auto add_flags = [&](const CLI::App& of) {
+    for (const auto* option : of.get_options()) {
+      for (const auto& name : option->get_lnames()) names.push_back("--" + name);
+    }
+  };
+  add_flags(app);
+  for (const auto* command : app.get_subcommands({})) {
+    if (!command->get_group().empty()) names.push_back(command->get_name());
+    add_flags(*command);
+  }
+  const auto without_dashes = [](std::string_view name) {
+    return name.substr(std::min(name.find_first_not_of('-'), name.size()));
+  };
+  const auto wanted = without_dashes(word);
+  std::string best;
+  std::size_t closest = std::min<std::size_t>(3, wanted.size());
+  for (const auto& name : names) {
+    const auto distance = edit_distance(wanted, without_dashes(name));
+    if (distance < closest) best = name;
+    closest = std::min(closest, distance);
+  }
+  return best;
+}
+
+/// Names the first word of the command line that is none of the program's, and never the value of
+/// a flag: that may be a secret.
+CLI::ParseError unknown_word(const CLI::App& app) {
+  const auto words = app.remaining(true);
+  const auto word = words.front().substr(0, words.front().find('='));
+  if (proxy::text::try_number<std::int64_t>(word)) {
+    return {"unexpected '" + word + "': a port is one number between 0 and 65535",
+            CLI::ExitCodes::ExtrasError};
+  }
+  const auto meant = suggest(app, word);
+  return {std::string("unknown ") + (word.front() == '-' ? "flag" : "command") + " '" + word + "'" +
+              (meant.empty() ? "" : "; did you mean `" + meant + "`?"),
+          CLI::ExitCodes::ExtrasError};
+}
+
 bool is_true(const std::string& value) {
   const auto lower = proxy::text::to_lower(value);
   return lower == "true" || lower == "1" || lower == "yes" || lower == "on";
@@ -147,28 +266,34 @@ struct command_line {
   bool print_config = false;
   bool demo = false;
   std::string program;  ///< the path of this program
-  CLI::App app{"An OpenAI- and Anthropic-compatible proxy over living `claude` processes.",
+  CLI::App app{"An OpenAI- and Anthropic-compatible proxy backed by long-running claude processes.",
                "claude-openai"};
   CLI::App* doctor = nullptr;
   bool security = false;
 
   /// `reads_config` false: only the flags themselves are wanted.
   explicit command_line(bool reads_config) {
+    app.formatter(std::make_shared<help_formatter>());
     app.footer(
-        "Every flag can be set by the environment variable named with it, in a file .env, or in "
-        "the\n"
-        "file of --config; a flag wins over the environment, that over .env, and that over the "
-        "file.\n"
+        "Every flag can be set by the environment variable in brackets, in a file .env, or in the "
+        "file of\n"
+        "--config. Precedence: flag > environment > .env > --config file > default. Of a flag that "
+        "is\n"
+        "given twice the last value counts.\n"
         "Point any OpenAI client at http://127.0.0.1:8000/v1, any Anthropic client at\n"
         "http://127.0.0.1:8000.");
-    app.set_version_flag("--version", "claude-openai " CLAUDE_OPENAI_VERSION);
+    app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+    app.validate_positionals();  // a word that is no port is a command
+    app.get_help_ptr()->description("Show this help and end");
+    app.set_version_flag("--version", "claude-openai " CLAUDE_OPENAI_VERSION,
+                         "Show the version and end");
     doctor = app.add_subcommand("doctor",
-                                "Check whether everything is there that answers need; "
-                                "`doctor --security` says what the settings leave open");
+                                "Check everything that answers need; `doctor --security` says what "
+                                "the settings leave open");
     doctor->fallthrough();
     doctor->add_flag("--security", security, "Say what the settings leave open");
+    app.add_subcommand("help", "Show this help")->callback([] { throw CLI::CallForHelp(); });
     add_settings_files(reads_config);
-    add_server_options();
     add_transport();
     add_access();
     add_rate_limits();
@@ -176,50 +301,36 @@ struct command_line {
     add_limits();
     add_sessions();
     add_agents();
+    add_log_options();
   }
+
+  /// The flags that are added next stand under this heading in the help.
+  void begin_group(const char* heading) { app.option_defaults()->group(heading); }
 
   void add_settings_files(bool reads_config) {
     constexpr const char* help = "File with settings, as `port = 9000` (TOML)";
     if (reads_config) {
-      app.set_config("--config", "", help);
+      app.set_config("--config", "", help)->take_last();
       app.allow_config_extras(CLI::config_extras_mode::error);
     } else {
-      app.add_option("--config", config_file, help);
+      app.add_option("--config", config_file, help)->type_name("FILE");
     }
     app.add_option("--env-file", env_file,
-                   "File with variables, NAME=value; the environment wins (default: .env, if any)");
+                   "File with variables, NAME=value; the environment wins (default: .env, if any)")
+        ->type_name("FILE");
     app.add_flag("--print-config", print_config,
                  "Say what every setting is and where it comes from, and end");
   }
 
-  void add_server_options() {
+  void add_transport() {
+    begin_group("Address and transport");
     app.add_option("--host", settings.host, "Address to listen on; beyond loopback a key is needed")
         ->envname("CLAUDE_WRAPPER_HOST")
         ->capture_default_str();
-    app.add_option("port,--port", settings.port, "Port; 0 takes any free one")
+    app.add_option("port,--port", settings.port, "Port, or just the number; 0 takes any free one")
         ->envname("PORT")
         ->check(CLI::Range(0, 65535))
         ->capture_default_str();
-    app.add_option("--log-level", log_level, "debug, info, warning, error or off")
-        ->envname("LOG_LEVEL")
-        ->check(CLI::IsMember({"debug", "info", "warning", "error", "off"}))
-        ->capture_default_str();
-    app.add_option("--log-format", log_format, "text, or json: an object in each line")
-        ->envname("LOG_FORMAT")
-        ->check(CLI::IsMember({"text", "json"}))
-        ->capture_default_str();
-    app.add_flag("--log-bodies", settings.log_bodies,
-                 "Log requests and answers too, at the level debug")
-        ->envname("LOG_BODIES");
-    add_duration("--drain-timeout", settings.drain_timeout,
-                 "How long running requests may take to finish after SIGTERM",
-                 "CLAUDE_DRAIN_TIMEOUT");
-    app.add_flag("--demo", demo,
-                 "Answer from a built-in stand-in: no account, no network, no claude")
-        ->envname("CLAUDE_DEMO");
-  }
-
-  void add_transport() {
     app.add_option("--tls-cert", settings.tls_certificate,
                    "Certificate with its chain (PEM): speak HTTPS")
         ->envname("TLS_CERT")
@@ -229,7 +340,8 @@ struct command_line {
         ->check(CLI::ExistingFile);
     app.add_option("--unix-socket", settings.unix_socket,
                    "Path of a socket to listen on beside the port, for this user alone")
-        ->envname("CLAUDE_UNIX_SOCKET");
+        ->envname("CLAUDE_UNIX_SOCKET")
+        ->type_name("FILE");
     app.add_flag("--no-tcp", no_tcp, "Listen on the unix socket only")->envname("CLAUDE_NO_TCP");
     app.add_option("--max-connections", settings.max_connections,
                    "Most connections at once; then the one that is silent longest is closed")
@@ -239,6 +351,7 @@ struct command_line {
   }
 
   void add_access() {
+    begin_group("Who may ask");
     app.add_option("--api-key", keys,
                    "Key that clients must present; repeatable [API_KEY, API_KEYS]")
         ->allow_extra_args(false)  // `--api-key KEY 9000`: the number is the port
@@ -254,14 +367,15 @@ struct command_line {
              "Address or network (10.0.0.0/8) whose X-Forwarded-For is believed; repeatable",
              "TRUSTED_PROXIES")
         ->delimiter(',');
+  }
+
+  void add_rate_limits() {
+    begin_group("How often and how much a client may ask");
     add_list("--budget", budgets,
              "What one key may use, as requests=100/minute, tokens=1000000/day or usd=2.5/day; "
              "repeatable",
              "CLAUDE_BUDGET")
         ->delimiter(',');
-  }
-
-  void add_rate_limits() {
     app.add_flag("--rate-limit,!--no-rate-limit", rate_limit,
                  "Limit requests a minute (default: only beyond loopback)")
         ->envname("RATE_LIMIT_ENABLED");
@@ -287,13 +401,16 @@ struct command_line {
   }
 
   void add_claude_options() {
-    app.add_option("--auth-method", auth, "How claude reaches a model (default: detect)")
+    begin_group("The model and its processes");
+    app.add_option("--auth-method", auth,
+                   "How claude reaches a model: cli, api_key, bedrock or vertex (default: detect)")
         ->envname("CLAUDE_AUTH_METHOD")
         ->check(CLI::IsMember(
             {"cli", "api_key", "bedrock", "vertex", "claude_cli", "anthropic", "detect"},
             CLI::ignore_case));
     app.add_option("--claude-path", settings.claude_path, "The claude program (default: on PATH)")
-        ->envname("CLAUDE_CLI_PATH");
+        ->envname("CLAUDE_CLI_PATH")
+        ->type_name("FILE");
     app.add_option("--cwd", settings.working_directory,
                    "Working directory of claude (default: a private temporary one)")
         ->envname("CLAUDE_CWD")
@@ -312,11 +429,16 @@ struct command_line {
                    "Most claude processes at once (default: one per 250 MiB of memory, at most 32)")
         ->envname("CLAUDE_MAX_PROCESSES")
         ->check(CLI::Range(1, 1024));
+    app.add_flag("--demo", demo,
+                 "Answer from a built-in stand-in: no account, no network, no claude")
+        ->envname("CLAUDE_DEMO");
   }
 
   void add_limits() {
+    begin_group("Times and sizes");
     app.add_option("--timeout", timeout, "Longest time for one request: 90s, 10m, or seconds")
         ->envname("MAX_TIMEOUT")
+        ->type_name("TIME")
         ->capture_default_str();
     app.add_option("--max-queue", settings.max_queue, "Requests that may wait for a process")
         ->envname("CLAUDE_MAX_QUEUE")
@@ -327,6 +449,9 @@ struct command_line {
     add_duration("--idle-timeout", settings.idle_timeout,
                  "How long a conversation's process waits for its next turn",
                  "CLAUDE_IDLE_TIMEOUT");
+    add_duration("--drain-timeout", settings.drain_timeout,
+                 "How long running requests may take to finish after SIGTERM",
+                 "CLAUDE_DRAIN_TIMEOUT");
     app.add_option("--max-request-size", settings.max_body_bytes, "Largest request body in bytes")
         ->envname("MAX_REQUEST_SIZE")
         ->capture_default_str();
@@ -336,15 +461,18 @@ struct command_line {
   }
 
   void add_sessions() {
+    begin_group("Sessions");
     add_duration("--session-ttl", settings.session_ttl, "How long an unused session is kept",
                  "CLAUDE_SESSION_TTL");
     app.add_option("--session-dir", settings.session_directory,
                    "Directory where sessions survive a restart (default: memory alone)")
-        ->envname("CLAUDE_SESSION_DIR");
+        ->envname("CLAUDE_SESSION_DIR")
+        ->type_name("DIR");
   }
 
   /// What clients may ask of Claude Code's own tools (`enable_tools`).
   void add_agents() {
+    begin_group("Claude Code's own tools");
     app.add_flag("--no-builtin-tools", no_builtin_tools,
                  "Never lend Claude Code's own tools to clients")
         ->envname("CLAUDE_NO_BUILTIN_TOOLS");
@@ -357,7 +485,8 @@ struct command_line {
              "CLAUDE_DISALLOWED_TOOLS")
         ->delimiter(',');
     app.add_option("--permission-mode", settings.permission_mode,
-                   "The most that a client may ask for")
+                   "The most that a client may ask for: plan, dontAsk, default, acceptEdits or "
+                   "bypassPermissions")
         ->envname("CLAUDE_PERMISSION_MODE")
         ->check(CLI::IsMember(std::vector<std::string>(proxy::permission_modes.begin(),
                                                        proxy::permission_modes.end())))
@@ -402,6 +531,21 @@ struct command_line {
         ->envname("CLAUDE_ALLOW_KEYLESS_TOOLS");
   }
 
+  void add_log_options() {
+    begin_group("Log");
+    app.add_option("--log-level", log_level, "debug, info, warning, error or off")
+        ->envname("LOG_LEVEL")
+        ->check(CLI::IsMember({"debug", "info", "warning", "error", "off"}))
+        ->capture_default_str();
+    app.add_option("--log-format", log_format, "text, or json: an object in each line")
+        ->envname("LOG_FORMAT")
+        ->check(CLI::IsMember({"text", "json"}))
+        ->capture_default_str();
+    app.add_flag("--log-bodies", settings.log_bodies,
+                 "Log requests and answers too, at the level debug")
+        ->envname("LOG_BODIES");
+  }
+
   CLI::Option* add_list(const char* flag, std::vector<std::string>& values, const char* help,
                         const char* variable) {
     return app.add_option(flag, values, help)
@@ -421,6 +565,7 @@ struct command_line {
            },
            help)
         ->envname(variable)
+        ->type_name("TIME")
         ->default_str(std::to_string(value.count() / 1000) + "s");
   }
 
@@ -518,7 +663,7 @@ struct arguments {
         if (!flag.empty() || is_for_claude(name)) (takes ? taken : left).push_back(name);
       }
     } catch (const std::invalid_argument& broken) {
-      throw std::runtime_error(path + ": " + broken.what());
+      throw std::invalid_argument(path + ": " + broken.what());
     }
     if (!taken.empty()) notices.push_back("settings from " + path + ": " + join(taken));
     if (!left.empty()) {
@@ -585,7 +730,11 @@ struct arguments {
   static void parse(command_line& line, const std::vector<std::string>& words) {
     std::vector<const char*> argv{"claude-openai"};
     for (const auto& word : words) argv.push_back(word.c_str());
-    line.app.parse(static_cast<int>(argv.size()), argv.data());
+    try {
+      line.app.parse(static_cast<int>(argv.size()), argv.data());
+    } catch (const CLI::ExtrasError&) {
+      throw unknown_word(line.app);
+    }
   }
 
   /// Parses the flags, and then once more with what the variables set where no flag does: so the
@@ -658,7 +807,7 @@ void print_configuration(const command_line& line, const proxy::options& setting
                                                              "config"};
     if (std::find(no_settings.begin(), no_settings.end(), name) != no_settings.end()) continue;
     auto value = option->get_default_str();
-    if (option->count() > 0) value = CLI::detail::join(option->results(), ",");
+    if (option->count() > 0) value = CLI::detail::join(option->reduced_results(), ",");
     if (option->count() == 0 && value.empty()) value = derived_default(name, settings);
     if (value.empty() && option->get_expected_max() == 0) value = "false";
     if (name == "api-key" && !value.empty()) value = "***";
@@ -765,20 +914,59 @@ void print_access(const proxy::options& settings, const std::string& key_path) {
   }
 }
 
+/// The address without what may be secret in it: a user's name and password, and the query.
+std::string without_secrets(std::string url) {
+  url.erase(std::min(url.find_first_of("?#"), url.size()));
+  const auto scheme = url.find("://");
+  const auto begin = scheme == std::string::npos ? 0 : scheme + 3;
+  const auto user = url.substr(begin, url.find('/', begin) - begin).rfind('@');
+  return user == std::string::npos ? url : url.erase(begin, user + 1);
+}
+
+/// Where `claude` reaches the model, and whose account pays for that.
+void print_account(const proxy::options& settings) {
+  using proxy::auth_method;
+  const auto method = proxy::resolve_auth(settings);
+  const auto value = [&](const char* name) {
+    return without_secrets(proxy::value_or(settings.environment, name));
+  };
+  std::string api = "https://api.anthropic.com";
+  std::string payer = "the account of the login: a subscription, or an API account";
+  if (method == auth_method::api_key) {
+    payer = "an Anthropic API account, not a Claude subscription (for that: --auth-method cli)";
+  } else if (method == auth_method::bedrock) {
+    api = "Amazon Bedrock " + value("AWS_REGION");
+    payer = "an AWS account";
+  } else if (method == auth_method::vertex) {
+    api = "Google Vertex AI " + value("CLOUD_ML_REGION");
+    payer = "the Google Cloud project " + value("ANTHROPIC_VERTEX_PROJECT_ID");
+  }
+  const auto address = value(proxy::address_variable(method));
+  std::cout << "  API                " << (address.empty() ? api : address) << "\n"
+            << "  auth method        " << proxy::name_of(method) << ", by "
+            << proxy::credential_source(settings) << "\n"
+            << "  billed to          " << payer << "\n";
+}
+
 void print_start(const proxy::server& server, const std::string& key_path) {
   const auto& settings = server.settings();
   const auto url = server.url();
-  const bool tcp = settings.tcp;
   std::cout << "claude-openai " CLAUDE_OPENAI_VERSION " is listening on " << url << "\n";
-  if (tcp) std::cout << "  OpenAI base URL    " << url << "/v1\n";
+  if (settings.tcp) {
+    std::cout << "  OpenAI base URL    " << url << "/v1\n"
+              << "  Anthropic base URL " << url << "\n"
+              << "  web page           " << url << "/\n";
+  }
   if (!settings.unix_socket.empty()) {
     std::cout << "  unix socket        " << settings.unix_socket << "\n";
   }
   if (settings.demo) {
-    std::cout << "  DEMO               no model answers here, but a stand-in; ask it \"/help\"\n";
+    std::cout << "  DEMO               no model answers here, but a stand-in; ask it \"/help\"\n"
+              << "  billed to          nobody\n";
+  } else {
+    print_account(settings);
   }
   std::cout << "  claude             " << settings.claude_path << "\n"
-            << "  auth method        " << proxy::name_of(proxy::resolve_auth(settings)) << "\n"
             << "  working directory  " << settings.working_directory << "\n"
             << "  spares             " << settings.spares << "\n";
   print_access(settings, key_path);
@@ -951,9 +1139,12 @@ int main(int argc, char** argv) {
       said = "'" + said.substr(unknown.size()) + "' is no setting (see --help)";
     }
     std::cerr << "claude-openai: the file of --config: " << said << std::endl;
-    return 1;
+    return wrong_settings;
   } catch (const CLI::ParseError& wrong) {
-    return command_line(false).app.exit(wrong) == 0 ? 0 : 1;  // of --help and --version: 0
+    return command_line(false).app.exit(wrong) == 0 ? 0 : wrong_settings;  // of --help: 0
+  } catch (const std::invalid_argument& wrong) {
+    std::cerr << "claude-openai: " << wrong.what() << std::endl;
+    return wrong_settings;
   } catch (const std::exception& failure) {
     std::cerr << "claude-openai: " << failure.what() << std::endl;
     return 1;

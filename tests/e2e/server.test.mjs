@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { chmodSync, existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import http from 'node:http';
 import net from 'node:net';
-import { tmpdir } from 'node:os';
+import { hostname, tmpdir } from 'node:os';
 import path from 'node:path';
 import { deflateSync, gzipSync } from 'node:zlib';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
@@ -690,6 +690,69 @@ test('it listens before any claude is up, and ends though none ever will be', { 
   proxy.stopped = true;
   assert.deepEqual(faults, []);
   assert.ok(took < 2000, `SIGTERM took ${took} ms`);
+});
+
+test('the start tells where the page is, where the API is reached, and who is billed', async (t) => {
+  const key = { ANTHROPIC_API_KEY: undefined };
+  const region = { CLAUDE_CODE_USE_BEDROCK: '1', AWS_REGION: 'eu-west-1', AWS_PROFILE: 'work' };
+  const project = { CLAUDE_CODE_USE_VERTEX: '1', CLOUD_ML_REGION: 'europe-west1', ANTHROPIC_VERTEX_PROJECT_ID: 'my-project' };
+  const own = { ANTHROPIC_BASE_URL: undefined };
+  const cases = [
+    [{}, [`API +${t.api.url}$`, 'auth method +api_key, by ANTHROPIC_API_KEY$', 'billed to +an Anthropic API account, not a Claude subscription .*--auth-method cli']],
+    [own, ['API +https://api.anthropic.com$']],
+    [{ ANTHROPIC_BASE_URL: 'https://me:SECRET@gate.example/v1?key=SECRET' }, ['API +https://gate.example/v1$']],
+    [{ CLAUDE_AUTH_METHOD: 'cli' }, ['auth method +cli, by the login of `claude`$', 'billed to +the account of the login']],
+    [{ ...key, ...region }, ['API +Amazon Bedrock eu-west-1$', 'auth method +bedrock, by AWS_PROFILE$', 'billed to +an AWS account$']],
+    [{ ...key, ...project }, ['API +Google Vertex AI europe-west1$', 'billed to +the Google Cloud project my-project$']],
+    [{ CLAUDE_DEMO: '1' }, ['billed to +nobody$']],
+  ];
+  for (const [env, lines] of cases) {
+    const proxy = await t.start({ cli: env.CLAUDE_DEMO ? undefined : '/nonexistent', args: ['--spares', '0'], env });
+    await eventually('the start is told', () => /try it/.test(proxy.output));
+    for (const line of [...lines, `OpenAI base URL +${proxy.url}/v1$`, `Anthropic base URL +${proxy.url}$`, `web page +${proxy.url}/$`])
+      assert.match(proxy.output, new RegExp(`^ +${line}`, 'm'));
+    assert.doesNotMatch(proxy.output, /SECRET/);
+    proxy.stopped = true;
+    assert.deepEqual((await proxy.stop()).faults, []);
+  }
+});
+
+test('a start whose ANTHROPIC_BASE_URL is its own address is refused, however that is spelled; another address is not', async (t) => {
+  const holder = net.createServer();
+  await new Promise((resolve) => {
+    holder.listen(0, '127.0.0.1', resolve);
+  });
+  const { port } = holder.address();
+  await new Promise((resolve) => {
+    holder.close(resolve);
+  });
+  const started = ([url, ...args], env = {}) => startAndExpectExit({ url, cli: '/nonexistent', args: ['--port', String(port), '--no-prompt', ...args], env });
+  const beyond = ['--host', '0.0.0.0'];
+  const bedrock = { CLAUDE_CODE_USE_BEDROCK: '1', ANTHROPIC_BEDROCK_BASE_URL: `http://localhost:${port}` };
+  for (const [args, env] of [
+    ...['127.0.0.1', 'localhost', 'LocalHost', '[::1]', '0.0.0.0', 'me:word@127.0.0.1'].map((host) => [[`http://${host}:${port}/v1`]]),
+    [[`http://127.0.0.1:${port}`, ...beyond]],
+    [[`http://${hostname()}:${port}`, ...beyond]],
+    [[`https://localhost:${port}/?x`, 'doctor']],
+    [[undefined], bedrock],
+  ]) {
+    const { exit, output } = await started(args, env);
+    assert.equal(exit?.code, args.includes('doctor') ? 1 : 2, `${args}: ${output}`);
+    assert.match(output, /ANTHROPIC_(BEDROCK_)?BASE_URL leads to this proxy, which would call itself.*start the proxy without the variable/);
+    assert.doesNotMatch(output, /listening/);
+  }
+  for (const [url, args, env] of [
+    [`http://127.0.0.1:${port + 1}`, []],
+    [`http://127.0.0.1.example:${port}`, []],
+    [`http://api.invalid:${port}`, beyond],
+    [`http://127.0.0.1/${port}`, []],
+    [`http://127.0.0.1:${port}`, ['--demo']],
+    [`http://127.0.0.1:${port}`, [], { CLAUDE_AUTH_METHOD: 'bedrock' }],
+  ]) {
+    const proxy = await t.start({ cli: args.includes('--demo') ? undefined : '/nonexistent', args: ['--port', String(port), '--no-prompt', ...args], env: { ANTHROPIC_BASE_URL: url, ...env } });
+    proxy.stopped = true;
+    assert.deepEqual((await proxy.stop()).faults, []);
+  }
 });
 
 test('the start tells what a user wants to know', async (t) => {

@@ -45,7 +45,7 @@ function writeFiles(proxy, files) {
 /** A `.env` counts whole where it is named; in a folder that is not the program's it chooses neither keys nor programs. */
 const ENV_FILE = ['--env-file', '.env'];
 
-/** Ends when it should not have started. */
+/** A start that a wrong setting prevents: the status is 2. */
 async function refusal(t, { files = {}, ...options }) {
   const result = await startAndExpectExit({
     url: t.api.url,
@@ -53,7 +53,7 @@ async function refusal(t, { files = {}, ...options }) {
     ...options,
     prepare: (proxy) => writeFiles(proxy, files),
   });
-  assert.equal(result.exit?.code, 1, `it starts: ${result.output}`);
+  assert.equal(result.exit?.code, 2, `it starts: ${result.output}`);
   assert.deepEqual(result.faults, []);
   return result.output;
 }
@@ -190,6 +190,7 @@ test('the file of settings: lists, flags, and what is wrong in it', async (t) =>
 test('--print-config knows every flag, tells no secret, and starts nothing', async (t) => {
   const help = await startAndExpectExit({ url: t.api.url, args: ['--help'] });
   const flags = [...help.output.matchAll(/^ {2}(?:-h,)?--([a-z-]+)/gm)].map(([, name]) => name);
+  assert.equal(new Set(flags).size, flags.length, 'each once');
   assert.ok(flags.length > 30, `${flags}`);
   const files = { '.env': 'API_KEYS=secret-of-env,secret-two\n' };
   const found = await printed(t, { args: ENV_FILE, env: { ANTHROPIC_API_KEY: 'sk-ant-very-secret' }, files });
@@ -257,6 +258,42 @@ test('a flag that is none, and a value that is none, are told', async (t) => {
     [{ env: { RATE_LIMIT_CHAT_PER_MINUTE: 'ten' } }, /rate-limit-chat|RATE_LIMIT_CHAT/],
   ];
   for (const [options, message] of wrong) assert.match(await refusal(t, options), message);
+});
+
+test('a word that is no command, and a flag that is none, is named with what was meant, and no value is shown', async (t) => {
+  const wrong = [
+    [['doctr'], "unknown command 'doctr'; did you mean `doctor`?"],
+    [['doctr', '--security'], "unknown command 'doctr'; did you mean `doctor`?"],
+    [['version'], "unknown command 'version'; did you mean `--version`?"],
+    [['frobnicate'], "unknown command 'frobnicate'\n"],
+    [['--prot', '9000'], "unknown flag '--prot'; did you mean `--port`?"],
+    [['--apikey', 'SECRET'], "unknown flag '--apikey'; did you mean `--api-key`?"],
+    [['--apikey=SECRET'], "unknown flag '--apikey'; did you mean `--api-key`?"],
+    [['doctor', '--securty'], "unknown flag '--securty'; did you mean `--security`?"],
+    [['99999'], "unexpected '99999': a port is one number between 0 and 65535"],
+    [['8001', '8002'], "unexpected '8002': a port is one number"],
+  ];
+  for (const [args, message] of wrong) {
+    const output = await refusal(t, { args });
+    assert.ok(output.includes(message), output);
+    assert.doesNotMatch(output, /SECRET/);
+  }
+});
+
+test('of a flag that is given twice the last value counts, and a list takes all', async (t) => {
+  const twice = ['--claude-path', 'a', '--claude-path', 'b', '8001', '--port', '8002', '--strict', '--strict'];
+  const found = await printed(t, { args: [...twice, '--log-level', 'off', '--log-level=debug', '--add-dir', '/', '--add-dir', '/tmp'] });
+  for (const [name, value] of [['claude-path', 'b'], ['port', '8002'], ['strict', 'true'], ['log-level', 'debug'], ['add-dir', '/,/tmp']])
+    assert.deepEqual(found[name], [value, 'flag']);
+});
+
+test('`help` shows what --help shows: groups of flags, each flag once, in 100 columns', async (t) => {
+  const [byWord, byFlag] = await Promise.all(['help', '--help'].map((word) => startAndExpectExit({ url: t.api.url, args: [word] })));
+  assert.equal(byWord.exit?.code, 0, byWord.output);
+  assert.equal(byWord.output, byFlag.output);
+  assert.deepEqual(byWord.output.split('\n').filter((line) => line.length > 100), []);
+  const groups = [...byWord.output.matchAll(/^([A-Z].*):$/gm)].map(([, name]) => name);
+  assert.ok(groups.length > 6, `${groups}`);
 });
 
 test('a relative path of claude, and relative folders, are those of the working directory', async (t) => {
