@@ -6777,13 +6777,16 @@ inline std::string privacy_problem(const struct stat& path) {
   return {};
 }
 
-/// Makes a directory for this user alone, and those above it as need be; one that is there stays as
-/// it is. Throws `std::system_error`.
+/// Makes the directory of sessions for this user alone, and those above it as need be; one that is
+/// there stays as it is. Throws `std::system_error`.
 inline void make_private_directory(std::string path) {
   while (path.size() > 1 && path.back() == '/') path.pop_back();
-  std::filesystem::create_directories(std::filesystem::absolute(path).parent_path());
-  if (::mkdir(path.c_str(), 0700) == 0 || errno == EEXIST) return;
-  throw std::system_error(last_system_error(), "cannot make the directory " + path);
+  std::error_code failed;
+  std::filesystem::create_directories(std::filesystem::absolute(path).parent_path(), failed);
+  if (!failed && (::mkdir(path.c_str(), 0700) == 0 || errno == EEXIST)) return;
+  throw std::system_error(
+      failed ? failed : last_system_error(),
+      "--session-dir: " + path + " cannot be made; choose a directory that you may write to");
 }
 
 /// Opens a file for reading that no other user but root can have written; `flags` are more of
@@ -6810,7 +6813,8 @@ class temporary_directory {
   explicit temporary_directory(const std::string& parent)
       : path_(parent + "/claude-openai-XXXXXX") {
     if (::mkdtemp(path_.data()) == nullptr) {
-      throw std::system_error(last_system_error(), "cannot make a directory in " + parent);
+      throw std::system_error(last_system_error(), "no directory can be made in " + parent +
+                                                       "; set TMPDIR to one that you may write to");
     }
     hold();
   }
@@ -10505,7 +10509,8 @@ class agent_registry {
     const json parsed = json::parse(read_all(file), nullptr, false);
     const auto& servers = member_of(parsed, "mcpServers");
     if (!servers.is_object()) {
-      throw std::invalid_argument("no MCP servers can be read from " + settings_.mcp_config);
+      throw std::invalid_argument("--mcp-config: no MCP servers can be read from " +
+                                  settings_.mcp_config);
     }
     for (const auto& [name, config] : servers.items()) {
       if (name == "client") {  // see `tool_server`
@@ -13130,6 +13135,17 @@ inline unique_fd accept_from(int listener) {
 #endif
 }
 
+/// Why one cannot listen, and what to do.
+inline std::system_error listen_failure(std::error_code failed, const std::string& host, int port) {
+  const auto what =
+      failed == std::errc::address_in_use
+          ? "--port: " + std::to_string(port) + " is taken; choose another"
+      : failed == std::errc::permission_denied
+          ? std::string("--port: only root may listen below 1024; choose a higher one")
+          : "--host: this machine has no address " + host + "; choose one that it has";
+  return {failed, what};
+}
+
 /// Listening sockets of a host and port; port 0 takes any. Throws `std::system_error`.
 inline std::vector<unique_fd> listen_on(const std::string& host, int port) {
   addrinfo hints{};
@@ -13138,8 +13154,7 @@ inline std::vector<unique_fd> listen_on(const std::string& host, int port) {
   addrinfo* found = nullptr;
   const int failed = ::getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found);
   if (failed != 0) {
-    throw std::system_error(std::make_error_code(std::errc::address_not_available),
-                            "host '" + host + "': " + ::gai_strerror(failed));
+    throw listen_failure(std::make_error_code(std::errc::address_not_available), host, port);
   }
   const std::unique_ptr<addrinfo, void (*)(addrinfo*)> addresses(found, ::freeaddrinfo);
   std::vector<unique_fd> listeners;
@@ -13155,7 +13170,7 @@ inline std::vector<unique_fd> listen_on(const std::string& host, int port) {
         ::listen(socket.get(), 1024) != 0) {
       const bool other_may_do = errno == EADDRNOTAVAIL && address->ai_next != nullptr;
       if (other_may_do) continue;  // `localhost` where IPv6 is off
-      throw std::system_error(last_system_error(), host + ":" + std::to_string(port));
+      throw listen_failure(last_system_error(), host, port);
     }
     set_nonblocking(socket.get());
     listeners.push_back(std::move(socket));
@@ -13177,8 +13192,9 @@ inline int port_of(const unique_fd& socket) {
 /// replaced, a living one's and other files are not. Throws `std::system_error`.
 inline unique_fd listen_at(const std::string& path) {
   sockaddr_un address{};
+  const auto problem = "--unix-socket: " + path + " cannot be made; choose another path";
   if (path.size() >= sizeof address.sun_path) {
-    throw std::system_error(std::make_error_code(std::errc::filename_too_long), path);
+    throw std::system_error(std::make_error_code(std::errc::filename_too_long), problem);
   }
   address.sun_family = AF_UNIX;
   path.copy(address.sun_path, path.size());
@@ -13195,8 +13211,8 @@ inline unique_fd listen_at(const std::string& path) {
   const bool bound = ::bind(listener.get(), generic, sizeof address) == 0;
   const auto failure = last_system_error();
   ::umask(old_mask);
-  if (!bound) throw std::system_error(failure, path);
-  if (::listen(listener.get(), 1024) != 0) throw std::system_error(last_system_error(), path);
+  if (!bound) throw std::system_error(failure, problem);
+  if (::listen(listener.get(), 1024) != 0) throw std::system_error(last_system_error(), problem);
   set_nonblocking(listener.get());
   return listener;
 }
@@ -13372,10 +13388,11 @@ class tls_context {
     ::SSL_CTX_set_default_passwd_cb(raw, [](char*, int, int, void*) { return 0; });
     ::ERR_clear_error();
     if (::SSL_CTX_use_certificate_chain_file(raw, certificate.c_str()) != 1) {
-      throw std::runtime_error("no certificate in " + certificate);
+      throw std::runtime_error("--tls-cert: no certificate in " + certificate);
     }
     if (::SSL_CTX_use_PrivateKey_file(raw, key.c_str(), SSL_FILETYPE_PEM) != 1) {
-      throw std::runtime_error("no private key in " + key + ", or not the certificate's");
+      throw std::runtime_error("--tls-key: no private key in " + key +
+                               ", or not the certificate's");
     }
   }
 
@@ -17167,9 +17184,7 @@ class doctor {
         return;
       }
       tell({"port", false, failure.what(),
-            busy
-                ? "end what listens there (is the proxy running already?), or choose another --port"
-                : "choose an address of this machine with --host"});
+            "choose another --port or --host, or end what listens there (is this the proxy?)"});
     }
   }
 

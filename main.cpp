@@ -1132,6 +1132,9 @@ int main(int argc, char** argv) {
   hide_keys(argc, argv);
   try {
     return run(called);
+  } catch (const CLI::FileError& missing) {
+    std::cerr << "claude-openai: --config: " << missing.what() << std::endl;
+    return wrong_settings;
   } catch (const CLI::ConfigError& wrong) {
     std::string said = wrong.what();
     const std::string_view unknown = "INI was not able to parse ";

@@ -1,7 +1,8 @@
 // The proxy around the chat: routes, validation, who may come in, secrets, processes, start and end. Run once, with the newest CLI.
 
 import assert from 'node:assert/strict';
-import { chmodSync, existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import { chmodSync, existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import http from 'node:http';
 import net from 'node:net';
 import { hostname, tmpdir } from 'node:os';
@@ -9,7 +10,7 @@ import path from 'node:path';
 import { deflateSync, gzipSync } from 'node:zlib';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
 import { assertError, assertKeys } from './chat.test.mjs';
-import { API_KEY_OF_CLAUDE, descriptorsOf, eventually, madeKey, processesMarked, send, sleep, startAndExpectExit, suite } from './harness.mjs';
+import { API_KEY_OF_CLAUDE, PROXY, descriptorsOf, eventually, madeKey, processesMarked, send, sleep, startAndExpectExit, suite } from './harness.mjs';
 import { directive } from './messages_api.mjs';
 
 export const server = suite();
@@ -690,6 +691,37 @@ test('it listens before any claude is up, and ends though none ever will be', { 
   proxy.stopped = true;
   assert.deepEqual(faults, []);
   assert.ok(took < 2000, `SIGTERM took ${took} ms`);
+});
+
+test('what keeps the proxy from starting is told by the name of its setting, and with what to do', async (t) => {
+  const file = fakeClaude(t, '');
+  const cases = [
+    [['--session-dir', '/proc/x'], /^claude-openai: --session-dir: \/proc\/x cannot be made; choose /],
+    [['--session-dir', '/dev/null/x/y'], /^claude-openai: --session-dir: \/dev\/null\/x\/y cannot be made; choose /],
+    [['--session-dir', file], /^claude-openai: --session-dir: .* is not a directory/],
+    [['--host', 'example.invalid'], /^claude-openai: --host: this machine has no address example\.invalid; choose /],
+    [['--host', '192.0.2.1'], /^claude-openai: --host: this machine has no address 192\.0\.2\.1; choose /],
+    [['--unix-socket', '/nowhere/socket'], /^claude-openai: --unix-socket: \/nowhere\/socket cannot be made; choose /],
+    [['--unix-socket', file], /^claude-openai: --unix-socket: .* cannot be made; choose .*in use/],
+    [['--tls-cert', file, '--tls-key', file], /^claude-openai: --tls-cert: no certificate in /],
+    [['--mcp-config', file], /^claude-openai: --mcp-config: no MCP servers can be read from /],
+    [['--config', '/nowhere'], /^claude-openai: --config: \/nowhere /],
+    [[], /^claude-openai: no directory can be made in \/nowhere; set TMPDIR to /, { TMPDIR: '/nowhere' }],
+  ];
+  for (const [args, message, env] of cases) {
+    const { exit, output } = await startAndExpectExit({ url: t.api.url, cli: '/nonexistent', args, env });
+    assert.ok(exit?.code > 0, `${args}: ${output}`);
+    assert.match(output, message);
+    assert.equal(output.trim().split('\n').length, 1, output);
+  }
+});
+
+test('a port that only root may have is told as that', async () => {
+  if (Number(readFileSync('/proc/sys/net/ipv4/ip_unprivileged_port_start', 'utf8')) <= 80) return;
+  const unprivileged = process.getuid() === 0 ? ['setpriv', '--bounding-set=-net_bind_service', '--inh-caps=-net_bind_service'] : ['env'];
+  const { status, stderr } = spawnSync(unprivileged[0], [...unprivileged.slice(1), PROXY, '80', '--no-prompt', '--claude-path', '/nonexistent'], { encoding: 'utf8', timeout: 8000 });
+  assert.equal(status, 1, stderr);
+  assert.match(stderr, /^claude-openai: --port: only root may listen below 1024; choose a higher one/);
 });
 
 test('the start tells where the page is, where the API is reached, and who is billed', async (t) => {
