@@ -6,7 +6,7 @@
 // HEADER=file takes another header than claude-openai.hpp (to try the checks themselves).
 
 import { execFile, spawn } from 'node:child_process';
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -293,19 +293,47 @@ check('only sections process, transport and http call the operating system', () 
 
 const lines = header.split('\n');
 
-check('make install puts program, header and service files below the prefix, make uninstall takes them away', async () => {
-  const folder = join(scratch, 'installed');
-  const made = (...goals) => run('make', ['--no-print-directory', ...goals, `DESTDIR=${folder}`, 'PREFIX=/opt/proxy'], { cwd: root });
-  const { code, out } = await made('install');
-  if (code !== 0) throw new Error(out);
-  const at = (path) => join(folder, 'opt/proxy', path);
+check('make run, make doctor and make login find their programs in a folder whose name has a blank', async () => {
+  const folder = join(scratch, 'my checkout');
+  const cli_version = JSON.parse(readFileSync(join(root, 'packaging/cli/package.json'), 'utf8')).dependencies['@anthropic-ai/claude-code'];
+  const cli = `build/cli/${cli_version}/node_modules/@anthropic-ai/claude-code/bin/claude.exe`;
+  const program = (path, script) => {
+    mkdirSync(dirname(join(folder, path)), { recursive: true });
+    writeFileSync(join(folder, path), `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+  };
+  cpSync(join(root, 'packaging'), join(folder, 'packaging'), { recursive: true });
+  cpSync(join(root, 'Makefile'), join(folder, 'Makefile'));
+  program('.ci/deps', 'exit 0');
+  program('build/claude-openai', 'echo "$# $*: $CLAUDE_CLI_PATH"');
+  program(cli, 'echo "claude $*"');
+  program('tools/claude', 'echo "my claude $*"');
+  const env = { PATH: '/usr/bin:/bin' };
+  const built = ['-o', 'build/claude-openai', '-o', `build/cli/${cli_version}/installed`];
+  for (const [goals, wanted, more] of [
+    [['run', `ARGS=--cwd 'a b'`], `2 --cwd a b: ${join(folder, cli)}\n`],
+    [['doctor'], `1 doctor: ${join(folder, cli)}\n`],
+    [['login'], 'claude auth login\n'],
+    [['login'], 'my claude auth login\n', { CLAUDE_CLI_PATH: join(folder, 'tools/claude') }],
+  ]) {
+    const { out, err } = await run('make', ['--no-print-directory', ...built, ...goals], { cwd: folder, env: { ...env, ...more } });
+    if (out !== wanted) throw new Error(`${goals}: ${out}${err}`);
+  }
+});
+
+for (const prefix of ['/opt/proxy', '/opt/my proxy'])
+check(`make install puts program, header and service files below the prefix ${prefix}, make uninstall takes them away`, async () => {
+  const folder = join(scratch, `installed in${prefix.replaceAll('/', ' ')}`);
+  const made = (...goals) => run('make', ['--no-print-directory', ...goals, `DESTDIR=${folder}`, `PREFIX=${prefix}`], { cwd: root });
+  const { code, out, err } = await made('install');
+  if (code !== 0) throw new Error(out + err);
+  const at = (path) => join(folder, prefix, path);
   const version = await run(at('bin/claude-openai'), ['--version']);
   if (!/^claude-openai \d/.test(version.out)) throw new Error(version.out);
   if (readFileSync(at('include/claude-openai.hpp'), 'utf8') !== header) throw new Error('another header');
   const units = ['share/systemd/user', 'lib/systemd/system'].map((place) => `${place}/claude-openai.service`);
   for (const path of [...units, 'share/claude-openai/claude-openai.plist']) {
     const text = readFileSync(at(path), 'utf8');
-    if (!text.includes('/opt/proxy/bin/claude-openai') || text.includes('@PREFIX@')) throw new Error(text);
+    if (!text.includes(`"${prefix}/bin/claude-openai"`) || text.includes('@PREFIX@')) throw new Error(text);
     // Else the system ends every `claude` with the proxy, and none of them finishes what it says.
     if (path.endsWith('.service') && !text.includes('\nKillMode=mixed\n')) throw new Error(text);
   }
@@ -315,7 +343,7 @@ check('make install puts program, header and service files below the prefix, mak
 });
 
 check('systemd takes the units, and finds that the one for a server shuts the proxy in', async () => {
-  const prefix = join(scratch, 'prefix');
+  const prefix = join(scratch, 'a prefix');
   const folder = join(scratch, 'units');
   for (const place of [join(prefix, 'bin'), join(prefix, 'include'), folder]) mkdirSync(place, { recursive: true });
   writeFileSync(join(prefix, 'bin/claude-openai'), '#!/bin/sh\n', { mode: 0o755 });
