@@ -244,6 +244,12 @@ bool is_true(const std::string& value) {
   return lower == "true" || lower == "1" || lower == "yes" || lower == "on";
 }
 
+/// Where a user's own settings are, and a made key is kept; empty where no home directory is known.
+std::string user_file(const proxy::environment_map& variables) {
+  const auto home = proxy::value_or(variables, "HOME");
+  return home.empty() ? home : home + "/.config/claude-openai.env";
+}
+
 /// The flags, and what they set.
 struct command_line {
   proxy::options settings;
@@ -275,11 +281,11 @@ struct command_line {
   explicit command_line(bool reads_config) {
     app.formatter(std::make_shared<help_formatter>());
     app.footer(
-        "Every flag can be set by the environment variable in brackets, in a file .env, or in the "
-        "file of\n"
-        "--config. Precedence: flag > environment > .env > --config file > default. Of a flag that "
-        "is\n"
-        "given twice the last value counts.\n"
+        "Every flag can be set by the environment variable in brackets, in a file .env, in\n"
+        "~/.config/claude-openai.env, or in the file of --config. Precedence: flag > environment "
+        ">\n"
+        ".env > ~/.config/claude-openai.env > --config file > default. Of a flag that is given\n"
+        "twice the last value counts.\n"
         "Point any OpenAI client at http://127.0.0.1:8000/v1, any Anthropic client at\n"
         "http://127.0.0.1:8000.");
     app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
@@ -316,7 +322,8 @@ struct command_line {
       app.add_option("--config", config_file, help)->type_name("FILE");
     }
     app.add_option("--env-file", env_file,
-                   "File with variables, NAME=value; the environment wins (default: .env, if any)")
+                   "File with variables, NAME=value; the environment wins (default: .env and "
+                   "~/.config/claude-openai.env, if any)")
         ->type_name("FILE");
     app.add_flag("--print-config", print_config,
                  "Say what every setting is and where it comes from, and end");
@@ -621,9 +628,7 @@ struct command_line {
 
   /// The files that hold settings, so perhaps keys. An agent may neither read nor change them.
   std::vector<std::string> secret_files(const proxy::environment_map& variables) const {
-    std::vector<std::string> paths{".env", env_file, config_file};
-    const auto home = proxy::value_or(variables, "HOME");
-    if (!home.empty()) paths.push_back(home + "/.config/claude-openai.env");
+    std::vector<std::string> paths{".env", env_file, config_file, user_file(variables)};
     paths.erase(std::remove(paths.begin(), paths.end(), ""), paths.end());
     return paths;
   }
@@ -635,31 +640,47 @@ using strings = std::vector<std::string>;
 struct arguments {
   std::string program;
   std::vector<std::string> given;
-  bool had_env_file = false;
+  std::set<std::string> files_read = {};            ///< of those that need not be there
+  std::map<std::string, std::string> file_of = {};  ///< of each variable that a file has set
   std::vector<std::string> notices = {};  ///< what the user should know of the settings' files
+  std::string kept_in = {};               ///< the file that keeps the key made for this run
 
   using flag_variables = std::map<std::string, std::vector<std::string>>;
 
-  /// The variables of the environment, and of the file where the environment has none.
+  /// The variables of the environment, and of the files where those before have not set the flag.
   proxy::environment_map read_variables(const std::string& env_file, const flag_variables& names) {
     auto variables = proxy::current_environment();
     notices.clear();
-    const bool asked = !env_file.empty();
-    const std::string path = asked ? env_file : ".env";
-    const auto content = asked ? read_file(path) : read_trusted(path);
-    if (!content) {
-      if (!had_env_file) return variables;
-      throw std::runtime_error(".env is gone, or not this user's alone any more");
+    file_of.clear();
+    if (!env_file.empty()) {
+      add_file(variables, env_file, read_file(env_file), true, names);
+      return variables;
     }
-    had_env_file = true;
+    for (const auto& path : {std::string(".env"), user_file(variables)}) {
+      const auto content = read_trusted(path);
+      if (content) {
+        files_read.insert(path);
+        add_file(variables, path, *content, path != ".env" || is_beside_program(), names);
+      } else if (files_read.count(path) > 0) {
+        throw std::runtime_error(path + " is gone, or not this user's alone any more");
+      }
+    }
+    return variables;
+  }
+
+  /// `whole`: all that the file sets counts, not only what is harmless.
+  void add_file(proxy::environment_map& variables, const std::string& path,
+                const std::string& content, bool whole, const flag_variables& names) {
     std::vector<std::string> taken;
     std::vector<std::string> left;
-    const bool whole = asked || is_beside_program();
+    const auto before = variables;
     try {
-      for (auto& [name, value] : proxy::parse_env_file(*content)) {
+      for (auto& [name, value] : proxy::parse_env_file(content)) {
         const auto flag = flag_of(name, names);
         const bool takes = whole || is_harmless(flag);
-        if (takes) variables.emplace(name, value);
+        if (takes && !is_set(before, flag, names)) {
+          if (variables.emplace(name, value).second) file_of[name] = path;
+        }
         if (!flag.empty() || is_for_claude(name)) (takes ? taken : left).push_back(name);
       }
     } catch (const std::invalid_argument& broken) {
@@ -670,7 +691,16 @@ struct arguments {
       notices.push_back("NOT taken from " + path + ", since it does not lie beside this program: " +
                         join(left) + " (to have them: --env-file " + path + ")");
     }
-    return variables;
+  }
+
+  /// One of the flag's variables has a value.
+  static bool is_set(const proxy::environment_map& variables, const std::string& flag,
+                     const flag_variables& names) {
+    const auto found = names.find(flag);
+    return found != names.end() &&
+           std::any_of(found->second.begin(), found->second.end(), [&](const auto& name) {
+             return !proxy::value_or(variables, name.c_str()).empty();
+           });
   }
 
   /// The flag that the variable sets; empty for none.
@@ -771,13 +801,13 @@ struct arguments {
   }
 
   /// Puts a variable's value before the words, as its flag.
-  static void take(const std::string& flag, const std::string& variable,
-                   const proxy::environment_map& variables, strings& words,
-                   std::map<std::string, std::string>& sources) {
+  void take(const std::string& flag, const std::string& variable,
+            const proxy::environment_map& variables, strings& words,
+            std::map<std::string, std::string>& sources) const {
     const auto value = proxy::value_or(variables, variable.c_str());
     if (value.empty()) return;
-    const bool own = proxy::current_environment().count(variable) > 0;
-    sources[flag] = (own ? "environment, " : ".env, ") + variable;
+    const auto file = file_of.find(variable);
+    sources[flag] = (file == file_of.end() ? "environment" : file->second) + ", " + variable;
     const bool several = variable == "API_KEYS";
     auto place = words.begin();
     for (const auto& one : several ? proxy::text::split(value, ',') : strings{value}) {
@@ -827,20 +857,21 @@ constexpr const char* keyless_users = "you";
 constexpr const char* keyless_users = "any user of this machine";
 #endif
 
-/// Asks as the reference wrapper does. No terminal, the end of input or Ctrl-C: no.
-bool wants_key() {
-  if (::isatty(STDIN_FILENO) != 1 || ::isatty(STDOUT_FILENO) != 1) return false;
-  if (::tcgetpgrp(STDIN_FILENO) != ::getpgrp()) return false;  // a job in the background
+/// A terminal is there to be asked.
+bool can_ask() {
+  return ::isatty(STDIN_FILENO) == 1 && ::isatty(STDOUT_FILENO) == 1 &&
+         ::tcgetpgrp(STDIN_FILENO) == ::getpgrp();  // else it is a job in the background
+}
+
+/// Asks until the answer is one. An empty line, the end of input or Ctrl-C: no.
+bool says_yes(const std::string& question) {
   struct sigaction interrupted {};
   struct sigaction before {};
   interrupted.sa_handler = interrupt_prompt;  // without SA_RESTART: read(2) ends
   ::sigaction(SIGINT, &interrupted, &before);
   std::string answer = "?";
   while (answer != "y" && answer != "yes" && answer != "n" && answer != "no" && !answer.empty()) {
-    std::cout << "Without a client key every program that runs as " << keyless_users
-              << " can use your account, and\nrun commands, through this proxy.\n"
-                 "Enable API key protection? (y/N): "
-              << std::flush;
+    std::cout << question << " (y/N): " << std::flush;
     std::array<char, 256> typed{};
     const ssize_t count = ::read(STDIN_FILENO, typed.data(), typed.size());
     if (count <= 0) std::cout << "\n";
@@ -850,6 +881,41 @@ bool wants_key() {
   }
   ::sigaction(SIGINT, &before, nullptr);
   return answer == "y" || answer == "yes";
+}
+
+/// Adds the key to a file of settings, which from then on only this user can read. False when that
+/// cannot be.
+bool add_key(const std::string& key, const std::string& path) {
+  std::error_code failed;
+  std::filesystem::create_directories(std::filesystem::path(path).parent_path(), failed);
+  const proxy::unique_fd file(
+      ::open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600));
+  if (!file || ::fchmod(file.get(), 0600) != 0) return false;
+  const bool is_empty = ::lseek(file.get(), 0, SEEK_END) == 0;  // else its last line may be open
+  return proxy::write_all(file.get(), (is_empty ? "API_KEY=" : "\nAPI_KEY=") + key + "\n");
+}
+
+/// Makes a client key where one is asked for or needed, and offers to keep it for later starts.
+void make_client_key(proxy::options& settings, const command_line& line, arguments& called) {
+  const bool keyless = settings.api_keys.empty();
+  const bool asks = !line.no_prompt && !line.demo && can_ask();
+  // The question is the reference wrapper's.
+  const bool wanted =
+      keyless && asks && settings.tcp && proxy::is_private(settings) && !line.generate_key &&
+      says_yes("Without a client key every program that runs as " + std::string(keyless_users) +
+               " can use your account, and\nrun commands, through this proxy.\n"
+               "Enable API key protection?");
+  if (!wanted && !line.generate_key && (!keyless || proxy::is_private(settings))) return;
+  proxy::make_key(settings);
+  const auto file = user_file(settings.environment);
+  const bool is_read = keyless && line.env_file.empty() && !file.empty();  // at the next start
+  if (!asks || !is_read || !says_yes("Keep the new key in " + file + " for later starts?")) return;
+  if (add_key(settings.api_keys.back(), file)) {
+    called.kept_in = file;
+  } else {
+    std::cout << "the key is not kept: " << file << ": " << proxy::last_system_error().message()
+              << std::endl;
+  }
 }
 
 /// A made key in a file for this user alone, as long as the proxy runs: what is printed where no
@@ -896,11 +962,14 @@ void print_example(const proxy::server& server, const std::string& key_path) {
             << " -d '{\"messages\":[{\"role\":\"user\",\"content\":\"Say hello\"}]}'" << std::endl;
 }
 
-void print_access(const proxy::options& settings, const std::string& key_path) {
+void print_access(const proxy::options& settings, const std::string& key_path,
+                  const std::string& kept_in) {
   if (settings.made_key) {
     std::cout << "  client key         "
               << (key_path.empty() ? settings.api_keys.back() : "in " + key_path)
-              << "  (made for this run; set your own by API_KEY)\n";
+              << (kept_in.empty() ? "  (made for this run; set your own by API_KEY)"
+                                  : "  (kept in " + kept_in + ")")
+              << "\n";
   } else if (!settings.api_keys.empty()) {
     std::cout << "  client keys        " << settings.api_keys.size() << "\n";
   } else if (settings.tcp) {
@@ -948,7 +1017,8 @@ void print_account(const proxy::options& settings) {
             << "  billed to          " << payer << "\n";
 }
 
-void print_start(const proxy::server& server, const std::string& key_path) {
+void print_start(const proxy::server& server, const std::string& key_path,
+                 const std::string& kept_in) {
   const auto& settings = server.settings();
   const auto url = server.url();
   std::cout << "claude-openai " CLAUDE_OPENAI_VERSION " is listening on " << url << "\n";
@@ -969,7 +1039,7 @@ void print_start(const proxy::server& server, const std::string& key_path) {
   std::cout << "  claude             " << settings.claude_path << "\n"
             << "  working directory  " << settings.working_directory << "\n"
             << "  spares             " << settings.spares << "\n";
-  print_access(settings, key_path);
+  print_access(settings, key_path, kept_in);
   print_example(server, key_path);
 }
 
@@ -1029,8 +1099,13 @@ int serve(const proxy::options& settings, arguments& called) {
     const auto line = called.load(variables, sources);
     auto fresh = line->finish(variables);
     const auto& first = server.settings();
-    if (first.made_key) fresh.api_keys.push_back(first.api_keys.back());
     fresh.made_key = first.made_key;
+    if (first.made_key) {  // perhaps it was kept, and is among those that were loaded
+      const auto made = first.api_keys.back();
+      auto& keys = fresh.api_keys;
+      keys.erase(std::remove(keys.begin(), keys.end(), made), keys.end());
+      keys.push_back(made);
+    }
     server.reload(fresh);
     settings.log.set_level(parse_level(line->log_level));
   };
@@ -1040,7 +1115,7 @@ int serve(const proxy::options& settings, arguments& called) {
   has_terminal = ::isatty(STDIN_FILENO) == 1;
   std::signal(SIGHUP, reload_running);
   const auto kept_key = keep_made_key(server, settings.environment);
-  print_start(server, kept_key ? kept_key->path() : "");
+  print_start(server, kept_key ? kept_key->path() : "", called.kept_in);
   server.run();
   running = nullptr;  // a further signal changes nothing: all that is left is to clean up
   return refused ? 1 : 0;
@@ -1115,9 +1190,7 @@ int run(arguments& called) {
   }
   for (const auto& notice : called.notices) std::cout << notice << std::endl;
   if (line->doctor->parsed()) return line->security ? review(settings) : examine(settings);
-  const bool asks = settings.api_keys.empty() && settings.tcp && !line->no_prompt && !line->demo &&
-                    proxy::is_loopback_name(settings.host);
-  if (line->generate_key || (asks && wants_key())) proxy::make_key(settings);
+  make_client_key(settings, *line, called);
   return serve(settings, called);
 }
 

@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
-import { chmodSync, copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, statSync, writeFileSync } from 'node:fs';
+import { chmodSync, copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, realpathSync, statSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { promisify } from 'node:util';
 import { PROXY, eventually, madeKey, processesMarked, startAndExpectExit, suite } from './harness.mjs';
@@ -12,6 +12,7 @@ export const settings = suite(90_000);
 const { test } = settings;
 
 const QUESTION = /Enable API key protection\? \(y\/N\)/;
+const KEEP = /Keep the new key in (\S+) for later starts\? \(y\/N\)/;
 const KEY = /sk-local-[A-Za-z0-9_-]+/g;
 const bearer = (key) => ({ headers: { authorization: `Bearer ${key}` } });
 
@@ -30,7 +31,7 @@ async function printed(t, { args = [], env = {}, files = {} } = {}) {
   assert.equal(result.exit?.code, 0, result.output);
   const found = {};
   for (const line of result.output.trim().split('\n')) {
-    if (/^# (settings from|NOT taken from) /.test(line)) continue; // what was taken of .env
+    if (/^# (settings from|NOT taken from|\S+ is NOT read:) /.test(line)) continue; // what was taken of .env
     const parts = /^(?:# )?([a-z-]+) = "(.*)" {2}# (.+)$/.exec(line); // "# " before what would not be read again
     assert.ok(parts, `a setting: ${line}`);
     found[parts[1]] = parts.slice(2);
@@ -442,7 +443,7 @@ test('a storm of SIGHUPs among requests loses none', async (t) => {
 
 // ---- the key that a terminal is asked about ------------------------------------------------------
 
-/** Starts it in a terminal and types `answers`, each when the question is there again. */
+/** Starts it in a terminal and types `answers`, each when a question is there again. */
 async function typed(t, answers, options = {}) {
   let made;
   const started = t.start({
@@ -456,7 +457,7 @@ async function typed(t, answers, options = {}) {
   });
   started.catch(() => {});
   for (const [i, answer] of answers.entries()) {
-    await eventually('it asks', () => made?.output.split(QUESTION).length > i + 1 || made?.exit, 8000);
+    await eventually('it asks', () => made?.output.split('(y/N): ').length > i + 1 || made?.exit, 8000);
     made.keys.write(answer);
   }
   const proxy = (t.proxy = await started);
@@ -492,7 +493,7 @@ function keyOf(proxy) {
 test('on a terminal: yes makes a key and enforces it', async (t) => {
   const keys = new Set();
   for (const answer of ['y\n', ' YES \n']) {
-    const proxy = await typed(t, [answer]);
+    const proxy = await typed(t, [answer, 'n\n']);
     keys.add(keyOf(proxy));
     await assertKeyed(t, proxy, keyOf(proxy));
     const curl = /curl [^\n]*/.exec(proxy.output)[0];
@@ -510,7 +511,7 @@ test('on a terminal: no, an empty line, the end of input and Ctrl-C mean no key,
 });
 
 test('on a terminal: what is no answer is asked again', async (t) => {
-  const proxy = await typed(t, ['maybe\n', 'x\n', 'y\n']);
+  const proxy = await typed(t, ['maybe\n', 'x\n', 'y\n', 'perhaps\n', '\n']);
   await assertKeyed(t, proxy, keyOf(proxy));
 });
 
@@ -530,6 +531,71 @@ test('no question: --no-prompt, a key that is set, no terminal; --generate-key n
   const made = await startOwn(t, { args: ['--generate-key'] });
   assert.doesNotMatch(made.output, QUESTION);
   await assertKeyed(t, made, madeKey(made));
+});
+
+test('a made key that is kept opens the next start too, without a question, and stays at SIGHUP', { slow: true }, async (t) => {
+  for (const [answers, args] of [[['y\n', 'y\n'], []], [['y\n'], ['--host', '0.0.0.0']], [['y\n'], ['--generate-key']]]) {
+    const env = { HOME: scratchFolder(t) };
+    const file = path.join(env.HOME, '.config', 'claude-openai.env');
+    const first = await typed(t, answers, { args, env });
+    const [key] = first.output.match(KEY);
+    assert.equal(KEEP.exec(first.output)[1], file);
+    assert.ok(first.output.includes(`(kept in ${file})`), first.output);
+    assert.equal(readFileSync(file, 'utf8'), `API_KEY=${key}\n`);
+    assert.equal(statSync(file).mode & 0o777, 0o600);
+    process.kill(processesMarked(first.scratch).find(({ executable }) => executable === realpathSync(PROXY)).pid, 'SIGHUP');
+    await eventually('it was loaded anew', () => /loaded anew/.test(first.output));
+    await assertKeyed(t, first, key);
+    first.stopped = true;
+    assert.deepEqual((await first.stop()).faults, []);
+    const next = await typed(t, [], { args: args.filter((word) => word !== '--generate-key'), env });
+    assert.ok(!next.output.includes('(y/N)') && !next.output.includes(key), next.output);
+    assert.ok(next.output.includes(`settings from ${file}: API_KEY`), next.output);
+    await assertKeyed(t, next, key);
+    next.stopped = true;
+    assert.deepEqual((await next.stop()).faults, []);
+  }
+});
+
+test('a key is kept beside what the file holds, which only its user can read then', async (t) => {
+  const env = { HOME: scratchFolder(t) };
+  const file = path.join(env.HOME, '.config', 'claude-openai.env');
+  mkdirSync(path.dirname(file));
+  writeFileSync(file, 'CLAUDE_MAX_QUEUE=7', { mode: 0o644 });
+  const proxy = await typed(t, ['y\n', 'yes\n'], { env });
+  assert.equal(readFileSync(file, 'utf8'), `CLAUDE_MAX_QUEUE=7\nAPI_KEY=${keyOf(proxy)}\n`);
+  assert.equal(statSync(file).mode & 0o777, 0o600);
+  const cannot = { HOME: '/proc/nowhere' };
+  const other = await typed(t, ['y\n', 'y\n'], { env: cannot });
+  assert.match(other.output, /the key is not kept: \/proc\/nowhere\/\.config\/claude-openai\.env: ./);
+  await assertKeyed(t, other, keyOf(other));
+});
+
+test("the user's own file counts whole, after .env and before --config; --env-file and a key set elsewhere take its place", async (t) => {
+  const HOME = scratchFolder(t);
+  const file = path.join(HOME, '.config', 'claude-openai.env');
+  mkdirSync(path.dirname(file));
+  writeFileSync(file, 'CLAUDE_SPARES=4\nCLAUDE_MAX_QUEUE=14\nCLAUDE_MAX_TURNS=24\nAPI_KEY=kept-key\n', { mode: 0o600 });
+  const files = { '.env': 'CLAUDE_SPARES=3\n', 'proxy.toml': 'max-queue = 5\nidle-timeout = "25s"\n' };
+  const env = { HOME, CLAUDE_MAX_TURNS: '20' };
+  const found = await printed(t, { args: ['--config', 'proxy.toml'], env, files });
+  assert.deepEqual(found.spares, ['3', '.env, CLAUDE_SPARES']);
+  assert.deepEqual(found['max-queue'], ['14', `${file}, CLAUDE_MAX_QUEUE`]);
+  assert.deepEqual(found['max-turns'], ['20', 'environment, CLAUDE_MAX_TURNS']);
+  assert.deepEqual(found['idle-timeout'], ['25s', 'file']);
+  assert.deepEqual(found['api-key'], ['***', `${file}, API_KEY`]);
+  assert.deepEqual((await printed(t, { args: ENV_FILE, env, files }))['max-queue'], ['64', 'default']);
+  const proxy = await startOwn(t, { env: { HOME, API_KEYS: 'key-one,key-two' } });
+  const statuses = [];
+  for (const key of ['key-one', 'key-two', 'kept-key']) statuses.push((await t.get('/v1/models', { proxy, ...bearer(key) })).status);
+  assert.deepEqual(statuses, [200, 200, 401]);
+  const reloaded = await startOwn(t, { env: { HOME } });
+  assert.match(await reload(reloaded), /loaded anew/);
+  chmodSync(file, 0o666);
+  assert.match(await reload(reloaded), /stay as they were: .*claude-openai\.env is gone, or not this user's alone/);
+  assert.equal((await t.get('/v1/models', { proxy: reloaded, ...bearer('kept-key') })).status, 200);
+  const left = await printed(t, { env: { HOME } });
+  assert.equal(left['max-queue'][1], 'default', 'others may write it');
 });
 
 test('a made key is not printed where no terminal shows it: a file for this user alone holds it while the proxy runs', async (t) => {
@@ -567,8 +633,10 @@ test('no question for a job in the background: it would be stopped', async (t) =
 });
 
 test('beyond loopback it is never open: Ctrl-C, the end of input and --no-prompt change nothing', async (t) => {
-  for (const options of [{}, { args: ['--no-prompt'] }]) {
-    const proxy = await typed(t, [], { ...options, args: ['--host', '0.0.0.0', ...(options.args ?? [])] });
+  for (const [answers, args] of [[['\x03'], []], [['\x04'], []], [[], ['--no-prompt']]]) {
+    const proxy = await typed(t, answers, { args: ['--host', '0.0.0.0', ...args] });
+    assert.doesNotMatch(proxy.output, QUESTION, 'there is no choice');
+    assert.ok(!existsSync(path.join(proxy.home, '.config')), 'it is not kept');
     await assertKeyed(t, proxy, madeKey(proxy));
     const curl = /curl [^\n]*/.exec(proxy.output)[0];
     assert.ok(curl.includes(`:${proxy.port}/`), curl);
