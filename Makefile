@@ -212,20 +212,28 @@ prefix         = $(DESTDIR)$(PREFIX)
 systemd_folder = $(prefix)/share/systemd/user
 system_folder  = $(prefix)/lib/systemd/system
 launchd_folder = $(prefix)/share/claude-openai
+# What the program tells of its flags: WHAT in its folder below share.
+generated      = bash:bash-completion/completions/claude-openai zsh:zsh/site-functions/_claude-openai \
+                 fish:fish/vendor_completions.d/claude-openai.fish man:man/man1/claude-openai.1
 
-install: build/claude-openai ## install program, header and service files below PREFIX
+install: build/claude-openai ## install program, header, manual, shell completion and service files below PREFIX
 	install -d "$(prefix)/bin" "$(prefix)/include" "$(systemd_folder)" "$(system_folder)" "$(launchd_folder)"
 	install -m 755 build/claude-openai "$(prefix)/bin/"
 	install -m 644 claude-openai.hpp "$(prefix)/include/"
 	sed 's|@PREFIX@|$(PREFIX)|g' packaging/claude-openai.service > "$(systemd_folder)/claude-openai.service"
 	sed 's|@PREFIX@|$(PREFIX)|g' packaging/claude-openai-system.service > "$(system_folder)/claude-openai.service"
 	sed 's|@PREFIX@|$(PREFIX)|g' packaging/claude-openai.plist > "$(launchd_folder)/claude-openai.plist"
+	for one in $(generated); do \
+	  install -d "$(prefix)/share/$$(dirname "$${one#*:}")" && \
+	  build/claude-openai generate "$${one%%:*}" > "$(prefix)/share/$${one#*:}" || exit 1; \
+	done
 	@echo "A service needs claude on its PATH (npm install -g @anthropic-ai/claude-code), or CLAUDE_CLI_PATH among its settings."
 
 uninstall: ## remove what `make install` installed
 	rm -f "$(prefix)/bin/claude-openai" "$(prefix)/include/claude-openai.hpp" \
 	  "$(systemd_folder)/claude-openai.service" "$(system_folder)/claude-openai.service" \
 	  "$(launchd_folder)/claude-openai.plist"
+	for one in $(generated); do rm -f "$(prefix)/share/$${one#*:}"; done
 	-rmdir "$(launchd_folder)"
 
 clean: ## remove everything that was built, and the CLI in build/cli

@@ -132,6 +132,22 @@ std::string value_name(const CLI::Option& option) {
   return is_path ? words.back() : words.front();
 }
 
+/// The values that a flag takes, where they are few: `{text,json}` of its type.
+std::vector<std::string> choices_of(const CLI::Option& option) {
+  const auto type = option.get_type_name();
+  const auto open = type.find('{');
+  if (open == std::string::npos) return {};
+  return proxy::text::split(type.substr(open + 1, type.find('}') - open - 1), ',');
+}
+
+/// What a flag does, its default and its variable.
+std::string describe(const CLI::Option& option) {
+  const auto standard = value_name(option).empty() ? "" : option.get_default_str();
+  const auto variable = option.get_envname();
+  return option.get_description() + (standard.empty() ? "" : " (default: " + standard + ")") +
+         (variable.empty() ? "" : " [" + variable + "]");
+}
+
 /// `--help` in 100 columns: of each flag its value, what it does, its default and its variable.
 class help_formatter : public CLI::Formatter {
  public:
@@ -148,12 +164,8 @@ class help_formatter : public CLI::Formatter {
   std::string make_option(const CLI::Option* option, bool) const override {
     const auto names = option->get_name(false, true);  // `--rate-limit,--no-rate-limit{false}`
     const auto value = value_name(*option);
-    const auto standard = value.empty() ? std::string() : option->get_default_str();
-    const auto variable = option->get_envname();
     return make_row(names.substr(0, names.find('{')) + (value.empty() ? "" : " " + value),
-                    option->get_description() +
-                        (standard.empty() ? "" : " (default: " + standard + ")") +
-                        (variable.empty() ? "" : " [" + variable + "]"));
+                    describe(*option));
   }
 
   std::string make_subcommand(const CLI::App* command) const override {
@@ -634,6 +646,170 @@ struct command_line {
   }
 };
 
+/// A flag as a shell completes it.
+struct flag_entry {
+  std::string name;   ///< with its dashes
+  std::string value;  ///< FILE, DIR or another type; empty for none
+  std::vector<std::string> choices;
+  std::string description;
+};
+
+std::vector<flag_entry> flags_of(const CLI::App& app) {
+  std::vector<flag_entry> flags;
+  for (const auto* option : app.get_options()) {
+    if (option == app.get_help_ptr() && app.get_parent() != nullptr) continue;  // the program's own
+    for (const auto& name : option->get_lnames()) {
+      flags.push_back(
+          {"--" + name, value_name(*option), choices_of(*option), option->get_description()});
+    }
+  }
+  return flags;
+}
+
+std::string replace(std::string text, const char* from, const char* to) {
+  return CLI::detail::find_and_replace(std::move(text), from, to);
+}
+
+std::string bash_completion(const CLI::App& app) {
+  std::vector<std::string> words;
+  std::string values;
+  std::string commands;
+  for (const auto& flag : flags_of(app)) {
+    words.push_back(flag.name);
+    if (flag.value.empty()) continue;
+    const auto choices = proxy::text::join(flag.choices, " ");
+    values += "    " + flag.name + ") " +
+              (flag.value == "FILE"  ? "_claude_openai_paths -f; "
+               : flag.value == "DIR" ? "_claude_openai_paths -d; "
+               : choices.empty()     ? ""
+                                 : "COMPREPLY=($(compgen -W '" + choices + "' -- \"$word\")); ") +
+              "return ;;\n";
+  }
+  for (const auto* command : app.get_subcommands({})) {
+    words.push_back(command->get_name());
+    for (const auto& flag : flags_of(*command)) {
+      commands += "  [[ \" ${COMP_WORDS[*]} \" != *' " + command->get_name() +
+                  " '* ]] || words+=' " + flag.name + "'\n";
+    }
+  }
+  return "_claude_openai_paths() {\n"
+         "  local IFS=$'\\n'\n"
+         "  compopt -o filenames 2> /dev/null\n"
+         "  COMPREPLY=($(compgen \"$1\" -- \"$word\"))\n"
+         "}\n\n"
+         "_claude_openai() {\n"
+         "  local word=${COMP_WORDS[COMP_CWORD]} flag=${COMP_WORDS[COMP_CWORD - 1]}\n"
+         "  [ \"$word\" != = ] || word=\n"
+         "  [ \"$flag\" != = ] || flag=${COMP_WORDS[COMP_CWORD - 2]}\n"
+         "  local words='" +
+         proxy::text::join(words, " ") + "'\n" + commands + "  case $flag in\n" + values +
+         "  esac\n"
+         "  COMPREPLY=($(compgen -W \"$words\" -- \"$word\"))\n"
+         "}\n\n"
+         "complete -F _claude_openai claude-openai\n";
+}
+
+std::string zsh_completion(const CLI::App& app) {
+  const auto specify = [](const flag_entry& flag) {
+    auto text = replace(replace(flag.description, "'", "'\\''"), "[", "\\[");
+    text = flag.name + "[" + replace(text, "]", "\\]") + "]";
+    if (flag.value.empty()) return "  '" + text + "'\n";
+    const auto action = flag.value == "FILE"   ? "_files"
+                        : flag.value == "DIR"  ? "_files -/"
+                        : flag.choices.empty() ? std::string(" ")
+                                               : "(" + proxy::text::join(flag.choices, " ") + ")";
+    return "  '*" + text + ":" + flag.value + ":" + action + "'\n";
+  };
+  std::string flags;
+  for (const auto& flag : flags_of(app)) flags += specify(flag);
+  std::string more;
+  std::vector<std::string> names;
+  for (const auto* command : app.get_subcommands({})) {
+    names.push_back(command->get_name());
+    for (const auto& flag : flags_of(*command)) {
+      more += "(( $words[(Ie)" + names.back() + "] )) && flags+=(\n" + specify(flag) + ")\n";
+    }
+  }
+  return "#compdef claude-openai\nlocal -a flags=(\n" + flags + ")\n" + more +
+         "_arguments $flags '1:command:(" + proxy::text::join(names, " ") + ")'\n";
+}
+
+std::string fish_completion(const CLI::App& app) {
+  const auto quote = [](const std::string& text) {
+    return "'" + replace(replace(text, "\\", "\\\\"), "'", "\\'") + "'";
+  };
+  const std::string begin = "complete -c claude-openai";
+  const auto specify = [&](const flag_entry& flag) {
+    return " -l " + flag.name.substr(2) +
+           (flag.value.empty()     ? ""
+            : flag.value == "FILE" ? " -r -F"
+            : flag.value == "DIR"  ? " -x -a '(__fish_complete_directories)'"
+                                   : " -x -a " + quote(proxy::text::join(flag.choices, " "))) +
+           " -d " + quote(flag.description) + "\n";
+  };
+  auto lines = begin + " -f\n";
+  for (const auto& flag : flags_of(app)) lines += begin + specify(flag);
+  for (const auto* command : app.get_subcommands({})) {
+    const auto& name = command->get_name();
+    lines += begin + " -n __fish_use_subcommand -a " + name + " -d " +
+             quote(command->get_description()) + "\n";
+    for (const auto& flag : flags_of(*command)) {
+      lines += begin + " -n '__fish_seen_subcommand_from " + name + "'" + specify(flag);
+    }
+  }
+  return lines;
+}
+
+/// The manual's page, for man(1).
+std::string manual(const CLI::App& app) {
+  const auto escape = [](const std::string& text) {
+    return replace(replace(replace(text, "\\", "\\e"), "-", "\\-"), "\n.", "\n\\&.");
+  };
+  const auto item = [&](const std::string& name, const std::string& text) {
+    return ".TP\n\\fB" + escape(name) + "\\fR\n\\&" + escape(text) + "\n";
+  };
+  auto page =
+      std::string(".TH CLAUDE\\-OPENAI 1 \"\" \"claude\\-openai " CLAUDE_OPENAI_VERSION "\"\n") +
+      ".SH NAME\nclaude\\-openai \\- " + escape(app.get_description()) +
+      "\n.SH SYNOPSIS\n.B claude\\-openai\n[\\fIflags\\fR] [\\fIport\\fR] "
+      "[\\fIcommand\\fR]\n.SH DESCRIPTION\n" +
+      escape(app.get_footer()) + "\n.SH COMMANDS\n";
+  for (const auto* command : app.get_subcommands({})) {
+    page += item(command->get_name(), command->get_description());
+  }
+  page += ".SH FLAGS\n";
+  for (const auto& group : app.get_groups()) {
+    page += ".SS " + escape(group) + "\n";
+    for (const auto* option : app.get_options()) {
+      if (option->get_group() != group) continue;
+      const auto names = option->get_name(false, true);
+      page += item(names.substr(0, names.find('{')) + " " + value_name(*option), describe(*option));
+    }
+  }
+  return page + ".SH EXIT STATUS\n" +
+         item("0", "It was ended by a signal, or has told what was asked for.") +
+         item("1", "Something keeps it from running, or doctor has found a fault.") +
+         item("2", "A flag or a setting is wrong.");
+}
+
+/// `claude-openai generate bash`: for packages and `make install`, so it is not in the help.
+int generate(const std::string& what) {
+  const command_line line(false);
+  if (what == "bash") {
+    std::cout << bash_completion(line.app);
+  } else if (what == "zsh") {
+    std::cout << zsh_completion(line.app);
+  } else if (what == "fish") {
+    std::cout << fish_completion(line.app);
+  } else if (what == "man") {
+    std::cout << manual(line.app);
+  } else {
+    std::cerr << "claude-openai: generate takes bash, zsh, fish or man" << std::endl;
+    return wrong_settings;
+  }
+  return 0;
+}
+
 using strings = std::vector<std::string>;
 
 /// What `main` was called with, loaded at the start and again on SIGHUP.
@@ -678,9 +854,8 @@ struct arguments {
       for (auto& [name, value] : proxy::parse_env_file(content)) {
         const auto flag = flag_of(name, names);
         const bool takes = whole || is_harmless(flag);
-        if (takes && !is_set(before, flag, names)) {
-          if (variables.emplace(name, value).second) file_of[name] = path;
-        }
+        const bool counts = takes && !is_set(before, flag, names);
+        if (counts && variables.emplace(name, value).second) file_of[name] = path;
         if (!flag.empty() || is_for_claude(name)) (takes ? taken : left).push_back(name);
       }
     } catch (const std::invalid_argument& broken) {
@@ -1077,6 +1252,16 @@ void allow_many_descriptors() {
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+/// A key that was made for this run stays valid, once, also where it was kept and loaded again.
+void carry_made_key(const proxy::options& first, proxy::options& fresh) {
+  fresh.made_key = first.made_key;
+  if (!first.made_key) return;
+  const auto& made = first.api_keys.back();
+  auto& keys = fresh.api_keys;
+  keys.erase(std::remove(keys.begin(), keys.end(), made), keys.end());
+  keys.push_back(made);
+}
+
 int serve(const proxy::options& settings, arguments& called) {
   allow_many_descriptors();
   proxy::server server(settings);
@@ -1098,14 +1283,7 @@ int serve(const proxy::options& settings, arguments& called) {
     std::map<std::string, std::string> sources;
     const auto line = called.load(variables, sources);
     auto fresh = line->finish(variables);
-    const auto& first = server.settings();
-    fresh.made_key = first.made_key;
-    if (first.made_key) {  // perhaps it was kept, and is among those that were loaded
-      const auto made = first.api_keys.back();
-      auto& keys = fresh.api_keys;
-      keys.erase(std::remove(keys.begin(), keys.end(), made), keys.end());
-      keys.push_back(made);
-    }
+    carry_made_key(server.settings(), fresh);
     server.reload(fresh);
     settings.log.set_level(parse_level(line->log_level));
   };
@@ -1201,6 +1379,7 @@ int main(int argc, char** argv) {
     return proxy::demo::run({argv + 2, argv + argc}, proxy::current_environment(), STDIN_FILENO,
                             STDOUT_FILENO);
   }
+  if (argc == 3 && argv[1] == std::string_view("generate")) return generate(argv[2]);
   arguments called{argv[0], {argv + 1, argv + argc}};
   hide_keys(argc, argv);
   try {

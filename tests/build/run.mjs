@@ -330,6 +330,13 @@ check(`make install puts program, header and service files below the prefix ${pr
   const version = await run(at('bin/claude-openai'), ['--version']);
   if (!/^claude-openai \d/.test(version.out)) throw new Error(version.out);
   if (readFileSync(at('include/claude-openai.hpp'), 'utf8') !== header) throw new Error('another header');
+  const flags = (await run(at('bin/claude-openai'), ['--help'])).out.match(/^ {2}(?:-h,)?--[a-z-]+/gm).map((flag) => flag.replace(/.*--/, ''));
+  if (flags.length < 40) throw new Error(`${flags}`);
+  const shells = ['bash-completion/completions/claude-openai', 'zsh/site-functions/_claude-openai', 'fish/vendor_completions.d/claude-openai.fish'];
+  for (const path of [...shells, 'man/man1/claude-openai.1']) {
+    const text = readFileSync(at(`share/${path}`), 'utf8').replaceAll('\\-', '-');
+    none(flags.filter((flag) => !new RegExp(`[- ]${flag}\\b`).test(text)), `not in ${path}`);
+  }
   const units = ['share/systemd/user', 'lib/systemd/system'].map((place) => `${place}/claude-openai.service`);
   for (const path of [...units, 'share/claude-openai/claude-openai.plist']) {
     const text = readFileSync(at(path), 'utf8');
@@ -340,6 +347,53 @@ check(`make install puts program, header and service files below the prefix ${pr
   await made('uninstall');
   const left = readdirSync(folder, { recursive: true, withFileTypes: true }).filter((entry) => !entry.isDirectory());
   none(left.map(({ name }) => name), 'left');
+});
+
+const proxy = process.env.PROXY ?? join(root, 'build/claude-openai');
+const generated = async (what) => {
+  const { code, out, err } = await run(proxy, ['generate', what], { env: { PATH: process.env.PATH } });
+  if (code !== 0) throw new Error(out + err);
+  return out;
+};
+
+check('a shell completes flags, their values, files, directories, and the commands with their own flags', async () => {
+  const folder = join(scratch, 'complete');
+  mkdirSync(join(folder, 'a folder'), { recursive: true });
+  writeFileSync(join(folder, 'a file'), '');
+  const scripts = {
+    bash: '. "$0"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _claude_openai; printf "%s\\n" "${COMPREPLY[@]}"',
+    fish: 'source $argv[1]; complete -C (string join " " -- $argv[2..])',
+  };
+  const cases = [
+    [['--log-l'], ['--log-level']],
+    [['--log-format', ''], ['json', 'text']],
+    [['--sandbox-network', '--log-format', 'j'], ['json']],
+    [['--config', 'a'], ['a file', 'a folder']],
+    [['--add-dir', 'a'], ['a folder']],
+    [['--api-key', ''], []],
+    [['doc'], ['doctor']],
+    [['doctor', '--sec'], ['--security']],
+    [['--sec'], []],
+  ];
+  for (const [shell, script] of Object.entries(scripts)) {
+    if ((await run(shell, ['-c', 'true'])).code === 'ENOENT') continue;
+    const path = file(`completion.${shell}`, await generated(shell));
+    for (const [typed, wanted] of cases) {
+      const { out, err } = await run(shell, ['-c', script, path, 'claude-openai', ...typed], { cwd: folder, env: { ...process.env, HOME: folder } });
+      const offered = out.split('\n').map((line) => line.split('\t')[0].replace(/\\(?= )|\/$/g, '')).filter(Boolean).sort();
+      if (err || `${offered}` !== `${wanted}`) throw new Error(`${shell}: ${typed}: ${offered}, not ${wanted}\n${err}`);
+    }
+  }
+  const { code, err } = await run('zsh', ['-n', file('completion.zsh', await generated('zsh'))]);
+  if (code !== 'ENOENT' && (code !== 0 || err)) throw new Error(`zsh: ${err}`);
+});
+
+check('man shows the manual without a warning', async () => {
+  const { code, out, err } = await run('man', ['--warnings=w', '-l', file('claude-openai.1', await generated('man'))], { env: { ...process.env, MANWIDTH: '100' } });
+  if (code === 'ENOENT') skip('man is not here');
+  if (code !== 0 || err) throw new Error(err);
+  for (const wanted of ['.env > ~/.config/claude-openai.env', '--permission-mode TEXT', 'EXIT STATUS'])
+    if (!out.replace(/\s+/g, ' ').includes(wanted)) throw new Error(`without ${wanted}: ${out}`);
 });
 
 check('systemd takes the units, and finds that the one for a server shuts the proxy in', async () => {
@@ -357,9 +411,9 @@ check('systemd takes the units, and finds that the one for a server shuts the pr
     const text = readFileSync(join(root, 'packaging', source), 'utf8').replaceAll('@PREFIX@', prefix);
     return file(`units/${source}`, text);
   };
-  await analyze('--user', 'verify', unit('claude-openai.service'));
+  await analyze('--user', '--man=no', 'verify', unit('claude-openai.service'));
   const system = unit('claude-openai-system.service');
-  await analyze('verify', system);
+  await analyze('--man=no', 'verify', system);
   await analyze('security', '--offline=true', '--threshold=35', '--no-pager', system);  // 0 is best, 100 worst; bubblewrap needs a /proc without covers
 });
 
