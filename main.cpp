@@ -151,25 +151,26 @@ std::string describe(const CLI::Option& option) {
 /// `--help` in 100 columns: of each flag its value, what it does, its default and its variable.
 class help_formatter : public CLI::Formatter {
  public:
-  /// With one blank line between groups, where the library has two.
-  std::string make_help(const CLI::App* app, std::string name,
-                        CLI::AppFormatMode mode) const override {
-    return CLI::detail::find_and_replace(CLI::Formatter::make_help(app, std::move(name), mode),
-                                         "\n\n\n", "\n\n");
+  std::string make_help(const CLI::App* app, std::string name, CLI::AppFormatMode) const override {
+    auto help = app->get_description() + "\n\nUsage: " + name + " [FLAGS] [PORT] [COMMAND]\n";
+    for (const auto& group : app->get_groups()) {
+      help += "\n" + group + ":\n";
+      for (const auto* option : app->get_options()) {
+        if (option->get_group() == group) help += make_option(option, false);
+      }
+    }
+    help += "\nCommands:\n";
+    for (const auto* command : app->get_subcommands({})) {
+      help += make_row(command->get_name(), command->get_description());
+    }
+    return help + "\n" + app->get_footer() + "\n";
   }
-
-  /// The port is listed among the flags.
-  std::string make_positionals(const CLI::App*) const override { return {}; }
 
   std::string make_option(const CLI::Option* option, bool) const override {
     const auto names = option->get_name(false, true);  // `--rate-limit,--no-rate-limit{false}`
     const auto value = value_name(*option);
     return make_row(names.substr(0, names.find('{')) + (value.empty() ? "" : " " + value),
                     describe(*option));
-  }
-
-  std::string make_subcommand(const CLI::App* command) const override {
-    return make_row(command->get_name(), command->get_description());
   }
 
  private:
@@ -302,7 +303,8 @@ struct command_line {
         "http://127.0.0.1:8000.");
     app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
     app.validate_positionals();  // a word that is no port is a command
-    app.get_help_ptr()->description("Show this help and end");
+    begin_group("Help and files of settings");
+    app.get_help_ptr()->description("Show this help and end")->group("Help and files of settings");
     app.set_version_flag("--version", "claude-openai " CLAUDE_OPENAI_VERSION,
                          "Show the version and end");
     doctor = app.add_subcommand("doctor",
@@ -654,11 +656,13 @@ struct flag_entry {
   std::string description;
 };
 
+/// Those of a command are its own: newer versions of the library list the program's among them.
 std::vector<flag_entry> flags_of(const CLI::App& app) {
   std::vector<flag_entry> flags;
+  const auto* parent = app.get_parent();
   for (const auto* option : app.get_options()) {
-    if (option == app.get_help_ptr() && app.get_parent() != nullptr) continue;  // the program's own
     for (const auto& name : option->get_lnames()) {
+      if (parent != nullptr && parent->get_option_no_throw("--" + name) != nullptr) continue;
       flags.push_back(
           {"--" + name, value_name(*option), choices_of(*option), option->get_description()});
     }

@@ -42,7 +42,7 @@ const VARIABLE = /\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*\b/g;
 async function helped(t) {
   const { output } = await startAndExpectExit({ url: t.api.url, args: ['--help'] });
   const flags = {};
-  const options = output.slice(output.indexOf('Options:'), output.indexOf('Subcommands:'));
+  const options = output.slice(output.indexOf('Usage:'), output.indexOf('Commands:'));
   for (const line of options.split('\n').filter((one) => /^ {2}-/.test(one))) {
     const name = /--[a-z-]+/.exec(line)[0];
     const entry = options.slice(options.indexOf(line)).split(/\n {2}-|\n\n/)[0].replace(/\s+/g, ' ');
