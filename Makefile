@@ -28,7 +28,7 @@ export CXX CPPFLAGS CXXFLAGS HTTPLIB_INCLUDE
 # Expanded when a recipe runs, so after what pkg-config tells about has been installed. Debian's
 # cpp-httplib is a split build: without the flags of its .pc file its classes change size.
 pkg_config = $(foreach p,cpp-httplib nlohmann_json CLI11,$(shell pkg-config $1 $p 2>/dev/null))
-cflags     = $(if $(HTTPLIB_INCLUDE),-isystem $(HTTPLIB_INCLUDE),$(call pkg_config,--cflags))
+cflags     = $(if $(HTTPLIB_INCLUDE),-isystem "$(HTTPLIB_INCLUDE)",$(call pkg_config,--cflags))
 tls        = $(if $(findstring OPENSSL_SUPPORT,$(cflags) $(CPPFLAGS) $(CXXFLAGS)),-lssl -lcrypto)
 libs       = $(if $(HTTPLIB_INCLUDE),,$(call pkg_config,--libs)) $(tls)
 compile    = $(CXX) -std=c++17 $(flags_$(CONFIG)) -Wall -Wextra -Wpedantic -Wconversion -Wshadow \
@@ -49,16 +49,16 @@ own_cli := $(CLAUDE_CLI_PATH)$(filter --claude-path% --demo --security,$(ARGS))$
 
 run: build/claude-openai $(if $(own_cli),,$(cli_folder)/installed) ## build and start, flags in ARGS="--port 9000"
 	@.ci/deps sandbox
-	@exec env $(if $(own_cli),,CLAUDE_CLI_PATH=$(abspath $(cli))) build/claude-openai $(ARGS)
+	@exec env $(if $(own_cli),,CLAUDE_CLI_PATH="$(abspath $(cli))") build/claude-openai $(ARGS)
 
 doctor: build/claude-openai $(if $(own_cli),,$(cli_folder)/installed) ## is everything there that answers need?
-	@$(if $(own_cli),,CLAUDE_CLI_PATH=$(abspath $(cli))) build/claude-openai doctor $(ARGS)
+	@$(if $(own_cli),,CLAUDE_CLI_PATH="$(abspath $(cli))") build/claude-openai doctor $(ARGS)
 
 login: $(if $(own_cli),,$(cli_folder)/installed) ## log the `claude` in that `make run` uses
-	@$(if $(CLAUDE_CLI_PATH),$(CLAUDE_CLI_PATH),$(if $(own_cli),claude,$(cli))) auth login
+	@"$(if $(CLAUDE_CLI_PATH),$(CLAUDE_CLI_PATH),$(if $(own_cli),claude,$(cli)))" auth login
 
 dev: build/claude-openai $(if $(own_cli),,$(cli_folder)/installed) ## build and start, and again whenever a source changes
-	@$(if $(own_cli),,CLAUDE_CLI_PATH=$(abspath $(cli))) tests/dev $(ARGS)
+	@$(if $(own_cli),,CLAUDE_CLI_PATH="$(abspath $(cli))") tests/dev $(ARGS)
 
 # A newer npm may skip the package's install script, which puts the program in place of a stub.
 $(cli_folder)/installed: $(cli_lock)
@@ -211,24 +211,34 @@ tidy: ## look for bugs by .clang-tidy
 	@.ci/deps build tidy
 	clang-tidy --quiet main.cpp -- -std=c++17 -I. $(cflags) $(CPPFLAGS)
 
-systemd_folder = $(DESTDIR)$(PREFIX)/share/systemd/user
-system_folder  = $(DESTDIR)$(PREFIX)/lib/systemd/system
-launchd_folder = $(DESTDIR)$(PREFIX)/share/claude-openai
+# A path may hold blanks: each is quoted where it is used.
+prefix         = $(DESTDIR)$(PREFIX)
+systemd_folder = $(prefix)/share/systemd/user
+system_folder  = $(prefix)/lib/systemd/system
+launchd_folder = $(prefix)/share/claude-openai
+# What the program tells of its flags: WHAT in its folder below share.
+generated      = bash:bash-completion/completions/claude-openai zsh:zsh/site-functions/_claude-openai \
+                 fish:fish/vendor_completions.d/claude-openai.fish man:man/man1/claude-openai.1
 
-install: build/claude-openai ## install program, header and service files below PREFIX
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(systemd_folder) $(system_folder) $(launchd_folder)
-	install -m 755 build/claude-openai $(DESTDIR)$(PREFIX)/bin/
-	install -m 644 claude-openai.hpp $(DESTDIR)$(PREFIX)/include/
-	sed 's|@PREFIX@|$(PREFIX)|g' packaging/claude-openai.service > $(systemd_folder)/claude-openai.service
-	sed 's|@PREFIX@|$(PREFIX)|g' packaging/claude-openai-system.service > $(system_folder)/claude-openai.service
-	sed 's|@PREFIX@|$(PREFIX)|g' packaging/claude-openai.plist > $(launchd_folder)/claude-openai.plist
+install: build/claude-openai ## install program, header, manual, shell completion and service files below PREFIX
+	install -d "$(prefix)/bin" "$(prefix)/include" "$(systemd_folder)" "$(system_folder)" "$(launchd_folder)"
+	install -m 755 build/claude-openai "$(prefix)/bin/"
+	install -m 644 claude-openai.hpp "$(prefix)/include/"
+	sed 's|@PREFIX@|$(PREFIX)|g' packaging/claude-openai.service > "$(systemd_folder)/claude-openai.service"
+	sed 's|@PREFIX@|$(PREFIX)|g' packaging/claude-openai-system.service > "$(system_folder)/claude-openai.service"
+	sed 's|@PREFIX@|$(PREFIX)|g' packaging/claude-openai.plist > "$(launchd_folder)/claude-openai.plist"
+	for one in $(generated); do \
+	  install -d "$(prefix)/share/$$(dirname "$${one#*:}")" && \
+	  build/claude-openai generate "$${one%%:*}" > "$(prefix)/share/$${one#*:}" || exit 1; \
+	done
 	@echo "A service needs claude on its PATH (npm install -g @anthropic-ai/claude-code), or CLAUDE_CLI_PATH among its settings."
 
 uninstall: ## remove what `make install` installed
-	rm -f $(DESTDIR)$(PREFIX)/bin/claude-openai $(DESTDIR)$(PREFIX)/include/claude-openai.hpp \
-	  $(systemd_folder)/claude-openai.service $(system_folder)/claude-openai.service \
-	  $(launchd_folder)/claude-openai.plist
-	-rmdir $(launchd_folder)
+	rm -f "$(prefix)/bin/claude-openai" "$(prefix)/include/claude-openai.hpp" \
+	  "$(systemd_folder)/claude-openai.service" "$(system_folder)/claude-openai.service" \
+	  "$(launchd_folder)/claude-openai.plist"
+	for one in $(generated); do rm -f "$(prefix)/share/$${one#*:}"; done
+	-rmdir "$(launchd_folder)"
 
 clean: ## remove everything that was built, and the CLI in build/cli
 	rm -rf build

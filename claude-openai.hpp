@@ -6144,7 +6144,7 @@ inline std::string encode_interrupt(const std::string& id) {
 }
 
 /// Takes the conversation back to before the last of the user's messages, which that must be; the
-/// answer says whether it was `rewound`. Seen from 2.1.260 on; 2.1.197 refuses it for the first one.
+/// answer says whether it was `rewound`. Seen from 2.1.260 on; 2.1.197 refuses it for the first.
 inline std::string encode_rewind(const std::string& id, const std::string& uuid) {
   return encode_control_request(
       id, json::object({{"subtype", "rewind_conversation"}, {"target_message_uuid", uuid}}));
@@ -6295,6 +6295,13 @@ inline std::vector<std::string_view> variables_of(auth_method method) {
     case auth_method::detect: return {"CLAUDE_CODE_OAUTH_TOKEN", "ANTHROPIC_BASE_URL"};
   }
   return {};
+}
+
+/// The variable that moves the API to another address.
+inline const char* address_variable(auth_method method) {
+  return method == auth_method::bedrock  ? "ANTHROPIC_BEDROCK_BASE_URL"
+         : method == auth_method::vertex ? "ANTHROPIC_VERTEX_BASE_URL"
+                                         : "ANTHROPIC_BASE_URL";
 }
 
 /// The method that the operator chose, or that the environment speaks for.
@@ -6776,13 +6783,16 @@ inline std::string privacy_problem(const struct stat& path) {
   return {};
 }
 
-/// Makes a directory for this user alone, and those above it as need be; one that is there stays as
-/// it is. Throws `std::system_error`.
+/// Makes the directory of sessions for this user alone, and those above it as need be; one that is
+/// there stays as it is. Throws `std::system_error`.
 inline void make_private_directory(std::string path) {
   while (path.size() > 1 && path.back() == '/') path.pop_back();
-  std::filesystem::create_directories(std::filesystem::absolute(path).parent_path());
-  if (::mkdir(path.c_str(), 0700) == 0 || errno == EEXIST) return;
-  throw std::system_error(last_system_error(), "cannot make the directory " + path);
+  std::error_code failed;
+  std::filesystem::create_directories(std::filesystem::absolute(path).parent_path(), failed);
+  if (!failed && (::mkdir(path.c_str(), 0700) == 0 || errno == EEXIST)) return;
+  throw std::system_error(
+      failed ? failed : last_system_error(),
+      "--session-dir: " + path + " cannot be made; choose a directory that you may write to");
 }
 
 /// Opens a file for reading that no other user but root can have written; `flags` are more of
@@ -6809,7 +6819,8 @@ class temporary_directory {
   explicit temporary_directory(const std::string& parent)
       : path_(parent + "/claude-openai-XXXXXX") {
     if (::mkdtemp(path_.data()) == nullptr) {
-      throw std::system_error(last_system_error(), "cannot make a directory in " + parent);
+      throw std::system_error(last_system_error(), "no directory can be made in " + parent +
+                                                       "; set TMPDIR to one that you may write to");
     }
     hold();
   }
@@ -10525,7 +10536,8 @@ class agent_registry {
     const json parsed = try_parse_json(read_all(file));
     const auto& servers = member_of(parsed, "mcpServers");
     if (!servers.is_object()) {
-      throw std::invalid_argument("no MCP servers can be read from " + settings_.mcp_config);
+      throw std::invalid_argument("--mcp-config: no MCP servers can be read from " +
+                                  settings_.mcp_config);
     }
     for (const auto& [name, config] : servers.items()) {
       if (name == "client") {  // see `tool_server`
@@ -13154,6 +13166,17 @@ inline unique_fd accept_from(int listener) {
 #endif
 }
 
+/// Why one cannot listen, and what to do.
+inline std::system_error listen_failure(std::error_code failed, const std::string& host, int port) {
+  const auto what =
+      failed == std::errc::address_in_use
+          ? "--port: " + std::to_string(port) + " is taken; choose another"
+      : failed == std::errc::permission_denied
+          ? std::string("--port: only root may listen below 1024; choose a higher one")
+          : "--host: this machine has no address " + host + "; choose one that it has";
+  return {failed, what};
+}
+
 /// Listening sockets of a host and port; port 0 takes any. Throws `std::system_error`.
 inline std::vector<unique_fd> listen_on(const std::string& host, int port) {
   addrinfo hints{};
@@ -13162,8 +13185,7 @@ inline std::vector<unique_fd> listen_on(const std::string& host, int port) {
   addrinfo* found = nullptr;
   const int failed = ::getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found);
   if (failed != 0) {
-    throw std::system_error(std::make_error_code(std::errc::address_not_available),
-                            "host '" + host + "': " + ::gai_strerror(failed));
+    throw listen_failure(std::make_error_code(std::errc::address_not_available), host, port);
   }
   const std::unique_ptr<addrinfo, void (*)(addrinfo*)> addresses(found, ::freeaddrinfo);
   std::vector<unique_fd> listeners;
@@ -13179,7 +13201,7 @@ inline std::vector<unique_fd> listen_on(const std::string& host, int port) {
         ::listen(socket.get(), 1024) != 0) {
       const bool other_may_do = errno == EADDRNOTAVAIL && address->ai_next != nullptr;
       if (other_may_do) continue;  // `localhost` where IPv6 is off
-      throw std::system_error(last_system_error(), host + ":" + std::to_string(port));
+      throw listen_failure(last_system_error(), host, port);
     }
     set_nonblocking(socket.get());
     listeners.push_back(std::move(socket));
@@ -13201,8 +13223,9 @@ inline int port_of(const unique_fd& socket) {
 /// replaced, a living one's and other files are not. Throws `std::system_error`.
 inline unique_fd listen_at(const std::string& path) {
   sockaddr_un address{};
+  const auto problem = "--unix-socket: " + path + " cannot be made; choose another path";
   if (path.size() >= sizeof address.sun_path) {
-    throw std::system_error(std::make_error_code(std::errc::filename_too_long), path);
+    throw std::system_error(std::make_error_code(std::errc::filename_too_long), problem);
   }
   address.sun_family = AF_UNIX;
   path.copy(address.sun_path, path.size());
@@ -13219,8 +13242,8 @@ inline unique_fd listen_at(const std::string& path) {
   const bool bound = ::bind(listener.get(), generic, sizeof address) == 0;
   const auto failure = last_system_error();
   ::umask(old_mask);
-  if (!bound) throw std::system_error(failure, path);
-  if (::listen(listener.get(), 1024) != 0) throw std::system_error(last_system_error(), path);
+  if (!bound) throw std::system_error(failure, problem);
+  if (::listen(listener.get(), 1024) != 0) throw std::system_error(last_system_error(), problem);
   set_nonblocking(listener.get());
   return listener;
 }
@@ -13396,10 +13419,11 @@ class tls_context {
     ::SSL_CTX_set_default_passwd_cb(raw, [](char*, int, int, void*) { return 0; });
     ::ERR_clear_error();
     if (::SSL_CTX_use_certificate_chain_file(raw, certificate.c_str()) != 1) {
-      throw std::runtime_error("no certificate in " + certificate);
+      throw std::runtime_error("--tls-cert: no certificate in " + certificate);
     }
     if (::SSL_CTX_use_PrivateKey_file(raw, key.c_str(), SSL_FILETYPE_PEM) != 1) {
-      throw std::runtime_error("no private key in " + key + ", or not the certificate's");
+      throw std::runtime_error("--tls-key: no private key in " + key +
+                               ", or not the certificate's");
     }
   }
 
@@ -14802,7 +14826,8 @@ async function showSessions() {
 
 const known = { session: '', response: '' }; // ids from answers, for paths
 const greeting = 'Say hello';
-const hello = (model, more) => ({ model, messages: [{ role: 'user', content: greeting }], ...more });
+const hello = (model, more) => (
+  { model, messages: [{ role: 'user', content: greeting }], ...more });
 const greet = (model) => ({ model, input: greeting });
 
 /** By group: method, path, what it is, an example body. */
@@ -16582,6 +16607,36 @@ inline options complete(options settings, std::optional<temporary_directory>& sc
   return settings;
 }
 
+/// The URL leads to the proxy itself, which listens at `port`.
+inline bool is_own_address(const std::string& url, const options& settings, int port) {
+  auto place = url.substr(url.find("//") == url.npos ? 0 : url.find("//") + 2);
+  place = place.substr(0, place.find_first_of("/?#"));
+  place = place.substr(place.rfind('@') + 1);
+  const auto given = text::try_number<int>(place.substr(place.find_last_of(":]") + 1));
+  if (given.value_or(text::starts_with(url, "https:") ? 443 : 80) != port) return false;
+  const auto name = host_name(place);
+  const auto is_any = [](const std::string& host) { return host == "0.0.0.0" || host == "::"; };
+  const bool loops = is_any(name) || is_loopback_name(name);
+  if (!is_any(settings.host)) {
+    return name == text::to_lower(settings.host) || (loops && is_loopback_name(settings.host));
+  }
+  try {
+    return !listen_on(name, 0).empty();  // only at an address of this machine
+  } catch (const std::system_error&) {
+    return false;
+  }
+}
+
+/// Throws `std::invalid_argument` when `claude` would ask the proxy, which would ask `claude`.
+inline void require_other_api(const options& settings, int port) {
+  const auto* variable = address_variable(resolve_auth(settings));
+  const auto url = value_or(settings.environment, variable);
+  if (url.empty() || settings.demo || !settings.tcp || !is_own_address(url, settings, port)) return;
+  throw std::invalid_argument(std::string(variable) +
+                              " leads to this proxy, which would call itself. That address is for "
+                              "clients; start the proxy without the variable");
+}
+
 /// The proxy. Construct, `bind`, `run`; `stop` from another thread or a signal handler.
 class server {
  public:
@@ -16605,9 +16660,10 @@ class server {
   ~server() { close_listeners(); }
 
   /// Opens the port, the first free one of eleven when none was asked for, and the unix socket.
-  /// Throws `std::system_error`.
+  /// Throws `std::system_error`, and `std::invalid_argument` when the API's address is this one.
   void bind() {
     if (settings_.tcp) bind_port();
+    require_other_api(settings_, port());
     if (settings_.unix_socket.empty()) return;
     listeners_.push_back(listen_at(settings_.unix_socket));
     bound_socket_ = true;
@@ -17094,6 +17150,7 @@ class doctor {
   bool check_settings() {
     try {
       settings_ = complete(std::move(settings_), scratch_);
+      require_other_api(settings_, settings_.port);
       guard_ = std::make_shared<child_guard>(&*scratch_);
       return true;
     } catch (const std::exception& failure) {
@@ -17161,9 +17218,7 @@ class doctor {
         return;
       }
       tell({"port", false, failure.what(),
-            busy
-                ? "end what listens there (is the proxy running already?), or choose another --port"
-                : "choose an address of this machine with --host"});
+            "choose another --port or --host, or end what listens there (is this the proxy?)"});
     }
   }
 

@@ -15,6 +15,7 @@
 #include <fstream>
 #include <iostream>
 #include <new>
+#include <numeric>
 #include <sstream>
 
 namespace {
@@ -44,6 +45,9 @@ extern "C" void reload_running(int) {
 
 extern "C" void interrupt_prompt(int) {}
 
+/// The exit status for a command line or a setting that is wrong; 1 is for all that fails later.
+constexpr int wrong_settings = 2;
+
 /// The hidden first argument by which this program is `claude` itself, for `--demo`.
 constexpr const char* demo_argument = "demo-claude";
 
@@ -58,7 +62,7 @@ std::string path_of_program(const std::string& name) {
 
 std::string read_file(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  if (!file) throw std::runtime_error(path + " cannot be read");
+  if (!file) throw std::invalid_argument(path + " cannot be read");
   std::ostringstream content;
   content << file.rdbuf();
   return content.str();
@@ -127,9 +131,143 @@ proxy::logger make_logger(proxy::log_level level, bool as_objects) {
   return {level, write, proxy::log_format::object};
 }
 
+/// FILE or DIR where the value of a flag is one, else its type; empty for a flag without a value.
+std::string value_name(const CLI::Option& option) {
+  const auto words = proxy::text::split(option.get_type_name(), ':');  // `TEXT:FILE`
+  if (words.empty() || option.get_type_size() == 0) return {};
+  const bool is_path = words.back() == "FILE" || words.back() == "DIR";
+  return is_path ? words.back() : words.front();
+}
+
+/// The values that a flag takes, where they are few: `{text,json}` of its type.
+std::vector<std::string> choices_of(const CLI::Option& option) {
+  const auto type = option.get_type_name();
+  const auto open = type.find('{');
+  if (open == std::string::npos) return {};
+  return proxy::text::split(type.substr(open + 1, type.find('}') - open - 1), ',');
+}
+
+/// What a flag does, its default and its variable.
+std::string describe(const CLI::Option& option) {
+  const auto standard = value_name(option).empty() ? "" : option.get_default_str();
+  const auto variable = option.get_envname();
+  return option.get_description() + (standard.empty() ? "" : " (default: " + standard + ")") +
+         (variable.empty() ? "" : " [" + variable + "]");
+}
+
+/// `--help` in 100 columns: of each flag its value, what it does, its default and its variable.
+class help_formatter : public CLI::Formatter {
+ public:
+  std::string make_help(const CLI::App* app, std::string name, CLI::AppFormatMode) const override {
+    auto help = app->get_description() + "\n\nUsage: " + name + " [FLAGS] [PORT] [COMMAND]\n";
+    for (const auto& group : app->get_groups()) {
+      help += "\n" + group + ":\n";
+      for (const auto* option : app->get_options()) {
+        if (option->get_group() == group) help += make_option(option, false);
+      }
+    }
+    help += "\nCommands:\n";
+    for (const auto* command : app->get_subcommands({})) {
+      help += make_row(command->get_name(), command->get_description());
+    }
+    return help + "\n" + app->get_footer() + "\n";
+  }
+
+  std::string make_option(const CLI::Option* option, bool) const override {
+    const auto names = option->get_name(false, true);  // `--rate-limit,--no-rate-limit{false}`
+    const auto value = value_name(*option);
+    return make_row(names.substr(0, names.find('{')) + (value.empty() ? "" : " " + value),
+                    describe(*option));
+  }
+
+ private:
+  static std::string make_row(const std::string& name, const std::string& description) {
+    constexpr std::size_t column = 32;
+    constexpr std::size_t width = 100;
+    std::string rows;
+    auto row = "  " + name;
+    const auto finish_row = [&] {
+      rows += row + "\n";
+      row.clear();
+    };
+    if (row.size() >= column) finish_row();
+    row.resize(column - 1, ' ');
+    for (const auto& word : proxy::text::split(description, ' ')) {
+      if (row.size() + 1 + word.size() > width) finish_row();
+      row.resize(std::max(row.size(), column - 1), ' ');
+      row += ' ' + word;
+    }
+    finish_row();
+    return rows;
+  }
+};
+
+/// How many letters must be added, removed or replaced to make `to` of `from`.
+std::size_t edit_distance(std::string_view from, std::string_view to) {
+  std::vector<std::size_t> row(to.size() + 1);
+  std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 0; i < from.size(); ++i) {
+    auto corner = std::exchange(row[0], i + 1);
+    for (std::size_t j = 0; j < to.size(); ++j) {
+      const auto replaced = corner + (from[i] == to[j] ? 0 : 1);
+      corner = row[j + 1];
+      row[j + 1] = std::min({replaced, row[j] + 1, row[j + 1] + 1});
+    }
+  }
+  return row.back();
+}
+
+/// The command or flag whose name is most like the word; empty when none is like it.
+std::string suggest(const CLI::App& app, std::string_view word) {
+  std::vector<std::string> names;
+  const auto add_flags = [&](const CLI::App& of) {
+    for (const auto* option : of.get_options()) {
+      for (const auto& name : option->get_lnames()) names.push_back("--" + name);
+    }
+  };
+  add_flags(app);
+  for (const auto* command : app.get_subcommands({})) {
+    if (!command->get_group().empty()) names.push_back(command->get_name());
+    add_flags(*command);
+  }
+  const auto without_dashes = [](std::string_view name) {
+    return name.substr(std::min(name.find_first_not_of('-'), name.size()));
+  };
+  const auto wanted = without_dashes(word);
+  std::string best;
+  std::size_t closest = std::min<std::size_t>(3, wanted.size());
+  for (const auto& name : names) {
+    const auto distance = edit_distance(wanted, without_dashes(name));
+    if (distance < closest) best = name;
+    closest = std::min(closest, distance);
+  }
+  return best;
+}
+
+/// Names the first word of the command line that is none of the program's, and never the value of
+/// a flag: that may be a secret.
+CLI::ParseError unknown_word(const CLI::App& app) {
+  const auto words = app.remaining(true);
+  const auto word = words.front().substr(0, words.front().find('='));
+  if (proxy::text::try_number<std::int64_t>(word)) {
+    return {"unexpected '" + word + "': a port is one number between 0 and 65535",
+            CLI::ExitCodes::ExtrasError};
+  }
+  const auto meant = suggest(app, word);
+  return {std::string("unknown ") + (word.front() == '-' ? "flag" : "command") + " '" + word + "'" +
+              (meant.empty() ? "" : "; did you mean `" + meant + "`?"),
+          CLI::ExitCodes::ExtrasError};
+}
+
 bool is_true(const std::string& value) {
   const auto lower = proxy::text::to_lower(value);
   return lower == "true" || lower == "1" || lower == "yes" || lower == "on";
+}
+
+/// Where a user's own settings are, and a made key is kept; empty where no home directory is known.
+std::string user_file(const proxy::environment_map& variables) {
+  const auto home = proxy::value_or(variables, "HOME");
+  return home.empty() ? home : home + "/.config/claude-openai.env";
 }
 
 /// The flags, and what they set.
@@ -154,28 +292,35 @@ struct command_line {
   bool print_config = false;
   bool demo = false;
   std::string program;  ///< the path of this program
-  CLI::App app{"An OpenAI- and Anthropic-compatible proxy over living `claude` processes.",
+  CLI::App app{"An OpenAI- and Anthropic-compatible proxy backed by long-running claude processes.",
                "claude-openai"};
   CLI::App* doctor = nullptr;
   bool security = false;
 
   /// `reads_config` false: only the flags themselves are wanted.
   explicit command_line(bool reads_config) {
+    app.formatter(std::make_shared<help_formatter>());
     app.footer(
-        "Every flag can be set by the environment variable named with it, in a file .env, or in "
-        "the\n"
-        "file of --config; a flag wins over the environment, that over .env, and that over the "
-        "file.\n"
+        "Every flag can be set by the environment variable in brackets, in a file .env, in\n"
+        "~/.config/claude-openai.env, or in the file of --config. Precedence: flag > environment "
+        ">\n"
+        ".env > ~/.config/claude-openai.env > --config file > default. Of a flag that is given\n"
+        "twice the last value counts.\n"
         "Point any OpenAI client at http://127.0.0.1:8000/v1, any Anthropic client at\n"
         "http://127.0.0.1:8000.");
-    app.set_version_flag("--version", "claude-openai " CLAUDE_OPENAI_VERSION);
+    app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+    app.validate_positionals();  // a word that is no port is a command
+    begin_group("Help and files of settings");
+    app.get_help_ptr()->description("Show this help and end")->group("Help and files of settings");
+    app.set_version_flag("--version", "claude-openai " CLAUDE_OPENAI_VERSION,
+                         "Show the version and end");
     doctor = app.add_subcommand("doctor",
-                                "Check whether everything is there that answers need; "
-                                "`doctor --security` says what the settings leave open");
+                                "Check everything that answers need; `doctor --security` says what "
+                                "the settings leave open");
     doctor->fallthrough();
     doctor->add_flag("--security", security, "Say what the settings leave open");
+    app.add_subcommand("help", "Show this help")->callback([] { throw CLI::CallForHelp(); });
     add_settings_files(reads_config);
-    add_server_options();
     add_transport();
     add_access();
     add_rate_limits();
@@ -183,50 +328,37 @@ struct command_line {
     add_limits();
     add_sessions();
     add_agents();
+    add_log_options();
   }
+
+  /// The flags that are added next stand under this heading in the help.
+  void begin_group(const char* heading) { app.option_defaults()->group(heading); }
 
   void add_settings_files(bool reads_config) {
     constexpr const char* help = "File with settings, as `port = 9000` (TOML)";
     if (reads_config) {
-      app.set_config("--config", "", help);
+      app.set_config("--config", "", help)->take_last();
       app.allow_config_extras(CLI::config_extras_mode::error);
     } else {
-      app.add_option("--config", config_file, help);
+      app.add_option("--config", config_file, help)->type_name("FILE");
     }
     app.add_option("--env-file", env_file,
-                   "File with variables, NAME=value; the environment wins (default: .env, if any)");
+                   "File with variables, NAME=value; the environment wins (default: .env and "
+                   "~/.config/claude-openai.env, if any)")
+        ->type_name("FILE");
     app.add_flag("--print-config", print_config,
                  "Say what every setting is and where it comes from, and end");
   }
 
-  void add_server_options() {
+  void add_transport() {
+    begin_group("Address and transport");
     app.add_option("--host", settings.host, "Address to listen on; beyond loopback a key is needed")
         ->envname("CLAUDE_WRAPPER_HOST")
         ->capture_default_str();
-    app.add_option("port,--port", settings.port, "Port; 0 takes any free one")
+    app.add_option("port,--port", settings.port, "Port, or just the number; 0 takes any free one")
         ->envname("PORT")
         ->check(CLI::Range(0, 65535))
         ->capture_default_str();
-    app.add_option("--log-level", log_level, "debug, info, warning, error or off")
-        ->envname("LOG_LEVEL")
-        ->check(CLI::IsMember({"debug", "info", "warning", "error", "off"}))
-        ->capture_default_str();
-    app.add_option("--log-format", log_format, "text, or json: an object in each line")
-        ->envname("LOG_FORMAT")
-        ->check(CLI::IsMember({"text", "json"}))
-        ->capture_default_str();
-    app.add_flag("--log-bodies", settings.log_bodies,
-                 "Log requests and answers too, at the level debug")
-        ->envname("LOG_BODIES");
-    add_duration("--drain-timeout", settings.drain_timeout,
-                 "How long running requests may take to finish after SIGTERM",
-                 "CLAUDE_DRAIN_TIMEOUT");
-    app.add_flag("--demo", demo,
-                 "Answer from a built-in stand-in: no account, no network, no claude")
-        ->envname("CLAUDE_DEMO");
-  }
-
-  void add_transport() {
     app.add_option("--tls-cert", settings.tls_certificate,
                    "Certificate with its chain (PEM): speak HTTPS")
         ->envname("TLS_CERT")
@@ -236,7 +368,8 @@ struct command_line {
         ->check(CLI::ExistingFile);
     app.add_option("--unix-socket", settings.unix_socket,
                    "Path of a socket to listen on beside the port, for this user alone")
-        ->envname("CLAUDE_UNIX_SOCKET");
+        ->envname("CLAUDE_UNIX_SOCKET")
+        ->type_name("FILE");
     app.add_flag("--no-tcp", no_tcp, "Listen on the unix socket only")->envname("CLAUDE_NO_TCP");
     app.add_option("--max-connections", settings.max_connections,
                    "Most connections at once; then the one that is silent longest is closed")
@@ -246,6 +379,7 @@ struct command_line {
   }
 
   void add_access() {
+    begin_group("Who may ask");
     app.add_option("--api-key", keys,
                    "Key that clients must present; repeatable [API_KEY, API_KEYS]")
         ->allow_extra_args(false)  // `--api-key KEY 9000`: the number is the port
@@ -261,14 +395,15 @@ struct command_line {
              "Address or network (10.0.0.0/8) whose X-Forwarded-For is believed; repeatable",
              "TRUSTED_PROXIES")
         ->delimiter(',');
+  }
+
+  void add_rate_limits() {
+    begin_group("How often and how much a client may ask");
     add_list("--budget", budgets,
              "What one key may use, as requests=100/minute, tokens=1000000/day or usd=2.5/day; "
              "repeatable",
              "CLAUDE_BUDGET")
         ->delimiter(',');
-  }
-
-  void add_rate_limits() {
     app.add_flag("--rate-limit,!--no-rate-limit", rate_limit,
                  "Limit requests a minute (default: only beyond loopback)")
         ->envname("RATE_LIMIT_ENABLED");
@@ -294,13 +429,16 @@ struct command_line {
   }
 
   void add_claude_options() {
-    app.add_option("--auth-method", auth, "How claude reaches a model (default: detect)")
+    begin_group("The model and its processes");
+    app.add_option("--auth-method", auth,
+                   "How claude reaches a model: cli, api_key, bedrock or vertex (default: detect)")
         ->envname("CLAUDE_AUTH_METHOD")
         ->check(CLI::IsMember(
             {"cli", "api_key", "bedrock", "vertex", "claude_cli", "anthropic", "detect"},
             CLI::ignore_case));
     app.add_option("--claude-path", settings.claude_path, "The claude program (default: on PATH)")
-        ->envname("CLAUDE_CLI_PATH");
+        ->envname("CLAUDE_CLI_PATH")
+        ->type_name("FILE");
     app.add_option("--cwd", settings.working_directory,
                    "Working directory of claude (default: a private temporary one)")
         ->envname("CLAUDE_CWD")
@@ -319,11 +457,16 @@ struct command_line {
                    "Most claude processes at once (default: one per 250 MiB of memory, at most 32)")
         ->envname("CLAUDE_MAX_PROCESSES")
         ->check(CLI::Range(1, 1024));
+    app.add_flag("--demo", demo,
+                 "Answer from a built-in stand-in: no account, no network, no claude")
+        ->envname("CLAUDE_DEMO");
   }
 
   void add_limits() {
+    begin_group("Times and sizes");
     app.add_option("--timeout", timeout, "Longest time for one request: 90s, 10m, or seconds")
         ->envname("MAX_TIMEOUT")
+        ->type_name("TIME")
         ->capture_default_str();
     app.add_option("--max-queue", settings.max_queue, "Requests that may wait for a process")
         ->envname("CLAUDE_MAX_QUEUE")
@@ -334,6 +477,9 @@ struct command_line {
     add_duration("--idle-timeout", settings.idle_timeout,
                  "How long a conversation's process waits for its next turn",
                  "CLAUDE_IDLE_TIMEOUT");
+    add_duration("--drain-timeout", settings.drain_timeout,
+                 "How long running requests may take to finish after SIGTERM",
+                 "CLAUDE_DRAIN_TIMEOUT");
     app.add_option("--max-request-size", settings.max_body_bytes, "Largest request body in bytes")
         ->envname("MAX_REQUEST_SIZE")
         ->capture_default_str();
@@ -343,15 +489,18 @@ struct command_line {
   }
 
   void add_sessions() {
+    begin_group("Sessions");
     add_duration("--session-ttl", settings.session_ttl, "How long an unused session is kept",
                  "CLAUDE_SESSION_TTL");
     app.add_option("--session-dir", settings.session_directory,
                    "Directory where sessions survive a restart (default: memory alone)")
-        ->envname("CLAUDE_SESSION_DIR");
+        ->envname("CLAUDE_SESSION_DIR")
+        ->type_name("DIR");
   }
 
   /// What clients may ask of Claude Code's own tools (`enable_tools`).
   void add_agents() {
+    begin_group("Claude Code's own tools");
     app.add_flag("--no-builtin-tools", no_builtin_tools,
                  "Never lend Claude Code's own tools to clients")
         ->envname("CLAUDE_NO_BUILTIN_TOOLS");
@@ -364,7 +513,8 @@ struct command_line {
              "CLAUDE_DISALLOWED_TOOLS")
         ->delimiter(',');
     app.add_option("--permission-mode", settings.permission_mode,
-                   "The most that a client may ask for")
+                   "The most that a client may ask for: plan, dontAsk, default, acceptEdits or "
+                   "bypassPermissions")
         ->envname("CLAUDE_PERMISSION_MODE")
         ->check(CLI::IsMember(std::vector<std::string>(proxy::permission_modes.begin(),
                                                        proxy::permission_modes.end())))
@@ -409,6 +559,21 @@ struct command_line {
         ->envname("CLAUDE_ALLOW_KEYLESS_TOOLS");
   }
 
+  void add_log_options() {
+    begin_group("Log");
+    app.add_option("--log-level", log_level, "debug, info, warning, error or off")
+        ->envname("LOG_LEVEL")
+        ->check(CLI::IsMember({"debug", "info", "warning", "error", "off"}))
+        ->capture_default_str();
+    app.add_option("--log-format", log_format, "text, or json: an object in each line")
+        ->envname("LOG_FORMAT")
+        ->check(CLI::IsMember({"text", "json"}))
+        ->capture_default_str();
+    app.add_flag("--log-bodies", settings.log_bodies,
+                 "Log requests and answers too, at the level debug")
+        ->envname("LOG_BODIES");
+  }
+
   CLI::Option* add_list(const char* flag, std::vector<std::string>& values, const char* help,
                         const char* variable) {
     return app.add_option(flag, values, help)
@@ -428,6 +593,7 @@ struct command_line {
            },
            help)
         ->envname(variable)
+        ->type_name("TIME")
         ->default_str(std::to_string(value.count() / 1000) + "s");
   }
 
@@ -483,13 +649,177 @@ struct command_line {
 
   /// The files that hold settings, so perhaps keys. An agent may neither read nor change them.
   std::vector<std::string> secret_files(const proxy::environment_map& variables) const {
-    std::vector<std::string> paths{".env", env_file, config_file};
-    const auto home = proxy::value_or(variables, "HOME");
-    if (!home.empty()) paths.push_back(home + "/.config/claude-openai.env");
+    std::vector<std::string> paths{".env", env_file, config_file, user_file(variables)};
     paths.erase(std::remove(paths.begin(), paths.end(), ""), paths.end());
     return paths;
   }
 };
+
+/// A flag as a shell completes it.
+struct flag_entry {
+  std::string name;   ///< with its dashes
+  std::string value;  ///< FILE, DIR or another type; empty for none
+  std::vector<std::string> choices;
+  std::string description;
+};
+
+/// Those of a command are its own: newer versions of the library list the program's among them.
+std::vector<flag_entry> flags_of(const CLI::App& app) {
+  std::vector<flag_entry> flags;
+  const auto* parent = app.get_parent();
+  for (const auto* option : app.get_options()) {
+    for (const auto& name : option->get_lnames()) {
+      if (parent != nullptr && parent->get_option_no_throw("--" + name) != nullptr) continue;
+      flags.push_back(
+          {"--" + name, value_name(*option), choices_of(*option), option->get_description()});
+    }
+  }
+  return flags;
+}
+
+std::string replace(std::string text, const char* from, const char* to) {
+  return CLI::detail::find_and_replace(std::move(text), from, to);
+}
+
+std::string bash_completion(const CLI::App& app) {
+  std::vector<std::string> words;
+  std::string values;
+  std::string commands;
+  for (const auto& flag : flags_of(app)) {
+    words.push_back(flag.name);
+    if (flag.value.empty()) continue;
+    const auto choices = proxy::text::join(flag.choices, " ");
+    values += "    " + flag.name + ") " +
+              (flag.value == "FILE"  ? "_claude_openai_paths -f; "
+               : flag.value == "DIR" ? "_claude_openai_paths -d; "
+               : choices.empty()     ? ""
+                                 : "COMPREPLY=($(compgen -W '" + choices + "' -- \"$word\")); ") +
+              "return ;;\n";
+  }
+  for (const auto* command : app.get_subcommands({})) {
+    words.push_back(command->get_name());
+    for (const auto& flag : flags_of(*command)) {
+      commands += "  [[ \" ${COMP_WORDS[*]} \" != *' " + command->get_name() +
+                  " '* ]] || words+=' " + flag.name + "'\n";
+    }
+  }
+  return "_claude_openai_paths() {\n"
+         "  local IFS=$'\\n'\n"
+         "  compopt -o filenames 2> /dev/null\n"
+         "  COMPREPLY=($(compgen \"$1\" -- \"$word\"))\n"
+         "}\n\n"
+         "_claude_openai() {\n"
+         "  local word=${COMP_WORDS[COMP_CWORD]} flag=${COMP_WORDS[COMP_CWORD - 1]}\n"
+         "  [ \"$word\" != = ] || word=\n"
+         "  [ \"$flag\" != = ] || flag=${COMP_WORDS[COMP_CWORD - 2]}\n"
+         "  local words='" +
+         proxy::text::join(words, " ") + "'\n" + commands + "  case $flag in\n" + values +
+         "  esac\n"
+         "  COMPREPLY=($(compgen -W \"$words\" -- \"$word\"))\n"
+         "}\n\n"
+         "complete -F _claude_openai claude-openai\n";
+}
+
+std::string zsh_completion(const CLI::App& app) {
+  const auto specify = [](const flag_entry& flag) {
+    auto text = replace(replace(flag.description, "'", "'\\''"), "[", "\\[");
+    text = flag.name + "[" + replace(text, "]", "\\]") + "]";
+    if (flag.value.empty()) return "  '" + text + "'\n";
+    const auto action = flag.value == "FILE"   ? "_files"
+                        : flag.value == "DIR"  ? "_files -/"
+                        : flag.choices.empty() ? std::string(" ")
+                                               : "(" + proxy::text::join(flag.choices, " ") + ")";
+    return "  '*" + text + ":" + flag.value + ":" + action + "'\n";
+  };
+  std::string flags;
+  for (const auto& flag : flags_of(app)) flags += specify(flag);
+  std::string more;
+  std::vector<std::string> names;
+  for (const auto* command : app.get_subcommands({})) {
+    names.push_back(command->get_name());
+    for (const auto& flag : flags_of(*command)) {
+      more += "(( $words[(Ie)" + names.back() + "] )) && flags+=(\n" + specify(flag) + ")\n";
+    }
+  }
+  return "#compdef claude-openai\nlocal -a flags=(\n" + flags + ")\n" + more +
+         "_arguments $flags '1:command:(" + proxy::text::join(names, " ") + ")'\n";
+}
+
+std::string fish_completion(const CLI::App& app) {
+  const auto quote = [](const std::string& text) {
+    return "'" + replace(replace(text, "\\", "\\\\"), "'", "\\'") + "'";
+  };
+  const std::string begin = "complete -c claude-openai";
+  const auto specify = [&](const flag_entry& flag) {
+    return " -l " + flag.name.substr(2) +
+           (flag.value.empty()     ? ""
+            : flag.value == "FILE" ? " -r -F"
+            : flag.value == "DIR"  ? " -x -a '(__fish_complete_directories)'"
+                                   : " -x -a " + quote(proxy::text::join(flag.choices, " "))) +
+           " -d " + quote(flag.description) + "\n";
+  };
+  auto lines = begin + " -f\n";
+  for (const auto& flag : flags_of(app)) lines += begin + specify(flag);
+  for (const auto* command : app.get_subcommands({})) {
+    const auto& name = command->get_name();
+    lines += begin + " -n __fish_use_subcommand -a " + name + " -d " +
+             quote(command->get_description()) + "\n";
+    for (const auto& flag : flags_of(*command)) {
+      lines += begin + " -n '__fish_seen_subcommand_from " + name + "'" + specify(flag);
+    }
+  }
+  return lines;
+}
+
+/// The manual's page, for man(1).
+std::string manual(const CLI::App& app) {
+  const auto escape = [](const std::string& text) {
+    return replace(replace(replace(text, "\\", "\\e"), "-", "\\-"), "\n.", "\n\\&.");
+  };
+  const auto item = [&](const std::string& name, const std::string& text) {
+    return ".TP\n\\fB" + escape(name) + "\\fR\n\\&" + escape(text) + "\n";
+  };
+  auto page =
+      std::string(".TH CLAUDE\\-OPENAI 1 \"\" \"claude\\-openai " CLAUDE_OPENAI_VERSION "\"\n") +
+      ".SH NAME\nclaude\\-openai \\- " + escape(app.get_description()) +
+      "\n.SH SYNOPSIS\n.B claude\\-openai\n[\\fIflags\\fR] [\\fIport\\fR] "
+      "[\\fIcommand\\fR]\n.SH DESCRIPTION\n" +
+      escape(app.get_footer()) + "\n.SH COMMANDS\n";
+  for (const auto* command : app.get_subcommands({})) {
+    page += item(command->get_name(), command->get_description());
+  }
+  page += ".SH FLAGS\n";
+  for (const auto& group : app.get_groups()) {
+    page += ".SS " + escape(group) + "\n";
+    for (const auto* option : app.get_options()) {
+      if (option->get_group() != group) continue;
+      const auto names = option->get_name(false, true);
+      page += item(names.substr(0, names.find('{')) + " " + value_name(*option), describe(*option));
+    }
+  }
+  return page + ".SH EXIT STATUS\n" +
+         item("0", "It was ended by a signal, or has told what was asked for.") +
+         item("1", "Something keeps it from running, or doctor has found a fault.") +
+         item("2", "A flag or a setting is wrong.");
+}
+
+/// `claude-openai generate bash`: for packages and `make install`, so it is not in the help.
+int generate(const std::string& what) {
+  const command_line line(false);
+  if (what == "bash") {
+    std::cout << bash_completion(line.app);
+  } else if (what == "zsh") {
+    std::cout << zsh_completion(line.app);
+  } else if (what == "fish") {
+    std::cout << fish_completion(line.app);
+  } else if (what == "man") {
+    std::cout << manual(line.app);
+  } else {
+    std::cerr << "claude-openai: generate takes bash, zsh, fish or man" << std::endl;
+    return wrong_settings;
+  }
+  return 0;
+}
 
 using strings = std::vector<std::string>;
 
@@ -497,42 +827,66 @@ using strings = std::vector<std::string>;
 struct arguments {
   std::string program;
   std::vector<std::string> given;
-  bool had_env_file = false;
+  std::set<std::string> files_read = {};            ///< of those that need not be there
+  std::map<std::string, std::string> file_of = {};  ///< of each variable that a file has set
   std::vector<std::string> notices = {};  ///< what the user should know of the settings' files
+  std::string kept_in = {};               ///< the file that keeps the key made for this run
 
   using flag_variables = std::map<std::string, std::vector<std::string>>;
 
-  /// The variables of the environment, and of the file where the environment has none.
+  /// The variables of the environment, and of the files where those before have not set the flag.
   proxy::environment_map read_variables(const std::string& env_file, const flag_variables& names) {
     auto variables = proxy::current_environment();
     notices.clear();
-    const bool asked = !env_file.empty();
-    const std::string path = asked ? env_file : ".env";
-    const auto content = asked ? read_file(path) : read_trusted(path);
-    if (!content) {
-      if (!had_env_file) return variables;
-      throw std::runtime_error(".env is gone, or not this user's alone any more");
+    file_of.clear();
+    if (!env_file.empty()) {
+      add_file(variables, env_file, read_file(env_file), true, names);
+      return variables;
     }
-    had_env_file = true;
+    for (const auto& path : {std::string(".env"), user_file(variables)}) {
+      const auto content = read_trusted(path);
+      if (content) {
+        files_read.insert(path);
+        add_file(variables, path, *content, path != ".env" || is_beside_program(), names);
+      } else if (files_read.count(path) > 0) {
+        throw std::runtime_error(path + " is gone, or not this user's alone any more");
+      }
+    }
+    return variables;
+  }
+
+  /// `whole`: all that the file sets counts, not only what is harmless.
+  void add_file(proxy::environment_map& variables, const std::string& path,
+                const std::string& content, bool whole, const flag_variables& names) {
     std::vector<std::string> taken;
     std::vector<std::string> left;
-    const bool whole = asked || is_beside_program();
+    const auto before = variables;
     try {
-      for (auto& [name, value] : proxy::parse_env_file(*content)) {
+      for (auto& [name, value] : proxy::parse_env_file(content)) {
         const auto flag = flag_of(name, names);
         const bool takes = whole || is_harmless(flag);
-        if (takes) variables.emplace(name, value);
+        const bool counts = takes && !is_set(before, flag, names);
+        if (counts && variables.emplace(name, value).second) file_of[name] = path;
         if (!flag.empty() || is_for_claude(name)) (takes ? taken : left).push_back(name);
       }
     } catch (const std::invalid_argument& broken) {
-      throw std::runtime_error(path + ": " + broken.what());
+      throw std::invalid_argument(path + ": " + broken.what());
     }
     if (!taken.empty()) notices.push_back("settings from " + path + ": " + join(taken));
     if (!left.empty()) {
       notices.push_back("NOT taken from " + path + ", since it does not lie beside this program: " +
                         join(left) + " (to have them: --env-file " + path + ")");
     }
-    return variables;
+  }
+
+  /// One of the flag's variables has a value.
+  static bool is_set(const proxy::environment_map& variables, const std::string& flag,
+                     const flag_variables& names) {
+    const auto found = names.find(flag);
+    return found != names.end() &&
+           std::any_of(found->second.begin(), found->second.end(), [&](const auto& name) {
+             return !proxy::value_or(variables, name.c_str()).empty();
+           });
   }
 
   /// The flag that the variable sets; empty for none.
@@ -592,7 +946,11 @@ struct arguments {
   static void parse(command_line& line, const std::vector<std::string>& words) {
     std::vector<const char*> argv{"claude-openai"};
     for (const auto& word : words) argv.push_back(word.c_str());
-    line.app.parse(static_cast<int>(argv.size()), argv.data());
+    try {
+      line.app.parse(static_cast<int>(argv.size()), argv.data());
+    } catch (const CLI::ExtrasError&) {
+      throw unknown_word(line.app);
+    }
   }
 
   /// Parses the flags, and then once more with what the variables set where no flag does: so the
@@ -629,13 +987,13 @@ struct arguments {
   }
 
   /// Puts a variable's value before the words, as its flag.
-  static void take(const std::string& flag, const std::string& variable,
-                   const proxy::environment_map& variables, strings& words,
-                   std::map<std::string, std::string>& sources) {
+  void take(const std::string& flag, const std::string& variable,
+            const proxy::environment_map& variables, strings& words,
+            std::map<std::string, std::string>& sources) const {
     const auto value = proxy::value_or(variables, variable.c_str());
     if (value.empty()) return;
-    const bool own = proxy::current_environment().count(variable) > 0;
-    sources[flag] = (own ? "environment, " : ".env, ") + variable;
+    const auto file = file_of.find(variable);
+    sources[flag] = (file == file_of.end() ? "environment" : file->second) + ", " + variable;
     const bool several = variable == "API_KEYS";
     auto place = words.begin();
     for (const auto& one : several ? proxy::text::split(value, ',') : strings{value}) {
@@ -665,7 +1023,7 @@ void print_configuration(const command_line& line, const proxy::options& setting
                                                              "config"};
     if (std::find(no_settings.begin(), no_settings.end(), name) != no_settings.end()) continue;
     auto value = option->get_default_str();
-    if (option->count() > 0) value = CLI::detail::join(option->results(), ",");
+    if (option->count() > 0) value = CLI::detail::join(option->reduced_results(), ",");
     if (option->count() == 0 && value.empty()) value = derived_default(name, settings);
     if (value.empty() && option->get_expected_max() == 0) value = "false";
     if (name == "api-key" && !value.empty()) value = "***";
@@ -685,20 +1043,21 @@ constexpr const char* keyless_users = "you";
 constexpr const char* keyless_users = "any user of this machine";
 #endif
 
-/// Asks as the reference wrapper does. No terminal, the end of input or Ctrl-C: no.
-bool wants_key() {
-  if (::isatty(STDIN_FILENO) != 1 || ::isatty(STDOUT_FILENO) != 1) return false;
-  if (::tcgetpgrp(STDIN_FILENO) != ::getpgrp()) return false;  // a job in the background
+/// A terminal is there to be asked.
+bool can_ask() {
+  return ::isatty(STDIN_FILENO) == 1 && ::isatty(STDOUT_FILENO) == 1 &&
+         ::tcgetpgrp(STDIN_FILENO) == ::getpgrp();  // else it is a job in the background
+}
+
+/// Asks until the answer is one. An empty line, the end of input or Ctrl-C: no.
+bool says_yes(const std::string& question) {
   struct sigaction interrupted {};
   struct sigaction before {};
   interrupted.sa_handler = interrupt_prompt;  // without SA_RESTART: read(2) ends
   ::sigaction(SIGINT, &interrupted, &before);
   std::string answer = "?";
   while (answer != "y" && answer != "yes" && answer != "n" && answer != "no" && !answer.empty()) {
-    std::cout << "Without a client key every program that runs as " << keyless_users
-              << " can use your account, and\nrun commands, through this proxy.\n"
-                 "Enable API key protection? (y/N): "
-              << std::flush;
+    std::cout << question << " (y/N): " << std::flush;
     std::array<char, 256> typed{};
     const ssize_t count = ::read(STDIN_FILENO, typed.data(), typed.size());
     if (count <= 0) std::cout << "\n";
@@ -708,6 +1067,41 @@ bool wants_key() {
   }
   ::sigaction(SIGINT, &before, nullptr);
   return answer == "y" || answer == "yes";
+}
+
+/// Adds the key to a file of settings, which from then on only this user can read. False when that
+/// cannot be.
+bool add_key(const std::string& key, const std::string& path) {
+  std::error_code failed;
+  std::filesystem::create_directories(std::filesystem::path(path).parent_path(), failed);
+  const proxy::unique_fd file(
+      ::open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600));
+  if (!file || ::fchmod(file.get(), 0600) != 0) return false;
+  const bool is_empty = ::lseek(file.get(), 0, SEEK_END) == 0;  // else its last line may be open
+  return proxy::write_all(file.get(), (is_empty ? "API_KEY=" : "\nAPI_KEY=") + key + "\n");
+}
+
+/// Makes a client key where one is asked for or needed, and offers to keep it for later starts.
+void make_client_key(proxy::options& settings, const command_line& line, arguments& called) {
+  const bool keyless = settings.api_keys.empty();
+  const bool asks = !line.no_prompt && !line.demo && can_ask();
+  // The question is the reference wrapper's.
+  const bool wanted =
+      keyless && asks && settings.tcp && proxy::is_private(settings) && !line.generate_key &&
+      says_yes("Without a client key every program that runs as " + std::string(keyless_users) +
+               " can use your account, and\nrun commands, through this proxy.\n"
+               "Enable API key protection?");
+  if (!wanted && !line.generate_key && (!keyless || proxy::is_private(settings))) return;
+  proxy::make_key(settings);
+  const auto file = user_file(settings.environment);
+  const bool is_read = keyless && line.env_file.empty() && !file.empty();  // at the next start
+  if (!asks || !is_read || !says_yes("Keep the new key in " + file + " for later starts?")) return;
+  if (add_key(settings.api_keys.back(), file)) {
+    called.kept_in = file;
+  } else {
+    std::cout << "the key is not kept: " << file << ": " << proxy::last_system_error().message()
+              << std::endl;
+  }
 }
 
 /// A made key in a file for this user alone, as long as the proxy runs: what is printed where no
@@ -754,11 +1148,14 @@ void print_example(const proxy::server& server, const std::string& key_path) {
             << " -d '{\"messages\":[{\"role\":\"user\",\"content\":\"Say hello\"}]}'" << std::endl;
 }
 
-void print_access(const proxy::options& settings, const std::string& key_path) {
+void print_access(const proxy::options& settings, const std::string& key_path,
+                  const std::string& kept_in) {
   if (settings.made_key) {
     std::cout << "  client key         "
               << (key_path.empty() ? settings.api_keys.back() : "in " + key_path)
-              << "  (made for this run; set your own by API_KEY)\n";
+              << (kept_in.empty() ? "  (made for this run; set your own by API_KEY)"
+                                  : "  (kept in " + kept_in + ")")
+              << "\n";
   } else if (!settings.api_keys.empty()) {
     std::cout << "  client keys        " << settings.api_keys.size() << "\n";
   } else if (settings.tcp) {
@@ -772,23 +1169,63 @@ void print_access(const proxy::options& settings, const std::string& key_path) {
   }
 }
 
-void print_start(const proxy::server& server, const std::string& key_path) {
+/// The address without what may be secret in it: a user's name and password, and the query.
+std::string without_secrets(std::string url) {
+  url.erase(std::min(url.find_first_of("?#"), url.size()));
+  const auto scheme = url.find("://");
+  const auto begin = scheme == std::string::npos ? 0 : scheme + 3;
+  const auto user = url.substr(begin, url.find('/', begin) - begin).rfind('@');
+  return user == std::string::npos ? url : url.erase(begin, user + 1);
+}
+
+/// Where `claude` reaches the model, and whose account pays for that.
+void print_account(const proxy::options& settings) {
+  using proxy::auth_method;
+  const auto method = proxy::resolve_auth(settings);
+  const auto value = [&](const char* name) {
+    return without_secrets(proxy::value_or(settings.environment, name));
+  };
+  std::string api = "https://api.anthropic.com";
+  std::string payer = "the account of the login: a subscription, or an API account";
+  if (method == auth_method::api_key) {
+    payer = "an Anthropic API account, not a Claude subscription (for that: --auth-method cli)";
+  } else if (method == auth_method::bedrock) {
+    api = "Amazon Bedrock " + value("AWS_REGION");
+    payer = "an AWS account";
+  } else if (method == auth_method::vertex) {
+    api = "Google Vertex AI " + value("CLOUD_ML_REGION");
+    payer = "the Google Cloud project " + value("ANTHROPIC_VERTEX_PROJECT_ID");
+  }
+  const auto address = value(proxy::address_variable(method));
+  std::cout << "  API                " << (address.empty() ? api : address) << "\n"
+            << "  auth method        " << proxy::name_of(method) << ", by "
+            << proxy::credential_source(settings) << "\n"
+            << "  billed to          " << payer << "\n";
+}
+
+void print_start(const proxy::server& server, const std::string& key_path,
+                 const std::string& kept_in) {
   const auto& settings = server.settings();
   const auto url = server.url();
-  const bool tcp = settings.tcp;
   std::cout << "claude-openai " CLAUDE_OPENAI_VERSION " is listening on " << url << "\n";
-  if (tcp) std::cout << "  OpenAI base URL    " << url << "/v1\n";
+  if (settings.tcp) {
+    std::cout << "  OpenAI base URL    " << url << "/v1\n"
+              << "  Anthropic base URL " << url << "\n"
+              << "  web page           " << url << "/\n";
+  }
   if (!settings.unix_socket.empty()) {
     std::cout << "  unix socket        " << settings.unix_socket << "\n";
   }
   if (settings.demo) {
-    std::cout << "  DEMO               no model answers here, but a stand-in; ask it \"/help\"\n";
+    std::cout << "  DEMO               no model answers here, but a stand-in; ask it \"/help\"\n"
+              << "  billed to          nobody\n";
+  } else {
+    print_account(settings);
   }
   std::cout << "  claude             " << settings.claude_path << "\n"
-            << "  auth method        " << proxy::name_of(proxy::resolve_auth(settings)) << "\n"
             << "  working directory  " << settings.working_directory << "\n"
             << "  spares             " << settings.spares << "\n";
-  print_access(settings, key_path);
+  print_access(settings, key_path, kept_in);
   print_example(server, key_path);
 }
 
@@ -826,6 +1263,16 @@ void allow_many_descriptors() {
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+/// A key that was made for this run stays valid, once, also where it was kept and loaded again.
+void carry_made_key(const proxy::options& first, proxy::options& fresh) {
+  fresh.made_key = first.made_key;
+  if (!first.made_key) return;
+  const auto& made = first.api_keys.back();
+  auto& keys = fresh.api_keys;
+  keys.erase(std::remove(keys.begin(), keys.end(), made), keys.end());
+  keys.push_back(made);
+}
+
 int serve(const proxy::options& settings, arguments& called) {
   allow_many_descriptors();
   proxy::server server(settings);
@@ -847,9 +1294,7 @@ int serve(const proxy::options& settings, arguments& called) {
     std::map<std::string, std::string> sources;
     const auto line = called.load(variables, sources);
     auto fresh = line->finish(variables);
-    const auto& first = server.settings();
-    if (first.made_key) fresh.api_keys.push_back(first.api_keys.back());
-    fresh.made_key = first.made_key;
+    carry_made_key(server.settings(), fresh);
     server.reload(fresh);
     settings.log.set_level(parse_level(line->log_level));
   };
@@ -861,7 +1306,7 @@ int serve(const proxy::options& settings, arguments& called) {
   has_terminal = ::isatty(STDIN_FILENO) == 1;
   std::signal(SIGHUP, reload_running);
   const auto kept_key = keep_made_key(server, settings.environment);
-  print_start(server, kept_key ? kept_key->path() : "");
+  print_start(server, kept_key ? kept_key->path() : "", called.kept_in);
   server.run();
   return refused ? 1 : 0;
 }
@@ -935,9 +1380,7 @@ int run(arguments& called) {
   }
   for (const auto& notice : called.notices) std::cout << notice << std::endl;
   if (line->doctor->parsed()) return line->security ? review(settings) : examine(settings);
-  const bool asks = settings.api_keys.empty() && settings.tcp && !line->no_prompt && !line->demo &&
-                    proxy::is_loopback_name(settings.host);
-  if (line->generate_key || (asks && wants_key())) proxy::make_key(settings);
+  make_client_key(settings, *line, called);
   return serve(settings, called);
 }
 
@@ -948,10 +1391,14 @@ int main(int argc, char** argv) {
     return proxy::demo::run({argv + 2, argv + argc}, proxy::current_environment(), STDIN_FILENO,
                             STDOUT_FILENO);
   }
+  if (argc == 3 && argv[1] == std::string_view("generate")) return generate(argv[2]);
   arguments called{argv[0], {argv + 1, argv + argc}};
   hide_keys(argc, argv);
   try {
     return run(called);
+  } catch (const CLI::FileError& missing) {
+    std::cerr << "claude-openai: --config: " << missing.what() << std::endl;
+    return wrong_settings;
   } catch (const CLI::ConfigError& wrong) {
     std::string said = wrong.what();
     const std::string_view unknown = "INI was not able to parse ";
@@ -959,9 +1406,12 @@ int main(int argc, char** argv) {
       said = "'" + said.substr(unknown.size()) + "' is no setting (see --help)";
     }
     std::cerr << "claude-openai: the file of --config: " << said << std::endl;
-    return 1;
+    return wrong_settings;
   } catch (const CLI::ParseError& wrong) {
-    return command_line(false).app.exit(wrong) == 0 ? 0 : 1;  // of --help and --version: 0
+    return command_line(false).app.exit(wrong) == 0 ? 0 : wrong_settings;  // of --help: 0
+  } catch (const std::invalid_argument& wrong) {
+    std::cerr << "claude-openai: " << wrong.what() << std::endl;
+    return wrong_settings;
   } catch (const std::exception& failure) {
     std::cerr << "claude-openai: " << failure.what() << std::endl;
     return 1;

@@ -6,7 +6,7 @@
 // HEADER=file takes another header than claude-openai.hpp (to try the checks themselves).
 
 import { execFile, spawn } from 'node:child_process';
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -304,19 +304,54 @@ check('only sections process, transport and http call the operating system', () 
 
 const lines = header.split('\n');
 
-check('make install puts program, header and service files below the prefix, make uninstall takes them away', async () => {
-  const folder = join(scratch, 'installed');
-  const made = (...goals) => run('make', ['--no-print-directory', ...goals, `DESTDIR=${folder}`, 'PREFIX=/opt/proxy'], { cwd: root });
-  const { code, out } = await made('install');
-  if (code !== 0) throw new Error(out);
-  const at = (path) => join(folder, 'opt/proxy', path);
+check('make run, make doctor and make login find their programs in a folder whose name has a blank', async () => {
+  const folder = join(scratch, 'my checkout');
+  const cli_version = JSON.parse(readFileSync(join(root, 'packaging/cli/package.json'), 'utf8')).dependencies['@anthropic-ai/claude-code'];
+  const cli = `build/cli/${cli_version}/node_modules/@anthropic-ai/claude-code/bin/claude.exe`;
+  const program = (path, script) => {
+    mkdirSync(dirname(join(folder, path)), { recursive: true });
+    writeFileSync(join(folder, path), `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+  };
+  cpSync(join(root, 'packaging'), join(folder, 'packaging'), { recursive: true });
+  cpSync(join(root, 'Makefile'), join(folder, 'Makefile'));
+  program('.ci/deps', 'exit 0');
+  program('build/claude-openai', 'echo "$# $*: $CLAUDE_CLI_PATH"');
+  program(cli, 'echo "claude $*"');
+  program('tools/claude', 'echo "my claude $*"');
+  const env = { PATH: '/usr/bin:/bin' };
+  const built = ['-o', 'build/claude-openai', '-o', `build/cli/${cli_version}/installed`];
+  for (const [goals, wanted, more] of [
+    [['run', `ARGS=--cwd 'a b'`], `2 --cwd a b: ${join(folder, cli)}\n`],
+    [['doctor'], `1 doctor: ${join(folder, cli)}\n`],
+    [['login'], 'claude auth login\n'],
+    [['login'], 'my claude auth login\n', { CLAUDE_CLI_PATH: join(folder, 'tools/claude') }],
+  ]) {
+    const { out, err } = await run('make', ['--no-print-directory', ...built, ...goals], { cwd: folder, env: { ...env, ...more } });
+    if (out !== wanted) throw new Error(`${goals}: ${out}${err}`);
+  }
+});
+
+for (const prefix of ['/opt/proxy', '/opt/my proxy'])
+check(`make install puts program, header and service files below the prefix ${prefix}, make uninstall takes them away`, async () => {
+  const folder = join(scratch, `installed in${prefix.replaceAll('/', ' ')}`);
+  const made = (...goals) => run('make', ['--no-print-directory', ...goals, `DESTDIR=${folder}`, `PREFIX=${prefix}`], { cwd: root });
+  const { code, out, err } = await made('install');
+  if (code !== 0) throw new Error(out + err);
+  const at = (path) => join(folder, prefix, path);
   const version = await run(at('bin/claude-openai'), ['--version']);
   if (!/^claude-openai \d/.test(version.out)) throw new Error(version.out);
   if (readFileSync(at('include/claude-openai.hpp'), 'utf8') !== header) throw new Error('another header');
+  const flags = (await run(at('bin/claude-openai'), ['--help'])).out.match(/^ {2}(?:-h,)?--[a-z-]+/gm).map((flag) => flag.replace(/.*--/, ''));
+  if (flags.length < 40) throw new Error(`${flags}`);
+  const shells = ['bash-completion/completions/claude-openai', 'zsh/site-functions/_claude-openai', 'fish/vendor_completions.d/claude-openai.fish'];
+  for (const path of [...shells, 'man/man1/claude-openai.1']) {
+    const text = readFileSync(at(`share/${path}`), 'utf8').replaceAll('\\-', '-');
+    none(flags.filter((flag) => !new RegExp(`[- ]${flag}\\b`).test(text)), `not in ${path}`);
+  }
   const units = ['share/systemd/user', 'lib/systemd/system'].map((place) => `${place}/claude-openai.service`);
   for (const path of [...units, 'share/claude-openai/claude-openai.plist']) {
     const text = readFileSync(at(path), 'utf8');
-    if (!text.includes('/opt/proxy/bin/claude-openai') || text.includes('@PREFIX@')) throw new Error(text);
+    if (!text.includes(`"${prefix}/bin/claude-openai"`) || text.includes('@PREFIX@')) throw new Error(text);
     // Else the system ends every `claude` with the proxy, and none of them finishes what it says.
     if (path.endsWith('.service') && !text.includes('\nKillMode=mixed\n')) throw new Error(text);
   }
@@ -325,8 +360,55 @@ check('make install puts program, header and service files below the prefix, mak
   none(left.map(({ name }) => name), 'left');
 });
 
+const proxy = process.env.PROXY ?? join(root, 'build/claude-openai');
+const generated = async (what) => {
+  const { code, out, err } = await run(proxy, ['generate', what], { env: { PATH: process.env.PATH } });
+  if (code !== 0) throw new Error(out + err);
+  return out;
+};
+
+check('a shell completes flags, their values, files, directories, and the commands with their own flags', async () => {
+  const folder = join(scratch, 'complete');
+  mkdirSync(join(folder, 'a folder'), { recursive: true });
+  writeFileSync(join(folder, 'a file'), '');
+  const scripts = {
+    bash: '. "$0"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _claude_openai; printf "%s\\n" "${COMPREPLY[@]}"',
+    fish: 'source $argv[1]; complete -C (string join " " -- $argv[2..])',
+  };
+  const cases = [
+    [['--log-l'], ['--log-level']],
+    [['--log-format', ''], ['json', 'text']],
+    [['--sandbox-network', '--log-format', 'j'], ['json']],
+    [['--config', 'a'], ['a file', 'a folder']],
+    [['--add-dir', 'a'], ['a folder']],
+    [['--api-key', ''], []],
+    [['doc'], ['doctor']],
+    [['doctor', '--sec'], ['--security']],
+    [['--sec'], []],
+  ];
+  for (const [shell, script] of Object.entries(scripts)) {
+    if ((await run(shell, ['-c', 'true'])).code === 'ENOENT') continue;
+    const path = file(`completion.${shell}`, await generated(shell));
+    for (const [typed, wanted] of cases) {
+      const { out, err } = await run(shell, ['-c', script, path, 'claude-openai', ...typed], { cwd: folder, env: { ...process.env, HOME: folder } });
+      const offered = out.split('\n').map((line) => line.split('\t')[0].replace(/\\(?= )|\/$/g, '')).filter(Boolean).sort();
+      if (err || `${offered}` !== `${wanted}`) throw new Error(`${shell}: ${typed}: ${offered}, not ${wanted}\n${err}`);
+    }
+  }
+  const { code, err } = await run('zsh', ['-n', file('completion.zsh', await generated('zsh'))]);
+  if (code !== 'ENOENT' && (code !== 0 || err)) throw new Error(`zsh: ${err}`);
+});
+
+check('man shows the manual without a warning', async () => {
+  const { code, out, err } = await run('man', ['--warnings=w', '-l', file('claude-openai.1', await generated('man'))], { env: { ...process.env, MANWIDTH: '100' } });
+  if (code === 'ENOENT') skip('man is not here');
+  if (code !== 0 || err) throw new Error(err);
+  for (const wanted of ['.env > ~/.config/claude-openai.env', '--permission-mode TEXT', 'EXIT STATUS'])
+    if (!out.replace(/\s+/g, ' ').includes(wanted)) throw new Error(`without ${wanted}: ${out}`);
+});
+
 check('systemd takes the units, and finds that the one for a server shuts the proxy in', async () => {
-  const prefix = join(scratch, 'prefix');
+  const prefix = join(scratch, 'a prefix');
   const folder = join(scratch, 'units');
   for (const place of [join(prefix, 'bin'), join(prefix, 'include'), folder]) mkdirSync(place, { recursive: true });
   writeFileSync(join(prefix, 'bin/claude-openai'), '#!/bin/sh\n', { mode: 0o755 });
@@ -340,9 +422,9 @@ check('systemd takes the units, and finds that the one for a server shuts the pr
     const text = readFileSync(join(root, 'packaging', source), 'utf8').replaceAll('@PREFIX@', prefix);
     return file(`units/${source}`, text);
   };
-  await analyze('--user', 'verify', unit('claude-openai.service'));
+  await analyze('--user', '--man=no', 'verify', unit('claude-openai.service'));
   const system = unit('claude-openai-system.service');
-  await analyze('verify', system);
+  await analyze('--man=no', 'verify', system);
   await analyze('security', '--offline=true', '--threshold=35', '--no-pager', system);  // 0 is best, 100 worst; bubblewrap needs a /proc without covers
 });
 
@@ -356,8 +438,8 @@ check('no tab and no space at a line end', () => {
 
 // Four dialects, agents and what they keep are more than the 6,000 lines that were first thought of.
 // Growth shall be noticed: whoever raises this has looked for what can go first.
-check('the header is under 17,300 lines', () => {
-  if (lines.length >= 17_300) throw new Error(`${lines.length} lines`);
+check('the header is under 17,350 lines', () => {
+  if (lines.length >= 17_350) throw new Error(`${lines.length} lines`);
 });
 
 let functions;

@@ -305,7 +305,7 @@ test("a page of a named origin, and a page with a key of its own, are told apart
 
 test("an origin of '*' without a key is refused at the start and at SIGHUP, where the old settings stay", async (t) => {
   const refused = await startAndExpectExit({ url: t.api.url, cli: NO_CLI, args: ['--cors-origin', '*'] });
-  assert.equal(refused.exit?.code, 1, refused.output);
+  assert.equal(refused.exit?.code, 2, refused.output);
   assert.match(refused.output, /--cors-origin '\*'.*client key/);
   const writeEnv = (proxy, text) => writeFileSync(path.join(proxy.scratch, 'settings.env'), text);
   const proxy = await start(t, ['--env-file', 'settings.env'], {

@@ -1,15 +1,16 @@
 // The proxy around the chat: routes, validation, who may come in, secrets, processes, start and end. Run once, with the newest CLI.
 
 import assert from 'node:assert/strict';
-import { chmodSync, existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import { chmodSync, existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import http from 'node:http';
 import net from 'node:net';
-import { tmpdir } from 'node:os';
+import { hostname, tmpdir } from 'node:os';
 import path from 'node:path';
 import { deflateSync, gzipSync } from 'node:zlib';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
 import { assertError, assertKeys } from './chat.test.mjs';
-import { API_KEY_OF_CLAUDE, descriptorsOf, eventually, madeKey, processesMarked, send, sleep, startAndExpectExit, suite } from './harness.mjs';
+import { API_KEY_OF_CLAUDE, PROXY, descriptorsOf, eventually, madeKey, processesMarked, send, sleep, startAndExpectExit, suite } from './harness.mjs';
 import { directive } from './messages_api.mjs';
 
 export const server = suite();
@@ -690,6 +691,100 @@ test('it listens before any claude is up, and ends though none ever will be', { 
   proxy.stopped = true;
   assert.deepEqual(faults, []);
   assert.ok(took < 2000, `SIGTERM took ${took} ms`);
+});
+
+test('what keeps the proxy from starting is told by the name of its setting, and with what to do', async (t) => {
+  const file = fakeClaude(t, '');
+  const cases = [
+    [['--session-dir', '/proc/x'], /^claude-openai: --session-dir: \/proc\/x cannot be made; choose /],
+    [['--session-dir', '/dev/null/x/y'], /^claude-openai: --session-dir: \/dev\/null\/x\/y cannot be made; choose /],
+    [['--session-dir', file], /^claude-openai: --session-dir: .* is not a directory/],
+    [['--host', 'example.invalid'], /^claude-openai: --host: this machine has no address example\.invalid; choose /],
+    [['--host', '192.0.2.1'], /^claude-openai: --host: this machine has no address 192\.0\.2\.1; choose /],
+    [['--unix-socket', '/nowhere/socket'], /^claude-openai: --unix-socket: \/nowhere\/socket cannot be made; choose /],
+    [['--unix-socket', file], /^claude-openai: --unix-socket: .* cannot be made; choose .*in use/],
+    [['--tls-cert', file, '--tls-key', file], /^claude-openai: --tls-cert: no certificate in /],
+    [['--mcp-config', file], /^claude-openai: --mcp-config: no MCP servers can be read from /],
+    [['--config', '/nowhere'], /^claude-openai: --config: \/nowhere /],
+    [[], /^claude-openai: no directory can be made in \/nowhere; set TMPDIR to /, { TMPDIR: '/nowhere' }],
+  ];
+  for (const [args, message, env] of cases) {
+    const { exit, output } = await startAndExpectExit({ url: t.api.url, cli: '/nonexistent', args, env });
+    assert.ok(exit?.code > 0, `${args}: ${output}`);
+    assert.match(output, message);
+    assert.equal(output.trim().split('\n').length, 1, output);
+  }
+});
+
+test('a port that only root may have is told as that', async () => {
+  if (Number(readFileSync('/proc/sys/net/ipv4/ip_unprivileged_port_start', 'utf8')) <= 80) return;
+  const unprivileged = process.getuid() === 0 ? ['setpriv', '--bounding-set=-net_bind_service', '--inh-caps=-net_bind_service'] : ['env'];
+  const { status, stderr } = spawnSync(unprivileged[0], [...unprivileged.slice(1), PROXY, '80', '--no-prompt', '--claude-path', '/nonexistent'], { encoding: 'utf8', timeout: 8000 });
+  assert.equal(status, 1, stderr);
+  assert.match(stderr, /^claude-openai: --port: only root may listen below 1024; choose a higher one/);
+});
+
+test('the start tells where the page is, where the API is reached, and who is billed', async (t) => {
+  const key = { ANTHROPIC_API_KEY: undefined };
+  const region = { CLAUDE_CODE_USE_BEDROCK: '1', AWS_REGION: 'eu-west-1', AWS_PROFILE: 'work' };
+  const project = { CLAUDE_CODE_USE_VERTEX: '1', CLOUD_ML_REGION: 'europe-west1', ANTHROPIC_VERTEX_PROJECT_ID: 'my-project' };
+  const own = { ANTHROPIC_BASE_URL: undefined };
+  const cases = [
+    [{}, [`API +${t.api.url}$`, 'auth method +api_key, by ANTHROPIC_API_KEY$', 'billed to +an Anthropic API account, not a Claude subscription .*--auth-method cli']],
+    [own, ['API +https://api.anthropic.com$']],
+    [{ ANTHROPIC_BASE_URL: 'https://me:SECRET@gate.example/v1?key=SECRET' }, ['API +https://gate.example/v1$']],
+    [{ CLAUDE_AUTH_METHOD: 'cli' }, ['auth method +cli, by the login of `claude`$', 'billed to +the account of the login']],
+    [{ ...key, ...region }, ['API +Amazon Bedrock eu-west-1$', 'auth method +bedrock, by AWS_PROFILE$', 'billed to +an AWS account$']],
+    [{ ...key, ...project }, ['API +Google Vertex AI europe-west1$', 'billed to +the Google Cloud project my-project$']],
+    [{ CLAUDE_DEMO: '1' }, ['billed to +nobody$']],
+  ];
+  for (const [env, lines] of cases) {
+    const proxy = await t.start({ cli: env.CLAUDE_DEMO ? undefined : '/nonexistent', args: ['--spares', '0'], env });
+    await eventually('the start is told', () => /try it/.test(proxy.output));
+    for (const line of [...lines, `OpenAI base URL +${proxy.url}/v1$`, `Anthropic base URL +${proxy.url}$`, `web page +${proxy.url}/$`])
+      assert.match(proxy.output, new RegExp(`^ +${line}`, 'm'));
+    assert.doesNotMatch(proxy.output, /SECRET/);
+    proxy.stopped = true;
+    assert.deepEqual((await proxy.stop()).faults, []);
+  }
+});
+
+test('a start whose ANTHROPIC_BASE_URL is its own address is refused, however that is spelled; another address is not', async (t) => {
+  const holder = net.createServer();
+  await new Promise((resolve) => {
+    holder.listen(0, '127.0.0.1', resolve);
+  });
+  const { port } = holder.address();
+  await new Promise((resolve) => {
+    holder.close(resolve);
+  });
+  const started = ([url, ...args], env = {}) => startAndExpectExit({ url, cli: '/nonexistent', args: ['--port', String(port), '--no-prompt', ...args], env });
+  const beyond = ['--host', '0.0.0.0'];
+  const bedrock = { CLAUDE_CODE_USE_BEDROCK: '1', ANTHROPIC_BEDROCK_BASE_URL: `http://localhost:${port}` };
+  for (const [args, env] of [
+    ...['127.0.0.1', 'localhost', 'LocalHost', '[::1]', '0.0.0.0', 'me:word@127.0.0.1'].map((host) => [[`http://${host}:${port}/v1`]]),
+    [[`http://127.0.0.1:${port}`, ...beyond]],
+    [[`http://${hostname()}:${port}`, ...beyond]],
+    [[`https://localhost:${port}/?x`, 'doctor']],
+    [[undefined], bedrock],
+  ]) {
+    const { exit, output } = await started(args, env);
+    assert.equal(exit?.code, args.includes('doctor') ? 1 : 2, `${args}: ${output}`);
+    assert.match(output, /ANTHROPIC_(BEDROCK_)?BASE_URL leads to this proxy, which would call itself.*start the proxy without the variable/);
+    assert.doesNotMatch(output, /listening/);
+  }
+  for (const [url, args, env] of [
+    [`http://127.0.0.1:${port + 1}`, []],
+    [`http://127.0.0.1.example:${port}`, []],
+    [`http://api.invalid:${port}`, beyond],
+    [`http://127.0.0.1/${port}`, []],
+    [`http://127.0.0.1:${port}`, ['--demo']],
+    [`http://127.0.0.1:${port}`, [], { CLAUDE_AUTH_METHOD: 'bedrock' }],
+  ]) {
+    const proxy = await t.start({ cli: args.includes('--demo') ? undefined : '/nonexistent', args: ['--port', String(port), '--no-prompt', ...args], env: { ANTHROPIC_BASE_URL: url, ...env } });
+    proxy.stopped = true;
+    assert.deepEqual((await proxy.stop()).faults, []);
+  }
 });
 
 test('the start tells what a user wants to know', async (t) => {

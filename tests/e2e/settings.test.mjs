@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
-import { chmodSync, copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, statSync, writeFileSync } from 'node:fs';
+import { chmodSync, copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, realpathSync, statSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { promisify } from 'node:util';
 import { PROXY, eventually, madeKey, processesMarked, startAndExpectExit, suite } from './harness.mjs';
@@ -12,6 +12,7 @@ export const settings = suite(90_000);
 const { test } = settings;
 
 const QUESTION = /Enable API key protection\? \(y\/N\)/;
+const KEEP = /Keep the new key in (\S+) for later starts\? \(y\/N\)/;
 const KEY = /sk-local-[A-Za-z0-9_-]+/g;
 const bearer = (key) => ({ headers: { authorization: `Bearer ${key}` } });
 
@@ -30,7 +31,7 @@ async function printed(t, { args = [], env = {}, files = {} } = {}) {
   assert.equal(result.exit?.code, 0, result.output);
   const found = {};
   for (const line of result.output.trim().split('\n')) {
-    if (/^# (settings from|NOT taken from) /.test(line)) continue; // what was taken of .env
+    if (/^# (settings from|NOT taken from|\S+ is NOT read:) /.test(line)) continue; // what was taken of .env
     const parts = /^(?:# )?([a-z-]+) = "(.*)" {2}# (.+)$/.exec(line); // "# " before what would not be read again
     assert.ok(parts, `a setting: ${line}`);
     found[parts[1]] = parts.slice(2);
@@ -45,7 +46,7 @@ function writeFiles(proxy, files) {
 /** A `.env` counts whole where it is named; in a folder that is not the program's it chooses neither keys nor programs. */
 const ENV_FILE = ['--env-file', '.env'];
 
-/** Ends when it should not have started. */
+/** A start that a wrong setting prevents: the status is 2. */
 async function refusal(t, { files = {}, ...options }) {
   const result = await startAndExpectExit({
     url: t.api.url,
@@ -53,7 +54,7 @@ async function refusal(t, { files = {}, ...options }) {
     ...options,
     prepare: (proxy) => writeFiles(proxy, files),
   });
-  assert.equal(result.exit?.code, 1, `it starts: ${result.output}`);
+  assert.equal(result.exit?.code, 2, `it starts: ${result.output}`);
   assert.deepEqual(result.faults, []);
   return result.output;
 }
@@ -190,6 +191,7 @@ test('the file of settings: lists, flags, and what is wrong in it', async (t) =>
 test('--print-config knows every flag, tells no secret, and starts nothing', async (t) => {
   const help = await startAndExpectExit({ url: t.api.url, args: ['--help'] });
   const flags = [...help.output.matchAll(/^ {2}(?:-h,)?--([a-z-]+)/gm)].map(([, name]) => name);
+  assert.equal(new Set(flags).size, flags.length, 'each once');
   assert.ok(flags.length > 30, `${flags}`);
   const files = { '.env': 'API_KEYS=secret-of-env,secret-two\n' };
   const found = await printed(t, { args: ENV_FILE, env: { ANTHROPIC_API_KEY: 'sk-ant-very-secret' }, files });
@@ -257,6 +259,42 @@ test('a flag that is none, and a value that is none, are told', async (t) => {
     [{ env: { RATE_LIMIT_CHAT_PER_MINUTE: 'ten' } }, /rate-limit-chat|RATE_LIMIT_CHAT/],
   ];
   for (const [options, message] of wrong) assert.match(await refusal(t, options), message);
+});
+
+test('a word that is no command, and a flag that is none, is named with what was meant, and no value is shown', async (t) => {
+  const wrong = [
+    [['doctr'], "unknown command 'doctr'; did you mean `doctor`?"],
+    [['doctr', '--security'], "unknown command 'doctr'; did you mean `doctor`?"],
+    [['version'], "unknown command 'version'; did you mean `--version`?"],
+    [['frobnicate'], "unknown command 'frobnicate'\n"],
+    [['--prot', '9000'], "unknown flag '--prot'; did you mean `--port`?"],
+    [['--apikey', 'SECRET'], "unknown flag '--apikey'; did you mean `--api-key`?"],
+    [['--apikey=SECRET'], "unknown flag '--apikey'; did you mean `--api-key`?"],
+    [['doctor', '--securty'], "unknown flag '--securty'; did you mean `--security`?"],
+    [['99999'], "unexpected '99999': a port is one number between 0 and 65535"],
+    [['8001', '8002'], "unexpected '8002': a port is one number"],
+  ];
+  for (const [args, message] of wrong) {
+    const output = await refusal(t, { args });
+    assert.ok(output.includes(message), output);
+    assert.doesNotMatch(output, /SECRET/);
+  }
+});
+
+test('of a flag that is given twice the last value counts, and a list takes all', async (t) => {
+  const twice = ['--claude-path', 'a', '--claude-path', 'b', '8001', '--port', '8002', '--strict', '--strict'];
+  const found = await printed(t, { args: [...twice, '--log-level', 'off', '--log-level=debug', '--add-dir', '/', '--add-dir', '/tmp'] });
+  for (const [name, value] of [['claude-path', 'b'], ['port', '8002'], ['strict', 'true'], ['log-level', 'debug'], ['add-dir', '/,/tmp']])
+    assert.deepEqual(found[name], [value, 'flag']);
+});
+
+test('`help` shows what --help shows: groups of flags, each flag once, in 100 columns', async (t) => {
+  const [byWord, byFlag] = await Promise.all(['help', '--help'].map((word) => startAndExpectExit({ url: t.api.url, args: [word] })));
+  assert.equal(byWord.exit?.code, 0, byWord.output);
+  assert.equal(byWord.output, byFlag.output);
+  assert.deepEqual(byWord.output.split('\n').filter((line) => line.length > 100), []);
+  const groups = [...byWord.output.matchAll(/^([A-Z].*):$/gm)].map(([, name]) => name);
+  assert.ok(groups.length > 6, `${groups}`);
 });
 
 test('a relative path of claude, and relative folders, are those of the working directory', async (t) => {
@@ -405,7 +443,7 @@ test('a storm of SIGHUPs among requests loses none', async (t) => {
 
 // ---- the key that a terminal is asked about ------------------------------------------------------
 
-/** Starts it in a terminal and types `answers`, each when the question is there again. */
+/** Starts it in a terminal and types `answers`, each when a question is there again. */
 async function typed(t, answers, options = {}) {
   let made;
   const started = t.start({
@@ -419,7 +457,7 @@ async function typed(t, answers, options = {}) {
   });
   started.catch(() => {});
   for (const [i, answer] of answers.entries()) {
-    await eventually('it asks', () => made?.output.split(QUESTION).length > i + 1 || made?.exit, 8000);
+    await eventually('it asks', () => made?.output.split('(y/N): ').length > i + 1 || made?.exit, 8000);
     made.keys.write(answer);
   }
   const proxy = (t.proxy = await started);
@@ -455,7 +493,7 @@ function keyOf(proxy) {
 test('on a terminal: yes makes a key and enforces it', async (t) => {
   const keys = new Set();
   for (const answer of ['y\n', ' YES \n']) {
-    const proxy = await typed(t, [answer]);
+    const proxy = await typed(t, [answer, 'n\n']);
     keys.add(keyOf(proxy));
     await assertKeyed(t, proxy, keyOf(proxy));
     const curl = /curl [^\n]*/.exec(proxy.output)[0];
@@ -473,7 +511,7 @@ test('on a terminal: no, an empty line, the end of input and Ctrl-C mean no key,
 });
 
 test('on a terminal: what is no answer is asked again', async (t) => {
-  const proxy = await typed(t, ['maybe\n', 'x\n', 'y\n']);
+  const proxy = await typed(t, ['maybe\n', 'x\n', 'y\n', 'perhaps\n', '\n']);
   await assertKeyed(t, proxy, keyOf(proxy));
 });
 
@@ -493,6 +531,71 @@ test('no question: --no-prompt, a key that is set, no terminal; --generate-key n
   const made = await startOwn(t, { args: ['--generate-key'] });
   assert.doesNotMatch(made.output, QUESTION);
   await assertKeyed(t, made, madeKey(made));
+});
+
+test('a made key that is kept opens the next start too, without a question, and stays at SIGHUP', { slow: true }, async (t) => {
+  for (const [answers, args] of [[['y\n', 'y\n'], []], [['y\n'], ['--host', '0.0.0.0']], [['y\n'], ['--generate-key']]]) {
+    const env = { HOME: scratchFolder(t) };
+    const file = path.join(env.HOME, '.config', 'claude-openai.env');
+    const first = await typed(t, answers, { args, env });
+    const [key] = first.output.match(KEY);
+    assert.equal(KEEP.exec(first.output)[1], file);
+    assert.ok(first.output.includes(`(kept in ${file})`), first.output);
+    assert.equal(readFileSync(file, 'utf8'), `API_KEY=${key}\n`);
+    assert.equal(statSync(file).mode & 0o777, 0o600);
+    process.kill(processesMarked(first.scratch).find(({ executable }) => executable === realpathSync(PROXY)).pid, 'SIGHUP');
+    await eventually('it was loaded anew', () => /loaded anew/.test(first.output));
+    await assertKeyed(t, first, key);
+    first.stopped = true;
+    assert.deepEqual((await first.stop()).faults, []);
+    const next = await typed(t, [], { args: args.filter((word) => word !== '--generate-key'), env });
+    assert.ok(!next.output.includes('(y/N)') && !next.output.includes(key), next.output);
+    assert.ok(next.output.includes(`settings from ${file}: API_KEY`), next.output);
+    await assertKeyed(t, next, key);
+    next.stopped = true;
+    assert.deepEqual((await next.stop()).faults, []);
+  }
+});
+
+test('a key is kept beside what the file holds, which only its user can read then', async (t) => {
+  const env = { HOME: scratchFolder(t) };
+  const file = path.join(env.HOME, '.config', 'claude-openai.env');
+  mkdirSync(path.dirname(file));
+  writeFileSync(file, 'CLAUDE_MAX_QUEUE=7', { mode: 0o644 });
+  const proxy = await typed(t, ['y\n', 'yes\n'], { env });
+  assert.equal(readFileSync(file, 'utf8'), `CLAUDE_MAX_QUEUE=7\nAPI_KEY=${keyOf(proxy)}\n`);
+  assert.equal(statSync(file).mode & 0o777, 0o600);
+  const cannot = { HOME: '/proc/nowhere' };
+  const other = await typed(t, ['y\n', 'y\n'], { env: cannot });
+  assert.match(other.output, /the key is not kept: \/proc\/nowhere\/\.config\/claude-openai\.env: ./);
+  await assertKeyed(t, other, keyOf(other));
+});
+
+test("the user's own file counts whole, after .env and before --config; --env-file and a key set elsewhere take its place", async (t) => {
+  const HOME = scratchFolder(t);
+  const file = path.join(HOME, '.config', 'claude-openai.env');
+  mkdirSync(path.dirname(file));
+  writeFileSync(file, 'CLAUDE_SPARES=4\nCLAUDE_MAX_QUEUE=14\nCLAUDE_MAX_TURNS=24\nAPI_KEY=kept-key\n', { mode: 0o600 });
+  const files = { '.env': 'CLAUDE_SPARES=3\n', 'proxy.toml': 'max-queue = 5\nidle-timeout = "25s"\n' };
+  const env = { HOME, CLAUDE_MAX_TURNS: '20' };
+  const found = await printed(t, { args: ['--config', 'proxy.toml'], env, files });
+  assert.deepEqual(found.spares, ['3', '.env, CLAUDE_SPARES']);
+  assert.deepEqual(found['max-queue'], ['14', `${file}, CLAUDE_MAX_QUEUE`]);
+  assert.deepEqual(found['max-turns'], ['20', 'environment, CLAUDE_MAX_TURNS']);
+  assert.deepEqual(found['idle-timeout'], ['25s', 'file']);
+  assert.deepEqual(found['api-key'], ['***', `${file}, API_KEY`]);
+  assert.deepEqual((await printed(t, { args: ENV_FILE, env, files }))['max-queue'], ['64', 'default']);
+  const proxy = await startOwn(t, { env: { HOME, API_KEYS: 'key-one,key-two' } });
+  const statuses = [];
+  for (const key of ['key-one', 'key-two', 'kept-key']) statuses.push((await t.get('/v1/models', { proxy, ...bearer(key) })).status);
+  assert.deepEqual(statuses, [200, 200, 401]);
+  const reloaded = await startOwn(t, { env: { HOME } });
+  assert.match(await reload(reloaded), /loaded anew/);
+  chmodSync(file, 0o666);
+  assert.match(await reload(reloaded), /stay as they were: .*claude-openai\.env is gone, or not this user's alone/);
+  assert.equal((await t.get('/v1/models', { proxy: reloaded, ...bearer('kept-key') })).status, 200);
+  const left = await printed(t, { env: { HOME } });
+  assert.equal(left['max-queue'][1], 'default', 'others may write it');
 });
 
 test('a made key is not printed where no terminal shows it: a file for this user alone holds it while the proxy runs', async (t) => {
@@ -530,8 +633,10 @@ test('no question for a job in the background: it would be stopped', async (t) =
 });
 
 test('beyond loopback it is never open: Ctrl-C, the end of input and --no-prompt change nothing', async (t) => {
-  for (const options of [{}, { args: ['--no-prompt'] }]) {
-    const proxy = await typed(t, [], { ...options, args: ['--host', '0.0.0.0', ...(options.args ?? [])] });
+  for (const [answers, args] of [[['\x03'], []], [['\x04'], []], [[], ['--no-prompt']]]) {
+    const proxy = await typed(t, answers, { args: ['--host', '0.0.0.0', ...args] });
+    assert.doesNotMatch(proxy.output, QUESTION, 'there is no choice');
+    assert.ok(!existsSync(path.join(proxy.home, '.config')), 'it is not kept');
     await assertKeyed(t, proxy, madeKey(proxy));
     const curl = /curl [^\n]*/.exec(proxy.output)[0];
     assert.ok(curl.includes(`:${proxy.port}/`), curl);
