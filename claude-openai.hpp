@@ -2523,7 +2523,7 @@ struct ignored_field {
   const char* neutral;
 };
 
-constexpr std::array<ignored_field, 13> ignored_fields = {{
+constexpr std::array<ignored_field, 14> ignored_fields = {{
     {"presence_penalty", ignored_field::shape::number, -2, 2, "[0]"},
     {"frequency_penalty", ignored_field::shape::number, -2, 2, "[0]"},
     {"seed", ignored_field::shape::integer, -9.2e18, 9.2e18, "[]"},
@@ -2533,6 +2533,7 @@ constexpr std::array<ignored_field, 13> ignored_fields = {{
     {"modalities", ignored_field::shape::any, 0, 0, R"([["text"]])"},
     {"audio", ignored_field::shape::any, 0, 0, "[]"},
     {"prediction", ignored_field::shape::any, 0, 0, "[]"},
+    {"moderation", ignored_field::shape::any, 0, 0, "[]"},
     {"verbosity", ignored_field::shape::any, 0, 0, R"(["medium"])"},
     {"web_search_options", ignored_field::shape::any, 0, 0, "[]"},
     {"service_tier", ignored_field::shape::any, 0, 0, R"(["auto","default"])"},
@@ -3500,7 +3501,8 @@ inline turn_request parse_request(const json& body, bool counts_only) {
   if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
   parse_agent(root, turn);
   for (const char* name : {"mcp_servers", "container", "context_management", "service_tier",
-                           "inference_geo", "speed"}) {
+                           "inference_geo", "speed", "billing_policy", "compaction", "diagnostics",
+                           "fallback_credit_token", "fallbacks", "thread"}) {
     const auto value = root.find(name);
     constexpr const char* neutral = R"(["auto","standard",[],{},{"edits":[]}])";
     if (value && asks_for_something(*value, neutral)) name_ignored(turn, name);
@@ -4270,13 +4272,19 @@ class input_parser {
 };
 
 /// Fields that are known and never honoured, and the values of each that ask for nothing.
-constexpr std::array<std::pair<const char*, const char*>, 6> ignored_fields = {
+constexpr std::array<std::pair<const char*, const char*>, 12> ignored_fields = {
     {{"truncation", R"(["disabled"])"},
      {"top_logprobs", "[0]"},
      {"max_tool_calls", "[]"},
      {"background", "[false]"},
      {"service_tier", R"(["auto","default"])"},
-     {"prompt_cache_retention", "[]"}}};
+     {"prompt_cache_retention", "[]"},
+     {"access_programs", "[]"},
+     {"context_management", "[[]]"},
+     {"image", "[{}]"},
+     {"include", R"([[],["reasoning.encrypted_content"]])"},
+     {"moderation", "[]"},
+     {"stream_options", R"([{},{"include_obfuscation":false}])"}}};
 
 /// Throws a 400 for what would have to be kept under an id that this server never gave.
 inline void refuse_kept(const reader& root) {

@@ -268,13 +268,13 @@ test('a foreign page of this machine chats and no more: it neither sees, deletes
     assert.match(answer.text, /--cors-origin/);
     assert.ok(!answer.text.includes('Private'), answer.text);
   };
-  const open = /^(\/v1)?\/(chat\/completions|messages.*|completions|models.*|compatibility|health|version|responses)?$/;
+  const open = /^(\/v1)?\/(chat\/completions|messages.*|(fim\/)?completions|models.*|compatibility|health|version|responses)?$/;
   const routes = (await routesOf(t, page)).map((one) => ({ ...one, path: one.path.replace(/(sessions)\/x$/, '$1/trip').replace(/(responses)\/x/, `$1/${first.id}`) }));
   const closed = routes.filter(({ path: where }) => !open.test(where));
   assert.ok(closed.length >= 20, 'sessions, responses, tools, MCP servers, figures, the login, what has arrived');
   for (const { method, path: where } of closed) await refused(method, where, method === 'POST' ? { messages: t.messages('plain') } : undefined);
   const planted = { model: 'sonnet', max_tokens: 9, messages: t.messages('plain') };
-  const dialects = { '/v1/chat/completions': planted, '/v1/messages': planted, '/v1/responses': { input: t.text('plain') }, '/v1/completions': { prompt: t.text('plain') } };
+  const dialects = { '/v1/chat/completions': planted, '/v1/messages': planted, '/v1/responses': { input: t.text('plain') }, '/v1/completions': { prompt: t.text('plain') }, '/v1/fim/completions': { prompt: t.text('plain') } };
   for (const [where, body] of Object.entries(dialects)) await refused('POST', where, body, { 'x-session-id': 'trip' });
   for (const where of ['/v1/chat/completions', '/v1/messages']) await refused('POST', where, { ...planted, session_id: 'trip' });
   await refused('POST', '/v1/responses', { input: t.text('plain'), previous_response_id: first.id });

@@ -19,6 +19,7 @@ import { dialectClients } from './dialect_clients.test.mjs';
 import * as dialect from './dialects.test.mjs';
 import { faults } from './faults.test.mjs';
 import * as asked from './features.test.mjs';
+import { fields } from './fields.test.mjs';
 import { histories } from './histories.test.mjs';
 import { hostile } from './hostile_http.test.mjs';
 import { identity } from './identity.test.mjs';
@@ -142,6 +143,7 @@ const suites = [
   { name: 'readme', version: newest, tests: readme.tests },
   // What no CLI has a part in: the stand-in is fast. Tests that need a real one take it.
   { name: 'histories', version: newest, tests: histories.tests },
+  { name: 'fields', version: newest, tests: fields.tests },
   { name: 'hostile', version: newest, program: STAND_IN, tests: hostile.tests },
   { name: 'faults', version: newest, program: STAND_IN, tests: faults.tests },
   { name: 'authority', version: newest, tests: authority.tests },

@@ -943,7 +943,12 @@ test('thirty aborted requests leave nothing behind', { alone: true }, async (t) 
     await sleep(20 + (i % 3) * 60);
     exchange.abort();
   }
-  await eventually('one spare is left', () => proxy.claudes().length === 1, 20_000);
+  const alone = async () => {
+    const { warm, busy, idle, stopping } = (await t.get('/health', { proxy })).json.processes;
+    return warm === 1 && busy + idle + stopping === 0;
+  };
+  await eventually('one spare is left', alone, 20_000);
+  assert.equal(proxy.claudes().length, 1);
   await eventually(
     'descriptors and threads are as before',
     () => descriptors() <= before[0] && threads() <= before[1],
