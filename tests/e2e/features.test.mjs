@@ -1163,7 +1163,7 @@ everyVersion.test('temperature, stop and max_tokens reach the API, each turn of 
     // An answer that is cut costs its process: the CLI would ask the model to go on.
     const calls = client.calls();
     assert.equal(calls.length, asked.length);
-    assert.ok(new Set(calls.map(processOf)).size <= 2);
+    if (client.proxy !== t.shared) assert.ok(new Set(calls.map(processOf)).size <= 2);
     const [usual, ...sent] = calls.map(samplingOf);
     assert.ok(usual.max_tokens >= 8000, 'no limit of ours');
     assert.deepEqual(sent, [
