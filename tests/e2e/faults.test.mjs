@@ -106,9 +106,10 @@ for (const cli of [STAND_IN_CLI, REAL_CLI]) {
   test(`${cli.name}, killed as a spare, is replaced`, options, async (t) => {
     const { proxy, well } = await proxyWith(t, cli, { args: ['--spares', '1'] });
     const spare = (than) => {
-      const only = () => {
-        const [one, ...others] = pids(proxy);
-        return others.length === 0 && one !== than && one;
+      const only = async () => {
+        const { warm, stopping } = (await t.get('/health', { proxy })).json.processes;
+        const [one, ...others] = pids(proxy); // what looked at the program may still be ending
+        return warm === 1 && stopping === 0 && others.length === 0 && one !== than && one;
       };
       return eventually(`a spare other than ${than}`, only, cli.ms);
     };
