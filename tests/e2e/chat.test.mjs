@@ -567,11 +567,6 @@ test('an answer that begins anew with another text is an error once something wa
 
 // ---- a client that leaves ------------------------------------------------------------------------
 
-async function busyOf(t, proxy) {
-  const { busy, taking_back } = (await t.get('/health', { proxy })).json.processes;
-  return busy + taking_back;
-}
-
 for (const stream of [true, false]) {
   test(
     `when a client leaves ${stream ? 'a stream' : 'before its answer'} the API is left, and its process is free, within a second`,
@@ -589,7 +584,7 @@ for (const stream of [true, false]) {
       assert.equal(proxy.claudes().length, 1);
       const left = performance.now();
       exchange.abort();
-      await eventually('no process is busy', async () => (await busyOf(t, proxy)) === 0, 1000);
+      await eventually('no process is busy', async () => (await t.busyProcesses({ proxy })) === 0, 1000);
       await eventually('the API sees the connection close', () => call.clientLeft, 1000);
       assert.ok(call.leftAt - left < 1000);
     },

@@ -536,11 +536,7 @@ test('a client that leaves in the queue, in replay or in mid-answer stops its wo
   const proxy = await startQuiet(t, ['--max-processes', '1']);
   const queued = (count) =>
     eventually(`${count} in the queue`, async () => (await health(t, proxy)).queued === count, SOON);
-  const free = () =>
-    eventually('its process is free', async () => {
-      const { busy, taking_back } = (await health(t, proxy)).processes;
-      return busy + taking_back === 0;
-    }, SOON);
+  const free = () => eventually('its process is free', async () => (await t.busyProcesses({ proxy })) === 0, SOON);
   const asked = (client) => eventually('the API is asked', () => client.calls()[0], 30_000);
 
   // In the queue: it is never asked, and the one behind it is.

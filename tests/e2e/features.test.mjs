@@ -1462,11 +1462,7 @@ once.test('when a client leaves n=3 all three processes are free', async (t) => 
   await eventually('three calls', () => t.calls().length === 3, 20_000);
   exchange.abort();
   await eventually('the API sees all of them leave', () => t.calls().every(({ clientLeft }) => clientLeft), 4000);
-  const free = async () => {
-    const { busy, taking_back } = (await t.get('/health', { proxy })).json.processes;
-    return busy + taking_back === 0;
-  };
-  await eventually('no process is busy', free, 4000);
+  await eventually('no process is busy', async () => (await t.busyProcesses({ proxy })) === 0, 4000);
 });
 
 // ---- reasoning -----------------------------------------------------------------------------------

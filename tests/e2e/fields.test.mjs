@@ -2,21 +2,17 @@
 // declarations, so a new version of one shows here which fields are new.
 
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
-import { createRequire } from 'node:module';
-import path from 'node:path';
 import { ignoredOf } from './chat_client.mjs';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
-import { suite } from './harness.mjs';
+import { declarationsOf, suite } from './harness.mjs';
 
 export const fields = suite(60_000);
 const { test } = fields;
 
 /** The names of an interface's fields in a declaration file. */
-function fieldsOf(packageName, file, name) {
-  const folder = path.dirname(createRequire(import.meta.url).resolve(packageName));
+function fieldsOf(sdk, file, name) {
   const header = /\/\*\*\s*\* Header param:[^]*?\*\/\s*\w+\??:[^;]*;/g; // no part of the body
-  const text = readFileSync(path.join(folder, file), 'utf8').replace(header, '').replace(/\/\*[^]*?\*\//g, '');
+  const text = declarationsOf(sdk, file).replace(header, '').replace(/\/\*[^]*?\*\//g, '');
   const names = [];
   let depth = 0;
   for (const line of text.slice(text.search(new RegExp(`interface ${name}\\b`))).split('\n')) {

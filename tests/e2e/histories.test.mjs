@@ -2,13 +2,10 @@
 // header x-ignored-params names what it is not told.
 
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
-import { createRequire } from 'node:module';
-import path from 'node:path';
 import { callerSystem, conversationOf, ignoredOf, say, toolsOf } from './chat_client.mjs';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
 import { assertOpenAIError, readMessage, readResponse } from './dialect_client.mjs';
-import { suite } from './harness.mjs';
+import { declarationsOf, suite } from './harness.mjs';
 
 export const histories = suite();
 const { test } = histories;
@@ -113,8 +110,7 @@ const ITEMS = {
 
 /** The types of the SDK's ResponseInputItem, read from its declarations. */
 function inputItemTypes() {
-  const sdk = path.dirname(createRequire(import.meta.url).resolve('openai'));
-  const source = readFileSync(path.join(sdk, 'resources/responses/responses.d.ts'), 'utf8');
+  const source = declarationsOf('openai', 'resources/responses/responses.d.ts');
   const names = /export type ResponseInputItem = ([^;]+);/.exec(source)[1].split('|').map((name) => name.trim());
   const own = /export declare namespace ResponseInputItem \{[^]*?\n\}/.exec(source)[0];
   return new Set(
