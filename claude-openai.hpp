@@ -7410,6 +7410,7 @@ class client_tools {
 struct turn_wishes {
   std::string settings = encode_settings(settings_id, turn_request(), tool_names());
   std::int64_t thinking = 0;
+  bool acknowledged = true;  ///< the process has taken the settings
 };
 
 /// A user's message that can be taken back, with all after it.
@@ -7424,14 +7425,62 @@ struct stop_policy {
   bool close_input = true;
 };
 
+/// What a process holds of a conversation.
+struct conversation_cursor {
+  conversation_trace held;
+  std::size_t told = 0;          ///< messages of it that the process knows
+  std::vector<turn_mark> marks;  ///< of these
+  std::size_t keep = 0;          ///< messages that stay when the others are taken back
+  std::size_t lines = 0;         ///< told so far, with those taken back
+};
+
+/// What a process does for one request.
+struct process_turn {
+  const turn_request* request = nullptr;  ///< null when nobody waits for the turn's end
+  const conversation_trace* trace = nullptr;
+  bool agent = false;
+  steady_time begun{};
+  turn_decoder decoder{0};
+  tool_names names;
+  int retries = 0;
+  std::vector<usage_window> windows;
+  std::deque<event> events;
+  bool told_event = false;
+  bool lost = false;
+};
+
+/// How long a process has served.
+struct service_record {
+  steady_time started = std::chrono::steady_clock::now();
+  std::string day = text::local_day();
+  int turns = 0;
+};
+
+/// The process's own id of the API for one of its models, where it has told it.
+inline std::string resolve_model(const json& introduction, const std::string& name) {
+  const auto& models = member_of(introduction, "models");
+  if (!models.is_array()) return name;
+  for (const auto& known : models) {
+    if (string_of(known, "value") != name) continue;
+    const auto resolved = string_of(known, "resolvedModel");
+    if (!resolved.empty()) return resolved;
+  }
+  return name;
+}
+
+/// `claude` takes no message back that brings the results of its calls, but the one before.
+inline bool holds_results(const message& said) {
+  return std::any_of(said.parts.begin(), said.parts.end(), [](const content_part& part) {
+    return std::holds_alternative<tool_result_part>(part);
+  });
+}
+
 /// Speaks with one `claude`. Whoever holds it moves its bytes with `pump`; it owns no thread.
 ///
 /// It is a cursor in a conversation: `begin` takes back what the request has not, tells what is
 /// missing, and asks. Nothing is told before `claude` has confirmed that all is taken back.
 class claude_process {
  public:
-  using events = std::deque<event>;
-
   /// `starting` until it has answered once, then `ready`: it holds nothing and is nobody's yet.
   /// `idle`: it holds whole pairs of a conversation, or none. `dead`: it must be ended.
   enum class state {
@@ -7459,7 +7508,7 @@ class claude_process {
   bool alive() const { return state_ != state::dead && !connection_.child().has_exited(); }
 
   /// It ended, or said what nobody understands, before it told anything of the turn.
-  bool lost() const { return lost_; }
+  bool lost() const { return turn_.lost; }
 
   refusal refused() const { return refused_; }
   bool is_agent() const { return turn_.agent; }
@@ -7595,34 +7644,6 @@ class claude_process {
   std::unique_ptr<child_process> take_child() { return connection_.take_child(); }
 
  private:
-  /// Where it stands in a conversation.
-  struct cursor {
-    conversation_trace held;
-    std::size_t told = 0;          ///< messages of it that the process knows
-    std::vector<turn_mark> marks;  ///< of these
-    std::size_t keep = 0;          ///< messages that stay when the others are taken back
-    std::size_t lines = 0;         ///< told so far, with those taken back
-  };
-
-  struct current_turn {
-    const turn_request* request = nullptr;  ///< null when nobody waits for the turn's end
-    const conversation_trace* trace = nullptr;
-    bool agent = false;
-    steady_time begun{};
-    turn_decoder decoder{0};
-    tool_names names;
-    int retries = 0;
-    std::vector<usage_window> windows;
-    claude_process::events events;
-    bool told_event = false;
-  };
-
-  struct service_record {
-    steady_time started = std::chrono::steady_clock::now();
-    std::string day = text::local_day();
-    int turns = 0;
-  };
-
   static constexpr std::chrono::seconds longest_start{60};  // usual: 0.5 s
   static constexpr std::chrono::seconds longest_step{3};    // to take one message back; usual: 3 ms
 
@@ -7703,7 +7724,7 @@ class claude_process {
       const auto& said = messages[cursor_.told];
       asked = said.author == role::user;
       message_line line{cursor_.told + 1 == messages.size(), asked ? next_uuid() : std::string(),
-                        cursor_.lines, resolved_model()};
+                        cursor_.lines, resolve_model(introduction_, turn_.request->model)};
       if (asked && !holds_results(said)) cursor_.marks.push_back({cursor_.told, line.uuid});
       if (line.ask && !turn_.request->nudge.empty()) {
         auto nudged = said;
@@ -7718,39 +7739,19 @@ class claude_process {
     connection_.send(lines);
   }
 
-  /// `claude` takes no message back that brings the results of its calls, but the one before.
-  static bool holds_results(const message& said) {
-    return std::any_of(said.parts.begin(), said.parts.end(), [](const content_part& part) {
-      return std::holds_alternative<tool_result_part>(part);
-    });
-  }
-
-  /// The API's id of the process's model, where the process has told it.
-  std::string resolved_model() const {
-    const auto& name = turn_.request->model;
-    const auto& models = member_of(introduction_, "models");
-    if (!models.is_array()) return name;
-    for (const auto& known : models) {
-      if (string_of(known, "value") != name) continue;
-      const auto resolved = string_of(known, "resolvedModel");
-      if (!resolved.empty()) return resolved;
-    }
-    return name;
-  }
-
-  /// The lines that tell the next turn's wishes, where they differ from the last one's.
+  /// The lines that tell the turn's wishes, where they differ from the last one's.
   std::string tell_wishes(turn_wishes wishes) {
     std::string lines;
-    settings_pending_ = wishes.settings != wishes_.settings;
+    wishes.acknowledged = wishes.settings == wishes_.settings;
     if (wishes.thinking != wishes_.thinking) lines += encode_thinking("thinking", wishes.thinking);
-    if (settings_pending_) lines += wishes.settings;
+    if (!wishes.acknowledged) lines += wishes.settings;
     wishes_ = std::move(wishes);
     return lines;
   }
 
   /// Once the process knows what the client wishes of the API call that follows.
   void answer_calls() {
-    if (!settings_pending_) connection_.send(tools_.answer_calls());
+    if (wishes_.acknowledged) connection_.send(tools_.answer_calls());
   }
 
   /// `claude` compares the first 24 characters only.
@@ -7834,7 +7835,7 @@ class claude_process {
     }
     if (id == opening_id) introduction_ = member_of(response, "response");
     if (id != settings_id) return;
-    settings_pending_ = false;
+    wishes_.acknowledged = true;
     answer_calls();
   }
 
@@ -7847,7 +7848,7 @@ class claude_process {
   void lose(const std::string& reason) {
     if (state_ == state::dead) return;
     state_ = state::dead;
-    lost_ = turn_.events.empty() && !turn_.told_event;
+    turn_.lost = turn_.events.empty() && !turn_.told_event;
     std::vector<event> decoded;
     turn_.decoder.fail(api_error(error_kind::bad_gateway, connection_.explain(reason)), decoded);
     for (auto& what : decoded) turn_.events.push_back(std::move(what));
@@ -7860,15 +7861,13 @@ class claude_process {
   json introduction_;
   client_tools tools_;
   std::map<std::string, usage_window> windows_;
-  turn_wishes wishes_;             ///< that it was told last
-  bool settings_pending_ = false;  ///< and has not acknowledged
-  bool runs_ = false;              ///< its `result` is still to come
-  bool interrupting_ = false;      ///< the interrupt is still to be acknowledged
-  cursor cursor_;
-  current_turn turn_;
+  turn_wishes wishes_;         ///< that it was told last
+  bool runs_ = false;          ///< its `result` is still to come
+  bool interrupting_ = false;  ///< the interrupt is still to be acknowledged
+  conversation_cursor cursor_;
+  process_turn turn_;
   refusal refused_ = refusal::none;
   double cost_ = 0;  ///< in USD, as it has told
-  bool lost_ = false;
 };
 
 //================================================================================================
@@ -7934,6 +7933,36 @@ inline double cost_of(const way& one) {
 
 /// How far a process may be taken back.
 enum class going_back { anywhere, to_an_answer, nowhere };
+
+/// How far this `claude` takes messages back: an older one does less, and all its processes alike.
+/// Thread-safe.
+class going_back_support {
+ public:
+  explicit going_back_support(const options& settings) : settings_(settings) { reset(); }
+
+  going_back now() const { return now_; }
+
+  /// The program may have become another.
+  void reset() { now_ = settings_.reuse_processes ? going_back::anywhere : going_back::nowhere; }
+
+  /// Learns from a process that would not take a message back.
+  void learn(const claude_process& process) {
+    using refusal = claude_process::refusal;
+    if (process.refused() == refusal::none || now_ == going_back::nowhere) return;
+    const bool first = process.refused() == refusal::first_message;
+    if (first && now_ == going_back::to_an_answer) return;
+    now_ = first ? going_back::to_an_answer : going_back::nowhere;
+    settings_.log.info(first
+                           ? "this claude does not take back the first message of a conversation: "
+                             "each conversation has a process of its own"
+                           : "this claude takes no message back: each conversation has a process "
+                             "of its own, and one that is changed another");
+  }
+
+ private:
+  const options& settings_;
+  std::atomic<going_back> now_{going_back::nowhere};
+};
 
 /// The way by which a process that holds a conversation of the request's identity can serve it;
 /// nullopt when there is none. `brings_results`: all that is new are results for a process that
@@ -8001,6 +8030,353 @@ class lease {
   way way_;
 };
 
+/// A process that no request has.
+struct kept_process {
+  using state = claude_process::state;
+
+  launch_profile profile;
+  std::unique_ptr<claude_process> process;
+  state now;                                             ///< as it was when it was last read
+  steady_time since = std::chrono::steady_clock::now();  ///< it is in this state
+  bool read = false;  ///< the janitor reads what it says: nobody else may take it
+  bool ends = false;  ///< and ends it then
+
+  bool is_unused() const { return now == state::starting || now == state::ready; }
+
+  /// One that hangs holds up no other, and another is started in its place.
+  bool is_starting() const {
+    constexpr std::chrono::seconds longest_start{5};  // that takes a processor; usual: 0.5 s
+    return now == state::starting && std::chrono::steady_clock::now() - since < longest_start;
+  }
+
+  /// On its way to where it may serve others; one that takes longer than a start is not waited for.
+  bool returns_soon() const {
+    constexpr std::chrono::milliseconds longest_return{500};
+    return now == state::taking_back && std::chrono::steady_clock::now() - since < longest_return;
+  }
+};
+
+/// A process for one request, or why there is none.
+struct grant {
+  std::unique_ptr<claude_process> process;
+  way taken;
+  std::optional<api_error> failure = {};
+};
+
+/// How a process could serve the request, if it can.
+inline std::optional<way> way_of(const kept_process& kept, const process_demand& demand,
+                                 going_back may) {
+  using state = claude_process::state;
+  const auto& process = *kept.process;
+  const bool parked = kept.now == state::awaiting_tool_results;
+  if (kept.ends || !(kept.profile == demand.profile)) return std::nullopt;
+  if (kept.now == state::ready) return way{way::kind::spare, 0, 0, demand.history(), 0, false};
+  const bool holds = kept.now == state::idle || parked;
+  if (!holds || demand.fresh || demand.trace == nullptr) return std::nullopt;
+  if (process.held().identity != demand.trace->identity) return std::nullopt;
+  const bool stays = process.is_agent() || !process.is_of_today();
+  return find_way(process.held(), process.marks(), parked, *demand.trace, demand.brings_results,
+                  stays ? going_back::nowhere : may);
+}
+
+/// A request that waits for a process. Owned by its ticket.
+struct waiting_request {
+  const process_demand* demand;
+  steady_time since = std::chrono::steady_clock::now();
+  std::optional<grant> granted = {};
+  wake_signal wake = {};
+
+  /// Others have been served before it for long enough.
+  bool is_overtaken() const {
+    constexpr std::chrono::seconds longest_overtaking{3};
+    return std::chrono::steady_clock::now() - since > longest_overtaking;
+  }
+};
+
+/// The requests that wait, and what each client holds already: nobody's many requests hold up
+/// another's one. Guarded by the pool's lock.
+class fair_queue {
+ public:
+  explicit fair_queue(int max_processes) : max_processes_(max_processes) {}
+
+  int max_processes() const { return max_processes_; }
+
+  /// Processes that serve requests.
+  int busy() const { return busy_; }
+  bool empty() const { return requests_.empty(); }
+  std::size_t size() const { return requests_.size(); }
+
+  /// Where there are several client keys, none may hold all processes or all places in the queue.
+  void share_between(std::size_t keys) { shared_ = keys > 1; }
+
+  /// Most of a number of processes or places that one client may hold at once.
+  int share_of_client(int all) const {
+    return shared_ ? std::max(1, std::min(all * 3 / 4, all - 1)) : all;
+  }
+
+  /// The client holds as many processes as it may: its requests wait, and block no other's.
+  bool is_capped(const std::string& client) const { return left_for(client) <= 0; }
+
+  /// As many requests may wait as `--max-queue` says, beside those for which there is room.
+  bool is_full(const std::string& client, int max_queue) const {
+    const auto own = std::count_if(requests_.begin(), requests_.end(), [&](const auto* request) {
+      return request->demand->client == client;
+    });
+    return static_cast<int>(requests_.size()) >= max_processes_ - busy_ + max_queue ||
+           own >= left_for(client) + share_of_client(max_queue);
+  }
+
+  void add(waiting_request& request) {
+    if (requests_.empty()) last_moved_ = std::chrono::steady_clock::now();
+    requests_.push_back(&request);
+  }
+
+  void remove(waiting_request& request) { requests_.remove(&request); }
+
+  void serve(waiting_request& request, grant granted) {
+    requests_.remove(&request);
+    request.granted = std::move(granted);
+    request.wake.raise();
+  }
+
+  /// A request of the client's has a process.
+  void note_taken(const std::string& client) {
+    last_moved_ = std::chrono::steady_clock::now();
+    if (requests_.empty()) served_.clear();
+    served_[client] = last_moved_;
+    ++busy_of_[client];
+    ++busy_;
+  }
+
+  /// It has given the process back.
+  void note_returned(const std::string& client) {
+    --busy_;
+    if (--busy_of_[client] == 0) busy_of_.erase(client);
+  }
+
+  /// How long requests wait and nothing has moved.
+  std::chrono::milliseconds stalled() const {
+    if (requests_.empty()) return std::chrono::milliseconds(0);
+    return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() -
+                                                                 last_moved_);
+  }
+
+  /// The requests that may have a process, in their order: first those of the client that holds the
+  /// fewest, then of the one that was served the longest ago, then the one that waits the longest.
+  std::vector<waiting_request*> in_line() const {
+    std::vector<std::tuple<int, steady_time, waiting_request*>> ranked;
+    auto held = busy_of_;
+    for (auto* request : requests_) {
+      const auto& client = request->demand->client;
+      const int rank = held[client]++;
+      const auto served = served_.find(client);
+      const auto last = served == served_.end() ? steady_time{} : served->second;
+      if (rank < share_of_client(max_processes_)) ranked.emplace_back(rank, last, request);
+    }
+    const auto place = [](const auto& one) { return std::tie(std::get<0>(one), std::get<1>(one)); };
+    std::stable_sort(ranked.begin(), ranked.end(),
+                     [&](const auto& a, const auto& b) { return place(a) < place(b); });
+    std::vector<waiting_request*> line;
+    for (const auto& entry : ranked) line.push_back(std::get<waiting_request*>(entry));
+    return line;
+  }
+
+  /// The profile of which more processes are waited for than are starting.
+  std::optional<launch_profile> missing(std::vector<launch_profile> starting) const {
+    for (const auto* request : in_line()) {
+      const auto& profile = request->demand->profile;
+      const auto own = std::find(starting.begin(), starting.end(), profile);
+      if (own == starting.end()) return profile;
+      starting.erase(own);
+    }
+    return std::nullopt;
+  }
+
+  /// Tells the first request that waits for such a process why there is none. False for none.
+  bool refuse(const launch_profile& profile, const api_error& failure) {
+    const auto request = std::find_if(requests_.begin(), requests_.end(), [&](const auto* waiting) {
+      return waiting->demand->profile == profile;
+    });
+    if (request == requests_.end()) return false;
+    serve(**request, grant{nullptr, {}, failure});
+    return true;
+  }
+
+ private:
+  int left_for(const std::string& client) const {
+    const auto used = busy_of_.find(client);
+    return share_of_client(max_processes_) - (used == busy_of_.end() ? 0 : used->second);
+  }
+
+  int max_processes_;
+  std::list<waiting_request*> requests_;  ///< in the order of their arrival
+  int busy_ = 0;
+  std::map<std::string, int> busy_of_;         ///< the same by client
+  std::map<std::string, steady_time> served_;  ///< by client, since requests last waited
+  bool shared_ = false;                        ///< between several client keys
+  steady_time last_moved_{};                   ///< when a request last got a process
+};
+
+/// Of which launch profiles spares are kept, and when the next may start. Guarded by the pool's
+/// lock.
+class spare_plan {
+ public:
+  /// `hold`: how long a profile keeps its spares when nobody asks for it.
+  explicit spare_plan(std::chrono::milliseconds hold) : hold_(hold) {}
+
+  void keep(int spares) { wanted_ = spares; }
+
+  /// The profile was asked for. The first ones have one spare more than the others, or one instead
+  /// of none. Another takes such a place only when nobody has asked for its owner for a while: to
+  /// follow each request would start a process and end another for it.
+  void remember(const launch_profile& profile, const std::string& client) {
+    // A server that a client has registered runs as long as that client uses it, not as a spare.
+    if (profile.agent && profile.agent->client_servers) return;
+    const auto now = std::chrono::steady_clock::now();
+    const auto earlier = [](const auto& a, const auto& b) { return a.asked < b.asked; };
+    auto known = profiles_.begin() + place_of(profile);
+    if (known == profiles_.end()) {
+      if (profiles_.size() == max_profiles) {
+        const auto poorer = profiles_.begin() + wanted_ % static_cast<int>(max_profiles);
+        profiles_.erase(std::min_element(poorer, profiles_.end(), earlier));
+      }
+      const auto owner = profile.agent ? client : std::string();
+      known = profiles_.insert(profiles_.end(), asked_profile{profile, owner, now});
+    }
+    known->asked = now;
+    const auto first = profiles_.begin();
+    const auto richer = wanted_ % static_cast<std::ptrdiff_t>(profiles_.size());
+    if (richer == 0 || known - first < richer) return;
+    const auto oldest = std::min_element(first, first + richer, earlier);
+    if (now - oldest->asked >= hold_) std::swap(*oldest, *known);
+  }
+
+  /// Those of these clients' agents.
+  void forget(const std::set<std::string>& clients) {
+    profiles_.erase(
+        std::remove_if(profiles_.begin(), profiles_.end(),
+                       [&](const asked_profile& asked) { return clients.count(asked.client) > 0; }),
+        profiles_.end());
+  }
+
+  /// The wanted spares are dealt out to the remembered profiles in turn.
+  int share_of(const launch_profile& profile) const {
+    const auto place = static_cast<int>(place_of(profile));
+    const auto all = static_cast<int>(profiles_.size());
+    if (place == all) return 0;
+    return wanted_ / all + (place < wanted_ % all ? 1 : 0);
+  }
+
+  /// The first profile of which `count` tells fewer spares than its share.
+  template <class Count>
+  std::optional<launch_profile> missing(Count count) const {
+    for (const auto& asked : profiles_) {
+      if (count(asked.profile) < share_of(asked.profile)) return asked.profile;
+    }
+    return std::nullopt;
+  }
+
+  void note_taken() { last_taken_ = std::chrono::steady_clock::now(); }
+  void note_ready() { failures_ = 0; }
+  void note_failure() {
+    failures_ = std::min(failures_ + 1, 6);
+    const std::chrono::seconds delay(1 << (failures_ - 1));
+    not_before_ = std::chrono::steady_clock::now() + delay;
+  }
+
+  /// When the next spare may start. A burst of requests comes first; new spares would only take its
+  /// processor time.
+  steady_time due() const {
+    constexpr std::chrono::milliseconds refill_delay{200};
+    return std::max(last_taken_ + refill_delay, not_before_);
+  }
+
+ private:
+  struct asked_profile {
+    launch_profile profile;
+    std::string client;  ///< whose agents it is for; empty: for all, or for those without a key
+    steady_time asked;
+  };
+
+  static constexpr std::size_t max_profiles = 4;
+
+  /// The number of profiles for an unknown one.
+  std::ptrdiff_t place_of(const launch_profile& profile) const {
+    const auto known = std::find_if(profiles_.begin(), profiles_.end(),
+                                    [&](const auto& asked) { return asked.profile == profile; });
+    return known - profiles_.begin();
+  }
+
+  std::deque<asked_profile> profiles_;
+  std::chrono::milliseconds hold_;
+  int wanted_ = 0;
+  int failures_ = 0;
+  steady_time last_taken_{};
+  steady_time not_before_{};
+};
+
+/// Processes that were told to end and are not yet gone. Guarded by the pool's lock.
+class stopping_processes {
+ public:
+  std::size_t size() const { return processes_.size(); }
+
+  /// Ends a process without waiting for it; it is killed when it does not end within `grace`.
+  void add(claude_process& process, std::chrono::milliseconds grace) {
+    const auto policy = process.ending();
+    auto child = process.take_child();
+    if (policy.close_input) child->input.reset();
+    child->signal_group(policy.signal);
+    processes_.push_back({std::move(child), std::chrono::steady_clock::now() + grace});
+  }
+
+  void reap() {
+    const auto now = std::chrono::steady_clock::now();
+    for (auto one = processes_.begin(); one != processes_.end();) {
+      if (now >= one->kill_at) {
+        one->child->signal_group(SIGKILL);
+        one->kill_at = steady_time::max();
+      }
+      one = one->child->try_reap() ? processes_.erase(one) : std::next(one);
+    }
+  }
+
+ private:
+  struct stopping_process {
+    std::unique_ptr<child_process> child;
+    steady_time kill_at;
+  };
+
+  std::list<stopping_process> processes_;
+};
+
+/// No more start at once than there are processors: each takes one for half a second.
+struct start_counts {
+  const int max = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  int under_way = 0;        ///< the janitor has no lock meanwhile
+  std::uint64_t total = 0;  ///< since the proxy began
+};
+
+/// Throws an `api_error` that tells why no process could be started, and what to do.
+inline std::unique_ptr<claude_process> start_claude(const options& settings,
+                                                    const launch_profile& profile,
+                                                    const child_guard& guard) {
+  const auto what = make_command(settings, profile);
+  try {
+    return std::make_unique<claude_process>(what, guard);
+  } catch (const std::system_error& failure) {
+    api_error error(error_kind::unavailable, std::string(failure.what()));
+    if (!is_missing(failure) && !settings.claude_path.empty()) throw error;
+    error.message = say_missing(settings);
+    error.code = "claude_not_found";
+    error.retry_is_futile = true;
+    const auto& directory = what.working_directory;
+    if (directory.empty() || ::access(directory.c_str(), X_OK) == 0) throw error;
+    error.message = "the working directory of claude cannot be entered: " + directory;
+    error.code = "working_directory_missing";
+    throw error;
+  }
+}
+
 /// Owns every process. Requests take them and give them back; one thread, the janitor, starts them
 /// and reads what they say while nobody has them. No lock is held while bytes are read.
 class pool {
@@ -8008,11 +8384,13 @@ class pool {
   class ticket;
 
   pool(const options& settings, std::shared_ptr<const child_guard> guard)
-      : settings_(settings), guard_(std::move(guard)) {
-    maximum_ = settings.max_processes > 0 ? settings.max_processes
-                                          : default_max_processes(physical_memory());
-    if (!settings.reuse_processes) back_ = going_back::nowhere;
-    share_between(settings.api_keys.size());
+      : settings_(settings),
+        guard_(std::move(guard)),
+        queue_(settings.max_processes > 0 ? settings.max_processes
+                                          : default_max_processes(physical_memory())),
+        spares_(settings.spare_hold),
+        support_(settings) {
+    queue_.share_between(settings.api_keys.size());
   }
   pool(const pool&) = delete;
   pool& operator=(const pool&) = delete;
@@ -8036,17 +8414,17 @@ class pool {
   void keep_spares() {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      wanted_ = settings_.spares;
-      back_ = settings_.reuse_processes ? going_back::anywhere : going_back::nowhere;  // anew
-      remember({settings_.default_model, std::nullopt}, {});
+      spares_.keep(settings_.spares);
+      support_.reset();
+      spares_.remember({settings_.default_model, std::nullopt}, {});
     }
     wake_.raise();
   }
 
-  /// Where there are several client keys, none may hold all processes or all places in the queue.
+  /// See `fair_queue`.
   void share_between(std::size_t keys) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    shared_ = keys > 1;
+    queue_.share_between(keys);
     serve_queue();
     wake_.raise();
   }
@@ -8054,306 +8432,123 @@ class pool {
   /// Ends what this client's agents left: a server that they had may be gone. What answers now ends
   /// after its answer.
   void end_agents(const std::string& client) {
-    end_kept({client}, [](const slot& kept) { return kept.profile.agent.has_value(); });
+    end_kept({client}, [](const kept_process& kept) { return kept.profile.agent.has_value(); });
   }
 
   /// Ends all that was kept for clients whose keys are no longer valid; what answers now ends after
   /// its answer.
   void forget(const std::set<std::string>& clients) {
-    end_kept(clients, [](const slot&) { return true; });
+    end_kept(clients, [](const kept_process&) { return true; });
     const std::lock_guard<std::mutex> lock(mutex_);
-    profiles_.erase(
-        std::remove_if(profiles_.begin(), profiles_.end(),
-                       [&](const asked_profile& asked) { return clients.count(asked.client) > 0; }),
-        profiles_.end());
+    spares_.forget(clients);
   }
 
   process_counts counts() const {
     using state = claude_process::state;
     const std::lock_guard<std::mutex> lock(mutex_);
     process_counts now;
-    for (const auto& kept : slots_) {
+    for (const auto& kept : kept_) {
       ++(kept.is_unused() ? now.spare : now.idle);
       now.warm += kept.now == state::ready ? 1 : 0;
       now.parked += kept.now == state::awaiting_tool_results ? 1 : 0;
       now.taking_back += kept.now == state::taking_back ? 1 : 0;
     }
-    now.spare += launching_;
-    now.busy = busy_;
+    now.spare += starts_.under_way;
+    now.busy = queue_.busy();
     now.stopping = static_cast<int>(stopping_.size());
-    now.maximum = maximum_;
+    now.maximum = queue_.max_processes();
     now.queued = static_cast<int>(queue_.size());
-    now.started = started_;
-    if (!queue_.empty()) {
-      now.stalled = std::chrono::duration_cast<std::chrono::milliseconds>(
-          std::chrono::steady_clock::now() - last_moved_);
-    }
+    now.started = starts_.total;
+    now.stalled = queue_.stalled();
     return now;
   }
 
  private:
   friend class lease;
+  using kept_processes = std::list<kept_process>;
 
-  /// A process that no request has.
-  struct slot {
-    launch_profile profile;
-    std::unique_ptr<claude_process> process;
-    claude_process::state now;                             ///< as it was when it was last read
-    steady_time since = std::chrono::steady_clock::now();  ///< it is in this state
-    bool read = false;  ///< the janitor reads what it says: nobody else may take it
-    bool ends = false;  ///< and ends it then
-
-    bool is_unused() const {
-      return now == claude_process::state::starting || now == claude_process::state::ready;
-    }
-  };
-  using slots = std::list<slot>;
-
-  /// A profile that was asked for.
-  struct asked_profile {
-    launch_profile profile;
-    std::string client;  ///< whose agents it is for; empty: for all, or for those without a key
-    steady_time asked;
-  };
-
-  struct stopping_process {
-    std::unique_ptr<child_process> child;
-    steady_time kill_at;
-    bool killed = false;
-  };
-
-  /// A process for one request, or why there is none.
-  struct grant {
-    std::unique_ptr<claude_process> process;
-    way taken;
-    std::optional<api_error> failure = {};
-  };
-
-  /// A request in the queue. Owned by its ticket.
-  struct waiter {
-    const process_demand* demand;
-    steady_time since = std::chrono::steady_clock::now();
-    std::optional<grant> granted = {};
-    wake_signal wake = {};
-  };
-
-  /// A burst of requests comes first; new spares would only take its processor time.
-  static constexpr std::chrono::milliseconds refill_delay{200};
-  static constexpr std::chrono::seconds longest_overtaking{3};
-  static constexpr std::chrono::milliseconds longest_return{500};  // then a start takes no longer
-  static constexpr std::chrono::seconds longest_start{5};  // that takes a processor; usual: 0.5 s
   static constexpr std::chrono::milliseconds reap_interval{5};
   static constexpr std::chrono::milliseconds watch_interval{100};
-  static constexpr std::size_t most_profiles = 4;
-
-  std::unique_ptr<claude_process> start_process(const launch_profile& profile) {
-    const auto command = make_command(settings_, profile);
-    try {
-      auto fresh = std::make_unique<claude_process>(command, *guard_);
-      ++started_;
-      return fresh;
-    } catch (const std::system_error& failure) {
-      throw explain(failure, command);
-    }
-  }
-
-  /// Why no process could be started, and what to do.
-  api_error explain(const std::system_error& failure, const command& what) const {
-    api_error error(error_kind::unavailable, std::string(failure.what()));
-    if (!is_missing(failure) && !settings_.claude_path.empty()) return error;
-    error.message = say_missing(settings_);
-    error.code = "claude_not_found";
-    error.retry_is_futile = true;
-    const auto& directory = what.working_directory;
-    if (directory.empty() || ::access(directory.c_str(), X_OK) == 0) return error;
-    error.message = "the working directory of claude cannot be entered: " + directory;
-    error.code = "working_directory_missing";
-    return error;
-  }
 
   // ---- the choice: needs the lock, as all below to the janitor's part ---------------------------
 
   int total() const {
-    return busy_ + launching_ + static_cast<int>(slots_.size() + stopping_.size());
+    return queue_.busy() + starts_.under_way + static_cast<int>(kept_.size() + stopping_.size());
   }
 
-  /// Most of a number of processes or places that one client may hold at once.
-  int share_of_client(int all) const {
-    return shared_ ? std::max(1, std::min(all * 3 / 4, all - 1)) : all;
-  }
-
-  int held_by(const std::string& client) const {
-    const auto used = busy_of_.find(client);
-    return used == busy_of_.end() ? 0 : used->second;
-  }
-
-  /// The client holds as many processes as it may: its requests wait, and block no other's.
-  bool is_capped(const std::string& client) const {
-    return held_by(client) >= share_of_client(maximum_);
-  }
-
-  /// How this process could serve the request, if it can.
-  std::optional<way> way_of(const slot& kept, const process_demand& demand) const {
-    using state = claude_process::state;
-    const auto& process = *kept.process;
-    const bool parked = kept.now == state::awaiting_tool_results;
-    if (kept.ends || !(kept.profile == demand.profile)) return std::nullopt;
-    if (kept.now == state::ready) return way{way::kind::spare, 0, 0, demand.history(), 0, false};
-    const bool holds = kept.now == state::idle || parked;
-    if (!holds || demand.fresh || demand.trace == nullptr) return std::nullopt;
-    if (process.held().identity != demand.trace->identity) return std::nullopt;
-    const bool stays = process.is_agent() || !process.is_of_today();
-    return find_way(process.held(), process.marks(), parked, *demand.trace, demand.brings_results,
-                    stays ? going_back::nowhere : back_);
-  }
+  bool is_full() const { return total() >= queue_.max_processes(); }
 
   /// A process for the request, by the cheapest way; nullopt where that is to start or to wait.
   /// `before`: the first of those that wait longer, and for whom there was none.
-  std::optional<grant> try_grant(const process_demand& demand, const waiter* before) {
-    if (is_capped(demand.client)) return std::nullopt;
+  std::optional<grant> try_grant(const process_demand& demand, const waiting_request* before) {
+    if (queue_.is_capped(demand.client)) return std::nullopt;
     // At the cap a process that is free makes room for the first in line. To go on with one's own
     // conversation takes it from nobody, but not for so long that the first one gets none.
-    const bool at_cap = before != nullptr && total() >= maximum_;
-    if (at_cap && is_overtaken(*before)) return std::nullopt;
+    const bool at_cap = before != nullptr && is_full();
+    if (at_cap && before->is_overtaken()) return std::nullopt;
     const bool own_only = at_cap && before->demand->client != demand.client;
     double least = cost_of_start(demand);
-    auto best = slots_.end();
+    auto best = kept_.end();
     grant found;
-    for (auto kept = slots_.begin(); kept != slots_.end(); ++kept) {
-      const auto one = way_of(*kept, demand);
+    for (auto kept = kept_.begin(); kept != kept_.end(); ++kept) {
+      const auto one = way_of(*kept, demand, support_.now());
       if (!one || cost_of(*one) >= least || (own_only && one->how != way::kind::go_on)) continue;
       if (!kept->read && !kept->process->alive()) continue;
       least = cost_of(*one);
       best = kept;
       found.taken = *one;
     }
-    if (best == slots_.end() || best->read) return std::nullopt;  // the janitor has it in a moment
+    if (best == kept_.end() || best->read) return std::nullopt;  // the janitor has it in a moment
     found.process = std::move(best->process);
-    slots_.erase(best);
-    ++busy_of_[demand.client];
-    ++busy_;
-    last_moved_ = std::chrono::steady_clock::now();
-    if (queue_.empty()) served_.clear();
-    served_[demand.client] = last_moved_;
-    if (found.taken.how == way::kind::spare) last_taken_ = last_moved_;
+    kept_.erase(best);
+    queue_.note_taken(demand.client);
+    if (found.taken.how == way::kind::spare) spares_.note_taken();
     wake_.raise();
     return found;
   }
 
-  // ---- the queue --------------------------------------------------------------------------------
-
-  /// The requests that may have a process, in their order: first those of the client that holds the
-  /// fewest, then of the one that was served the longest ago, then the one that waits the longest.
-  std::vector<waiter*> in_line() const {
-    std::vector<std::tuple<int, steady_time, waiter*>> ranked;
-    auto held = busy_of_;
-    for (auto* request : queue_) {
-      const auto& client = request->demand->client;
-      const int rank = held[client]++;
-      const auto served = served_.find(client);
-      const auto last = served == served_.end() ? steady_time{} : served->second;
-      if (rank < share_of_client(maximum_)) ranked.emplace_back(rank, last, request);
-    }
-    const auto place = [](const auto& one) { return std::tie(std::get<0>(one), std::get<1>(one)); };
-    std::stable_sort(ranked.begin(), ranked.end(),
-                     [&](const auto& a, const auto& b) { return place(a) < place(b); });
-    std::vector<waiter*> line;
-    for (const auto& entry : ranked) line.push_back(std::get<waiter*>(entry));
-    return line;
-  }
-
   /// Gives those that wait what there is.
   void serve_queue() {
-    const waiter* before = nullptr;
-    for (auto* request : in_line()) {
+    const waiting_request* before = nullptr;
+    for (auto* request : queue_.in_line()) {
       if (auto granted = try_grant(*request->demand, before)) {
-        serve(*request, std::move(*granted));
+        queue_.serve(*request, std::move(*granted));
       } else if (before == nullptr) {
         before = request;
       }
     }
   }
 
-  static bool is_overtaken(const waiter& request) {
-    return std::chrono::steady_clock::now() - request.since > longest_overtaking;
-  }
-
-  void serve(waiter& request, grant granted) {
-    queue_.remove(&request);
-    request.granted = std::move(granted);
-    request.wake.raise();
-  }
-
-  /// As many requests may wait as `--max-queue` says, beside those for which there is room.
-  bool is_queue_full(const std::string& client) const {
-    const auto own = std::count_if(queue_.begin(), queue_.end(), [&](const waiter* request) {
-      return request->demand->client == client;
-    });
-    const int share = share_of_client(maximum_) - held_by(client);
-    return static_cast<int>(queue_.size()) >= maximum_ - busy_ + settings_.max_queue ||
-           own >= share + share_of_client(settings_.max_queue);
-  }
-
   void give_back(launch_profile profile, const std::string& client,
                  std::unique_ptr<claude_process> process) {
     using state = claude_process::state;
-    process->release(takes_back());
+    process->release(support_.now() != going_back::nowhere);
     const bool worn = process->now() == state::idle && process->is_worn();
     const std::lock_guard<std::mutex> lock(mutex_);
-    --busy_;
-    if (--busy_of_[client] == 0) busy_of_.erase(client);
-    note_refusal(*process);
+    queue_.note_returned(client);
+    support_.learn(*process);
     const auto ended = ended_.find(client);
     const bool outlived = ended != ended_.end() && process->begun() < ended->second;
     const bool stays = process->now() != state::dead && !worn && !outlived && !closing_;
     if (stays && settings_.idle_timeout.count() > 0) {
       const auto now = process->now();
-      slots_.push_back({std::move(profile), std::move(process), now});
+      kept_.push_back({std::move(profile), std::move(process), now});
     } else {
-      stop(*process);
+      stopping_.add(*process, settings_.stop_grace);
     }
     serve_queue();
     wake_.raise();
   }
 
-  bool takes_back() const {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    return back_ != going_back::nowhere;
-  }
-
-  /// An older `claude` takes back less, and all of its processes alike.
-  void note_refusal(const claude_process& process) {
-    using refusal = claude_process::refusal;
-    if (process.refused() == refusal::none || back_ == going_back::nowhere) return;
-    const bool first = process.refused() == refusal::first_message;
-    if (first && back_ == going_back::to_an_answer) return;
-    back_ = first ? going_back::to_an_answer : going_back::nowhere;
-    settings_.log.info(first
-                           ? "this claude does not take back the first message of a conversation: "
-                             "each conversation has a process of its own"
-                           : "this claude takes no message back: each conversation has a process "
-                             "of its own, and one that is changed another");
-  }
-
   // ---- the end of processes ---------------------------------------------------------------------
 
-  /// Ends a process without waiting for it.
-  void stop(claude_process& process) {
-    const auto policy = process.ending();
-    auto child = process.take_child();
-    if (policy.close_input) child->input.reset();
-    child->signal_group(policy.signal);
-    stopping_.push_back(
-        {std::move(child), std::chrono::steady_clock::now() + settings_.stop_grace, false});
-    wake_.raise();
-  }
-
   /// Ends it now, or when the janitor has read what it says.
-  slots::iterator end(slots::iterator kept) {
+  kept_processes::iterator end(kept_processes::iterator kept) {
     kept->ends = true;
     if (kept->read) return std::next(kept);
-    stop(*kept->process);
-    return slots_.erase(kept);
+    stopping_.add(*kept->process, settings_.stop_grace);
+    wake_.raise();
+    return kept_.erase(kept);
   }
 
   /// Ends what these clients left, where the condition holds; what answers now is ended afterwards.
@@ -8361,7 +8556,7 @@ class pool {
   void end_kept(const std::set<std::string>& clients, Condition holds) {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (const auto& client : clients) ended_[client] = std::chrono::steady_clock::now();
-    for (auto kept = slots_.begin(); kept != slots_.end();) {
+    for (auto kept = kept_.begin(); kept != kept_.end();) {
       const bool theirs = std::any_of(clients.begin(), clients.end(), [&](const auto& client) {
         return is_trace_of(kept->process->held(), client);
       });
@@ -8372,24 +8567,22 @@ class pool {
   /// What is ended to make room: the conversation that was asked for least recently costs only that
   /// it is told anew, least of all one that no request waits for; one whose calls wait for results
   /// costs more; a spare of another model goes last. The end of the list when there is nothing.
-  slots::iterator least_useful() {
+  kept_processes::iterator least_useful() {
     using state = claude_process::state;
-    const auto now = std::chrono::steady_clock::now();
-    const auto waiting = in_line();
+    const auto waiting = queue_.in_line();
     constexpr int never = 4;
-    const auto rank = [&](const slot& kept) {
-      if (kept.read || kept.ends || is_starting(kept)) return never;
-      if (kept.now == state::taking_back && now - kept.since < longest_return) return never;
+    const auto rank = [&](const kept_process& kept) {
+      if (kept.read || kept.ends || kept.is_starting() || kept.returns_soon()) return never;
       if (kept.now == state::ready) return 3;
       if (kept.now == state::awaiting_tool_results) return 2;
-      const bool awaited = std::any_of(waiting.begin(), waiting.end(), [&](const waiter* request) {
-        return way_of(kept, *request->demand).has_value();
+      const bool awaited = std::any_of(waiting.begin(), waiting.end(), [&](const auto* request) {
+        return way_of(kept, *request->demand, support_.now()).has_value();
       });
       return awaited ? 1 : 0;
     };
     int least = never;
-    auto found = slots_.end();
-    for (auto kept = slots_.begin(); kept != slots_.end(); ++kept) {
+    auto found = kept_.end();
+    for (auto kept = kept_.begin(); kept != kept_.end(); ++kept) {
       const int own = rank(*kept);
       if (own < least) found = kept;
       least = std::min(least, own);
@@ -8401,90 +8594,32 @@ class pool {
   double cost_of_start(const process_demand& demand) {
     way start;
     start.told = demand.history();
-    if (total() < maximum_) return cost_of(start);
+    if (!is_full()) return cost_of(start);
     const auto ended = least_useful();
-    if (ended == slots_.end()) return cost_of(start);
+    if (ended == kept_.end()) return cost_of(start);
     start.lost = ended->process->held().ends.size();
     start.parked = ended->now == claude_process::state::awaiting_tool_results;
     return cost_of(start);
   }
 
-  void reap() {
-    const auto now = std::chrono::steady_clock::now();
-    for (auto process = stopping_.begin(); process != stopping_.end();) {
-      if (!process->killed && now >= process->kill_at) {
-        process->child->signal_group(SIGKILL);
-        process->killed = true;
-      }
-      process = process->child->try_reap() ? stopping_.erase(process) : std::next(process);
-    }
-  }
-
   // ---- spares -----------------------------------------------------------------------------------
 
-  template <class Profiles>
-  static auto find_asked(Profiles& all, const launch_profile& profile) {
-    return std::find_if(all.begin(), all.end(),
-                        [&](const asked_profile& asked) { return asked.profile == profile; });
-  }
-
-  /// The first profiles have one spare more than the others, or one instead of none. Another takes
-  /// such a place only when nobody has asked for its owner for a while: to follow each request
-  /// would start a process and end another for it.
-  void remember(const launch_profile& profile, const std::string& client) {
-    // A server that a client has registered runs as long as that client uses it, not as a spare.
-    if (profile.agent && profile.agent->client_servers) return;
-    const auto now = std::chrono::steady_clock::now();
-    const auto earlier = [](const auto& a, const auto& b) { return a.asked < b.asked; };
-    auto known = find_asked(profiles_, profile);
-    if (known == profiles_.end()) {
-      if (profiles_.size() == most_profiles) {
-        const auto poorer = profiles_.begin() + wanted_ % static_cast<int>(most_profiles);
-        profiles_.erase(std::min_element(poorer, profiles_.end(), earlier));
-      }
-      const auto owner = profile.agent ? client : std::string();
-      known = profiles_.insert(profiles_.end(), asked_profile{profile, owner, now});
-    }
-    known->asked = now;
-    const auto first = profiles_.begin();
-    const auto richer = wanted_ % static_cast<std::ptrdiff_t>(profiles_.size());
-    if (richer == 0 || known - first < richer) return;
-    const auto oldest = std::min_element(first, first + richer, earlier);
-    if (now - oldest->asked >= settings_.spare_hold) std::swap(*oldest, *known);
-  }
-
-  /// The first profile that has fewer spares than its share. At the cap an old conversation makes
-  /// room for one spare, so that a new client need not wait; the latest conversation stays.
+  /// At the cap an old conversation makes room for one spare, so that a new client need not wait;
+  /// the latest conversation stays.
   std::optional<launch_profile> missing_spare() const {
-    const auto unused = std::count_if(slots_.begin(), slots_.end(),
-                                      [](const slot& kept) { return kept.is_unused(); });
-    const bool makes_room = unused == 0 && slots_.size() > 1;
-    if (total() >= maximum_ && !makes_room) return std::nullopt;
-    for (const auto& asked : profiles_) {
-      if (count_spares(asked.profile) < share_of(asked.profile)) return asked.profile;
-    }
-    return std::nullopt;
+    const auto unused = count_kept([](const kept_process& kept) { return kept.is_unused(); });
+    if (is_full() && (unused > 0 || kept_.size() < 2)) return std::nullopt;
+    return spares_.missing([&](const launch_profile& profile) { return count_spares(profile); });
+  }
+
+  template <class Condition>
+  int count_kept(Condition holds) const {
+    return static_cast<int>(std::count_if(kept_.begin(), kept_.end(), holds));
   }
 
   int count_spares(const launch_profile& profile) const {
-    return static_cast<int>(std::count_if(slots_.begin(), slots_.end(), [&](const slot& kept) {
-      return kept.is_unused() && kept.profile == profile;
-    }));
-  }
-
-  int count_ready(const launch_profile& profile) const {
-    return static_cast<int>(std::count_if(slots_.begin(), slots_.end(), [&](const slot& kept) {
-      return kept.now == claude_process::state::ready && kept.profile == profile;
-    }));
-  }
-
-  /// The wanted spares are dealt out to the remembered profiles in turn.
-  int share_of(const launch_profile& profile) const {
-    const auto found = find_asked(profiles_, profile);
-    if (found == profiles_.end()) return 0;
-    const auto all = static_cast<int>(profiles_.size());
-    const auto place = static_cast<int>(found - profiles_.begin());
-    return wanted_ / all + (place < wanted_ % all ? 1 : 0);
+    return count_kept(
+        [&](const kept_process& kept) { return kept.is_unused() && kept.profile == profile; });
   }
 
   // ---- the janitor: all below runs in its thread ------------------------------------------------
@@ -8495,26 +8630,21 @@ class pool {
       note_states();
       serve_queue();
       end_unwanted();
-      reap();
-      if (closing_ && stopping_.empty() && busy_ == 0) return;
+      stopping_.reap();
+      if (closing_ && stopping_.size() == 0 && queue_.busy() == 0) return;
       const auto due = start_next(lock);
-      auto entries = poll_entries();
+      std::vector<pollfd> entries{{wake_.fd(), POLLIN, 0}};
+      for (const auto& kept : kept_) kept.process->add_poll_entries(entries);
       lock.unlock();
       ::poll(entries.data(), static_cast<nfds_t>(entries.size()), poll_timeout(due));
       wake_.clear();
       lock.lock();
-      read_slots(lock);
+      read_kept(lock);
     }
   }
 
-  std::vector<pollfd> poll_entries() const {
-    std::vector<pollfd> entries{{wake_.fd(), POLLIN, 0}};
-    for (const auto& kept : slots_) kept.process->add_poll_entries(entries);
-    return entries;
-  }
-
-  void read_slots(std::unique_lock<std::mutex>& lock) {
-    for (auto& kept : slots_) {
+  void read_kept(std::unique_lock<std::mutex>& lock) {
+    for (auto& kept : kept_) {
       kept.read = true;
       lock.unlock();
       kept.process->pump();
@@ -8525,33 +8655,40 @@ class pool {
 
   void note_states() {
     using state = claude_process::state;
-    for (auto& kept : slots_) {
+    for (auto& kept : kept_) {
       const auto before = std::exchange(kept.now, kept.process->now());
       if (kept.now == before) continue;
       kept.since = std::chrono::steady_clock::now();
-      if (kept.now == state::ready) failures_ = 0;
+      if (kept.now == state::ready) spares_.note_ready();
       if (kept.now != state::dead) continue;
-      note_refusal(*kept.process);
-      if (before == state::starting) fail_start(kept, true);
-      if (before == state::ready) fail_start(kept, false);
+      support_.learn(*kept.process);
+      if (before != state::starting && before != state::ready) continue;
+      while (const auto told = kept.process->pop()) {
+        const auto* failed = std::get_if<turn_failed>(&*told);
+        if (failed) fail_start(kept.profile, failed->error, before == state::starting);
+      }
     }
   }
 
   void end_unwanted() {
     const auto oldest = std::chrono::steady_clock::now() - settings_.idle_timeout;
-    for (auto kept = slots_.begin(); kept != slots_.end();) {
+    for (auto kept = kept_.begin(); kept != kept_.end();) {
       const bool unwanted = closing_ || kept->ends || is_unwanted(*kept, oldest);
       kept = unwanted ? end(kept) : std::next(kept);
     }
   }
 
-  bool is_unwanted(const slot& kept, steady_time oldest) const {
+  bool is_unwanted(const kept_process& kept, steady_time oldest) const {
     using state = claude_process::state;
     switch (kept.now) {
       case state::starting:
-        return queue_.empty() && count_spares(kept.profile) > share_of(kept.profile);
-      case state::ready:
-        return count_ready(kept.profile) > share_of(kept.profile) || !kept.process->is_of_today();
+        return queue_.empty() && count_spares(kept.profile) > spares_.share_of(kept.profile);
+      case state::ready: {
+        const auto ready = count_kept([&](const kept_process& other) {
+          return other.now == state::ready && other.profile == kept.profile;
+        });
+        return ready > spares_.share_of(kept.profile) || !kept.process->is_of_today();
+      }
       case state::awaiting_tool_results:
       case state::idle: return kept.since < oldest;
       case state::taking_back: return false;
@@ -8562,39 +8699,35 @@ class pool {
     return true;
   }
 
-  /// Starts a process if one is due: for a request that waits, else a spare. No more start at once
-  /// than there are processors: each takes one for half a second. Returns when to look again.
+  /// Starts a process if one is due: for a request that waits, else a spare. Returns when to look
+  /// again.
   steady_time start_next(std::unique_lock<std::mutex>& lock) {
     const auto now = std::chrono::steady_clock::now();
     const auto next = next_look(now);
-    const auto starting = std::count_if(slots_.begin(), slots_.end(), is_starting);
-    if (closing_ || starting >= most_starts_) return next;
-    auto profile = awaited_start();
-    if (!profile && in_line().empty()) {
+    std::vector<launch_profile> starting;
+    for (const auto& kept : kept_) {
+      if (kept.is_starting()) starting.push_back(kept.profile);
+    }
+    if (closing_ || static_cast<int>(starting.size()) >= starts_.max) return next;
+    auto profile = queue_.missing(std::move(starting));
+    if (!profile && queue_.in_line().empty()) {
       profile = missing_spare();
-      const auto due = std::max(last_taken_ + refill_delay, refill_not_before_);
-      if (profile && now < due) return std::min(due, next);
+      if (profile && now < spares_.due()) return std::min(spares_.due(), next);
     }
     if (!profile) return next;
-    if (total() < maximum_) {
+    if (!is_full()) {
       launch(*profile, lock);
       return now;
     }
-    const auto ended = stopping_.empty() ? least_useful() : slots_.end();
-    if (ended == slots_.end()) return next;
+    const auto ended = stopping_.size() == 0 ? least_useful() : kept_.end();
+    if (ended == kept_.end()) return next;
     end(ended);
     return now + reap_interval;
   }
 
-  /// One that hangs holds up no other, and another is started in its place.
-  static bool is_starting(const slot& kept) {
-    return kept.now == claude_process::state::starting &&
-           std::chrono::steady_clock::now() - kept.since < longest_start;
-  }
-
   steady_time next_look(steady_time now) const {
-    auto next = now + (stopping_.empty() ? std::chrono::minutes(1) : reap_interval);
-    for (const auto& kept : slots_) {
+    auto next = now + (stopping_.size() == 0 ? std::chrono::minutes(1) : reap_interval);
+    for (const auto& kept : kept_) {
       const bool moves = kept.now == claude_process::state::starting ||
                          kept.now == claude_process::state::taking_back;
       if (moves) next = std::min(next, now + watch_interval);
@@ -8603,91 +8736,46 @@ class pool {
     return std::max(next, now + reap_interval);
   }
 
-  /// The profile of which more processes are waited for than are starting.
-  std::optional<launch_profile> awaited_start() const {
-    std::vector<const slot*> starting;
-    for (const auto& kept : slots_) {
-      if (is_starting(kept)) starting.push_back(&kept);
-    }
-    for (const auto* request : in_line()) {
-      const auto& profile = request->demand->profile;
-      const auto own = std::find_if(starting.begin(), starting.end(),
-                                    [&](const slot* kept) { return kept->profile == profile; });
-      if (own == starting.end()) return profile;
-      starting.erase(own);
-    }
-    return std::nullopt;
-  }
-
   void launch(const launch_profile& profile, std::unique_lock<std::mutex>& lock) {
-    ++launching_;
+    ++starts_.under_way;
     lock.unlock();
     std::unique_ptr<claude_process> fresh;
     api_error failure(error_kind::internal, {});
     try {
-      fresh = start_process(profile);
+      fresh = start_claude(settings_, profile, *guard_);
     } catch (const api_error& why) {
       failure = why;
     } catch (const std::exception& why) {
       failure.message = why.what();
     }
     lock.lock();
-    --launching_;
-    if (fresh == nullptr) return refuse_start(profile, failure);
-    slots_.push_back({profile, std::move(fresh), claude_process::state::starting});
+    --starts_.under_way;
+    if (fresh == nullptr) return fail_start(profile, failure, true);
+    ++starts_.total;
+    kept_.push_back({profile, std::move(fresh), claude_process::state::starting});
   }
 
-  /// `awaited`: a request may wait for it, as for one that starts. A spare is nobody's.
-  void fail_start(slot& kept, bool awaited) {
-    while (const auto said = kept.process->pop()) {
-      const auto* failed = std::get_if<turn_failed>(&*said);
-      if (failed == nullptr) continue;
-      return awaited ? refuse_start(kept.profile, failed->error) : delay_spares(failed->error);
-    }
-  }
-
-  /// Tells it to the first request that waits for such a process. A `claude` that dies at its start
-  /// would otherwise be started again without end.
-  void refuse_start(const launch_profile& profile, const api_error& failure) {
-    for (auto* request : queue_) {
-      if (!(request->demand->profile == profile)) continue;
-      return serve(*request, grant{nullptr, {}, failure});
-    }
-    delay_spares(failure);
-  }
-
-  void delay_spares(const api_error& failure) {
+  /// A `claude` that dies at its start would be started again without end, were it not told to a
+  /// request that waits for one. `awaited`: one may; a spare is nobody's.
+  void fail_start(const launch_profile& profile, const api_error& failure, bool awaited) {
+    if (awaited && queue_.refuse(profile, failure)) return;
     settings_.log.warning("no spare: " + failure.message);
-    failures_ = std::min(failures_ + 1, 6);
-    const std::chrono::seconds delay(1 << (failures_ - 1));
-    refill_not_before_ = std::chrono::steady_clock::now() + delay;
+    spares_.note_failure();
   }
 
   const options& settings_;
   std::shared_ptr<const child_guard> guard_;
-  int maximum_ = 0;
-  const int most_starts_ = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 
   mutable std::mutex mutex_;  ///< guards all below but the janitor itself
-  slots slots_;               ///< the least recently used first
-  std::list<stopping_process> stopping_;
-  std::list<waiter*> queue_;  ///< in the order of their arrival
-  int busy_ = 0;
-  std::map<std::string, int> busy_of_;         ///< the same by client
-  std::map<std::string, steady_time> served_;  ///< by client, since requests last waited
-  bool shared_ = false;                        ///< between several client keys
-  std::map<std::string, steady_time> ended_;   ///< by client: what began before does not go on
-  going_back back_ = going_back::anywhere;
-  std::deque<asked_profile> profiles_;
-  int wanted_ = 0;     ///< spares
-  int launching_ = 0;  ///< by the janitor, which has no lock meanwhile
-  int failures_ = 0;
-  steady_time last_taken_{};
-  steady_time last_moved_{};  ///< when a request last got a process
-  steady_time refill_not_before_{};
+  kept_processes kept_;       ///< the least recently used first
+  stopping_processes stopping_;
+  fair_queue queue_;
+  spare_plan spares_;
+  going_back_support support_;
+  start_counts starts_;
+  std::map<std::string, steady_time> ended_;  ///< by client: what began before does not go on
   bool closing_ = false;
 
-  std::atomic<std::uint64_t> started_{0};
   wake_signal wake_;
   std::thread janitor_;
 };
@@ -8706,15 +8794,16 @@ class pool::ticket {
         demand_(std::move(demand)),
         deadline_(std::chrono::steady_clock::now() + owner.settings_.queue_timeout) {
     const std::lock_guard<std::mutex> lock(pool_.mutex_);
-    const auto line = pool_.in_line();
+    const auto line = pool_.queue_.in_line();
     granted_ = pool_.try_grant(demand_, line.empty() ? nullptr : line.front());
     const bool goes_on = granted_ && granted_->taken.how == way::kind::go_on;
-    if (!goes_on) pool_.remember(demand_.profile, demand_.client);
+    if (!goes_on) pool_.spares_.remember(demand_.profile, demand_.client);
     if (granted_) return;
-    if (pool_.is_queue_full(demand_.client)) throw busy("the queue is full");
-    waiting_ = std::make_unique<waiter>(waiter{&demand_});
-    if (pool_.queue_.empty()) pool_.last_moved_ = std::chrono::steady_clock::now();
-    pool_.queue_.push_back(waiting_.get());
+    if (pool_.queue_.is_full(demand_.client, pool_.settings_.max_queue)) {
+      throw busy("the queue is full");
+    }
+    waiting_ = std::make_unique<waiting_request>(waiting_request{&demand_});
+    pool_.queue_.add(*waiting_);
     pool_.wake_.raise();
   }
   ticket(const ticket&) = delete;
@@ -8724,7 +8813,7 @@ class pool::ticket {
     auto unclaimed = std::move(granted_);
     {
       const std::lock_guard<std::mutex> lock(pool_.mutex_);
-      if (waiting_) pool_.queue_.remove(waiting_.get());
+      if (waiting_) pool_.queue_.remove(*waiting_);
       if (waiting_ && waiting_->granted) unclaimed = std::move(waiting_->granted);
     }
     if (!unclaimed || !unclaimed->process) return;
@@ -8759,10 +8848,11 @@ class pool::ticket {
   }
 
   api_error busy(const char* how) const {
-    const auto most = std::to_string(pool_.maximum_);
-    const auto share = std::to_string(pool_.share_of_client(pool_.maximum_));
+    const auto& queue = pool_.queue_;
+    const auto most = std::to_string(queue.max_processes());
+    const auto share = std::to_string(queue.share_of_client(queue.max_processes()));
     api_error error(error_kind::rate_limited,
-                    (pool_.is_capped(demand_.client) ? "the " + share + " of " + most +
+                    (queue.is_capped(demand_.client) ? "the " + share + " of " + most +
                                                            " claude processes that one key may hold"
                                                      : "all " + most + " claude processes") +
                         " are busy and " + how +
@@ -8776,7 +8866,7 @@ class pool::ticket {
   process_demand demand_;
   steady_time deadline_;
   std::optional<grant> granted_;
-  std::unique_ptr<waiter> waiting_;
+  std::unique_ptr<waiting_request> waiting_;
 };
 
 //================================================================================================
@@ -9926,13 +10016,13 @@ class turn {
   }
 
   /// A process that waited may have died before the request came, or take nothing back; then
-  /// another answers, one that holds nothing. Once, and unseen by the client.
+  /// another answers, one that holds nothing.
   bool try_again(const event& what) {
-    const bool lost = std::holds_alternative<turn_failed>(what) && !told_ && !tried_again_ &&
-                      lease_ && lease_->process().lost() &&
+    const bool lost = std::holds_alternative<turn_failed>(what) && may_try_again_ && lease_ &&
+                      lease_->process().lost() &&
                       facts_.origin != turn_facts::process_origin::started;
     if (!lost) return false;
-    tried_again_ = true;
+    may_try_again_ = false;
     lease_.reset();
     try {
       queue(true);
@@ -9945,12 +10035,12 @@ class turn {
 
   /// Remembers the answer, and at its end lets session and process go on with it.
   void note(const event& what) {
-    told_ = true;
+    may_try_again_ = false;
     if (lease_) {
       facts_.retries = lease_->process().retries();
       const auto& windows = lease_->process().windows();
       if (windows.size() != facts_.windows.size()) facts_.windows = windows;
-      note_refusal(what);
+      note_limits(what);
     }
     if (!std::holds_alternative<turn_failed>(what)) answer_.add(what);
     if (!ends_turn(what)) return;
@@ -9963,7 +10053,7 @@ class turn {
   }
 
   /// The limit that refuses may have been told in an earlier turn.
-  void note_refusal(const event& what) {
+  void note_limits(const event& what) {
     const auto* failed = std::get_if<turn_failed>(&what);
     if (failed == nullptr || failed->error.kind != error_kind::rate_limited) return;
     facts_.windows.clear();
@@ -9994,8 +10084,7 @@ class turn {
   turn_facts facts_;
   token_usage usage_;
   collector answer_;
-  bool told_ = false;
-  bool tried_again_ = false;
+  bool may_try_again_ = true;  ///< once, and before the client has seen anything
 };
 
 /// The answer to one request: a turn for each choice, all under way at once, with one deadline and
