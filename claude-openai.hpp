@@ -2,10 +2,16 @@
 // stay alive. One header, C++17. It needs cpp-httplib and nlohmann/json; `main.cpp` is the program.
 //
 //   claude_openai::options settings;
-//   settings.environment = claude_openai::current_environment();
 //   claude_openai::server proxy(settings);
-//   proxy.bind();
-//   proxy.run();
+//   proxy.start();
+//   std::cout << proxy.url() << std::endl;
+//   proxy.wait();  // until `stop`, from another thread or a signal handler
+//
+// For a program that embeds it, only this is public: `options` with what it holds, `validate`,
+// `current_environment`, `logger`, `use_demo`, `server` with `cli_facts` and `request_figures`,
+// `api_error`, and CLAUDE_OPENAI_VERSION. All else may change with every version. A wrong call
+// throws `std::logic_error`, as `std::invalid_argument` is one for wrong options; what the machine
+// refuses throws `std::runtime_error`, as `std::system_error` is one.
 //
 // Table of contents. A section uses only sections above it; the compiler proves the order.
 //
@@ -770,7 +776,8 @@ class logger {
  public:
   using sink = std::function<void(log_level, const std::string& line)>;
 
-  /// A logger without a sink says nothing. The sink gets a message, or a whole JSON object.
+  /// A logger without a sink says nothing. The sink gets a message, or a whole JSON object; what it
+  /// throws is lost, since there is nowhere to tell it.
   logger() : logger(log_level::off, nullptr) {}
   logger(log_level least, sink write, log_format format = log_format::line)
       : state_(std::make_shared<state>(least, std::move(write), format)) {}
@@ -793,7 +800,10 @@ class logger {
     const bool as_object = state_->format == log_format::object;
     const auto said = redact(as_object ? render_log_object(level, line, fields) : line);
     const std::lock_guard<std::mutex> lock(state_->mutex);
-    state_->write(level, said);
+    try {
+      state_->write(level, said);
+    } catch (...) {
+    }
   }
 
  private:
@@ -808,6 +818,18 @@ class logger {
 
   std::shared_ptr<state> state_;
 };
+
+/// Calls what the embedding program gave, if anything. What that throws is logged.
+template <class Callback, class... Given>
+void call_back(const logger& log, const Callback& callback, const Given&... given) {
+  try {
+    if (callback) callback(given...);
+  } catch (const std::exception& failure) {
+    log.error(std::string("a callback of the embedding program failed: ") + failure.what());
+  } catch (...) {
+    log.error("a callback of the embedding program failed");
+  }
+}
 
 //================================================================================================
 // [05] options - what the operator decides
@@ -828,40 +850,9 @@ inline std::string_view name_of(auth_method method) {
   return "detect";
 }
 
-/// Accepts the reference wrapper's names too: `claude_cli`, `anthropic`.
-inline std::optional<auth_method> try_auth_method(std::string_view name) {
-  const auto lower = text::to_lower(text::trim(name));
-  if (lower == "cli" || lower == "claude_cli") return auth_method::cli;
-  if (lower == "api_key" || lower == "anthropic") return auth_method::api_key;
-  if (lower == "bedrock") return auth_method::bedrock;
-  if (lower == "vertex") return auth_method::vertex;
-  if (lower.empty() || lower == "detect") return auth_method::detect;
-  return std::nullopt;
-}
-
 using environment_map = std::map<std::string, std::string>;
 
-/// The value of a `.env` line, its quotes and comment taken off; nullopt for a quote that is open.
-inline std::optional<std::string> try_env_value(std::string_view given) {
-  const char quote = given.empty() ? '\0' : given.front();
-  if (quote != '"' && quote != '\'') {
-    const auto comment = std::min(given.find(" #"), given.size());
-    return std::string(text::trim(given.substr(0, comment)));
-  }
-  std::string value;
-  for (std::size_t i = 1; i < given.size(); ++i) {
-    if (given[i] == quote) {
-      const auto rest = text::trim(given.substr(i + 1));
-      return rest.empty() || rest.front() == '#' ? std::optional<std::string>(value) : std::nullopt;
-    }
-    const bool escaped = quote == '"' && given[i] == '\\' && i + 1 < given.size();
-    if (escaped) ++i;
-    value += !escaped ? given[i] : given[i] == 'n' ? '\n' : given[i] == 't' ? '\t' : given[i];
-  }
-  return std::nullopt;
-}
-
-/// The environment of this process, for `options::environment`.
+/// The environment of this process.
 inline environment_map current_environment() {
   environment_map variables;
   for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
@@ -882,6 +873,16 @@ inline std::string value_or(const environment_map& variables, const char* name,
 /// `automatic`: files are confined, and commands where the system can do it. `on`: both, or there
 /// are no agents. `off`: neither.
 enum class sandbox_use { automatic, on, off };
+
+/// From the most careful to the least; a client gets no further than the operator lets it.
+constexpr std::array<std::string_view, 5> permission_modes = {"plan", "dontAsk", "default",
+                                                              "acceptEdits", "bypassPermissions"};
+
+inline std::optional<std::size_t> rank_of_mode(std::string_view mode) {
+  const auto found = std::find(permission_modes.begin(), permission_modes.end(), mode);
+  if (found == permission_modes.end()) return std::nullopt;
+  return static_cast<std::size_t>(found - permission_modes.begin());
+}
 
 /// How often one address and one client key may ask, in requests a minute, per group of endpoints.
 /// 0: never.
@@ -954,75 +955,11 @@ struct options {
   std::chrono::milliseconds keep_alive_interval{15'000};  ///< of silence in a stream
   std::chrono::milliseconds stop_grace{500};     ///< between SIGTERM and SIGKILL of a `claude`
   std::chrono::milliseconds spare_hold{20'000};  ///< unasked, a model keeps a spare of few so long
-  std::chrono::milliseconds drain_timeout{30'000};  ///< for running requests, after `stop`
-  environment_map environment;  ///< what `claude` may inherit from; see `child_environment`
-  bool log_bodies = false;      ///< requests and answers too, at the level `debug`
+  std::chrono::milliseconds drain_timeout{30'000};      ///< for running requests, after `stop`
+  environment_map environment = current_environment();  ///< see `child_environment`
+  bool log_bodies = false;  ///< requests and answers too, at the level `debug`
   logger log;
 };
-
-/// Variables of a `.env` file: `NAME=value` lines, perhaps after `export`; `#` begins a comment,
-/// `'...'` is taken as it is, `"..."` knows \n, \t, \" and \\. Throws `std::invalid_argument` with
-/// the number of a line that is none of this.
-inline environment_map parse_env_file(std::string_view content) {
-  environment_map variables;
-  constexpr std::string_view byte_order_mark = "\xEF\xBB\xBF";
-  if (text::starts_with(content, byte_order_mark)) content.remove_prefix(byte_order_mark.size());
-  for (std::size_t number = 1; !content.empty(); ++number) {
-    const auto end = std::min(content.find('\n'), content.size());
-    auto line = text::trim(content.substr(0, end));
-    content.remove_prefix(std::min(end + 1, content.size()));
-    if (line.empty() || line.front() == '#') continue;
-    if (text::starts_with(line, "export ")) line = text::trim(line.substr(7));
-    const auto equals = std::min(line.find('='), line.size());
-    const auto name = text::trim(line.substr(0, equals));
-    const bool named = !name.empty() && std::all_of(name.begin(), name.end(), [](char c) {
-      return c == '_' || std::isalnum(static_cast<unsigned char>(c)) != 0;
-    });
-    const auto value =
-        equals == line.size() ? std::nullopt : try_env_value(text::trim(line.substr(equals + 1)));
-    if (!named || !value) {
-      throw std::invalid_argument("line " + std::to_string(number) + " is not NAME=value");
-    }
-    variables[std::string(name)] = *value;
-  }
-  return variables;
-}
-
-/// A list as a JSON array of strings, or with commas. Throws `std::invalid_argument` for an array
-/// of anything else.
-inline std::vector<std::string> parse_list(std::string_view value) {
-  value = text::trim(value);
-  if (!text::starts_with(value, "[")) return text::split(value, ',');
-  const auto array = try_parse_json(value);
-  if (!array.is_array()) throw std::invalid_argument("this is no JSON array");
-  std::vector<std::string> items;
-  for (const auto& item : array) {
-    if (!item.is_string()) throw std::invalid_argument("this is no array of strings");
-    items.push_back(item.get<std::string>());
-  }
-  return items;
-}
-
-/// Puts in one more budget, as `requests=100/minute`, `tokens=1000000/day` or `usd=2.5/day`. False
-/// when it is no such thing.
-inline bool add_budget(options& settings, std::string_view given) {
-  const auto equals = given.find('=');
-  const auto slash = given.find('/');
-  if (equals == std::string_view::npos || slash == std::string_view::npos || slash < equals) {
-    return false;
-  }
-  const auto kind = given.substr(0, equals);
-  const auto amount = given.substr(equals + 1, slash - equals - 1);
-  const auto span = given.substr(slash + 1);
-  if (span != "minute" && span != "day") return false;
-  auto& budget = span == "minute" ? settings.minute_budget : settings.day_budget;
-  const auto whole = text::try_number<std::int64_t>(amount);
-  if (kind == "usd") budget.usd = text::try_decimal(amount).value_or(-1);
-  if (kind == "requests") budget.requests = whole.value_or(-1);
-  if (kind == "tokens") budget.tokens = whole.value_or(-1);
-  const bool known = kind == "usd" || kind == "requests" || kind == "tokens";
-  return known && budget.usd >= 0 && budget.requests >= 0 && budget.tokens >= 0;
-}
 
 /// `90s`, `10m`, `2h`, `500ms` or plain seconds; nullopt when it is none of them.
 inline std::optional<std::chrono::milliseconds> try_duration(std::string_view value) {
@@ -1125,6 +1062,19 @@ inline std::vector<std::string> validate(const options& settings) {
        {limits.chat, limits.debug, limits.auth, limits.session, limits.health, limits.other}) {
     require(limit >= 0, "a rate limit must not be negative");
   }
+  for (const auto* amounts : {&settings.minute_budget, &settings.day_budget}) {
+    require(amounts->requests >= 0 && amounts->tokens >= 0 && amounts->usd >= 0,
+            "a budget must not be negative");
+  }
+  for (const auto time :
+       {settings.queue_timeout, settings.idle_timeout, settings.session_ttl, settings.stop_grace,
+        settings.keep_alive_interval, settings.spare_hold, settings.drain_timeout}) {
+    require(time.count() >= 0, "a time must not be negative");
+  }
+  require(settings.max_queue >= 0, "max-queue must not be negative");
+  require(rank_of_mode(settings.permission_mode).has_value(),
+          "the permission mode must be plan, dontAsk, default, acceptEdits or bypassPermissions");
+  require(!settings.demo || !settings.claude_arguments.empty(), "the demo is set up by `use_demo`");
   require(!settings.default_model.empty(), "the model must not be empty");
   require(!text::starts_with(settings.default_model, "-"), "the model must not begin with '-'");
   require_access(settings, require);
@@ -7251,6 +7201,15 @@ inline std::string find_program(const std::string& name, const environment_map& 
   return {};
 }
 
+/// Where this program is; by the name it was called where the system does not tell.
+inline std::string path_of_program(const std::string& name) {
+  std::error_code unknown;
+  const auto path = std::filesystem::read_symlink("/proc/self/exe", unknown);
+  if (!unknown) return path.string();
+  const auto found = find_program(name, current_environment());
+  return std::filesystem::absolute(found.empty() ? name : found).string();
+}
+
 //================================================================================================
 // [18] claude_process - one `claude`: what it holds of a conversation, and how it is told more
 // uses: text, errors, log, json_access, conversation, events, cli_protocol,
@@ -10308,16 +10267,6 @@ inline bool is_known_tool(std::string_view name) {
                      [&](const known_tool& tool) { return tool.name == name; });
 }
 
-/// From the most careful to the least; a client gets no further than the operator lets it.
-constexpr std::array<std::string_view, 5> permission_modes = {"plan", "dontAsk", "default",
-                                                              "acceptEdits", "bypassPermissions"};
-
-inline std::optional<std::size_t> rank_of_mode(std::string_view mode) {
-  const auto found = std::find(permission_modes.begin(), permission_modes.end(), mode);
-  if (found == permission_modes.end()) return std::nullopt;
-  return static_cast<std::size_t>(found - permission_modes.begin());
-}
-
 /// What a client asks of its agent by headers; their names are the reference wrapper's.
 struct agent_headers {
   std::optional<std::string> max_turns;
@@ -11956,7 +11905,31 @@ inline int run(const std::vector<std::string>& arguments, const environment_map&
   return stand_in(input, output, value_of("--model=", "claude-demo"), prefix, pace).run();
 }
 
+constexpr std::string_view argument =
+    "demo-claude";  ///< the first of a program that plays `claude`
+
+/// Plays `claude` to the end and exits, when `use_demo` has this program started for that.
+inline void play_if_asked(int argc, char** argv) {
+  if (argc < 2 || argv[1] != argument) return;
+  std::exit(run({argv + 2, argv + argc}, current_environment(), STDIN_FILENO, STDOUT_FILENO));
+}
+
+/// `program`: the path of one that calls `play_if_asked`.
+inline void set_up(options& settings, const std::string& program) {
+  settings.demo = true;
+  settings.claude_path = program;
+  settings.claude_arguments = {std::string(argument)};
+  settings.auth = auth_method::cli;
+}
+
 }  // namespace demo
+
+/// Has a stand-in answer in place of `claude`, without an account or a network. It is this program,
+/// started anew: call this first in `main`, which it does not leave when that is the case.
+inline void use_demo(options& settings, int argc, char** argv) {
+  demo::play_if_asked(argc, argv);
+  demo::set_up(settings, path_of_program(argv[0]));
+}
 
 //================================================================================================
 // [25] guard - who may come in: client keys, Host and Origin
@@ -12429,15 +12402,14 @@ inline std::string client_address(const std::string& peer, std::string_view forw
 //================================================================================================
 
 /// One request: what it was, and what came of it.
-struct request_record {
+struct request_figures {
   std::string id;
   std::string method;
   std::string path;
-  std::string route;      ///< as the table of routes has it; empty: none
-  std::string dialect;    ///< empty: the model was not asked
-  std::string model;      ///< as the client calls it
-  std::string client;     ///< `key-1` is the first key's holder; empty without a key
-  std::string client_id;  ///< see `client_names`
+  std::string route;    ///< as the table of routes has it; empty: none
+  std::string dialect;  ///< empty: the model was not asked
+  std::string model;    ///< as the client calls it
+  std::string client;   ///< `key-1` is the first key's holder; empty without a key
   std::string address;
   int status = 0;
   const char* ending = nullptr;  ///< of a stream: `done`, `failed` or `client left`
@@ -12445,10 +12417,16 @@ struct request_record {
   std::optional<steady_time> first_token;
   steady_time ended;
   token_usage usage;
-  budget reserved;  ///< see `limiter::reserve`
   turn_facts facts;
   std::string failure;  ///< the error's code, else its kind
+};
+
+/// The same while the request is under way, with what only the proxy needs.
+struct request_record : request_figures {
+  std::string client_id;  ///< see `client_names`
+  budget reserved;        ///< see `limiter::reserve`
   bool upstream_failed = false;
+  int upstream_status = 0;
 
   /// Takes in what comes of the answer.
   void note(const event& what) {
@@ -12463,8 +12441,6 @@ struct request_record {
     upstream_failed = error.is_upstream;
     upstream_status = http_status(error.kind);
   }
-
-  int upstream_status = 0;
 };
 
 inline double seconds_between(steady_time from, steady_time to) {
@@ -12472,7 +12448,7 @@ inline double seconds_between(steady_time from, steady_time to) {
 }
 
 /// `req_1 POST /v1/chat/completions 200 812 ms, first token 310 ms, model sonnet, …`
-inline std::string render_log_line(const request_record& record) {
+inline std::string render_log_line(const request_figures& record) {
   const auto ms = [&](steady_time until) {
     return std::to_string(
                std::chrono::duration_cast<std::chrono::milliseconds>(until - record.started)
@@ -12498,7 +12474,7 @@ inline std::string render_log_line(const request_record& record) {
 }
 
 /// The same for programs.
-inline json render_log_fields(const request_record& record) {
+inline json render_log_fields(const request_figures& record) {
   json fields = json::object({{"id", record.id},
                               {"method", record.method},
                               {"path", record.path},
@@ -15486,6 +15462,7 @@ struct services {
   metrics& figures;
   const child_guard& guard;
   const wake_signal& stop;
+  const std::function<void(const request_figures&)>& on_answer;
 };
 
 /// One request on its way through a route.
@@ -15711,6 +15688,7 @@ class http_service : public httplib::Server {
     if (record.reserved.requests > 0) {
       services_.limits.settle(record.client_id, record.reserved, record.usage);
     }
+    call_back(log, services_.on_answer, record);
     if (!log.wants(log_level::info)) return;
     log.write(log_level::info, render_log_line(record), render_log_fields(record));
   }
@@ -16734,7 +16712,8 @@ inline void require_other_api(const options& settings, int port) {
                               "clients; start the proxy without the variable");
 }
 
-/// The proxy. Construct, `bind`, `run`; `stop` from another thread or a signal handler.
+/// The proxy. Construct, then `start` and `wait`, or `run`; `stop` from another thread or a signal
+/// handler. Callbacks are set before; what they throw is logged.
 class server {
  public:
   /// Throws `std::invalid_argument` for options that cannot be run with, `std::runtime_error` for a
@@ -16751,14 +16730,21 @@ class server {
         responses_(settings_),
         agents_(settings_, scratch_->path(), *guard_),
         http_({live_, pool_, engine_, sessions_, responses_, agents_, status_, limiter_, figures_,
-               *guard_, closing_}) {}
+               *guard_, closing_, on_answer}) {}
   server(const server&) = delete;
   server& operator=(const server&) = delete;
-  ~server() { close_listeners(); }
+  /// Stops what `start` began, and waits for it.
+  ~server() {
+    stop();
+    wait();
+    close_listeners();
+  }
 
   /// Opens the port, the first free one of eleven when none was asked for, and the unix socket.
-  /// Throws `std::system_error`, and `std::invalid_argument` when the API's address is this one.
+  /// `start` and `run` do it where it was not done. Throws `std::system_error`, and
+  /// `std::invalid_argument` when the API's address is this one.
   void bind() {
+    if (std::exchange(bound_, true)) throw std::logic_error("the server is bound already");
     if (settings_.tcp) bind_port();
     require_other_api(settings_, port());
     if (settings_.unix_socket.empty()) return;
@@ -16766,8 +16752,11 @@ class server {
     bound_socket_ = true;
   }
 
-  /// The port that `bind` opened; 0 when it opened none.
-  int port() const { return settings_.tcp ? port_of(listeners_.at(0)) : 0; }
+  /// The port that `bind` opened; 0 where there is none but the unix socket.
+  int port() const {
+    if (settings_.tcp && port_ == 0) throw std::logic_error("the server has no port before `bind`");
+    return port_;
+  }
 
   /// `http://127.0.0.1:8000`, or the path of the unix socket when there is no port.
   std::string url() const {
@@ -16788,6 +16777,9 @@ class server {
 
   /// Called in a thread of `run` when `claude` was looked at, and when its problem has changed.
   std::function<void(const cli_facts&)> on_inspected;
+
+  /// Called in the request's thread when it has been answered; should be quick.
+  std::function<void(const request_figures&)> on_answer;
 
   /// Called in `run` after `request_reload`, to load the options anew and `reload` them. Should it
   /// throw, that is logged and everything stays as it was.
@@ -16819,8 +16811,38 @@ class server {
   }
 
   /// Serves until `stop`. Requests that run then are finished, for up to the drain timeout; a
-  /// second `stop` ends them at once.
+  /// second `stop` ends them at once. A server runs once.
   void run() {
+    begin();
+    serve();
+  }
+
+  /// The same in a thread of its own; returns when clients can connect.
+  void start() {
+    begin();
+    runner_ = std::thread([this] { serve(); });
+  }
+
+  /// Waits for the end of what `start` began.
+  void wait() {
+    if (runner_.joinable()) runner_.join();
+  }
+
+  /// Ends `run`, or what `start` began. Safe in a signal handler.
+  void stop() noexcept { stop_.raise(); }
+
+  /// Asks for a call of `on_reload`. Safe in a signal handler.
+  void request_reload() noexcept { reload_.raise(); }
+
+ private:
+  using client_list = std::list<std::unique_ptr<connection>>;
+
+  void begin() {
+    if (std::exchange(begun_, true)) throw std::logic_error("a server runs only once");
+    if (!bound_) bind();
+  }
+
+  void serve() {
     pool_.start();
     std::thread inspector([this] { inspect(); });
     const auto stops = accept_connections();
@@ -16829,15 +16851,6 @@ class server {
     drain(stops > 1);
     inspector.join();
   }
-
-  /// Ends `run`. Safe in a signal handler.
-  void stop() noexcept { stop_.raise(); }
-
-  /// Asks for a call of `on_reload`. Safe in a signal handler.
-  void request_reload() noexcept { reload_.raise(); }
-
- private:
-  using client_list = std::list<std::unique_ptr<connection>>;
 
   /// What clients left whose keys are no longer valid ends.
   void forget(const std::set<std::string>& clients) {
@@ -16858,6 +16871,7 @@ class server {
     for (int i = 0; i < tries; ++i) {
       try {
         listeners_ = listen_on(settings_.host, settings_.port + i);
+        port_ = port_of(listeners_.front());
         return;
       } catch (const std::system_error& failure) {
         const bool busy = failure.code().value() == EADDRINUSE;
@@ -16900,7 +16914,7 @@ class server {
         status_.set(facts);
         const bool news = first || facts.problem != before.problem ||
                           facts.version != before.version || facts.logged_in != before.logged_in;
-        if (on_inspected && news) on_inspected(facts);
+        if (news) call_back(settings_.log, on_inspected, facts);
         if (first && facts.too_old) return;
         // A process that died while it was asked, or none in time, is soon asked again.
         const bool unlucky = !facts.version.empty() && !facts.logged_in;
@@ -17075,6 +17089,9 @@ class server {
     }
   }
 
+  bool bound_ = false;
+  bool begun_ = false;
+  int port_ = 0;
   bool bound_socket_ = false;  ///< the file of the unix socket is ours
   std::optional<temporary_directory> scratch_;
   const options settings_;
@@ -17099,6 +17116,7 @@ class server {
   std::vector<unique_fd> listeners_;
   std::mutex mutex_;     ///< guards `tls_` and what is below
   client_list clients_;  ///< connections that are served
+  std::thread runner_;   ///< of `start`
 };
 
 //================================================================================================
