@@ -26,8 +26,8 @@
 //                [23] agents             [24] demo
 //   edge         [25] guard              [26] limits              [27] metrics
 //                [28] status             [29] http_head           [30] transport
-//                [31] page               [32] http                [33] server
-//                [34] doctor
+//                [31] page               [32] connection          [33] routes
+//                [34] http               [35] server              [36] doctor
 //
 // The way a request goes:
 //
@@ -15133,11 +15133,9 @@ inline std::string content_security_policy(std::string_view nonce) {
 }  // namespace page
 
 //================================================================================================
-// [32] http - connections, routes, streaming; the only section that names httplib
-// uses: text, errors, log, json_access, options, conversation, fields, events, sse, openai_chat,
-//       anthropic_messages, openai_responses, openai_completions, catalog, cli_command, process,
-//       pool, sessions, responses, engine, agents, guard, limits, metrics, status, http_head,
-//       transport, page | thread-safe
+// [32] connection - one client's connection and the bodies of its requests, by httplib's parts
+// uses: text, errors, json_access, options, cli_command, process, guard, http_head, transport
+//       | one thread, but for body_budget
 //================================================================================================
 
 /// The memory of bodies that are being read and worked on, all together, so that many large ones do
@@ -15420,7 +15418,7 @@ class connection final : public httplib::Stream {
   }
 
   /// What httplib is given to parse: a head that none of its versions takes in another way. Our own
-  /// fields are put in by `http_service::prepare`.
+  /// fields are put in by `http_server::prepare`.
   void present_head() {
     auto target = head_.target;
     const auto query = std::min(target.find('?'), target.size());
@@ -15449,8 +15447,37 @@ class connection final : public httplib::Stream {
   std::atomic<std::int64_t> waiting_since_{ticks_now()};
 };
 
+/// Asks the API for the true count, which takes an API key and no `claude`. Nullopt when it
+/// cannot be had: with other methods, aliases of models, or no TLS in the installed httplib.
+inline std::optional<std::int64_t> count_by_api(const options& settings, const json& body) {
+  const auto& variables = settings.environment;
+  const auto key = value_or(variables, "ANTHROPIC_API_KEY");
+  if (resolve_auth(settings) != auth_method::api_key || key.empty()) return std::nullopt;
+  const auto base = value_or(variables, "ANTHROPIC_BASE_URL", "https://api.anthropic.com");
+  const auto path_begin = base.find('/', base.find("://") + 3);
+  httplib::Client api(base.substr(0, path_begin));
+  if (!api.is_valid()) return std::nullopt;
+  api.set_connection_timeout(5);
+  api.set_read_timeout(10);
+  const auto prefix = path_begin == std::string::npos ? std::string() : base.substr(path_begin);
+  const auto answer = api.Post(prefix + "/v1/messages/count_tokens",
+                               {{"x-api-key", key}, {"anthropic-version", "2023-06-01"}},
+                               dump(body), "application/json");
+  if (!answer || answer->status != 200) return std::nullopt;
+  const auto count = integer_of(try_parse_json(answer->body), "input_tokens");
+  return count > 0 ? std::optional<std::int64_t>(count) : std::nullopt;
+}
+
+//================================================================================================
+// [33] routes - what each path answers, who may ask it, and answers that are streamed
+// uses: text, errors, log, json_access, options, conversation, fields, events, sse, openai_chat,
+//       anthropic_messages, openai_responses, openai_completions, catalog, process, pool, sessions,
+//       responses, engine, agents, guard, limits, metrics, status, http_head, page, connection
+//       | thread-safe
+//================================================================================================
+
 /// What the routes need. Owned by `server`, which outlives every connection.
-struct services {
+struct proxy_parts {
   const live_options& settings;
   pool& processes;
   engine& turns;
@@ -15460,31 +15487,1036 @@ struct services {
   status_board& status;
   limiter& limits;
   metrics& figures;
-  const child_guard& guard;
   const wake_signal& stop;
   const std::function<void(const request_figures&)>& on_answer;
+  client_names names;
+  body_budget bodies;
+};
+
+/// What is answered to a request.
+struct http_response {
+  /// False when the client has left.
+  using write_bytes = std::function<bool(std::string_view)>;
+
+  int status = 200;
+  std::map<std::string, std::string> headers = {};
+  std::string body = {};
+  std::string type = {};
+  std::function<bool(const write_bytes&)> stream = {};  ///< writes the body instead
+
+  void set(const std::string& name, std::string value) { headers[name] = std::move(value); }
+  void set_body(std::string content, std::string content_type) {
+    body = std::move(content);
+    type = std::move(content_type);
+  }
 };
 
 /// One request on its way through a route.
-struct exchange {
+struct request_context {
+  proxy_parts& proxy;
   connection& client;
-  const httplib::Request& request;
-  httplib::Response& response;
+  std::string method;
+  std::string path;  ///< decoded; see `canonical_path`
+  std::multimap<std::string, std::string> query;
   std::shared_ptr<const options> settings;  ///< as they were when it came
-  std::string path = {};                    ///< see `canonical_path`
   std::string deployment = {};              ///< the model that Azure's form of a path names
   std::shared_ptr<request_record> record = std::make_shared<request_record>();
   std::optional<body_budget::share> body_share = {};  ///< held while the body is worked on
   visitor who = {};
+  http_response response = {};
 
   const std::string& id() const { return record->id; }
   const std::string& client_id() const { return record->client_id; }
+
+  /// The first field of that name, in any case of letters.
+  std::optional<std::string> find_header(std::string_view name) const {
+    for (const auto& [field, value] : client.head().fields) {
+      if (text::to_lower(field) == text::to_lower(name)) return value;
+    }
+    return std::nullopt;
+  }
+  bool has_header(std::string_view name) const { return find_header(name).has_value(); }
+  std::string header(std::string_view name) const { return find_header(name).value_or(""); }
+
+  /// The values of all fields of that name, in their order: proxies add lines of their own.
+  std::string all_values_of(std::string_view name) const {
+    std::vector<std::string> values;
+    for (const auto& [field, value] : client.head().fields) {
+      if (text::to_lower(field) == name) values.push_back(value);
+    }
+    return text::join(values, ", ");
+  }
+
+  /// Of the query; empty for none.
+  std::string parameter(const std::string& name) const {
+    const auto found = query.find(name);
+    return found == query.end() ? std::string() : found->second;
+  }
 };
 
+namespace routes {
+
+constexpr const char* json_type = "application/json";
+constexpr int status_client_left = 499;  ///< nginx's number, for the log
+
+/// No line end may be echoed in a header.
+inline std::string printable(std::string value) {
+  value.erase(std::remove_if(value.begin(), value.end(), [](char c) { return c < ' ' || c > '~'; }),
+              value.end());
+  return value;
+}
+
+/// Whose words a client understands that has not reached an endpoint, or one of both.
+inline bool speaks_anthropic(const request_context& now) {
+  const bool messages = now.path == "/messages" || text::starts_with(now.path, "/messages/");
+  const bool openai = now.path == "/chat/completions" || now.path == "/completions" ||
+                      text::starts_with(now.path, "/responses");
+  return messages || (!openai && now.has_header("anthropic-version"));
+}
+
+// ---- who may ask ------------------------------------------------------------------------------
+
+/// What a route asks of its client: nothing; a key if there is one; that, and to be no foreign
+/// page; what `enable_tools` asks.
+enum class access { open, chat, own, tools };
+
+/// Throws a 403 for a client that may not have what this is needed for.
+inline void check_rights(const request_context& now, access needed) {
+  const auto& refusal = needed == access::tools ? now.who.tools_refusal : now.who.page_refusal;
+  if (needed > access::chat && !refusal.empty()) {
+    throw api_error(error_kind::permission, refusal);
+  }
+}
+
+/// Whom limits count: an address, and of this machine's own addresses each user for himself, so
+/// that nobody uses up what is another's.
+inline std::string counted_name(request_context& now) {
+  const auto& address = now.record->address;
+  const bool own = address == "unix" || is_loopback_name(address);
+  const bool wanted = is_limited(*now.settings) || !now.settings->api_keys.empty();
+  if (!own || !wanted || address != now.client.address()) return address;
+  const auto user = now.client.user();
+  return user ? address + " of user " + std::to_string(*user) : address;
+}
+
+/// Counts the request against the rate limit, tells how the client stands, and throws a 429 when
+/// it asks too often. The stricter of its two limits is told: its address's or its key's.
+inline void count_request(request_context& now, endpoint_group group, const std::string& who) {
+  if (group == endpoint_group::none || !is_limited(*now.settings)) return;
+  const auto standing = now.proxy.limits.count(group, who, now.settings->limits);
+  auto& headers = now.response.headers;
+  const auto told = headers.find("x-ratelimit-remaining-requests");
+  const bool stricter = told == headers.end() ||
+                        standing.remaining <= text::try_number<int>(told->second).value_or(0);
+  if (stricter) {
+    const auto seconds = std::chrono::ceil<std::chrono::seconds>(standing.reset).count();
+    for (const char* name : {"limit", "remaining", "reset"}) {
+      headers.erase("x-ratelimit-" + std::string(name) + "-requests");
+    }
+    headers.emplace("x-ratelimit-limit-requests", std::to_string(standing.limit));
+    headers.emplace("x-ratelimit-remaining-requests", std::to_string(standing.remaining));
+    headers.emplace("x-ratelimit-reset-requests", std::to_string(seconds) + "s");
+  }
+  if (standing.allowed) return;
+  now.proxy.figures.reject("rate_limit");
+  throw rate_limit_error(standing.reset);
+}
+
+/// Lets the client in, or throws. The answer to a wrong key waits, and too many are not even
+/// compared, so that guessing takes long; on every route, since each would tell a right key.
+inline void admit(request_context& now, const credentials& shown, bool needs_key) {
+  const auto who_guesses = counted_name(now);
+  // The key of a page that is turned away by its origin is not compared.
+  const bool compared = shown.origin.empty() || is_welcome_origin(shown, *now.settings);
+  const bool may_guess =
+      compared && !presented_key(shown).empty() && !now.settings->api_keys.empty();
+  const auto wait = may_guess ? now.proxy.limits.try_key(who_guesses) : std::nullopt;
+  if (wait) {
+    now.proxy.figures.reject("key");
+    auto error = rate_limit_error(*wait);
+    error.message = "Too many wrong keys came from your address. " + error.message;
+    throw error;
+  }
+  try {
+    auto who = check_access(shown, *now.settings, needs_key);
+    now.record->client_id = now.proxy.names.name_of(who.key);
+    if (may_guess && !who.key.empty()) now.proxy.limits.note_right_key(who_guesses);
+    now.record->client = who.label;
+    now.who = std::move(who);
+  } catch (const api_error& refused) {
+    now.proxy.figures.reject(refused.kind == error_kind::authentication ? "key" : "origin");
+    if (refused.kind == error_kind::authentication && !presented_key(shown).empty()) {
+      const auto delay = now.proxy.limits.wrong_key_delay(who_guesses);
+      now.client.rest(static_cast<int>(delay.count()));
+    }
+    throw;
+  }
+}
+
+/// Cross-origin headers for pages that are welcome; others are refused by the guard.
+inline void allow_origin(request_context& now, const credentials& shown) {
+  if (shown.origin.empty() || !is_welcome_origin(shown, *now.settings)) return;
+  auto& response = now.response;
+  response.set("Access-Control-Allow-Origin", printable(shown.origin));
+  response.set("Vary", "Origin");
+  response.set(
+      "Access-Control-Expose-Headers",
+      "x-request-id, request-id, openai-version, retry-after, retry-after-ms, x-should-retry, "
+      "x-ignored-params, x-token-count, openai-processing-ms, "
+      "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
+      "x-ratelimit-reset-requests");
+  if (now.method != "OPTIONS") return;
+  response.set("Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS");
+  response.set("Access-Control-Max-Age", "600");
+  const auto wanted = now.header("Access-Control-Request-Headers");
+  if (!wanted.empty()) response.set("Access-Control-Allow-Headers", printable(wanted));
+  if (now.has_header("Access-Control-Request-Private-Network")) {
+    response.set("Access-Control-Allow-Private-Network", "true");
+  }
+}
+
+// ---- bodies and errors ------------------------------------------------------------------------
+
+/// The whole body without its coding. Throws a 413 over the limit, without reading on, and a 415.
+inline std::string read_body(request_context& now) {
+  const auto limit = now.settings->max_body_bytes;
+  const bool coded = is_coded(now.all_values_of("content-encoding"));
+  now.body_share.emplace(now.proxy.bodies);
+  auto bytes = now.client.read_body(limit, *now.body_share);
+  if (coded) bytes = decode_body(bytes, limit, *now.body_share);
+  if (now.settings->log_bodies) {
+    now.settings->log.debug(now.id() + " request: " + mask_fields(bytes));
+  }
+  return bytes;
+}
+
+/// The whole body as JSON. Its values count as the memory that they take once they are parsed.
+inline json read_json(request_context& now) {
+  const auto bytes = read_body(now);
+  now.body_share->grow_to(bytes.size() + check_json_bounds(bytes) * bytes_of_json_value);
+  return parse_body(bytes);
+}
+
+/// Until the limits of a subscription begin anew that have refused the request; else 0.
+inline std::chrono::milliseconds time_to_reset(const std::vector<usage_window>& windows) {
+  using namespace std::chrono;
+  constexpr std::int64_t max_wait = 7 * 24 * 3600;  // the longest window there is
+  const std::int64_t now = duration_cast<seconds>(system_clock::now().time_since_epoch()).count();
+  std::int64_t longest = 0;
+  for (const auto& window : windows) {
+    if (window.status == "rejected") longest = std::max(longest, window.resets_at - now);
+  }
+  return seconds(std::min(longest, max_wait));
+}
+
+inline void answer_error(request_context& now, const api_error& error) {
+  const auto& dialect = speaks_anthropic(now) ? anthropic_messages::dialect : openai_chat::dialect;
+  now.response.status = dialect.status(error.kind);
+  if (now.record->failure.empty()) now.record->failure = word_for(error);
+  if (error.code == "budget_exceeded") now.proxy.figures.reject("budget");
+  now.response.set_body(dialect.render_error(error, now.id()), json_type);
+  const bool says_when =
+      error.kind == error_kind::rate_limited || error.kind == error_kind::too_many_requests ||
+      error.kind == error_kind::unavailable || error.kind == error_kind::overloaded;
+  if (says_when) {
+    using namespace std::chrono;
+    const auto usual = error.retry_after.value_or(seconds(error.retry_is_futile ? 30 : 1));
+    const auto wait = std::max(usual, time_to_reset(now.record->facts.windows));
+    now.response.set("Retry-After", std::to_string(ceil<seconds>(wait).count()));
+    now.response.set("retry-after-ms", std::to_string(wait.count()));
+  }
+  if (error.retry_is_futile) now.response.set("x-should-retry", "false");
+  if (error.kind == error_kind::authentication) {
+    now.response.set("WWW-Authenticate", "Bearer");
+  }
+  if (error.kind == error_kind::unsupported_coding) {
+    now.response.set("Accept-Encoding", taken_codings);
+  }
+}
+
+/// The last that is done for a request: its line in the log, and its figures.
+inline void finish(proxy_parts& proxy, const logger& log, request_record& record) {
+  record.ended = std::chrono::steady_clock::now();
+  proxy.figures.finish(record);
+  if (record.reserved.requests > 0) {
+    proxy.limits.settle(record.client_id, record.reserved, record.usage);
+  }
+  call_back(log, proxy.on_answer, record);
+  if (!log.wants(log_level::info)) return;
+  log.write(log_level::info, render_log_line(record), render_log_fields(record));
+}
+
+// ---- routes that ask the model ----------------------------------------------------------------
+
+inline reply_context make_context(const request_context& now) {
+  using namespace std::chrono;
+  const auto created = duration_cast<seconds>(system_clock::now().time_since_epoch()).count();
+  return {text::random_id("", 24), created, now.id(), {}};
+}
+
+inline void reserve(request_context& now, const budget& wanted) {
+  now.proxy.limits.reserve(now.client_id(), wanted, *now.settings);
+  now.record->reserved = wanted;
+}
+
+inline bool is_strict(const request_context& now) {
+  const auto wish = text::to_lower(now.header("X-Strict-Params"));
+  return now.settings->strict || wish == "true" || wish == "1";
+}
+
+/// What a client asks by headers of its agent; in vain where it asks for none.
+inline void settle_headers(const request_context& now, turn_request& turn) {
+  if (const auto tokens = now.find_header("X-Claude-Max-Thinking-Tokens")) {
+    turn.thinking_tokens = text::try_number<std::int64_t>(text::trim(*tokens));
+    if (turn.thinking_tokens.value_or(-1) < 0 || *turn.thinking_tokens > 1'000'000) {
+      throw bad_field("X-Claude-Max-Thinking-Tokens", "must be a number from 0 to 1000000");
+    }
+  }
+  const auto shown = text::to_lower(now.header("X-Claude-Show-Activity"));
+  if (turn.agent && (shown == "true" || shown == "1")) turn.agent->show_activity = true;
+  const agent_headers asked{
+      now.find_header("X-Claude-Max-Turns"), now.find_header("X-Claude-Allowed-Tools"),
+      now.find_header("X-Claude-Disallowed-Tools"), now.find_header("X-Claude-Permission-Mode"),
+      now.find_header("X-Claude-Cwd")};
+  if (turn.agent) {
+    check_rights(now, access::tools);
+    const auto has_budget = [](const budget& limit) { return limit.tokens > 0 || limit.usd > 0; };
+    return now.proxy.agents.settle(
+        turn, asked,
+        has_budget(now.settings->minute_budget) || has_budget(now.settings->day_budget));
+  }
+  if (asked.max_turns) name_ignored(turn, "X-Claude-Max-Turns");
+  if (asked.allowed_tools) name_ignored(turn, "X-Claude-Allowed-Tools");
+  if (asked.disallowed_tools) name_ignored(turn, "X-Claude-Disallowed-Tools");
+  if (asked.permission_mode) name_ignored(turn, "X-Claude-Permission-Mode");
+  if (asked.directory) name_ignored(turn, "X-Claude-Cwd");
+}
+
+/// Puts in what is not in the body: who asks, in which session, and what the model takes.
+inline void settle_turn(const request_context& now, turn_request& turn) {
+  turn.client = now.client_id();
+  turn.strict = is_strict(now);
+  const json deployment = now.deployment;
+  if (turn.model.empty()) turn.model = parse_model(reader(deployment, "deployment"));
+  if (turn.model.empty()) turn.model = now.settings->default_model;
+  turn.model = released_model(turn.model);
+  // Beside X-Session-Affinity it only tells a router which server to use (opencode): requests of
+  // one such id are of several conversations, and hold their history.
+  const bool routed = now.has_header("X-Session-Affinity");
+  if (turn.session.empty() && !routed && now.has_header("X-Session-Id")) {
+    const json id = now.header("X-Session-Id");
+    turn.session = parse_session_id(reader(id, "X-Session-Id"));
+  }
+  if (!turn.session.empty()) check_rights(now, access::own);
+  settle_headers(now, turn);
+  settle(turn, traits_of(turn.model, now.proxy.status.get().always_thinking));
+}
+
+inline void tell_ignored(request_context& now, const std::vector<std::string>& names) {
+  if (names.empty()) return;
+  now.response.headers.erase("x-ignored-params");
+  now.response.set("x-ignored-params", text::join(names, ", "));
+}
+
+inline void note_use(request_record& record, answer& running) {
+  record.facts = running.facts();
+  record.usage = running.usage();
+}
+
+/// The next event, before anything of the answer is written. A client that sends no more is sent
+/// an interim response, which any but an old one skips: if it has left, its system says so.
+inline answer::pulled pull(request_context& now, answer& running, answer::choice_event& next,
+                           steady_time until) {
+  for (;;) {
+    const auto got = running.next(next, until);
+    if (got != answer::pulled::client_shut) return got;
+    if (!now.client.head().http_1_0) now.client.write_all("HTTP/1.1 100 Continue\r\n\r\n");
+  }
+}
+
+/// How much of the subscription is used, as far as it is known.
+inline void tell_windows(request_context& now) {
+  auto windows = now.proxy.figures.windows();
+  for (const auto& window : now.record->facts.windows) windows.push_back(window);
+  for (const auto& window : windows) {
+    auto& headers = now.response.headers;
+    const auto tell = [&](const char* what, const std::string& value) {
+      const auto name = "x-claude-ratelimit-" + window.name + "-" + what;
+      const auto exposed = headers.find("Access-Control-Expose-Headers");
+      const bool known = headers.erase(name) > 0;
+      if (!known && exposed != headers.end()) exposed->second += ", " + name;
+      now.response.set(name, printable(value));
+    };
+    if (!http_head::is_token(window.name)) continue;
+    tell("status", window.status);
+    if (window.utilization) tell("utilization", exposition::number(*window.utilization));
+    if (window.resets_at > 0) tell("reset", std::to_string(window.resets_at));
+  }
+}
+
+/// Nobody reads this answer.
+inline void abandon(request_context& now) {
+  now.response.status = status_client_left;
+  now.client.close_after_reply();
+}
+
+constexpr const char* client_left = "client left";
+
+/// A stream under way, owned by the response that it fills.
+struct open_stream {
+  std::unique_ptr<answer> running;
+  std::unique_ptr<reply> writer;
+  std::shared_ptr<const options> settings;
+  std::shared_ptr<request_record> record;
+  std::optional<answer::choice_event> first;  ///< what came before the status line was sent
+  std::function<void()> on_abandoned;         ///< when nothing of it was ever written
+
+  ~open_stream() {
+    if (on_abandoned) on_abandoned();
+  }
+};
+
+/// Writes events until the answer ends. What is known already goes out in one piece.
+inline const char* run_stream(open_stream& stream, const http_response::write_bytes& write) {
+  answer::choice_event next;
+  auto got = answer::pulled::silence;
+  bool noted = false;
+  if (stream.first) {
+    next = std::move(*stream.first);
+    got = answer::pulled::arrived;
+    noted = true;
+  }
+  const auto& settings = *stream.settings;
+  for (bool ended = false; !ended;) {
+    std::string out;
+    if (got != answer::pulled::arrived) stream.writer->write_keep_alive(out);
+    while (got == answer::pulled::arrived && !ended) {
+      if (!std::exchange(noted, false)) stream.record->note(next.what);
+      stream.writer->write(next.choice, next.what, out);
+      ended = stream.running->ended();
+      if (!ended) got = stream.running->next(next, steady_time::min());
+    }
+    if (settings.log_bodies) settings.log.debug(stream.record->id + " stream: " + mask_fields(out));
+    if (!out.empty() && !write(out)) return client_left;
+    if (ended) break;
+    got =
+        stream.running->next(next, std::chrono::steady_clock::now() + settings.keep_alive_interval);
+    if (got == answer::pulled::client_left) return client_left;
+  }
+  return stream.record->failure.empty() ? "done" : "failed";
+}
+
+/// Makes the stream the body of the response.
+inline void fill(request_context& now, const std::shared_ptr<open_stream>& stream) {
+  now.client.write_until(stream->running->deadline());
+  stream->on_abandoned = [&proxy = now.proxy, record = stream->record, settings = now.settings,
+                          running = stream->running.get()] {
+    record->ending = client_left;
+    note_use(*record, *running);
+    finish(proxy, settings->log, *record);
+  };
+  now.response.type = "text/event-stream";
+  now.response.stream = [&proxy = now.proxy, stream](const http_response::write_bytes& write) {
+    stream->on_abandoned = nullptr;
+    auto& record = *stream->record;
+    record.ending = run_stream(*stream, write);
+    note_use(record, *stream->running);
+    stream->running.reset();
+    finish(proxy, stream->settings->log, record);
+    return record.ending != client_left;
+  };
+}
+
+/// Waits for the first event before the status line, so that a failure is a real status; but not
+/// longer than a client's patience with silence.
+inline void answer_stream(request_context& now, std::unique_ptr<answer> running,
+                          std::unique_ptr<reply> writer) {
+  const auto stream = std::make_shared<open_stream>();
+  stream->running = std::move(running);
+  stream->writer = std::move(writer);
+  stream->settings = now.settings;
+  stream->record = now.record;
+  answer::choice_event first;
+  const auto patience = std::chrono::steady_clock::now() + now.settings->keep_alive_interval;
+  const auto got = pull(now, *stream->running, first, patience);
+  note_use(*now.record, *stream->running);
+  if (got == answer::pulled::client_left) return abandon(now);
+  if (got == answer::pulled::arrived) {
+    now.record->note(first.what);
+    if (const auto* failed = std::get_if<turn_failed>(&first.what)) throw failed->error;
+    stream->first = std::move(first);
+  }
+  tell_ignored(now, stream->running->ignored_params());
+  tell_windows(now);
+  now.response.set("Cache-Control", "no-cache, no-store");
+  now.response.set("X-Accel-Buffering", "no");
+  fill(now, stream);
+}
+
+inline void answer_whole(request_context& now, answer& running, const reply& writer) {
+  std::vector<collector> gathered(running.choices());
+  while (!running.ended()) {
+    answer::choice_event next;
+    const auto got = pull(now, running, next, steady_time::max());
+    const bool left = got == answer::pulled::client_left;
+    if (left || ends_turn(next.what)) note_use(*now.record, running);
+    if (left) return abandon(now);
+    now.record->note(next.what);
+    gathered.at(next.choice).add(next.what);
+  }
+  std::vector<turn_result> results;
+  for (const auto& one : gathered) results.push_back(one.result());
+  tell_ignored(now, running.ignored_params());
+  tell_windows(now);
+  auto body = writer.render(results);
+  if (now.settings->log_bodies) now.settings->log.debug(now.id() + " answer: " + mask_fields(body));
+  now.response.set_body(std::move(body), json_type);
+}
+
+inline void ask(request_context& now, const surface& dialect, const json& body,
+                reply_context context, std::shared_ptr<const wake_signal> cancelled = nullptr) {
+  auto parsed = dialect.parse(body, context);
+  for (auto& turn : parsed.turns) {
+    settle_turn(now, turn);
+    if (turn.session.empty()) settle_tool_calls(turn.messages, turn.messages_field);
+  }
+  if (parsed.turns.size() > 1 && !parsed.turns.front().session.empty()) {
+    throw bad_field("X-Session-Id", "goes on with one answer, and several are asked for");
+  }
+  now.record->dialect = dialect.name;
+  now.record->model = text::repair_utf8(parsed.turns.front().model);
+  refuse_ignored(parsed.turns.front());
+  tell_ignored(now, parsed.turns.front().ignored_params);
+  const bool stream = parsed.turns.front().stream;
+  auto running =
+      now.proxy.turns.start(std::move(parsed.turns), now.client.fd(), std::move(cancelled));
+  reserve(now, running->likely_use());
+  if (stream) {
+    answer_stream(now, std::move(running), std::move(parsed.reply));
+  } else {
+    answer_whole(now, *running, *parsed.reply);
+  }
+}
+
+inline void answer_turn(request_context& now, const surface& dialect) {
+  ask(now, dialect, read_json(now), make_context(now));
+}
+
+inline void handle_chat(request_context& now) { answer_turn(now, openai_chat::dialect); }
+inline void handle_messages(request_context& now) { answer_turn(now, anthropic_messages::dialect); }
+inline void handle_completions(request_context& now) {
+  answer_turn(now, openai_completions::dialect);
+}
+inline void handle_fim(request_context& now) { answer_turn(now, openai_completions::fim_dialect); }
+
+/// A response may refer to earlier ones, and later ones to it.
+inline void handle_responses(request_context& now) {
+  auto context = make_context(now);
+  const auto given = read_json(now);
+  const bool refers = !member_of(given, "previous_response_id").is_null();
+  if (refers || boolean_of(given, "store")) check_rights(now, access::own);
+  const bool page = !now.who.page_refusal.empty();
+  auto expanded = page ? given : now.proxy.responses.expand(now.client_id(), given);
+  if (page) expanded["store"] = false;
+  const auto& store = member_of(expanded, "store");
+  std::shared_ptr<response_store::running> running;
+  auto begun = openai_responses::make_begun_response(context, given);
+  if (!store.is_boolean() || store.get<bool>()) {
+    running = now.proxy.responses.begin(now.client_id(), given, begun);
+    context.keep = [running](const json& response) { running->keep(response); };
+  }
+  try {
+    ask(now, openai_responses::dialect, expanded, std::move(context),
+        running ? running->cancelled() : nullptr);
+  } catch (const api_error& error) {
+    const bool refused = http_status(error.kind) < 500 && error.code != "cancelled";
+    openai_responses::set_failure(begun, error);
+    if (running && refused) running->forget();
+    if (running && !refused) running->keep(begun);
+    throw;
+  }
+}
+
+// ---- the other routes -------------------------------------------------------------------------
+
+inline void answer_json(request_context& now, const json& body) {
+  now.response.set_body(dump(body), json_type);
+}
+
+/// What a route's '*' stands for: the rest of the path behind the n-th slash.
+inline std::string last_of_path(const request_context& now) {
+  return now.path.substr(now.path.find('/', 1) + 1);
+}
+
+/// As far as the API can be asked, it counts; else the size is an estimate, and told as one. The
+/// body is the turn as a request of the Messages API.
+inline std::int64_t count_tokens(request_context& now, turn_request& turn, const json& body) {
+  define_called_tools(turn);
+  reserve(now, {1, 0, 0});
+  auto asked = anthropic_messages::make_count_request(body, turn);
+  const auto aliases = now.proxy.status.get().resolved;
+  const auto alias = aliases.find(string_of(asked, "model"));
+  if (alias != aliases.end() && !alias->second.empty()) asked["model"] = alias->second;
+  const auto counted = count_by_api(*now.settings, asked);
+  now.response.set("x-token-count", counted ? "exact" : "estimate");
+  return counted.value_or(anthropic_messages::estimate_tokens(turn));
+}
+
+inline void handle_count_tokens(request_context& now) {
+  const auto body = read_json(now);
+  auto turn = anthropic_messages::parse_request(body, true);
+  answer_json(now, json::object({{"input_tokens", count_tokens(now, turn, body)}}));
+}
+
+inline void handle_input_tokens(request_context& now) {
+  const auto body = now.proxy.responses.expand(now.client_id(), read_json(now));
+  auto turn = std::move(openai_responses::parse(body, {}).turns.front());
+  if (turn.model.empty()) turn.model = now.settings->default_model;
+  const auto count = count_tokens(now, turn, anthropic_messages::make_body(turn));
+  answer_json(now, json::object({{"object", "response.input_tokens"}, {"input_tokens", count}}));
+}
+
+/// The id of `/responses/ID` and `/responses/ID/cancel`.
+inline std::string response_id(const request_context& now, std::string_view tail = {}) {
+  const auto id = last_of_path(now);
+  return id.substr(0, id.size() - tail.size());
+}
+
+inline api_error no_response(const std::string& id) {
+  return {error_kind::not_found, "Response with id '" + text::repair_utf8(id) + "' not found"};
+}
+
+inline void handle_response(request_context& now) {
+  const auto id = response_id(now);
+  const auto kept = now.proxy.responses.get(now.client_id(), id);
+  if (!kept) throw no_response(id);
+  answer_json(now, *kept);
+}
+
+inline void handle_input_items(request_context& now) {
+  const auto id = response_id(now, "/input_items");
+  const auto items = now.proxy.responses.input_items(now.client_id(), id);
+  if (!items) throw no_response(id);
+  const bool newest_first = now.parameter("order") != "asc";
+  answer_json(now,
+              render_items(*items, newest_first, now.parameter("limit"), now.parameter("after")));
+}
+
+inline void handle_delete_response(request_context& now) {
+  const auto id = response_id(now);
+  if (!now.proxy.responses.remove(now.client_id(), id)) throw no_response(id);
+  answer_json(now, json::object({{"id", id}, {"object", "response"}, {"deleted", true}}));
+}
+
+inline void handle_cancel_response(request_context& now) {
+  const auto id = response_id(now, "/cancel");
+  const auto kept = now.proxy.responses.cancel(now.client_id(), id);
+  if (!kept) throw no_response(id);
+  answer_json(now, *kept);
+}
+
+inline std::vector<model_entry> catalog(const request_context& now) {
+  return make_catalog(now.settings->default_model, now.proxy.status.get().models);
+}
+
+inline void handle_models(request_context& now) {
+  if (!speaks_anthropic(now)) return answer_json(now, render_models(catalog(now)));
+  const auto parameter = [&](const char* name) { return now.parameter(name); };
+  answer_json(now, render_model_page(catalog(now), parameter("limit"), parameter("after_id"),
+                                     parameter("before_id")));
+}
+
+/// Any id is passed on to the CLI, so any is described.
+inline void handle_model(request_context& now) {
+  const json id = last_of_path(now);
+  const auto model = parse_model(reader(id, "model"));
+  const model_entry entry{model, release_time(model)};
+  answer_json(now, speaks_anthropic(now) ? render_page_model(entry) : render_model(entry));
+}
+
+inline void handle_sessions(request_context& now) {
+  answer_json(now, render_sessions(now.proxy.sessions.list(now.client_id())));
+}
+
+inline void handle_session_stats(request_context& now) {
+  answer_json(now, render_session_stats(now.proxy.sessions.list(now.client_id()),
+                                        now.settings->session_ttl));
+}
+
+inline api_error no_session() { return {error_kind::not_found, "Session not found"}; }
+
+inline void handle_session(request_context& now) {
+  const auto kept = now.proxy.sessions.get(now.client_id(), last_of_path(now));
+  if (!kept) throw no_session();
+  answer_json(now, render_session(*kept));
+}
+
+inline void handle_delete_session(request_context& now) {
+  const auto id = last_of_path(now);
+  if (!now.proxy.sessions.remove(now.client_id(), id)) throw no_session();
+  answer_json(now, json::object({{"message", "Session " + id + " deleted successfully"}}));
+}
+
+/// What of a chat request would be honoured.
+inline void handle_compatibility(request_context& now) {
+  const auto body = read_json(now);
+  auto turn = openai_chat::parse(body, {}).turns.front();
+  settle_turn(now, turn);
+  answer_json(now, openai_chat::render_compatibility(body, turn.ignored_params));
+}
+
+inline void handle_tools(request_context& now) { answer_json(now, render_known_tools()); }
+
+inline void handle_tool_configuration(request_context& now) {
+  const auto session = now.parameter("session_id");
+  answer_json(now, render_configuration(now.proxy.agents.configuration(now.client_id(), session)));
+}
+
+inline void handle_set_tool_configuration(request_context& now) {
+  const auto body = read_json(now);
+  const reader root(body);
+  const auto session = root.find("session_id");
+  answer_json(now, render_configuration(now.proxy.agents.configure(
+                       now.client_id(), session ? parse_session_id(*session) : std::string(),
+                       parse_names(root.find("allowed_tools")),
+                       parse_names(root.find("disallowed_tools")))));
+}
+
+inline void handle_tool_stats(request_context& now) {
+  answer_json(now, render_tool_stats(now.proxy.agents.configuration(now.client_id(), {}),
+                                     now.proxy.agents.session_configurations(now.client_id())));
+}
+
+inline void handle_mcp_servers(request_context& now) {
+  answer_json(now, render_mcp_servers(now.proxy.agents.servers(now.client_id())));
+}
+
+inline void handle_mcp_stats(request_context& now) {
+  answer_json(now, render_mcp_stats(now.proxy.agents.servers(now.client_id())));
+}
+
+inline void handle_add_mcp_server(request_context& now) {
+  const auto body = read_json(now);
+  auto server = parse_mcp_server(reader(body));
+  const auto told = "MCP server '" + server.name + "' registered successfully";
+  now.proxy.agents.add_server(now.client_id(), std::move(server));
+  answer_json(now, json::object({{"message", told}}));
+}
+
+inline void handle_connect_mcp_server(request_context& now) {
+  const auto body = read_json(now);
+  const auto name = reader(body).require("server_name").string();
+  const auto server = now.proxy.agents.connect(now.client_id(), name, now.proxy.stop);
+  answer_json(now, json::object({{"message", "Connected to MCP server '" + name + "'"},
+                                 {"tools", server.tools},
+                                 {"resources", server.resources},
+                                 {"prompts", server.prompts}}));
+}
+
+inline void handle_disconnect_mcp_server(request_context& now) {
+  const auto body = read_json(now);
+  const auto name = reader(body).require("server_name").string();
+  now.proxy.agents.disconnect(now.client_id(), name);
+  now.proxy.processes.end_agents(now.client_id());
+  answer_json(now, json::object({{"message", "Disconnected from MCP server '" + name + "'"}}));
+}
+
+inline void handle_auth_status(request_context& now) {
+  answer_json(now, render_auth_status(*now.settings, now.proxy.status.get()));
+}
+
+inline void handle_health(request_context& now) {
+  answer_json(
+      now, render_health(now.proxy.processes.counts(), now.proxy.status.get(),
+                         !now.who.is_stranger && now.who.page_refusal.empty(), now.settings->demo));
+}
+
+inline void handle_metrics(request_context& now) {
+  const gauges state{now.proxy.processes.counts(), now.proxy.sessions.size(),
+                     now.proxy.status.get().version};
+  now.response.set_body(now.proxy.figures.render(state),
+                        "text/plain; version=0.0.4; charset=utf-8");
+}
+
+/// What has arrived, and whether it would be taken as a chat request.
+inline void handle_debug(request_context& now) {
+  const auto safe = redact(mask_fields(read_body(now)));
+  json headers = json::object();
+  for (const auto& [name, value] : now.client.head().fields) {
+    headers[text::to_lower(name)] = is_secret_name(name) ? "***" : text::repair_utf8(redact(value));
+  }
+  json info =
+      json::object({{"headers", headers},
+                    {"method", now.method},
+                    {"url", text::repair_utf8(redact(mask_query(now.client.head().target)))},
+                    {"raw_body", text::repair_utf8(safe)}});
+  info.update(openai_chat::render_diagnosis(safe));
+  info["debug_mode_enabled"] = now.settings->log.wants(log_level::debug);
+  answer_json(now, json::object({{"debug_info", info}}));
+}
+
+/// The page for a browser, and a word for whoever else looks whether somebody is there.
+inline void handle_root(request_context& now) {
+  auto& response = now.response;
+  if (now.header("Accept").find("text/html") != std::string::npos) {
+    const auto nonce = text::random_id("", 24);
+    response.set("Content-Security-Policy", page::content_security_policy(nonce));
+    response.set("Referrer-Policy", "no-referrer");
+    response.set_body(page::render(nonce, !now.settings->api_keys.empty()),
+                      "text/html; charset=utf-8");
+    return;
+  }
+  auto place = printable(now.client.head().authority);
+  if (place.empty()) place = "HOST:PORT";
+  response.set_body(
+      "claude-openai " CLAUDE_OPENAI_VERSION
+      ": point an OpenAI client at /v1 of this address, an Anthropic client at this address.\n\n"
+      "  curl " +
+          std::string(now.settings->tls_certificate.empty() ? "http://" : "https://") + place +
+          "/v1/chat/completions \\\n"
+          "    -d '{\"messages\":[{\"role\":\"user\",\"content\":\"Say hello\"}]}'\n\n"
+          "With a client key: -H \"Authorization: Bearer KEY\". A browser gets a page here.\n",
+      "text/plain; charset=utf-8");
+}
+
+inline void handle_version(request_context& now) {
+  answer_json(now, json::object({{"version", CLAUDE_OPENAI_VERSION},
+                                 {"service", "claude-openai"},
+                                 {"api_version", "v1"}}));
+}
+
+// ---- from a request to its route --------------------------------------------------------------
+
+using handler = void (*)(request_context&);
+
+struct route {
+  std::string_view method;
+  std::string_view path;  ///< without `/v1`; see `matches`
+  endpoint_group group;
+  handler handle;
+  access needs = access::own;
+};
+
+inline const std::vector<route>& all_routes() {
+  using group = endpoint_group;
+  constexpr auto open = access::open, chat = access::chat, tools = access::tools;
+  static const std::vector<route> table = {
+      {"POST", "/chat/completions", group::chat, &handle_chat, chat},
+      {"POST", "/responses", group::chat, &handle_responses, chat},
+      {"POST", "/responses/input_tokens", group::other, &handle_input_tokens},
+      {"GET", "/responses/*/input_items", group::session, &handle_input_items},
+      {"POST", "/responses/*/cancel", group::session, &handle_cancel_response},
+      {"GET", "/responses/*", group::session, &handle_response},
+      {"DELETE", "/responses/*", group::session, &handle_delete_response},
+      {"POST", "/messages", group::chat, &handle_messages, chat},
+      {"POST", "/messages/count_tokens", group::other, &handle_count_tokens, chat},
+      {"POST", "/completions", group::chat, &handle_completions, chat},
+      {"POST", "/fim/completions", group::chat, &handle_fim, chat},
+      {"GET", "/models", group::none, &handle_models, chat},
+      {"GET", "/models/*", group::none, &handle_model, chat},
+      {"GET", "/sessions", group::session, &handle_sessions},
+      {"GET", "/sessions/stats", group::session, &handle_session_stats},
+      {"GET", "/sessions/*", group::session, &handle_session},
+      {"DELETE", "/sessions/*", group::session, &handle_delete_session},
+      {"POST", "/compatibility", group::other, &handle_compatibility, chat},
+      {"POST", "/debug/request", group::debug, &handle_debug},
+      {"GET", "/tools", group::other, &handle_tools, tools},
+      {"GET", "/tools/config", group::other, &handle_tool_configuration, tools},
+      {"POST", "/tools/config", group::other, &handle_set_tool_configuration, tools},
+      {"GET", "/tools/stats", group::other, &handle_tool_stats, tools},
+      {"GET", "/mcp/servers", group::other, &handle_mcp_servers, tools},
+      {"POST", "/mcp/servers", group::other, &handle_add_mcp_server, tools},
+      {"POST", "/mcp/connect", group::other, &handle_connect_mcp_server, tools},
+      {"POST", "/mcp/disconnect", group::other, &handle_disconnect_mcp_server, tools},
+      {"GET", "/mcp/stats", group::other, &handle_mcp_stats, tools},
+      {"GET", "/auth/status", group::auth, &handle_auth_status},
+      {"GET", "/metrics", group::none, &handle_metrics},
+      {"GET", "/health", group::health, &handle_health, open},
+      {"GET", "/version", group::health, &handle_version, open},
+      {"GET", "/", group::none, &handle_root, open},
+  };
+  return table;
+}
+
+/// A last '*' stands for anything, one within the path for anything without a slash.
+inline bool matches(const route& row, std::string_view path) {
+  const auto star = row.path.find('*');
+  if (star == std::string_view::npos) return row.path == path;
+  const auto stem = row.path.substr(0, star);
+  const auto tail = row.path.substr(star + 1);
+  if (path.size() <= stem.size() + tail.size() || !text::starts_with(path, stem)) return false;
+  const auto rest = path.substr(stem.size());
+  if (tail.empty()) return true;
+  return rest.find('/') == rest.size() - tail.size() && rest.substr(rest.find('/')) == tail;
+}
+
+/// Endpoints of other servers that clients ask for, and what to do without them.
+inline std::string advice_for(std::string_view path) {
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 12> advices = {{
+      {"/embeddings",
+       "Claude has no embedding model; run one beside this proxy, such as a local "
+       "sentence-transformers server"},
+      {"/images", "Claude makes no images; it reads them in /v1/chat/completions"},
+      {"/audio",
+       "Claude neither hears nor speaks; transcribe first and send the text to "
+       "/v1/chat/completions"},
+      {"/moderations", "ask the model for a judgement in /v1/chat/completions"},
+      {"/files", "send images and PDF files within the request, as base64"},
+      {"/uploads", "send images and PDF files within the request, as base64"},
+      {"/batches", "send the requests one by one; they are queued"},
+      {"/messages/batches", "send the requests one by one to /v1/messages; they are queued"},
+      {"/assistants",
+       "use /v1/responses with previous_response_id, or session_id in "
+       "/v1/chat/completions"},
+      {"/conversations",
+       "use previous_response_id in /v1/responses, or session_id in /v1/chat/completions"},
+      {"/responses/compact",
+       "send the whole input to /v1/responses, or have the model summarize it; the proxy "
+       "shortens "
+       "nothing"},
+      {"/threads",
+       "use /v1/responses with previous_response_id, or session_id in "
+       "/v1/chat/completions"},
+  }};
+  for (const auto& [stem, advice] : advices) {
+    if (path != stem && !text::starts_with(path, std::string(stem) + "/")) continue;
+    return "/v1" + std::string(stem) + " is not offered here: " + std::string(advice);
+  }
+  return {};
+}
+
+inline const route* find_route(std::string_view method, std::string_view path) {
+  if (method == "HEAD") method = "GET";
+  for (const auto& row : all_routes()) {
+    if (row.method == method && matches(row, path)) return &row;
+  }
+  return nullptr;
+}
+
+[[noreturn]] inline void refuse_route(request_context& now) {
+  std::vector<std::string> allowed;
+  std::vector<std::string> known;
+  for (const auto& row : all_routes()) {
+    if (matches(row, now.path)) allowed.emplace_back(row.method);
+    known.push_back(std::string(row.method) + " /v1" + std::string(row.path));
+  }
+  if (const auto advice = advice_for(now.path); !advice.empty()) {
+    throw api_error(error_kind::not_found, advice);
+  }
+  if (allowed.empty()) {
+    throw api_error(error_kind::not_found, "unknown path " + now.record->path +
+                                               "; this server has " + text::join(known, ", "));
+  }
+  now.response.set("Allow", text::join(allowed, ", "));
+  throw api_error(
+      error_kind::method_not_allowed,
+      "method " + now.method + " is not allowed here; use " + text::join(allowed, " or "));
+}
+
+/// The client's id if it is harmless to repeat, else a new one.
+inline std::string request_id(const request_context& now) {
+  const auto given = now.header("X-Request-Id");
+  const auto harmless = [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '-' || c == '_' || c == '.';
+  };
+  const bool keep =
+      !given.empty() && given.size() <= 128 && std::all_of(given.begin(), given.end(), harmless);
+  return keep ? given : text::random_id("req_", 24);
+}
+
+/// Without `/v1`, without what Azure's clients put before it (`/openai/deployments/NAME`), and
+/// without a last slash, but with one that was percent-encoded: it belongs to an id.
+inline std::string canonical_path(request_context& now) {
+  constexpr std::string_view azure = "/openai";
+  constexpr std::string_view deployments = "/deployments/";
+  std::string_view path = now.path;
+  const auto target =
+      std::string_view(now.client.head().target).substr(0, now.client.head().target.find('?'));
+  const bool is_azure = text::starts_with(path, "/openai/");
+  if (is_azure) path.remove_prefix(azure.size());
+  // Twice where a client puts it before its own paths and the user has put it there, too.
+  for (int i = 0; i < 2 && text::starts_with(path, "/v1/"); ++i) path.remove_prefix(3);
+  if (const auto end = path.find('/', deployments.size());
+      is_azure && text::starts_with(path, deployments) && end != path.npos) {
+    now.deployment = path.substr(deployments.size(), end - deployments.size());
+    path.remove_prefix(end);
+  }
+  const bool slash = !target.empty() && target.back() == '/';
+  if (path.size() > 1 && slash) path.remove_suffix(1);
+  return std::string(path);
+}
+
+inline void enter(request_context& now) {
+  const bool preflight = now.method == "OPTIONS";
+  const auto* found = find_route(now.method, now.path);
+  const credentials shown{
+      now.client.head().authority,
+      now.header("Origin"),
+      now.header("Authorization"),
+      now.header(now.has_header("X-Api-Key") ? "X-Api-Key" : "Api-Key"),
+      now.client.address() == "unix",
+      now.settings->api_keys.empty() ? judge_user(now.client.user()) : peer_user::unknown};
+  allow_origin(now, shown);
+  const auto group = found == nullptr ? endpoint_group::other : found->group;
+  if (found != nullptr) now.record->route = found->path;
+  now.record->address = client_address(now.client.address(), now.all_values_of("x-forwarded-for"),
+                                       now.settings->trusted_proxies);
+  if (!preflight) count_request(now, group, counted_name(now));
+  const auto needs = found == nullptr ? access::chat : found->needs;
+  admit(now, shown, !preflight && needs != access::open);
+  if (!preflight && !now.client_id().empty()) count_request(now, group, "key " + now.client_id());
+  if (preflight) {
+    now.response.status = 200;  // httplib tells a length of 0, which a 204 must not have
+  } else if (found != nullptr) {
+    now.response.status = 200;
+    check_rights(now, needs);
+    found->handle(now);
+  } else {
+    refuse_route(now);
+  }
+}
+
+/// The one place where exceptions of a request end.
+inline void answer_request(request_context& now) {
+  now.proxy.figures.begin();
+  auto& response = now.response;
+  now.record->id = request_id(now);
+  now.record->method = now.method;
+  now.record->path = mask_query(printable(now.path.substr(0, 512)));
+  response.set("x-request-id", now.id());
+  response.set("openai-version", "2020-10-01");
+  if (now.settings->demo) response.set("x-claude-demo", "true");
+  try {
+    now.path = canonical_path(now);
+    if (speaks_anthropic(now)) response.set("request-id", now.id());
+    enter(now);
+  } catch (const api_error& error) {
+    answer_error(now, error);
+  } catch (const std::exception& fault) {
+    now.settings->log.error("request " + now.id() + ": " + fault.what());
+    answer_error(now, api_error(error_kind::internal, "internal error; see the proxy's log"));
+  }
+  const auto spent = std::chrono::steady_clock::now() - now.record->started;
+  response.set(
+      "openai-processing-ms",
+      std::to_string(std::chrono::duration_cast<std::chrono::milliseconds>(spent).count()));
+  response.set("X-Content-Type-Options", "nosniff");
+  response.headers.try_emplace("Cache-Control", "no-store");
+  now.record->status = response.status;
+  if (!response.stream) finish(now.proxy, now.settings->log, *now.record);
+}
+
+}  // namespace routes
+
+//================================================================================================
+// [34] http - httplib's parser and writer around the routes
+// uses: text, errors, log, openai_chat, options, http_head, connection, routes | thread-safe
+//================================================================================================
+
 /// httplib's parser, writer and nothing else: it neither listens nor makes threads here.
-class http_service : public httplib::Server {
+class http_server : public httplib::Server {
  public:
-  explicit http_service(const services& given) : services_(given) {
+  explicit http_server(proxy_parts& proxy) : proxy_(proxy) {
     // Everything is answered here: httplib's own routes would read a body before we can look.
     set_pre_routing_handler([this](const httplib::Request& request, httplib::Response& response) {
       dispatch(request, response);
@@ -15496,14 +16528,11 @@ class http_service : public httplib::Server {
     // What httplib alone refuses never reached `dispatch`, and is still without a body here. So is
     // the answer to a client that has left.
     set_error_handler([this](const httplib::Request&, httplib::Response& response) {
-      if (!response.body.empty() || response.status == status_client_left) return;
+      if (!response.body.empty() || response.status == routes::status_client_left) return;
       const api_error error(error_kind::invalid_request, "this is not a valid HTTP request");
-      response.set_content(refuse_http(*current(), error), json_type);
+      response.set_content(refuse_http(*current(), error), routes::json_type);
     });
   }
-
-  /// The name under which everything of this key's holder is kept.
-  std::string name_of(const std::string& key) const { return names_.name_of(key); }
 
   /// Serves one connection to its end, in this thread.
   void serve_connection(connection& client) {
@@ -15527,75 +16556,17 @@ class http_service : public httplib::Server {
     if (client.is_closing()) client.linger();
   }
 
-  http_service(const http_service&) = delete;
-  http_service& operator=(const http_service&) = delete;
+  http_server(const http_server&) = delete;
+  http_server& operator=(const http_server&) = delete;
 
  private:
-  static constexpr const char* json_type = "application/json";
-  static constexpr int status_client_left = 499;  ///< nginx's number, for the log
-
   /// The body of the answer to what is no request.
   std::string refuse_http(connection& client, const api_error& error) const {
     client.close_after_reply();
-    services_.figures.reject("http");
-    services_.settings.get()->log.info("refused bad HTTP from " + client.address() + ": " +
-                                       error.what());
+    proxy_.figures.reject("http");
+    proxy_.settings.get()->log.info("refused bad HTTP from " + client.address() + ": " +
+                                    error.what());
     return openai_chat::render_error(error);
-  }
-
-  using handler = void (http_service::*)(exchange&);
-
-  /// What a route asks of its client: nothing; a key if there is one; that, and to be no foreign
-  /// page; what `enable_tools` asks.
-  enum class access { open, chat, own, tools };
-
-  struct route {
-    std::string_view method;
-    std::string_view path;  ///< without `/v1`; see `matches`
-    endpoint_group group;
-    handler answer;
-    access needs = access::own;
-  };
-
-  static const std::vector<route>& routes() {
-    using group = endpoint_group;
-    constexpr auto open = access::open, chat = access::chat, tools = access::tools;
-    static const std::vector<route> table = {
-        {"POST", "/chat/completions", group::chat, &http_service::answer_chat, chat},
-        {"POST", "/responses", group::chat, &http_service::answer_responses, chat},
-        {"POST", "/responses/input_tokens", group::other, &http_service::answer_input_tokens},
-        {"GET", "/responses/*/input_items", group::session, &http_service::answer_input_items},
-        {"POST", "/responses/*/cancel", group::session, &http_service::cancel_response},
-        {"GET", "/responses/*", group::session, &http_service::answer_response},
-        {"DELETE", "/responses/*", group::session, &http_service::delete_response},
-        {"POST", "/messages", group::chat, &http_service::answer_messages, chat},
-        {"POST", "/messages/count_tokens", group::other, &http_service::answer_count, chat},
-        {"POST", "/completions", group::chat, &http_service::answer_completions, chat},
-        {"POST", "/fim/completions", group::chat, &http_service::answer_fim, chat},
-        {"GET", "/models", group::none, &http_service::answer_models, chat},
-        {"GET", "/models/*", group::none, &http_service::answer_model, chat},
-        {"GET", "/sessions", group::session, &http_service::answer_sessions},
-        {"GET", "/sessions/stats", group::session, &http_service::answer_session_stats},
-        {"GET", "/sessions/*", group::session, &http_service::answer_session},
-        {"DELETE", "/sessions/*", group::session, &http_service::delete_session},
-        {"POST", "/compatibility", group::other, &http_service::answer_compatibility, chat},
-        {"POST", "/debug/request", group::debug, &http_service::answer_debug},
-        {"GET", "/tools", group::other, &http_service::answer_tools, tools},
-        {"GET", "/tools/config", group::other, &http_service::answer_tool_configuration, tools},
-        {"POST", "/tools/config", group::other, &http_service::set_tool_configuration, tools},
-        {"GET", "/tools/stats", group::other, &http_service::answer_tool_stats, tools},
-        {"GET", "/mcp/servers", group::other, &http_service::answer_mcp_servers, tools},
-        {"POST", "/mcp/servers", group::other, &http_service::add_mcp_server, tools},
-        {"POST", "/mcp/connect", group::other, &http_service::connect_mcp_server, tools},
-        {"POST", "/mcp/disconnect", group::other, &http_service::disconnect_mcp_server, tools},
-        {"GET", "/mcp/stats", group::other, &http_service::answer_mcp_stats, tools},
-        {"GET", "/auth/status", group::auth, &http_service::answer_auth_status},
-        {"GET", "/metrics", group::none, &http_service::answer_metrics},
-        {"GET", "/health", group::health, &http_service::answer_health, open},
-        {"GET", "/version", group::health, &http_service::answer_version, open},
-        {"GET", "/", group::none, &http_service::answer_root, open},
-    };
-    return table;
   }
 
   /// The connection that this thread serves: httplib hands it to no handler.
@@ -15620,7 +16591,7 @@ class http_service : public httplib::Server {
   }
 
   /// httplib up to 0.14.
-  template <class Self = http_service>
+  template <class Self = http_server>
   auto process_one(connection& client, bool& closed, int)
       -> decltype(std::declval<Self&>().process_request(client, false, closed,
                                                         std::function<void(httplib::Request&)>())) {
@@ -15628,7 +16599,7 @@ class http_service : public httplib::Server {
   }
 
   /// httplib from 0.15 on wants the addresses beside the stream.
-  template <class Self = http_service>
+  template <class Self = http_server>
   bool process_one(connection& client, bool& closed, long) {
     std::string remote;
     std::string local;
@@ -15640,7 +16611,7 @@ class http_service : public httplib::Server {
                                                      is_stopping(), closed, prepare);
   }
 
-  bool is_stopping() const { return services_.stop.is_raised(); }
+  bool is_stopping() const { return proxy_.stop.is_raised(); }
 
   /// The heap would keep what a large request took.
   static void give_memory_back() {
@@ -15649,953 +16620,46 @@ class http_service : public httplib::Server {
 #endif
   }
 
-  // From a request to its route, and the one place where exceptions end.
-
   void dispatch(const httplib::Request& request, httplib::Response& response) {
-    exchange now{*current(), request, response, services_.settings.get()};
-    services_.figures.begin();
-    now.record->id = request_id(request);
-    now.record->method = request.method;
-    now.record->path = mask_query(printable(request.path.substr(0, 512)));
-    response.set_header("x-request-id", now.id());
-    response.set_header("openai-version", "2020-10-01");
-    if (now.settings->demo) response.set_header("x-claude-demo", "true");
-    try {
-      now.path = canonical_path(now.request, now.deployment);
-      if (speaks_anthropic(now)) response.set_header("request-id", now.id());
-      enter(now);
-    } catch (const api_error& error) {
-      answer_error(now, error);
-    } catch (const std::exception& fault) {
-      now.settings->log.error("request " + now.id() + ": " + fault.what());
-      answer_error(now, api_error(error_kind::internal, "internal error; see the proxy's log"));
+    auto& client = *current();
+    request_context now{proxy_,       client,         request.method,
+                        request.path, request.params, proxy_.settings.get()};
+    routes::answer_request(now);
+    auto& answered = now.response;
+    response.status = answered.status;
+    for (const auto& [name, value] : answered.headers) response.set_header(name, value);
+    if (answered.stream) {
+      set_stream(client, answered, response);
+    } else if (!answered.body.empty()) {
+      response.set_content(std::move(answered.body), answered.type);
     }
     // httplib tells the client by the request's own header, whatever version it is.
-    if (now.client.is_closing()) {
+    if (client.is_closing()) {
       const_cast<httplib::Request&>(request).headers.emplace("Connection", "close");
     }
-    response.set_header("openai-processing-ms", std::to_string(elapsed_ms(now)));
-    response.set_header("X-Content-Type-Options", "nosniff");
-    if (!response.has_header("Cache-Control")) response.set_header("Cache-Control", "no-store");
-    now.record->status = response.status;
-    if (!response.content_provider_) finish(now.settings->log, *now.record);
   }
 
-  /// The last that is done for a request: its line in the log, and its figures.
-  void finish(const logger& log, request_record& record) const {
-    record.ended = std::chrono::steady_clock::now();
-    services_.figures.finish(record);
-    if (record.reserved.requests > 0) {
-      services_.limits.settle(record.client_id, record.reserved, record.usage);
-    }
-    call_back(log, services_.on_answer, record);
-    if (!log.wants(log_level::info)) return;
-    log.write(log_level::info, render_log_line(record), render_log_fields(record));
-  }
-
-  void enter(exchange& now) {
-    const auto& request = now.request;
-    const bool preflight = request.method == "OPTIONS";
-    const auto* found = find_route(request.method, now.path);
-    const credentials shown{
-        now.client.head().authority,
-        request.get_header_value("Origin"),
-        request.get_header_value("Authorization"),
-        request.get_header_value(request.has_header("X-Api-Key") ? "X-Api-Key" : "Api-Key"),
-        now.client.address() == "unix",
-        now.settings->api_keys.empty() ? judge_user(now.client.user()) : peer_user::unknown};
-    allow_origin(now, shown);
-    const auto group = found == nullptr ? endpoint_group::other : found->group;
-    if (found != nullptr) now.record->route = found->path;
-    now.record->address = client_address(
-        now.client.address(), all_values_of(now, "x-forwarded-for"), now.settings->trusted_proxies);
-    if (!preflight) count_request(now, group, counted_name(now));
-    const auto needs = found == nullptr ? access::chat : found->needs;
-    admit(now, shown, !preflight && needs != access::open);
-    if (!preflight && !now.client_id().empty()) count_request(now, group, "key " + now.client_id());
-    if (preflight) {
-      now.response.status = 200;  // httplib tells a length of 0, which a 204 must not have
-    } else if (found != nullptr) {
-      now.response.status = 200;
-      check_rights(now, needs);
-      (this->*found->answer)(now);
-    } else {
-      refuse_route(now);
-    }
-  }
-
-  /// The values of all fields of that name, in their order: proxies add lines of their own.
-  static std::string all_values_of(const exchange& now, std::string_view name) {
-    std::vector<std::string> values;
-    for (const auto& [field, value] : now.client.head().fields) {
-      if (text::to_lower(field) == name) values.push_back(value);
-    }
-    return text::join(values, ", ");
-  }
-
-  /// Whom limits count: an address, and of this machine's own addresses each user for himself, so
-  /// that nobody uses up what is another's.
-  static std::string counted_name(exchange& now) {
-    const auto& address = now.record->address;
-    const bool own = address == "unix" || is_loopback_name(address);
-    const bool wanted = is_limited(*now.settings) || !now.settings->api_keys.empty();
-    if (!own || !wanted || address != now.client.address()) return address;
-    const auto user = now.client.user();
-    return user ? address + " of user " + std::to_string(*user) : address;
-  }
-
-  /// Lets the client in, or throws. The answer to a wrong key waits, and too many are not even
-  /// compared, so that guessing takes long; on every route, since each would tell a right key.
-  void admit(exchange& now, const credentials& shown, bool needs_key) {
-    const auto who_guesses = counted_name(now);
-    // The key of a page that is turned away by its origin is not compared.
-    const bool compared = shown.origin.empty() || is_welcome_origin(shown, *now.settings);
-    const bool may_guess =
-        compared && !presented_key(shown).empty() && !now.settings->api_keys.empty();
-    const auto wait = may_guess ? services_.limits.try_key(who_guesses) : std::nullopt;
-    if (wait) {
-      services_.figures.reject("key");
-      auto error = rate_limit_error(*wait);
-      error.message = "Too many wrong keys came from your address. " + error.message;
-      throw error;
-    }
-    try {
-      auto who = check_access(shown, *now.settings, needs_key);
-      now.record->client_id = names_.name_of(who.key);
-      if (may_guess && !who.key.empty()) services_.limits.note_right_key(who_guesses);
-      now.record->client = who.label;
-      now.who = std::move(who);
-    } catch (const api_error& refused) {
-      services_.figures.reject(refused.kind == error_kind::authentication ? "key" : "origin");
-      if (refused.kind == error_kind::authentication && !presented_key(shown).empty()) {
-        const auto delay = services_.limits.wrong_key_delay(who_guesses);
-        now.client.rest(static_cast<int>(delay.count()));
-      }
-      throw;
-    }
-  }
-
-  /// Throws a 403 for a client that may not have what this is needed for.
-  static void check_rights(const exchange& now, access needed) {
-    const auto& refusal = needed == access::tools ? now.who.tools_refusal : now.who.page_refusal;
-    if (needed > access::chat && !refusal.empty()) {
-      throw api_error(error_kind::permission, refusal);
-    }
-  }
-
-  /// Counts the request against the rate limit, tells how the client stands, and throws a 429 when
-  /// it asks too often. The stricter of its two limits is told: its address's or its key's.
-  void count_request(exchange& now, endpoint_group group, const std::string& who) {
-    if (group == endpoint_group::none || !is_limited(*now.settings)) return;
-    const auto standing = services_.limits.count(group, who, now.settings->limits);
-    auto& headers = now.response.headers;
-    const auto told = headers.find("x-ratelimit-remaining-requests");
-    const bool stricter = told == headers.end() ||
-                          standing.remaining <= text::try_number<int>(told->second).value_or(0);
-    if (stricter) {
-      const auto seconds = std::chrono::ceil<std::chrono::seconds>(standing.reset).count();
-      for (const char* name : {"limit", "remaining", "reset"}) {
-        headers.erase("x-ratelimit-" + std::string(name) + "-requests");
-      }
-      headers.emplace("x-ratelimit-limit-requests", std::to_string(standing.limit));
-      headers.emplace("x-ratelimit-remaining-requests", std::to_string(standing.remaining));
-      headers.emplace("x-ratelimit-reset-requests", std::to_string(seconds) + "s");
-    }
-    if (standing.allowed) return;
-    services_.figures.reject("rate_limit");
-    throw rate_limit_error(standing.reset);
-  }
-
-  /// Without `/v1`, without what Azure's clients put before it (`/openai/deployments/NAME`), and
-  /// without a last slash, but with one that was percent-encoded: it belongs to an id.
-  static std::string canonical_path(const httplib::Request& request, std::string& deployment) {
-    constexpr std::string_view azure = "/openai";
-    constexpr std::string_view deployments = "/deployments/";
-    std::string_view path = request.path;
-    const auto target = std::string_view(request.target).substr(0, request.target.find('?'));
-    const bool is_azure = text::starts_with(path, "/openai/");
-    if (is_azure) path.remove_prefix(azure.size());
-    // Twice where a client puts it before its own paths and the user has put it there, too.
-    for (int i = 0; i < 2 && text::starts_with(path, "/v1/"); ++i) path.remove_prefix(3);
-    if (const auto end = path.find('/', deployments.size());
-        is_azure && text::starts_with(path, deployments) && end != path.npos) {
-      deployment = path.substr(deployments.size(), end - deployments.size());
-      path.remove_prefix(end);
-    }
-    const bool slash = !target.empty() && target.back() == '/';
-    if (path.size() > 1 && slash) path.remove_suffix(1);
-    return std::string(path);
-  }
-
-  /// A last '*' stands for anything, one within the path for anything without a slash.
-  static bool matches(const route& row, std::string_view path) {
-    const auto star = row.path.find('*');
-    if (star == std::string_view::npos) return row.path == path;
-    const auto stem = row.path.substr(0, star);
-    const auto tail = row.path.substr(star + 1);
-    if (path.size() <= stem.size() + tail.size() || !text::starts_with(path, stem)) return false;
-    const auto rest = path.substr(stem.size());
-    if (tail.empty()) return true;
-    return rest.find('/') == rest.size() - tail.size() && rest.substr(rest.find('/')) == tail;
-  }
-
-  /// Endpoints of other servers that clients ask for, and what to do without them.
-  static std::string advice_for(std::string_view path) {
-    constexpr std::array<std::pair<std::string_view, std::string_view>, 12> advices = {{
-        {"/embeddings",
-         "Claude has no embedding model; run one beside this proxy, such as a local "
-         "sentence-transformers server"},
-        {"/images", "Claude makes no images; it reads them in /v1/chat/completions"},
-        {"/audio",
-         "Claude neither hears nor speaks; transcribe first and send the text to "
-         "/v1/chat/completions"},
-        {"/moderations", "ask the model for a judgement in /v1/chat/completions"},
-        {"/files", "send images and PDF files within the request, as base64"},
-        {"/uploads", "send images and PDF files within the request, as base64"},
-        {"/batches", "send the requests one by one; they are queued"},
-        {"/messages/batches", "send the requests one by one to /v1/messages; they are queued"},
-        {"/assistants",
-         "use /v1/responses with previous_response_id, or session_id in "
-         "/v1/chat/completions"},
-        {"/conversations",
-         "use previous_response_id in /v1/responses, or session_id in /v1/chat/completions"},
-        {"/responses/compact",
-         "send the whole input to /v1/responses, or have the model summarize it; the proxy "
-         "shortens "
-         "nothing"},
-        {"/threads",
-         "use /v1/responses with previous_response_id, or session_id in "
-         "/v1/chat/completions"},
-    }};
-    for (const auto& [stem, advice] : advices) {
-      if (path != stem && !text::starts_with(path, std::string(stem) + "/")) continue;
-      return "/v1" + std::string(stem) + " is not offered here: " + std::string(advice);
-    }
-    return {};
-  }
-
-  static const route* find_route(std::string_view method, std::string_view path) {
-    if (method == "HEAD") method = "GET";
-    for (const auto& row : routes()) {
-      if (row.method == method && matches(row, path)) return &row;
-    }
-    return nullptr;
-  }
-
-  [[noreturn]] static void refuse_route(exchange& now) {
-    std::vector<std::string> allowed;
-    std::vector<std::string> known;
-    for (const auto& row : routes()) {
-      if (matches(row, now.path)) allowed.emplace_back(row.method);
-      known.push_back(std::string(row.method) + " /v1" + std::string(row.path));
-    }
-    if (const auto advice = advice_for(now.path); !advice.empty()) {
-      throw api_error(error_kind::not_found, advice);
-    }
-    if (allowed.empty()) {
-      throw api_error(error_kind::not_found, "unknown path " + now.record->path +
-                                                 "; this server has " + text::join(known, ", "));
-    }
-    now.response.set_header("Allow", text::join(allowed, ", "));
-    throw api_error(error_kind::method_not_allowed, "method " + now.request.method +
-                                                        " is not allowed here; use " +
-                                                        text::join(allowed, " or "));
-  }
-
-  /// The client's id if it is harmless to repeat, else a new one.
-  static std::string request_id(const httplib::Request& request) {
-    const auto given = request.get_header_value("X-Request-Id");
-    const auto harmless = [](char c) {
-      return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '-' || c == '_' || c == '.';
+  static void set_stream(connection& client, const http_response& answered,
+                         httplib::Response& response) {
+    const auto write = [stream = answered.stream](std::size_t, httplib::DataSink& sink) {
+      const bool whole =
+          stream([&](std::string_view bytes) { return sink.write(bytes.data(), bytes.size()); });
+      if (whole) sink.done();
+      return whole;
     };
-    const bool keep =
-        !given.empty() && given.size() <= 128 && std::all_of(given.begin(), given.end(), harmless);
-    return keep ? given : text::random_id("req_", 24);
-  }
-
-  /// Cross-origin headers for pages that are welcome; others are refused by the guard.
-  static void allow_origin(exchange& now, const credentials& shown) {
-    if (shown.origin.empty() || !is_welcome_origin(shown, *now.settings)) return;
-    auto& response = now.response;
-    response.set_header("Access-Control-Allow-Origin", printable(shown.origin));
-    response.set_header("Vary", "Origin");
-    response.set_header(
-        "Access-Control-Expose-Headers",
-        "x-request-id, request-id, openai-version, retry-after, retry-after-ms, x-should-retry, "
-        "x-ignored-params, x-token-count, openai-processing-ms, "
-        "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
-        "x-ratelimit-reset-requests");
-    if (now.request.method != "OPTIONS") return;
-    response.set_header("Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS");
-    response.set_header("Access-Control-Max-Age", "600");
-    const auto wanted = now.request.get_header_value("Access-Control-Request-Headers");
-    if (!wanted.empty()) response.set_header("Access-Control-Allow-Headers", printable(wanted));
-    if (now.request.has_header("Access-Control-Request-Private-Network")) {
-      response.set_header("Access-Control-Allow-Private-Network", "true");
-    }
-  }
-
-  /// No line end may be echoed in a header.
-  static std::string printable(std::string value) {
-    value.erase(
-        std::remove_if(value.begin(), value.end(), [](char c) { return c < ' ' || c > '~'; }),
-        value.end());
-    return value;
-  }
-
-  /// Whose words a client understands that has not reached an endpoint, or one of both.
-  static bool speaks_anthropic(const exchange& now) {
-    const bool messages = now.path == "/messages" || text::starts_with(now.path, "/messages/");
-    const bool openai = now.path == "/chat/completions" || now.path == "/completions" ||
-                        text::starts_with(now.path, "/responses");
-    return messages || (!openai && now.request.has_header("anthropic-version"));
-  }
-
-  /// Until the limits of a subscription begin anew that have refused the request; else 0.
-  static std::chrono::milliseconds time_to_reset(const std::vector<usage_window>& windows) {
-    using namespace std::chrono;
-    constexpr std::int64_t max_wait = 7 * 24 * 3600;  // the longest window there is
-    const std::int64_t now = duration_cast<seconds>(system_clock::now().time_since_epoch()).count();
-    std::int64_t longest = 0;
-    for (const auto& window : windows) {
-      if (window.status == "rejected") longest = std::max(longest, window.resets_at - now);
-    }
-    return seconds(std::min(longest, max_wait));
-  }
-
-  void answer_error(exchange& now, const api_error& error) const {
-    const auto& dialect =
-        speaks_anthropic(now) ? anthropic_messages::dialect : openai_chat::dialect;
-    now.response.status = dialect.status(error.kind);
-    if (now.record->failure.empty()) now.record->failure = word_for(error);
-    if (error.code == "budget_exceeded") services_.figures.reject("budget");
-    now.response.set_content(dialect.render_error(error, now.id()), json_type);
-    const bool says_when =
-        error.kind == error_kind::rate_limited || error.kind == error_kind::too_many_requests ||
-        error.kind == error_kind::unavailable || error.kind == error_kind::overloaded;
-    if (says_when) {
-      using namespace std::chrono;
-      const auto usual = error.retry_after.value_or(seconds(error.retry_is_futile ? 30 : 1));
-      const auto wait = std::max(usual, time_to_reset(now.record->facts.windows));
-      now.response.set_header("Retry-After", std::to_string(ceil<seconds>(wait).count()));
-      now.response.set_header("retry-after-ms", std::to_string(wait.count()));
-    }
-    if (error.retry_is_futile) now.response.set_header("x-should-retry", "false");
-    if (error.kind == error_kind::authentication) {
-      now.response.set_header("WWW-Authenticate", "Bearer");
-    }
-    if (error.kind == error_kind::unsupported_coding) {
-      now.response.set_header("Accept-Encoding", taken_codings);
-    }
-  }
-
-  static std::int64_t elapsed_ms(const exchange& now) {
-    using namespace std::chrono;
-    return duration_cast<milliseconds>(steady_clock::now() - now.record->started).count();
-  }
-
-  /// The whole body without its coding. Throws a 413 over the limit, without reading on, and a 415.
-  std::string read_body(exchange& now) {
-    const auto limit = now.settings->max_body_bytes;
-    const bool coded = is_coded(all_values_of(now, "content-encoding"));
-    now.body_share.emplace(bodies_);
-    auto bytes = now.client.read_body(limit, *now.body_share);
-    if (coded) bytes = decode_body(bytes, limit, *now.body_share);
-    if (now.settings->log_bodies) {
-      now.settings->log.debug(now.id() + " request: " + mask_fields(bytes));
-    }
-    return bytes;
-  }
-
-  /// The whole body as JSON. Its values count as the memory that they take once they are parsed.
-  json read_json(exchange& now) {
-    const auto bytes = read_body(now);
-    now.body_share->grow_to(bytes.size() + check_json_bounds(bytes) * bytes_of_json_value);
-    return parse_body(bytes);
-  }
-
-  // Turns: the routes that ask the model.
-
-  void answer_chat(exchange& now) { answer_turn(now, openai_chat::dialect); }
-  void answer_messages(exchange& now) { answer_turn(now, anthropic_messages::dialect); }
-  void answer_completions(exchange& now) { answer_turn(now, openai_completions::dialect); }
-  void answer_fim(exchange& now) { answer_turn(now, openai_completions::fim_dialect); }
-
-  void answer_turn(exchange& now, const surface& dialect) {
-    ask(now, dialect, read_json(now), make_context(now));
-  }
-
-  static reply_context make_context(const exchange& now) {
-    using namespace std::chrono;
-    const auto created = duration_cast<seconds>(system_clock::now().time_since_epoch()).count();
-    return {text::random_id("", 24), created, now.id(), {}};
-  }
-
-  /// A response may refer to earlier ones, and later ones to it.
-  void answer_responses(exchange& now) {
-    auto context = make_context(now);
-    const auto given = read_json(now);
-    const bool refers = !member_of(given, "previous_response_id").is_null();
-    if (refers || boolean_of(given, "store")) check_rights(now, access::own);
-    const bool page = !now.who.page_refusal.empty();
-    auto expanded = page ? given : services_.responses.expand(now.client_id(), given);
-    if (page) expanded["store"] = false;
-    const auto& store = member_of(expanded, "store");
-    std::shared_ptr<response_store::running> running;
-    auto begun = openai_responses::make_begun_response(context, given);
-    if (!store.is_boolean() || store.get<bool>()) {
-      running = services_.responses.begin(now.client_id(), given, begun);
-      context.keep = [running](const json& response) { running->keep(response); };
-    }
-    try {
-      ask(now, openai_responses::dialect, expanded, std::move(context),
-          running ? running->cancelled() : nullptr);
-    } catch (const api_error& error) {
-      const bool refused = http_status(error.kind) < 500 && error.code != "cancelled";
-      openai_responses::set_failure(begun, error);
-      if (running && refused) running->forget();
-      if (running && !refused) running->keep(begun);
-      throw;
-    }
-  }
-
-  void ask(exchange& now, const surface& dialect, const json& body, reply_context context,
-           std::shared_ptr<const wake_signal> cancelled = nullptr) {
-    auto parsed = dialect.parse(body, context);
-    for (auto& turn : parsed.turns) {
-      settle_turn(now, turn);
-      if (turn.session.empty()) settle_tool_calls(turn.messages, turn.messages_field);
-    }
-    if (parsed.turns.size() > 1 && !parsed.turns.front().session.empty()) {
-      throw bad_field("X-Session-Id", "goes on with one answer, and several are asked for");
-    }
-    now.record->dialect = dialect.name;
-    now.record->model = text::repair_utf8(parsed.turns.front().model);
-    refuse_ignored(parsed.turns.front());
-    tell_ignored(now, parsed.turns.front().ignored_params);
-    const bool stream = parsed.turns.front().stream;
-    auto running =
-        services_.turns.start(std::move(parsed.turns), now.client.fd(), std::move(cancelled));
-    reserve(now, running->likely_use());
-    if (stream) {
-      answer_stream(now, std::move(running), std::move(parsed.reply));
-    } else {
-      answer_whole(now, *running, *parsed.reply);
-    }
-  }
-
-  void reserve(exchange& now, const budget& wanted) {
-    services_.limits.reserve(now.client_id(), wanted, *now.settings);
-    now.record->reserved = wanted;
-  }
-
-  /// Puts in what is not in the body: who asks, in which session, and what the model takes.
-  void settle_turn(const exchange& now, turn_request& turn) const {
-    turn.client = now.client_id();
-    turn.strict = is_strict(now);
-    const json deployment = now.deployment;
-    if (turn.model.empty()) turn.model = parse_model(reader(deployment, "deployment"));
-    if (turn.model.empty()) turn.model = now.settings->default_model;
-    turn.model = released_model(turn.model);
-    // Beside X-Session-Affinity it only tells a router which server to use (opencode): requests of
-    // one such id are of several conversations, and hold their history.
-    const bool routed = now.request.has_header("X-Session-Affinity");
-    if (turn.session.empty() && !routed && now.request.has_header("X-Session-Id")) {
-      const json id = now.request.get_header_value("X-Session-Id");
-      turn.session = parse_session_id(reader(id, "X-Session-Id"));
-    }
-    if (!turn.session.empty()) check_rights(now, access::own);
-    settle_headers(now, turn);
-    settle(turn, traits_of(turn.model, services_.status.get().always_thinking));
-  }
-
-  static std::optional<std::string> find_header(const exchange& now, const char* name) {
-    if (!now.request.has_header(name)) return std::nullopt;
-    return now.request.get_header_value(name);
-  }
-
-  /// What a client asks by headers of its agent; in vain where it asks for none.
-  void settle_headers(const exchange& now, turn_request& turn) const {
-    if (const auto tokens = find_header(now, "X-Claude-Max-Thinking-Tokens")) {
-      turn.thinking_tokens = text::try_number<std::int64_t>(text::trim(*tokens));
-      if (turn.thinking_tokens.value_or(-1) < 0 || *turn.thinking_tokens > 1'000'000) {
-        throw bad_field("X-Claude-Max-Thinking-Tokens", "must be a number from 0 to 1000000");
-      }
-    }
-    const auto shown = text::to_lower(now.request.get_header_value("X-Claude-Show-Activity"));
-    if (turn.agent && (shown == "true" || shown == "1")) turn.agent->show_activity = true;
-    const agent_headers asked{
-        find_header(now, "X-Claude-Max-Turns"), find_header(now, "X-Claude-Allowed-Tools"),
-        find_header(now, "X-Claude-Disallowed-Tools"), find_header(now, "X-Claude-Permission-Mode"),
-        find_header(now, "X-Claude-Cwd")};
-    if (turn.agent) {
-      check_rights(now, access::tools);
-      const auto has_budget = [](const budget& limit) { return limit.tokens > 0 || limit.usd > 0; };
-      return services_.agents.settle(
-          turn, asked,
-          has_budget(now.settings->minute_budget) || has_budget(now.settings->day_budget));
-    }
-    if (asked.max_turns) name_ignored(turn, "X-Claude-Max-Turns");
-    if (asked.allowed_tools) name_ignored(turn, "X-Claude-Allowed-Tools");
-    if (asked.disallowed_tools) name_ignored(turn, "X-Claude-Disallowed-Tools");
-    if (asked.permission_mode) name_ignored(turn, "X-Claude-Permission-Mode");
-    if (asked.directory) name_ignored(turn, "X-Claude-Cwd");
-  }
-
-  bool is_strict(const exchange& now) const {
-    const auto wish = text::to_lower(now.request.get_header_value("X-Strict-Params"));
-    return now.settings->strict || wish == "true" || wish == "1";
-  }
-
-  static void tell_ignored(exchange& now, const std::vector<std::string>& names) {
-    if (names.empty()) return;
-    now.response.headers.erase("x-ignored-params");
-    now.response.set_header("x-ignored-params", text::join(names, ", "));
-  }
-
-  void answer_whole(exchange& now, answer& running, const reply& writer) const {
-    std::vector<collector> gathered(running.choices());
-    while (!running.ended()) {
-      answer::choice_event next;
-      const auto got = pull(now, running, next, steady_time::max());
-      const bool left = got == answer::pulled::client_left;
-      if (left || ends_turn(next.what)) note_use(*now.record, running);
-      if (left) return abandon(now);
-      now.record->note(next.what);
-      gathered.at(next.choice).add(next.what);
-    }
-    std::vector<turn_result> results;
-    for (const auto& one : gathered) results.push_back(one.result());
-    tell_ignored(now, running.ignored_params());
-    tell_windows(now);
-    auto body = writer.render(results);
-    if (now.settings->log_bodies)
-      now.settings->log.debug(now.id() + " answer: " + mask_fields(body));
-    now.response.set_content(std::move(body), json_type);
-  }
-
-  static void note_use(request_record& record, answer& running) {
-    record.facts = running.facts();
-    record.usage = running.usage();
-  }
-
-  /// The next event, before anything of the answer is written. A client that sends no more is sent
-  /// an interim response, which any but an old one skips: if it has left, its system says so.
-  static answer::pulled pull(exchange& now, answer& running, answer::choice_event& next,
-                             steady_time until) {
-    for (;;) {
-      const auto got = running.next(next, until);
-      if (got != answer::pulled::client_shut) return got;
-      if (!now.client.head().http_1_0) now.client.write_all("HTTP/1.1 100 Continue\r\n\r\n");
-    }
-  }
-
-  /// How much of the subscription is used, as far as it is known.
-  void tell_windows(exchange& now) const {
-    auto windows = services_.figures.windows();
-    for (const auto& window : now.record->facts.windows) windows.push_back(window);
-    for (const auto& window : windows) {
-      auto& headers = now.response.headers;
-      const auto tell = [&](const char* what, const std::string& value) {
-        const auto name = "x-claude-ratelimit-" + window.name + "-" + what;
-        const auto exposed = headers.find("Access-Control-Expose-Headers");
-        const bool known = headers.erase(name) > 0;
-        if (!known && exposed != headers.end()) exposed->second += ", " + name;
-        now.response.set_header(name, printable(value));
-      };
-      if (!http_head::is_token(window.name)) continue;
-      tell("status", window.status);
-      if (window.utilization) tell("utilization", exposition::number(*window.utilization));
-      if (window.resets_at > 0) tell("reset", std::to_string(window.resets_at));
-    }
-  }
-
-  /// Nobody reads this answer.
-  static void abandon(exchange& now) {
-    now.response.status = status_client_left;
-    now.client.close_after_reply();
-  }
-
-  static constexpr const char* client_left = "client left";
-
-  /// A stream under way, owned by the response that it fills.
-  struct open_stream {
-    std::unique_ptr<answer> running;
-    std::unique_ptr<reply> writer;
-    std::shared_ptr<const options> settings;
-    std::shared_ptr<request_record> record;
-    std::optional<answer::choice_event> first;  ///< what came before the status line was sent
-    std::function<void()> on_abandoned;         ///< when nothing of it was ever written
-
-    ~open_stream() {
-      if (on_abandoned) on_abandoned();
-    }
-  };
-
-  /// Waits for the first event before the status line, so that a failure is a real status; but not
-  /// longer than a client's patience with silence.
-  void answer_stream(exchange& now, std::unique_ptr<answer> running,
-                     std::unique_ptr<reply> writer) {
-    const auto stream = std::make_shared<open_stream>();
-    stream->running = std::move(running);
-    stream->writer = std::move(writer);
-    stream->settings = now.settings;
-    stream->record = now.record;
-    answer::choice_event first;
-    const auto patience = std::chrono::steady_clock::now() + now.settings->keep_alive_interval;
-    const auto got = pull(now, *stream->running, first, patience);
-    note_use(*now.record, *stream->running);
-    if (got == answer::pulled::client_left) return abandon(now);
-    if (got == answer::pulled::arrived) {
-      now.record->note(first.what);
-      if (const auto* failed = std::get_if<turn_failed>(&first.what)) throw failed->error;
-      stream->first = std::move(first);
-    }
-    tell_ignored(now, stream->running->ignored_params());
-    tell_windows(now);
-    now.response.set_header("Cache-Control", "no-cache, no-store");
-    now.response.set_header("X-Accel-Buffering", "no");
-    fill(now, stream);
-  }
-
-  /// Makes the stream the body of the response.
-  void fill(exchange& now, const std::shared_ptr<open_stream>& stream) const {
-    now.client.write_until(stream->running->deadline());
-    stream->on_abandoned = [this, record = stream->record, settings = now.settings,
-                            running = stream->running.get()] {
-      record->ending = client_left;
-      note_use(*record, *running);
-      finish(settings->log, *record);
-    };
-    const auto write = [this, stream](std::size_t, httplib::DataSink& sink) {
-      stream->on_abandoned = nullptr;
-      auto& record = *stream->record;
-      record.ending = run_stream(*stream, sink);
-      note_use(record, *stream->running);
-      stream->running.reset();
-      finish(stream->settings->log, record);
-      return record.ending != client_left;
-    };
-    constexpr const char* type = "text/event-stream";
-    if (!now.client.head().http_1_0) {
-      now.response.set_chunked_content_provider(type, write);
+    if (!client.head().http_1_0) {
+      response.set_chunked_content_provider(answered.type, write);
     } else {  // which knows no chunks: the connection's end is the stream's
-      now.client.close_after_reply();
-      now.response.set_content_provider(type, write);
+      client.close_after_reply();
+      response.set_content_provider(answered.type, write);
     }
   }
 
-  /// Writes events until the answer ends. What is known already goes out in one piece.
-  static const char* run_stream(open_stream& stream, httplib::DataSink& sink) {
-    answer::choice_event next;
-    auto got = answer::pulled::silence;
-    bool noted = false;
-    if (stream.first) {
-      next = std::move(*stream.first);
-      got = answer::pulled::arrived;
-      noted = true;
-    }
-    const auto& settings = *stream.settings;
-    for (bool ended = false; !ended;) {
-      std::string out;
-      if (got != answer::pulled::arrived) stream.writer->write_keep_alive(out);
-      while (got == answer::pulled::arrived && !ended) {
-        if (!std::exchange(noted, false)) stream.record->note(next.what);
-        stream.writer->write(next.choice, next.what, out);
-        ended = stream.running->ended();
-        if (!ended) got = stream.running->next(next, steady_time::min());
-      }
-      if (settings.log_bodies)
-        settings.log.debug(stream.record->id + " stream: " + mask_fields(out));
-      if (!out.empty() && !sink.write(out.data(), out.size())) return client_left;
-      if (ended) break;
-      got = stream.running->next(next,
-                                 std::chrono::steady_clock::now() + settings.keep_alive_interval);
-      if (got == answer::pulled::client_left) return client_left;
-    }
-    sink.done();
-    return stream.record->failure.empty() ? "done" : "failed";
-  }
-
-  // The other routes.
-
-  static void answer_json(exchange& now, const json& body) {
-    now.response.set_content(dump(body), json_type);
-  }
-
-  /// What a route's '*' stands for: the rest of the path behind the n-th slash.
-  static std::string last_of_path(const exchange& now) {
-    return now.path.substr(now.path.find('/', 1) + 1);
-  }
-
-  void answer_count(exchange& now) {
-    const auto body = read_json(now);
-    auto turn = anthropic_messages::parse_request(body, true);
-    answer_json(now, json::object({{"input_tokens", count_tokens(now, turn, body)}}));
-  }
-
-  void answer_input_tokens(exchange& now) {
-    const auto body = services_.responses.expand(now.client_id(), read_json(now));
-    auto turn = std::move(openai_responses::parse(body, {}).turns.front());
-    if (turn.model.empty()) turn.model = now.settings->default_model;
-    const auto count = count_tokens(now, turn, anthropic_messages::make_body(turn));
-    answer_json(now, json::object({{"object", "response.input_tokens"}, {"input_tokens", count}}));
-  }
-
-  /// As far as the API can be asked, it counts; else the size is an estimate, and told as one. The
-  /// body is the turn as a request of the Messages API.
-  std::int64_t count_tokens(exchange& now, turn_request& turn, const json& body) {
-    define_called_tools(turn);
-    reserve(now, {1, 0, 0});
-    auto asked = anthropic_messages::make_count_request(body, turn);
-    const auto aliases = services_.status.get().resolved;
-    const auto alias = aliases.find(string_of(asked, "model"));
-    if (alias != aliases.end() && !alias->second.empty()) asked["model"] = alias->second;
-    const auto counted = count_by_api(*now.settings, asked);
-    now.response.set_header("x-token-count", counted ? "exact" : "estimate");
-    return counted.value_or(anthropic_messages::estimate_tokens(turn));
-  }
-
-  /// Asks the API for the true count, which takes an API key and no `claude`. Nullopt when it
-  /// cannot be had: with other methods, aliases of models, or no TLS in the installed httplib.
-  static std::optional<std::int64_t> count_by_api(const options& settings, const json& body) {
-    const auto& variables = settings.environment;
-    const auto key = value_or(variables, "ANTHROPIC_API_KEY");
-    if (resolve_auth(settings) != auth_method::api_key || key.empty()) return std::nullopt;
-    const auto base = value_or(variables, "ANTHROPIC_BASE_URL", "https://api.anthropic.com");
-    const auto path_begin = base.find('/', base.find("://") + 3);
-    httplib::Client api(base.substr(0, path_begin));
-    if (!api.is_valid()) return std::nullopt;
-    api.set_connection_timeout(5);
-    api.set_read_timeout(10);
-    const auto prefix = path_begin == std::string::npos ? std::string() : base.substr(path_begin);
-    const auto answer =
-        api.Post(prefix + "/v1/messages/count_tokens",
-                 {{"x-api-key", key}, {"anthropic-version", "2023-06-01"}}, dump(body), json_type);
-    if (!answer || answer->status != 200) return std::nullopt;
-    const auto count = integer_of(try_parse_json(answer->body), "input_tokens");
-    return count > 0 ? std::optional<std::int64_t>(count) : std::nullopt;
-  }
-
-  /// The id of `/responses/ID` and `/responses/ID/cancel`.
-  static std::string response_id(const exchange& now, std::string_view tail = {}) {
-    const auto id = last_of_path(now);
-    return id.substr(0, id.size() - tail.size());
-  }
-
-  static api_error no_response(const std::string& id) {
-    return {error_kind::not_found, "Response with id '" + text::repair_utf8(id) + "' not found"};
-  }
-
-  void answer_response(exchange& now) {
-    const auto id = response_id(now);
-    const auto kept = services_.responses.get(now.client_id(), id);
-    if (!kept) throw no_response(id);
-    answer_json(now, *kept);
-  }
-
-  void answer_input_items(exchange& now) {
-    const auto id = response_id(now, "/input_items");
-    const auto items = services_.responses.input_items(now.client_id(), id);
-    if (!items) throw no_response(id);
-    const bool newest_first = now.request.get_param_value("order") != "asc";
-    answer_json(now, render_items(*items, newest_first, now.request.get_param_value("limit"),
-                                  now.request.get_param_value("after")));
-  }
-
-  void delete_response(exchange& now) {
-    const auto id = response_id(now);
-    if (!services_.responses.remove(now.client_id(), id)) throw no_response(id);
-    answer_json(now, json::object({{"id", id}, {"object", "response"}, {"deleted", true}}));
-  }
-
-  void cancel_response(exchange& now) {
-    const auto id = response_id(now, "/cancel");
-    const auto kept = services_.responses.cancel(now.client_id(), id);
-    if (!kept) throw no_response(id);
-    answer_json(now, *kept);
-  }
-
-  std::vector<model_entry> catalog(const exchange& now) const {
-    return make_catalog(now.settings->default_model, services_.status.get().models);
-  }
-
-  void answer_models(exchange& now) {
-    if (!speaks_anthropic(now)) return answer_json(now, render_models(catalog(now)));
-    const auto parameter = [&](const char* name) { return now.request.get_param_value(name); };
-    answer_json(now, render_model_page(catalog(now), parameter("limit"), parameter("after_id"),
-                                       parameter("before_id")));
-  }
-
-  /// Any id is passed on to the CLI, so any is described.
-  void answer_model(exchange& now) {
-    const json id = last_of_path(now);
-    const auto model = parse_model(reader(id, "model"));
-    const model_entry entry{model, release_time(model)};
-    answer_json(now, speaks_anthropic(now) ? render_page_model(entry) : render_model(entry));
-  }
-
-  void answer_sessions(exchange& now) {
-    answer_json(now, render_sessions(services_.sessions.list(now.client_id())));
-  }
-
-  void answer_session_stats(exchange& now) {
-    answer_json(now, render_session_stats(services_.sessions.list(now.client_id()),
-                                          now.settings->session_ttl));
-  }
-
-  static api_error no_session() { return {error_kind::not_found, "Session not found"}; }
-
-  void answer_session(exchange& now) {
-    const auto kept = services_.sessions.get(now.client_id(), last_of_path(now));
-    if (!kept) throw no_session();
-    answer_json(now, render_session(*kept));
-  }
-
-  void delete_session(exchange& now) {
-    const auto id = last_of_path(now);
-    if (!services_.sessions.remove(now.client_id(), id)) throw no_session();
-    answer_json(now, json::object({{"message", "Session " + id + " deleted successfully"}}));
-  }
-
-  /// What of a chat request would be honoured.
-  void answer_compatibility(exchange& now) {
-    const auto body = read_json(now);
-    auto turn = openai_chat::parse(body, {}).turns.front();
-    settle_turn(now, turn);
-    answer_json(now, openai_chat::render_compatibility(body, turn.ignored_params));
-  }
-
-  void answer_tools(exchange& now) { answer_json(now, render_known_tools()); }
-
-  void answer_tool_configuration(exchange& now) {
-    const auto session = now.request.get_param_value("session_id");
-    answer_json(now,
-                render_configuration(services_.agents.configuration(now.client_id(), session)));
-  }
-
-  void set_tool_configuration(exchange& now) {
-    const auto body = read_json(now);
-    const reader root(body);
-    const auto session = root.find("session_id");
-    answer_json(now, render_configuration(services_.agents.configure(
-                         now.client_id(), session ? parse_session_id(*session) : std::string(),
-                         parse_names(root.find("allowed_tools")),
-                         parse_names(root.find("disallowed_tools")))));
-  }
-
-  void answer_tool_stats(exchange& now) {
-    answer_json(now, render_tool_stats(services_.agents.configuration(now.client_id(), {}),
-                                       services_.agents.session_configurations(now.client_id())));
-  }
-
-  void answer_mcp_servers(exchange& now) {
-    answer_json(now, render_mcp_servers(services_.agents.servers(now.client_id())));
-  }
-
-  void answer_mcp_stats(exchange& now) {
-    answer_json(now, render_mcp_stats(services_.agents.servers(now.client_id())));
-  }
-
-  void add_mcp_server(exchange& now) {
-    const auto body = read_json(now);
-    auto server = parse_mcp_server(reader(body));
-    const auto told = "MCP server '" + server.name + "' registered successfully";
-    services_.agents.add_server(now.client_id(), std::move(server));
-    answer_json(now, json::object({{"message", told}}));
-  }
-
-  void connect_mcp_server(exchange& now) {
-    const auto body = read_json(now);
-    const auto name = reader(body).require("server_name").string();
-    const auto server = services_.agents.connect(now.client_id(), name, services_.stop);
-    answer_json(now, json::object({{"message", "Connected to MCP server '" + name + "'"},
-                                   {"tools", server.tools},
-                                   {"resources", server.resources},
-                                   {"prompts", server.prompts}}));
-  }
-
-  void disconnect_mcp_server(exchange& now) {
-    const auto body = read_json(now);
-    const auto name = reader(body).require("server_name").string();
-    services_.agents.disconnect(now.client_id(), name);
-    services_.processes.end_agents(now.client_id());
-    answer_json(now, json::object({{"message", "Disconnected from MCP server '" + name + "'"}}));
-  }
-
-  void answer_auth_status(exchange& now) {
-    answer_json(now, render_auth_status(*now.settings, services_.status.get()));
-  }
-
-  void answer_health(exchange& now) {
-    answer_json(now, render_health(services_.processes.counts(), services_.status.get(),
-                                   !now.who.is_stranger && now.who.page_refusal.empty(),
-                                   now.settings->demo));
-  }
-
-  void answer_metrics(exchange& now) {
-    const gauges state{services_.processes.counts(), services_.sessions.size(),
-                       services_.status.get().version};
-    now.response.set_content(services_.figures.render(state),
-                             "text/plain; version=0.0.4; charset=utf-8");
-  }
-
-  /// What has arrived, and whether it would be taken as a chat request.
-  void answer_debug(exchange& now) {
-    const auto safe = redact(mask_fields(read_body(now)));
-    json headers = json::object();
-    for (const auto& [name, value] : now.client.head().fields) {
-      headers[text::to_lower(name)] =
-          is_secret_name(name) ? "***" : text::repair_utf8(redact(value));
-    }
-    json info = json::object({{"headers", headers},
-                              {"method", now.request.method},
-                              {"url", text::repair_utf8(redact(mask_query(now.request.target)))},
-                              {"raw_body", text::repair_utf8(safe)}});
-    info.update(openai_chat::render_diagnosis(safe));
-    info["debug_mode_enabled"] = now.settings->log.wants(log_level::debug);
-    answer_json(now, json::object({{"debug_info", info}}));
-  }
-
-  /// The page for a browser, and a word for whoever else looks whether somebody is there.
-  void answer_root(exchange& now) {
-    auto& response = now.response;
-    if (now.request.get_header_value("Accept").find("text/html") != std::string::npos) {
-      const auto nonce = text::random_id("", 24);
-      response.set_header("Content-Security-Policy", page::content_security_policy(nonce));
-      response.set_header("Referrer-Policy", "no-referrer");
-      response.set_content(page::render(nonce, !now.settings->api_keys.empty()),
-                           "text/html; charset=utf-8");
-      return;
-    }
-    auto place = printable(now.client.head().authority);
-    if (place.empty()) place = "HOST:PORT";
-    response.set_content(
-        "claude-openai " CLAUDE_OPENAI_VERSION
-        ": point an OpenAI client at /v1 of this address, an Anthropic client at this address.\n\n"
-        "  curl " +
-            std::string(now.settings->tls_certificate.empty() ? "http://" : "https://") + place +
-            "/v1/chat/completions \\\n"
-            "    -d '{\"messages\":[{\"role\":\"user\",\"content\":\"Say hello\"}]}'\n\n"
-            "With a client key: -H \"Authorization: Bearer KEY\". A browser gets a page here.\n",
-        "text/plain; charset=utf-8");
-  }
-
-  void answer_version(exchange& now) {
-    answer_json(now, json::object({{"version", CLAUDE_OPENAI_VERSION},
-                                   {"service", "claude-openai"},
-                                   {"api_version", "v1"}}));
-  }
-
-  static constexpr std::size_t most_body_bytes = 40 * 1024 * 1024;
-
-  services services_;
-  const client_names names_{services_.sessions.salt()};
-  body_budget bodies_{std::max(most_body_bytes, 2 * services_.settings.get()->max_body_bytes)};
+  proxy_parts& proxy_;
 };
 
 //================================================================================================
-// [33] server - the whole proxy as one object
+// [35] server - the whole proxy as one object
 // uses: text, log, options, cli_command, process, pool, sessions, responses, engine, agents,
 //       status, http | owns threads
 //================================================================================================
@@ -16729,8 +16793,20 @@ class server {
         engine_(settings_, pool_, sessions_, &cut_),
         responses_(settings_),
         agents_(settings_, scratch_->path(), *guard_),
-        http_({live_, pool_, engine_, sessions_, responses_, agents_, status_, limiter_, figures_,
-               *guard_, closing_, on_answer}) {}
+        parts_{live_,
+               pool_,
+               engine_,
+               sessions_,
+               responses_,
+               agents_,
+               status_,
+               limiter_,
+               figures_,
+               closing_,
+               on_answer,
+               client_names(sessions_.salt()),
+               body_budget(std::max(max_body_memory, 2 * settings_.max_body_bytes))},
+        http_(parts_) {}
   server(const server&) = delete;
   server& operator=(const server&) = delete;
   /// Stops what `start` began, and waits for it.
@@ -16801,8 +16877,8 @@ class server {
     }
     const auto tls = make_tls(settings_);
     std::set<std::string> revoked;
-    for (const auto& key : live_.get()->api_keys) revoked.insert(http_.name_of(key));
-    for (const auto& key : fresh.api_keys) revoked.erase(http_.name_of(key));
+    for (const auto& key : live_.get()->api_keys) revoked.insert(parts_.names.name_of(key));
+    for (const auto& key : fresh.api_keys) revoked.erase(parts_.names.name_of(key));
     live_.take(fresh);
     if (!revoked.empty()) forget(revoked);
     pool_.share_between(fresh.api_keys.size());
@@ -16836,6 +16912,7 @@ class server {
 
  private:
   using client_list = std::list<std::unique_ptr<connection>>;
+  static constexpr std::size_t max_body_memory = 40 * 1024 * 1024;
 
   void begin() {
     if (std::exchange(begun_, true)) throw std::logic_error("a server runs only once");
@@ -17112,7 +17189,8 @@ class server {
   engine engine_;
   response_store responses_;
   agent_registry agents_;
-  http_service http_;
+  proxy_parts parts_;
+  http_server http_;
   std::vector<unique_fd> listeners_;
   std::mutex mutex_;     ///< guards `tls_` and what is below
   client_list clients_;  ///< connections that are served
@@ -17120,7 +17198,7 @@ class server {
 };
 
 //================================================================================================
-// [34] doctor - is everything there that answers need?
+// [36] doctor - is everything there that answers need?
 // uses: text, errors, json_access, options, conversation, events, cli_command, process, pool,
 //       sessions, engine, status, transport, server | one thread
 //================================================================================================
