@@ -1033,6 +1033,26 @@ void require_access(const options& settings, Require require) {
   }
 }
 
+/// What it asks of amounts and times.
+template <class Require>
+void require_amounts(const options& settings, Require require) {
+  const auto& limits = settings.limits;
+  for (const int limit :
+       {limits.chat, limits.debug, limits.auth, limits.session, limits.health, limits.other}) {
+    require(limit >= 0, "a rate limit must not be negative");
+  }
+  for (const auto* amounts : {&settings.minute_budget, &settings.day_budget}) {
+    require(amounts->requests >= 0 && amounts->tokens >= 0 && amounts->usd >= 0,
+            "a budget must not be negative");
+  }
+  for (const auto time :
+       {settings.queue_timeout, settings.idle_timeout, settings.session_ttl, settings.stop_grace,
+        settings.keep_alive_interval, settings.spare_hold, settings.drain_timeout}) {
+    require(time.count() >= 0, "a time must not be negative");
+  }
+  require(settings.max_queue >= 0, "max-queue must not be negative");
+}
+
 /// One sentence per problem; empty when the options can be run with.
 inline std::vector<std::string> validate(const options& settings) {
   std::vector<std::string> problems;
@@ -1057,26 +1077,12 @@ inline std::vector<std::string> validate(const options& settings) {
     require(is_ip_literal(base) || base == "unix",
             "a trusted proxy is an address or a network, such as 10.0.0.0/8");
   }
-  const auto& limits = settings.limits;
-  for (const int limit :
-       {limits.chat, limits.debug, limits.auth, limits.session, limits.health, limits.other}) {
-    require(limit >= 0, "a rate limit must not be negative");
-  }
-  for (const auto* amounts : {&settings.minute_budget, &settings.day_budget}) {
-    require(amounts->requests >= 0 && amounts->tokens >= 0 && amounts->usd >= 0,
-            "a budget must not be negative");
-  }
-  for (const auto time :
-       {settings.queue_timeout, settings.idle_timeout, settings.session_ttl, settings.stop_grace,
-        settings.keep_alive_interval, settings.spare_hold, settings.drain_timeout}) {
-    require(time.count() >= 0, "a time must not be negative");
-  }
-  require(settings.max_queue >= 0, "max-queue must not be negative");
   require(rank_of_mode(settings.permission_mode).has_value(),
           "the permission mode must be plan, dontAsk, default, acceptEdits or bypassPermissions");
   require(!settings.demo || !settings.claude_arguments.empty(), "the demo is set up by `use_demo`");
   require(!settings.default_model.empty(), "the model must not be empty");
   require(!text::starts_with(settings.default_model, "-"), "the model must not begin with '-'");
+  require_amounts(settings, require);
   require_access(settings, require);
   return problems;
 }
@@ -16352,6 +16358,10 @@ inline bool matches(const route& row, std::string_view path) {
 
 /// Endpoints of other servers that clients ask for, and what to do without them.
 inline std::string advice_for(std::string_view path) {
+  constexpr std::string_view one_by_one = "send the requests one by one; they are queued";
+  constexpr std::string_view within = "send images and PDF files within the request, as base64";
+  constexpr std::string_view earlier =
+      "use previous_response_id in /v1/responses, or session_id in /v1/chat/completions";
   constexpr std::array<std::pair<std::string_view, std::string_view>, 12> advices = {{
       {"/embeddings",
        "Claude has no embedding model; run one beside this proxy, such as a local "
@@ -16361,22 +16371,16 @@ inline std::string advice_for(std::string_view path) {
        "Claude neither hears nor speaks; transcribe first and send the text to "
        "/v1/chat/completions"},
       {"/moderations", "ask the model for a judgement in /v1/chat/completions"},
-      {"/files", "send images and PDF files within the request, as base64"},
-      {"/uploads", "send images and PDF files within the request, as base64"},
-      {"/batches", "send the requests one by one; they are queued"},
+      {"/files", within},
+      {"/uploads", within},
+      {"/batches", one_by_one},
       {"/messages/batches", "send the requests one by one to /v1/messages; they are queued"},
-      {"/assistants",
-       "use /v1/responses with previous_response_id, or session_id in "
-       "/v1/chat/completions"},
-      {"/conversations",
-       "use previous_response_id in /v1/responses, or session_id in /v1/chat/completions"},
+      {"/assistants", earlier},
+      {"/threads", earlier},
+      {"/conversations", earlier},
       {"/responses/compact",
-       "send the whole input to /v1/responses, or have the model summarize it; the proxy "
-       "shortens "
+       "send the whole input to /v1/responses, or have the model summarize it; the proxy shortens "
        "nothing"},
-      {"/threads",
-       "use /v1/responses with previous_response_id, or session_id in "
-       "/v1/chat/completions"},
   }};
   for (const auto& [stem, advice] : advices) {
     if (path != stem && !text::starts_with(path, std::string(stem) + "/")) continue;
@@ -16766,6 +16770,24 @@ inline bool is_own_address(const std::string& url, const options& settings, int 
   }
 }
 
+/// Listens at the port of the options, or at the first free one of eleven when none was asked for.
+/// Throws `std::system_error`.
+inline std::vector<unique_fd> listen_on_free_port(const options& settings) {
+  const bool only_one = settings.port_required || settings.port == 0;
+  const int last = only_one ? settings.port : std::min(settings.port + 10, 65535);
+  for (int port = settings.port;; ++port) {
+    try {
+      return listen_on(settings.host, port);
+    } catch (const std::system_error& failure) {
+      if (failure.code().value() != EADDRINUSE || only_one) throw;
+      if (port < last) continue;
+      throw std::system_error(failure.code(), "the ports " + std::to_string(settings.port) +
+                                                  " to " + std::to_string(last) +
+                                                  " are all taken; choose one with --port");
+    }
+  }
+}
+
 /// Throws `std::invalid_argument` when `claude` would ask the proxy, which would ask `claude`.
 inline void require_other_api(const options& settings, int port) {
   const auto* variable = address_variable(resolve_auth(settings));
@@ -16774,6 +16796,11 @@ inline void require_other_api(const options& settings, int port) {
   throw std::invalid_argument(std::string(variable) +
                               " leads to this proxy, which would call itself. That address is for "
                               "clients; start the proxy without the variable");
+}
+
+inline std::shared_ptr<const tls_context> make_tls(const options& settings) {
+  if (settings.tls_certificate.empty()) return nullptr;
+  return std::make_shared<const tls_context>(settings.tls_certificate, settings.tls_key);
 }
 
 /// The proxy. Construct, then `start` and `wait`, or `run`; `stop` from another thread or a signal
@@ -16816,12 +16843,14 @@ class server {
     close_listeners();
   }
 
-  /// Opens the port, the first free one of eleven when none was asked for, and the unix socket.
-  /// `start` and `run` do it where it was not done. Throws `std::system_error`, and
+  /// Opens the port, see `listen_on_free_port`, and the unix socket. `start` and `run` do it where it was not done. Throws `std::system_error`, and
   /// `std::invalid_argument` when the API's address is this one.
   void bind() {
     if (std::exchange(bound_, true)) throw std::logic_error("the server is bound already");
-    if (settings_.tcp) bind_port();
+    if (settings_.tcp) {
+      listeners_ = listen_on_free_port(settings_);
+      port_ = port_of(listeners_.front());
+    }
     require_other_api(settings_, port());
     if (settings_.unix_socket.empty()) return;
     listeners_.push_back(listen_at(settings_.unix_socket));
@@ -16941,29 +16970,6 @@ class server {
   void close_listeners() {
     if (std::exchange(bound_socket_, false)) ::unlink(settings_.unix_socket.c_str());
     listeners_.clear();
-  }
-
-  void bind_port() {
-    const int tries = settings_.port_required || settings_.port == 0 ? 1 : 11;
-    for (int i = 0; i < tries; ++i) {
-      try {
-        listeners_ = listen_on(settings_.host, settings_.port + i);
-        port_ = port_of(listeners_.front());
-        return;
-      } catch (const std::system_error& failure) {
-        const bool busy = failure.code().value() == EADDRINUSE;
-        if (!busy || tries == 1) throw;
-        if (i + 1 < tries && settings_.port + i < 65535) continue;
-        throw std::system_error(failure.code(), "the ports " + std::to_string(settings_.port) +
-                                                    " to " + std::to_string(settings_.port + i) +
-                                                    " are all taken; choose one with --port");
-      }
-    }
-  }
-
-  static std::shared_ptr<const tls_context> make_tls(const options& settings) {
-    if (settings.tls_certificate.empty()) return nullptr;
-    return std::make_shared<const tls_context>(settings.tls_certificate, settings.tls_key);
   }
 
   static options prepare(options settings, std::optional<temporary_directory>& scratch) {
