@@ -122,9 +122,9 @@ endif
 # ---- testing -------------------------------------------------------------------------------------
 
 test: ## build and run every test; the last line counts them
-	@.ci/deps build test node browser sandbox
+	@.ci/deps build test node browser sandbox portable
 	@$(MAKE) --no-print-directory -j$(JOBS) programs e2e-modules
-	@tests/run unit golden protocol build e2e
+	@tests/run unit golden protocol build e2e portable
 
 unit protocol golden: ## build and run one suite
 	@.ci/deps build test
