@@ -48,6 +48,7 @@
 #define CLAUDE_OPENAI_HPP
 
 #define CLAUDE_OPENAI_VERSION "0.1.0"
+#define CLAUDE_OPENAI_VERSION_NUMBER 100  // 10000 * major + 100 * minor + patch
 
 #include <algorithm>
 #include <array>
