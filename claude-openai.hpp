@@ -86,6 +86,7 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <fnmatch.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -904,6 +905,12 @@ struct budget {
   double usd = 0;
 };
 
+/// A model under a client's name for it, a pattern of the shell's: `gpt-*`.
+struct model_alias {
+  std::string pattern;
+  std::string model;
+};
+
 /// Everything that can be set; plain data. `validate` tells what is wrong with it.
 struct options {
   std::string host = "127.0.0.1";
@@ -915,6 +922,7 @@ struct options {
   std::vector<std::string> claude_arguments;  ///< before all others, as `claude_path` needs them
   bool demo = false;  ///< `claude_path` is no `claude`, but a stand-in; told where answers are
   std::string default_model = "sonnet";  ///< an alias never goes stale
+  std::vector<model_alias> aliases;      ///< the first whose pattern fits the name counts
   std::vector<std::string> api_keys;     ///< empty: open, on loopback only
   bool made_key = false;  ///< the last of `api_keys` was made for this run, not given
   std::vector<std::string> cors_origins;  ///< of pages that may ask, beside loopback's; `*`: of all
@@ -1083,6 +1091,10 @@ inline std::vector<std::string> validate(const options& settings) {
   require(!settings.demo || !settings.claude_arguments.empty(), "the demo is set up by `use_demo`");
   require(!settings.default_model.empty(), "the model must not be empty");
   require(!text::starts_with(settings.default_model, "-"), "the model must not begin with '-'");
+  for (const auto& alias : settings.aliases) {
+    require(!alias.pattern.empty() && !alias.model.empty() && alias.model.front() != '-',
+            "an alias is a name or pattern and a model, such as gpt-*=sonnet");
+  }
   require_amounts(settings, require);
   require_access(settings, require);
   return problems;
@@ -1106,13 +1118,14 @@ class live_options {
     return now_;
   }
 
-  /// Takes over keys, limits, budgets, origins, trusted proxies and the default model.
+  /// Takes over keys, limits, budgets, origins, trusted proxies, the default model and aliases.
   void take(const options& fresh) {
     const std::lock_guard<std::mutex> lock(mutex_);
     auto next = *now_;
     next.api_keys = fresh.api_keys;
     next.made_key = fresh.made_key;
     next.default_model = fresh.default_model;
+    next.aliases = fresh.aliases;
     next.cors_origins = fresh.cors_origins;
     next.trusted_proxies = fresh.trusted_proxies;
     next.limits = fresh.limits;
@@ -1192,7 +1205,8 @@ struct message {
 struct conversation_trace {
   std::string identity;  ///< whose it is, and all that a process is told before its first message
   std::string words;     ///< the messages: what both sides have said
-  std::vector<std::size_t> ends;  ///< length of `words` after each of them
+  std::vector<std::size_t> ends;      ///< length of `words` after each of them
+  std::vector<std::string> thoughts;  ///< of each message, as the API has signed or sealed them
 };
 
 /// Length and bytes, so that no content can look like a border.
@@ -1264,13 +1278,14 @@ inline std::size_t place_of_call(const message& said, const std::string& id) {
 /// rename: that of a result stands for a call of the message `before`.
 inline void append_message(conversation_trace& trace, const message& said, const message& before) {
   std::string reply;
+  std::string thoughts;
   const auto append = overloaded{
       [&](const text_part& part) {
         if (said.author == role::user) append_field(trace.words, 'u', part.text);
         if (said.author == role::assistant) reply += part.text;
       },
       [&](const media_part& part) { append_media(trace.words, part); },
-      [](const thinking_part&) {},
+      [&](const thinking_part& part) { thoughts += part.signature + part.redacted; },
       [&](const tool_call_part& part) { append_call(trace.words, part); },
       [&](const tool_result_part& part) {
         append_result(trace.words, part, place_of_call(before, part.call_id));
@@ -1279,17 +1294,22 @@ inline void append_message(conversation_trace& trace, const message& said, const
   for (const auto& part : said.parts) std::visit(append, part);
   if (said.author == role::assistant) append_field(trace.words, 'a', text::trim(reply));
   trace.ends.push_back(trace.words.size());
+  trace.thoughts.push_back(std::move(thoughts));
 }
 
-/// How many messages two conversations begin with alike.
-inline std::size_t count_common(const conversation_trace& one, const conversation_trace& other) {
+/// How many messages two conversations begin with alike. Most clients do not bring the model's
+/// thoughts back; those that `asked` does bring must be the held ones.
+inline std::size_t count_common(const conversation_trace& held, const conversation_trace& asked) {
   const auto differ =
-      std::mismatch(one.words.begin(), one.words.end(), other.words.begin(), other.words.end());
-  const auto same = static_cast<std::size_t>(differ.first - one.words.begin());
-  const auto parting =
-      std::mismatch(one.ends.begin(), one.ends.end(), other.ends.begin(), other.ends.end(),
-                    [&](std::size_t a, std::size_t b) { return a == b && a <= same; });
-  return static_cast<std::size_t>(parting.first - one.ends.begin());
+      std::mismatch(held.words.begin(), held.words.end(), asked.words.begin(), asked.words.end());
+  const auto same = static_cast<std::size_t>(differ.first - held.words.begin());
+  std::size_t common = 0;
+  while (common < std::min(held.ends.size(), asked.ends.size()) &&
+         held.ends[common] == asked.ends[common] && held.ends[common] <= same &&
+         (asked.thoughts[common].empty() || asked.thoughts[common] == held.thoughts[common])) {
+    ++common;
+  }
+  return common;
 }
 
 /// A tool that the client runs.
@@ -4546,10 +4566,24 @@ inline std::int64_t release_time(std::string_view id) {
   return static_cast<std::int64_t>(timegm(&day));
 }
 
-/// The operator's default, what the CLI reports, and the well-known ids; each once, in that order.
-inline std::vector<model_entry> make_catalog(const std::string& default_model,
+/// The alias that the operator has given this name; null for none.
+inline const model_alias* find_alias(const options& settings, const std::string& name) {
+  const auto fits = [&](const model_alias& alias) {
+    return ::fnmatch(alias.pattern.c_str(), name.c_str(), 0) == 0;
+  };
+  const auto& all = settings.aliases;
+  const auto found = std::find_if(all.begin(), all.end(), fits);
+  return found == all.end() ? nullptr : &*found;
+}
+
+/// The operator's default and aliases that are names, what the CLI reports, and the well-known ids;
+/// each once, in that order.
+inline std::vector<model_entry> make_catalog(const options& settings,
                                              const std::vector<std::string>& reported) {
-  std::vector<std::string> ids{default_model};
+  std::vector<std::string> ids{settings.default_model};
+  for (const auto& alias : settings.aliases) {
+    if (alias.pattern.find_first_of("*?[\\") == std::string::npos) ids.push_back(alias.pattern);
+  }
   ids.insert(ids.end(), reported.begin(), reported.end());
   ids.insert(ids.end(), well_known_models.begin(), well_known_models.end());
   std::vector<model_entry> catalog;
@@ -7245,7 +7279,6 @@ constexpr const char* probe_id = "probe";  ///< of the requests that `claude` an
 constexpr const char* opening_id = "initialize";
 constexpr const char* settings_id = "settings";
 constexpr const char* interrupt_id = "interrupt";
-constexpr const char* rewind_id = "rewind";
 
 /// The pipes of one `claude`, line by line. One thread at a time.
 class cli_connection {
@@ -7416,6 +7449,8 @@ struct conversation_cursor {
   std::vector<turn_mark> marks;  ///< of these
   std::size_t keep = 0;          ///< messages that stay when the others are taken back
   std::size_t lines = 0;         ///< told so far, with those taken back
+  std::size_t steps = 0;         ///< back, that were asked for
+  bool asked = false;            ///< the last of them is still to be confirmed
 };
 
 /// What a process does for one request.
@@ -7423,7 +7458,6 @@ struct process_turn {
   const turn_request* request = nullptr;  ///< null when nobody waits for the turn's end
   conversation_trace trace;               ///< until the process is told
   bool agent = false;
-  steady_time begun{};
   turn_decoder decoder{0};
   tool_names names;
   int retries = 0;
@@ -7501,9 +7535,6 @@ class claude_process {
   /// It began on this day: without `--bare` a prompt names the date.
   bool is_of_today() const { return service_.day == text::local_day(); }
 
-  /// When its last turn began.
-  steady_time begun() const { return turn_.begun; }
-
   /// The conversation that it holds; its identity is empty until a first turn.
   const conversation_trace& held() const { return cursor_.held; }
 
@@ -7548,7 +7579,6 @@ class claude_process {
   void begin(const turn_request& request, conversation_trace trace, std::size_t keep) {
     auto decoder = std::move(turn_.decoder);
     turn_ = {};
-    turn_.begun = std::chrono::steady_clock::now();
     turn_.request = &request;
     turn_.trace = std::move(trace);
     turn_.agent = request.agent.has_value();
@@ -7649,17 +7679,22 @@ class claude_process {
     waits_since_ = std::chrono::steady_clock::now();
     if (runs_ || interrupting_) return;
     if (!cursor_.marks.empty() && cursor_.marks.back().message >= cursor_.keep) {
-      return connection_.send(encode_rewind(rewind_id, cursor_.marks.back().uuid));
+      ++cursor_.steps;
+      cursor_.asked = true;
+      return connection_.send(encode_rewind(id_of_step(), cursor_.marks.back().uuid));
     }
     cursor_.told = cursor_.keep;
     cursor_.held.ends.resize(cursor_.keep);
+    cursor_.held.thoughts.resize(cursor_.keep);
     cursor_.held.words.resize(cursor_.keep == 0 ? 0 : cursor_.held.ends.back());
     state_ = state::idle;
     if (turn_.request != nullptr) ask();
   }
 
+  std::string id_of_step() const { return "rewind-" + std::to_string(cursor_.steps); }
+
   void read_rewound(const json& response) {
-    if (state_ != state::taking_back) return;
+    if (!std::exchange(cursor_.asked, false)) return;
     const auto& answer = member_of(response, "response");
     if (boolean_of(answer, "rewound")) {
       cursor_.marks.pop_back();
@@ -7808,7 +7843,7 @@ class claude_process {
   void read_control_response(const json& response) {
     if (state_ == state::starting) state_ = state::ready;
     const auto id = string_of(response, "request_id");
-    if (id == rewind_id) return read_rewound(response);
+    if (id == id_of_step()) return read_rewound(response);
     if (id == interrupt_id) {
       interrupting_ = false;
       if (state_ == state::taking_back) take_back_next();
@@ -7980,6 +8015,7 @@ struct process_demand {
   const conversation_trace* trace = nullptr;  ///< of the request; null: no conversation
   bool brings_results = false;                ///< see `find_way`
   bool fresh = false;                         ///< of a process that holds nothing
+  steady_time asked = std::chrono::steady_clock::now();
 
   std::size_t history() const { return trace == nullptr ? 0 : trace->ends.size() - 1; }
 };
@@ -7990,13 +8026,8 @@ class pool;
 /// others, or ended. Move-only; must not outlive the pool.
 class lease {
  public:
-  lease(pool& owner, launch_profile profile, std::string client,
-        std::unique_ptr<claude_process> process, way taken)
-      : pool_(&owner),
-        profile_(std::move(profile)),
-        client_(std::move(client)),
-        process_(std::move(process)),
-        way_(taken) {}
+  lease(pool& owner, process_demand demand, std::unique_ptr<claude_process> process, way taken)
+      : pool_(&owner), demand_(std::move(demand)), process_(std::move(process)), way_(taken) {}
   lease(lease&&) noexcept = default;
   lease& operator=(lease&&) = delete;
   inline ~lease();
@@ -8008,8 +8039,7 @@ class lease {
 
  private:
   pool* pool_;
-  launch_profile profile_;
-  std::string client_;
+  process_demand demand_;
   std::unique_ptr<claude_process> process_;
   way way_;
 };
@@ -8500,20 +8530,19 @@ class pool {
     }
   }
 
-  void give_back(launch_profile profile, const std::string& client,
-                 std::unique_ptr<claude_process> process) {
+  void give_back(const process_demand& demand, std::unique_ptr<claude_process> process) {
     using state = claude_process::state;
     process->release(support_.now() != going_back::nowhere);
     const bool worn = process->now() == state::idle && process->is_worn();
     const std::lock_guard<std::mutex> lock(mutex_);
-    queue_.note_returned(client);
+    queue_.note_returned(demand.client);
     support_.learn(*process);
-    const auto ended = ended_.find(client);
-    const bool outlived = ended != ended_.end() && process->begun() < ended->second;
+    const auto ended = ended_.find(demand.client);
+    const bool outlived = ended != ended_.end() && demand.asked < ended->second;
     const bool stays = process->now() != state::dead && !worn && !outlived && !closing_;
     if (stays && settings_.idle_timeout.count() > 0) {
       const auto now = process->now();
-      kept_.push_back({std::move(profile), std::move(process), now});
+      kept_.push_back({demand.profile, std::move(process), now});
     } else {
       stopping_.add(*process, settings_.stop_grace);
     }
@@ -8763,7 +8792,7 @@ class pool {
 };
 
 inline lease::~lease() {
-  if (process_) pool_->give_back(std::move(profile_), client_, std::move(process_));
+  if (process_) pool_->give_back(demand_, std::move(process_));
 }
 
 /// One request's place: at a process, or in the queue for one. One thread; must not outlive the
@@ -8801,7 +8830,7 @@ class pool::ticket {
       if (waiting_ && waiting_->granted) unclaimed = std::move(waiting_->granted);
     }
     if (!unclaimed || !unclaimed->process) return;
-    pool_.give_back(demand_.profile, demand_.client, std::move(unclaimed->process));
+    pool_.give_back(demand_, std::move(unclaimed->process));
   }
 
   /// Readable when it may be worth to `try_take`; -1 when it is already.
@@ -8815,7 +8844,7 @@ class pool::ticket {
     grant mine = std::move(*granted_);
     granted_.reset();
     if (mine.failure) throw api_error(*mine.failure);
-    return lease(pool_, demand_.profile, demand_.client, std::move(mine.process), mine.taken);
+    return lease(pool_, demand_, std::move(mine.process), mine.taken);
   }
 
  private:
@@ -9952,7 +9981,8 @@ class turn {
                                           request_.client,
                                           &trace_,
                                           answers_calls(request_),
-                                          fresh});
+                                          fresh,
+                                          queued_since_});
     state_ = state::queued;
   }
 
@@ -15691,7 +15721,7 @@ inline void allow_origin(request_context& now, const credentials& shown) {
   response.set(
       "Access-Control-Expose-Headers",
       "x-request-id, request-id, openai-version, retry-after, retry-after-ms, x-should-retry, "
-      "x-ignored-params, x-token-count, openai-processing-ms, "
+      "x-ignored-params, x-model-alias, x-token-count, openai-processing-ms, "
       "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
       "x-ratelimit-reset-requests");
   if (now.method != "OPTIONS") return;
@@ -15821,14 +15851,25 @@ inline void settle_headers(const request_context& now, turn_request& turn) {
   if (asked.directory) name_ignored(turn, "X-Claude-Cwd");
 }
 
+/// The model that the operator means by the client's name for it, of which the client is told.
+inline std::string take_alias(request_context& now, const std::string& name) {
+  const auto* alias = find_alias(*now.settings, name);
+  if (alias == nullptr) return released_model(name);
+  now.response.set("x-model-alias", printable(name + "=" + alias->model));
+  return alias->model;
+}
+
 /// Puts in what is not in the body: who asks, in which session, and what the model takes.
-inline void settle_turn(const request_context& now, turn_request& turn) {
+inline void settle_turn(request_context& now, turn_request& turn) {
   turn.client = now.client_id();
+  // A page that may only chat shares no process with the programs of this user.
+  if (now.who.key.empty() && !now.who.page_refusal.empty())
+    turn.client += "page " + now.header("Origin");
   turn.strict = is_strict(now);
   const json deployment = now.deployment;
   if (turn.model.empty()) turn.model = parse_model(reader(deployment, "deployment"));
   if (turn.model.empty()) turn.model = now.settings->default_model;
-  turn.model = released_model(turn.model);
+  turn.model = take_alias(now, turn.model);
   // Beside X-Session-Affinity it only tells a router which server to use (opencode): requests of
   // one such id are of several conversations, and hold their history.
   const bool routed = now.has_header("X-Session-Affinity");
@@ -16084,6 +16125,7 @@ inline std::int64_t count_tokens(request_context& now, turn_request& turn, const
   define_called_tools(turn);
   reserve(now, {1, 0, 0});
   auto asked = anthropic_messages::make_count_request(body, turn);
+  asked["model"] = take_alias(now, string_of(asked, "model"));
   const auto aliases = now.proxy.status.get().resolved;
   const auto alias = aliases.find(string_of(asked, "model"));
   if (alias != aliases.end() && !alias->second.empty()) asked["model"] = alias->second;
@@ -16146,7 +16188,7 @@ inline void handle_cancel_response(request_context& now) {
 }
 
 inline std::vector<model_entry> catalog(const request_context& now) {
-  return make_catalog(now.settings->default_model, now.proxy.status.get().models);
+  return make_catalog(*now.settings, now.proxy.status.get().models);
 }
 
 inline void handle_models(request_context& now) {
@@ -17100,8 +17142,8 @@ class server {
     try {
       if (on_reload) on_reload();
       settings_.log.info(
-          "loaded anew: keys, limits, budgets, origins, proxies, default model, log level and TLS "
-          "files; other settings need a restart");
+          "loaded anew: keys, limits, budgets, origins, proxies, default model, aliases, log level "
+          "and TLS files; other settings need a restart");
     } catch (const std::exception& failure) {
       settings_.log.error(std::string("the settings stay as they were: ") + failure.what());
     }

@@ -368,6 +368,7 @@ struct command_line {
   std::vector<std::string> keys;
   std::vector<std::string> origins;
   std::vector<std::string> budgets;
+  std::vector<std::string> aliases;
   bool rate_limit = false;
   bool no_process_reuse = false;
   bool no_builtin_tools = false;
@@ -531,6 +532,12 @@ struct command_line {
     app.add_option("--model", settings.default_model, "Model of requests that name none")
         ->envname("DEFAULT_MODEL")
         ->capture_default_str();
+    add_list(
+        "--alias", aliases,
+        "A model under another name, or names by a pattern, as 'gpt-*=sonnet'; repeatable, the "
+        "first that fits counts",
+        "CLAUDE_ALIASES")
+        ->delimiter(',');
     app.add_option("--spares", settings.spares, "claude processes kept ready")
         ->envname("CLAUDE_SPARES")
         ->check(CLI::Range(0, 64))
@@ -721,6 +728,11 @@ struct command_line {
       for (auto& origin : parse_list(given)) {
         settings.cors_origins.push_back(std::move(origin));
       }
+    }
+    for (const auto& given : aliases) {
+      const auto equals = std::min(given.find('='), given.size());
+      const auto model = given.substr(std::min(equals + 1, given.size()));
+      settings.aliases.push_back({given.substr(0, equals), model});
     }
     for (const auto& given : budgets) {
       if (add_budget(settings, given)) continue;

@@ -280,3 +280,44 @@ for (const [dialect, role, failed] of [['chat', 'system'], ['chat', 'developer']
     assert.deepEqual(results(told), results(two));
     assert.deepEqual(conversationOf(told), conversationOf(two));
   });
+
+// ---- thoughts, and pages ---------------------------------------------------------------------------
+
+const thinkingOf = (call) => call.body.messages.flatMap(({ content }) => blocksOf(content)).filter(({ type }) => type === 'thinking');
+const blocksOf = (content) => (typeof content === 'string' ? [] : content);
+const THINK = { thinking: { type: 'enabled', budget_tokens: 2048 }, max_tokens: 9000 };
+
+once.test('messages: a chat that brings thoughts of its own is told with them, not with those of another that reads alike', async (t) => {
+  const proxy = await own(t, '--spares', '0');
+  const ask = (messages) => t.send({ proxy, path: '/v1/messages', body: { model: DEFAULT_MODEL, ...THINK, messages } }).done;
+  const hi = user(t.text('thinking thinking="first thought" | thinking thinking="next" | thinking thinking="other"'));
+  const one = await ask([hi]);
+  assert.equal(one.status, 200, one.text);
+  const next = await ask([hi, { role: 'assistant', content: one.json.content }, user('and on')]);
+  assert.equal(next.status, 200, next.text);
+  const thought = { type: 'thinking', thinking: 'another thought', signature: 'c2lnbmF0dXJlIG9mIGFub3RoZXI=' };
+  const alike = one.json.content.map((block) => (block.type === 'thinking' ? thought : block));
+  const other = await ask([hi, { role: 'assistant', content: alike }, user('and on')]);
+  assert.equal(other.status, 200, other.text);
+  const [first, second, third] = t.calls();
+  assert.equal(processOf(first), processOf(second), 'its own thoughts go on with the process');
+  assert.deepEqual(thinkingOf(second).map(({ thinking }) => thinking), ['first thought']);
+  assert.deepEqual(thinkingOf(third).map(({ thinking }) => thinking), ['another thought']);
+});
+
+once.test('a page that may only chat shares no process with the programs of its user', async (t) => {
+  const proxy = await own(t, '--spares', '0');
+  const ask = (messages, headers = {}) => t.send({ proxy, path: '/v1/messages', headers, body: { model: DEFAULT_MODEL, ...THINK, messages } }).done;
+  const hi = user(t.text('thinking thinking="a secret thought" | plain | plain'));
+  const one = await ask([hi]);
+  assert.equal(one.status, 200, one.text);
+  const words = one.json.content.find(({ type }) => type === 'text').text;
+  const chat = [hi, { role: 'assistant', content: words }, user('what did you think?')];
+  for (const port of [3000, 4000]) {
+    const got = await ask(chat, { origin: `http://localhost:${port}` });
+    assert.equal(got.status, 200, got.text);
+  }
+  const [mine, page, another] = t.calls();
+  assert.equal(new Set([mine, page, another].map(processOf)).size, 3);
+  assert.deepEqual([...thinkingOf(page), ...thinkingOf(another)], []);
+});

@@ -43,7 +43,7 @@ const readProc = (pid, file) => {
     return '';
   }
 };
-const linkOf = (pid, file) => {
+export const linkOf = (pid, file) => {
   try {
     return readlinkSync(`/proc/${pid}/${file}`);
   } catch {

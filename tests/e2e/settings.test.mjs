@@ -254,6 +254,8 @@ test('a flag that is none, and a value that is none, are told', async (t) => {
     [{ args: ['--budget', 'requests=-1/day'] }, /budget/],
     [{ args: ['--rate-limit-chat', '-1'] }, /rate-limit-chat/],
     [{ args: ['--log-format', 'xml'] }, /log-format/],
+    [{ args: ['--alias', 'gpt-4o'] }, /alias/],
+    [{ args: ['--alias', '=opus'] }, /alias/],
     [{ env: { CORS_ORIGINS: '[1]' } }, /CORS|cors|array/],
     [{ env: { CORS_ORIGINS: 'app.example' } }, /origin/],
     [{ env: { RATE_LIMIT_CHAT_PER_MINUTE: 'ten' } }, /rate-limit-chat|RATE_LIMIT_CHAT/],
@@ -310,6 +312,33 @@ test('a relative path of claude, and relative folders, are those of the working 
   const answer = await t.chat(ask('[[echo]]'));
   assert.equal(answer.status, 200, answer.text);
   assert.equal(JSON.parse(answer.json.choices[0].message.content).cwd, path.join(proxy.scratch, 'work'));
+});
+
+test('--alias: a client that knows other names of models gets the one that is meant, in each dialect, and is told', async (t) => {
+  const write = (proxy, aliases) => writeFiles(proxy, { '.env': `CLAUDE_ALIASES=${aliases}\n` });
+  const proxy = await startLight(t, { args: ENV_FILE, prepare: (one) => write(one, 'gpt-4o=opus,gpt-*=haiku') });
+  const question = { role: 'user', content: '[[echo]]' };
+  const dialects = {
+    '/v1/chat/completions': [{ messages: [question] }, ({ choices }) => choices[0].message.content],
+    '/v1/messages': [{ max_tokens: 99, messages: [question] }, ({ content }) => content[0].text],
+    '/v1/responses': [{ input: '[[echo]]' }, ({ output }) => output.at(-1).content[0].text],
+    '/v1/completions': [{ prompt: '[[echo]]' }, ({ choices }) => choices[0].text],
+  };
+  for (const [where, [body, words]] of Object.entries(dialects)) {
+    for (const [name, meant] of [['gpt-4o', 'opus'], ['gpt-5-mini', 'haiku'], ['sonnet', undefined]]) {
+      const got = await t.send({ path: where, body: { model: name, ...body } }).done;
+      assert.equal(got.status, 200, got.text);
+      assert.match(JSON.parse(words(got.json)).argv.join(' '), new RegExp(`--model[ =]${meant ?? name}`), `${where}, ${name}`);
+      assert.equal(got.headers['x-model-alias'], meant && `${name}=${meant}`);
+    }
+  }
+  const listed = async () => (await t.get('/v1/models')).json.data.map(({ id }) => id);
+  assert.ok((await listed()).includes('gpt-4o'), 'a name is listed');
+  assert.ok(!(await listed()).includes('gpt-*'), 'a pattern is none');
+  write(proxy, 'o3=opus');
+  assert.match(await reload(proxy), /loaded anew/);
+  assert.ok((await listed()).includes('o3'));
+  assert.ok(!(await listed()).includes('gpt-4o'));
 });
 
 // ---- SIGHUP --------------------------------------------------------------------------------------

@@ -2,13 +2,13 @@
 
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { copyFileSync, existsSync, lstatSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs';
+import { copyFileSync, existsSync, lstatSync, readFileSync, writeFileSync } from 'node:fs';
 import http from 'node:http';
 import net from 'node:net';
 import path from 'node:path';
 import tls from 'node:tls';
 import OpenAI from 'openai';
-import { descriptorsOf, eventually, processesMarked, send, sleep, startAndExpectExit, suite } from './harness.mjs';
+import { descriptorsOf, eventually, linkOf, processesMarked, send, sleep, startAndExpectExit, suite } from './harness.mjs';
 import { NO_CLI, ask, reload, scratchFolder, startLight, startOwn } from './operate.mjs';
 
 export const transport = suite(90_000);
@@ -201,7 +201,7 @@ test('a unix socket alone: no port, the key still holds, and the curl line works
       .filter((f) => f[3] === '0A')
       .map((f) => f[9]),
   );
-  const own = descriptorsOf(proxy.pid).map((fd) => readlinkSync(`/proc/${proxy.pid}/fd/${fd}`)).join(' ');
+  const own = descriptorsOf(proxy.pid).map((fd) => linkOf(proxy.pid, `fd/${fd}`)).join(' '); // one may be closed meanwhile
   for (const [, inode] of own.matchAll(/socket:\[(\d+)\]/g)) assert.ok(!inodes.has(inode), 'no socket of TCP listens');
   const over = { socketPath };
   assert.equal((await t.get('/v1/models', { over })).status, 401);

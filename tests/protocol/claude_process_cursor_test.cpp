@@ -312,6 +312,15 @@ TEST_CASE("cursor: an answer that is released is interrupted and taken back") {
   }
 }
 
+TEST_CASE("cursor: a confirmation that nobody asked for counts for nothing") {
+  driven_process process("confirms_unasked");
+  process.begin(asking("hang after=1"));
+  REQUIRE(process.pump_until([&] { return process->pop().has_value(); }));
+  process->release(true);
+  REQUIRE(process.reaches(state::idle));
+  check_empty(process);
+}
+
 TEST_CASE("cursor: of a chat only the turn that is released is taken back") {
   driven_process process;
   process.answer(chat({told("text say=a1")}));

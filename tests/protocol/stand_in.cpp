@@ -213,6 +213,10 @@ void take_control_request(const json& line) {
   } else if (subtype == "interrupt") {
     interrupt_asked = true;
     response = {{"still_queued", json::array()}};
+    for (const char* step : {"rewind", "rewind-0", "rewind-1", "rewind-2"}) {
+      if (!configured("confirms_unasked")) break;
+      out.line(lines::control_success(step, {{"rewound", true}}));
+    }
   } else {
     return refuse_request(id, subtype);
   }
@@ -739,6 +743,9 @@ const behaviour start_behaviours[] = {
     {"no_answer_to_rewind", {}, "after=0: the same, but says nothing to it"},
     {"crash_in_rewind", {}, "after=0: the same, but out"},
     {"talks_in_rewind", {}, "after=0: takes it back, and begins a message by itself"},
+    {"confirms_unasked",
+     {},
+     "when interrupted it says that it took messages back, which nobody asked"},
     {"no_rewind_to_start", {}, "takes a conversation's first message not back, like 2.1.197"},
     {"unsupported_rewind", {}, "knows no request to take messages back, like 2.1.120"},
     {"slow_reader", {}, "chunk=65536 pause_ms=5: reads stdin in sips"},

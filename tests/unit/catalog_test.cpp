@@ -18,25 +18,31 @@ strings ids_of(const std::vector<model_entry>& catalog) {
   return ids;
 }
 
+options with_default(const std::string& model) {
+  options settings;
+  settings.default_model = model;
+  return settings;
+}
+
 }  // namespace
 
 TEST_CASE("catalog: the operator's model, then the CLI's, then the well-known ones") {
-  const auto ids = ids_of(make_catalog("mine", {"reported-b", "reported-a"}));
+  const auto ids = ids_of(make_catalog(with_default("mine"), {"reported-b", "reported-a"}));
   REQUIRE(ids.size() == 3 + well_known_models.size());
   CHECK(strings(ids.begin(), ids.begin() + 3) == strings{"mine", "reported-b", "reported-a"});
   CHECK(std::equal(well_known_models.begin(), well_known_models.end(), ids.begin() + 3));
 }
 
 TEST_CASE("catalog: each id is listed once, at its first place") {
-  const auto ids =
-      ids_of(make_catalog("sonnet", {"claude-haiku-4-5-20251001", "sonnet", "x", "x", "haiku"}));
+  const auto ids = ids_of(make_catalog(with_default("sonnet"),
+                                       {"claude-haiku-4-5-20251001", "sonnet", "x", "x", "haiku"}));
   CHECK(strings(ids.begin(), ids.begin() + 4) ==
         strings{"sonnet", "claude-haiku-4-5-20251001", "x", "haiku"});
   CHECK(std::set<std::string>(ids.begin(), ids.end()).size() == ids.size());
 }
 
 TEST_CASE("catalog: an id that was never released is not listed, and means the one that was") {
-  const auto ids = ids_of(make_catalog("mine", {}));
+  const auto ids = ids_of(make_catalog(with_default("mine"), {}));
   const std::string wrong = "claude-opus-4-5-20250929";
   CHECK(std::count(ids.begin(), ids.end(), wrong) == 0);
   CHECK(claude_openai::released_model(wrong) == "claude-opus-4-5-20251101");
@@ -44,7 +50,7 @@ TEST_CASE("catalog: an id that was never released is not listed, and means the o
 }
 
 TEST_CASE("catalog: without a CLI there are the operator's model and the well-known ones") {
-  const auto ids = ids_of(make_catalog("mine", {}));
+  const auto ids = ids_of(make_catalog(with_default("mine"), {}));
   CHECK(ids.size() == 1 + well_known_models.size());
   for (const std::string known :
        {"claude-sonnet-4-5-20250929", "claude-opus-4-5-20251101", "sonnet"}) {
@@ -83,7 +89,7 @@ TEST_CASE("catalog: the list has OpenAI's fields and keeps the order") {
 }
 
 TEST_CASE("catalog: every id that it lists is one that a request may name") {
-  for (const auto& entry : make_catalog("sonnet", {"sonnet[1m]", "opus"})) {
+  for (const auto& entry : make_catalog(with_default("sonnet"), {"sonnet[1m]", "opus"})) {
     const json id = entry.id;
     CHECK(parse_model(reader(id, "model")) == entry.id);
   }
@@ -466,4 +472,21 @@ TEST_CASE("prices: each kind of token has its own") {
   large.input = 200'000;
   CHECK(estimate_cost("claude-haiku-5-5", large) == doctest::Approx(0.1));
   CHECK(estimate_cost("claude-haiku-4-5", large) == doctest::Approx(0.2));
+}
+
+TEST_CASE("aliases: the first pattern that fits the name counts, and only names are listed") {
+  options settings;
+  settings.aliases = {{"gpt-4o", "opus"}, {"gpt-*", "sonnet"}, {"o?", "haiku"}, {"*", "mine"}};
+  const auto meant = [&](const std::string& name) { return find_alias(settings, name)->model; };
+  CHECK(meant("gpt-4o") == "opus");
+  CHECK(meant("gpt-4o-mini") == "sonnet");
+  CHECK(meant("o3") == "haiku");
+  CHECK(meant("o3-mini") == "mine");
+  settings.aliases.pop_back();
+  CHECK(find_alias(settings, "claude-x") == nullptr);
+  const auto ids = ids_of(make_catalog(settings, {}));
+  CHECK(std::count(ids.begin(), ids.end(), "gpt-4o") == 1);
+  CHECK(std::none_of(ids.begin(), ids.end(), [](const std::string& id) {
+    return id.find_first_of("*?") != std::string::npos;
+  }));
 }

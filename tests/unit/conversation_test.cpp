@@ -794,3 +794,26 @@ TEST_CASE("model: an id has at most 256 characters") {
   CHECK(parse_model(claude_openai::reader(longest, "model")).size() == 256);
   CHECK(param_of_model('"' + std::string(257, 'a') + '"') == "model");
 }
+
+TEST_CASE(
+    "trace: thoughts that a client brings must be those that are held, others may be missing") {
+  const auto trace_with = [](const std::string& signature, const std::string& sealed) {
+    claude_openai::conversation_trace trace;
+    append_message(trace, {role::user, {text_part{"Hi"}}}, {});
+    message said{role::assistant, {}};
+    if (!signature.empty())
+      said.parts.emplace_back(claude_openai::thinking_part{"hm", signature, {}});
+    if (!sealed.empty()) said.parts.emplace_back(claude_openai::thinking_part{{}, {}, sealed});
+    said.parts.emplace_back(text_part{"Hello"});
+    append_message(trace, said, {});
+    append_message(trace, {role::user, {text_part{"Go on"}}}, {});
+    return trace;
+  };
+  const auto held = trace_with("mine", "");
+  CHECK(count_common(held, trace_with("mine", "")) == 3);
+  CHECK(count_common(held, trace_with("", "")) == 3);
+  CHECK(count_common(held, trace_with("another's", "")) == 1);
+  CHECK(count_common(held, trace_with("", "sealed")) == 1);
+  CHECK(count_common(trace_with("", ""), held) == 1);
+  CHECK(count_common(trace_with("", "sealed"), trace_with("", "sealed")) == 3);
+}
