@@ -10628,6 +10628,268 @@ inline std::string describe_confinement(const options& settings, const std::stri
              : "files are confined, commands are NOT: " + problem;
 }
 
+// What an agent may have, by the operator's options and the client's headers.
+
+namespace agent_rules {
+
+inline void check_names(const std::vector<std::string>& names) {
+  std::vector<std::string> wrong;
+  for (const auto& name : names) {
+    if (!is_known_tool(name)) wrong.push_back(name);
+  }
+  if (wrong.empty()) return;
+  std::vector<std::string> valid;
+  for (const auto& tool : known_tools) valid.emplace_back(tool.name);
+  throw api_error(error_kind::invalid_request, "Invalid tool names: " + text::join(wrong, ", ") +
+                                                   ". Valid tools: " + text::join(valid, ", "));
+}
+
+/// Rules separated by commas; those within parentheses are part of a rule.
+inline std::vector<std::string> split_rules(const char* header, std::string_view list) {
+  std::vector<std::string> rules;
+  while (!list.empty()) {
+    auto comma = list.find(',');
+    const auto open = list.find('(');
+    if (open < comma) comma = list.find(',', std::min(list.find(')', open), list.size()));
+    const auto end = std::min(comma, list.size());
+    const auto rule = text::trim(list.substr(0, end));
+    list.remove_prefix(std::min(end + 1, list.size()));
+    if (rule.empty()) continue;
+    if (!is_rule(rule)) {
+      throw bad_field(header, "holds '" + text::repair_utf8(rule) +
+                                  "', which is no tool such as Bash or Bash(git:*)");
+    }
+    rules.emplace_back(rule);
+  }
+  return rules;
+}
+
+/// The rule for all tools of a server. Claude Code has it without signs that a tool's name cannot
+/// hold.
+inline std::string rule_of(const mcp_server& server) {
+  std::string rule = "mcp__" + server.name;
+  std::replace(rule.begin(), rule.end(), '.', '_');
+  return rule;
+}
+
+inline bool is_of(const std::string& rule, const mcp_server& server) {
+  const auto name = tool_of_rule(rule);
+  return name == rule_of(server) || text::starts_with(name, rule_of(server) + "__");
+}
+
+inline bool may_have(const options& settings, const std::string& rule,
+                     const std::vector<mcp_server>& servers) {
+  const auto name = tool_of_rule(rule);
+  const auto& most = settings.allowed_tools;
+  bool known = is_known_tool(name);
+  for (const auto& server : servers) {
+    if (!is_of(rule, server)) continue;
+    if (server.operators) return true;
+    known = true;
+    if (std::find(most.begin(), most.end(), rule_of(server)) != most.end()) return true;
+  }
+  if (most.empty()) return known;
+  return std::any_of(most.begin(), most.end(), [&](const std::string& allowed) {
+    return allowed == rule || allowed == name;
+  });
+}
+
+/// A rule by which a file tool would reach more than the agent's directories, and which the
+/// operator has not given.
+inline bool leaves_directory(const options& settings, const std::string& rule) {
+  const auto name = tool_of_rule(rule);
+  if (!is_file_tool(name) || name == rule) return false;
+  const auto& most = settings.allowed_tools;
+  if (std::find(most.begin(), most.end(), rule) != most.end()) return false;
+  // `Read(*)` is all that `Read` is.
+  const bool all = rule.find_first_not_of('*', name.size() + 1) == rule.size() - 1;
+  const auto begin = rule.at(name.size() + 1);
+  return all || begin == '/' || begin == '~' || begin == '!' ||
+         rule.find("..") != std::string::npos;
+}
+
+/// Throws a 403 for `Read(!x)`: the CLI would take x out of what the operator denies.
+inline void refuse_exception(const std::string& rule) {
+  if (!text::starts_with(rule, tool_of_rule(rule) + "(!") || tool_of_rule(rule) == "Bash") return;
+  throw api_error(error_kind::permission,
+                  "the rule '" + rule + "' allows what others deny; it can only deny");
+}
+
+inline void settle_mode(const options& settings, turn_request& request,
+                        const agent_headers& asked) {
+  auto& mode = request.agent->permission_mode;
+  mode = "default";
+  const auto most = rank_of_mode(settings.permission_mode).value_or(0);
+  if (asked.permission_mode) {
+    const auto rank = rank_of_mode(*asked.permission_mode);
+    if (!rank) {
+      throw bad_field("X-Claude-Permission-Mode",
+                      "must be plan, dontAsk, default, acceptEdits or bypassPermissions");
+    }
+    if (*rank > most) {
+      throw api_error(error_kind::permission,
+                      "the permission mode '" + *asked.permission_mode +
+                          "' is more than this proxy allows (--permission-mode " +
+                          settings.permission_mode + ")");
+    }
+    mode = *asked.permission_mode;
+  }
+  if (rank_of_mode(mode) > most) mode = settings.permission_mode;
+  const bool confined = request.agent->confined != confinement::none;
+  if (mode == "bypassPermissions" && (::geteuid() == 0 || confined)) {
+    mode = "acceptEdits";  // claude refuses to run as root, or restricted, without permissions
+    name_ignored(request, "X-Claude-Permission-Mode");
+  }
+  const auto is_narrowed = [](const std::string& rule) { return text::starts_with(rule, "Bash("); };
+  const auto& tools = settings.allowed_tools;
+  if (mode == "acceptEdits" && std::any_of(tools.begin(), tools.end(), is_narrowed)) {
+    throw api_error(error_kind::permission,
+                    "the permission mode 'acceptEdits' lets commands run that no rule of this "
+                    "proxy's --allowed-tools names");
+  }
+}
+
+inline void deny(agent_request& agent, const char* name) {
+  const auto names_it = [&](const std::string& rule) { return tool_of_rule(rule) == name; };
+  if (std::any_of(agent.tools.begin(), agent.tools.end(), names_it)) {
+    throw api_error(error_kind::permission,
+                    std::string("the tool '") + name +
+                        "' calls the model by itself, which a budget (--budget) cannot count");
+  }
+  agent.disallowed.emplace_back(name);
+}
+
+inline void settle_turns(const options& settings, agent_request& agent,
+                         const agent_headers& asked) {
+  constexpr int default_turns = 10;
+  const int most = settings.max_turns;
+  agent.max_turns = most > 0 ? std::min(default_turns, most) : default_turns;
+  if (!asked.max_turns) return;
+  const auto turns = text::try_number<int>(text::trim(*asked.max_turns));
+  if (!turns || *turns < 0 || *turns > 1000) {
+    throw bad_field("X-Claude-Max-Turns", "must be a number from 1 to 1000, or 0 for no limit");
+  }
+  if (most > 0 && (*turns == 0 || *turns > most)) {
+    throw api_error(error_kind::permission, "more than " + std::to_string(most) +
+                                                " turns are not allowed here (--max-turns)");
+  }
+  agent.max_turns = *turns;
+}
+
+/// Which directory the path leads to, without a link on the way; empty where it does not.
+inline std::string identify(const std::string& path) {
+  const unique_fd opened(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  struct stat found {};
+  if (!opened || ::fstat(opened.get(), &found) != 0 || !leads_to(opened.get(), path)) return {};
+  return std::to_string(found.st_dev) + ":" + std::to_string(found.st_ino);
+}
+
+inline void identify_places(const options& settings, agent_request& agent) {
+  for (const auto& directory : directories_of(settings, agent)) {
+    agent.places.push_back(identify(directory));
+    if (!agent.places.back().empty()) continue;
+    throw api_error(error_kind::permission,
+                    "an agent's directory is not there, or has become a link to another");
+  }
+}
+
+inline void settle_tools(const options& settings, agent_request& agent, const agent_headers& asked,
+                         const tool_configuration& configured,
+                         const std::vector<mcp_server>& servers) {
+  agent.disallowed = settings.disallowed_tools;
+  agent.disallowed.insert(agent.disallowed.end(), configured.disallowed.begin(),
+                          configured.disallowed.end());
+  if (asked.disallowed_tools) {
+    const auto more = split_rules("X-Claude-Disallowed-Tools", *asked.disallowed_tools);
+    for (const auto& rule : more) refuse_exception(rule);
+    agent.disallowed.insert(agent.disallowed.end(), more.begin(), more.end());
+  }
+  if (asked.allowed_tools) {
+    agent.tools = split_rules("X-Claude-Allowed-Tools", *asked.allowed_tools);
+    for (const auto& rule : agent.tools) {
+      const bool leaves = agent.confined != confinement::none && leaves_directory(settings, rule);
+      if (may_have(settings, rule, servers) && !leaves) continue;
+      throw api_error(error_kind::permission,
+                      "the tool '" + rule + "' is not among those that this proxy allows");
+    }
+  } else {
+    for (const auto& tool : configured.effective()) {
+      if (may_have(settings, tool, servers)) agent.tools.push_back(tool);
+    }
+    for (const auto& server : servers) {
+      if (may_have(settings, rule_of(server), servers)) agent.tools.push_back(rule_of(server));
+    }
+  }
+  const auto out = [&](const std::string& rule) {
+    return std::find(agent.disallowed.begin(), agent.disallowed.end(), rule) !=
+           agent.disallowed.end();
+  };
+  agent.tools.erase(std::remove_if(agent.tools.begin(), agent.tools.end(), out), agent.tools.end());
+}
+
+inline std::string command_line(const json& config) {
+  auto line = shell_word(string_of(config, "command"));
+  for (const auto& argument : member_of(config, "args")) {
+    if (argument.is_string()) line += " " + shell_word(argument.get<std::string>());
+  }
+  return line;
+}
+
+/// What starts a client's server once it is confined. Its variables are set there and not before:
+/// LD_PRELOAD or PATH would run the client's code outside. In the words, which are all quoted, no
+/// `${` is left for the CLI to replace by a variable of its own.
+inline std::string confined_line(const json& config) {
+  std::string line = "unset CLAUDE_OPENAI_CONFINED\n";
+  if (config.contains("env")) {
+    for (const auto& [name, value] : config["env"].items()) {
+      line += "export " + name + "=" + shell_word(value.get<std::string>()) + "\n";
+    }
+  }
+  line += "exec " + command_line(config);
+  for (auto at = line.find("${"); at != std::string::npos; at = line.find("${", at)) {
+    line.replace(at, 2, "$''{");
+  }
+  return line;
+}
+
+/// Lets `confining_script` start a server. An operator's is not confined: what it does is the
+/// operator's business.
+inline void start_by_script(json& config, const mcp_server& server) {
+  if (server.operators) {
+    config["env"]["CLAUDE_OPENAI_SERVER"] = command_line(server.config);
+  } else {
+    config = json::object(
+        {{"command", "confined"},
+         {"env", json::object({{"CLAUDE_OPENAI_CONFINED", confined_line(server.config)}})}});
+  }
+}
+
+inline command server_command(const options& settings, const json& config) {
+  command what;
+  what.arguments.push_back(string_of(config, "command"));
+  for (const auto& argument : member_of(config, "args")) {
+    if (argument.is_string()) what.arguments.push_back(argument.get<std::string>());
+  }
+  for (const auto& [name, value] : settings.environment) {
+    const auto lists = [&, key = std::string_view(name)](std::string_view pattern) {
+      return is_listed(key, pattern);
+    };
+    if (std::any_of(common_variables.begin(), common_variables.end(), lists)) {
+      what.environment.emplace(name, value);
+    }
+  }
+  const auto& variables = member_of(config, "env");
+  if (variables.is_object()) {
+    for (const auto& [name, value] : variables.items()) {
+      if (value.is_string()) what.environment[name] = value.get<std::string>();
+    }
+  }
+  what.working_directory = settings.working_directory;
+  return what;
+}
+
+}  // namespace agent_rules
+
 /// Knows what agents may do: the operator's limits, and within them what each client has set. A
 /// client's settings are its own.
 class agent_registry {
@@ -10662,27 +10924,30 @@ class agent_registry {
     check_lent();
     auto& agent = *request.agent;
     agent.confined = confinement_here();
-    settle_mode(request, asked);
-    settle_turns(agent, asked);
+    agent_rules::settle_mode(settings_, request, asked);
+    agent_rules::settle_turns(settings_, agent, asked);
     settle_directory(request, asked);
-    identify_places(agent);
+    agent_rules::identify_places(settings_, agent);
     const std::lock_guard<std::mutex> lock(mutex_);
     std::vector<mcp_server> servers;
     for (const auto& server : servers_of(request.client)) {
       if (server.enabled) servers.push_back(server);
     }
-    settle_tools(agent, asked, configuration_of(request.client, request.session), servers);
+    agent_rules::settle_tools(settings_, agent, asked,
+                              configuration_of(request.client, request.session), servers);
     if (has_budget) {
-      for (const char* name : {"Task", "WebFetch", "WebSearch"}) deny(agent, name);
+      for (const char* name : {"Task", "WebFetch", "WebSearch"}) agent_rules::deny(agent, name);
     }
     json used = json::object();
     for (const auto& server : servers) {
-      const auto names_it = [&](const std::string& rule) { return is_of(rule, server); };
+      const auto names_it = [&](const std::string& rule) {
+        return agent_rules::is_of(rule, server);
+      };
       if (std::none_of(agent.tools.begin(), agent.tools.end(), names_it)) continue;
       used[server.name] = server.config;
       const bool local = !string_of(server.config, "command").empty();
       if (agent.confined == confinement::commands && local)
-        start_by_script(used[server.name], server);
+        agent_rules::start_by_script(used[server.name], server);
       agent.client_servers = agent.client_servers || !server.operators;
     }
     if (!used.empty()) agent.mcp_config = dump(json::object({{"mcpServers", used}}));
@@ -10730,7 +10995,7 @@ class agent_registry {
                                const std::optional<std::vector<std::string>>& allowed,
                                const std::optional<std::vector<std::string>>& disallowed) {
     for (const auto* names : {&allowed, &disallowed}) {
-      if (*names) check_names(**names);
+      if (*names) agent_rules::check_names(**names);
     }
     const std::lock_guard<std::mutex> lock(mutex_);
     auto fresh = configuration_of(client, {});
@@ -10773,8 +11038,8 @@ class agent_registry {
                       "from clients (--allow-mcp-registration)");
     }
     server.operators = false;
-    const auto rule = rule_of(server);
-    if (!may_have(rule, {server})) {
+    const auto rule = agent_rules::rule_of(server);
+    if (!agent_rules::may_have(settings_, rule, {server})) {
       throw api_error(error_kind::permission,
                       "'" + rule + "' is not among the tools that this proxy allows");
     }
@@ -10784,7 +11049,7 @@ class agent_registry {
     auto same = own.end();
     auto bytes = size_of(server);
     for (auto known = own.begin(); known != own.end(); ++known) {
-      if (rule_of(*known) == rule) {
+      if (agent_rules::rule_of(*known) == rule) {
         if (known->name != server.name || known->operators) refuse_name(server.name, known->name);
         same = known;
       } else if (!known->operators) {
@@ -10834,7 +11099,6 @@ class agent_registry {
   }
 
  private:
-  static constexpr int default_turns = 10;
   static constexpr std::size_t max_configurations = 1'000;    ///< of one client's sessions
   static constexpr std::size_t max_server_bytes = 32 * 1024;  ///< of all that one client adds
 
@@ -10868,78 +11132,6 @@ class agent_registry {
     std::sort(names.begin(), names.end());
     names.erase(std::unique(names.begin(), names.end()), names.end());
     return names;
-  }
-
-  static void check_names(const std::vector<std::string>& names) {
-    std::vector<std::string> wrong;
-    for (const auto& name : names) {
-      if (!is_known_tool(name)) wrong.push_back(name);
-    }
-    if (wrong.empty()) return;
-    std::vector<std::string> valid;
-    for (const auto& tool : known_tools) valid.emplace_back(tool.name);
-    throw api_error(error_kind::invalid_request, "Invalid tool names: " + text::join(wrong, ", ") +
-                                                     ". Valid tools: " + text::join(valid, ", "));
-  }
-
-  void settle_mode(turn_request& request, const agent_headers& asked) const {
-    auto& mode = request.agent->permission_mode;
-    mode = "default";
-    const auto most = rank_of_mode(settings_.permission_mode).value_or(0);
-    if (asked.permission_mode) {
-      const auto rank = rank_of_mode(*asked.permission_mode);
-      if (!rank) {
-        throw bad_field("X-Claude-Permission-Mode",
-                        "must be plan, dontAsk, default, acceptEdits or bypassPermissions");
-      }
-      if (*rank > most) {
-        throw api_error(error_kind::permission,
-                        "the permission mode '" + *asked.permission_mode +
-                            "' is more than this proxy allows (--permission-mode " +
-                            settings_.permission_mode + ")");
-      }
-      mode = *asked.permission_mode;
-    }
-    if (rank_of_mode(mode) > most) mode = settings_.permission_mode;
-    const bool confined = request.agent->confined != confinement::none;
-    if (mode == "bypassPermissions" && (::geteuid() == 0 || confined)) {
-      mode = "acceptEdits";  // claude refuses to run as root, or restricted, without permissions
-      name_ignored(request, "X-Claude-Permission-Mode");
-    }
-    const auto is_narrowed = [](const std::string& rule) {
-      return text::starts_with(rule, "Bash(");
-    };
-    const auto& tools = settings_.allowed_tools;
-    if (mode == "acceptEdits" && std::any_of(tools.begin(), tools.end(), is_narrowed)) {
-      throw api_error(error_kind::permission,
-                      "the permission mode 'acceptEdits' lets commands run that no rule of this "
-                      "proxy's --allowed-tools names");
-    }
-  }
-
-  static void deny(agent_request& agent, const char* name) {
-    const auto names_it = [&](const std::string& rule) { return tool_of_rule(rule) == name; };
-    if (std::any_of(agent.tools.begin(), agent.tools.end(), names_it)) {
-      throw api_error(error_kind::permission,
-                      std::string("the tool '") + name +
-                          "' calls the model by itself, which a budget (--budget) cannot count");
-    }
-    agent.disallowed.emplace_back(name);
-  }
-
-  void settle_turns(agent_request& agent, const agent_headers& asked) const {
-    const int most = settings_.max_turns;
-    agent.max_turns = most > 0 ? std::min(default_turns, most) : default_turns;
-    if (!asked.max_turns) return;
-    const auto turns = text::try_number<int>(text::trim(*asked.max_turns));
-    if (!turns || *turns < 0 || *turns > 1000) {
-      throw bad_field("X-Claude-Max-Turns", "must be a number from 1 to 1000, or 0 for no limit");
-    }
-    if (most > 0 && (*turns == 0 || *turns > most)) {
-      throw api_error(error_kind::permission, "more than " + std::to_string(most) +
-                                                  " turns are not allowed here (--max-turns)");
-    }
-    agent.max_turns = *turns;
   }
 
   /// Each client's agents have a directory of their own; they work in it unless the operator or the
@@ -10988,202 +11180,19 @@ class agent_registry {
         "X-Claude-Cwd is no directory that this proxy allows, nor in one (--allowed-cwd)");
   }
 
-  /// Which directory the path leads to, without a link on the way; empty where it does not.
-  static std::string identify(const std::string& path) {
-    const unique_fd opened(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    struct stat found {};
-    if (!opened || ::fstat(opened.get(), &found) != 0 || !leads_to(opened.get(), path)) return {};
-    return std::to_string(found.st_dev) + ":" + std::to_string(found.st_ino);
-  }
-
-  void identify_places(agent_request& agent) const {
-    for (const auto& directory : directories_of(settings_, agent)) {
-      agent.places.push_back(identify(directory));
-      if (!agent.places.back().empty()) continue;
-      throw api_error(error_kind::permission,
-                      "an agent's directory is not there, or has become a link to another");
-    }
-  }
-
-  /// Rules separated by commas; those within parentheses are part of a rule.
-  static std::vector<std::string> split_rules(const char* header, std::string_view list) {
-    std::vector<std::string> rules;
-    while (!list.empty()) {
-      auto comma = list.find(',');
-      const auto open = list.find('(');
-      if (open < comma) comma = list.find(',', std::min(list.find(')', open), list.size()));
-      const auto end = std::min(comma, list.size());
-      const auto rule = text::trim(list.substr(0, end));
-      list.remove_prefix(std::min(end + 1, list.size()));
-      if (rule.empty()) continue;
-      if (!is_rule(rule)) {
-        throw bad_field(header, "holds '" + text::repair_utf8(rule) +
-                                    "', which is no tool such as Bash or Bash(git:*)");
-      }
-      rules.emplace_back(rule);
-    }
-    return rules;
-  }
-
-  /// The rule for all tools of a server. Claude Code has it without signs that a tool's name cannot
-  /// hold.
-  static std::string rule_of(const mcp_server& server) {
-    std::string rule = "mcp__" + server.name;
-    std::replace(rule.begin(), rule.end(), '.', '_');
-    return rule;
-  }
-
-  static bool is_of(const std::string& rule, const mcp_server& server) {
-    const auto name = tool_of_rule(rule);
-    return name == rule_of(server) || text::starts_with(name, rule_of(server) + "__");
-  }
-
-  bool may_have(const std::string& rule, const std::vector<mcp_server>& servers) const {
-    const auto name = tool_of_rule(rule);
-    const auto& most = settings_.allowed_tools;
-    bool known = is_known_tool(name);
-    for (const auto& server : servers) {
-      if (!is_of(rule, server)) continue;
-      if (server.operators) return true;
-      known = true;
-      if (std::find(most.begin(), most.end(), rule_of(server)) != most.end()) return true;
-    }
-    if (most.empty()) return known;
-    return std::any_of(most.begin(), most.end(), [&](const std::string& allowed) {
-      return allowed == rule || allowed == name;
-    });
-  }
-
-  /// A rule by which a file tool would reach more than the agent's directories, and which the
-  /// operator has not given.
-  bool leaves_directory(const std::string& rule) const {
-    const auto name = tool_of_rule(rule);
-    if (!is_file_tool(name) || name == rule) return false;
-    const auto& most = settings_.allowed_tools;
-    if (std::find(most.begin(), most.end(), rule) != most.end()) return false;
-    // `Read(*)` is all that `Read` is.
-    const bool all = rule.find_first_not_of('*', name.size() + 1) == rule.size() - 1;
-    const auto begin = rule.at(name.size() + 1);
-    return all || begin == '/' || begin == '~' || begin == '!' ||
-           rule.find("..") != std::string::npos;
-  }
-
-  /// Throws a 403 for `Read(!x)`: the CLI would take x out of what the operator denies.
-  static void refuse_exception(const std::string& rule) {
-    if (!text::starts_with(rule, tool_of_rule(rule) + "(!") || tool_of_rule(rule) == "Bash") return;
-    throw api_error(error_kind::permission,
-                    "the rule '" + rule + "' allows what others deny; it can only deny");
-  }
-
-  void settle_tools(agent_request& agent, const agent_headers& asked,
-                    const tool_configuration& configured,
-                    const std::vector<mcp_server>& servers) const {
-    agent.disallowed = settings_.disallowed_tools;
-    agent.disallowed.insert(agent.disallowed.end(), configured.disallowed.begin(),
-                            configured.disallowed.end());
-    if (asked.disallowed_tools) {
-      const auto more = split_rules("X-Claude-Disallowed-Tools", *asked.disallowed_tools);
-      for (const auto& rule : more) refuse_exception(rule);
-      agent.disallowed.insert(agent.disallowed.end(), more.begin(), more.end());
-    }
-    if (asked.allowed_tools) {
-      agent.tools = split_rules("X-Claude-Allowed-Tools", *asked.allowed_tools);
-      for (const auto& rule : agent.tools) {
-        const bool leaves = agent.confined != confinement::none && leaves_directory(rule);
-        if (may_have(rule, servers) && !leaves) continue;
-        throw api_error(error_kind::permission,
-                        "the tool '" + rule + "' is not among those that this proxy allows");
-      }
-    } else {
-      for (const auto& tool : configured.effective()) {
-        if (may_have(tool, servers)) agent.tools.push_back(tool);
-      }
-      for (const auto& server : servers) {
-        if (may_have(rule_of(server), servers)) agent.tools.push_back(rule_of(server));
-      }
-    }
-    const auto out = [&](const std::string& rule) {
-      return std::find(agent.disallowed.begin(), agent.disallowed.end(), rule) !=
-             agent.disallowed.end();
-    };
-    agent.tools.erase(std::remove_if(agent.tools.begin(), agent.tools.end(), out),
-                      agent.tools.end());
-  }
-
-  /// Lets `confining_script` start a server. An operator's is not confined: what it does is the
-  /// operator's business.
-  static void start_by_script(json& config, const mcp_server& server) {
-    if (server.operators) {
-      config["env"]["CLAUDE_OPENAI_SERVER"] = command_line(server.config);
-    } else {
-      config = json::object(
-          {{"command", "confined"},
-           {"env", json::object({{"CLAUDE_OPENAI_CONFINED", confined_line(server.config)}})}});
-    }
-  }
-
-  /// What starts a client's server once it is confined. Its variables are set there and not before:
-  /// LD_PRELOAD or PATH would run the client's code outside. In the words, which are all quoted, no
-  /// `${` is left for the CLI to replace by a variable of its own.
-  static std::string confined_line(const json& config) {
-    std::string line = "unset CLAUDE_OPENAI_CONFINED\n";
-    if (config.contains("env")) {
-      for (const auto& [name, value] : config["env"].items()) {
-        line += "export " + name + "=" + shell_word(value.get<std::string>()) + "\n";
-      }
-    }
-    line += "exec " + command_line(config);
-    for (auto at = line.find("${"); at != std::string::npos; at = line.find("${", at)) {
-      line.replace(at, 2, "$''{");
-    }
-    return line;
-  }
-
   /// Tries a server as agents start it.
   command probe_command(const std::string& client, const mcp_server& server) {
     if (server.operators || confinement_here() != confinement::commands) {
-      return server_command(server.config);
+      return agent_rules::server_command(settings_, server.config);
     }
     agent_request agent;
     assign_places(agent, client);
-    auto made = server_command(json::object());
+    auto made = agent_rules::server_command(settings_, json::object());
     made.arguments = {confining_script_path(settings_)};
     made.working_directory = agent.directory;
     confine_commands(settings_, agent, made);
-    made.environment["CLAUDE_OPENAI_CONFINED"] = confined_line(server.config);
+    made.environment["CLAUDE_OPENAI_CONFINED"] = agent_rules::confined_line(server.config);
     return made;
-  }
-
-  static std::string command_line(const json& config) {
-    auto line = shell_word(string_of(config, "command"));
-    for (const auto& argument : member_of(config, "args")) {
-      if (argument.is_string()) line += " " + shell_word(argument.get<std::string>());
-    }
-    return line;
-  }
-
-  command server_command(const json& config) const {
-    command what;
-    what.arguments.push_back(string_of(config, "command"));
-    for (const auto& argument : member_of(config, "args")) {
-      if (argument.is_string()) what.arguments.push_back(argument.get<std::string>());
-    }
-    for (const auto& [name, value] : settings_.environment) {
-      const auto lists = [&, key = std::string_view(name)](std::string_view pattern) {
-        return is_listed(key, pattern);
-      };
-      if (std::any_of(common_variables.begin(), common_variables.end(), lists)) {
-        what.environment.emplace(name, value);
-      }
-    }
-    const auto& variables = member_of(config, "env");
-    if (variables.is_object()) {
-      for (const auto& [name, value] : variables.items()) {
-        if (value.is_string()) what.environment[name] = value.get<std::string>();
-      }
-    }
-    what.working_directory = settings_.working_directory;
-    return what;
   }
 
   /// Changes the client's server of that name, and returns it as it is then. Throws a 404 where
@@ -11211,7 +11220,7 @@ class agent_registry {
   tool_configuration describe(tool_configuration kept) const {
     const auto& denied = settings_.disallowed_tools;
     for (auto& tool : kept.effective()) {
-      const bool lent = settings_.builtin_tools && may_have(tool, {}) &&
+      const bool lent = settings_.builtin_tools && agent_rules::may_have(settings_, tool, {}) &&
                         std::find(denied.begin(), denied.end(), tool) == denied.end();
       if (lent) kept.lent.push_back(std::move(tool));
     }
@@ -16909,9 +16918,9 @@ class server {
     close_listeners();
   }
 
-  /// Opens the port, see `listen_on_free_port`, and the unix socket. `start` and `run` do it where it
-  /// was not done. Throws `std::system_error`, and `std::invalid_argument` when the API's address is
-  /// this one.
+  /// Opens the port, see `listen_on_free_port`, and the unix socket; `start` and `run` do it where
+  /// it was not done. Throws `std::system_error`, and `std::invalid_argument` when the API's address
+  /// is this one.
   void bind() {
     if (std::exchange(bound_, true)) throw std::logic_error("the server is bound already");
     if (settings_.tcp) {
