@@ -16919,8 +16919,8 @@ class server {
   }
 
   /// Opens the port, see `listen_on_free_port`, and the unix socket; `start` and `run` do it where
-  /// it was not done. Throws `std::system_error`, and `std::invalid_argument` when the API's address
-  /// is this one.
+  /// it was not done. Throws `std::system_error`, and `std::invalid_argument` when the API's
+  /// address is this one.
   void bind() {
     if (std::exchange(bound_, true)) throw std::logic_error("the server is bound already");
     if (settings_.tcp) {
