@@ -78,6 +78,10 @@ export function processesMarked(marker) {
 
 // ---- the proxy -----------------------------------------------------------------------------------
 
+const running = new Set();
+/** Ends the proxies that run, with their processes: for a run that is cut. */
+export const endProxies = () => running.forEach(({ child }) => child.kill('SIGKILL')); // their guards see to the rest
+
 class Proxy {
   /**
    * `url` of the API; `cli` the path of a claude; `env` over the clean environment, undefined removes; `terminal`: it runs in one of
@@ -123,6 +127,8 @@ class Proxy {
           stdio: ['pipe', 'pipe', 'pipe'],
         })
       : spawn(program, args, { env: this.environment, cwd: this.scratch, stdio: ['ignore', 'pipe', 'pipe'] });
+    running.add(this);
+    this.child.once('exit', () => running.delete(this));
     this.keys = this.child.stdin;
     this.pid = this.child.pid;
     for (const stream of [this.child.stdout, this.child.stderr])

@@ -34,7 +34,7 @@ import { security } from './security.test.mjs';
 import { server } from './server.test.mjs';
 import { settings } from './settings.test.mjs';
 import { transport } from './transport.test.mjs';
-import { Conversation, runTest, startProxy } from './harness.mjs';
+import { Conversation, endProxies, runTest, startProxy } from './harness.mjs';
 import { startMessagesApi } from './messages_api.mjs';
 
 const TOGETHER = 3; // tests that run at a time; each takes a process or two
@@ -175,6 +175,7 @@ const chosen = suites.filter(({ name }) => !option('--suite') || name === option
 const labelOf = ({ name, version }) => `[${name === version ? '' : `${name} `}${version}] `;
 // Out of time: what ran is counted, and what did not is named.
 process.once('SIGTERM', () => {
+  endProxies();
   chosen.forEach((one) => console.log(`NOT RUN, or not to its end: ${labelOf(one)}`));
   failures.forEach((name) => console.log(`failed: ${name}`));
   console.log(`${counts.passed} passed, ${counts.failed + 1} failed, ${counts.skipped} skipped`);
