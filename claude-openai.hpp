@@ -13711,279 +13711,191 @@ constexpr std::string_view document = R"page(<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>claude-openai</title>
-<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg'
-  viewBox='0 0 20 20'%3E%3Crect width='20' height='20' rx='5' fill='%23b04a22'/%3E%3Cpath
-  d='M6 6.5 9.5 10 6 13.5M11 13.5h4' fill='none' stroke='white' stroke-width='1.8'/%3E%3C/svg%3E">
+<meta name="description" content="claude-openai, a Claude Code OpenAI Wrapper">
+<link rel="icon" href="data:,">
 <style nonce="{{nonce}}">
 :root {
-  color-scheme: light dark;
-  --paper: light-dark(#fbfaf7, #181714);
-  --card: light-dark(#fff, #201f1b);
-  --sunken: light-dark(#f5f3ee, #131210);
-  --ink: light-dark(#23211d, #ece9e2);
-  --muted: light-dark(#67625a, #a8a296);
-  --line: light-dark(#e5e1d9, #37342e);
-  --edge: light-dark(#8f897e, #7a746a);
-  --accent: light-dark(#a5451f, #ec9a73);
-  --on-accent: light-dark(#fff, #20120b);
-  --tint: light-dark(#f8ece5, #33241c);
-  --good: light-dark(#2b6b47, #82c9a0);
-  --warn: light-dark(#855800, #e3b860);
-  --bad: light-dark(#ab2a20, #f4a196);
+  color-scheme: light dark; accent-color: var(--accent); --paper: light-dark(#fbfaf7, #181714);
+  --card: light-dark(#fff, #201f1b); --sunken: light-dark(#f5f3ee, #131210);
+  --ink: light-dark(#23211d, #ece9e2); --muted: light-dark(#67625a, #a8a296);
+  --line: light-dark(#e5e1d9, #37342e); --accent: light-dark(#a5451f, #ec9a73);
+  --tint: light-dark(#f8ece5, #33241c); --good: light-dark(#2b6b47, #82c9a0);
+  --warn: light-dark(#855800, #e3b860); --bad: light-dark(#ab2a20, #f4a196);
   --blue: light-dark(#23609f, #93bdf0);
-  --mono: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  --mono: ui-monospace, Menlo, Consolas, monospace;
 }
-:root[data-theme="light"] { color-scheme: light; }
-:root[data-theme="dark"] { color-scheme: dark; }
 * { box-sizing: border-box; min-width: 0; }
 [hidden] { display: none !important; }
 html { scroll-padding-top: 4.5rem; }
-body {
-  margin: 0;
-  background: var(--paper);
-  color: var(--ink);
-  font: 1rem/1.6 system-ui, "Segoe UI", Roboto, "Noto Sans", sans-serif;
-}
+body { margin: 0; background: var(--paper); color: var(--ink); overflow-wrap: break-word;
+  font: .9375rem/1.6 system-ui, sans-serif; }
 h1, h2, h3, h4, h5, h6, p, dl, dd, pre, ul, ol { margin: 0; padding: 0; }
-h1, h2 { line-height: 1.2; letter-spacing: -0.02em; }
-h1 { font-size: clamp(1.8rem, 1.3rem + 2.2vw, 2.7rem); }
+h1, h2 { line-height: 1.2; }
+h1 { font-size: clamp(1.8rem, 4vw, 2.6rem); }
 h2 { font-size: 1.375rem; }
-h3 { font-size: 0.9375rem; }
-a { color: var(--accent); text-underline-offset: 0.2em; }
-code, pre, .code { font-family: var(--mono); font-size: 0.875rem !important; }
+h3 { font-size: 1em; }
+a { color: var(--accent); }
+code, pre, .code { font-family: var(--mono); font-size: .875rem !important; }
 pre { overflow: auto; }
-textarea.code { field-sizing: content; }
-:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
-pre, summary, .log, input, select, textarea { outline-offset: -2px !important; }
-.visually-hidden { position: absolute; width: 1px; height: 1px; clip-path: inset(50%); }
-.visually-hidden { overflow: hidden; white-space: nowrap; }
-.muted, .comment { color: var(--muted); }
-.small { font-size: 0.875rem; }
-.row { display: flex; flex-wrap: wrap; align-items: center; gap: 0.5rem; }
+textarea.code, #prompt { field-sizing: content; }
+:focus-visible { outline: 2px solid; outline-offset: -2px; }
+.unseen { position: absolute; width: 1px; height: 1px; clip-path: inset(50%);
+  overflow: hidden; white-space: nowrap; }
+.muted, .comment, .badge, .lede, .quiet, .note, .thoughts, dt, th, nav a, [role="tab"],
+section > header p, .message h3 { color: var(--muted); }
+.small, label, .addresses p, [role="tab"], #panel .row, .listing .row, .slots, .thoughts {
+  font-size: .875rem; }
+.copy, .note, .tiles dt, th, .message :is(h3, footer) { font-size: .8125rem; }
+.row, .slots, footer { display: flex; flex-wrap: wrap; align-items: center; gap: .5rem; }
+.bar, #tabs, #bars, th, td { border-bottom: 1px solid var(--line); }
+section + section, .status div + div, .endpoint + .endpoint, .composer {
+  border-top: 1px solid var(--line); }
+button:not(.main):hover, nav a:hover { color: var(--accent); }
+:is(#draft, #problem, #key-problem):empty { display: none; }
 .card { border: 1px solid var(--line); border-radius: 10px; background: var(--card); }
 .wide { overflow-x: auto; }
 
-button, input, select, textarea { font: inherit; font-size: 0.9375rem; color: inherit; }
-button {
-  padding: 0.3rem 0.75rem;
-  border: 1px solid var(--line);
-  border-radius: 7px;
-  background: var(--card);
-  cursor: pointer;
-  &:disabled { opacity: 0.5; cursor: default; }
-  &.main { background: var(--accent); border-color: var(--accent); color: var(--on-accent); }
-  &.quiet { border-color: transparent; background: none; color: var(--muted); }
-  &.copy { min-width: 4.75rem; padding: 0.1rem 0.5rem; font-size: 0.8125rem; }
+button, input, select, textarea { font: inherit; color: inherit; }
+button { padding: .3rem .75rem; border: 1px solid var(--line); border-radius: 7px;
+  background: var(--card); cursor: pointer;
+  &.main { background: var(--accent); border-color: var(--accent);
+    color: light-dark(#fff, #20120b); }
+  &.quiet { border-color: transparent; background: none; }
+  &.copy { min-width: 4.75rem; padding: .1rem .5rem; }
 }
-input:not([type="checkbox"]), select, textarea {
-  display: block;
-  width: 100%;
-  padding: 0.4rem 0.6rem;
-  border: 1px solid var(--edge);
-  border-radius: 7px;
-  background: var(--card);
-  resize: vertical;
-}
-input[type="checkbox"] { width: 1.05rem; height: 1.05rem; margin: 0; accent-color: var(--accent); }
-label { display: grid; gap: 0.25rem 0.6rem; font-size: 0.875rem; }
+input:not([type="checkbox"]), select, textarea { display: block; width: 100%; resize: vertical;
+  padding: .4rem .6rem; border: 1px solid light-dark(#8f897e, #7a746a);
+  border-radius: 7px; background: var(--card); }
+label { display: grid; align-content: start; gap: .25rem .6rem; }
 
-.bar {
-  position: sticky;
-  top: 0;
-  z-index: 2;
-  border-bottom: 1px solid var(--line);
-  background: var(--paper);
-}
-.bar > div, main {
-  max-width: 82rem;
-  margin-inline: auto;
-  padding-inline: clamp(1rem, 4vw, 2.5rem);
-}
-.bar > div { display: flex; align-items: center; gap: 0.25rem 1rem; min-height: 3.5rem; }
-.brand { display: flex; align-items: center; gap: 0.6rem; font-weight: 650; white-space: nowrap; }
+.bar { position: sticky; top: 0; z-index: 2; background: var(--paper); }
+.bar > div, main { padding-inline: max(4vw, 50vw - 38rem); }
+.bar > div { display: flex; align-items: center; gap: .25rem 1rem; min-height: 3.5rem; }
+#problem { flex-wrap: wrap; padding-block: .5rem; background: var(--tint); }
+.brand { display: flex; align-items: center; gap: .6rem; font-weight: 650; white-space: nowrap; }
 .brand svg { width: 1.5rem; }
-.badge { padding: 0 0.5rem; border: 1px solid var(--line); border-radius: 99px; }
-.badge { color: var(--muted); font-size: 0.75rem; font-weight: 500; }
-nav { display: flex; margin-left: auto; font-size: 0.9375rem; }
-nav a { padding: 0.3rem 0.6rem; color: var(--muted); text-decoration: none; }
-button:hover, nav a:hover { color: var(--accent); }
-button.main:hover { color: var(--on-accent); }
-#theme { min-width: 6.5rem; padding-inline: 0; }
+.badge { padding: 0 .5rem; border: 1px solid var(--line); border-radius: 99px;
+  font-size: .75rem; font-weight: 500; }
+nav { display: flex; margin-left: auto; }
+nav a { padding: .3rem .6rem; text-decoration: none; }
 
 section { display: grid; gap: 1.25rem; padding-block: 3.5rem; }
-section + section { border-top: 1px solid var(--line); }
-section > header p { margin-top: 0.4rem; color: var(--muted); font-size: 0.9375rem; }
-.lede { margin-top: 0.9rem; max-width: 38rem; font-size: 1.125rem; color: var(--muted); }
-.addresses { display: grid; gap: 0.5rem; max-width: 38rem; margin-top: 1.75rem; }
-.addresses p { display: grid; grid-template-columns: 5rem 1fr auto; align-items: center; }
-.addresses p { gap: 0.75rem; padding: 0.4rem 0.5rem 0.4rem 0.9rem; }
-.addresses p { min-height: 2.7rem; font-size: 0.875rem; }
-.addresses code, .status dd { overflow-wrap: anywhere; }
-.status { padding: 0.4rem 1.25rem; align-self: start; font-size: 0.9375rem; }
-.status dl > div { display: grid; grid-template-columns: 7.5rem 1fr; padding-block: 0.6rem; }
-.status dl > div + div { border-top: 1px solid var(--line); }
-.status dt { color: var(--muted); }
+section > header p { margin-top: .4rem; }
+.lede { margin-top: .9rem; font-size: 1.125rem; }
+.addresses { display: grid; gap: .5rem; max-width: 38rem; margin-top: 1.5rem; }
+.addresses p { display: grid; grid-template-columns: 1fr auto; padding: .4rem .5rem .4rem .9rem;
+  min-height: 4.05rem; }
+.addresses .muted { grid-column: 1 / -1; }
+.status { padding: .4rem 1.25rem; align-self: start; }
+.status dl > div { display: grid; grid-template-columns: 7.5rem 1fr; padding-block: .6rem; }
 .state { font-weight: 600; }
-.state::before {
-  content: "";
-  display: inline-block;
-  width: 0.6rem;
-  height: 0.6rem;
-  margin-right: 0.5rem;
-  border-radius: 50%;
-  background: currentColor;
-}
+.state::before { content: ""; display: inline-block; width: .6rem; height: .6rem;
+  margin-right: .5rem; border-radius: 50%; background: currentColor; }
 .good, .string, .POST { color: var(--good); }
 .warn, .literal { color: var(--warn); }
 .bad, .DELETE { color: var(--bad); }
 .number, .keyword, .GET { color: var(--blue); }
 
-#tabs { min-height: 2.9rem; display: flex; overflow-x: auto; border-bottom: 1px solid var(--line); }
-[role="tab"] {
-  flex: none;
-  padding: 0.7rem 0.8rem 0.5rem;
-  border: 0;
-  border-bottom: 2px solid transparent;
-  background: none;
-  color: var(--muted);
-  outline-offset: -3px !important;
+#tabs { min-height: 2.9rem; padding-inline: .9rem; display: flex; overflow-x: auto; }
+[role="tab"] { flex: none; padding: .7rem .35rem .5rem; border: 0; border-radius: 0;
+  border-bottom: 2px solid transparent; background: none;
   &[aria-selected="true"] { color: var(--ink); border-color: var(--accent); }
 }
-/* All panels lie in one cell: the tallest gives the height, and nothing jumps. */
-#panels { display: grid; min-height: 20.2rem; }
-#panels > * { grid-area: 1 / 1; padding: 0.75rem 0.75rem 1rem 1.25rem; }
-#panels > [hidden] { display: block !important; visibility: hidden; }
-#panels .row, .listing .row { justify-content: space-between; font-size: 0.875rem; }
+#panel { min-height: 20.2rem; padding: .75rem .75rem 1rem 1.25rem; }
+#panel .row, .listing .row, #bars + .row { justify-content: space-between; }
 .key { color: var(--accent); }
 
-.playground, .settings, .composer, .log, .empty, .live, .try, .answer, form {
-  display: grid;
-  grid-template-columns: minmax(0, 1fr);
-  align-content: start;
-  gap: 0.9rem;
-}
+.playground, .settings, .composer, .log, .turn, .empty, .live, .try, .answer, form {
+  display: grid; grid-template-columns: minmax(0, 1fr); align-content: start; gap: .9rem; }
 .playground { gap: 1.25rem; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 0.75rem; }
-.switch { display: flex; align-items: center; font-size: 0.9375rem; }
-.chat { display: grid; grid-template-rows: 1fr auto; height: min(44rem, 82vh); }
-.log { overflow-y: auto; padding: 1.25rem; gap: 1.5rem; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .75rem; }
+.chat { display: grid; grid-template-rows: 1fr auto auto; height: min(44rem, 82vh); }
+.log { overflow-y: auto; padding: 1.25rem; }
+.log, .turn { gap: 1.5rem; }
 .empty { padding-top: 3rem; justify-items: center; text-align: center; }
-.message h3 { font-size: 0.8125rem; color: var(--muted); }
-.message .text { margin-top: 0.35rem; overflow-wrap: anywhere; }
-.user .text { width: fit-content; padding: 0.6rem 0.9rem; white-space: pre-wrap; }
-.user .text { border-radius: 10px; background: var(--tint); }
-.message footer { display: flex; flex-wrap: wrap; align-items: center; gap: 0 0.9rem; }
-.message footer { min-height: 2.25rem; font-size: 0.8125rem; }
-.running .text > :last-child::after, .running .text:empty::after {
-  content: "";
-  display: inline-block;
-  width: 0.5em;
-  height: 1em;
-  margin-left: 0.15em;
-  vertical-align: -0.15em;
-  background: var(--accent);
+.empty:not(:only-child), .turn:not(:last-child) .again,
+.thoughts:has(div:empty) { display: none; }
+.message .text { margin-block: .35rem; }
+.user .text { width: fit-content; padding: .6rem .9rem; border-radius: 10px;
+  background: var(--tint); }
+.user .text, .thoughts div, .flow { white-space: pre-wrap; }
+img { display: block; max-width: 100%; max-height: 12rem; border-radius: 5px; }
+#draft img { height: 2rem; }
+#draft button { display: flex; align-items: center; gap: .5rem;
+  &::after { content: "×"; }
 }
-.failure { padding: 0.6rem 0.9rem; border-left: 3px solid var(--bad); background: var(--sunken); }
-.failure { margin-top: 0.5rem; overflow-wrap: anywhere; }
-.thoughts { margin-top: 0.4rem; font-size: 0.875rem; color: var(--muted); }
-.thoughts div, blockquote { margin: 0; padding-left: 0.9rem; border-left: 2px solid var(--line); }
-.thoughts div { margin-top: 0.3rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-.composer { padding: 0.75rem; border-top: 1px solid var(--line); gap: 0.6rem; }
-.composer textarea { resize: none; field-sizing: content; min-height: 4rem; max-height: 11rem; }
+footer { min-height: 2.25rem; }
+.running .text > :last-child::after, .running .text:empty::after { content: "";
+  display: inline-block; width: .5em; height: 1em; margin-left: .15em; vertical-align: -.15em;
+  background: var(--accent); }
+.failure { margin-top: .5rem; padding: .6rem .9rem; border-left: 3px solid var(--bad); }
+.thoughts { margin-top: .4rem; }
+.thoughts div, blockquote { margin: 0; padding-left: .9rem; border-left: 2px solid var(--line); }
+.composer { padding: .75rem; gap: .6rem; }
+#prompt { resize: none; min-height: 4rem; max-height: 11rem; }
 .composer .main { margin-left: auto; min-width: 5.5rem; }
-#curl { grid-column: 1 / -1; }
-.markdown { display: grid; gap: 0.7rem; }
+#curl { max-height: 18rem; overflow: auto; border-radius: 0; }
+.markdown { display: grid; gap: .7rem; }
 .markdown :is(h4, h5, h6) { font-size: 1.05rem; }
 .markdown :is(ul, ol) { padding-left: 1.5rem; }
-.markdown li > * { margin-top: 0.3rem; }
-.markdown :not(pre) > code { padding: 0.1em 0.35em; border-radius: 5px; }
-.listing, .answer pre, .markdown :not(pre) > code { background: var(--sunken); }
+.markdown :not(pre) > code { padding: .1em .35em; border-radius: 5px; }
+.listing, .failure, .answer pre, .markdown :not(pre) > code { background: var(--sunken); }
 .listing, .answer pre { border-radius: 8px; }
-.listing .row { padding: 0.3rem 0.4rem 0 0.9rem; }
-.listing pre, .answer pre { padding: 0.5rem 0.9rem 0.8rem; }
-table { border-collapse: collapse; font-size: 0.9375rem; }
-th, td { padding: 0.45rem 1rem 0.45rem 0; border-bottom: 1px solid var(--line); }
-th { font-size: 0.8125rem; color: var(--muted); text-align: left; }
+.listing .row { padding: .3rem .4rem 0 .9rem; }
+.listing pre, .answer pre { padding: .5rem .9rem .8rem; }
+table { border-collapse: collapse; }
+th, td { padding: .45rem 1rem .45rem 0; text-align: left; }
 
 .live > .card { padding: 1rem 1.25rem; }
-.live > .tiles { display: grid; grid-template-columns: 1fr 1fr; padding: 0; overflow: hidden; }
-.tiles > div { padding: 0.9rem 1.25rem; box-shadow: 0 0 0 1px var(--line); }
-.tiles dt, .tiles .note { font-size: 0.8125rem; color: var(--muted); }
+.live > .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr));
+  padding: 0; overflow: hidden; }
+.tiles > div { padding: .9rem 1.25rem; box-shadow: 0 0 0 1px var(--line); }
 .tiles dd:not(.note) { font-size: 1.375rem; font-weight: 600; line-height: 1.4; }
-#bars { display: flex; align-items: end; gap: 2px; height: 5.5rem; margin-block: 0.75rem 0.3rem; }
-#bars { border-bottom: 1px solid var(--line); }
+#bars { display: flex; align-items: end; gap: 2px; height: 5.5rem; margin-block: .75rem .3rem; }
 #bars i { flex: 1; border-radius: 2px 2px 0 0; background: var(--accent); }
-#bars + .row { justify-content: space-between; }
-.slots { display: flex; flex-wrap: wrap; gap: 0.35rem; margin-block: 0.75rem; }
-.slots li, .legend li { list-style: none; }
-.slots li, .legend li::before { border: 1px solid var(--line); border-radius: 5px; }
-.slots li, .legend li::before { background: var(--state); }
-.slots li { width: 1.4rem; height: 1.4rem; }
-.legend { display: flex; flex-wrap: wrap; gap: 0.2rem 1.1rem; font-size: 0.875rem; }
-.legend li::before { content: ""; display: inline-block; width: 0.75rem; height: 0.75rem; }
-.legend li::before { margin-right: 0.4rem; border-radius: 3px; }
-.busy { --state: var(--accent); }
-.parked { --state: var(--warn); }
-.idle { --state: var(--blue); }
-.spare { --state: var(--good); }
+#slots { margin-block: .5rem; gap: 0; }
+.slots { gap: .2rem 1.1rem; list-style: none; }
+.slots li::before { content: ""; display: inline-block; width: .8rem; height: .8rem;
+  margin-right: .4rem; border: 1px solid var(--line); border-radius: 3px;
+  background: var(--state); }
+.busy { --state: var(--accent); } .parked { --state: var(--warn); }
+.idle { --state: var(--blue); } .spare { --state: var(--good); }
 .starting, .taking_back { --state: var(--line); }
-.sessions table { width: 100%; margin-top: 0.5rem; }
+.sessions table { width: 100%; margin-top: .5rem; }
 .sessions td:first-child { max-width: 9rem; overflow: hidden; text-overflow: ellipsis; }
-.sessions td:last-child { text-align: right; padding-right: 0; }
 
-.group + .group { margin-top: 1.75rem; }
-.group h3 { margin-bottom: 0.6rem; }
-.endpoint + .endpoint { border-top: 1px solid var(--line); }
+.group + .group { margin-top: 1.75rem; } .group h3 { margin-bottom: .6rem; }
 summary { cursor: pointer; }
-.endpoint > summary {
-  display: grid;
-  grid-template-columns: 4.25rem minmax(0, 20rem) 1fr auto;
-  gap: 0 0.75rem;
-  align-items: baseline;
-  padding: 0.55rem 1rem;
-  font-size: 0.9375rem;
-  border-radius: 10px;
+.endpoint > summary { display: grid; grid-template-columns: 4.25rem minmax(0, 20rem) 1fr auto;
+  gap: 0 .75rem; align-items: baseline; padding: .55rem 1rem; border-radius: 10px;
   &::after { content: "+"; color: var(--muted); }
   &:hover { background: var(--sunken); }
-  & code { overflow-wrap: anywhere; }
 }
 .endpoint[open] > summary::after { content: "–"; }
-.method { font: 600 0.75rem var(--mono); }
-.try { padding: 0.25rem 1rem 1.25rem; }
-.path { max-width: 30rem; }
+.method { font: 600 .75rem var(--mono); }
+.try { padding: .25rem 1rem 1.25rem; }
 .answer pre { max-height: 26rem; }
-.flow { white-space: pre-wrap; overflow-wrap: anywhere; }
 
 dialog { width: min(26rem, 100vw - 2rem); padding: 1.5rem; color: inherit; }
-dialog::backdrop { background: rgb(0 0 0 / 45%); }
-dialog .row { justify-content: flex-end; }
 
 @media (width < 44rem) {
   .bar { position: static; }
-  .bar > div { flex-wrap: wrap; padding-block: 0.5rem; }
-  nav { order: 1; width: 100%; margin-left: -0.4rem; font-size: 0.875rem; }
-  nav a { padding-inline: 0.4rem; }
-  #theme { margin-left: auto; text-align: right; }
-  .endpoint > summary { grid-template-columns: 3.1rem 1fr auto; gap: 0 0.6rem; }
+  .bar > div { flex-wrap: wrap; padding-block: .5rem; }
+  nav { order: 1; width: 100%; margin-left: -.4rem; }
+  nav a { padding-inline: .4rem; }
+  #theme { margin-left: auto; }
+  .endpoint > summary { grid-template-columns: 3.1rem 1fr auto; gap: 0 .6rem; }
   .endpoint .muted { grid-area: 2 / 2; }
-  .addresses p { grid-template-columns: 1fr auto; gap: 0 0.75rem; min-height: 4.05rem; }
-  .addresses .muted { grid-column: 1 / -1; }
   .optional { display: none; }
 }
-@media (width >= 44rem) {
-  .playground { grid-template-columns: 15rem minmax(0, 1fr); }
-  .live > .tiles { grid-template-columns: 1fr 1fr 1fr; }
-}
 @media (width >= 60rem) {
+  .playground { grid-template-columns: 16rem minmax(0, 1fr); }
   .hero { grid-template-columns: 1fr 25rem; gap: 4rem; }
 }
 @media (width >= 76rem) {
-  section:not(.hero) { grid-template-columns: 13rem minmax(0, 1fr); gap: 3rem; }
-  section > header { position: sticky; top: 5.5rem; align-self: start; }
-  .live > .tiles { grid-template-columns: repeat(6, 1fr); }
+  section:not(.hero) { grid-template-columns: 13rem minmax(0, 1fr); gap: 1.5rem; }
 }
 @media (prefers-reduced-motion: no-preference) {
-  html { scroll-behavior: smooth; }
   .running .text::after, .running .text > ::after { animation: blink 1s steps(2) infinite; }
   @keyframes blink { to { opacity: 0; } }
 }
@@ -13991,202 +13903,187 @@ dialog .row { justify-content: flex-end; }
 <script nonce="{{nonce}}">
   // Before the first paint, so that no other theme flashes up.
   try {
-    const theme = localStorage.getItem('claude-openai-theme');
-    if (theme) document.documentElement.dataset.theme = theme;
+    document.documentElement.style.colorScheme = localStorage.getItem('claude-openai-theme') ?? '';
   } catch { /* storage is forbidden: follow the system */ }
 </script>
 </head>
 <body>
 <header class="bar"><div>
-  <span class="brand">
-    <svg viewBox="0 0 20 20" aria-hidden="true">
-      <rect width="20" height="20" rx="5" fill="#b04a22"/>
-      <path d="M6 6.5 9.5 10 6 13.5M11 13.5h4" fill="none" stroke="#fff" stroke-width="1.8"/>
-    </svg>
-    claude-openai <span class="badge">v{{version}}</span>
-  </span>
-  <nav aria-label="On this page">
-    <a href="#quick-start">Quick Start</a>
-    <a href="#playground">Playground</a>
-    <a href="#live">Live</a>
-    <a href="#endpoints">API</a>
-    <a href="{{repository}}" target="_blank" rel="noreferrer">Source</a>
-  </nav>
-  <button type="button" id="theme" class="quiet small">Theme: auto</button>
-</div></header>
+<span class="brand">
+<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 20 20" aria-hidden="true">
+<rect width="20" height="20" rx="5" fill="#b04a22"/>
+<path d="m6 6 4 4-4 4m5 0h4" fill="none" stroke="#fff" stroke-width="1.8"/>
+</svg>
+claude-openai <span class="badge">v{{version}}</span>
+<span class="badge warn" id="demo" title="A stand-in answers, not Claude" hidden>Demo</span>
+</span>
+<nav aria-label="On this page">
+<a href="#quick-start">Quick Start</a><a href="#playground">Playground</a>
+<a href="#live">Live</a><a href="#endpoints">API</a>
+<a href="{{repository}}" target="_blank" rel="noreferrer">Source</a>
+</nav>
+<button id="theme" class="quiet small">Theme: auto</button>
+</div><div id="problem" role="alert"></div>
+</header>
 
 <main>
 <section class="hero">
-  <div>
-    <h1>Claude Code OpenAI Wrapper</h1>
-    <p class="lede">This server makes the <code>claude</code> CLI answer any OpenAI or Anthropic
-      client. Point yours at one of these addresses.</p>
-    <div class="addresses">
-      <p class="card"><span class="muted">OpenAI</span> <code id="openai-url"></code></p>
-      <p class="card"><span class="muted">Anthropic</span> <code id="anthropic-url"></code></p>
-    </div>
-    <noscript><p class="lede">This page needs JavaScript; the server does not.</p></noscript>
-  </div>
-  <div class="status card">
-    <h2 class="visually-hidden">Status</h2>
-    <dl>
-      <div><dt>Connection</dt><dd><span id="connection" class="state" role="status">…</span></dd>
-      </div>
-      <div><dt>Authentication</dt><dd id="auth-method">…</dd></div>
-      <div><dt>Claude CLI</dt><dd id="cli-version">…</dd></div>
-      <div><dt>Default model</dt><dd id="default-model">…</dd></div>
-      <div><dt>Uptime</dt><dd id="uptime">…</dd></div>
-      <div><dt>Client key</dt><dd class="row"><span id="key-state">…</span>
-        <button type="button" id="key-change" class="copy" hidden>Enter key</button></dd></div>
-    </dl>
-  </div>
-</section>
+<div>
+<h1>Claude Code for every OpenAI and Anthropic client</h1>
+<p class="lede">This server makes the <code>claude</code> CLI answer them. Point yours at one of
+these addresses.</p>
+<div class="addresses">
+<p class="card"><span class="muted">OpenAI</span> <code id="openai-url"></code></p>
+<p class="card"><span class="muted">Anthropic</span> <code id="anthropic-url"></code></p>
+</div>
+<noscript><p class="lede">This page needs JavaScript; the server does not.</p></noscript>
+</div>
+<div class="status card"><h2 class="unseen">Status</h2><dl>
+<div><dt>Connection</dt><dd><span id="connection" class="state" role="status">…</span></dd></div>
+<div><dt>Authentication</dt><dd id="auth-method">…</dd></div>
+<div><dt>Claude CLI</dt><dd id="cli-version">…</dd></div>
+<div><dt>Default model</dt><dd id="default-model">…</dd></div>
+<div><dt>Uptime</dt><dd id="uptime">…</dd></div>
+<div><dt>Client key</dt><dd class="row"><span id="key-state">…</span>
+<button id="key-change" class="copy" hidden>Enter key</button></dd></div>
+</dl></div></section>
 
 <section id="quick-start">
-  <header>
-    <h2>Quick Start</h2>
-    <p>With this server's address and model, ready to paste.</p>
-  </header>
-  <div class="card">
-    <div role="tablist" aria-label="Clients" id="tabs"></div>
-    <div id="panels"></div>
-  </div>
-</section>
+<header><h2>Quick Start</h2>
+<p>With this server's address and model, ready to paste.</p></header>
+<div class="card"><div role="tablist" aria-label="Clients" id="tabs"></div>
+<div id="panel" role="tabpanel" aria-labelledby="client">
+<div class="row"><span class="muted" id="client"></span></div>
+<pre id="snippet" tabindex="0"></pre>
+</div></div></section>
 
 <section id="playground">
-  <header>
-    <h2>Playground</h2>
-    <p>A chat through <code>/v1/chat/completions</code>.</p>
-  </header>
-  <div class="playground">
-    <form class="settings" id="settings" aria-label="Settings of the chat">
-      <label>Model <select id="model"><option>sonnet</option></select></label>
-      <label>System prompt
-        <textarea id="system" rows="4" placeholder="You are a helpful assistant."></textarea>
-      </label>
-      <div class="pair">
-        <label>Temperature
-          <input id="temperature" type="number" min="0" max="2" step="0.1" placeholder="default">
-        </label>
-        <label>Effort
-          <select id="effort">
-            <option value="">default<option>none<option>minimal<option>low<option>medium
-            <option>high<option>xhigh<option>max
-          </select></label>
-      </div>
-      <label class="switch"><input id="stream" type="checkbox" checked> Streaming</label>
-      <div>
-        <label class="switch"><input id="tools" type="checkbox" aria-describedby="tools-note">
-          Claude Code's tools</label>
-        <p id="tools-note" class="muted small">They work on the server's machine, as far as its
-          operator allows.</p>
-      </div>
-    </form>
-    <div class="chat card">
-      <div class="log" id="log" role="log" aria-label="Conversation" aria-live="off" tabindex="0">
-        <div class="empty" id="empty">
-          <p class="muted">Nothing said yet. Try one of these, or write your own.</p>
-        </div>
-      </div>
-      <form class="composer" id="composer">
-        <textarea id="prompt" rows="2" aria-label="Your message"
-          placeholder="Message (Enter sends, Shift+Enter breaks)"></textarea>
-        <div class="row">
-          <button type="button" class="quiet small" id="restart">New chat</button>
-          <button type="button" class="quiet small" id="as-curl" aria-expanded="false">As
-            curl</button>
-          <button class="main" id="send">Send</button>
-        </div>
-      </form>
-    </div>
-    <div class="listing" id="curl" hidden></div>
-  </div>
-</section>
+<header><h2>Playground</h2>
+<p>A chat through <code>/v1/chat/completions</code>.</p></header>
+<div class="playground"><div class="settings" id="settings">
+<label>Chat <select id="chats"></select></label>
+<div class="row">
+<button class="copy" id="restart">New chat</button>
+<button class="copy" id="delete-chat">Delete</button>
+<button class="copy" id="delete-chats">Delete all</button>
+</div>
+<p class="muted small" id="kept" role="status">Chats are kept in this browser only.</p>
+<label>Model <select id="model"><option>sonnet</option></select></label>
+<label>System prompt
+<textarea id="system" rows="4" placeholder="You are a helpful assistant."></textarea></label>
+<div class="pair">
+<label>Temperature
+<input id="temperature" type="number" min="0" max="2" step="0.1" placeholder="default">
+</label>
+<label>Effort <select id="effort">
+<option value="">default<option>none<option>minimal<option>low<option>medium
+<option>high<option>xhigh<option>max
+</select></label></div>
+<label class="row"><input id="stream" type="checkbox" checked> Streaming</label>
+<div>
+<label class="row"><input id="tools" type="checkbox" aria-describedby="tools-note">
+Claude Code's tools</label>
+<p id="tools-note" class="muted small">They work on the server's machine, as far as its
+operator allows.</p>
+</div></div>
+<div class="chat card">
+<div class="log" id="log" role="log" aria-label="Conversation" aria-live="off" tabindex="0">
+<div class="empty" id="empty">
+<p class="muted">Nothing said yet. Try one of these, or write your own.</p></div></div>
+<div class="listing" id="curl" hidden></div>
+<form class="composer" id="composer">
+<div class="row" id="draft"></div><textarea id="prompt" rows="2" aria-label="Your message"
+placeholder="Message (Enter sends, Shift+Enter breaks)"></textarea>
+<div class="row">
+<input type="file" id="files" multiple hidden accept="image/*,.pdf">
+<button type="button" class="quiet small" id="attach">Add image or PDF</button>
+<button type="button" class="quiet small" id="as-curl" aria-expanded="false">As
+curl</button>
+<button class="main" id="send">Send</button>
+</div>
+</form>
+</div></div></section>
 
 <section id="live">
-  <header>
-    <h2>Live</h2>
-    <p id="live-note">What the server does now, every two seconds.</p>
-  </header>
-  <div class="live">
-    <dl class="tiles card" id="tiles"></dl>
-    <div class="card">
-      <h3>Processes <span class="muted" id="process-count"></span></h3>
-      <ul class="slots" id="slots" aria-hidden="true"></ul>
-      <ul class="legend" id="legend"></ul>
-    </div>
-    <div class="card" id="chart">
-      <h3>Requests, last ten minutes</h3>
-      <div id="bars" role="img"></div>
-      <p class="row muted small"><span>10 min ago</span> <span id="bars-most"></span>
-        <span>now</span></p>
-    </div>
-    <div class="card sessions">
-      <h3>Sessions <span class="muted" id="session-count"></span></h3>
-      <p class="muted small" id="no-sessions">None yet. Requests with a <code>session_id</code> make
-        one.</p>
-      <div class="wide" hidden id="session-table"><table>
-        <thead><tr><th scope="col">Session</th><th scope="col">Messages</th>
-          <th scope="col" class="optional">Last used</th><th scope="col" class="optional">Ends</th>
-          <th scope="col"><span class="visually-hidden">Delete</span></th></tr></thead>
-        <tbody id="sessions"></tbody>
-      </table></div>
-    </div>
-  </div>
-</section>
+<header><h2>Live</h2>
+<p id="live-note"></p></header>
+<div class="live">
+<dl class="tiles card" id="tiles"></dl>
+<div class="card">
+<h3>Processes <span class="muted" id="process-count"></span></h3>
+<ul class="slots" id="slots" aria-hidden="true"></ul>
+<ul class="slots" id="legend"></ul>
+</div>
+<div class="card" id="chart">
+<h3>Requests, last ten minutes</h3>
+<div id="bars" role="img"></div>
+<p class="row muted small"><span>10 min ago</span> <span id="bars-most"></span>
+<span>now</span></p>
+</div>
+<div class="card sessions">
+<h3>Sessions <span class="muted" id="session-count"></span></h3>
+<p class="muted small" id="no-sessions">None yet. Requests with a <code>session_id</code> make
+one.</p>
+<div class="wide" hidden id="session-table"><table>
+<thead><tr><th>Session</th><th>Messages</th>
+<th class="optional">Last used</th><th class="optional">Ends</th>
+<td></td></tr></thead>
+<tbody id="sessions"></tbody>
+</table></div></div></div></section>
 
 <section id="endpoints">
-  <header>
-    <h2>API Endpoints</h2>
-    <p>Open one to try it. Each also works without the <code>/v1</code>.</p>
-  </header>
-  <div id="explorer"></div>
-</section>
+<header><h2>API Endpoints</h2>
+<p>Open one to try it. Each also works without the <code>/v1</code>.</p></header>
+<div id="explorer"></div></section>
 </main>
 
 <dialog id="key-dialog" class="card" aria-label="Client key">
-  <form id="key-form">
-    <h2>This server wants a client key</h2>
-    <p class="muted small" id="key-hint">Set by the operator as API_KEY; kept in this tab only.</p>
-    <label>Client key
-      <input id="key" type="password" autocomplete="off" spellcheck="false" required
-        aria-describedby="key-hint key-problem"></label>
-    <p id="key-problem" class="state bad small" role="alert" hidden></p>
-    <div class="row">
-      <button type="button" class="quiet" id="key-skip">Not now</button>
-      <button class="main">Use key</button>
-    </div>
-  </form>
+<form id="key-form">
+<h2>This server wants a client key</h2>
+<p class="muted small" id="key-hint">Set by the operator as API_KEY; kept in this tab only.</p>
+<label>Client key
+<input id="key" type="password" autocomplete="off" spellcheck="false" required
+aria-describedby="key-hint key-problem"></label>
+<p id="key-problem" class="state bad small" role="alert"></p>
+<div class="row">
+<button type="button" class="quiet" id="key-skip">Not now</button>
+<button class="main">Use key</button>
+</div>
+</form>
 </dialog>
-<p id="announcer" class="visually-hidden" role="status"></p>
+<p id="announcer" class="unseen" role="status"></p>
 <script type="module" nonce="{{nonce}}">
 // ---- small things ----
 
-const byId = (id) => document.getElementById(id);
-const on = (id, event, listener) => byId(id).addEventListener(event, listener);
+const $ = (id) => document.getElementById(id);
+const on = (id, event, listener) => $(id).addEventListener(event, listener);
+const timer = (begun = performance.now()) => () => performance.now() - begun;
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** A new element. Names that begin with `on` are listeners; strings become text, never HTML. */
-function element(tag, attributes = {}, ...children) {
+/** A new `tag.class`. Names that begin with `on` are listeners; strings become text, never HTML. */
+function make(kind, ...children) {
+  const [tag, ...classes] = kind.split('.');
   const made = document.createElement(tag);
+  if (classes.length) made.className = classes.join(' ');
+  const attributes = children[0]?.constructor === Object ? children.shift() : {};
   for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith('on')) made.addEventListener(name.slice(2), value);
+    if (name.startsWith('on')) made[name] = value;
     else made.setAttribute(name, value);
   }
   made.append(...children);
   return made;
 }
 
-const button = (label, attributes) => element('button', { type: 'button', ...attributes }, label);
-const muted = (text) => element('span', { class: 'muted' }, text);
-const rowOf = (...children) => element('div', { class: 'row' }, ...children);
-const pre = (attributes, ...children) =>
-  element('pre', { tabindex: 0, ...attributes }, ...children);
+const button = (kind, label, onclick, attributes) =>
+  make(`button${kind}`, { type: 'button', onclick, ...attributes }, label);
+const muted = (text) => make('span.muted', text);
+const rowOf = (...children) => make('div.row', ...children);
+const pre = (kind, ...children) => make(`pre${kind}`, { tabindex: 0 }, ...children);
+const tell = (id, ...content) => $(id).replaceChildren(...content);
 
-/** Tells a screen reader. */
-const announce = (text) => byId('announcer').replaceChildren(text);
+const announce = (text) => tell('announcer', text); // to a screen reader
 
-/** What an action gives, or undefined where the browser forbids it, as it may storage. */
+/** What an action gives, or undefined where it throws, as storage may. */
 function attempt(action) {
   try {
     return action();
@@ -14198,7 +14095,7 @@ function attempt(action) {
 async function copy(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
   // Without https a browser gives the clipboard to pages of localhost alone.
-  const field = element('textarea', { class: 'visually-hidden' });
+  const field = make('textarea.unseen');
   field.value = text;
   document.body.append(field);
   field.select();
@@ -14207,38 +14104,38 @@ async function copy(text) {
   if (!copied) throw new Error('forbidden');
 }
 
-function copyButton(what, textOf, label = 'Copy') {
-  const made = button(label, { class: 'copy', 'aria-label': what });
-  made.addEventListener('click', async () => {
-    made.textContent = await copy(textOf()).then(() => 'Copied', () => 'Failed');
-    made.focus();
-    announce(`${what}: ${made.textContent}`);
+const copyButton = (what, textOf, label = 'Copy') =>
+  button('.copy', label, async ({ target }) => {
+    target.textContent = await copy(textOf()).then(() => 'Copied', () => 'Failed');
+    target.focus();
+    announce(`${what}: ${target.textContent}`);
     await sleep(1500);
-    made.textContent = label;
-  });
-  return made;
-}
+    target.textContent = label;
+  }, { 'aria-label': what });
 
-const string = String.raw`(?<string>"(?:[^"\\\n]|\\.)*"|'[^']*')`;
-const languages = {
-  json: new RegExp(String.raw`(?<key>"(?:[^"\\]|\\.)*"(?=:))|${string}|` +
-    String.raw`(?<number>-?\b\d[\d.eE+-]*)|(?<literal>\b(?:true|false|null)\b)`, 'g'),
-  code: new RegExp(String.raw`(?<comment>^(?:#|//) .*$)|${string}|` +
-    String.raw`(?<keyword>\b(?:from|import|for|in|const|await|of|new|export|curl)\b)`, 'gm'),
-};
-
-/** The text in colour, as nodes. */
-function coloured(text, language = 'code') {
-  if (text.length > 200_000) return [text];
+/** The text as nodes, with those of `nodesOf` for each match. */
+function matched(text, pattern, nodesOf) {
   const nodes = [];
   let end = 0;
-  for (const match of text.matchAll(languages[language])) {
-    const kind = Object.keys(match.groups).find((name) => match.groups[name] !== undefined);
-    nodes.push(text.slice(end, match.index), element('span', { class: kind }, match[0]));
-    end = match.index + match[0].length;
+  for (const { 0: whole, index, groups } of text.matchAll(pattern)) {
+    nodes.push(text.slice(end, index), ...nodesOf(groups, whole));
+    end = index + whole.length;
   }
   return [...nodes, text.slice(end)];
 }
+
+const tokens = new RegExp([
+  String.raw`(?<comment>^(?:#|//) .*$)`,
+  String.raw`(?<key>"(?:[^"\\]|\\.)*"(?=:))`,
+  String.raw`(?<string>"(?:[^"\\\n]|\\.)*"|'[^']*')`,
+  String.raw`(?<number>-?\b\d[\d.eE+-]*)`,
+  String.raw`\b(?<literal>true|false|null)\b`,
+  String.raw`\b(?<keyword>from|import|for|in|const|await|of|new|export|curl)\b`,
+].join('|'), 'gm');
+
+const coloured = (text) => (text.length > 200_000 ? [text]
+  : matched(text, tokens, (groups, whole) =>
+    [make(`span.${Object.keys(groups).find((name) => groups[name])}`, whole)]));
 
 const pretty = (value) => JSON.stringify(value, null, 2);
 const short = new Intl.NumberFormat('en', { notation: 'compact', maximumFractionDigits: 1 });
@@ -14246,35 +14143,37 @@ const dollars = (cost) => `$${cost > 0 && cost < 0.01 ? cost.toPrecision(2) : co
 const span = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(2)} s`);
 
 function longSpan(seconds) {
-  const [minutes, hours] = [Math.floor(seconds / 60), Math.floor(seconds / 3600)];
+  const [minutes, hours] = [60, 3600].map((unit) => Math.floor(seconds / unit));
   if (!hours) return minutes ? `${minutes} min` : `${Math.floor(seconds)} s`;
   return hours < 48 ? `${hours} h ${minutes % 60} min` : `${Math.floor(hours / 24)} days`;
 }
 
 // ---- theme ----
 
-const root = document.documentElement.dataset;
-const showTheme = () => byId('theme').replaceChildren(`Theme: ${root.theme || 'auto'}`);
+const root = document.documentElement;
+const theme = root.style;
+const showTheme = () => tell('theme', `Theme: ${theme.colorScheme || 'auto'}`);
 on('theme', 'click', () => {
-  root.theme = { light: 'dark', dark: '' }[root.theme] ?? 'light';
-  attempt(() => localStorage.setItem('claude-openai-theme', root.theme));
+  theme.colorScheme = { light: 'dark', dark: '' }[theme.colorScheme] ?? 'light';
+  attempt(() => localStorage.setItem('claude-openai-theme', theme.colorScheme));
   showTheme();
 });
 showTheme();
+document.querySelector('[rel="icon"]').href =
+  `data:image/svg+xml,${encodeURIComponent(document.querySelector('svg').outerHTML)}`;
 
 // ---- requests and the client key ----
 
 const url = location.origin;
-const keyRequired = root.keyRequired === 'true';
+const keyed = root.dataset.keyRequired === 'true';
 const json = { 'Content-Type': 'application/json' };
 let key = attempt(() => sessionStorage.getItem('claude-openai-key')) ?? '';
 
-const mayAsk = () => !keyRequired || key !== '';
+const mayAsk = () => !keyed || key;
 
 function askForKey(problem = '') {
-  byId('key-problem').textContent = problem;
-  byId('key-problem').hidden = !problem;
-  if (!byId('key-dialog').open) byId('key-dialog').showModal();
+  tell('key-problem', problem);
+  if (!$('key-dialog').open) $('key-dialog').showModal();
 }
 
 function useKey(given) {
@@ -14285,9 +14184,9 @@ function useKey(given) {
 }
 
 function showKeyState() {
-  byId('key-state').textContent = !keyRequired ? 'None needed' : key ? 'In use' : 'Needed';
-  byId('key-change').textContent = key ? 'Forget key' : 'Enter key';
-  byId('key-change').hidden = !keyRequired;
+  tell('key-state', !keyed ? 'None needed' : key ? 'In use' : 'Needed');
+  tell('key-change', key ? 'Forget key' : 'Enter key');
+  $('key-change').hidden = !keyed;
 }
 
 function send(path, { headers, ...options } = {}, shown = key) {
@@ -14299,7 +14198,7 @@ function send(path, { headers, ...options } = {}, shown = key) {
 async function request(path, options) {
   const used = key;
   const response = await send(path, options);
-  if (response.status !== 401 || !keyRequired) return response;
+  if (response.status !== 401 || !keyed) return response;
   const again = await send('/v1/models', {}, used);
   if (again.status === 401 && used === key) {
     if (used) useKey('');
@@ -14321,22 +14220,21 @@ async function ask(path) {
 
 on('key-form', 'submit', async (event) => {
   event.preventDefault();
-  const given = byId('key').value.trim();
+  const given = $('key').value.trim();
   const { status } = await send('/v1/models', {}, given).catch(() => ({}));
   if (status !== 200) {
     return askForKey(status === 401 ? 'The server does not know this key.' : 'No answer.');
   }
-  byId('key').value = '';
-  byId('key-dialog').close();
+  $('key').value = '';
+  $('key-dialog').close();
   return useKey(given);
 });
-on('key-skip', 'click', () => byId('key-dialog').close());
+on('key-skip', 'click', () => $('key-dialog').close());
 on('key-change', 'click', () => (key ? useKey('') : askForKey()));
 
 const isStream = ({ headers }) => /^text\/event-stream/.test(headers.get('content-type'));
 
-/** The data of the events of a stream. */
-async function* serverSentEvents(response) {
+async function* eventsOf(response) {
   const source = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = '';
   for (;;) {
@@ -14355,144 +14253,161 @@ async function* serverSentEvents(response) {
 function curlOf({ method = 'POST', path, body }) {
   const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
   const parts = [`curl ${method === 'GET' ? '' : `-X ${method} `}${quoted(url + path)}`];
-  if (keyRequired) parts.push('-H "Authorization: Bearer $API_KEY"');
+  if (keyed) parts.push('-H "Authorization: Bearer $API_KEY"');
   if (body) parts.push(`-H 'Content-Type: application/json'`, `-d ${quoted(body)}`);
   return parts.join(' \\\n  ');
 }
 
 // ---- status ----
 
-let defaultModel = 'sonnet';
-const methods = {
-  cli: 'Claude login of the CLI',
-  api_key: 'Anthropic API key',
-  bedrock: 'Amazon Bedrock',
-  vertex: 'Google Vertex AI',
-};
+let model = 'sonnet';
+const methods = { cli: 'Claude login of the CLI', api_key: 'Anthropic API key',
+  bedrock: 'Amazon Bedrock', vertex: 'Google Vertex AI' };
+const install = 'npm install -g @anthropic-ai/claude-code@latest';
+const remedies = { not_logged_in: 'claude auth login', claude_too_old: install,
+  claude_not_usable: install, claude_failed: 'claude-openai doctor' }; // by the code of /health
+
+function showProblem(text, command) {
+  if (known.problem === text) return; // it is a live region
+  known.problem = text;
+  tell('problem', text);
+  if (command) {
+    $('problem').append(make('code', command), copyButton('Copy command', () => command));
+  }
+}
 
 async function showHealth() {
   const health = await ask('/health').catch(() => undefined);
-  const [kind, text] = !health ? ['bad', 'The server does not answer']
-    : health.status === 'healthy' ? ['good', 'Connected'] : ['warn', health.problem ?? health.code];
-  const place = byId('connection');
-  place.className = `state ${kind}`;
-  if (place.textContent !== text) place.textContent = text; // it is a live region
+  const { code = '', problem = code.replaceAll('_', ' '), demo } =
+    health ?? { problem: 'The server does not answer.' };
+  const [kind, text] = !health ? ['bad', 'No answer']
+    : code ? ['warn', 'Not ready'] : ['good', 'Connected'];
+  $('connection').className = `state ${kind}`;
+  if ($('connection').textContent !== text) tell('connection', text); // a live region, too
+  $('demo').hidden = !demo;
+  showProblem(problem, remedies[code]);
   return health;
 }
 
 async function showAccount() {
-  const tell = (id, text) => byId(id).replaceChildren(text);
   if (!mayAsk()) {
     const places = ['auth-method', 'cli-version', 'default-model', 'uptime'];
     return places.forEach((id) => tell(id, muted('told with the key')));
   }
-  const [{ claude_code_auth: auth }, { data: models }] =
+  const [{ claude_code_auth: { method, status } }, { data: models }] =
     await Promise.all([ask('/v1/auth/status'), ask('/v1/models')]);
-  tell('auth-method', methods[auth.method] ?? auth.method);
-  tell('cli-version', auth.status.config.claude_version || 'not found yet');
-  tell('default-model', element('code', {}, models[0].id));
-  const chosen = byId('model').selectedIndex > 0 ? byId('model').value : models[0].id;
-  byId('model').replaceChildren(...models.map(({ id }) => element('option', {}, id)));
-  byId('model').value = chosen;
-  defaultModel = models[0].id;
+  const version = status.config.claude_version;
+  tell('auth-method', /-demo$/.test(version) ? 'None: a demo answers' : methods[method] ?? method);
+  tell('cli-version', version || 'not found yet');
+  model = models[0].id;
+  tell('default-model', make('code', model));
+  const chosen = $('model').selectedIndex > 0 ? $('model').value : model;
+  tell('model', ...models.map(({ id }) => make('option', id)));
+  $('model').value = chosen;
   return showQuickStart();
 }
 
 // ---- quick start ----
 
-byId('openai-url').textContent = `${url}/v1`;
-byId('anthropic-url').textContent = url;
+tell('openai-url', `${url}/v1`);
+tell('anthropic-url', url);
 for (const id of ['openai-url', 'anthropic-url']) {
-  byId(id).after(copyButton(`Copy ${id.replace('-', ' ')}`, () => byId(id).textContent));
+  $(id).after(copyButton(`Copy ${id.replace('-', ' ')}`, () => $(id).textContent));
 }
 
-/** What to paste into each client; `word` stands for the key. */
-const clients = {
-  curl: () => curlOf({
-    path: '/v1/chat/completions',
-    body: `{
-    "model": "${defaultModel}",
-    "messages": [{"role": "user", "content": "Say hello"}]
-  }`,
-  }),
-  'Python openai': (word) => `# pip install openai
+function snippets() {
+  const word = keyed ? 'YOUR_KEY' : 'none';
+  const v1 = `${url}/v1`;
+  const python = `model="${model}", messages=[{"role": "user", "content": "Say hello"}]`;
+  const environment = (name, base) =>
+    `export ${name}_BASE_URL="${base}"\nexport ${name}_API_KEY="${word}"\n`;
+  return {
+    curl: curlOf({
+      path: '/v1/chat/completions',
+      body: `{"model": "${model}",\n    "messages": [{"role": "user", "content": "Say hello"}]}`,
+    }),
+    'Python openai': `# pip install openai
 from openai import OpenAI
 
-client = OpenAI(base_url="${url}/v1", api_key="${word}")
-stream = client.chat.completions.create(
-    model="${defaultModel}",
-    messages=[{"role": "user", "content": "Say hello"}],
-    stream=True,
-)
-for chunk in stream:
-    print(chunk.choices[0].delta.content or "", end="")`,
-  'Node openai': (word) => `// npm install openai
-import OpenAI from 'openai';
-
-const client = new OpenAI({ baseURL: '${url}/v1', apiKey: '${word}' });
-const stream = await client.chat.completions.create({
-  model: '${defaultModel}',
-  messages: [{ role: 'user', content: 'Say hello' }],
-  stream: true,
-});
-for await (const chunk of stream) {
-  process.stdout.write(chunk.choices[0].delta.content ?? '');
-}`,
-  'Anthropic SDK': (word) => `# pip install anthropic
+client = OpenAI(base_url="${v1}", api_key="${word}")
+answer = client.chat.completions.create(
+    ${python})
+print(answer.choices[0].message.content)`,
+    'Python anthropic': `# pip install anthropic
 from anthropic import Anthropic
 
 client = Anthropic(base_url="${url}", api_key="${word}")
-message = client.messages.create(
-    model="${defaultModel}",
-    max_tokens=1000,
-    messages=[{"role": "user", "content": "Say hello"}],
-)
+message = client.messages.create(max_tokens=1000,
+    ${python})
 print(message.content[0].text)`,
-  Codex: (word) => `# In ~/.codex/config.toml; then: CLAUDE_OPENAI_KEY=${word} codex
-model = "${defaultModel}"
+    'Node openai': `// npm install openai
+import OpenAI from 'openai';
+
+const client = new OpenAI({ baseURL: '${v1}', apiKey: '${word}' });
+const answer = await client.chat.completions.create({
+  model: '${model}', messages: [{ role: 'user', content: 'Say hello' }],
+});
+console.log(answer.choices[0].message.content);`,
+    aider: `export OPENAI_API_BASE="${v1}"
+export OPENAI_API_KEY="${word}"
+aider --model "openai/${model}"`,
+    'Claude Code': `${environment('ANTHROPIC', url)}claude --model "${model}"`,
+    Cline: `# In VS Code: API provider "OpenAI Compatible", with these values
+cline auth -p openai-compatible -b "${v1}" -k "${word}" -m "${model}"`,
+    Codex: `# In ~/.codex/config.toml; then: CLAUDE_OPENAI_KEY=${word} codex
+model = "${model}"
 model_provider = "claude"
 
 [model_providers.claude]
 name = "Claude"
-base_url = "${url}/v1"
+base_url = "${v1}"
 env_key = "CLAUDE_OPENAI_KEY"
 wire_api = "responses"`,
-  'Claude Code': (word) => `export ANTHROPIC_BASE_URL="${url}"
-export ANTHROPIC_API_KEY="${word}"
-claude --model "${defaultModel}"`,
-  Environment: (word) => `export OPENAI_BASE_URL="${url}/v1"
-export OPENAI_API_KEY="${word}"
-
-export ANTHROPIC_BASE_URL="${url}"
-export ANTHROPIC_API_KEY="${word}"`,
-};
+    Continue: `# In ~/.continue/config.yaml
+name: claude-openai
+version: 0.0.1
+schema: v1
+models:
+  - name: Claude
+    provider: openai
+    model: ${model}
+    apiBase: ${v1}
+    apiKey: ${word}
+    roles: [chat, edit, apply]
+    capabilities: [tool_use, image_input]`,
+    opencode: `// In opencode.json; then: opencode --model claude/${model}
+{ "provider": { "claude": {
+  "npm": "@ai-sdk/openai-compatible",
+  "options": { "baseURL": "${v1}", "apiKey": "${word}" },
+  "models": { "${model}": {} }
+} } }`,
+    Zed: `// In settings.json; then: CLAUDE_API_KEY=${word} zed
+{ "language_models": { "openai_compatible": { "Claude": {
+  "api_url": "${v1}",
+  "available_models": [{ "name": "${model}", "max_tokens": 200000 }]
+} } } }`,
+    Environment: `${environment('OPENAI', v1)}\n${environment('ANTHROPIC', url)}`,
+  };
+}
 
 function showQuickStart() {
-  Object.values(clients).forEach((write, at) => {
-    const text = write(keyRequired ? 'YOUR_KEY' : 'none');
-    const place = byId(`snippet-${at}`);
-    if (place.textContent !== text) place.replaceChildren(...coloured(text));
-  });
+  const text = snippets()[$('client').textContent];
+  if ($('snippet').textContent !== text) tell('snippet', ...coloured(text));
 }
+
+const tabs = Object.keys(snippets()).map((name) =>
+  button('', name, ({ target }) => selectTab(target), { role: 'tab', 'aria-controls': 'panel' }));
 
 function selectTab(chosen) {
-  [...byId('tabs').children].forEach((tab, at) => {
+  for (const tab of tabs) {
     tab.ariaSelected = tab === chosen;
     tab.tabIndex = tab === chosen ? 0 : -1;
-    byId(`panel-${at}`).hidden = tab !== chosen;
-  });
+  }
+  tell('client', chosen.textContent);
+  showQuickStart();
 }
 
-Object.keys(clients).forEach((name, at) => {
-  const code = pre({ id: `snippet-${at}`, role: 'group', 'aria-label': `For ${name}` });
-  const panel = { id: `panel-${at}`, role: 'tabpanel', 'aria-labelledby': `tab-${at}` };
-  byId('panels').append(element('div', panel,
-    rowOf(muted(name), copyButton(`Copy for ${name}`, () => code.textContent)), code));
-  const tab = { id: `tab-${at}`, role: 'tab', 'aria-controls': `panel-${at}` };
-  byId('tabs').append(button(name, { ...tab, onclick: ({ target }) => selectTab(target) }));
-});
 on('tabs', 'keydown', (event) => {
-  const tabs = [...event.currentTarget.children];
   const at = tabs.indexOf(event.target);
   const next = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: -1 }[event.key];
   if (next === undefined) return;
@@ -14501,8 +14416,9 @@ on('tabs', 'keydown', (event) => {
   selectTab(tab);
   tab.focus();
 });
-selectTab(byId('tabs').firstChild);
-showQuickStart();
+tell('tabs', ...tabs);
+$('client').after(copyButton('Copy snippet', () => $('snippet').textContent));
+selectTab(tabs[0]);
 
 // ---- Markdown ----
 // Builds elements and texts, never HTML: what a model says stays text.
@@ -14519,37 +14435,28 @@ const inline = new RegExp([
 
 /** A link, where the address is one that a click may open; else the text as it came. */
 function linkTo(address, children, text) {
-  const scheme = attempt(() => new URL(address).protocol);
-  if (!['http:', 'https:', 'mailto:'].includes(scheme)) return text;
-  const attributes = { href: address, target: '_blank', rel: 'noopener noreferrer' };
-  return element('a', attributes, ...children);
+  if (!/^(https?:\/\/|mailto:)/i.test(address)) return text;
+  return make('a', { href: address, target: '_blank', rel: 'noopener noreferrer' }, ...children);
 }
 
 function inlineNodes(text, depth = 0) {
   if (depth > deepest) return [text];
-  const nodes = [];
-  let end = 0;
   const within = (content) => inlineNodes(content, depth + 1);
-  for (const match of text.matchAll(inline)) {
-    const { code, strong, em, label, target, bare, escaped } = match.groups;
-    nodes.push(text.slice(end, match.index));
-    end = match.index + match[0].length;
-    if (code) nodes.push(element('code', {}, code));
-    else if (strong) nodes.push(element('strong', {}, ...within(strong)));
-    else if (em) nodes.push(element('em', {}, ...within(em)));
-    else if (label) nodes.push(linkTo(target, within(label), match[0]));
-    else if (bare) {
-      const address = bare.replace(/[.,;:!?_]+$/, '');
-      nodes.push(linkTo(address, [address], address), bare.slice(address.length));
-    } else nodes.push(escaped);
-  }
-  return [...nodes, text.slice(end)];
+  return matched(text, inline, ({ code, strong, em, label, target, bare, escaped }, whole) => {
+    if (code) return [make('code', code)];
+    if (strong) return [make('strong', ...within(strong))];
+    if (em) return [make('em', ...within(em))];
+    if (label) return [linkTo(target, within(label), whole)];
+    if (!bare) return [escaped];
+    const address = bare.replace(/[.,;:!?_]+$/, '');
+    return [linkTo(address, [address], address), bare.slice(address.length)];
+  });
 }
 
 function listing(code, language) {
-  return element('div', { class: 'listing' },
+  return make('div.listing',
     rowOf(muted(language || 'code'), copyButton('Copy code', () => code)),
-    pre({}, element('code', {}, ...coloured(code, language === 'json' ? 'json' : 'code'))));
+    pre('', make('code', ...coloured(code))));
 }
 
 const patterns = {
@@ -14560,14 +14467,13 @@ const patterns = {
   blank: /^\s*$/,
 };
 const startsBlock = (line) => Object.values(patterns).some((pattern) => pattern.test(line));
-const isDivider = (line = '') => /^[\s|:-]+$/.test(line) && /-/.test(line) && /\|/.test(line);
+const isDivider = (line = '') => /^(?=.*-)(?=.*\|)[\s|:-]+$/.test(line);
 
-function takeWhile(lines, holds) {
-  const end = lines.findIndex((line) => !holds(line));
-  return lines.splice(0, end < 0 ? lines.length : end);
+function takeWhile(list, holds) {
+  const end = list.findIndex((one) => !holds(one));
+  return list.splice(0, end < 0 ? list.length : end);
 }
 
-/** Takes the lines of one block from the front, and makes it. */
 function takeBlock(lines, depth) {
   const isA = (kind) => patterns[kind].test(lines[0]);
   if (isA('fence')) {
@@ -14579,23 +14485,23 @@ function takeBlock(lines, depth) {
   if (isA('heading')) {
     const line = lines.shift().trimEnd().replace(/\s#+$/, '');
     const [, marks, text = ''] = patterns.heading.exec(line);
-    return element(`h${Math.min(6, marks.length + 3)}`, {}, ...inlineNodes(text));
+    return make(`h${Math.min(6, marks.length + 3)}`, ...inlineNodes(text));
   }
   if (isA('quote') && depth < deepest) {
     const inside = takeWhile(lines, (line) => patterns.quote.test(line));
     const quoted = inside.map((line) => line.replace(patterns.quote, ''));
-    return element('blockquote', {}, ...blocks(quoted, depth + 1));
+    return make('blockquote', ...blocks(quoted, depth + 1));
   }
   if (isA('item') && depth < deepest) return takeList(lines, depth);
   if (lines[0].includes('|') && isDivider(lines[1])) return takeTable(lines);
   const text = [lines.shift(), ...takeWhile(lines, (line) => !startsBlock(line))];
-  return element('p', {}, ...inlineNodes(text.join('\n')));
+  return make('p', ...inlineNodes(text.join('\n')));
 }
 
 function takeList(lines, depth) {
   const [, indent, mark] = patterns.item.exec(lines[0]);
   const ordered = /\d/.test(mark);
-  const list = element(ordered ? 'ol' : 'ul', ordered ? { start: parseInt(mark, 10) } : {});
+  const list = make(ordered ? 'ol' : 'ul', ordered ? { start: parseInt(mark, 10) } : {});
   const margin = new RegExp(`^ {0,${indent.length + mark.length + 1}}`);
   for (;;) {
     const item = patterns.item.exec(lines[0] ?? '');
@@ -14604,19 +14510,19 @@ function takeList(lines, depth) {
     const inside = takeWhile(lines, (line) => !line.trim() || line.startsWith(`${indent}  `));
     const made = blocks([item[3], ...inside.map((line) => line.replace(margin, ''))], depth + 1);
     if (made[0]?.tagName === 'P') made.splice(0, 1, ...made[0].childNodes);
-    list.append(element('li', {}, ...made));
+    list.append(make('li', ...made));
   }
 }
 
 function takeTable(lines) {
-  const tableRow = (line, tag) => element('tr', {},
+  const tableRow = (line, tag) => make('tr',
     ...line.trim().replace(/^\||\|$/g, '').split('|').map((cell) =>
-      element(tag, {}, ...inlineNodes(cell.trim()))));
+      make(tag, ...inlineNodes(cell.trim()))));
   const head = tableRow(lines.shift(), 'th');
   lines.shift();
   const rows = takeWhile(lines, (line) => line.includes('|')).map((line) => tableRow(line, 'td'));
-  return element('div', { class: 'wide', tabindex: 0 },
-    element('table', {}, element('thead', {}, head), element('tbody', {}, ...rows)));
+  return make('div.wide', { tabindex: 0 },
+    make('table', make('thead', head), make('tbody', ...rows)));
 }
 
 function blocks(lines, depth = 0) {
@@ -14630,44 +14536,63 @@ function blocks(lines, depth = 0) {
 
 // ---- playground ----
 
-const chat = { messages: [], running: undefined };
+/** What is shown; `files` and the turn that is `replaced` are the next message's. */
+const chat = { id: 0, turns: [], files: [] };
 
-function chatBody(messages) {
+const nameOf = ({ file }) => file?.filename ?? 'Image';
+const shownFile = (part) => (part.file ? make('span.badge', nameOf(part))
+  : make('img', { src: part.image_url.url, alt: 'Image' }));
+const messageOf = ({ text, files }) => (
+  { role: 'user', content: files.length ? [...files, { type: 'text', text }] : text });
+
+function chatBody(turns, asked) {
   const [system, temperature, reasoning_effort] =
-    ['system', 'temperature', 'effort'].map((id) => byId(id).value.trim());
+    ['system', 'temperature', 'effort'].map((id) => $(id).value.trim());
   return {
-    model: byId('model').value,
-    messages: [...(system ? [{ role: 'system', content: system }] : []), ...messages],
+    model: $('model').value,
+    messages: [
+      ...(system ? [{ role: 'system', content: system }] : []),
+      ...turns.flatMap((turn) => [messageOf(turn), { role: 'assistant', content: turn.said }]),
+      messageOf(asked),
+    ],
     ...(temperature && { temperature: Number(temperature) }),
     ...(reasoning_effort && { reasoning_effort }),
-    ...(byId('tools').checked && { enable_tools: true, show_activity: true }),
-    ...(byId('stream').checked && { stream: true, stream_options: { include_usage: true } }),
+    ...($('tools').checked && { enable_tools: true, show_activity: true }),
+    ...($('stream').checked && { stream: true, stream_options: { include_usage: true } }),
   };
 }
 
+/** Shows the last request of the chat as it would be sent now. */
 function showCurl() {
-  const asked = chat.messages.slice(0, -1); // without the last answer, which it is to give again
-  const body = pretty(chatBody(asked.length ? asked : hello(defaultModel).messages));
-  const text = curlOf({ path: '/v1/chat/completions', body });
-  byId('curl').replaceChildren(...listing(text, 'curl').childNodes);
+  if ($('curl').hidden) return;
+  const asked = chat.turns.at(-1) ?? { text: 'Say hello', files: [] };
+  const body = pretty(chatBody(chat.turns.slice(0, -1), asked));
+  tell('curl', ...listing(curlOf({ path: '/v1/chat/completions', body }), 'curl').childNodes);
 }
 
-class Answer {
+class Turn {
   said = '';
   thought = '';
-  begun = performance.now();
-  text = element('div', { class: 'text markdown' });
-  thoughts = element('div');
-  reasoning = element('details', { class: 'thoughts', hidden: '' },
-    element('summary', {}, 'Reasoning'), this.thoughts);
+  age = timer();
+  shown = make('div.text.markdown');
+  thoughts = make('div');
   figures = muted('Waiting for the first token…');
-  foot = element('footer', {}, this.figures);
-  whole = element('article', { class: 'message running' },
-    element('h3', {}, 'Claude'), this.reasoning, this.text, this.foot);
+  foot = make('footer', this.figures);
+  answer = make('article.message.running',
+    make('h3', 'Claude'), make('details.thoughts', make('summary', 'Reasoning'), this.thoughts),
+    this.shown, this.foot);
+
+  constructor({ text, files }) {
+    Object.assign(this, { text, files });
+    this.question = make('article.message.user', make('h3', 'You'),
+      make('div.text', ...files.map(shownFile), text));
+    this.whole = make('div.turn', this.question, this.answer);
+    $('log').append(this.whole);
+  }
 
   add({ content, reasoning_content: thought }) {
     if (!content && !thought) return;
-    this.first ??= performance.now() - this.begun;
+    this.first ??= this.age();
     this.said += content ?? '';
     this.thought += thought ?? '';
     this.planned ??= requestAnimationFrame(() => this.show());
@@ -14675,119 +14600,238 @@ class Answer {
 
   show() {
     this.planned = undefined;
-    const log = byId('log');
-    const wasAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 80;
-    this.reasoning.hidden = !this.thought;
+    const { scrollHeight, scrollTop, clientHeight } = $('log');
     this.thoughts.textContent = this.thought;
-    this.text.replaceChildren(...blocks(this.said.split(/\r?\n/)));
-    if (!this.ended) this.figures.textContent = `First token ${span(this.first)}`;
-    if (wasAtEnd) log.scrollTop = log.scrollHeight;
+    this.shown.replaceChildren(...blocks(this.said.split(/\r?\n/)));
+    this.figures.textContent = this.note ?? `First token ${span(this.first)}`;
+    if (scrollHeight - scrollTop - clientHeight < 80) scrollToEnd();
   }
 
-  /** Shows the last figures; `note` tells why it ended early. */
-  end(note) {
-    this.ended = true;
-    this.whole.classList.remove('running');
+  end(why) {
     const { usage, first } = this;
-    this.figures.textContent = [
-      note,
+    this.close([
+      why,
       this.model,
       first && `first token ${span(first)}`,
-      `${span(performance.now() - this.begun)} in all`,
+      `${span(this.age())} in all`,
       usage && `${usage.prompt_tokens} in, ${usage.completion_tokens} out`,
       usage?.cost !== undefined && dollars(usage.cost),
-    ].filter(Boolean).join(' · ');
-    if (this.said) this.foot.append(copyButton('Copy the answer', () => this.said));
+    ].filter(Boolean).join(' · '));
+  }
+
+  close(note) {
+    this.note = note;
+    this.answer.classList.remove('running');
+    if (this.said) {
+      this.foot.append(copyButton('Copy the answer', () => this.said),
+        button('.copy.again', 'Regenerate', () => begin(this, this)));
+      this.question.append(button('.copy', 'Edit', () => {
+        if ($('prompt').value && !confirm('Discard what is written below?')) return;
+        draft(this, this);
+        $('prompt').focus();
+      }));
+    }
     this.show();
   }
 }
 
-/** Reads a response into `answer`; throws what the server says is wrong. */
-async function readAnswer(response, answer) {
+/** Throws what the server says is wrong. */
+async function readAnswer(response, turn) {
   if (!response.ok) throw new Error(`${response.status}: ${await problemOf(response)}`);
   const take = (text) => {
     if (text === '[DONE]') return;
     const { error, model, usage, choices: [choice] = [] } = JSON.parse(text);
     if (error) throw new Error(error.message);
-    answer.model = model;
-    answer.usage = usage ?? answer.usage;
-    answer.reason = choice?.finish_reason ?? answer.reason;
-    if (choice) answer.add(choice.delta ?? choice.message);
+    turn.model = model;
+    turn.usage = usage ?? turn.usage;
+    turn.reason = choice?.finish_reason ?? turn.reason;
+    if (choice) turn.add(choice.delta ?? choice.message);
   };
   if (isStream(response)) {
-    for await (const data of serverSentEvents(response)) take(data);
+    for await (const data of eventsOf(response)) take(data);
   } else {
     take(await response.text());
-    answer.first = undefined; // all came at once
+    turn.first = undefined; // all came at once
   }
 }
 
+const scrollToEnd = () => $('log').scrollTo(0, 1e9);
 
-async function say(text) {
-  const asked = { role: 'user', content: text };
-  const answer = new Answer();
+/** Asks; the turns from `replaced` on give way to the answer, if there is one. */
+async function say(asked, replaced) {
+  const before = takeWhile([...chat.turns], (turn) => turn !== replaced);
+  const after = chat.turns.slice(before.length);
+  after.forEach(({ whole }) => { whole.hidden = true; });
+  const turn = new Turn(asked);
   const running = new AbortController();
   chat.running = running;
-  byId('send').textContent = 'Stop';
-  byId('empty').hidden = true;
-  byId('log').append(element('article', { class: 'message user' }, element('h3', {}, 'You'),
-    element('div', { class: 'text' }, text)), answer.whole);
-  byId('log').scrollTop = byId('log').scrollHeight;
+  tell('send', 'Stop');
+  scrollToEnd();
   announce('Claude is answering');
-  let note;
+  let why;
   try {
-    const body = JSON.stringify(chatBody([...chat.messages, asked]));
+    const body = JSON.stringify(chatBody(before, asked));
     const options = { method: 'POST', headers: json, body, signal: running.signal };
-    await readAnswer(await request('/v1/chat/completions', options), answer);
-    note = { length: 'cut at the limit', content_filter: 'refused' }[answer.reason];
+    await readAnswer(await request('/v1/chat/completions', options), turn);
+    why = { length: 'cut at the limit', content_filter: 'refused' }[turn.reason];
     announce('Claude has answered');
   } catch (error) {
-    note = running.signal.aborted ? 'stopped' : 'failed';
-    announce(`${note}: ${error.message}`);
-    if (note === 'failed') answer.foot.before(element('p', { class: 'failure' }, error.message));
+    why = running.signal.aborted ? 'stopped' : 'failed';
+    announce(`${why}: ${error.message}`);
+    if (why === 'failed') turn.foot.before(make('p.failure', error.message));
   }
-  if (chat.running !== running) return; // a new chat has begun meanwhile
   chat.running = undefined;
-  byId('send').textContent = 'Send';
-  answer.end(note);
-  // What was not answered at all is no part of the conversation.
-  if (answer.said) chat.messages.push(asked, { role: 'assistant', content: answer.said });
-  else if (note === 'failed' && !byId('prompt').value) byId('prompt').value = text;
+  tell('send', 'Send');
+  turn.end(why);
+  for (const { whole } of after) {
+    if (turn.said) whole.remove();
+    else whole.hidden = false;
+  }
+  if (turn.said) {
+    chat.turns = [...before, turn];
+    keepChat();
+  } else if (!$('prompt').value && !chat.files.length) {
+    draft(asked, replaced); // what was not answered at all is no part of the conversation
+  }
   showCurl();
 }
 
+function begin(asked, replaced) {
+  if (!chat.running) chat.ended = say(asked, replaced);
+}
+
+/** Puts a message into the composer, to take the place of `replaced`. */
+function draft({ text, files }, replaced) {
+  $('prompt').value = text;
+  Object.assign(chat, { files: [...files], replaced });
+  showDraft();
+}
+
+function showDraft() {
+  const chip = (shown, label, drop) => button('.copy', shown,
+    () => showDraft(drop()), { 'aria-label': label });
+  tell('draft', ...chat.files.map((part, at) =>
+    chip(shownFile(part), `Remove ${nameOf(part)}`, () => chat.files.splice(at, 1))));
+  if (chat.replaced) {
+    $('draft').append(chip('Replaces a message and what follows', 'Cancel the edit', () => {
+      chat.replaced = undefined;
+    }));
+  }
+}
+
+async function attach(files) {
+  for (const file of files) {
+    const reader = new FileReader();
+    await new Promise((resolve) => {
+      reader.onloadend = resolve;
+      reader.readAsDataURL(file);
+    });
+    chat.files.push(file.type.startsWith('image/')
+      ? { type: 'image_url', image_url: { url: reader.result } }
+      : { type: 'file', file: { filename: file.name, file_data: reader.result } });
+  }
+  showDraft();
+}
+
+on('attach', 'click', () => $('files').click());
+on('files', 'change', async ({ target }) => {
+  await attach(target.files);
+  target.value = '';
+});
+on('prompt', 'paste', ({ clipboardData }) => attach(clipboardData.files));
 on('composer', 'submit', (event) => {
   event.preventDefault();
   if (chat.running) return chat.running.abort();
-  const text = byId('prompt').value.trim();
-  byId('prompt').value = '';
-  return text && say(text);
+  const { files, replaced } = chat;
+  const text = $('prompt').value.trim();
+  draft({ text: '', files: [] });
+  return (text || files.length) && begin({ text, files }, replaced);
 });
 on('prompt', 'keydown', (event) => {
   if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
   event.preventDefault();
-  if (!chat.running) byId('composer').requestSubmit();
-});
-on('restart', 'click', () => {
-  chat.running?.abort();
-  Object.assign(chat, { messages: [], running: undefined });
-  byId('send').textContent = 'Send';
-  byId('log').replaceChildren(byId('empty'));
-  byId('empty').hidden = false;
-  showCurl();
-  byId('prompt').focus();
+  if (!chat.running) $('composer').requestSubmit();
 });
 on('as-curl', 'click', ({ target }) => {
-  byId('curl').hidden = !byId('curl').hidden;
-  target.ariaExpanded = !byId('curl').hidden;
+  $('curl').hidden = !$('curl').hidden;
+  target.ariaExpanded = !$('curl').hidden;
   showCurl();
 });
-on('settings', 'submit', (event) => event.preventDefault());
 on('settings', 'input', showCurl);
-byId('empty').append(...[
+$('empty').append(...[
   'In two sentences: what is a reverse proxy?',
   'Show a Python one-liner that reverses a string, and explain it.',
-].map((text) => button(text, { onclick: () => chat.running ?? say(text) })));
+].map((text) => button('', text, () => begin({ text, files: [] }))));
+
+// ---- the chats that the browser keeps ----
+
+const room = 2_000_000; // characters of all chats; browsers give a page 5 million
+const keptChats = () =>
+  attempt(() => JSON.parse(localStorage.getItem('claude-openai-chats'))) ?? [];
+
+function storeChats(chats) {
+  const stored = attempt(() => {
+    localStorage.setItem('claude-openai-chats', JSON.stringify(chats));
+    return true;
+  });
+  showChats();
+  return stored;
+}
+
+/** Keeps this chat as the newest, without its files where they take half the room. */
+function keepChat() {
+  const sizeOf = (value) => JSON.stringify(value).length;
+  let how = 'Kept in this browser only; the oldest chats make room.';
+  let turns = chat.turns.map(({ text, files, said, thought, note }) =>
+    ({ text, files, said, thought, note }));
+  if (sizeOf(turns) > room / 2) {
+    how = 'Kept without its files, which are too large.';
+    turns = turns.map(({ text, files, ...answer }) => (
+      { text: files.map((part) => `[${nameOf(part)}] `).join('') + text, files: [], ...answer }));
+  }
+  const chats = [{ id: chat.id, turns }, ...keptChats().filter(({ id }) => id !== chat.id)];
+  while (sizeOf(chats) > room) chats.pop();
+  const kept = chats.length && storeChats(chats);
+  tell('kept', kept ? how : 'Not kept: it is too large, or the browser forbids it.');
+}
+
+function showChats() {
+  const chats = keptChats();
+  if (!chats.some(({ id }) => id === chat.id)) chats.unshift({ id: chat.id });
+  tell('chats', ...chats.map(({ id, turns }) => make('option', { value: id },
+    turns ? turns[0].text.slice(0, 60) || 'Files' : 'New chat')));
+  $('chats').value = chat.id;
+}
+
+async function openChat(id = Date.now()) {
+  chat.running?.abort();
+  await chat.ended;
+  const { turns = [] } = keptChats().find((one) => one.id === id) ?? {};
+  tell('log', $('empty'));
+  Object.assign(chat, { id, turns: turns.map((kept) => {
+    const turn = Object.assign(new Turn(kept), kept);
+    turn.close(kept.note);
+    return turn;
+  }), replaced: undefined });
+  scrollToEnd();
+  showDraft();
+  showChats();
+  showCurl();
+}
+
+/** Deletes the chat that is shown, or all. */
+async function forget(all) {
+  const { id: gone } = chat;
+  if (!confirm(all ? 'Delete all chats?' : 'Delete this chat?')) return;
+  await openChat();
+  storeChats(keptChats().filter(({ id }) => !all && id !== gone));
+}
+
+on('restart', 'click', () => openChat().then(() => $('prompt').focus()));
+on('chats', 'change', ({ target }) => openChat(Number(target.value)));
+on('delete-chat', 'click', () => forget(false));
+on('delete-chats', 'click', () => forget(true));
+openChat(keptChats()[0]?.id);
 
 // ---- live ----
 
@@ -14796,7 +14840,6 @@ const barSpan = 10_000;
 const samples = []; // of the last ten minutes, oldest first
 let metricsThere = true;
 
-/** Prometheus text as {name: [{labels, value}]}. */
 function parseMetrics(text) {
   const figures = {};
   const lines = text.matchAll(/^claude_openai_(\w+)(?:{(.*)})? (\S+)/gm);
@@ -14810,69 +14853,61 @@ function parseMetrics(text) {
 const sum = (rows = [], holds = () => true) =>
   rows.reduce((all, { labels, value }) => all + (holds(labels) ? value : 0), 0);
 
-/** What is compared over time. Only turns count: this page itself asks all the time. */
-function sampleOf(figures) {
-  const buckets = new Map();
-  for (const { labels, value } of figures.time_to_first_token_seconds_bucket ?? []) {
-    const limit = labels.le === '+Inf' ? Infinity : Number(labels.le);
-    buckets.set(limit, (buckets.get(limit) ?? 0) + value);
-  }
-  const answers = sum(figures.requests_total, ({ dialect }) => dialect);
-  return { at: Date.now(), answers, buckets };
-}
+/** What is compared over time: answers alone, for this page itself asks all the time. */
+const sampleOf = (figures) => ({
+  at: Date.now(),
+  answers: sum(figures.requests_total, ({ dialect }) => dialect),
+  buckets: figures.time_to_first_token_seconds_bucket ?? [],
+});
 
 /** The time within which that part of the answers began, in ms, if there were any. */
-function percentile(part, { buckets }, before) {
-  const limits = [...buckets.keys()].sort((a, b) => a - b);
-  const counts = limits.map((limit) => buckets.get(limit) - (before?.buckets.get(limit) ?? 0));
+function percentile(part, now, before = {}) {
+  const limits = [...new Set(now.buckets.map(({ labels }) => labels.le))];
+  const [counts, old] = [now, before].map(({ buckets }) =>
+    limits.map((limit) => sum(buckets, ({ le }) => le === limit)));
+  old.forEach((count, at) => { counts[at] -= count; });
   const wanted = part * (counts.at(-1) ?? 0);
   if (!wanted) return undefined;
   const at = counts.findIndex((count) => count >= wanted);
-  const [low, below] = at ? [limits[at - 1], counts[at - 1]] : [0, 0];
-  if (limits[at] === Infinity) return low * 1000;
+  const [low, below] = at ? [Number(limits[at - 1]), counts[at - 1]] : [0, 0];
+  if (limits[at] === '+Inf') return low * 1000;
   return 1000 * (low + ((limits[at] - low) * (wanted - below)) / (counts[at] - below));
 }
 
 const sampleAt = (time) => samples.findLast(({ at }) => at <= time) ?? samples[0];
 
 function drawChart() {
-  const bars = byId('bars');
-  while (bars.children.length < barCount) bars.append(element('i'));
-  const begin = Date.now() - barCount * barSpan;
-  const ends = Array.from({ length: barCount + 1 }, (_, at) => sampleAt(begin + at * barSpan));
+  const start = Date.now() - barCount * barSpan;
+  const ends = Array.from({ length: barCount + 1 }, (_, at) => sampleAt(start + at * barSpan));
   ends[barCount] = samples.at(-1);
   const values = ends.slice(1).map((end, at) => end.answers - ends[at].answers);
   const most = Math.max(...values);
+  tell('bars', ...values.map(() => make('i')));
   values.forEach((value, at) => {
-    bars.children[at].style.height = `${most && (100 * value) / most}%`;
+    $('bars').children[at].style.height = `${most && (100 * value) / most}%`;
   });
-  const told = most ? `at most ${most} in 10 s` : 'none since this page was opened';
-  bars.ariaLabel = `Requests in ten minutes: ${told}`;
-  byId('bars-most').textContent = told;
+  const text = most ? `at most ${most} in 10 s` : 'none since this page was opened';
+  $('bars').ariaLabel = `Requests in ten minutes: ${text}`;
+  tell('bars-most', text);
 }
 
-const showTiles = (tiles) => byId('tiles').replaceChildren(...tiles.map(([name, value, note]) =>
-  element('div', {}, element('dt', {}, name), element('dd', {}, value),
-    element('dd', { class: 'note' }, note))));
+const showTiles = (tiles) => tell('tiles', ...tiles.map(([name, value, note]) =>
+  make('div', make('dt', name), make('dd', value), make('dd.note', note))));
 
 const meanings = {
   spare: 'ready for a new conversation',
-  busy: 'answering',
-  idle: 'keeping a conversation',
-  parked: 'waiting for tool results',
-  taking_back: '',
-  starting: '',
+  busy: 'answering', idle: 'keeping a conversation', parked: 'waiting for tool results',
+  taking_back: '', starting: '',
 };
 
 function showProcesses(counts, most) {
   const kinds = Object.keys(meanings);
   const slots = kinds.flatMap((kind) => Array(counts[kind] ?? 0).fill(kind));
-  byId('process-count').textContent = `${slots.length} of at most ${most}`;
+  tell('process-count', `${slots.length} of at most ${most}`);
   while (slots.length < most) slots.push('free');
-  byId('slots').replaceChildren(...slots.map((kind) => element('li', { class: kind })));
-  const named = (kind) => `${counts[kind] ?? 0} ${kind.replace('_', ' ')} `;
-  byId('legend').replaceChildren(
-    ...kinds.map((kind) => element('li', { class: kind }, named(kind), muted(meanings[kind]))));
+  tell('slots', ...slots.map((kind) => make(`li.${kind}`)));
+  tell('legend', ...kinds.map((kind) => make(`li.${kind}`,
+    `${counts[kind] ?? 0} ${kind.replace('_', ' ')} `, muted(meanings[kind]))));
 }
 
 function showFigures(figures) {
@@ -14889,7 +14924,8 @@ function showFigures(figures) {
   const minute = now.answers - sampleAt(now.at - 60_000).answers;
   showTiles([
     ['Requests', minute, 'in the last minute'],
-    ['In flight', sum(figures.requests_in_flight), `${sum(figures.queue_depth)} queued`],
+    // Without the one that asks for these figures.
+    ['In flight', sum(figures.requests_in_flight) - 1, `${sum(figures.queue_depth)} queued`],
     ['First token, median', time(0.5), `p95 ${time(0.95)}`],
     ['Tokens in', tokens('input', 'cache_read', 'cache_write'),
       `${tokens('cache_read')} cached`],
@@ -14898,7 +14934,7 @@ function showFigures(figures) {
   ]);
   const counts = figures.processes.map(({ labels, value }) => [labels.state, value]);
   showProcesses(Object.fromEntries(counts), sum(figures.processes_max));
-  byId('uptime').textContent = longSpan(sum(figures.uptime_seconds));
+  tell('uptime', longSpan(sum(figures.uptime_seconds)));
   drawChart();
 }
 
@@ -14908,17 +14944,16 @@ async function readMetrics() {
   const response = metricsThere && await request('/metrics');
   if (response && response.ok) return showFigures(parseMetrics(await response.text()));
   metricsThere = false; // until the page is loaded again
-  byId('uptime').textContent = 'not told';
+  tell('uptime', 'not told');
   return 'This server tells no /metrics, only what /health has.';
 }
 
-/** One look at everything that moves. */
 async function showLive() {
   const health = await showHealth();
   if (!health) return;
   const problem = await readMetrics();
-  byId('live-note').textContent = problem ?? 'What the server does now, every two seconds.';
-  byId('chart').hidden = problem !== undefined;
+  tell('live-note', problem ?? 'What the server does now, every two seconds.');
+  $('chart').hidden = problem !== undefined;
   if (problem) {
     const { status, code = '', processes } = health;
     showTiles([['Status', status, code]]);
@@ -14938,90 +14973,68 @@ async function deleteSession(id) {
   await showSessions();
 }
 
-function sessionRow(id) {
-  const cells = ['', 'optional', 'optional'].map((name) => element('td', { class: name }));
-  const attributes = { class: 'copy', 'aria-label': `Delete ${id}` };
-  return element('tr', { 'data-id': id }, element('td', { title: id }, id), ...cells,
-    element('td', {}, button('Delete', { ...attributes, onclick: () => deleteSession(id) })));
-}
+const sessionRow = ({ session_id: id, message_count: count, last_accessed, expires_at }) =>
+  make('tr', make('td', { title: id }, id), make('td', count),
+    make('td.optional', clock(last_accessed)), make('td.optional', clock(expires_at)), make('td',
+      button('.copy', 'Delete', () => deleteSession(id), { 'aria-label': `Delete ${id}` })));
 
 async function showSessions() {
   const { sessions } = mayAsk() ? await ask('/v1/sessions') : { sessions: [] };
-  const place = byId('sessions');
-  const old = new Map([...place.children].map((line) => [line.dataset.id, line]));
-  for (const { session_id: id, message_count: count, last_accessed, expires_at } of sessions) {
-    const line = old.get(id) ?? place.appendChild(sessionRow(id));
-    old.delete(id);
-    [count, clock(last_accessed), clock(expires_at)].forEach((text, at) => {
-      line.children[at + 1].textContent = text;
-    });
-  }
-  old.forEach((line) => line.remove());
-  byId('session-count').textContent = mayAsk() ? sessions.length : 'told with the key';
-  byId('no-sessions').hidden = !mayAsk() || sessions.length > 0;
-  byId('session-table').hidden = sessions.length === 0;
-  known.session = sessions[0]?.session_id ?? '';
+  const now = JSON.stringify(sessions);
+  if (known.sessions !== now) tell('sessions', ...sessions.map(sessionRow));
+  Object.assign(known, { sessions: now, session: sessions[0]?.session_id ?? '' });
+  tell('session-count', mayAsk() ? sessions.length : 'told with the key');
+  $('no-sessions').hidden = !mayAsk() || sessions.length > 0;
+  $('session-table').hidden = !sessions.length;
 }
 
 // ---- explorer ----
 
 const known = { session: '', response: '' }; // ids from answers, for paths
-const greeting = 'Say hello';
-const hello = (model, more) => (
-  { model, messages: [{ role: 'user', content: greeting }], ...more });
-const greet = (model) => ({ model, input: greeting });
+const hello = '"messages":[{"role":"user","content":"Say hello"}]';
+const greet = '"input":"Say hello"';
 
-/** By group: method, path, what it is, an example body. */
-const endpoints = {
-  'Ask the model': [
-    ['POST', '/v1/chat/completions', 'OpenAI chat completions',
-      (model) => hello(model, { stream: true, stream_options: { include_usage: true } })],
-    ['POST', '/v1/responses', 'OpenAI Responses', (model) => ({ ...greet(model), stream: true })],
-    ['POST', '/v1/responses/input_tokens', 'Counts tokens', greet],
-    ['POST', '/v1/messages', 'Anthropic Messages',
-      (model) => hello(model, { max_tokens: 1000, stream: true })],
-    ['POST', '/v1/messages/count_tokens', 'Counts tokens', hello],
-    ['POST', '/v1/completions', 'Legacy completions',
-      (model) => ({ model, prompt: 'Once upon', stream: true })],
-    ['POST', '/v1/fim/completions', 'Fills in the middle',
-      (model) => ({ model, prompt: 'One, ', suffix: ', three' })],
-    ['POST', '/v1/debug/request', 'What has arrived, and what is wrong with it', hello],
-    ['POST', '/v1/compatibility', 'What of a chat request would be honoured',
-      (model) => hello(model, { temperature: 1.5, seed: 42 })],
-  ],
-  'Models and conversations': [
-    ['GET', '/v1/models', 'The models to choose from'],
-    ['GET', '/v1/models/{model}', 'One model'],
-    ['GET', '/v1/sessions', 'Histories kept for you'],
-    ['GET', '/v1/sessions/stats', 'Their number'],
-    ['GET', '/v1/sessions/{session}', 'One session'],
-    ['DELETE', '/v1/sessions/{session}', 'Forgets a session'],
-    ['GET', '/v1/responses/{response}', 'An earlier answer of /v1/responses'],
-    ['GET', '/v1/responses/{response}/input_items', 'What it was asked'],
-    ['POST', '/v1/responses/{response}/cancel', 'Ends it'],
-    ['DELETE', '/v1/responses/{response}', 'Forgets it'],
-  ],
-  'The agent': [
-    ['GET', '/v1/tools', "Claude Code's own tools"],
-    ['GET', '/v1/tools/config', 'Which of them you may use'],
-    ['POST', '/v1/tools/config', 'Changes that for your key',
-      () => ({ allowed_tools: ['Read', 'Glob', 'Grep'] })],
-    ['GET', '/v1/tools/stats', 'Their number'],
-    ['GET', '/v1/mcp/servers', "The agent's MCP servers"],
-    ['POST', '/v1/mcp/servers', 'Adds an MCP server',
-      () => ({ name: 'clock', command: 'clock-mcp-server', args: [] })],
-    ['POST', '/v1/mcp/connect', 'Tries one', () => ({ server_name: 'clock' })],
-    ['POST', '/v1/mcp/disconnect', 'Takes one away', () => ({ server_name: 'clock' })],
-    ['GET', '/v1/mcp/stats', 'Their number'],
-  ],
-  'The server': [
-    ['GET', '/v1/auth/status', 'Auth method, and what is missing'],
-    ['GET', '/metrics', 'Figures for Prometheus'],
-    ['GET', '/health', 'Whether a request would be answered'],
-    ['GET', '/version', 'The version'],
-    ['GET', '/', 'This page; for curl, a word of help'],
-  ],
-};
+/** By group: the method, the path, the description and an example body of each route. */
+const routes = `Ask the model
+POST /v1/chat/completions OpenAI chat completions {${hello},"stream":true}
+POST /v1/responses OpenAI Responses {${greet},"stream":true}
+POST /v1/responses/input_tokens Counts the tokens of a Responses request {${greet}}
+POST /v1/messages Anthropic Messages {${hello},"max_tokens":1000,"stream":true}
+POST /v1/messages/count_tokens Counts the tokens of a Messages request {${hello}}
+POST /v1/completions OpenAI legacy completions {"prompt":"Once upon","stream":true}
+POST /v1/fim/completions Fills in the middle of a text {"prompt":"One, ","suffix":", three"}
+POST /v1/debug/request Shows how the server reads a request, and the faults found {${hello}}
+POST /v1/compatibility Tells which fields of a chat request count {${hello},"seed":42}
+
+Models and conversations
+GET /v1/models Lists the models
+GET /v1/models/{model} Describes a model
+GET /v1/sessions Lists the sessions
+GET /v1/sessions/stats Counts the sessions
+GET /v1/sessions/{session} Describes a session
+DELETE /v1/sessions/{session} Deletes a session
+GET /v1/responses/{response} Shows a stored response
+GET /v1/responses/{response}/input_items Lists the input of a response
+POST /v1/responses/{response}/cancel Cancels a response
+DELETE /v1/responses/{response} Deletes a response
+
+The agent
+GET /v1/tools Lists Claude Code's tools
+GET /v1/tools/config Lists the tools you may use
+POST /v1/tools/config Chooses the tools of your key {"allowed_tools":["Read","Glob","Grep"]}
+GET /v1/tools/stats Counts the tools
+GET /v1/mcp/servers Lists the MCP servers
+POST /v1/mcp/servers Adds an MCP server {"name":"clock","command":"clock-mcp-server","args":[]}
+POST /v1/mcp/connect Connects to an MCP server {"server_name":"clock"}
+POST /v1/mcp/disconnect Disconnects an MCP server {"server_name":"clock"}
+GET /v1/mcp/stats Counts the MCP servers
+
+The server
+GET /v1/auth/status Tells the auth method, and what is missing
+GET /metrics Shows figures for Prometheus
+GET /health Tells whether requests are answered
+GET /version Tells the version
+GET / This page; plain text for curl`;
 
 /** The text that one event of a stream adds, in any of the four dialects. */
 function deltaOf({ choices, type, delta }) {
@@ -15029,37 +15042,33 @@ function deltaOf({ choices, type, delta }) {
   return type === 'response.output_text.delta' ? delta : delta?.text;
 }
 
-/** What tries one endpoint. */
 class Trial {
-  status = element('p', { class: 'row', role: 'status' });
-  output = element('div', { class: 'answer' }, this.status);
-  stop = button('Stop', { onclick: () => this.running.abort(), disabled: '' });
-  whole = element('div', { class: 'try' });
+  status = make('p.row', { role: 'status' });
+  output = make('div.answer', this.status);
+  action = button('.main', '', () => (this.running ? this.running.abort() : this.run()));
+  whole = make('div.try');
 
   constructor(method, path, example) {
-    Object.assign(this, { method, path });
+    Object.assign(this, { method, path, verb: method === 'GET' ? 'Fetch' : 'Send' });
+    this.action.textContent = this.verb;
     this.wanted = /{(\w+)}/.exec(path)?.[1];
     if (this.wanted) {
-      this.id = element('input', { spellcheck: 'false', class: 'code' });
-      this.whole.append(element('label', { class: 'path' }, `Id of the ${this.wanted}`, this.id));
+      this.id = make('input.code', { spellcheck: 'false' });
+      this.whole.append(make('label', `Id of the ${this.wanted}`, this.id));
     }
     if (example) {
-      this.body = element('textarea', { class: 'code', spellcheck: 'false' });
-      this.body.value = pretty(example(defaultModel));
-      this.body.rows = this.body.value.split('\n').length;
-      this.whole.append(element('label', {}, 'Body', this.body));
+      this.body = make('textarea.code', { spellcheck: 'false', rows: 9 });
+      const asking = /tools|mcp/.test(path) ? {} : { model };
+      this.body.value = pretty({ ...asking, ...JSON.parse(example) });
+      this.whole.append(make('label', 'Body', this.body));
     }
-    this.whole.append(rowOf(
-      button(method === 'GET' ? 'Fetch' : 'Send', { class: 'main', onclick: () => this.run() }),
-      this.stop,
-      copyButton('Copy as curl', () => curlOf(this.asked()), 'As curl'),
-    ), this.output);
+    this.whole.append(rowOf(this.action,
+      copyButton('Copy as curl', () => curlOf(this.asked()), 'As curl')), this.output);
   }
 
-  /** Fills in what is known by now, and fetches what changes nothing. */
   open() {
-    if (this.id && !this.id.value) this.id.value = { model: defaultModel, ...known }[this.wanted];
-    if (this.method === 'GET' && this.id?.value !== '') this.run();
+    if (this.id && !this.id.value) this.id.value = { model, ...known }[this.wanted];
+    if (this.method === 'GET' && this.id?.value !== '' && !this.running) this.run();
   }
 
   asked() {
@@ -15069,53 +15078,50 @@ class Trial {
 
   tell(...parts) {
     if (this.first) parts.push(muted(`First token ${span(this.first)}`));
-    this.status.replaceChildren(...parts, muted(`${span(performance.now() - this.begun)} in all`));
+    this.status.replaceChildren(...parts, muted(`${span(this.age())} in all`));
   }
 
   async run() {
-    this.running?.abort();
     const running = new AbortController();
-    Object.assign(this, { running, begun: performance.now(), first: undefined });
+    Object.assign(this, { running, age: timer(), first: undefined });
     const { path, ...asked } = this.asked();
     const headers = { Accept: path === '/' ? 'text/plain' : '*/*', ...(asked.body && json) };
-    this.stop.disabled = false;
+    this.action.textContent = 'Stop';
     this.output.replaceChildren(this.status);
     this.status.replaceChildren(muted('Waiting…'));
     try {
       await this.show(await request(path, { ...asked, headers, signal: running.signal }));
     } catch (error) {
-      if (this.running !== running) return;
       this.tell(running.signal.aborted ? 'Stopped' : `No answer: ${error.message}`);
     }
-    if (this.running === running) this.stop.disabled = true;
+    this.running = undefined;
+    this.action.textContent = this.verb;
   }
 
   async show(response) {
     const { status, statusText, headers } = response;
-    const told = element('span', { class: `state ${status < 400 ? 'good' : 'bad'}` },
-      `${status} ${statusText}`);
+    const told = make(`span.state.${status < 400 ? 'good' : 'bad'}`, `${status} ${statusText}`);
     const list = [...headers].map((pair) => pair.join(': '));
-    this.output.append(element('details', { class: 'small' },
-      element('summary', {}, `Headers (${list.length})`), pre({}, list.join('\n'))));
+    this.output.append(make('details.small',
+      make('summary', `Headers (${list.length})`), pre('', list.join('\n'))));
     this.status.replaceChildren(told);
     if (isStream(response)) await this.showStream(response);
-    else this.showBody(await response.text());
+    else {
+      const text = await response.text();
+      const value = attempt(() => pretty(JSON.parse(text)));
+      this.status.after(value ? pre('', ...coloured(value)) : pre('.flow', text));
+      remember(text);
+    }
     this.tell(told);
   }
 
-  showBody(text) {
-    remember(text);
-    const value = attempt(() => pretty(JSON.parse(text)));
-    this.status.after(value ? pre({}, ...coloured(value, 'json')) : pre({ class: 'flow' }, text));
-  }
-
   async showStream(response) {
-    const said = pre({ class: 'flow' });
-    const raw = pre();
-    const title = element('summary');
-    this.status.after(said, element('details', { class: 'small' }, title, raw));
+    const said = pre('.flow');
+    const raw = pre('');
+    const title = make('summary');
+    this.status.after(said, make('details.small', title, raw));
     let count = 0;
-    for await (const data of serverSentEvents(response)) {
+    for await (const data of eventsOf(response)) {
       title.textContent = `Events (${++count})`;
       raw.append(`${data}\n`);
       remember(data);
@@ -15123,7 +15129,7 @@ class Trial {
       const value = JSON.parse(data);
       const error = value.error ?? value.response?.error;
       const delta = error ? pretty(error) : deltaOf(value);
-      if (delta) this.first ??= performance.now() - this.begun;
+      if (delta) this.first ??= this.age();
       said.append(delta ?? '');
     }
   }
@@ -15133,11 +15139,11 @@ const remember = (text) => {
   known.response = /"(resp_\w+)"/.exec(text)?.[1] ?? known.response;
 };
 
-function endpointOf([method, path, what, example]) {
+function endpointOf(route) {
+  const [, method, path, what, example] = /(\S+) (\S+) ([^{]*)(.*)/.exec(route);
   let trial;
-  const made = element('details', { class: 'endpoint' }, element('summary', {},
-    element('span', { class: `method ${method}` }, method), element('code', {}, path),
-    muted(what)));
+  const made = make('details.endpoint', make('summary',
+    make(`span.method.${method}`, method), make('code', path), muted(what)));
   made.addEventListener('toggle', () => {
     if (!made.open) return trial.running?.abort();
     trial ??= new Trial(method, path, example);
@@ -15147,9 +15153,11 @@ function endpointOf([method, path, what, example]) {
   return made;
 }
 
-byId('explorer').append(...Object.entries(endpoints).map(([name, rows]) =>
-  element('div', { class: 'group' }, element('h3', {}, name),
-    element('div', { class: 'card' }, ...rows.map(endpointOf)))));
+tell('explorer', ...routes.split('\n\n').map((group) => {
+  const [name, ...lines] = group.split('\n');
+  return make('div.group', make('h3', name),
+    make('div.card', ...lines.map(endpointOf)));
+}));
 
 // ---- the start ----
 
