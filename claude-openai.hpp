@@ -8730,7 +8730,12 @@ class pool {
       launch(*profile, lock);
       return now;
     }
-    const auto ended = stopping_.size() == 0 ? least_useful() : kept_.end();
+    // A slow start is no reason to end a conversation for a second one.
+    const bool starts =
+        count_kept([&](const kept_process& kept) {
+          return kept.now == claude_process::state::starting && kept.profile == *profile;
+        }) > 0;
+    const auto ended = starts || stopping_.size() > 0 ? kept_.end() : least_useful();
     if (ended == kept_.end()) return next;
     end(ended);
     return now + reap_interval;

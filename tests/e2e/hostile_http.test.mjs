@@ -180,7 +180,7 @@ test('after large bodies the memory goes back', async (t) => {
   );
 });
 
-test('many sessions of long histories take no more memory than may be', async (t) => {
+test('many sessions of long histories take no more memory than may be', { deadline: 120_000 }, async (t) => {
   const proxy = await ownProxy(t);
   const idle = memory(proxy);
   const long = 'x'.repeat(9 * MIB);
