@@ -1,8 +1,9 @@
-// The README's tables against the program: flags and variables by --help, endpoints by the 404, figures by /metrics. Both directions.
+// The tables of README and docs/ against the program: flags and variables by --help, endpoints by the 404, figures by /metrics.
+// Both directions.
 
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
-import { readFileSync } from 'node:fs';
+import { readFileSync, readdirSync } from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
@@ -12,7 +13,9 @@ import { ask, scrape, startLight, startOwn, waitForWindow } from './operate.mjs'
 export const readme = suite(90_000);
 const { test } = readme;
 
-const README = readFileSync(path.join(path.dirname(fileURLToPath(import.meta.url)), '..', '..', 'README.md'), 'utf8');
+const ROOT = path.join(path.dirname(fileURLToPath(import.meta.url)), '..', '..');
+const PAGES = ['README.md', ...readdirSync(path.join(ROOT, 'docs')).filter((name) => name.endsWith('.md')).map((name) => `docs/${name}`)];
+const README = PAGES.map((name) => readFileSync(path.join(ROOT, name), 'utf8')).join('\n');
 
 /** The rows of every table of the README whose first column has this name, as lists of cells. */
 function rowsOf(heading) {
