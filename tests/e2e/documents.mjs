@@ -41,6 +41,13 @@ export const commandsOf = (page) => [
   ...[...proseOf(page).matchAll(INLINE)].map(([, command]) => command),
 ];
 
+/** The first code block of a language below a heading of docs/clients.md: what a user copies. */
+export function recipeOf(heading, language) {
+  const { text } = PAGES.find(({ name }) => name === 'docs/clients.md');
+  const section = text.slice(text.indexOf(`\n## ${heading}\n`)).split(/\n## /)[1];
+  return blocksOf({ text: section }).find((block) => block.language === language).text;
+}
+
 /** The anchors that a Markdown page's headings get on GitHub. */
 export function anchorsOf(page) {
   const seen = new Map();

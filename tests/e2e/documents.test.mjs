@@ -136,12 +136,15 @@ test('every curl works as it is, and the session of the examples keeps what it w
   assert.deepEqual(lengthsWith(api, 'I am going to Lisbon.'), [1, 3]);
 });
 
-/** A Python that has the SDKs: $PYTHON_OF_CLIENTS, or the one on PATH. */
-const python = process.env.PYTHON_OF_CLIENTS ?? 'python3';
-const noPython = await run(python, ['-c', 'import openai, anthropic']).then(
-  () => undefined,
-  () => `${python} cannot import openai and anthropic; name one by $PYTHON_OF_CLIENTS`,
-);
+const HAS_ALL = 'import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, sys.argv[1:])))';
+/** The first of the Pythons here that has these modules: $PYTHON_OF_CLIENTS, one that `make` has made, or that on PATH. */
+async function pythonWith(modules) {
+  const made = ['newest', 'middle'].map((name) => path.join(ROOT, 'build/clients', name, 'bin/python'));
+  for (const python of [process.env.PYTHON_OF_CLIENTS, ...made, 'python3'].filter(Boolean))
+    if (await run(python, ['-c', HAS_ALL, ...modules]).then(() => true, () => false)) return { python };
+  return { skip: `no Python here has ${modules.join(' and ')}; name one by $PYTHON_OF_CLIENTS` };
+}
+const [{ python, skip: noPython }, parsing] = await Promise.all([['openai', 'anthropic'], ['tomllib', 'yaml']].map(pythonWith));
 
 test('every Python program works as it is', { skip: noPython, deadline: 240_000 }, async (t) => {
   const { api, proxy, environment, here } = await startExamples(t);
@@ -186,6 +189,13 @@ test('every code block names its language, and JSON is JSON', async () => {
   );
   blocks.filter(({ language }) => language === 'json').forEach(({ text }) => JSON.parse(text));
   assert.ok(PAGES.every(({ text }) => text.match(/^```/gm)?.length % 2 !== 1), 'every block ends');
+});
+
+test('TOML is TOML, and YAML is YAML', { skip: parsing.skip }, async () => {
+  const load = { toml: 'import sys, tomllib; tomllib.loads(sys.argv[1])', yaml: 'import sys, yaml; yaml.safe_load(sys.argv[1])' };
+  const blocks = PAGES.flatMap(blocksOf).filter(({ language }) => load[language]);
+  assert.ok(blocks.length > 2);
+  for (const { language, text } of blocks) await run(parsing.python, ['-c', load[language], text]);
 });
 
 test('every link and every anchor leads somewhere', async () => {
