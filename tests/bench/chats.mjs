@@ -128,9 +128,10 @@ function batches({ api, cli, count, width }, judge) {
   return withProxy({ url: api.url, cli, spares: 2 }, async (proxy) => {
     const spare = proxy.claudes()[0];
     const before = chatCalls(api).length;
+    const lookedWith = (await counter(proxy, 'processes_started_total')) - proxy.claudes().length; // and has ended
     const ours = await batch(count, width, (messages) => throughProxy(proxy, messages), () => cpuOfAll(proxy));
     assert.deepEqual(lengths(chatCalls(api).slice(before)), times(count, () => 1));
-    const started = await counter(proxy, 'processes_started_total');
+    const started = (await counter(proxy, 'processes_started_total')) - lookedWith;
     await quiet(proxy);
     const ended = () => cpuOfEnded(process.pid);
     const few = Math.max(width, Math.ceil(count / 10));

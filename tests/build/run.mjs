@@ -245,10 +245,11 @@ for (const section of sections) {
 
 // ---- house rules --------------------------------------------------------------------------------
 
-check('only section http names httplib', () => {
+// The routes and all above them see neither its requests nor its responses.
+check('only sections connection and http name httplib', () => {
   const wrong = [];
   for (const section of sections) {
-    if (section.name === 'http') continue;
+    if (['connection', 'http'].includes(section.name)) continue;
     for (const token of tokens_of(section.text)) {
       if (token.text === 'httplib') wrong.push(`${section.name}, line ${section.line + token.line - 1}`);
     }
@@ -272,7 +273,7 @@ const POSIX = `fork vfork posix_spawn posix_spawnp execv execve execvp pipe pipe
   waitid setpgid getpgid killpg prctl sigaction pidfd_open syscall ppoll epoll_create1 epoll_wait
   eventfd socketpair mkdtemp setsockopt getsockname getaddrinfo getenv sysconf`.split(/\s+/);
 const POSIX_SHORT = 'poll kill read write open close select wait send recv socket bind listen accept connect unlink rmdir'.split(' ');
-const POSIX_SECTIONS = ['process', 'transport', 'http'];
+const POSIX_SECTIONS = ['process', 'transport', 'connection'];
 // Elsewhere, with the reason.
 const POSIX_EXCEPTIONS = {
   pool: ['poll'],             // the janitor waits for its spares and for its wake-up
@@ -285,7 +286,7 @@ const POSIX_EXCEPTIONS = {
   server: ['poll', 'accept', 'accept4', 'fcntl', 'unlink'],  // the accept loop; the socket's file
 };
 
-check('only sections process, transport and http call the operating system', () => {
+check('only sections process, transport and connection call the operating system', () => {
   const wrong = [];
   for (const section of sections) {
     if (POSIX_SECTIONS.includes(section.name)) continue;
@@ -438,8 +439,8 @@ check('no tab and no space at a line end', () => {
 
 // Four dialects, agents and what they keep are more than the 6,000 lines that were first thought of.
 // Growth shall be noticed: whoever raises this has looked for what can go first.
-check('the header is under 17,350 lines', () => {
-  if (lines.length >= 17_350) throw new Error(`${lines.length} lines`);
+check('the header is under 17,600 lines', () => {
+  if (lines.length >= 17_600) throw new Error(`${lines.length} lines`);
 });
 
 let functions;
