@@ -48,6 +48,7 @@
 #define CLAUDE_OPENAI_HPP
 
 #define CLAUDE_OPENAI_VERSION "0.1.0"
+#define CLAUDE_OPENAI_VERSION_NUMBER 100  // 10000 * major + 100 * minor + patch
 
 #include <algorithm>
 #include <array>
@@ -1747,8 +1748,8 @@ inline std::string parse_instructions(const reader& content) {
     if (type.string() != "text" && type.string() != "input_text") {
       type.fail("'" + type.string() + "' is not supported here; only text is");
     }
-    const auto& words = part.require("text").string();
-    if (!words.empty()) texts.push_back(words);
+    auto words = part.require("text").string();
+    if (!words.empty()) texts.push_back(std::move(words));
   }
   return text::join(texts, "\n");
 }
@@ -1768,7 +1769,15 @@ inline void take_instructions(const reader& content, turn_request& request) {
   const auto words = parse_instructions(content);
   if (words.empty()) return;
   text_part marked{"<system-reminder>\n" + words + "\n</system-reminder>"};
-  request.messages.push_back({role::user, {std::move(marked)}});
+  // After tools' results it belongs to the last of them, as Claude Code has it: so the process that
+  // waits for them can be given it, too.
+  auto& before = request.messages.back().parts;
+  auto* result = before.empty() ? nullptr : std::get_if<tool_result_part>(&before.back());
+  if (result != nullptr) {
+    result->content.emplace_back(std::move(marked));
+  } else {
+    request.messages.push_back({role::user, {std::move(marked)}});
+  }
 }
 
 /// More tools than the API takes, and few enough for checks of each against each.
@@ -2585,8 +2594,8 @@ inline std::vector<content_part> parse_content(const reader& message, turn_reque
     const auto type = part.require("type");
     const auto& kind = type.string();
     if (kind == "text" || kind == "refusal") {
-      const auto& words = part.require(kind.c_str()).string();
-      if (!words.empty()) parts.emplace_back(text_part{words});
+      auto words = part.require(kind.c_str()).string();
+      if (!words.empty()) parts.emplace_back(text_part{std::move(words)});
     } else if (kind == "image_url" && takes_media) {
       const auto image = part.require("image_url");
       parts.emplace_back(parse_image(image.require("url"), image.find("detail"), request));
@@ -2608,7 +2617,7 @@ inline tool_call_part parse_function_call(const reader& function, std::string id
 inline void parse_calls(const reader& source, message& said) {
   if (const auto calls = source.find("tool_calls")) {
     for (const auto& call : calls->elements()) {
-      const auto& id = call.require("id").string();
+      const auto id = call.require("id").string();
       if (const auto custom = call.find("custom")) {
         const json input = json::object({{"input", custom->require("input").string()}});
         said.parts.emplace_back(tool_call_part{id, custom->require("name").string(), input});
@@ -2881,9 +2890,9 @@ inline json render_compatibility(const json& body, const std::vector<std::string
                                     {"warnings", warnings},
                                     {"suggestions", suggestions}});
   const json agent = json::object(
-      {{"supported", json::array({"model", "system_prompt", "max_turns", "allowed_tools",
-                                  "disallowed_tools", "permission_mode", "max_thinking_tokens",
-                                  "continue_conversation", "resume", "cwd"})},
+      {{"supported",
+        json::array({"model", "system_prompt", "max_turns", "allowed_tools", "disallowed_tools",
+                     "permission_mode", "max_thinking_tokens", "cwd"})},
        {"custom_headers",
         json::array({"X-Claude-Max-Turns", "X-Claude-Allowed-Tools", "X-Claude-Disallowed-Tools",
                      "X-Claude-Permission-Mode", "X-Claude-Max-Thinking-Tokens",
@@ -3227,8 +3236,8 @@ inline void parse_block(const reader& block, message& said) {
   const auto& kind = type.string();
   const bool user = said.author == role::user;
   if (kind == "text") {
-    const auto& words = block.require("text").string();
-    if (!words.empty()) said.parts.emplace_back(text_part{words});
+    auto words = block.require("text").string();
+    if (!words.empty()) said.parts.emplace_back(text_part{std::move(words)});
   } else if (kind == "image" && user) {
     said.parts.emplace_back(parse_source(block, media_part::media_kind::image));
   } else if (kind == "document" && user) {
@@ -5419,7 +5428,7 @@ class turn_decoder {
 
   void begin_message(const json& message, bool streamed, events& out) {
     if (streamed_) broken_ += estimate_cost(model_, open_usage());
-    if (!shape_.streamed && !message_complete_) forget_attempt(out);
+    if (!message_complete_) forget_attempt(out);
     message_id_ = string_of(message, "id");
     model_ = string_of(message, "model");
     streamed_ = streamed;
@@ -5440,16 +5449,18 @@ class turn_decoder {
     api_index_ = -1;
   }
 
-  /// Nothing of the incoming message has left.
+  /// Forgets what came of a message that the API broke off, if the client has seen nothing of it.
   void forget_attempt(events& out) {
     if (told_.size() == first_) return;
     const auto shown = std::count_if(told_.begin() + static_cast<std::ptrdiff_t>(first_),
                                      told_.end(), [](const auto& block) { return !block.hidden; });
+    if (shape_.streamed && shown > 0) return;
     blocks_ -= static_cast<std::size_t>(shown);
     told_.resize(first_);
     calls_.clear();
     open_ = unknown_tool_ = false;
-    out.emplace_back(attempt_broken{blocks_});
+    cutter_ = stop_cutter(shape_.cut_at);
+    if (shown > 0) out.emplace_back(attempt_broken{blocks_});
   }
 
   /// A block of a kind that no dialect can tell is skipped with its deltas.
@@ -6119,6 +6130,14 @@ inline json encode_part(const content_part& part, const tool_names& names) {
   json block = render_part(part);
   if (const auto* call = std::get_if<tool_call_part>(&part)) {
     block["name"] = names.to_api(call->name);
+  }
+  if (const auto* result = std::get_if<tool_result_part>(&part); result && result->is_error) {
+    std::vector<std::string> words;  // one text, as the CLI has a failure that a process waits for
+    for (const auto& piece : result->content) {
+      if (const auto* said = std::get_if<text_part>(&piece)) words.push_back(said->text);
+    }
+    const bool text_alone = !words.empty() && words.size() == result->content.size();
+    if (text_alone) block["content"] = text::join(words, "\n");
   }
   return block;
 }
@@ -7402,7 +7421,7 @@ struct conversation_cursor {
 /// What a process does for one request.
 struct process_turn {
   const turn_request* request = nullptr;  ///< null when nobody waits for the turn's end
-  const conversation_trace* trace = nullptr;
+  conversation_trace trace;               ///< until the process is told
   bool agent = false;
   steady_time begun{};
   turn_decoder decoder{0};
@@ -7524,14 +7543,14 @@ class claude_process {
 
   /// Brings the process to the request's conversation and asks; its answer comes as events. The
   /// first `keep` messages are those that it holds; the others are taken back, or told. One that
-  /// awaits the results of tools must be given these and nothing else, or be taken back. Both
-  /// arguments must outlive the turn, which `accept` or `release` ends.
-  void begin(const turn_request& request, const conversation_trace& trace, std::size_t keep) {
+  /// awaits the results of tools must be given these and nothing else, or be taken back. `request`
+  /// must outlive the turn, which `accept` or `release` ends.
+  void begin(const turn_request& request, conversation_trace trace, std::size_t keep) {
     auto decoder = std::move(turn_.decoder);
     turn_ = {};
     turn_.begun = std::chrono::steady_clock::now();
     turn_.request = &request;
-    turn_.trace = &trace;
+    turn_.trace = std::move(trace);
     turn_.agent = request.agent.has_value();
     ++service_.turns;
     if (keep < cursor_.held.ends.size()) return take_back(keep);
@@ -7673,7 +7692,7 @@ class claude_process {
       tools_.take_results(*said, *(said + 1), turn_.decoder.calls());
     }
     turn_.decoder = turn_decoder(cost_, std::move(shape), charged);
-    cursor_.held = *turn_.trace;
+    cursor_.held = std::move(turn_.trace);
     if (!brings_results) return tell_next(std::move(lines));
     cursor_.told = cursor_.held.ends.size();
     state_ = state::answering;
@@ -8040,6 +8059,7 @@ inline std::optional<way> way_of(const kept_process& kept, const process_demand&
   if (!holds || demand.fresh || demand.trace == nullptr) return std::nullopt;
   if (process.held().identity != demand.trace->identity) return std::nullopt;
   const bool stays = process.is_agent() || !process.is_of_today();
+  if (stays && process.held().ends.empty()) return std::nullopt;
   return find_way(process.held(), process.marks(), parked, *demand.trace, demand.brings_results,
                   stays ? going_back::nowhere : may);
 }
@@ -8186,15 +8206,13 @@ class fair_queue {
 /// lock.
 class spare_plan {
  public:
-  /// `hold`: how long a profile keeps its spares when nobody asks for it.
-  explicit spare_plan(std::chrono::milliseconds hold) : hold_(hold) {}
-
   void keep(int spares) { wanted_ = spares; }
 
   /// The profile was asked for. The first ones have one spare more than the others, or one instead
   /// of none. Another takes such a place only when nobody has asked for its owner for a while: to
-  /// follow each request would start a process and end another for it.
-  void remember(const launch_profile& profile, const std::string& client) {
+  /// follow each request would start a process and end another for it. `hold` is that while.
+  void remember(const launch_profile& profile, const std::string& client,
+                std::chrono::milliseconds hold) {
     // A server that a client has registered runs as long as that client uses it, not as a spare.
     if (profile.agent && profile.agent->client_servers) return;
     const auto now = std::chrono::steady_clock::now();
@@ -8213,7 +8231,7 @@ class spare_plan {
     const auto richer = wanted_ % static_cast<std::ptrdiff_t>(profiles_.size());
     if (richer == 0 || known - first < richer) return;
     const auto oldest = std::min_element(first, first + richer, earlier);
-    if (now - oldest->asked >= hold_) std::swap(*oldest, *known);
+    if (now - oldest->asked >= hold) std::swap(*oldest, *known);
   }
 
   /// Those of these clients' agents.
@@ -8273,7 +8291,6 @@ class spare_plan {
   }
 
   std::deque<asked_profile> profiles_;
-  std::chrono::milliseconds hold_;
   int wanted_ = 0;
   int failures_ = 0;
   steady_time last_taken_{};
@@ -8353,7 +8370,6 @@ class pool {
         guard_(std::move(guard)),
         queue_(settings.max_processes > 0 ? settings.max_processes
                                           : default_max_processes(physical_memory())),
-        spares_(settings.spare_hold),
         support_(settings) {
     queue_.share_between(settings.api_keys.size());
   }
@@ -8370,18 +8386,18 @@ class pool {
     if (janitor_.joinable()) janitor_.join();
   }
 
-  /// Starts the janitor. It keeps spares of the default model, and of models asked for, once
-  /// `keep_spares` was called.
+  /// Starts the janitor. It keeps spares, also of models asked for, once `keep_spares` was called.
   void start() {
     janitor_ = std::thread([this] { run_janitor(); });
   }
 
-  void keep_spares() {
+  /// From now on, first of all of that model.
+  void keep_spares(const std::string& model) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       spares_.keep(settings_.spares);
       support_.reset();
-      spares_.remember({settings_.default_model, std::nullopt}, {});
+      spares_.remember({model, std::nullopt}, {}, settings_.spare_hold);
     }
     wake_.raise();
   }
@@ -8625,6 +8641,7 @@ class pool {
       if (kept.now == before) continue;
       kept.since = std::chrono::steady_clock::now();
       if (kept.now == state::ready) spares_.note_ready();
+      if (kept.now == state::idle && kept.process->is_worn()) kept.ends = true;
       if (kept.now != state::dead) continue;
       support_.learn(*kept.process);
       if (before != state::starting && before != state::ready) continue;
@@ -8762,7 +8779,9 @@ class pool::ticket {
     const auto line = pool_.queue_.in_line();
     granted_ = pool_.try_grant(demand_, line.empty() ? nullptr : line.front());
     const bool goes_on = granted_ && granted_->taken.how == way::kind::go_on;
-    if (!goes_on) pool_.spares_.remember(demand_.profile, demand_.client);
+    if (!goes_on) {
+      pool_.spares_.remember(demand_.profile, demand_.client, pool_.settings_.spare_hold);
+    }
     if (granted_) return;
     if (pool_.queue_.is_full(demand_.client, pool_.settings_.max_queue)) {
       throw busy("the queue is full");
@@ -8814,14 +8833,16 @@ class pool::ticket {
 
   api_error busy(const char* how) const {
     const auto& queue = pool_.queue_;
-    const auto most = std::to_string(queue.max_processes());
-    const auto share = std::to_string(queue.share_of_client(queue.max_processes()));
-    api_error error(error_kind::rate_limited,
-                    (queue.is_capped(demand_.client) ? "the " + share + " of " + most +
-                                                           " claude processes that one key may hold"
-                                                     : "all " + most + " claude processes") +
-                        " are busy and " + how +
-                        "; try again, or start the proxy with a larger --max-processes");
+    const auto all = queue.max_processes();
+    const auto most = std::to_string(all) + " claude processes";
+    const auto share = std::to_string(queue.share_of_client(all));
+    const std::string who = queue.is_capped(demand_.client)
+                                ? "the " + share + " of " + most + " that one key may hold are busy"
+                            : queue.busy() >= all ? "all " + most + " are busy"
+                                                  : "no claude process is ready yet";
+    api_error error(
+        error_kind::rate_limited,
+        who + " and " + how + "; try again, or start the proxy with a larger --max-processes");
     error.code = "processes_busy";
     error.retry_after = std::chrono::seconds(1);
     return error;
@@ -9951,7 +9972,7 @@ class turn {
     facts_.queued = std::chrono::duration_cast<std::chrono::milliseconds>(
         std::chrono::steady_clock::now() - queued_since_);
     if (how.told > 0 && lacks_thoughts(request_)) drop_thinking();
-    lease_->process().begin(request_, trace_, how.keep);
+    lease_->process().begin(request_, std::move(trace_), how.keep);
   }
 
   void drop_thinking() {
@@ -9989,6 +10010,7 @@ class turn {
     if (!lost) return false;
     may_try_again_ = false;
     lease_.reset();
+    trace_ = make_trace(request_);
     try {
       queue(true);
     } catch (const api_error&) {  // the queue is full: then it is that failure which is told
@@ -10044,7 +10066,7 @@ class turn {
   state state_ = state::waiting_for_session;
   std::optional<session_store::visit> session_;
   std::optional<pool::ticket> ticket_;
-  std::optional<lease> lease_;  ///< of a process that reads request and trace
+  std::optional<lease> lease_;  ///< of a process that reads the request
   steady_time queued_since_{};
   turn_facts facts_;
   token_usage usage_;
@@ -10247,22 +10269,23 @@ struct known_tool {
   std::string_view category;
   std::string_view description;
   std::string_view parameters;  ///< names, with commas
+  bool reads_only = false;      ///< it changes nothing, and tells nobody else
 };
 
 /// Those that a client may ask for by name, in the order and categories of the reference wrapper.
 constexpr std::array<known_tool, 15> known_tools = {{
     {"Task", "agent", "Hands a task to an agent of its own", "description, prompt, subagent_type"},
     {"Bash", "system", "Runs a shell command", "command, timeout"},
-    {"Glob", "file", "Finds files by a pattern of their names", "pattern, path"},
-    {"Grep", "file", "Finds text in files by a regular expression", "pattern, path, glob"},
-    {"Read", "file", "Reads a file", "file_path, offset, limit"},
+    {"Glob", "file", "Finds files by a pattern of their names", "pattern, path", true},
+    {"Grep", "file", "Finds text in files by a regular expression", "pattern, path, glob", true},
+    {"Read", "file", "Reads a file", "file_path, offset, limit", true},
     {"Edit", "file", "Replaces text in a file", "file_path, old_string, new_string"},
     {"Write", "file", "Writes a file", "file_path, content"},
     {"NotebookEdit", "file", "Changes a cell of a notebook", "notebook_path, new_source, cell_id"},
     {"WebFetch", "web", "Reads a page of the web", "url, prompt"},
-    {"TodoWrite", "productivity", "Keeps a list of what is to be done", "todos"},
+    {"TodoWrite", "productivity", "Keeps a list of what is to be done", "todos", true},
     {"WebSearch", "web", "Searches the web", "query, allowed_domains, blocked_domains"},
-    {"BashOutput", "system", "Reads what a command in the background has printed", "bash_id"},
+    {"BashOutput", "system", "Reads what a command in the background has printed", "bash_id", true},
     {"KillShell", "system", "Ends a command in the background", "shell_id"},
     {"Skill", "productivity", "Follows a skill's instructions", "skill"},
     {"SlashCommand", "productivity", "Runs a command of Claude Code's", "command"},
@@ -10330,7 +10353,7 @@ inline json render_known_tools() {
                                  {"category", tool.category},
                                  {"parameters", parameters},
                                  {"examples", json::array()},
-                                 {"is_safe", tool.category != "agent" && tool.name != "Bash"},
+                                 {"is_safe", tool.reads_only},
                                  {"requires_network", tool.category == "web"}}));
   }
   return json::object({{"tools", rows}, {"total", known_tools.size()}});
@@ -15979,9 +16002,10 @@ inline void answer_whole(request_context& now, answer& running, const reply& wri
   now.response.set_body(std::move(body), json_type);
 }
 
-inline void ask(request_context& now, const surface& dialect, const json& body,
-                reply_context context, std::shared_ptr<const wake_signal> cancelled = nullptr) {
+inline void ask(request_context& now, const surface& dialect, json body, reply_context context,
+                std::shared_ptr<const wake_signal> cancelled = nullptr) {
   auto parsed = dialect.parse(body, context);
+  body = nullptr;  // which may be large
   for (auto& turn : parsed.turns) {
     settle_turn(now, turn);
     if (turn.session.empty()) settle_tool_calls(turn.messages, turn.messages_field);
@@ -16032,7 +16056,7 @@ inline void handle_responses(request_context& now) {
     context.keep = [running](const json& response) { running->keep(response); };
   }
   try {
-    ask(now, openai_responses::dialect, expanded, std::move(context),
+    ask(now, openai_responses::dialect, std::move(expanded), std::move(context),
         running ? running->cancelled() : nullptr);
   } catch (const api_error& error) {
     const bool refused = http_status(error.kind) < 500 && error.code != "cancelled";
@@ -16843,8 +16867,9 @@ class server {
     close_listeners();
   }
 
-  /// Opens the port, see `listen_on_free_port`, and the unix socket. `start` and `run` do it where it was not done. Throws `std::system_error`, and
-  /// `std::invalid_argument` when the API's address is this one.
+  /// Opens the port, see `listen_on_free_port`, and the unix socket. `start` and `run` do it where it
+  /// was not done. Throws `std::system_error`, and `std::invalid_argument` when the API's address is
+  /// this one.
   void bind() {
     if (std::exchange(bound_, true)) throw std::logic_error("the server is bound already");
     if (settings_.tcp) {
@@ -16910,6 +16935,7 @@ class server {
     for (const auto& key : fresh.api_keys) revoked.erase(parts_.names.name_of(key));
     live_.take(fresh);
     if (!revoked.empty()) forget(revoked);
+    if (status_.get().logged_in) pool_.keep_spares(fresh.default_model);
     pool_.share_between(fresh.api_keys.size());
     const std::lock_guard<std::mutex> lock(mutex_);
     tls_ = tls;
@@ -17032,8 +17058,9 @@ class server {
     try {
       inspect_version(settings_, *guard_, closing_, facts);
       if (!facts.problem.empty()) return facts;
-      pool_.keep_spares();
-      inspect_account(settings_, pool_, closing_, facts);
+      const auto now = live_.get();
+      pool_.keep_spares(now->default_model);
+      inspect_account(*now, pool_, closing_, facts);
     } catch (const api_error& failure) {  // busy processes are no problem of the CLI's
       if (failure.kind != error_kind::rate_limited) facts.problem = failure.message;
     } catch (const std::system_error& failure) {
@@ -17471,7 +17498,7 @@ class doctor {
     processes_.emplace(settings_, guard_);
     const auto begun = std::chrono::steady_clock::now();
     processes_->start();
-    processes_->keep_spares();
+    processes_->keep_spares(settings_.default_model);
     while (processes_->counts().warm == 0 &&
            std::chrono::steady_clock::now() < begun + std::chrono::seconds(20)) {
       std::this_thread::sleep_for(std::chrono::milliseconds(5));

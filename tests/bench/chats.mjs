@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { cpus } from 'node:os';
-import { cpuOfAll, cpuOfEnded, heading, median, note, row, verdict } from './figures.mjs';
+import { cpuOfAll, cpuOfEnded, heading, median, note, notJudged, row, verdict } from './figures.mjs';
 import { ChatByHand, SparesByHand, ToolsByHand, asWrappersDo, callTool, counter, health, lean } from './ways.mjs';
 import { SYSTEM, pair, processPerRequest, quiet, throughProxy, user, withProxy } from './ways.mjs';
 
@@ -205,7 +205,7 @@ export async function chatsInTurn({ api, cli, rounds, before }) {
   const other = before && (await measure(before));
   heading(`${count} chats of ${pairs} pairs in turn over ${most} processes, ms a turn`);
   row('the proxy', took);
-  if (!other) return note('BEFORE=another proxy compares with that');
+  if (!other) return notJudged('of the time of the proxy before', 'BEFORE=PROXY names it');
   row('the one before', other);
   return noMoreThan('of its time', median(took) / median(other), 0.5);
 }

@@ -89,3 +89,11 @@ TEST_CASE("budgets: an amount of something in a minute or a day") {
     CHECK_FALSE(add_budget(fresh, bad));
   }
 }
+
+TEST_CASE("version: the number and the text are of one version") {
+  const auto parts = claude_openai::text::split(CLAUDE_OPENAI_VERSION, '.');
+  REQUIRE(parts.size() == 3);
+  int number = 0;
+  for (const auto& part : parts) number = 100 * number + std::stoi(part);
+  CHECK(number == CLAUDE_OPENAI_VERSION_NUMBER);
+}

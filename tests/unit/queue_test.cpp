@@ -49,6 +49,8 @@ class waiting {
   std::deque<waiting_request> requests_;
 };
 
+constexpr std::chrono::milliseconds no_time{0};
+
 launch_profile model(const std::string& name) { return {name, std::nullopt}; }
 
 }  // namespace
@@ -109,12 +111,12 @@ TEST_CASE("a failed start is told to the first request that waits for such a pro
 }
 
 TEST_CASE("spares are dealt out to the profiles that were asked for, the first ones get more") {
-  spare_plan plan(std::chrono::milliseconds(0));
+  spare_plan plan;
   plan.keep(3);
-  plan.remember(model("sonnet"), {});
+  plan.remember(model("sonnet"), {}, no_time);
   CHECK(plan.share_of(model("sonnet")) == 3);
   CHECK(plan.share_of(model("opus")) == 0);
-  plan.remember(model("opus"), {});
+  plan.remember(model("opus"), {}, no_time);
   CHECK(plan.share_of(model("opus")) == 2);  // the latest, since a place is held for no time
   CHECK(plan.share_of(model("sonnet")) == 1);
   const auto missing =
@@ -123,10 +125,10 @@ TEST_CASE("spares are dealt out to the profiles that were asked for, the first o
 }
 
 TEST_CASE("a profile keeps its spares for a while against another that is asked for") {
-  spare_plan plan(std::chrono::hours(1));
+  spare_plan plan;
   plan.keep(1);
-  plan.remember(model("sonnet"), {});
-  plan.remember(model("opus"), {});
+  plan.remember(model("sonnet"), {}, std::chrono::hours(1));
+  plan.remember(model("opus"), {}, std::chrono::hours(1));
   CHECK(plan.share_of(model("sonnet")) == 1);
   CHECK(plan.share_of(model("opus")) == 0);
 }
@@ -135,7 +137,7 @@ TEST_CASE("after failed starts the next spare waits longer and longer, until one
   const auto wait_of = [](const spare_plan& plan) {
     return plan.due() - std::chrono::steady_clock::now();
   };
-  spare_plan plan(std::chrono::milliseconds(0));
+  spare_plan plan;
   CHECK(wait_of(plan) < std::chrono::milliseconds(1));
   for (int i = 0; i < 9; ++i) plan.note_failure();
   CHECK(wait_of(plan) > std::chrono::seconds(30));
