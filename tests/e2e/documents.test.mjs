@@ -190,7 +190,7 @@ test('every JavaScript program works as it is', async (t) => {
 // ---- the text ------------------------------------------------------------------------------------
 
 test('every code block names its language, and JSON is JSON', async () => {
-  const known = ['sh', 'python', 'js', 'cpp', 'json', 'toml', 'yaml', 'elisp', 'ruby', 'text'];
+  const known = ['sh', 'python', 'js', 'cpp', 'cmake', 'json', 'toml', 'yaml', 'elisp', 'ruby', 'text'];
   const blocks = PAGES.flatMap(blocksOf);
   assert.deepEqual(
     blocks.filter(({ language }) => !known.includes(language)),
