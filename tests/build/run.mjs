@@ -513,12 +513,10 @@ check('no function nests over 3 deep', () => {
 });
 
 
-// ---- the README's snippet -----------------------------------------------------------------------
+// ---- the documents' snippet ---------------------------------------------------------------------
 
-check('the README\'s program that includes the header compiles and runs', async () => {
-  const readme = join(root, 'README.md');
-  if (!existsSync(readme)) skip('there is no README.md');
-  const blocks = [...readFileSync(readme, 'utf8').matchAll(/^```cpp\n([^]*?)^```/gm)].map(([, block]) => block);
+check('the program of docs/embedding.md that includes the header compiles and runs', async () => {
+  const blocks = [...readFileSync(join(root, 'docs/embedding.md'), 'utf8').matchAll(/^```cpp\n([^]*?)^```/gm)].map(([, block]) => block);
   const snippet = blocks.find((block) => block.includes('#include "claude-openai.hpp"') && /\bint main\b/.test(block));
   if (!snippet) throw new Error('no ```cpp block with the header and a main');
   const program = join(scratch, 'snippet');

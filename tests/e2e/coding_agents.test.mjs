@@ -12,6 +12,7 @@ import path from 'node:path';
 import { mcpServer } from './agents.test.mjs';
 import { conversationOf, processOf } from './chat_client.mjs';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
+import { recipeOf } from './documents.mjs';
 import { suite } from './harness.mjs';
 import { startMessagesApi } from './messages_api.mjs';
 import { scrape } from './operate.mjs';
@@ -20,6 +21,8 @@ export const codingAgents = suite();
 const { test } = codingAgents;
 
 const KEY = 'sk-client-key-of-the-proxy';
+/** The proxy in the recipes of docs/clients.md. */
+const ADDRESS = 'http://127.0.0.1:8000';
 const PROMPT = 'Please make the file.';
 const COMMAND = 'echo marker-$((40+2)) > made.txt; cat made.txt';
 const SHELLS = {
@@ -164,18 +167,10 @@ const TRIPLES = {
   'darwin-arm64': 'aarch64-apple-darwin',
 };
 
-/** What a user puts into ~/.codex/config.toml. Codex offers a search on the web all the same, which only OpenAI can run. */
+/** The recipe for ~/.codex/config.toml. Codex offers a search on the web all the same, which only OpenAI can run. */
 const codexConfig = ({ proxy }, { more = '' } = {}) => `
-model = "${MODEL}"
-model_provider = "claude"
 check_for_update_on_startup = false
-
-[model_providers.claude]
-name = "Claude"
-base_url = "${proxy.url}/v1"
-env_key = "CLAUDE_OPENAI_KEY"
-wire_api = "responses"
-
+${recipeOf('Codex', 'toml').replace(ADDRESS, proxy.url).replace('"sonnet"', `"${MODEL}"`)}
 [analytics]
 enabled = false
 ${more}`;
@@ -238,9 +233,9 @@ for (const [provider, npm] of [
   test(`opencode through an ${provider} provider`, { deadline: 120_000, slow: true }, async (t) => {
     const setting = await prepare(t);
     const config = path.join(setting.scratch, 'opencode.json');
-    const options = { baseURL: `${setting.proxy.url}/v1`, apiKey: KEY };
-    const models = { [MODEL]: { name: 'Claude' } };
-    writeFileSync(config, JSON.stringify({ autoupdate: false, share: 'disabled', provider: { claude: { npm, options, models } } }));
+    const recipe = JSON.parse(recipeOf('opencode', 'json').replace(ADDRESS, setting.proxy.url).replace('"none"', `"${KEY}"`));
+    Object.assign(recipe.provider.claude, { npm, models: { [MODEL]: recipe.provider.claude.models.sonnet } });
+    writeFileSync(config, JSON.stringify({ autoupdate: false, share: 'disabled', ...recipe }));
     const program = programOf('opencode-ai', `opencode-${process.platform}-${process.arch}`, 'bin', 'opencode');
     const result = await run(setting, program, ['run', '--model', `claude/${MODEL}`, '--format', 'json', '--', PROMPT], {
       OPENCODE_CONFIG: config,

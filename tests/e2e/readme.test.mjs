@@ -1,24 +1,19 @@
-// The README's tables against the program: flags and variables by --help, endpoints by the 404, figures by /metrics. Both directions.
+// The tables of README.md and docs/ against the program: flags and variables by --help, endpoints by the 404, figures by /metrics.
+// Both directions.
 
 import assert from 'node:assert/strict';
-import { execFile } from 'node:child_process';
-import { readFileSync } from 'node:fs';
-import path from 'node:path';
-import { fileURLToPath } from 'node:url';
-import { promisify } from 'node:util';
+import { ALL_TEXT } from './documents.mjs';
 import { startAndExpectExit, suite } from './harness.mjs';
 import { ask, scrape, startLight, startOwn, waitForWindow } from './operate.mjs';
 
 export const readme = suite(90_000);
 const { test } = readme;
 
-const README = readFileSync(path.join(path.dirname(fileURLToPath(import.meta.url)), '..', '..', 'README.md'), 'utf8');
-
-/** The rows of every table of the README whose first column has this name, as lists of cells. */
+/** The rows of every table of the pages whose first column has this name, as lists of cells. */
 function rowsOf(heading) {
   const rows = [];
   let inside = false;
-  for (const line of README.split('\n')) {
+  for (const line of ALL_TEXT.split('\n')) {
     const cells = line.startsWith('|')
       ? line
           .split(/(?<!\\)\|/)
@@ -75,7 +70,7 @@ test('every flag of --help is in the table, and every flag of the table is in --
   assert.deepEqual(
     Object.keys(flags).filter((name) => !documented.has(name)),
     [],
-    'not in the README',
+    'not in the pages',
   );
   const known = (name) => flags[name] || output.includes(`,${name}`);
   assert.deepEqual(
@@ -109,31 +104,15 @@ test('the defaults in the table are those of --help', async (t) => {
   assert.ok(count > 15, `${count} defaults`);
 });
 
-test('the examples with curl work as they are, and the session of one keeps what it was told', async (t) => {
-  await startOwn(t, { cli: t.cli });
-  const examples = [...README.matchAll(/^curl http[^]*?[^\\]$/gm)].map(([found]) => found);
-  assert.equal(examples.length, 3, examples.join());
-  for (const example of examples) {
-    const line = example.replaceAll('127.0.0.1:8000', `127.0.0.1:${t.proxy.port}`);
-    const { stdout } = await promisify(execFile)('sh', ['-c', `${line} -s --noproxy '*'`]);
-    assert.equal(JSON.parse(stdout).choices?.[0].message.content, 'Hello from the loopback API.', stdout);
-  }
-  const asked = t.api.requests.filter(({ raw }) => raw.includes('I am going to Lisbon.'));
-  assert.deepEqual(
-    asked.map(({ body }) => body.messages.length),
-    [1, 3],
-  );
-});
-
 test('the variables that no flag has are told: DEBUG_MODE and VERBOSE', async () => {
   for (const name of ['DEBUG_MODE', 'VERBOSE'])
-    assert.ok(README.includes(`\`${name}\``) || README.includes(name), name);
+    assert.ok(ALL_TEXT.includes(`\`${name}\``) || ALL_TEXT.includes(name), name);
 });
 
 test('every flag that the text mentions exists', async (t) => {
   const { flags, output } = await helped(t);
   // In the text, and in the lines of examples that start the proxy; other programs have flags of their own.
-  const text = README.replace(/```[^]*?```/g, (block) =>
+  const text = ALL_TEXT.replace(/```[^]*?```/g, (block) =>
     block
       .split('\n')
       .filter((line) => /claude-openai\b.* --/.test(line) && !/docker|systemctl/.test(line))
@@ -204,7 +183,7 @@ test('every route of the 404 is in the table, and every endpoint of the table is
   assert.deepEqual(
     [...listed].filter((route) => !documented.has(route)),
     [],
-    'not in the README',
+    'not in the pages',
   );
   assert.deepEqual(
     [...documented].filter((route) => !listed.has(route)),
@@ -239,7 +218,7 @@ test('every documented endpoint answers, and the 404 says where each is', async 
 /** The table of figures: {name: {labels, row}}; a name stands without its prefix. */
 function documentedFigures() {
   const documented = {};
-  for (const [cell, what] of rowsOf('Figure'))
+  for (const [cell, what] of rowsOf('Metric'))
     for (const [, code] of cell.matchAll(/`([^`]+)`/g)) {
       const [, name, labels = ''] = /^(?:claude_openai_)?([a-z_]+)(?:\{([a-z_,]+)\})?$/.exec(code) ?? assert.fail(code);
       assert.ok(!documented[name], `${name} once`);
@@ -248,7 +227,7 @@ function documentedFigures() {
   return documented;
 }
 
-test('every figure of /metrics is in the README, with its labels and their values, and the other way round', async (t) => {
+test('every metric of /metrics is in the pages, with its labels and their values, and the other way round', async (t) => {
   await startLight(t, {
     args: [
       ...['--api-key', 'right', '--rate-limit', '--rate-limit-debug', '0', '--budget', 'requests=3/day'],
@@ -287,17 +266,17 @@ test('every figure of /metrics is in the README, with its labels and their value
   assert.deepEqual([...reasons].toSorted(), ['budget', 'key', 'origin', 'queue_full', 'rate_limit']);
 });
 
-test('the response headers that the README names are sent', async (t) => {
+test('the response headers that the pages name are sent', async (t) => {
   await startLight(t, { args: ['--rate-limit', '--rate-limit-chat', '1'] });
   await waitForWindow(() => t.get('/health'), 5);
   const fine = await t.chat(ask('[[rate_limit]]', { seed: 5 }));
   assert.equal(fine.status, 200, fine.text);
   const limited = await t.chat(ask('[[text]]'));
   const sent = new Set([fine, limited].flatMap(({ headers }) => Object.keys(headers)));
-  const named = README.match(/x-(?:ratelimit|claude-ratelimit)-[A-Za-z_{},*-]+/g) ?? [];
+  const named = ALL_TEXT.match(/x-(?:ratelimit|claude-ratelimit)-[A-Za-z_{},*-]+/g) ?? [];
   assert.ok(
     named.some((name) => name.startsWith('x-ratelimit')),
-    'the README tells the headers of limits',
+    'the pages tell the headers of limits',
   );
   assert.ok(
     named.some((name) => name.startsWith('x-claude-ratelimit')),
@@ -305,6 +284,6 @@ test('the response headers that the README names are sent', async (t) => {
   );
   for (const name of ['x-request-id', 'openai-processing-ms', 'x-ignored-params', 'retry-after', 'retry-after-ms']) {
     assert.ok(sent.has(name), `${name} is sent`);
-    assert.ok(README.toLowerCase().includes(name), `${name} is told`);
+    assert.ok(ALL_TEXT.toLowerCase().includes(name), `${name} is told`);
   }
 });

@@ -17,6 +17,7 @@ import * as cursor from './cursor.test.mjs';
 import { DEMO, demo } from './demo.test.mjs';
 import { dialectClients } from './dialect_clients.test.mjs';
 import * as dialect from './dialects.test.mjs';
+import { documents } from './documents.test.mjs';
 import { faults } from './faults.test.mjs';
 import * as asked from './features.test.mjs';
 import { fields } from './fields.test.mjs';
@@ -141,6 +142,7 @@ const suites = [
   { name: 'identity', version: newest, tests: identity.tests },
   { name: 'reference', version: newest, tests: reference.tests },
   { name: 'readme', version: newest, tests: readme.tests },
+  { name: 'documents', version: newest, tests: documents.tests },
   // What no CLI has a part in: the stand-in is fast. Tests that need a real one take it.
   { name: 'histories', version: newest, tests: histories.tests },
   { name: 'fields', version: newest, tests: fields.tests },
