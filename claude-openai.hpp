@@ -11281,7 +11281,7 @@ namespace demo {
 /// The CLI whose lines these are.
 constexpr const char* version = "2.1.330-demo";
 
-/// What the user's last text may hold, anywhere in it, and what that does; the README repeats it.
+/// What the user's last text may hold, anywhere in it, and what that does; docs/demo.md repeats it.
 /// An argument ends where the next command begins.
 constexpr std::array<std::pair<std::string_view, std::string_view>, 13> commands = {{
     {"/help", "answers with this table"},
