@@ -1080,7 +1080,7 @@ template <class Require>
 void require_access(const options& settings, Require require) {
   for (const auto& origin : settings.cors_origins) {
     require(origin == "*" || origin.find("://") != std::string::npos,
-            "an origin is a scheme and a host, such as https://app.example.com, or *");
+            "--cors-origin: it is a scheme and a host, such as https://app.example.com, or *");
     require(origin != "*" || !settings.api_keys.empty(),
             "--cors-origin '*' lets every web page in; it needs a client key (--api-key)");
   }
@@ -1104,11 +1104,11 @@ inline std::vector<std::string> validate(const options& settings) {
   };
   require(settings.port >= 0 && settings.port <= 65535, "the port must be between 0 and 65535");
   require(!settings.host.empty(), "the host must not be empty");
-  require(settings.timeout.count() > 0, "the timeout must be longer than nothing");
+  require(settings.timeout.count() > 0, "--timeout must be longer than nothing");
   require(settings.spares >= 0 && settings.spares <= 64, "spares must be between 0 and 64");
   require(settings.max_processes >= 0 && settings.max_processes <= 1024,
           "max-processes must be between 1 and 1024, or 0 for as many as the memory allows");
-  require(settings.max_body_bytes > 0, "the largest request size must be more than nothing");
+  require(settings.max_body_bytes > 0, "--max-request-size must be more than nothing");
   require(settings.max_connections > 0, "max-connections must be more than nothing");
   require(settings.max_turns >= 0, "max-turns must not be negative");
   require(settings.max_budget_usd >= 0, "max-budget-usd must not be negative");
@@ -1118,7 +1118,7 @@ inline std::vector<std::string> validate(const options& settings) {
   for (const auto& network : settings.trusted_proxies) {
     const auto base = network.substr(0, network.find('/'));
     require(is_ip_literal(base) || base == "unix",
-            "a trusted proxy is an address or a network, such as 10.0.0.0/8");
+            "--trusted-proxy: it is an address or a network, such as 10.0.0.0/8");
   }
   const auto& limits = settings.limits;
   for (const int limit :
@@ -1126,7 +1126,7 @@ inline std::vector<std::string> validate(const options& settings) {
     require(limit >= 0, "a rate limit must not be negative");
   }
   require(!settings.default_model.empty(), "the model must not be empty");
-  require(!text::starts_with(settings.default_model, "-"), "the model must not begin with '-'");
+  require(!text::starts_with(settings.default_model, "-"), "--model must not begin with '-'");
   require_access(settings, require);
   return problems;
 }
