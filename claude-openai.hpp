@@ -1026,7 +1026,7 @@ template <class Require>
 void require_access(const options& settings, Require require) {
   for (const auto& origin : settings.cors_origins) {
     require(origin == "*" || origin.find("://") != std::string::npos,
-            "an origin is a scheme and a host, such as https://app.example.com, or *");
+            "--cors-origin: it is a scheme and a host, such as https://app.example.com, or *");
     require(origin != "*" || !settings.api_keys.empty(),
             "--cors-origin '*' lets every web page in; it needs a client key (--api-key)");
   }
@@ -1070,11 +1070,11 @@ inline std::vector<std::string> validate(const options& settings) {
   };
   require(settings.port >= 0 && settings.port <= 65535, "the port must be between 0 and 65535");
   require(!settings.host.empty(), "the host must not be empty");
-  require(settings.timeout.count() > 0, "the timeout must be longer than nothing");
+  require(settings.timeout.count() > 0, "--timeout must be longer than nothing");
   require(settings.spares >= 0 && settings.spares <= 64, "spares must be between 0 and 64");
   require(settings.max_processes >= 0 && settings.max_processes <= 1024,
           "max-processes must be between 1 and 1024, or 0 for as many as the memory allows");
-  require(settings.max_body_bytes > 0, "the largest request size must be more than nothing");
+  require(settings.max_body_bytes > 0, "--max-request-size must be more than nothing");
   require(settings.max_connections > 0, "max-connections must be more than nothing");
   require(settings.max_turns >= 0, "max-turns must not be negative");
   require(settings.max_budget_usd >= 0, "max-budget-usd must not be negative");
@@ -1084,16 +1084,16 @@ inline std::vector<std::string> validate(const options& settings) {
   for (const auto& network : settings.trusted_proxies) {
     const auto base = network.substr(0, network.find('/'));
     require(is_ip_literal(base) || base == "unix",
-            "a trusted proxy is an address or a network, such as 10.0.0.0/8");
+            "--trusted-proxy: it is an address or a network, such as 10.0.0.0/8");
   }
   require(rank_of_mode(settings.permission_mode).has_value(),
           "the permission mode must be plan, dontAsk, default, acceptEdits or bypassPermissions");
   require(!settings.demo || !settings.claude_arguments.empty(), "the demo is set up by `use_demo`");
   require(!settings.default_model.empty(), "the model must not be empty");
-  require(!text::starts_with(settings.default_model, "-"), "the model must not begin with '-'");
+  require(!text::starts_with(settings.default_model, "-"), "--model must not begin with '-'");
   for (const auto& alias : settings.aliases) {
     require(!alias.pattern.empty() && !alias.model.empty() && alias.model.front() != '-',
-            "an alias is a name or pattern and a model, such as gpt-*=sonnet");
+            "--alias: an alias is a name or pattern and a model, such as gpt-*=sonnet");
   }
   require_amounts(settings, require);
   require_access(settings, require);
@@ -1400,9 +1400,10 @@ struct turn_request {
   reasoning_effort effort = reasoning_effort::none;
   std::optional<std::int64_t> thinking_tokens;      ///< asked for by number, else by the effort
   const char* thinking_field = "reasoning_effort";  ///< where the client asked for it
-  bool no_thinking = false;                         ///< asked for in so many words
-  const char* stop_field = "stop";                  ///< where it gave stop sequences
-  const char* messages_field = "messages";          ///< where it gave the messages
+  const char* effort_field = "reasoning_effort";
+  bool no_thinking = false;                 ///< asked for in so many words
+  const char* stop_field = "stop";          ///< where it gave stop sequences
+  const char* messages_field = "messages";  ///< where it gave the messages
   bool thinks = false;          ///< the model will: asked to, or because it cannot do otherwise
   bool shows_thinking = false;  ///< to the client, which has asked for it
   std::optional<agent_request> agent;  ///< unset: the model has no tools but the client's
@@ -1701,8 +1702,11 @@ inline void parse_answer_format(const reader& format, turn_request& request,
                                 const char* holder = nullptr) {
   const auto type = format.require("type");
   if (type.string() == "json_schema") {
-    const auto schema = (holder ? format.require(holder) : format).require("schema");
+    const auto held = holder ? format.require(holder) : format;
+    const auto schema = held.require("schema");
     request.schema = parse_object_schema(schema);
+    const auto told = held.find("description");
+    if (told) (*request.schema)["description"] = told->string();
     request.schema_field = schema.path();
   } else if (type.string() == "json_object") {
     request.schema = json::object({{"type", "object"}});
@@ -1749,6 +1753,16 @@ inline void name_ignored_kind(turn_request& request, std::string_view field,
 inline bool asks_for_something(const reader& value, const char* neutral) {
   const json values = parse_json(neutral);
   return std::find(values.begin(), values.end(), value.value()) == values.end();
+}
+
+/// Names the members that nothing here honours, where they ask for something.
+inline void name_members(const reader& source, const std::string& field,
+                         std::initializer_list<const char*> names, turn_request& request,
+                         const char* neutral = "[false]") {
+  for (const char* name : names) {
+    const auto wish = source.find(name);
+    if (wish && asks_for_something(*wish, neutral)) name_ignored(request, field + "." + name);
+  }
 }
 
 /// To who is strict, what is asked for in vain is an error.
@@ -1814,13 +1828,9 @@ inline void add_tool(const reader& source, tool_definition tool, turn_request& r
   if (std::any_of(request.tools.begin(), request.tools.end(), same)) {
     source.fail("has the name '" + tool.name + "', as another one has");
   }
-  for (const char* name : {"strict", "defer_loading", "allowed_callers"}) {
-    const auto wish = source.find(name);
-    if (!wish || tool.more.contains(name)) continue;
-    if (asks_for_something(*wish, R"([false,["direct"]])")) {
-      name_ignored(request, std::string("tools.") + name);
-    }
-  }
+  name_members(source, "tools", {"defer_loading", "allowed_callers", "async", "output_schema"},
+               request, R"([false,["direct"]])");
+  if (!tool.more.contains("strict")) name_members(source, "tools", {"strict"}, request);
   request.tools.push_back(std::move(tool));
 }
 
@@ -1829,7 +1839,11 @@ inline void add_tool(const reader& source, tool_definition tool, turn_request& r
 inline json parse_call_input(const std::optional<reader>& arguments) {
   if (!arguments) return json::object();
   json input = arguments->value();
-  if (input.is_string()) input = parse_json(arguments->string());
+  try {
+    if (input.is_string()) input = parse_json(arguments->string());
+  } catch (const api_error& bounds) {
+    arguments->fail("cannot be read: " + bounds.message);
+  }
   if (input.is_object()) return input;
   const bool nothing = arguments->is_string() && text::trim(arguments->string()).empty();
   if (nothing || input.empty()) return json::object();
@@ -1849,6 +1863,15 @@ inline void check_tool_choice(const reader& choice, const turn_request& request)
   if (wanted.kind == tool_choice::how::any && request.tools.empty()) {
     choice.fail("needs tools to choose from");
   }
+}
+
+/// True if a stream is to end with its usage.
+inline bool parse_stream_options(const reader& root, turn_request& request) {
+  const auto options = root.find("stream_options");
+  if (!options) return false;
+  name_members(*options, "stream_options", {"include_obfuscation"}, request);
+  const auto usage = options->find("include_usage");
+  return usage && usage->boolean();
 }
 
 /// Where a content part or block of that type belongs; empty when nowhere.
@@ -2062,6 +2085,7 @@ struct token_usage {
   std::int64_t thinking = 0;       ///< part of the output; estimated where the API does not tell it
   std::optional<double> cost_usd;  ///< unknown when an answer was cut before the CLI told it
   double charge_usd = 0;  ///< for budgets: the cost, or an estimate where it is unknown; see `turn`
+  json api = json::object();  ///< as the API tells it, with what has no count here
 
   std::int64_t prompt() const { return input + cache_read + cache_write; }
 };
@@ -2076,6 +2100,7 @@ inline void add_usage(token_usage& sum, const token_usage& more) {
   sum.cache_write_1h += more.cache_write_1h;
   if (more.cost_usd) sum.cost_usd = sum.cost_usd.value_or(0) + *more.cost_usd;
   sum.charge_usd += more.charge_usd;
+  if (!more.api.empty()) sum.api = more.api;
 }
 
 struct turn_started {
@@ -2111,6 +2136,7 @@ struct turn_stopped {
   stop_reason reason = stop_reason::end_turn;
   std::string stop_sequence;
   token_usage usage;
+  json api = json::object();  ///< the end as the API tells it, unless `reason` differs
 };
 
 struct turn_failed {
@@ -2140,6 +2166,7 @@ struct turn_result {
   stop_reason reason = stop_reason::end_turn;
   std::string stop_sequence;
   token_usage usage;
+  json api = json::object();  ///< see `turn_stopped`
 };
 
 /// Gathers the events of one turn. Throws the turn's error, as a parser would.
@@ -2161,6 +2188,7 @@ class collector {
                      result_.reason = e.reason;
                      result_.stop_sequence = e.stop_sequence;
                      result_.usage = e.usage;
+                     result_.api = e.api;
                    },
                    [&](const turn_failed& e) { throw e.error; },
                },
@@ -2306,6 +2334,11 @@ inline std::string freeform_input(const std::string& arguments) {
   return string_of(try_parse_json(arguments), "input");
 }
 
+/// Why the model refused, in the API's words; null where it tells nothing.
+inline const json& refusal_of(const json& end) {
+  return member_of(member_of(end, "stop_details"), "explanation");
+}
+
 /// How a client wants its answer written.
 struct reply_style {
   bool include_usage = false;     ///< in a stream; the whole answer always has it
@@ -2405,7 +2438,7 @@ class chat_reply final : public reply {
     const bool silent = content.empty() && !calls.empty();
     json said = json::object({{"role", "assistant"},
                               {"content", silent ? json() : json(content)},
-                              {"refusal", json()},
+                              {"refusal", refusal_of(result.api)},
                               {"annotations", json::array()}});
     if (!reasoning.empty()) said["reasoning_content"] = std::move(reasoning);
     if (calls.empty()) return said;
@@ -2472,6 +2505,8 @@ class chat_reply final : public reply {
   }
 
   void write_stop(std::size_t choice, const turn_stopped& stopped, std::string& out) {
+    const json& refusal = refusal_of(stopped.api);
+    if (!refusal.is_null()) write_choice(choice, R"({"refusal":)" + dump(refusal) + "}", out);
     write_choice(choice, "{}", out, '"' + std::string(finish_reason(stopped.reason)) + '"');
     add_usage(usage_, stopped.usage);
     if (++stopped_ < choices_.size()) return;
@@ -2525,33 +2560,13 @@ constexpr std::array<ignored_field, 14> ignored_fields = {{
     {"reasoning", ignored_field::shape::any, 0, 0, "[]"},
 }};
 
-/// The fields that are honoured.
-constexpr std::array<std::string_view, 26> known_fields = {"model",
-                                                           "messages",
-                                                           "stream",
-                                                           "stream_options",
-                                                           "temperature",
-                                                           "top_p",
-                                                           "max_tokens",
-                                                           "stop",
-                                                           "n",
-                                                           "max_completion_tokens",
-                                                           "tools",
-                                                           "functions",
-                                                           "tool_choice",
-                                                           "function_call",
-                                                           "parallel_tool_calls",
-                                                           "user",
-                                                           "metadata",
-                                                           "store",
-                                                           "service_tier",
-                                                           "response_format",
-                                                           "session_id",
-                                                           "logprobs",
-                                                           "enable_tools",
-                                                           "show_activity",
-                                                           "reasoning_effort",
-                                                           "safety_identifier"};
+/// The fields that are honoured, as a JSON array.
+constexpr const char* known_fields =
+    R"(["model","messages","stream","stream_options","temperature","top_p","max_tokens","stop","n",)"
+    R"("max_completion_tokens","tools","functions","tool_choice","function_call",)"
+    R"("parallel_tool_calls","user","metadata","store","service_tier","response_format",)"
+    R"("session_id","logprobs","enable_tools","show_activity","reasoning_effort",)"
+    R"("safety_identifier"])";
 
 /// True when the field asks for something that the answer will not show.
 inline bool check_ignored(const ignored_field& field, const reader& value) {
@@ -2668,11 +2683,13 @@ inline void parse_message(const reader& source, turn_request& request) {
   const auto name = source.require("role");
   const auto& speaker = name.string();
   message said;
+  const bool answers = speaker == "tool" || speaker == "function";
+  if (!answers) name_members(source, "messages", {"name", "audio"}, request);
   if (speaker == "system" || speaker == "developer") {
     if (const auto content = source.find("content")) take_instructions(*content, request);
     return;
   }
-  if (speaker == "tool" || speaker == "function") {
+  if (answers) {
     said.parts.emplace_back(parse_result(source, request, speaker == "function"));
   } else if (speaker == "user" || speaker == "assistant") {
     said.parts = parse_content(source, request, speaker == "user");
@@ -2708,7 +2725,8 @@ inline tool_definition parse_custom_tool(const reader& tool) {
   auto format = tool.find("format");
   if (format && format->find("grammar")) format = format->find("grammar");
   if (const auto grammar = format ? format->find("definition") : std::nullopt) {
-    fresh.description += "\n\nThe input must follow this grammar:\n" + grammar->string();
+    fresh.description += "\n\nThe input must follow this " + string_of(format->value(), "syntax") +
+                         " grammar:\n" + grammar->string();
   }
   const json input = json::object({{"type", "string"}, {"description", "The whole input"}});
   fresh.schema = json::object({{"type", "object"},
@@ -2807,17 +2825,14 @@ inline void parse_sampling(const reader& root, turn_request& request) {
 }
 
 /// How the answer is to be written.
-inline void parse_style(const reader& root, const turn_request& request, reply_style& style) {
+inline void parse_style(const reader& root, turn_request& request, reply_style& style) {
   if (const auto n = root.find("n")) style.choices = static_cast<std::size_t>(n->integer(1, 8));
   if (style.choices > 1 && !request.session.empty()) {
     throw bad_field("n", "must be 1 in a session, which goes on with one answer");
   }
   const auto functions = root.find("functions");
   style.legacy_functions = functions && !functions->elements().empty();
-  if (const auto stream_options = root.find("stream_options")) {
-    const auto wanted = stream_options->find("include_usage");
-    style.include_usage = wanted && wanted->boolean();
-  }
+  style.include_usage = parse_stream_options(root, request);
 }
 
 /// Chat completion request to neutral request. Unknown fields are accepted: clients send many.
@@ -2885,6 +2900,7 @@ inline json render_diagnosis(std::string_view raw) {
 
 /// The report of `POST /v1/compatibility`, in the reference wrapper's shape.
 inline json render_compatibility(const json& body, const std::vector<std::string>& ignored) {
+  const json known = parse_json(known_fields);
   json supported = json::array();
   json warnings = json::array();
   json suggestions = json::array();
@@ -2895,7 +2911,7 @@ inline json render_compatibility(const json& body, const std::vector<std::string
     const auto is_it = [key = std::string_view(name)](const ignored_field& field) {
       return field.name == key;
     };
-    if (std::find(known_fields.begin(), known_fields.end(), name) != known_fields.end() ||
+    if (std::find(known.begin(), known.end(), name) != known.end() ||
         std::any_of(ignored_fields.begin(), ignored_fields.end(), is_it)) {
       supported.push_back(name);
     } else {
@@ -2978,14 +2994,16 @@ inline const char* stop_name(stop_reason reason) {
 }
 
 inline json render_usage(const token_usage& usage) {
-  json rendered = json::object(
+  json rendered = json::object({{"service_tier", "standard"}});
+  rendered.update(usage.api);
+  rendered.update(json::object(
       {{"input_tokens", usage.input},
        {"cache_creation_input_tokens", usage.cache_write},
        {"cache_read_input_tokens", usage.cache_read},
        {"cache_creation", json::object({{"ephemeral_5m_input_tokens", usage.cache_write_5m},
                                         {"ephemeral_1h_input_tokens", usage.cache_write_1h}})},
        {"output_tokens", usage.output},
-       {"service_tier", "standard"}});
+       {"output_tokens_details", json::object({{"thinking_tokens", usage.thinking}})}}));
   if (usage.cost_usd) rendered["cost"] = *usage.cost_usd;
   return rendered;
 }
@@ -3025,6 +3043,7 @@ class messages_reply final : public reply {
     json message = head(result.model, content, render_usage(result.usage));
     message["stop_reason"] = stop_name(result.reason);
     message["stop_sequence"] = sequence(result.reason, result.stop_sequence);
+    message.update(result.api);
     return dump(message);
   }
 
@@ -3125,9 +3144,9 @@ class messages_reply final : public reply {
   }
 
   static void write_stop(const turn_stopped& stopped, std::string& out) {
-    const json delta =
-        json::object({{"stop_reason", stop_name(stopped.reason)},
-                      {"stop_sequence", sequence(stopped.reason, stopped.stop_sequence)}});
+    json delta = json::object({{"stop_reason", stop_name(stopped.reason)},
+                               {"stop_sequence", sequence(stopped.reason, stopped.stop_sequence)}});
+    delta.update(stopped.api);
     out += "event: message_delta\n" +
            sse_data(dump(json::object({{"type", "message_delta"},
                                        {"delta", delta},
@@ -3335,6 +3354,7 @@ inline void parse_message(const reader& source, history_builder& history, turn_r
   if (speaker.string() == "assistant") {
     said.author = role::assistant;
   } else if (speaker.string() == "system") {  // newer clients put reminders there
+    name_members(source, "messages", {"clear_at", "output_config"}, request, R"(["never"])");
     return take_instructions(source.require("content"), request);
   } else if (speaker.string() == "tool" || speaker.string() == "developer") {
     speaker.fail("must be user or assistant; send this body to /v1/chat/completions");
@@ -3346,6 +3366,8 @@ inline void parse_message(const reader& source, history_builder& history, turn_r
     if (!content.string().empty()) said.parts.emplace_back(text_part{content.string()});
   } else {
     for (const auto& block : content.elements()) {
+      name_members(block, "messages", {"citations", "transformations", "toolset_name", "caller"},
+                   request, R"([{"type":"direct"},[],{"enabled":true},{"enabled":false}])");
       if (said.author == role::user || !foreign.take(block, said)) parse_block(block, said);
     }
   }
@@ -3403,13 +3425,14 @@ inline void parse_tool_choice(const reader& choice, turn_request& request) {
 /// `thinking`, `effort` and the format of the answer.
 inline void parse_output(const reader& root, turn_request& request) {
   request.thinking_field = "thinking";
+  request.effort_field = "output_config.effort";
   request.stop_field = "stop_sequences";
   request.thinking_tokens = 0;  // here an effort alone does not make the model think
   const auto output = root.find("output_config");
   if (output) {
-    if (const auto effort = output->find("effort")) {
-      request.effort = parse_reasoning_effort(*effort);
-    }
+    const auto effort = output->find("effort");
+    if (effort) request.effort = parse_reasoning_effort(*effort);
+    name_members(*output, "output_config", {"task_budget"}, request);
   }
   if (const auto thinking = root.find("thinking")) {
     const auto type = thinking->require("type");
@@ -3423,10 +3446,7 @@ inline void parse_output(const reader& root, turn_request& request) {
     } else {
       type.fail("must be enabled, adaptive or disabled");
     }
-    const auto display = thinking->find("display");
-    if (display && asks_for_something(*display, R"(["summarized"])")) {
-      name_ignored(request, "thinking.display");
-    }
+    name_members(*thinking, "thinking", {"display", "block_binding"}, request, R"(["summarized"])");
   }
   auto format = output ? output->find("format") : std::nullopt;
   if (!format) format = root.find("output_format");
@@ -3957,10 +3977,12 @@ inline content_part parse_content_part(const reader& part, turn_request& request
     return openai_chat::parse_image(part.require("image_url"), part.find("detail"), request);
   }
   if (kind == "input_file") {
+    name_members(part, kind, {"detail"}, request, R"(["auto"])");
     if (const auto url = part.find("file_url")) {
       media_part media;
       media.kind = media_part::media_kind::document;
       media.url = parse_address(*url);
+      if (const auto name = part.find("filename")) media.title = name->string();
       return media;
     }
     return openai_chat::parse_file(part);
@@ -3989,6 +4011,7 @@ inline void parse_message_item(const reader& item, history_builder& history,
                                turn_request& request) {
   const auto speaker = item.require("role");
   const auto content = item.require("content");
+  name_members(item, "input", {"phase"}, request, R"(["final_answer"])");
   if (speaker.string() == "system" || speaker.string() == "developer") {
     return take_instructions(content, request);
   }
@@ -4029,8 +4052,8 @@ inline void parse_reasoning_item(const reader& item, history_builder& history,
                                  turn_request& request) {
   const auto sealed = item.find("encrypted_content");
   if (!sealed) return;
-  json opened;
-  if (text::is_base64(sealed->string())) opened = parse_json(text::from_base64(sealed->string()));
+  const auto& words = sealed->string();
+  const json opened = try_parse_json(text::is_base64(words) ? text::from_base64(words) : "");
   thinking_part thought{string_of(opened, "thinking"), string_of(opened, "signature"),
                         string_of(opened, "redacted")};
   if (thought.signature.empty() && thought.redacted.empty()) {
@@ -4067,6 +4090,7 @@ inline void parse_tools(const reader& holder, turn_request& request, response_st
       continue;
     }
     const qualified_name space{tool.require("name").string(), {}};
+    name_members(tool, "tools.namespace", {"description"}, request);
     for (const auto& inner : tool.require("tools").elements()) {
       parse_tool(inner, space, request, style);
     }
@@ -4089,13 +4113,13 @@ inline void parse_tool_choice(const reader& root, turn_request& request) {
 inline void parse_reasoning(const reader& root, turn_request& request, response_style& style) {
   if (const auto reasoning = root.find("reasoning")) {
     if (const auto effort = reasoning->find("effort")) parse_reasoning_effort(*effort, request);
+    name_members(*reasoning, "reasoning", {"context", "mode"}, request, R"(["auto","standard"])");
     for (const char* name : {"summary", "generate_summary"}) {
       style.summarizes = style.summarizes || reasoning->find(name).has_value();
     }
   }
   const auto include = root.find("include");
-  if (!include) return;
-  for (const auto& wanted : include->elements()) {
+  for (const auto& wanted : include ? include->elements() : std::vector<reader>()) {
     if (wanted.string() == "reasoning.encrypted_content") style.seals = true;
   }
   request.shows_thinking = style.summarizes || style.seals;
@@ -4257,7 +4281,7 @@ class input_parser {
 };
 
 /// Fields that are known and never honoured, and the values of each that ask for nothing.
-constexpr std::array<std::pair<const char*, const char*>, 12> ignored_fields = {
+constexpr std::array<std::pair<const char*, const char*>, 11> ignored_fields = {
     {{"truncation", R"(["disabled"])"},
      {"top_logprobs", "[0]"},
      {"max_tool_calls", "[]"},
@@ -4268,8 +4292,7 @@ constexpr std::array<std::pair<const char*, const char*>, 12> ignored_fields = {
      {"context_management", "[[]]"},
      {"image", "[{}]"},
      {"include", R"([[],["reasoning.encrypted_content"]])"},
-     {"moderation", "[]"},
-     {"stream_options", R"([{},{"include_obfuscation":false}])"}}};
+     {"moderation", "[]"}}};
 
 /// Throws a 400 for what would have to be kept under an id that this server never gave.
 inline void refuse_kept(const reader& root) {
@@ -4305,11 +4328,12 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   normalize(turn.messages);
   parse_tool_choice(root, turn);
   parse_sampling(root, turn);
-  turn.thinking_field = "reasoning";
+  turn.thinking_field = turn.effort_field = "reasoning";
   turn.messages_field = "input";
   if (const auto model = root.find("model")) turn.model = parse_model(*model);
   if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
   parse_agent(root, turn);
+  parse_stream_options(root, turn);
   for (const auto& [name, neutral] : ignored_fields) {
     const auto value = root.find(name);
     if (value && asks_for_something(*value, neutral)) name_ignored(turn, name);
@@ -4487,17 +4511,13 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   if (const auto best = root.find("best_of")) {
     if (best->integer(1, 20) > 1) name_ignored(turn, "best_of");
   }
+  const bool include_usage = parse_stream_options(root, turn);
   parsed_request parsed;
   std::vector<std::string> echoes;
   for (const auto& prompt : prompts) {
     ask_for_completion(prompt, suffix ? suffix->string() : std::string(), turn);
     parsed.turns.insert(parsed.turns.end(), n, turn);
     echoes.insert(echoes.end(), n, echo && echo->boolean() ? prompt : std::string());
-  }
-  bool include_usage = false;
-  if (const auto stream_options = root.find("stream_options")) {
-    const auto wanted = stream_options->find("include_usage");
-    include_usage = wanted && wanted->boolean();
   }
   parsed.reply = std::make_unique<completion_reply>(context, std::move(echoes), include_usage);
   return parsed;
@@ -4536,17 +4556,11 @@ struct model_entry {
 };
 
 /// Ids that the reference wrapper's README names; clients are configured with them.
-constexpr std::array<std::string_view, 11> well_known_models = {"claude-opus-4-5-20251101",
-                                                                "claude-sonnet-4-5-20250929",
-                                                                "claude-haiku-4-5-20251001",
-                                                                "claude-opus-4-1-20250805",
-                                                                "claude-opus-4-20250514",
-                                                                "claude-sonnet-4-20250514",
-                                                                "claude-3-7-sonnet-20250219",
-                                                                "claude-3-5-sonnet-20241022",
-                                                                "claude-3-5-haiku-20241022",
-                                                                "sonnet",
-                                                                "haiku"};
+constexpr std::array<std::string_view, 11> well_known_models = {
+    {"claude-opus-4-5-20251101", "claude-sonnet-4-5-20250929", "claude-haiku-4-5-20251001",
+     "claude-opus-4-1-20250805", "claude-opus-4-20250514", "claude-sonnet-4-20250514",
+     "claude-3-7-sonnet-20250219", "claude-3-5-sonnet-20241022", "claude-3-5-haiku-20241022",
+     "sonnet", "haiku"}};
 
 /// That README names one more, which was never released, in the place of this one.
 inline std::string released_model(const std::string& id) {
@@ -4600,6 +4614,8 @@ inline std::vector<model_entry> make_catalog(const options& settings,
 struct model_traits {
   bool always_thinks = false;     ///< thinking cannot be turned off
   bool one_sampling_knob = true;  ///< temperature and top_p only one at a time
+  bool never_thinks = false;      ///< the CLI does not ask it to
+  int efforts = 3;                ///< none; up to `high`; `max` too; all
 };
 
 /// The first two numbers of a model's id that are no date: `claude-opus-4-6` is 4 and 6, and so are
@@ -4633,6 +4649,11 @@ inline model_traits traits_of(const std::string& id,
   model_traits traits;
   traits.always_thinks = reported || (dated && generation >= std::make_pair(4, 7));
   traits.one_sampling_knob = !dated || generation >= std::make_pair(4, 1);
+  traits.never_thinks = dated && generation.first < 4;
+  const int middle = id.find("opus") != std::string::npos ? 1 : 0;  // Opus 4.5 was the first
+  if (dated && generation == std::make_pair(4, 6)) traits.efforts = 2;
+  if (dated && generation < std::make_pair(4, 6))
+    traits.efforts = generation.second == 5 ? middle : 0;
   return traits;
 }
 
@@ -4697,11 +4718,13 @@ inline void settle_thinking(turn_request& request, const model_traits& model) {
   const bool forced = request.choice.kind == tool_choice::how::any ||
                       request.choice.kind == tool_choice::how::named;
   const auto room = request.sampling.max_tokens.value_or(1'000'000) - 1;
+  const auto budget = std::min(thinking_budget(request.effort), room);
   if (request.thinking_tokens.value_or(0) > 0 && !model.always_thinks) {
     request.thinking_tokens = std::min(*request.thinking_tokens, room);
-    if (forced || room < least) {
+    if (forced || room < least || model.never_thinks) {
       name_ignored(request, request.thinking_field);
-      request.effort = reasoning_effort::none;
+      const bool same = request.effort_field == std::string_view(request.thinking_field);
+      if (same) request.effort = reasoning_effort::none;
       request.thinking_tokens.reset();
     }
   }
@@ -4711,6 +4734,13 @@ inline void settle_thinking(turn_request& request, const model_traits& model) {
     if (!request.thinking_tokens) request.effort = reasoning_effort::minimal;
   }
   request.thinks = model.always_thinks || request.thinking_tokens.value_or(0) > 0;
+  // Older models take an effort as a number of tokens.
+  const bool counted = model.efforts < 2 && budget > 0 && request.thinking_tokens == budget;
+  int needed = request.effort == reasoning_effort::max ? 2 : 1;
+  if (request.effort == reasoning_effort::xhigh) needed = 3;
+  if (request.effort != reasoning_effort::none && !counted && model.efforts < needed) {
+    name_ignored(request, request.effort_field);
+  }
 }
 
 /// A model that thinks cannot be forced to call a tool (the API refuses it): it is asked to.
@@ -4977,6 +5007,7 @@ inline void read_usage(const json& source, token_usage& usage) {
   const auto& lifetimes = member_of(source, "cache_creation");
   take(lifetimes, "ephemeral_5m_input_tokens", usage.cache_write_5m);
   take(lifetimes, "ephemeral_1h_input_tokens", usage.cache_write_1h);
+  if (source.is_object()) usage.api.update(source);
 }
 
 /// The CLI's own tool whose input is an answer that has to follow a schema.
@@ -5260,7 +5291,9 @@ class turn_decoder {
       read_usage(member_of(said, "usage"), message_usage_);
       const auto& delta = member_of(said, "delta");
       const auto reason = string_of(delta, "stop_reason");  // null when the CLI was interrupted
-      if (!reason.empty()) end_message(reason, string_of(delta, "stop_sequence"), out);
+      if (reason.empty()) return;
+      api_end_ = delta;
+      end_message(reason, string_of(delta, "stop_sequence"), out);
     }
   }
 
@@ -5282,10 +5315,13 @@ class turn_decoder {
     const auto& message = member_of(line, "message");
     if (string_of(message, "model") == "<synthetic>") return;
     const auto id = string_of(message, "id");
-    if (id == message_id_ && streamed_) return;
+    const auto& content = member_of(message, "content");
+    if (id == message_id_ && streamed_) {  // the CLI tells a change of the model in no event
+      for (const auto& block : content) api_index_ += string_of(block, "type") == "fallback";
+      return;
+    }
     if (id != message_id_) begin_message(message, false, out);
     read_usage(member_of(message, "usage"), message_usage_);
-    const auto& content = member_of(message, "content");
     if (!content.is_array()) return;
     for (const auto& block : content) {
       begin_block(block, out);
@@ -5468,6 +5504,7 @@ class turn_decoder {
     streamed_ = streamed;
     message_bytes_ = 0;
     message_usage_ = {};
+    api_end_ = json::object();
     read_usage(member_of(message, "usage"), message_usage_);
     if (!started_) out.emplace_back(turn_started{model_, message_usage_});
     started_ = true;
@@ -5737,7 +5774,8 @@ class turn_decoder {
     finished_ = true;
     if (reason_ == stop_reason::tool_use && calls_.empty()) reason_ = stop_reason::end_turn;
     if (total_usage_.thinking == 0) total_usage_.thinking = estimated_thinking_;
-    out.emplace_back(turn_stopped{reason_, stop_sequence_, total_usage_});
+    if (decode_reason(string_of(api_end_, "stop_reason")) != reason_) api_end_ = json::object();
+    out.emplace_back(turn_stopped{reason_, stop_sequence_, total_usage_, std::move(api_end_)});
   }
 
   void fail_diverged(events& out) {
@@ -5773,6 +5811,7 @@ class turn_decoder {
   std::int64_t estimated_thinking_ = 0;  ///< and that of the complete ones
   stop_reason reason_ = stop_reason::end_turn;
   std::string stop_sequence_;
+  json api_end_ = json::object();  ///< the end of the latest message, as the API tells it
   std::optional<std::chrono::milliseconds> retry_after_;
 
   std::vector<told_block> told_;         ///< all blocks of the turn
@@ -10913,7 +10952,7 @@ class agent_registry {
     }
     for (const auto& [name, config] : servers.items()) {
       if (name == "client") {  // see `tool_server`
-        throw std::invalid_argument("an MCP server cannot be named 'client': " +
+        throw std::invalid_argument("--mcp-config: an MCP server cannot be named 'client': " +
                                     settings_.mcp_config);
       }
       operator_servers_.push_back({name, "from the operator's file", config, true});

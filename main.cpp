@@ -707,8 +707,8 @@ struct command_line {
     return taken;
   }
 
-  /// The options that come of it all, with the variables that they were read with.
-  proxy::options finish(const proxy::environment_map& variables) {
+  /// Completes `settings` by what was parsed, and by the variables that it was read with.
+  void finish(const proxy::environment_map& variables) {
     settings.environment = variables;
     settings.port_required = app.count("--port") > 0;
     settings.auth = try_auth_method(auth).value_or(proxy::auth_method::detect);
@@ -724,10 +724,12 @@ struct command_line {
     if (demo) use_demo();
     settings.api_keys = keys;
     settings.secret_paths = secret_files(variables);
-    for (const auto& given : origins) {
-      for (auto& origin : parse_list(given)) {
-        settings.cors_origins.push_back(std::move(origin));
+    try {
+      for (const auto& given : origins) {
+        for (auto& one : parse_list(given)) settings.cors_origins.push_back(std::move(one));
       }
+    } catch (const std::invalid_argument& wrong) {
+      throw CLI::ValidationError("--cors-origin", wrong.what());
     }
     for (const auto& given : aliases) {
       const auto equals = std::min(given.find('='), given.size());
@@ -738,7 +740,6 @@ struct command_line {
       if (add_budget(settings, given)) continue;
       throw CLI::ValidationError("--budget", "'" + given + "' is no budget such as usd=2.5/day");
     }
-    return settings;
   }
 
   /// The files that hold settings, so perhaps keys. An agent may neither read nor change them.
@@ -925,6 +926,7 @@ struct arguments {
   std::map<std::string, std::string> file_of = {};  ///< of each variable that a file has set
   std::vector<std::string> notices = {};  ///< what the user should know of the settings' files
   std::string kept_in = {};               ///< the file that keeps the key made for this run
+  std::map<std::string, std::string> sources = {};  ///< of each setting: `flag`, or its variable
 
   using flag_variables = std::map<std::string, std::vector<std::string>>;
 
@@ -1048,13 +1050,13 @@ struct arguments {
   }
 
   /// Parses the flags, and then once more with what the variables set where no flag does: so the
-  /// library's own order (flags, file, environment) becomes ours. `sources` tells of each flag
-  /// whether it, or which variable, has set it.
-  std::unique_ptr<command_line> load(proxy::environment_map& variables,
-                                     std::map<std::string, std::string>& sources) {
+  /// library's own order (flags, file, environment) becomes ours.
+  std::unique_ptr<command_line> load() {
     command_line flags(false);
     const auto names = flags.take_variables();
     parse(flags, given);
+    sources.clear();
+    proxy::environment_map variables;
     variables = read_variables(flags.env_file, names);
     for (const auto* option : flags.app.get_options()) {
       if (option->count() > 0 && !option->get_lnames().empty()) {
@@ -1064,7 +1066,7 @@ struct arguments {
     auto words = given;
     for (const auto& [flag, all] : names) {
       if (sources.count(flag) > 0) continue;
-      for (const auto& variable : all) take(flag, variable, variables, words, sources);
+      for (const auto& variable : all) take(flag, variable, variables, words);
     }
     for (const char* variable : {"DEBUG_MODE", "VERBOSE"}) {  // as the reference wrapper has them
       if (sources.count("log-level") > 0 || !is_true(proxy::value_or(variables, variable)))
@@ -1075,15 +1077,37 @@ struct arguments {
     auto line = std::make_unique<command_line>(true);
     line->take_variables();
     line->program = proxy::path_of_program(program);
-    parse(*line, words);
+    try {
+      parse(*line, words);
+      line->finish(variables);
+    } catch (const CLI::FileError&) {  // of --config, as the next one
+      throw;
+    } catch (const CLI::ConfigError&) {
+      throw;
+    } catch (const CLI::ParseError& wrong) {
+      const auto code = static_cast<CLI::ExitCodes>(wrong.get_exit_code());
+      if (code == CLI::ExitCodes::Success) throw;  // --help
+      throw CLI::ParseError(with_sources(wrong.what()), code);
+    }
     line->config_file = flags.config_file;
     return line;
   }
 
+  /// The message with the variable of each setting that it names, where one has set it.
+  std::string with_sources(std::string message) const {
+    for (const auto& [flag, source] : sources) {
+      const auto end = message.find("--" + flag) + flag.size() + 2;
+      const bool longer =
+          end < message.size() && (std::isalpha(message[end]) || message[end] == '-');
+      if (source == "flag" || end < flag.size() + 2 || longer) continue;
+      message.insert(end, " (" + source + ")");
+    }
+    return message;
+  }
+
   /// Puts a variable's value before the words, as its flag.
   void take(const std::string& flag, const std::string& variable,
-            const proxy::environment_map& variables, strings& words,
-            std::map<std::string, std::string>& sources) const {
+            const proxy::environment_map& variables, strings& words) {
     const auto value = proxy::value_or(variables, variable.c_str());
     if (value.empty()) return;
     const auto file = file_of.find(variable);
@@ -1384,12 +1408,14 @@ int serve(const proxy::options& settings, arguments& called) {
     server.stop();
   };
   server.on_reload = [&] {
-    proxy::environment_map variables;
-    std::map<std::string, std::string> sources;
-    const auto line = called.load(variables, sources);
-    auto fresh = line->finish(variables);
+    const auto line = called.load();
+    auto fresh = line->settings;
     carry_made_key(server.settings(), fresh);
-    server.reload(fresh);
+    try {
+      server.reload(fresh);
+    } catch (const std::invalid_argument& wrong) {
+      throw std::invalid_argument(called.with_sources(wrong.what()));
+    }
     settings.log.set_level(parse_level(line->log_level));
   };
   running = &server;
@@ -1463,12 +1489,10 @@ int run(arguments& called) {
   protect_memory();
   give_large_blocks_back();
   std::set_new_handler(wait_for_memory);
-  proxy::environment_map variables;
-  std::map<std::string, std::string> sources;
-  const auto line = called.load(variables, sources);
-  auto settings = line->finish(variables);
+  const auto line = called.load();
+  auto settings = line->settings;
   if (line->print_config) {
-    print_configuration(*line, settings, sources);
+    print_configuration(*line, settings, called.sources);
     for (const auto& notice : called.notices) std::cout << "# " << notice << "\n";
     return 0;
   }
@@ -1501,7 +1525,7 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& wrong) {
     return command_line(false).app.exit(wrong) == 0 ? 0 : wrong_settings;  // of --help: 0
   } catch (const std::invalid_argument& wrong) {
-    std::cerr << "claude-openai: " << wrong.what() << std::endl;
+    std::cerr << "claude-openai: " << called.with_sources(wrong.what()) << std::endl;
     return wrong_settings;
   } catch (const std::exception& failure) {
     std::cerr << "claude-openai: " << failure.what() << std::endl;

@@ -192,6 +192,49 @@ once.test('a client that renames calls: the process that waits for their results
   assert.match(JSON.stringify(results[0]), /snow/);
 });
 
+/** A turn with two calls in each of the other dialects, and the next request of a client that knows ids of its own alone. */
+const RENAMED = {
+  messages: {
+    path: '/v1/messages',
+    first: (words) => ({ max_tokens: 99, tools: [{ name: 'weather', input_schema: WEATHER.function.parameters }], messages: [user(words)] }),
+    idsOf: ({ content }) => content.map(({ id }) => id),
+    next: (words, { content }, names) => ({
+      messages: [
+        user(words),
+        { role: 'assistant', content: content.map((one, i) => ({ ...one, id: names[i] })) },
+        { role: 'user', content: names.map((id, i) => ({ type: 'tool_result', tool_use_id: id, content: WEATHERS[i] })) },
+      ],
+    }),
+  },
+  responses: {
+    path: '/v1/responses',
+    first: (words) => ({ tools: [{ type: 'function', name: 'weather', parameters: WEATHER.function.parameters }], input: [user(words)] }),
+    idsOf: ({ output }) => output.map(({ call_id: id }) => id),
+    next: (words, { output }, names) => ({
+      input: [user(words), ...output.map((one, i) => ({ ...one, call_id: names[i] })), ...names.map((id, i) => ({ type: 'function_call_output', call_id: id, output: WEATHERS[i] }))],
+    }),
+  },
+};
+const WEATHERS = ['snow', 'sun'];
+
+for (const [dialect, { path, first, idsOf, next }] of Object.entries(RENAMED))
+  once.test(`${dialect}: calls have the API's ids; a client that knows them by \`call_…\` of its own is understood by the same process`, async (t) => {
+    const proxy = await own(t, '--spares', '0');
+    const words = t.text('tool_use calls=[{"tool":"weather","args":{"in":"Berne"}},{"tool":"weather","args":{"in":"Rome"}}] | plain');
+    const ask = (body) => t.send({ proxy, path, body: { model: DEFAULT_MODEL, ...body } }).done;
+    const asked = await ask(first(words));
+    const ids = idsOf(asked.json);
+    assert.equal(ids.length, 2, asked.text);
+    for (const id of ids) assert.match(id, /^toolu_/); // Anthropic's clients expect it, OpenAI's take any text
+    const answered = await ask({ ...first(words), ...next(words, asked.json, ['call_0', 'call_1']) });
+    assert.equal(answered.status, 200, answered.text);
+    const [one, two] = t.calls();
+    assert.equal(processOf(one), processOf(two));
+    const results = two.body.messages.at(-1).content.filter(({ type }) => type === 'tool_result');
+    assert.deepEqual(results.map(({ tool_use_id }) => tool_use_id), ids);
+    results.forEach((result, i) => assert.match(JSON.stringify(result), new RegExp(WEATHERS[i])));
+  });
+
 // ---- instructions in mid-conversation ------------------------------------------------------------
 
 const REMINDER = '<system-reminder>\nBe brief now.\n</system-reminder>';

@@ -4,25 +4,14 @@
 import assert from 'node:assert/strict';
 import { ignoredOf } from './chat_client.mjs';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
-import { declarationsOf, suite } from './harness.mjs';
+import { suite } from './harness.mjs';
+import { Declarations } from './sdk_types.mjs';
 
 export const fields = suite(60_000);
 const { test } = fields;
 
-/** The names of an interface's fields in a declaration file. */
-function fieldsOf(sdk, file, name) {
-  const header = /\/\*\*\s*\* Header param:[^]*?\*\/\s*\w+\??:[^;]*;/g; // no part of the body
-  const text = declarationsOf(sdk, file).replace(header, '').replace(/\/\*[^]*?\*\//g, '');
-  const names = [];
-  let depth = 0;
-  for (const line of text.slice(text.search(new RegExp(`interface ${name}\\b`))).split('\n')) {
-    const [, field] = /^\s+(\w+)\??:/.exec(line) ?? [];
-    if (field && depth === 1) names.push(field);
-    depth += line.split(/[{[(]/).length - line.split(/[}\])]/).length;
-    if (depth === 0) break;
-  }
-  return names;
-}
+/** The names of the fields of a type in a declaration file. */
+const fieldsOf = (sdk, file, type) => Object.keys(new Declarations(sdk, file).fieldsOf(type));
 
 const parameters = { type: 'object', properties: { city: { type: 'string' } } };
 const TOOL = { type: 'function', function: { name: 'look', parameters } };
@@ -231,3 +220,171 @@ for (const [name, dialect] of Object.entries(DIALECTS)) {
     }
   });
 }
+
+// ---- fields within fields ------------------------------------------------------------------------
+
+const PNG = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==';
+const PDF = 'JVBERi0xLjQK';
+const CHAT = ['openai', 'resources/chat/completions/completions.d.ts'];
+const SHARED = ['openai', 'resources/shared.d.ts'];
+const RESPONSES = ['openai', 'resources/responses/responses.d.ts'];
+const MESSAGES = ['@anthropic-ai/sdk', 'resources/beta/messages/messages.d.ts'];
+
+/** Of no effect: hints for caches, names of items, and the states and the callers of those in a history. */
+const INNER_LABELS = ['cache_control', 'prompt_cache_breakpoint', 'id', 'status', 'type'];
+
+const JSON_ANSWER = '[[scenario:structured value={"city":"Rome"}]]';
+const says = (...content) => ({ messages: [{ role: 'user', content }] });
+const input = (...items) => ({ input: [...items, { role: 'user', content: 'Well?' }] });
+const DOCUMENT = { type: 'document', source: { type: 'base64', media_type: 'application/pdf', data: PDF } };
+const CALL = { type: 'tool_use', id: 'c', name: 'look', input: { city: 'Rome' } };
+const RESULT = { type: 'tool_result', tool_use_id: 'c' };
+const CITATION = { type: 'char_location', cited_text: 'x', document_index: 0, document_title: null, start_char_index: 0, end_char_index: 1 };
+const calls = (call, result) => ({ tools: [OWN_TOOL], messages: [{ role: 'user', content: 'Hi' }, { role: 'assistant', content: [call] }, { role: 'user', content: [result] }] });
+
+/**
+ * By dialect: [file, type of the SDK, an object of it with what it must have, what else it may have, the request that holds it].
+ * A function of the text is given it, so that what differs is the field alone.
+ */
+const NESTED = {
+  'chat completions': [
+    [CHAT, 'ChatCompletionUserMessageParam', { role: 'user', content: 'Hi' }, { name: 'Ann' }, (one) => ({ messages: [one] })],
+    [CHAT, 'ChatCompletionSystemMessageParam', { role: 'system', content: 'Be brief.' }, { name: 'boss' }, (one) => ({ messages: [one, { role: 'user', content: 'Hi' }] })],
+    [CHAT, 'ChatCompletionDeveloperMessageParam', { role: 'developer', content: 'Be brief.' }, { name: 'boss' }, (one) => ({ messages: [one, { role: 'user', content: 'Hi' }] })],
+    [
+      CHAT,
+      'ChatCompletionAssistantMessageParam',
+      { role: 'assistant', content: 'Yes?' },
+      { name: 'Bob', audio: { id: 'audio_1' }, refusal: 'No.', function_call: { name: 'look', arguments: '{}' }, tool_calls: [{ id: 'c', type: 'function', function: { name: 'look', arguments: '{}' } }] },
+      (one) => ({ tools: [TOOL], messages: [{ role: 'user', content: 'Hi' }, one, ...(one.tool_calls ? [{ role: 'tool', tool_call_id: 'c', content: 'x' }] : []), ...(one.function_call ? [{ role: 'function', name: 'look', content: 'x' }] : []), { role: 'user', content: 'Well?' }] }),
+    ],
+    [CHAT, 'ChatCompletionToolMessageParam', { role: 'tool', tool_call_id: 'c', content: 'x' }, {}],
+    [CHAT, 'ChatCompletionContentPartText', { type: 'text', text: 'Hi' }, {}],
+    [CHAT, 'ChatCompletionContentPartRefusal', { type: 'refusal', refusal: 'No.' }, {}],
+    [CHAT, 'ChatCompletionContentPartImage', { type: 'image_url', image_url: {} }, {}],
+    [CHAT, 'ChatCompletionContentPartImage.ImageURL', { url: `data:image/png;base64,${PNG}` }, { detail: 'low' }, (image_url) => says({ type: 'image_url', image_url })],
+    [CHAT, 'ChatCompletionContentPartInputAudio', {}, { input_audio: { data: 'AAAA', format: 'wav' } }, (one) => says({ type: one.input_audio ? 'input_audio' : 'text', text: 'Hi', ...one })],
+    [CHAT, 'File.File', { file_data: PDF }, { filename: 'a.pdf', file_id: 'file_1' }, (file) => says({ type: 'file', file })],
+    [SHARED, 'FunctionDefinition', { name: 'look' }, { description: 'Looks.', parameters, strict: true }, (one) => ({ tools: [{ type: 'function', function: one }] })],
+    [CHAT, 'ChatCompletionCustomTool.Custom', { name: 'look' }, { description: 'Looks.', format: { type: 'grammar', grammar: { definition: 'a', syntax: 'regex' } } }, (custom) => ({ tools: [{ type: 'custom', custom }] })],
+    [CHAT, 'Custom.Grammar.Grammar', { definition: 'a' }, { syntax: 'regex' }, (grammar) => ({ tools: [{ type: 'custom', custom: { name: 'look', format: { type: 'grammar', grammar } } }] })],
+    [CHAT, 'ChatCompletionAllowedTools', { tools: [{ type: 'function', function: { name: 'look' } }] }, { mode: 'required' }, (allowed_tools) => ({ tools: [TOOL], tool_choice: { type: 'allowed_tools', allowed_tools } })],
+    [CHAT, 'ChatCompletionStreamOptions', {}, { include_usage: true, include_obfuscation: true }, (stream_options) => ({ stream: true, stream_options })],
+    [SHARED, 'ResponseFormatJSONSchema.JSONSchema', { name: 'x', schema: parameters, strict: true }, { description: 'A place.' }, (json_schema) => ({ ...says({ type: 'text', text: JSON_ANSWER }), response_format: { type: 'json_schema', json_schema } })],
+  ],
+  responses: [
+    [RESPONSES, 'EasyInputMessage', { role: 'assistant', content: 'Yes?' }, { phase: 'commentary' }, (one) => input(one)],
+    [RESPONSES, 'ResponseOutputMessage', { role: 'assistant', content: [{ type: 'output_text', text: 'Yes?' }] }, { phase: 'commentary' }, (one) => input({ type: 'message', ...one })],
+    [RESPONSES, 'ResponseInputText', { type: 'input_text', text: 'Hi' }, {}],
+    [RESPONSES, 'ResponseInputImage', { type: 'input_image', image_url: `data:image/png;base64,${PNG}` }, { detail: 'low', file_id: 'file_1' }, (one) => input({ role: 'user', content: [one] })],
+    [RESPONSES, 'ResponseInputFile', { type: 'input_file', file_data: PDF }, { filename: 'a.pdf', detail: 'low', file_id: 'file_1', file_url: 'https://example.com/a.pdf' }, (one) => input({ role: 'user', content: [one] })],
+    [RESPONSES, 'FunctionTool', { type: 'function', name: 'look', parameters }, { description: 'Looks.', strict: true, async: true, defer_loading: true, allowed_callers: ['programmatic'], output_schema: parameters }, (one) => ({ tools: [one] })],
+    [RESPONSES, 'CustomTool', { type: 'custom', name: 'look' }, { description: 'Looks.', format: { type: 'grammar', definition: 'a', syntax: 'regex' }, async: true, defer_loading: true, allowed_callers: ['programmatic'] }, (one) => ({ tools: [one] })],
+    [RESPONSES, 'NamespaceTool', { type: 'namespace', name: 'git', tools: [FLAT_TOOL] }, { description: 'Git.' }, (one) => ({ tools: [one] })],
+    [RESPONSES, 'ToolChoiceAllowed', { type: 'allowed_tools', tools: [{ type: 'function', name: 'look' }] }, { mode: 'required' }, (tool_choice) => ({ tools: [FLAT_TOOL], tool_choice })],
+    [RESPONSES, 'ResponseTextConfig', {}, { format: { type: 'json_object' }, verbosity: 'low' }, (text) => ({ input: JSON_ANSWER, text })],
+    [RESPONSES, 'ResponseFormatTextJSONSchemaConfig', { type: 'json_schema', name: 'x', schema: parameters, strict: true }, { description: 'A place.' }, (format) => ({ input: JSON_ANSWER, text: { format } })],
+    [SHARED, 'Reasoning', {}, { effort: 'high', summary: 'auto', generate_summary: 'auto', context: 'all_turns', mode: 'pro' }, (reasoning) => ({ model: 'claude-opus-4-8', input: '[[scenario:thinking]]', reasoning })],
+    [RESPONSES, 'ResponseCreateParamsBase.StreamOptions', {}, { include_obfuscation: true }, (stream_options) => ({ stream: true, stream_options })],
+  ],
+  messages: [
+    [MESSAGES, 'BetaSystemMessageParam', { role: 'system', content: 'Be brief.' }, { clear_at: 'next_user_message', output_config: { effort: 'low' } }, (one) => ({ messages: [{ role: 'user', content: 'Hi' }, one] })],
+    [MESSAGES, 'BetaTextBlockParam', { type: 'text', text: 'Yes?' }, { citations: [CITATION] }, (one) => ({ messages: [{ role: 'user', content: 'Hi' }, { role: 'assistant', content: [one] }, { role: 'user', content: 'Well?' }] })],
+    [MESSAGES, 'BetaImageBlockParam', { type: 'image', source: { type: 'base64', media_type: 'image/png', data: PNG } }, { transformations: { crop: true } }, (one) => says(one)],
+    [MESSAGES, 'BetaRequestDocumentBlock', DOCUMENT, { citations: { enabled: true }, context: 'A letter.', title: 'a.pdf' }, (one) => says(one)],
+    [MESSAGES, 'BetaSearchResultBlockParam', { type: 'search_result', source: 'x', title: 'X', content: [{ type: 'text', text: 'x' }] }, { citations: { enabled: true } }, (one) => says(one)],
+    [MESSAGES, 'BetaToolUseBlockParam', CALL, { caller: { type: 'code_execution_20250825', tool_id: 'x' }, toolset_name: 'x' }, (one) => calls(one, RESULT)],
+    [MESSAGES, 'BetaToolResultBlockParam', RESULT, { content: 'snow', is_error: true, toolset_name: 'x' }, (one) => calls(CALL, one)],
+    [MESSAGES, 'BetaThinkingBlockParam', { type: 'thinking', thinking: 'Hm.', signature: 'c2ln' }, {}],
+    [MESSAGES, 'BetaRedactedThinkingBlockParam', { type: 'redacted_thinking', data: 'c2ln' }, {}],
+    [MESSAGES, 'BetaTool', { name: 'look', input_schema: parameters }, { description: 'Looks.', strict: true, eager_input_streaming: true, input_examples: [{ city: 'Rome' }], defer_loading: true, allowed_callers: ['code_execution_20250825'] }, (one) => ({ tools: [one] })],
+    [MESSAGES, 'BetaToolChoiceAuto', { type: 'auto' }, { disable_parallel_tool_use: true }, (tool_choice) => ({ tools: [OWN_TOOL], tool_choice })],
+    [MESSAGES, 'BetaToolChoiceAny', { type: 'any' }, { disable_parallel_tool_use: true }, (tool_choice) => ({ tools: [OWN_TOOL], tool_choice })],
+    [MESSAGES, 'BetaToolChoiceTool', { type: 'tool', name: 'look' }, { disable_parallel_tool_use: true }, (tool_choice) => ({ tools: [OWN_TOOL], tool_choice })],
+    [MESSAGES, 'BetaThinkingConfigEnabled', { type: 'enabled', budget_tokens: 1024 }, { display: 'omitted', block_binding: { type: 'x' } }, (thinking) => ({ max_tokens: 2000, thinking })],
+    [MESSAGES, 'BetaThinkingConfigAdaptive', { type: 'adaptive' }, { display: 'omitted', block_binding: { type: 'x' } }, (thinking) => ({ max_tokens: 9000, thinking })],
+    [MESSAGES, 'BetaThinkingConfigBetweenTools', {}, { type: 'between_tools' }, (thinking) => (thinking.type ? { thinking } : {})],
+    [MESSAGES, 'BetaOutputConfig', {}, { effort: 'low', format: { type: 'json_schema', schema: parameters }, task_budget: { type: 'tokens', total: 1000 } }, (output_config) => ({ model: 'claude-opus-4-8', ...says({ type: 'text', text: JSON_ANSWER }), output_config })],
+  ],
+};
+
+for (const [name, rows] of Object.entries(NESTED)) {
+  const dialect = DIALECTS[name];
+  const ask = async (t, body) => {
+    const before = t.api.requests.length;
+    const result = await t.send({ path: dialect.path, body: { ...dialect.base('Hi'), ...body } }).done;
+    const sent = t.api.requests.slice(before).filter(({ path }) => path === '/v1/messages');
+    const { response } = result.data?.at(-1) ?? { response: result.json };
+    const told = response?.output ? { ...result, text: JSON.stringify(response.output) } : result; // a response repeats what it was asked
+    return { result, ...outcomeOf(told, sent) };
+  };
+
+  test(`${name}: each field within a field is honoured, refused by its name, or named in x-ignored-params`, { deadline: 240_000, alone: true }, async (t) => {
+    const silent = [];
+    for (const [file, type, base, others, request] of rows) {
+      const known = [...Object.keys(base), ...Object.keys(others), ...INNER_LABELS];
+      for (const field of fieldsOf(...file, type)) if (!known.includes(field)) silent.push(`${type}.${field} is not tried`);
+      const without = request && (await ask(t, request(base)));
+      if (without && without.result.status !== 200) silent.push(`${type}: ${without.result.text.slice(0, 160)}`);
+      for (const [field, value] of Object.entries(others)) {
+        const { result, sent, all } = await ask(t, request({ ...base, [field]: value }));
+        const refused = result.status === 400 && result.text.includes(field);
+        const named = result.status === 200 && ignoredOf(result).some((one) => one.endsWith(`.${field}`) || one === field);
+        const honoured = result.status === 200 && (sent !== without.sent || all !== without.all);
+        if (!refused && !named && !honoured) silent.push(`${type}.${field}: ${result.status} ${result.text.slice(0, 160)}`);
+      }
+    }
+    assert.equal(silent.join('\n'), '');
+  });
+}
+
+// ---- efforts, and errors in what a history holds -------------------------------------------------
+
+/** How an effort is asked for, by dialect; `field` is its name in x-ignored-params. */
+const EFFORTS = {
+  'chat completions': { field: 'reasoning_effort', body: (reasoning_effort) => ({ reasoning_effort }) },
+  completions: { field: 'reasoning_effort', body: (reasoning_effort) => ({ reasoning_effort }) },
+  responses: { field: 'reasoning', body: (effort) => ({ reasoning: { effort } }) },
+  messages: { field: 'output_config.effort', body: (effort) => ({ output_config: { effort } }) },
+};
+const BUDGETS = { low: 2048, high: 8192, xhigh: 16384, max: 31999 };
+
+test('an effort that the model does not have is told as thinking tokens, or named in x-ignored-params', { deadline: 120_000 }, async (t) => {
+  const asked = [
+    ['claude-sonnet-4-5-20250929', 'low'],
+    ['claude-opus-4-5-20251101', 'max'],
+    ['claude-sonnet-4-6', 'xhigh'],
+    ['claude-opus-4-8', 'xhigh'],
+    ['claude-3-7-sonnet-20250219', 'high'],
+  ];
+  const silent = [];
+  for (const [model, effort] of asked) {
+    const check = async ([name, { field, body }]) => {
+      const text = t.text('plain', `${model} ${name}.`);
+      const result = await t.send({ path: DIALECTS[name].path, body: { ...DIALECTS[name].base(text), model, ...body(effort) } }).done;
+      assert.equal(result.status, 200, result.text);
+      const { output_config: told, thinking } = t.calls().find(({ raw }) => raw.includes(`${model} ${name}.`)).body;
+      const honoured = told?.effort === effort || thinking?.budget_tokens === BUDGETS[effort];
+      if (honoured === ignoredOf(result).includes(field)) silent.push(`${name}, ${model}, ${effort}: ${JSON.stringify({ told, thinking })} ${ignoredOf(result)}`);
+    };
+    await Promise.all(Object.entries(EFFORTS).map(check));
+  }
+  assert.equal(silent.join('\n'), '');
+});
+
+test('an error in the arguments of a call in a history names the field, in each dialect', async (t) => {
+  const deep = '['.repeat(200);
+  const flat = { type: 'function', name: 'look', parameters };
+  const histories = {
+    'messages[1].tool_calls[0].function.arguments': ['chat completions', { messages: [{ role: 'user', content: 'Hi' }, { role: 'assistant', tool_calls: [{ id: 'c', type: 'function', function: { name: 'look', arguments: deep } }] }, { role: 'tool', tool_call_id: 'c', content: 'x' }], tools: [TOOL] }],
+    'messages[1].function_call.arguments': ['chat completions', { messages: [{ role: 'user', content: 'Hi' }, { role: 'assistant', function_call: { name: 'look', arguments: deep } }, { role: 'function', name: 'look', content: 'x' }] }],
+    'messages[1].content[0].input': ['messages', { messages: [{ role: 'user', content: 'Hi' }, { role: 'assistant', content: [{ type: 'tool_use', id: 'c', name: 'look', input: deep }] }, { role: 'user', content: [{ type: 'tool_result', tool_use_id: 'c', content: 'x' }] }], tools: [OWN_TOOL] }],
+    'input[1].arguments': ['responses', { input: [{ role: 'user', content: 'Hi' }, { type: 'function_call', call_id: 'c', name: 'look', arguments: deep }, { type: 'function_call_output', call_id: 'c', output: 'x' }], tools: [flat] }],
+  };
+  for (const [field, [name, body]] of Object.entries(histories)) {
+    const { status, json } = await t.send({ path: DIALECTS[name].path, body: { ...DIALECTS[name].base('Hi'), ...body } }).done;
+    assert.equal(status, 400, field);
+    if (name !== 'messages') assert.equal(json.error.param, field);
+    assert.ok(json.error.message.startsWith(`'${field}' cannot be read: `), json.error.message);
+  }
+});

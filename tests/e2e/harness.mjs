@@ -4,7 +4,6 @@ import { spawn } from 'node:child_process';
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs';
 import http from 'node:http';
 import https from 'node:https';
-import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -18,10 +17,6 @@ export const sleep = (ms) =>
   new Promise((resolve) => {
     setTimeout(resolve, ms);
   });
-
-/** The text of a declaration file of an SDK, which tells every type there is. */
-export const declarationsOf = (sdk, file) =>
-  readFileSync(path.join(path.dirname(createRequire(import.meta.url).resolve(sdk)), file), 'utf8');
 
 /** Asks until it holds, and returns what held; says what it waited for when the time is up. */
 export async function eventually(what, holds, ms = 8000) {

@@ -5,7 +5,8 @@ import assert from 'node:assert/strict';
 import { callerSystem, conversationOf, ignoredOf, say, toolsOf } from './chat_client.mjs';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
 import { assertOpenAIError, readMessage, readResponse } from './dialect_client.mjs';
-import { declarationsOf, suite } from './harness.mjs';
+import { suite } from './harness.mjs';
+import { declarationsOf } from './sdk_types.mjs';
 
 export const histories = suite();
 const { test } = histories;

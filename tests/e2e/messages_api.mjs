@@ -41,6 +41,7 @@
 //              then=same|other|nostream (nostream: every streamed attempt is dropped)
 //   hang       after (-1: no response head, 0: after message_start, k: after k deltas)
 //   long       bytes (default 2,000,000)
+//   events     of: the name under which keep(name, events) was given the events of the stream; they are sent as they are
 
 import http from 'node:http';
 import { fileURLToPath } from 'node:url';
@@ -572,6 +573,13 @@ const faults = {
     });
   },
 
+  async events(exchange, { of }) {
+    exchange.record.status = 200;
+    exchange.response.writeHead(200, { 'content-type': 'text/event-stream', 'request-id': exchange.record.id });
+    for (const event of exchange.shared.kept.get(of)) await exchange.write(event);
+    exchange.response.end();
+  },
+
   hang(exchange, scenario) {
     if ((scenario.after ?? -1) < 0 || !exchange.record.body.stream) return exchange.hang();
     return exchange.message(
@@ -599,7 +607,7 @@ function parsed(text) {
 }
 
 /**
- * Resolves to {url, port, requests, script, heal, waitFor, close}. A record in `requests` (every POST, HEAD and GET) holds
+ * Resolves to {url, port, requests, script, heal, keep, waitFor, close}. A record in `requests` (every POST, HEAD and GET) holds
  * {id, method, path, port, headers, body, raw, at, text, system, scenario, attempt, refusal, status, done, clientLeft, leftAt, usage}; times are of
  * performance.now(). `usage` is what the API would bill: that of the message, or where it broke off its input and a token for each four
  * characters that were sent.
@@ -614,6 +622,7 @@ export async function startMessagesApi({ port = 0, scenario: initial = 'plain' }
   const meetings = new Map();
   const shared = {
     healed,
+    kept: new Map(),
     nextId: () => ++toolIds,
     /** Resolves when so many calls with the same text have come. */
     meet(text, count) {
@@ -721,6 +730,11 @@ export async function startMessagesApi({ port = 0, scenario: initial = 'plain' }
     /** Ends the errors of `until=word`. */
     heal(word) {
       healed.add(word);
+    },
+
+    /** Gives the scenario `events of=name` its stream. */
+    keep(name, events) {
+      shared.kept.set(name, events);
     },
 
     /** Resolves to the first record for which `matches` holds; rejects after `ms`. */

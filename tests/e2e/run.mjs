@@ -7,6 +7,7 @@
 
 import { CLI_VERSIONS, claudePath } from './claude_cli.mjs';
 import * as agent from './agents.test.mjs';
+import { answerFields } from './answer_fields.test.mjs';
 import { authority } from './authority.test.mjs';
 import { chat, furnishHome } from './chat.test.mjs';
 import { clients } from './clients.test.mjs';
@@ -146,6 +147,7 @@ const suites = [
   // What no CLI has a part in: the stand-in is fast. Tests that need a real one take it.
   { name: 'histories', version: newest, tests: histories.tests },
   { name: 'fields', version: newest, tests: fields.tests },
+  { name: 'answer_fields', version: newest, tests: answerFields.tests },
   { name: 'hostile', version: newest, program: STAND_IN, tests: hostile.tests },
   { name: 'faults', version: newest, program: STAND_IN, tests: faults.tests },
   { name: 'authority', version: newest, tests: authority.tests },

@@ -263,6 +263,24 @@ test('a flag that is none, and a value that is none, are told', async (t) => {
   for (const [options, message] of wrong) assert.match(await refusal(t, options), message);
 });
 
+test('a bad value of a variable is reported by the name of the variable, and of the file that holds it', { deadline: 60_000 }, async (t) => {
+  const help = await startAndExpectExit({ url: t.api.url, args: ['--help'] });
+  const variables = [...help.output.matchAll(/\[([A-Z][A-Z_]+)\]/g)].map(([, name]) => name);
+  assert.ok(variables.length > 40, help.output);
+  let refused = 0;
+  for (const name of variables) {
+    const { exit, output } = await startAndExpectExit({ url: t.api.url, cli: NO_CLI, args: ['--print-config'], env: { [name]: '[%' } });
+    if (exit.code === 0) continue; // any text will do
+    refused++;
+    assert.match(output, new RegExp(`\\(environment, ${name}\\)`), `${name}: ${output}`);
+  }
+  assert.ok(refused > 25, `${refused} variables take no text`);
+  const own = await refusal(t, { args: ENV_FILE, files: { '.env': 'CLAUDE_SPARES=many\n' } });
+  assert.match(own, /--spares \(\.env, CLAUDE_SPARES\): /);
+  assert.match(await refusal(t, { env: { CORS_ORIGINS: 'app.example' } }), /--cors-origin \(environment, CORS_ORIGINS\)/);
+  assert.doesNotMatch(await refusal(t, { args: ['--spares', 'many'], env: { CLAUDE_SPARES: '2' } }), /CLAUDE_SPARES/);
+});
+
 test('a word that is no command, and a flag that is none, is named with what was meant, and no value is shown', async (t) => {
   const wrong = [
     [['doctr'], "unknown command 'doctr'; did you mean `doctor`?"],
@@ -403,7 +421,10 @@ test('SIGHUP with a broken file changes nothing, says why, and later goes well',
   ];
   for (const files of broken) {
     writeFiles(proxy, { '.env': 'API_KEY=new-key\n', 'proxy.toml': 'rate-limit-chat = 5\n', ...files });
-    assert.match(await reload(proxy), /stay as they were: ./, JSON.stringify(files));
+    const said = await reload(proxy);
+    assert.match(said, /stay as they were: ./, JSON.stringify(files));
+    const [, variable] = /\n([A-Z_]+)=/.exec(files['.env']) ?? [];
+    if (variable) assert.ok(said.includes(`(.env, ${variable})`), said);
     assert.equal((await t.get('/v1/models', bearer('new-key'))).status, 401, JSON.stringify(files));
     assert.equal((await t.get('/v1/models', bearer('old-key'))).status, 200, JSON.stringify(files));
     assert.match(logLines(proxy).at(-3) + logLines(proxy).at(-1), /Z (error|info) /);

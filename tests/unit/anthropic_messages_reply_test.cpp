@@ -40,6 +40,7 @@ const tree usage_at_end = {
     {"cache_read_input_tokens", 200},
     {"cache_creation", {{"ephemeral_5m_input_tokens", 1000}, {"ephemeral_1h_input_tokens", 2000}}},
     {"output_tokens", 70},
+    {"output_tokens_details", {{"thinking_tokens", 5}}},
     {"service_tier", "standard"}};
 
 /// A turn with a block of each kind.
@@ -93,6 +94,7 @@ TEST_CASE("messages stream: the message begins empty, with the model and the usa
                  {"cache_creation",
                   {{"ephemeral_5m_input_tokens", 7}, {"ephemeral_1h_input_tokens", 0}}},
                  {"output_tokens", 1},
+                 {"output_tokens_details", {{"thinking_tokens", 0}}},
                  {"service_tier", "standard"}}}}}});
 }
 
@@ -163,6 +165,22 @@ TEST_CASE("messages: stop reasons have the API's names, streamed and whole") {
       const bool by_sequence = reason == stop_reason::stop_sequence;
       CHECK(message["stop_sequence"] == (by_sequence ? tree("END") : tree()));
     }
+  }
+}
+
+TEST_CASE("messages: what the API says of the end and of the usage is said as it is") {
+  auto told = script().text({"a"}).stop(stop_reason::max_tokens);
+  auto& end = std::get<turn_stopped>(told.back());
+  end.api =
+      json::parse(R"({"stop_reason":"model_context_window_exceeded","stop_details":{"x":1}})");
+  end.usage.api = json::parse(R"({"service_tier":"batch","speed":"fast","input_tokens":99})");
+  for (const auto& message : {whole(told), streamed(told)}) {
+    CHECK(message["stop_reason"] == "model_context_window_exceeded");
+    CHECK(message["stop_details"]["x"] == 1);
+    CHECK(message["usage"]["service_tier"] == "batch");
+    CHECK(message["usage"]["speed"] == "fast");
+    CHECK(message["usage"]["input_tokens"] == 11);  // ours is the sum of all messages
+    CHECK(message["usage"]["output_tokens_details"]["thinking_tokens"] == 5);
   }
 }
 

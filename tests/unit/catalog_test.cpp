@@ -321,6 +321,64 @@ TEST_CASE(
   CHECK(request.ignored_params.empty());
 }
 
+TEST_CASE("traits: older models know fewer efforts, and the oldest do not think") {
+  const std::vector<std::pair<std::string, int>> rows = {{"claude-sonnet-4-5-20250929", 0},
+                                                         {"claude-haiku-4-5-20251001", 0},
+                                                         {"claude-sonnet-4-20250514", 0},
+                                                         {"claude-opus-4-5-20251101", 1},
+                                                         {"claude-opus-4-6", 2},
+                                                         {"claude-sonnet-4-6", 2},
+                                                         {"claude-opus-4-8", 3},
+                                                         {"claude-opus-4-1-20250805", 3},
+                                                         {"claude-sonnet-5", 3},
+                                                         {"sonnet", 3}};
+  for (const auto& row : rows) {
+    CAPTURE(row.first);
+    CHECK(traits_of(row.first, {}).efforts == row.second);
+    CHECK_FALSE(traits_of(row.first, {}).never_thinks);
+  }
+  CHECK(traits_of("claude-3-7-sonnet-20250219", {}).never_thinks);
+}
+
+TEST_CASE("settle: an effort that a model does not have is a number of tokens, or named") {
+  const auto ignored_of = [](const char* model, reasoning_effort effort, bool messages) {
+    turn_request request;
+    request.effort = effort;
+    if (messages) {
+      request.thinking_field = "thinking";
+      request.effort_field = "output_config.effort";
+      request.thinking_tokens = 0;
+    }
+    settle(request, traits_of(model, {}));
+    return request.ignored_params;
+  };
+  using effort = reasoning_effort;
+  const strings by_messages{"output_config.effort"};
+  const strings by_openai{"reasoning_effort"};
+  CHECK(ignored_of("claude-sonnet-4-5-20250929", effort::low, true) == by_messages);
+  CHECK(ignored_of("claude-sonnet-4-5-20250929", effort::low, false).empty());
+  CHECK(ignored_of("claude-opus-4-5-20251101", effort::high, true).empty());
+  CHECK(ignored_of("claude-opus-4-5-20251101", effort::max, true) == by_messages);
+  CHECK(ignored_of("claude-opus-4-5-20251101", effort::max, false).empty());
+  CHECK(ignored_of("claude-sonnet-4-6", effort::max, false).empty());
+  CHECK(ignored_of("claude-sonnet-4-6", effort::xhigh, false) == by_openai);
+  CHECK(ignored_of("claude-opus-4-8", effort::xhigh, true).empty());
+  CHECK(ignored_of("claude-3-7-sonnet-20250219", effort::high, false) == by_openai);
+  CHECK(ignored_of("claude-3-7-sonnet-20250219", effort::none, false).empty());
+}
+
+TEST_CASE("settle: a tool that must be called takes the thinking from a request, not its effort") {
+  turn_request request;
+  request.thinking_field = "thinking";
+  request.effort_field = "output_config.effort";
+  request.thinking_tokens = 2000;
+  request.effort = reasoning_effort::low;
+  request.choice.kind = tool_choice::how::any;
+  settle(request, traits_of("claude-opus-4-5-20251101", {}));
+  CHECK(request.ignored_params == strings{"thinking"});
+  CHECK(request.effort == reasoning_effort::low);
+}
+
 TEST_CASE("settle: a stop text that nobody can cut at is named") {
   for (const auto& stop : {std::string(), std::string(257, ' ')}) {
     turn_request request;

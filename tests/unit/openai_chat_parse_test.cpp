@@ -896,10 +896,20 @@ TEST_CASE("chat request: more bad settings are 400s that name them") {
 TEST_CASE("chat request: unknown fields are accepted everywhere and reported nowhere") {
   const auto request = parse_text(
       R"({"messages":[{"role":"user","content":[{"type":"text","text":"Hi","cache_control":{}}],
-          "name":"Ann","x":{"y":[1]}}],"user":"u","metadata":{"a":"b"},"stream_options":{"z":1},
+          "x":{"y":[1]}}],"user":"u","metadata":{"a":"b"},"stream_options":{"z":1},
           "prompt_cache_key":"k","":0,"nonsense":null})");
   CHECK(outline(request) == "{} user: <Hi>");
   CHECK(request.ignored_params.empty());
+}
+
+TEST_CASE("chat request: what a message or a stream asks for in vain is named") {
+  const auto request = parse_text(
+      R"({"messages":[{"role":"system","content":"S","name":"boss"},
+          {"role":"user","content":"Hi","name":"Ann"},
+          {"role":"assistant","content":"Yes?","audio":{"id":"a"}},{"role":"user","content":"x"}],
+          "stream":true,"stream_options":{"include_obfuscation":true}})");
+  CHECK(text::join(request.ignored_params, " ") ==
+        "messages.name messages.audio stream_options.include_obfuscation");
 }
 
 TEST_CASE("chat request: one message of many is parsed as fast as it is long") {

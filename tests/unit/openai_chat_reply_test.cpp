@@ -145,6 +145,16 @@ TEST_CASE("chat: every stop reason has OpenAI's word, streamed and whole") {
   }
 }
 
+TEST_CASE("chat: why the model refused is told as the refusal, streamed and whole") {
+  auto told = hello(stop_reason::refusal);
+  std::get<turn_stopped>(told.back()).api =
+      json::parse(R"({"stop_details":{"type":"refusal","explanation":"Not that."}})");
+  CHECK(stream_of(told, false)
+            .find(chunk(R"({"refusal":"Not that."})", "null") +
+                  chunk("{}", R"("content_filter")")) != std::string::npos);
+  CHECK(json::parse(whole_of(told))["choices"][0]["message"]["refusal"] == "Not that.");
+}
+
 TEST_CASE("chat stream: each event is written at once, and nothing is written twice") {
   chat_reply writer({"abc", created}, telling_usage(true));
   const auto events = hello();

@@ -459,6 +459,21 @@ TEST_CASE("responses request: what cannot be honoured is named, what asks for no
             .ignored_params.empty());
 }
 
+TEST_CASE("responses request: what the fields of a field ask for in vain is named") {
+  CHECK(with(R"("reasoning":{"context":"all_turns","mode":"pro","summary":"auto"},
+                "stream_options":{"include_obfuscation":true},
+                "tools":[{"type":"function","name":"f","async":true,"output_schema":{}}])")
+            .ignored_params == strings{"tools.async", "tools.output_schema", "reasoning.context",
+                                       "reasoning.mode", "stream_options.include_obfuscation"});
+  CHECK(with(R"("reasoning":{"context":"auto","mode":"standard"},"stream_options":{})")
+            .ignored_params.empty());
+}
+
+TEST_CASE("responses request: a summary alone asks for thoughts to be shown") {
+  CHECK(with(R"("reasoning":{"summary":"auto"})").shows_thinking);
+  CHECK_FALSE(with(R"("reasoning":{"effort":"low"})").shows_thinking);  // the effort decides later
+}
+
 TEST_CASE("responses: the answer repeats the request, with OpenAI's defaults") {
   auto response = response_to("");
   for (const char* own : {"id", "object", "created_at", "status", "background", "error",

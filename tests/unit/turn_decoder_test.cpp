@@ -227,6 +227,33 @@ TEST_CASE("decoder: blocks out of order fail the turn, and no text gets into the
   }
 }
 
+TEST_CASE(
+    "decoder: a change of the model within an answer, which comes in no event, ends nothing") {
+  const auto fallback =
+      assistant("m1", R"([{"type":"fallback","from":{"model":"a"},"to":{"model":"b"}}])");
+  const auto all = decode({message_start("m1"), text_start(0), text_delta("a"), block_stop(0),
+                           fallback, text_start(2), text_delta("b", 2), block_stop(2),
+                           message_delta(R"("end_turn")"), result()});
+  CHECK(test::text_of(all.told) == "ab");
+  CHECK(test::grammar_problem(all.told) == "");
+}
+
+TEST_CASE("decoder: the end and the usage are kept as the API tells them, unless they differ") {
+  const auto end_after = [](const std::string& reason) {
+    const auto all =
+        decode({message_start("m1", R"({"input_tokens":5,"service_tier":"batch"})"), text_start(),
+                text_delta("x"), block_stop(),
+                message_delta('"' + reason + '"', R"({"output_tokens":2})"), result()});
+    return test::end_of(all.told).value();
+  };
+  const auto full = end_after("model_context_window_exceeded");
+  CHECK(full.reason == stop_reason::max_tokens);
+  CHECK(full.api["stop_reason"] == "model_context_window_exceeded");
+  CHECK(full.usage.api["service_tier"] == "batch");
+  CHECK(full.usage.api["output_tokens"] == 2);
+  CHECK(end_after("tool_use").api.empty());  // without a call it is an end of the turn
+}
+
 TEST_CASE("decoder: what comes between the end of a message and the next one is in no message") {
   const std::vector<json> late = {text_start(1), text_delta("late", 1)};
   const auto all = decode(hello() + late + std::vector<json>{result()});
