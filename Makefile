@@ -122,9 +122,9 @@ endif
 # ---- testing -------------------------------------------------------------------------------------
 
 test: ## build and run every test; the last line counts them
-	@.ci/deps build test node browser sandbox python
+	@.ci/deps build test node browser sandbox python portable
 	@$(MAKE) --no-print-directory -j$(JOBS) programs e2e-modules client-libraries
-	@tests/run unit golden protocol build e2e
+	@tests/run unit golden protocol build e2e portable
 
 unit protocol golden: ## build and run one suite
 	@.ci/deps build test
@@ -234,6 +234,9 @@ install: build/claude-openai ## install program, header, manual, shell completio
 	install -d "$(prefix)/bin" "$(prefix)/include" "$(systemd_folder)" "$(system_folder)" "$(launchd_folder)"
 	install -m 755 build/claude-openai "$(prefix)/bin/"
 	install -m 644 claude-openai.hpp "$(prefix)/include/"
+	install -d "$(prefix)/share/cmake/claude_openai" "$(prefix)/share/pkgconfig"
+	install -m 644 packaging/cmake/*.cmake "$(prefix)/share/cmake/claude_openai/"
+	install -m 644 packaging/claude-openai.pc "$(prefix)/share/pkgconfig/"
 	sed 's|@PREFIX@|$(PREFIX)|g' packaging/claude-openai.service > "$(systemd_folder)/claude-openai.service"
 	sed 's|@PREFIX@|$(PREFIX)|g' packaging/claude-openai-system.service > "$(system_folder)/claude-openai.service"
 	sed 's|@PREFIX@|$(PREFIX)|g' packaging/claude-openai.plist > "$(launchd_folder)/claude-openai.plist"
@@ -246,7 +249,8 @@ install: build/claude-openai ## install program, header, manual, shell completio
 uninstall: ## remove what `make install` installed
 	rm -f "$(prefix)/bin/claude-openai" "$(prefix)/include/claude-openai.hpp" \
 	  "$(systemd_folder)/claude-openai.service" "$(system_folder)/claude-openai.service" \
-	  "$(launchd_folder)/claude-openai.plist"
+	  "$(launchd_folder)/claude-openai.plist" "$(prefix)/share/pkgconfig/claude-openai.pc"
+	rm -rf "$(prefix)/share/cmake/claude_openai"
 	for one in $(generated); do rm -f "$(prefix)/share/$${one#*:}"; done
 	-rmdir "$(launchd_folder)"
 

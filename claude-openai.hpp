@@ -2,10 +2,16 @@
 // stay alive. One header, C++17. It needs cpp-httplib and nlohmann/json; `main.cpp` is the program.
 //
 //   claude_openai::options settings;
-//   settings.environment = claude_openai::current_environment();
 //   claude_openai::server proxy(settings);
-//   proxy.bind();
-//   proxy.run();
+//   proxy.start();
+//   std::cout << proxy.url() << std::endl;
+//   proxy.wait();  // until `stop`, from another thread or a signal handler
+//
+// For a program that embeds it, only this is public: `options` with what it holds, `validate`,
+// `current_environment`, `logger`, `use_demo`, `server` with `cli_facts` and `request_figures`,
+// `api_error`, and CLAUDE_OPENAI_VERSION. All else may change with every version. A wrong call
+// throws `std::logic_error`, as `std::invalid_argument` is one for wrong options; what the machine
+// refuses throws `std::runtime_error`, as `std::system_error` is one.
 //
 // Table of contents. A section uses only sections above it; the compiler proves the order.
 //
@@ -20,8 +26,8 @@
 //                [23] agents             [24] demo
 //   edge         [25] guard              [26] limits              [27] metrics
 //                [28] status             [29] http_head           [30] transport
-//                [31] page               [32] http                [33] server
-//                [34] doctor
+//                [31] page               [32] connection          [33] routes
+//                [34] http               [35] server              [36] doctor
 //
 // The way a request goes:
 //
@@ -42,6 +48,7 @@
 #define CLAUDE_OPENAI_HPP
 
 #define CLAUDE_OPENAI_VERSION "0.1.0"
+#define CLAUDE_OPENAI_VERSION_NUMBER 100  // 10000 * major + 100 * minor + patch
 
 #include <algorithm>
 #include <array>
@@ -770,7 +777,8 @@ class logger {
  public:
   using sink = std::function<void(log_level, const std::string& line)>;
 
-  /// A logger without a sink says nothing. The sink gets a message, or a whole JSON object.
+  /// A logger without a sink says nothing. The sink gets a message, or a whole JSON object; what it
+  /// throws is lost, since there is nowhere to tell it.
   logger() : logger(log_level::off, nullptr) {}
   logger(log_level least, sink write, log_format format = log_format::line)
       : state_(std::make_shared<state>(least, std::move(write), format)) {}
@@ -793,7 +801,10 @@ class logger {
     const bool as_object = state_->format == log_format::object;
     const auto said = redact(as_object ? render_log_object(level, line, fields) : line);
     const std::lock_guard<std::mutex> lock(state_->mutex);
-    state_->write(level, said);
+    try {
+      state_->write(level, said);
+    } catch (...) {
+    }
   }
 
  private:
@@ -808,6 +819,18 @@ class logger {
 
   std::shared_ptr<state> state_;
 };
+
+/// Calls what the embedding program gave, if anything. What that throws is logged.
+template <class Callback, class... Given>
+void call_back(const logger& log, const Callback& callback, const Given&... given) {
+  try {
+    if (callback) callback(given...);
+  } catch (const std::exception& failure) {
+    log.error(std::string("a callback of the embedding program failed: ") + failure.what());
+  } catch (...) {
+    log.error("a callback of the embedding program failed");
+  }
+}
 
 //================================================================================================
 // [05] options - what the operator decides
@@ -828,40 +851,9 @@ inline std::string_view name_of(auth_method method) {
   return "detect";
 }
 
-/// Accepts the reference wrapper's names too: `claude_cli`, `anthropic`.
-inline std::optional<auth_method> try_auth_method(std::string_view name) {
-  const auto lower = text::to_lower(text::trim(name));
-  if (lower == "cli" || lower == "claude_cli") return auth_method::cli;
-  if (lower == "api_key" || lower == "anthropic") return auth_method::api_key;
-  if (lower == "bedrock") return auth_method::bedrock;
-  if (lower == "vertex") return auth_method::vertex;
-  if (lower.empty() || lower == "detect") return auth_method::detect;
-  return std::nullopt;
-}
-
 using environment_map = std::map<std::string, std::string>;
 
-/// The value of a `.env` line, its quotes and comment taken off; nullopt for a quote that is open.
-inline std::optional<std::string> try_env_value(std::string_view given) {
-  const char quote = given.empty() ? '\0' : given.front();
-  if (quote != '"' && quote != '\'') {
-    const auto comment = std::min(given.find(" #"), given.size());
-    return std::string(text::trim(given.substr(0, comment)));
-  }
-  std::string value;
-  for (std::size_t i = 1; i < given.size(); ++i) {
-    if (given[i] == quote) {
-      const auto rest = text::trim(given.substr(i + 1));
-      return rest.empty() || rest.front() == '#' ? std::optional<std::string>(value) : std::nullopt;
-    }
-    const bool escaped = quote == '"' && given[i] == '\\' && i + 1 < given.size();
-    if (escaped) ++i;
-    value += !escaped ? given[i] : given[i] == 'n' ? '\n' : given[i] == 't' ? '\t' : given[i];
-  }
-  return std::nullopt;
-}
-
-/// The environment of this process, for `options::environment`.
+/// The environment of this process.
 inline environment_map current_environment() {
   environment_map variables;
   for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
@@ -882,6 +874,16 @@ inline std::string value_or(const environment_map& variables, const char* name,
 /// `automatic`: files are confined, and commands where the system can do it. `on`: both, or there
 /// are no agents. `off`: neither.
 enum class sandbox_use { automatic, on, off };
+
+/// From the most careful to the least; a client gets no further than the operator lets it.
+constexpr std::array<std::string_view, 5> permission_modes = {"plan", "dontAsk", "default",
+                                                              "acceptEdits", "bypassPermissions"};
+
+inline std::optional<std::size_t> rank_of_mode(std::string_view mode) {
+  const auto found = std::find(permission_modes.begin(), permission_modes.end(), mode);
+  if (found == permission_modes.end()) return std::nullopt;
+  return static_cast<std::size_t>(found - permission_modes.begin());
+}
 
 /// How often one address and one client key may ask, in requests a minute, per group of endpoints.
 /// 0: never.
@@ -954,75 +956,11 @@ struct options {
   std::chrono::milliseconds keep_alive_interval{15'000};  ///< of silence in a stream
   std::chrono::milliseconds stop_grace{500};     ///< between SIGTERM and SIGKILL of a `claude`
   std::chrono::milliseconds spare_hold{20'000};  ///< unasked, a model keeps a spare of few so long
-  std::chrono::milliseconds drain_timeout{30'000};  ///< for running requests, after `stop`
-  environment_map environment;  ///< what `claude` may inherit from; see `child_environment`
-  bool log_bodies = false;      ///< requests and answers too, at the level `debug`
+  std::chrono::milliseconds drain_timeout{30'000};      ///< for running requests, after `stop`
+  environment_map environment = current_environment();  ///< see `child_environment`
+  bool log_bodies = false;  ///< requests and answers too, at the level `debug`
   logger log;
 };
-
-/// Variables of a `.env` file: `NAME=value` lines, perhaps after `export`; `#` begins a comment,
-/// `'...'` is taken as it is, `"..."` knows \n, \t, \" and \\. Throws `std::invalid_argument` with
-/// the number of a line that is none of this.
-inline environment_map parse_env_file(std::string_view content) {
-  environment_map variables;
-  constexpr std::string_view byte_order_mark = "\xEF\xBB\xBF";
-  if (text::starts_with(content, byte_order_mark)) content.remove_prefix(byte_order_mark.size());
-  for (std::size_t number = 1; !content.empty(); ++number) {
-    const auto end = std::min(content.find('\n'), content.size());
-    auto line = text::trim(content.substr(0, end));
-    content.remove_prefix(std::min(end + 1, content.size()));
-    if (line.empty() || line.front() == '#') continue;
-    if (text::starts_with(line, "export ")) line = text::trim(line.substr(7));
-    const auto equals = std::min(line.find('='), line.size());
-    const auto name = text::trim(line.substr(0, equals));
-    const bool named = !name.empty() && std::all_of(name.begin(), name.end(), [](char c) {
-      return c == '_' || std::isalnum(static_cast<unsigned char>(c)) != 0;
-    });
-    const auto value =
-        equals == line.size() ? std::nullopt : try_env_value(text::trim(line.substr(equals + 1)));
-    if (!named || !value) {
-      throw std::invalid_argument("line " + std::to_string(number) + " is not NAME=value");
-    }
-    variables[std::string(name)] = *value;
-  }
-  return variables;
-}
-
-/// A list as a JSON array of strings, or with commas. Throws `std::invalid_argument` for an array
-/// of anything else.
-inline std::vector<std::string> parse_list(std::string_view value) {
-  value = text::trim(value);
-  if (!text::starts_with(value, "[")) return text::split(value, ',');
-  const auto array = try_parse_json(value);
-  if (!array.is_array()) throw std::invalid_argument("this is no JSON array");
-  std::vector<std::string> items;
-  for (const auto& item : array) {
-    if (!item.is_string()) throw std::invalid_argument("this is no array of strings");
-    items.push_back(item.get<std::string>());
-  }
-  return items;
-}
-
-/// Puts in one more budget, as `requests=100/minute`, `tokens=1000000/day` or `usd=2.5/day`. False
-/// when it is no such thing.
-inline bool add_budget(options& settings, std::string_view given) {
-  const auto equals = given.find('=');
-  const auto slash = given.find('/');
-  if (equals == std::string_view::npos || slash == std::string_view::npos || slash < equals) {
-    return false;
-  }
-  const auto kind = given.substr(0, equals);
-  const auto amount = given.substr(equals + 1, slash - equals - 1);
-  const auto span = given.substr(slash + 1);
-  if (span != "minute" && span != "day") return false;
-  auto& budget = span == "minute" ? settings.minute_budget : settings.day_budget;
-  const auto whole = text::try_number<std::int64_t>(amount);
-  if (kind == "usd") budget.usd = text::try_decimal(amount).value_or(-1);
-  if (kind == "requests") budget.requests = whole.value_or(-1);
-  if (kind == "tokens") budget.tokens = whole.value_or(-1);
-  const bool known = kind == "usd" || kind == "requests" || kind == "tokens";
-  return known && budget.usd >= 0 && budget.requests >= 0 && budget.tokens >= 0;
-}
 
 /// `90s`, `10m`, `2h`, `500ms` or plain seconds; nullopt when it is none of them.
 inline std::optional<std::chrono::milliseconds> try_duration(std::string_view value) {
@@ -1096,6 +1034,26 @@ void require_access(const options& settings, Require require) {
   }
 }
 
+/// What it asks of amounts and times.
+template <class Require>
+void require_amounts(const options& settings, Require require) {
+  const auto& limits = settings.limits;
+  for (const int limit :
+       {limits.chat, limits.debug, limits.auth, limits.session, limits.health, limits.other}) {
+    require(limit >= 0, "a rate limit must not be negative");
+  }
+  for (const auto* amounts : {&settings.minute_budget, &settings.day_budget}) {
+    require(amounts->requests >= 0 && amounts->tokens >= 0 && amounts->usd >= 0,
+            "a budget must not be negative");
+  }
+  for (const auto time :
+       {settings.queue_timeout, settings.idle_timeout, settings.session_ttl, settings.stop_grace,
+        settings.keep_alive_interval, settings.spare_hold, settings.drain_timeout}) {
+    require(time.count() >= 0, "a time must not be negative");
+  }
+  require(settings.max_queue >= 0, "max-queue must not be negative");
+}
+
 /// One sentence per problem; empty when the options can be run with.
 inline std::vector<std::string> validate(const options& settings) {
   std::vector<std::string> problems;
@@ -1120,13 +1078,12 @@ inline std::vector<std::string> validate(const options& settings) {
     require(is_ip_literal(base) || base == "unix",
             "a trusted proxy is an address or a network, such as 10.0.0.0/8");
   }
-  const auto& limits = settings.limits;
-  for (const int limit :
-       {limits.chat, limits.debug, limits.auth, limits.session, limits.health, limits.other}) {
-    require(limit >= 0, "a rate limit must not be negative");
-  }
+  require(rank_of_mode(settings.permission_mode).has_value(),
+          "the permission mode must be plan, dontAsk, default, acceptEdits or bypassPermissions");
+  require(!settings.demo || !settings.claude_arguments.empty(), "the demo is set up by `use_demo`");
   require(!settings.default_model.empty(), "the model must not be empty");
   require(!text::starts_with(settings.default_model, "-"), "the model must not begin with '-'");
+  require_amounts(settings, require);
   require_access(settings, require);
   return problems;
 }
@@ -1791,8 +1748,8 @@ inline std::string parse_instructions(const reader& content) {
     if (type.string() != "text" && type.string() != "input_text") {
       type.fail("'" + type.string() + "' is not supported here; only text is");
     }
-    const auto& words = part.require("text").string();
-    if (!words.empty()) texts.push_back(words);
+    auto words = part.require("text").string();
+    if (!words.empty()) texts.push_back(std::move(words));
   }
   return text::join(texts, "\n");
 }
@@ -1812,7 +1769,15 @@ inline void take_instructions(const reader& content, turn_request& request) {
   const auto words = parse_instructions(content);
   if (words.empty()) return;
   text_part marked{"<system-reminder>\n" + words + "\n</system-reminder>"};
-  request.messages.push_back({role::user, {std::move(marked)}});
+  // After tools' results it belongs to the last of them, as Claude Code has it: so the process that
+  // waits for them can be given it, too.
+  auto& before = request.messages.back().parts;
+  auto* result = before.empty() ? nullptr : std::get_if<tool_result_part>(&before.back());
+  if (result != nullptr) {
+    result->content.emplace_back(std::move(marked));
+  } else {
+    request.messages.push_back({role::user, {std::move(marked)}});
+  }
 }
 
 /// More tools than the API takes, and few enough for checks of each against each.
@@ -2629,8 +2594,8 @@ inline std::vector<content_part> parse_content(const reader& message, turn_reque
     const auto type = part.require("type");
     const auto& kind = type.string();
     if (kind == "text" || kind == "refusal") {
-      const auto& words = part.require(kind.c_str()).string();
-      if (!words.empty()) parts.emplace_back(text_part{words});
+      auto words = part.require(kind.c_str()).string();
+      if (!words.empty()) parts.emplace_back(text_part{std::move(words)});
     } else if (kind == "image_url" && takes_media) {
       const auto image = part.require("image_url");
       parts.emplace_back(parse_image(image.require("url"), image.find("detail"), request));
@@ -2652,7 +2617,7 @@ inline tool_call_part parse_function_call(const reader& function, std::string id
 inline void parse_calls(const reader& source, message& said) {
   if (const auto calls = source.find("tool_calls")) {
     for (const auto& call : calls->elements()) {
-      const auto& id = call.require("id").string();
+      const auto id = call.require("id").string();
       if (const auto custom = call.find("custom")) {
         const json input = json::object({{"input", custom->require("input").string()}});
         said.parts.emplace_back(tool_call_part{id, custom->require("name").string(), input});
@@ -2925,9 +2890,9 @@ inline json render_compatibility(const json& body, const std::vector<std::string
                                     {"warnings", warnings},
                                     {"suggestions", suggestions}});
   const json agent = json::object(
-      {{"supported", json::array({"model", "system_prompt", "max_turns", "allowed_tools",
-                                  "disallowed_tools", "permission_mode", "max_thinking_tokens",
-                                  "continue_conversation", "resume", "cwd"})},
+      {{"supported",
+        json::array({"model", "system_prompt", "max_turns", "allowed_tools", "disallowed_tools",
+                     "permission_mode", "max_thinking_tokens", "cwd"})},
        {"custom_headers",
         json::array({"X-Claude-Max-Turns", "X-Claude-Allowed-Tools", "X-Claude-Disallowed-Tools",
                      "X-Claude-Permission-Mode", "X-Claude-Max-Thinking-Tokens",
@@ -3272,8 +3237,8 @@ inline void parse_block(const reader& block, message& said) {
   const auto& kind = type.string();
   const bool user = said.author == role::user;
   if (kind == "text") {
-    const auto& words = block.require("text").string();
-    if (!words.empty()) said.parts.emplace_back(text_part{words});
+    auto words = block.require("text").string();
+    if (!words.empty()) said.parts.emplace_back(text_part{std::move(words)});
   } else if (kind == "image" && user) {
     said.parts.emplace_back(parse_source(block, media_part::media_kind::image));
   } else if (kind == "document" && user) {
@@ -5469,7 +5434,7 @@ class turn_decoder {
 
   void begin_message(const json& message, bool streamed, events& out) {
     if (streamed_) broken_ += estimate_cost(model_, open_usage());
-    if (!shape_.streamed && !message_complete_) forget_attempt(out);
+    if (!message_complete_) forget_attempt(out);
     message_id_ = string_of(message, "id");
     model_ = string_of(message, "model");
     streamed_ = streamed;
@@ -5490,16 +5455,18 @@ class turn_decoder {
     api_index_ = -1;
   }
 
-  /// Nothing of the incoming message has left.
+  /// Forgets what came of a message that the API broke off, if the client has seen nothing of it.
   void forget_attempt(events& out) {
     if (told_.size() == first_) return;
     const auto shown = std::count_if(told_.begin() + static_cast<std::ptrdiff_t>(first_),
                                      told_.end(), [](const auto& block) { return !block.hidden; });
+    if (shape_.streamed && shown > 0) return;
     blocks_ -= static_cast<std::size_t>(shown);
     told_.resize(first_);
     calls_.clear();
     open_ = unknown_tool_ = false;
-    out.emplace_back(attempt_broken{blocks_});
+    cutter_ = stop_cutter(shape_.cut_at);
+    if (shown > 0) out.emplace_back(attempt_broken{blocks_});
   }
 
   /// A block of a kind that no dialect can tell is skipped with its deltas.
@@ -6169,6 +6136,14 @@ inline json encode_part(const content_part& part, const tool_names& names) {
   json block = render_part(part);
   if (const auto* call = std::get_if<tool_call_part>(&part)) {
     block["name"] = names.to_api(call->name);
+  }
+  if (const auto* result = std::get_if<tool_result_part>(&part); result && result->is_error) {
+    std::vector<std::string> words;  // one text, as the CLI has a failure that a process waits for
+    for (const auto& piece : result->content) {
+      if (const auto* said = std::get_if<text_part>(&piece)) words.push_back(said->text);
+    }
+    const bool text_alone = !words.empty() && words.size() == result->content.size();
+    if (text_alone) block["content"] = text::join(words, "\n");
   }
   return block;
 }
@@ -7257,6 +7232,15 @@ inline std::string find_program(const std::string& name, const environment_map& 
   return {};
 }
 
+/// Where this program is; by the name it was called where the system does not tell.
+inline std::string path_of_program(const std::string& name) {
+  std::error_code unknown;
+  const auto path = std::filesystem::read_symlink("/proc/self/exe", unknown);
+  if (!unknown) return path.string();
+  const auto found = find_program(name, current_environment());
+  return std::filesystem::absolute(found.empty() ? name : found).string();
+}
+
 //================================================================================================
 // [18] claude_process - one `claude`: what it holds of a conversation, and how it is told more
 // uses: text, errors, log, json_access, conversation, events, cli_protocol,
@@ -7416,6 +7400,7 @@ class client_tools {
 struct turn_wishes {
   std::string settings = encode_settings(settings_id, turn_request(), tool_names());
   std::int64_t thinking = 0;
+  bool acknowledged = true;  ///< the process has taken the settings
 };
 
 /// A user's message that can be taken back, with all after it.
@@ -7430,14 +7415,62 @@ struct stop_policy {
   bool close_input = true;
 };
 
+/// What a process holds of a conversation.
+struct conversation_cursor {
+  conversation_trace held;
+  std::size_t told = 0;          ///< messages of it that the process knows
+  std::vector<turn_mark> marks;  ///< of these
+  std::size_t keep = 0;          ///< messages that stay when the others are taken back
+  std::size_t lines = 0;         ///< told so far, with those taken back
+};
+
+/// What a process does for one request.
+struct process_turn {
+  const turn_request* request = nullptr;  ///< null when nobody waits for the turn's end
+  conversation_trace trace;               ///< until the process is told
+  bool agent = false;
+  steady_time begun{};
+  turn_decoder decoder{0};
+  tool_names names;
+  int retries = 0;
+  std::vector<usage_window> windows;
+  std::deque<event> events;
+  bool told_event = false;
+  bool lost = false;
+};
+
+/// How long a process has served.
+struct service_record {
+  steady_time started = std::chrono::steady_clock::now();
+  std::string day = text::local_day();
+  int turns = 0;
+};
+
+/// The process's own id of the API for one of its models, where it has told it.
+inline std::string resolve_model(const json& introduction, const std::string& name) {
+  const auto& models = member_of(introduction, "models");
+  if (!models.is_array()) return name;
+  for (const auto& known : models) {
+    if (string_of(known, "value") != name) continue;
+    const auto resolved = string_of(known, "resolvedModel");
+    if (!resolved.empty()) return resolved;
+  }
+  return name;
+}
+
+/// `claude` takes no message back that brings the results of its calls, but the one before.
+inline bool holds_results(const message& said) {
+  return std::any_of(said.parts.begin(), said.parts.end(), [](const content_part& part) {
+    return std::holds_alternative<tool_result_part>(part);
+  });
+}
+
 /// Speaks with one `claude`. Whoever holds it moves its bytes with `pump`; it owns no thread.
 ///
 /// It is a cursor in a conversation: `begin` takes back what the request has not, tells what is
 /// missing, and asks. Nothing is told before `claude` has confirmed that all is taken back.
 class claude_process {
  public:
-  using events = std::deque<event>;
-
   /// `starting` until it has answered once, then `ready`: it holds nothing and is nobody's yet.
   /// `idle`: it holds whole pairs of a conversation, or none. `dead`: it must be ended.
   enum class state {
@@ -7465,7 +7498,7 @@ class claude_process {
   bool alive() const { return state_ != state::dead && !connection_.child().has_exited(); }
 
   /// It ended, or said what nobody understands, before it told anything of the turn.
-  bool lost() const { return lost_; }
+  bool lost() const { return turn_.lost; }
 
   refusal refused() const { return refused_; }
   bool is_agent() const { return turn_.agent; }
@@ -7516,14 +7549,14 @@ class claude_process {
 
   /// Brings the process to the request's conversation and asks; its answer comes as events. The
   /// first `keep` messages are those that it holds; the others are taken back, or told. One that
-  /// awaits the results of tools must be given these and nothing else, or be taken back. Both
-  /// arguments must outlive the turn, which `accept` or `release` ends.
-  void begin(const turn_request& request, const conversation_trace& trace, std::size_t keep) {
+  /// awaits the results of tools must be given these and nothing else, or be taken back. `request`
+  /// must outlive the turn, which `accept` or `release` ends.
+  void begin(const turn_request& request, conversation_trace trace, std::size_t keep) {
     auto decoder = std::move(turn_.decoder);
     turn_ = {};
     turn_.begun = std::chrono::steady_clock::now();
     turn_.request = &request;
-    turn_.trace = &trace;
+    turn_.trace = std::move(trace);
     turn_.agent = request.agent.has_value();
     ++service_.turns;
     if (keep < cursor_.held.ends.size()) return take_back(keep);
@@ -7601,34 +7634,6 @@ class claude_process {
   std::unique_ptr<child_process> take_child() { return connection_.take_child(); }
 
  private:
-  /// Where it stands in a conversation.
-  struct cursor {
-    conversation_trace held;
-    std::size_t told = 0;          ///< messages of it that the process knows
-    std::vector<turn_mark> marks;  ///< of these
-    std::size_t keep = 0;          ///< messages that stay when the others are taken back
-    std::size_t lines = 0;         ///< told so far, with those taken back
-  };
-
-  struct current_turn {
-    const turn_request* request = nullptr;  ///< null when nobody waits for the turn's end
-    const conversation_trace* trace = nullptr;
-    bool agent = false;
-    steady_time begun{};
-    turn_decoder decoder{0};
-    tool_names names;
-    int retries = 0;
-    std::vector<usage_window> windows;
-    claude_process::events events;
-    bool told_event = false;
-  };
-
-  struct service_record {
-    steady_time started = std::chrono::steady_clock::now();
-    std::string day = text::local_day();
-    int turns = 0;
-  };
-
   static constexpr std::chrono::seconds longest_start{60};  // usual: 0.5 s
   static constexpr std::chrono::seconds longest_step{3};    // to take one message back; usual: 3 ms
 
@@ -7693,7 +7698,7 @@ class claude_process {
       tools_.take_results(*said, *(said + 1), turn_.decoder.calls());
     }
     turn_.decoder = turn_decoder(cost_, std::move(shape), charged);
-    cursor_.held = *turn_.trace;
+    cursor_.held = std::move(turn_.trace);
     if (!brings_results) return tell_next(std::move(lines));
     cursor_.told = cursor_.held.ends.size();
     state_ = state::answering;
@@ -7709,7 +7714,7 @@ class claude_process {
       const auto& said = messages[cursor_.told];
       asked = said.author == role::user;
       message_line line{cursor_.told + 1 == messages.size(), asked ? next_uuid() : std::string(),
-                        cursor_.lines, resolved_model()};
+                        cursor_.lines, resolve_model(introduction_, turn_.request->model)};
       if (asked && !holds_results(said)) cursor_.marks.push_back({cursor_.told, line.uuid});
       if (line.ask && !turn_.request->nudge.empty()) {
         auto nudged = said;
@@ -7724,39 +7729,19 @@ class claude_process {
     connection_.send(lines);
   }
 
-  /// `claude` takes no message back that brings the results of its calls, but the one before.
-  static bool holds_results(const message& said) {
-    return std::any_of(said.parts.begin(), said.parts.end(), [](const content_part& part) {
-      return std::holds_alternative<tool_result_part>(part);
-    });
-  }
-
-  /// The API's id of the process's model, where the process has told it.
-  std::string resolved_model() const {
-    const auto& name = turn_.request->model;
-    const auto& models = member_of(introduction_, "models");
-    if (!models.is_array()) return name;
-    for (const auto& known : models) {
-      if (string_of(known, "value") != name) continue;
-      const auto resolved = string_of(known, "resolvedModel");
-      if (!resolved.empty()) return resolved;
-    }
-    return name;
-  }
-
-  /// The lines that tell the next turn's wishes, where they differ from the last one's.
+  /// The lines that tell the turn's wishes, where they differ from the last one's.
   std::string tell_wishes(turn_wishes wishes) {
     std::string lines;
-    settings_pending_ = wishes.settings != wishes_.settings;
+    wishes.acknowledged = wishes.settings == wishes_.settings;
     if (wishes.thinking != wishes_.thinking) lines += encode_thinking("thinking", wishes.thinking);
-    if (settings_pending_) lines += wishes.settings;
+    if (!wishes.acknowledged) lines += wishes.settings;
     wishes_ = std::move(wishes);
     return lines;
   }
 
   /// Once the process knows what the client wishes of the API call that follows.
   void answer_calls() {
-    if (!settings_pending_) connection_.send(tools_.answer_calls());
+    if (wishes_.acknowledged) connection_.send(tools_.answer_calls());
   }
 
   /// `claude` compares the first 24 characters only.
@@ -7840,7 +7825,7 @@ class claude_process {
     }
     if (id == opening_id) introduction_ = member_of(response, "response");
     if (id != settings_id) return;
-    settings_pending_ = false;
+    wishes_.acknowledged = true;
     answer_calls();
   }
 
@@ -7853,7 +7838,7 @@ class claude_process {
   void lose(const std::string& reason) {
     if (state_ == state::dead) return;
     state_ = state::dead;
-    lost_ = turn_.events.empty() && !turn_.told_event;
+    turn_.lost = turn_.events.empty() && !turn_.told_event;
     std::vector<event> decoded;
     turn_.decoder.fail(api_error(error_kind::bad_gateway, connection_.explain(reason)), decoded);
     for (auto& what : decoded) turn_.events.push_back(std::move(what));
@@ -7866,15 +7851,13 @@ class claude_process {
   json introduction_;
   client_tools tools_;
   std::map<std::string, usage_window> windows_;
-  turn_wishes wishes_;             ///< that it was told last
-  bool settings_pending_ = false;  ///< and has not acknowledged
-  bool runs_ = false;              ///< its `result` is still to come
-  bool interrupting_ = false;      ///< the interrupt is still to be acknowledged
-  cursor cursor_;
-  current_turn turn_;
+  turn_wishes wishes_;         ///< that it was told last
+  bool runs_ = false;          ///< its `result` is still to come
+  bool interrupting_ = false;  ///< the interrupt is still to be acknowledged
+  conversation_cursor cursor_;
+  process_turn turn_;
   refusal refused_ = refusal::none;
   double cost_ = 0;  ///< in USD, as it has told
-  bool lost_ = false;
 };
 
 //================================================================================================
@@ -7940,6 +7923,36 @@ inline double cost_of(const way& one) {
 
 /// How far a process may be taken back.
 enum class going_back { anywhere, to_an_answer, nowhere };
+
+/// How far this `claude` takes messages back: an older one does less, and all its processes alike.
+/// Thread-safe.
+class going_back_support {
+ public:
+  explicit going_back_support(const options& settings) : settings_(settings) { reset(); }
+
+  going_back now() const { return now_; }
+
+  /// The program may have become another.
+  void reset() { now_ = settings_.reuse_processes ? going_back::anywhere : going_back::nowhere; }
+
+  /// Learns from a process that would not take a message back.
+  void learn(const claude_process& process) {
+    using refusal = claude_process::refusal;
+    if (process.refused() == refusal::none || now_ == going_back::nowhere) return;
+    const bool first = process.refused() == refusal::first_message;
+    if (first && now_ == going_back::to_an_answer) return;
+    now_ = first ? going_back::to_an_answer : going_back::nowhere;
+    settings_.log.info(first
+                           ? "this claude does not take back the first message of a conversation: "
+                             "each conversation has a process of its own"
+                           : "this claude takes no message back: each conversation has a process "
+                             "of its own, and one that is changed another");
+  }
+
+ private:
+  const options& settings_;
+  std::atomic<going_back> now_{going_back::nowhere};
+};
 
 /// The way by which a process that holds a conversation of the request's identity can serve it;
 /// nullopt when there is none. `brings_results`: all that is new are results for a process that
@@ -8007,6 +8020,351 @@ class lease {
   way way_;
 };
 
+/// A process that no request has.
+struct kept_process {
+  using state = claude_process::state;
+
+  launch_profile profile;
+  std::unique_ptr<claude_process> process;
+  state now;                                             ///< as it was when it was last read
+  steady_time since = std::chrono::steady_clock::now();  ///< it is in this state
+  bool read = false;  ///< the janitor reads what it says: nobody else may take it
+  bool ends = false;  ///< and ends it then
+
+  bool is_unused() const { return now == state::starting || now == state::ready; }
+
+  /// One that hangs holds up no other, and another is started in its place.
+  bool is_starting() const {
+    constexpr std::chrono::seconds longest_start{5};  // that takes a processor; usual: 0.5 s
+    return now == state::starting && std::chrono::steady_clock::now() - since < longest_start;
+  }
+
+  /// On its way to where it may serve others; one that takes longer than a start is not waited for.
+  bool returns_soon() const {
+    constexpr std::chrono::milliseconds longest_return{500};
+    return now == state::taking_back && std::chrono::steady_clock::now() - since < longest_return;
+  }
+};
+
+/// A process for one request, or why there is none.
+struct grant {
+  std::unique_ptr<claude_process> process;
+  way taken;
+  std::optional<api_error> failure = {};
+};
+
+/// How a process could serve the request, if it can.
+inline std::optional<way> way_of(const kept_process& kept, const process_demand& demand,
+                                 going_back may) {
+  using state = claude_process::state;
+  const auto& process = *kept.process;
+  const bool parked = kept.now == state::awaiting_tool_results;
+  if (kept.ends || !(kept.profile == demand.profile)) return std::nullopt;
+  if (kept.now == state::ready) return way{way::kind::spare, 0, 0, demand.history(), 0, false};
+  const bool holds = kept.now == state::idle || parked;
+  if (!holds || demand.fresh || demand.trace == nullptr) return std::nullopt;
+  if (process.held().identity != demand.trace->identity) return std::nullopt;
+  const bool stays = process.is_agent() || !process.is_of_today();
+  if (stays && process.held().ends.empty()) return std::nullopt;
+  return find_way(process.held(), process.marks(), parked, *demand.trace, demand.brings_results,
+                  stays ? going_back::nowhere : may);
+}
+
+/// A request that waits for a process. Owned by its ticket.
+struct waiting_request {
+  const process_demand* demand;
+  steady_time since = std::chrono::steady_clock::now();
+  std::optional<grant> granted = {};
+  wake_signal wake = {};
+
+  /// Others have been served before it for long enough.
+  bool is_overtaken() const {
+    constexpr std::chrono::seconds longest_overtaking{3};
+    return std::chrono::steady_clock::now() - since > longest_overtaking;
+  }
+};
+
+/// The requests that wait, and what each client holds already: nobody's many requests hold up
+/// another's one. Guarded by the pool's lock.
+class fair_queue {
+ public:
+  explicit fair_queue(int max_processes) : max_processes_(max_processes) {}
+
+  int max_processes() const { return max_processes_; }
+
+  /// Processes that serve requests.
+  int busy() const { return busy_; }
+  bool empty() const { return requests_.empty(); }
+  std::size_t size() const { return requests_.size(); }
+
+  /// Where there are several client keys, none may hold all processes or all places in the queue.
+  void share_between(std::size_t keys) { shared_ = keys > 1; }
+
+  /// Most of a number of processes or places that one client may hold at once.
+  int share_of_client(int all) const {
+    return shared_ ? std::max(1, std::min(all * 3 / 4, all - 1)) : all;
+  }
+
+  /// The client holds as many processes as it may: its requests wait, and block no other's.
+  bool is_capped(const std::string& client) const { return left_for(client) <= 0; }
+
+  /// As many requests may wait as `--max-queue` says, beside those for which there is room.
+  bool is_full(const std::string& client, int max_queue) const {
+    const auto own = std::count_if(requests_.begin(), requests_.end(), [&](const auto* request) {
+      return request->demand->client == client;
+    });
+    return static_cast<int>(requests_.size()) >= max_processes_ - busy_ + max_queue ||
+           own >= left_for(client) + share_of_client(max_queue);
+  }
+
+  void add(waiting_request& request) {
+    if (requests_.empty()) last_moved_ = std::chrono::steady_clock::now();
+    requests_.push_back(&request);
+  }
+
+  void remove(waiting_request& request) { requests_.remove(&request); }
+
+  void serve(waiting_request& request, grant granted) {
+    requests_.remove(&request);
+    request.granted = std::move(granted);
+    request.wake.raise();
+  }
+
+  /// A request of the client's has a process.
+  void note_taken(const std::string& client) {
+    last_moved_ = std::chrono::steady_clock::now();
+    if (requests_.empty()) served_.clear();
+    served_[client] = last_moved_;
+    ++busy_of_[client];
+    ++busy_;
+  }
+
+  /// It has given the process back.
+  void note_returned(const std::string& client) {
+    --busy_;
+    if (--busy_of_[client] == 0) busy_of_.erase(client);
+  }
+
+  /// How long requests wait and nothing has moved.
+  std::chrono::milliseconds stalled() const {
+    if (requests_.empty()) return std::chrono::milliseconds(0);
+    return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() -
+                                                                 last_moved_);
+  }
+
+  /// The requests that may have a process, in their order: first those of the client that holds the
+  /// fewest, then of the one that was served the longest ago, then the one that waits the longest.
+  std::vector<waiting_request*> in_line() const {
+    std::vector<std::tuple<int, steady_time, waiting_request*>> ranked;
+    auto held = busy_of_;
+    for (auto* request : requests_) {
+      const auto& client = request->demand->client;
+      const int rank = held[client]++;
+      const auto served = served_.find(client);
+      const auto last = served == served_.end() ? steady_time{} : served->second;
+      if (rank < share_of_client(max_processes_)) ranked.emplace_back(rank, last, request);
+    }
+    const auto place = [](const auto& one) { return std::tie(std::get<0>(one), std::get<1>(one)); };
+    std::stable_sort(ranked.begin(), ranked.end(),
+                     [&](const auto& a, const auto& b) { return place(a) < place(b); });
+    std::vector<waiting_request*> line;
+    for (const auto& entry : ranked) line.push_back(std::get<waiting_request*>(entry));
+    return line;
+  }
+
+  /// The profile of which more processes are waited for than are starting.
+  std::optional<launch_profile> missing(std::vector<launch_profile> starting) const {
+    for (const auto* request : in_line()) {
+      const auto& profile = request->demand->profile;
+      const auto own = std::find(starting.begin(), starting.end(), profile);
+      if (own == starting.end()) return profile;
+      starting.erase(own);
+    }
+    return std::nullopt;
+  }
+
+  /// Tells the first request that waits for such a process why there is none. False for none.
+  bool refuse(const launch_profile& profile, const api_error& failure) {
+    const auto request = std::find_if(requests_.begin(), requests_.end(), [&](const auto* waiting) {
+      return waiting->demand->profile == profile;
+    });
+    if (request == requests_.end()) return false;
+    serve(**request, grant{nullptr, {}, failure});
+    return true;
+  }
+
+ private:
+  int left_for(const std::string& client) const {
+    const auto used = busy_of_.find(client);
+    return share_of_client(max_processes_) - (used == busy_of_.end() ? 0 : used->second);
+  }
+
+  int max_processes_;
+  std::list<waiting_request*> requests_;  ///< in the order of their arrival
+  int busy_ = 0;
+  std::map<std::string, int> busy_of_;         ///< the same by client
+  std::map<std::string, steady_time> served_;  ///< by client, since requests last waited
+  bool shared_ = false;                        ///< between several client keys
+  steady_time last_moved_{};                   ///< when a request last got a process
+};
+
+/// Of which launch profiles spares are kept, and when the next may start. Guarded by the pool's
+/// lock.
+class spare_plan {
+ public:
+  void keep(int spares) { wanted_ = spares; }
+
+  /// The profile was asked for. The first ones have one spare more than the others, or one instead
+  /// of none. Another takes such a place only when nobody has asked for its owner for a while: to
+  /// follow each request would start a process and end another for it. `hold` is that while.
+  void remember(const launch_profile& profile, const std::string& client,
+                std::chrono::milliseconds hold) {
+    // A server that a client has registered runs as long as that client uses it, not as a spare.
+    if (profile.agent && profile.agent->client_servers) return;
+    const auto now = std::chrono::steady_clock::now();
+    const auto earlier = [](const auto& a, const auto& b) { return a.asked < b.asked; };
+    auto known = profiles_.begin() + place_of(profile);
+    if (known == profiles_.end()) {
+      if (profiles_.size() == max_profiles) {
+        const auto poorer = profiles_.begin() + wanted_ % static_cast<int>(max_profiles);
+        profiles_.erase(std::min_element(poorer, profiles_.end(), earlier));
+      }
+      const auto owner = profile.agent ? client : std::string();
+      known = profiles_.insert(profiles_.end(), asked_profile{profile, owner, now});
+    }
+    known->asked = now;
+    const auto first = profiles_.begin();
+    const auto richer = wanted_ % static_cast<std::ptrdiff_t>(profiles_.size());
+    if (richer == 0 || known - first < richer) return;
+    const auto oldest = std::min_element(first, first + richer, earlier);
+    if (now - oldest->asked >= hold) std::swap(*oldest, *known);
+  }
+
+  /// Those of these clients' agents.
+  void forget(const std::set<std::string>& clients) {
+    profiles_.erase(
+        std::remove_if(profiles_.begin(), profiles_.end(),
+                       [&](const asked_profile& asked) { return clients.count(asked.client) > 0; }),
+        profiles_.end());
+  }
+
+  /// The wanted spares are dealt out to the remembered profiles in turn.
+  int share_of(const launch_profile& profile) const {
+    const auto place = static_cast<int>(place_of(profile));
+    const auto all = static_cast<int>(profiles_.size());
+    if (place == all) return 0;
+    return wanted_ / all + (place < wanted_ % all ? 1 : 0);
+  }
+
+  /// The first profile of which `count` tells fewer spares than its share.
+  template <class Count>
+  std::optional<launch_profile> missing(Count count) const {
+    for (const auto& asked : profiles_) {
+      if (count(asked.profile) < share_of(asked.profile)) return asked.profile;
+    }
+    return std::nullopt;
+  }
+
+  void note_taken() { last_taken_ = std::chrono::steady_clock::now(); }
+  void note_ready() { failures_ = 0; }
+  void note_failure() {
+    failures_ = std::min(failures_ + 1, 6);
+    const std::chrono::seconds delay(1 << (failures_ - 1));
+    not_before_ = std::chrono::steady_clock::now() + delay;
+  }
+
+  /// When the next spare may start. A burst of requests comes first; new spares would only take its
+  /// processor time.
+  steady_time due() const {
+    constexpr std::chrono::milliseconds refill_delay{200};
+    return std::max(last_taken_ + refill_delay, not_before_);
+  }
+
+ private:
+  struct asked_profile {
+    launch_profile profile;
+    std::string client;  ///< whose agents it is for; empty: for all, or for those without a key
+    steady_time asked;
+  };
+
+  static constexpr std::size_t max_profiles = 4;
+
+  /// The number of profiles for an unknown one.
+  std::ptrdiff_t place_of(const launch_profile& profile) const {
+    const auto known = std::find_if(profiles_.begin(), profiles_.end(),
+                                    [&](const auto& asked) { return asked.profile == profile; });
+    return known - profiles_.begin();
+  }
+
+  std::deque<asked_profile> profiles_;
+  int wanted_ = 0;
+  int failures_ = 0;
+  steady_time last_taken_{};
+  steady_time not_before_{};
+};
+
+/// Processes that were told to end and are not yet gone. Guarded by the pool's lock.
+class stopping_processes {
+ public:
+  std::size_t size() const { return processes_.size(); }
+
+  /// Ends a process without waiting for it; it is killed when it does not end within `grace`.
+  void add(claude_process& process, std::chrono::milliseconds grace) {
+    const auto policy = process.ending();
+    auto child = process.take_child();
+    if (policy.close_input) child->input.reset();
+    child->signal_group(policy.signal);
+    processes_.push_back({std::move(child), std::chrono::steady_clock::now() + grace});
+  }
+
+  void reap() {
+    const auto now = std::chrono::steady_clock::now();
+    for (auto one = processes_.begin(); one != processes_.end();) {
+      if (now >= one->kill_at) {
+        one->child->signal_group(SIGKILL);
+        one->kill_at = steady_time::max();
+      }
+      one = one->child->try_reap() ? processes_.erase(one) : std::next(one);
+    }
+  }
+
+ private:
+  struct stopping_process {
+    std::unique_ptr<child_process> child;
+    steady_time kill_at;
+  };
+
+  std::list<stopping_process> processes_;
+};
+
+/// No more start at once than there are processors: each takes one for half a second.
+struct start_counts {
+  const int max = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  int under_way = 0;        ///< the janitor has no lock meanwhile
+  std::uint64_t total = 0;  ///< since the proxy began
+};
+
+/// Throws an `api_error` that tells why no process could be started, and what to do.
+inline std::unique_ptr<claude_process> start_claude(const options& settings,
+                                                    const launch_profile& profile,
+                                                    const child_guard& guard) {
+  const auto what = make_command(settings, profile);
+  try {
+    return std::make_unique<claude_process>(what, guard);
+  } catch (const std::system_error& failure) {
+    api_error error(error_kind::unavailable, std::string(failure.what()));
+    if (!is_missing(failure) && !settings.claude_path.empty()) throw error;
+    error.message = say_missing(settings);
+    error.code = "claude_not_found";
+    error.retry_is_futile = true;
+    const auto& directory = what.working_directory;
+    if (directory.empty() || ::access(directory.c_str(), X_OK) == 0) throw error;
+    error.message = "the working directory of claude cannot be entered: " + directory;
+    error.code = "working_directory_missing";
+    throw error;
+  }
+}
+
 /// Owns every process. Requests take them and give them back; one thread, the janitor, starts them
 /// and reads what they say while nobody has them. No lock is held while bytes are read.
 class pool {
@@ -8014,11 +8372,12 @@ class pool {
   class ticket;
 
   pool(const options& settings, std::shared_ptr<const child_guard> guard)
-      : settings_(settings), guard_(std::move(guard)) {
-    maximum_ = settings.max_processes > 0 ? settings.max_processes
-                                          : default_max_processes(physical_memory());
-    if (!settings.reuse_processes) back_ = going_back::nowhere;
-    share_between(settings.api_keys.size());
+      : settings_(settings),
+        guard_(std::move(guard)),
+        queue_(settings.max_processes > 0 ? settings.max_processes
+                                          : default_max_processes(physical_memory())),
+        support_(settings) {
+    queue_.share_between(settings.api_keys.size());
   }
   pool(const pool&) = delete;
   pool& operator=(const pool&) = delete;
@@ -8033,26 +8392,26 @@ class pool {
     if (janitor_.joinable()) janitor_.join();
   }
 
-  /// Starts the janitor. It keeps spares of the default model, and of models asked for, once
-  /// `keep_spares` was called.
+  /// Starts the janitor. It keeps spares, also of models asked for, once `keep_spares` was called.
   void start() {
     janitor_ = std::thread([this] { run_janitor(); });
   }
 
-  void keep_spares() {
+  /// From now on, first of all of that model.
+  void keep_spares(const std::string& model) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      wanted_ = settings_.spares;
-      back_ = settings_.reuse_processes ? going_back::anywhere : going_back::nowhere;  // anew
-      remember({settings_.default_model, std::nullopt}, {});
+      spares_.keep(settings_.spares);
+      support_.reset();
+      spares_.remember({model, std::nullopt}, {}, settings_.spare_hold);
     }
     wake_.raise();
   }
 
-  /// Where there are several client keys, none may hold all processes or all places in the queue.
+  /// See `fair_queue`.
   void share_between(std::size_t keys) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    shared_ = keys > 1;
+    queue_.share_between(keys);
     serve_queue();
     wake_.raise();
   }
@@ -8060,306 +8419,123 @@ class pool {
   /// Ends what this client's agents left: a server that they had may be gone. What answers now ends
   /// after its answer.
   void end_agents(const std::string& client) {
-    end_kept({client}, [](const slot& kept) { return kept.profile.agent.has_value(); });
+    end_kept({client}, [](const kept_process& kept) { return kept.profile.agent.has_value(); });
   }
 
   /// Ends all that was kept for clients whose keys are no longer valid; what answers now ends after
   /// its answer.
   void forget(const std::set<std::string>& clients) {
-    end_kept(clients, [](const slot&) { return true; });
+    end_kept(clients, [](const kept_process&) { return true; });
     const std::lock_guard<std::mutex> lock(mutex_);
-    profiles_.erase(
-        std::remove_if(profiles_.begin(), profiles_.end(),
-                       [&](const asked_profile& asked) { return clients.count(asked.client) > 0; }),
-        profiles_.end());
+    spares_.forget(clients);
   }
 
   process_counts counts() const {
     using state = claude_process::state;
     const std::lock_guard<std::mutex> lock(mutex_);
     process_counts now;
-    for (const auto& kept : slots_) {
+    for (const auto& kept : kept_) {
       ++(kept.is_unused() ? now.spare : now.idle);
       now.warm += kept.now == state::ready ? 1 : 0;
       now.parked += kept.now == state::awaiting_tool_results ? 1 : 0;
       now.taking_back += kept.now == state::taking_back ? 1 : 0;
     }
-    now.spare += launching_;
-    now.busy = busy_;
+    now.spare += starts_.under_way;
+    now.busy = queue_.busy();
     now.stopping = static_cast<int>(stopping_.size());
-    now.maximum = maximum_;
+    now.maximum = queue_.max_processes();
     now.queued = static_cast<int>(queue_.size());
-    now.started = started_;
-    if (!queue_.empty()) {
-      now.stalled = std::chrono::duration_cast<std::chrono::milliseconds>(
-          std::chrono::steady_clock::now() - last_moved_);
-    }
+    now.started = starts_.total;
+    now.stalled = queue_.stalled();
     return now;
   }
 
  private:
   friend class lease;
+  using kept_processes = std::list<kept_process>;
 
-  /// A process that no request has.
-  struct slot {
-    launch_profile profile;
-    std::unique_ptr<claude_process> process;
-    claude_process::state now;                             ///< as it was when it was last read
-    steady_time since = std::chrono::steady_clock::now();  ///< it is in this state
-    bool read = false;  ///< the janitor reads what it says: nobody else may take it
-    bool ends = false;  ///< and ends it then
-
-    bool is_unused() const {
-      return now == claude_process::state::starting || now == claude_process::state::ready;
-    }
-  };
-  using slots = std::list<slot>;
-
-  /// A profile that was asked for.
-  struct asked_profile {
-    launch_profile profile;
-    std::string client;  ///< whose agents it is for; empty: for all, or for those without a key
-    steady_time asked;
-  };
-
-  struct stopping_process {
-    std::unique_ptr<child_process> child;
-    steady_time kill_at;
-    bool killed = false;
-  };
-
-  /// A process for one request, or why there is none.
-  struct grant {
-    std::unique_ptr<claude_process> process;
-    way taken;
-    std::optional<api_error> failure = {};
-  };
-
-  /// A request in the queue. Owned by its ticket.
-  struct waiter {
-    const process_demand* demand;
-    steady_time since = std::chrono::steady_clock::now();
-    std::optional<grant> granted = {};
-    wake_signal wake = {};
-  };
-
-  /// A burst of requests comes first; new spares would only take its processor time.
-  static constexpr std::chrono::milliseconds refill_delay{200};
-  static constexpr std::chrono::seconds longest_overtaking{3};
-  static constexpr std::chrono::milliseconds longest_return{500};  // then a start takes no longer
-  static constexpr std::chrono::seconds longest_start{5};  // that takes a processor; usual: 0.5 s
   static constexpr std::chrono::milliseconds reap_interval{5};
   static constexpr std::chrono::milliseconds watch_interval{100};
-  static constexpr std::size_t most_profiles = 4;
-
-  std::unique_ptr<claude_process> start_process(const launch_profile& profile) {
-    const auto command = make_command(settings_, profile);
-    try {
-      auto fresh = std::make_unique<claude_process>(command, *guard_);
-      ++started_;
-      return fresh;
-    } catch (const std::system_error& failure) {
-      throw explain(failure, command);
-    }
-  }
-
-  /// Why no process could be started, and what to do.
-  api_error explain(const std::system_error& failure, const command& what) const {
-    api_error error(error_kind::unavailable, std::string(failure.what()));
-    if (!is_missing(failure) && !settings_.claude_path.empty()) return error;
-    error.message = say_missing(settings_);
-    error.code = "claude_not_found";
-    error.retry_is_futile = true;
-    const auto& directory = what.working_directory;
-    if (directory.empty() || ::access(directory.c_str(), X_OK) == 0) return error;
-    error.message = "the working directory of claude cannot be entered: " + directory;
-    error.code = "working_directory_missing";
-    return error;
-  }
 
   // ---- the choice: needs the lock, as all below to the janitor's part ---------------------------
 
   int total() const {
-    return busy_ + launching_ + static_cast<int>(slots_.size() + stopping_.size());
+    return queue_.busy() + starts_.under_way + static_cast<int>(kept_.size() + stopping_.size());
   }
 
-  /// Most of a number of processes or places that one client may hold at once.
-  int share_of_client(int all) const {
-    return shared_ ? std::max(1, std::min(all * 3 / 4, all - 1)) : all;
-  }
-
-  int held_by(const std::string& client) const {
-    const auto used = busy_of_.find(client);
-    return used == busy_of_.end() ? 0 : used->second;
-  }
-
-  /// The client holds as many processes as it may: its requests wait, and block no other's.
-  bool is_capped(const std::string& client) const {
-    return held_by(client) >= share_of_client(maximum_);
-  }
-
-  /// How this process could serve the request, if it can.
-  std::optional<way> way_of(const slot& kept, const process_demand& demand) const {
-    using state = claude_process::state;
-    const auto& process = *kept.process;
-    const bool parked = kept.now == state::awaiting_tool_results;
-    if (kept.ends || !(kept.profile == demand.profile)) return std::nullopt;
-    if (kept.now == state::ready) return way{way::kind::spare, 0, 0, demand.history(), 0, false};
-    const bool holds = kept.now == state::idle || parked;
-    if (!holds || demand.fresh || demand.trace == nullptr) return std::nullopt;
-    if (process.held().identity != demand.trace->identity) return std::nullopt;
-    const bool stays = process.is_agent() || !process.is_of_today();
-    return find_way(process.held(), process.marks(), parked, *demand.trace, demand.brings_results,
-                    stays ? going_back::nowhere : back_);
-  }
+  bool is_full() const { return total() >= queue_.max_processes(); }
 
   /// A process for the request, by the cheapest way; nullopt where that is to start or to wait.
   /// `before`: the first of those that wait longer, and for whom there was none.
-  std::optional<grant> try_grant(const process_demand& demand, const waiter* before) {
-    if (is_capped(demand.client)) return std::nullopt;
+  std::optional<grant> try_grant(const process_demand& demand, const waiting_request* before) {
+    if (queue_.is_capped(demand.client)) return std::nullopt;
     // At the cap a process that is free makes room for the first in line. To go on with one's own
     // conversation takes it from nobody, but not for so long that the first one gets none.
-    const bool at_cap = before != nullptr && total() >= maximum_;
-    if (at_cap && is_overtaken(*before)) return std::nullopt;
+    const bool at_cap = before != nullptr && is_full();
+    if (at_cap && before->is_overtaken()) return std::nullopt;
     const bool own_only = at_cap && before->demand->client != demand.client;
     double least = cost_of_start(demand);
-    auto best = slots_.end();
+    auto best = kept_.end();
     grant found;
-    for (auto kept = slots_.begin(); kept != slots_.end(); ++kept) {
-      const auto one = way_of(*kept, demand);
+    for (auto kept = kept_.begin(); kept != kept_.end(); ++kept) {
+      const auto one = way_of(*kept, demand, support_.now());
       if (!one || cost_of(*one) >= least || (own_only && one->how != way::kind::go_on)) continue;
       if (!kept->read && !kept->process->alive()) continue;
       least = cost_of(*one);
       best = kept;
       found.taken = *one;
     }
-    if (best == slots_.end() || best->read) return std::nullopt;  // the janitor has it in a moment
+    if (best == kept_.end() || best->read) return std::nullopt;  // the janitor has it in a moment
     found.process = std::move(best->process);
-    slots_.erase(best);
-    ++busy_of_[demand.client];
-    ++busy_;
-    last_moved_ = std::chrono::steady_clock::now();
-    if (queue_.empty()) served_.clear();
-    served_[demand.client] = last_moved_;
-    if (found.taken.how == way::kind::spare) last_taken_ = last_moved_;
+    kept_.erase(best);
+    queue_.note_taken(demand.client);
+    if (found.taken.how == way::kind::spare) spares_.note_taken();
     wake_.raise();
     return found;
   }
 
-  // ---- the queue --------------------------------------------------------------------------------
-
-  /// The requests that may have a process, in their order: first those of the client that holds the
-  /// fewest, then of the one that was served the longest ago, then the one that waits the longest.
-  std::vector<waiter*> in_line() const {
-    std::vector<std::tuple<int, steady_time, waiter*>> ranked;
-    auto held = busy_of_;
-    for (auto* request : queue_) {
-      const auto& client = request->demand->client;
-      const int rank = held[client]++;
-      const auto served = served_.find(client);
-      const auto last = served == served_.end() ? steady_time{} : served->second;
-      if (rank < share_of_client(maximum_)) ranked.emplace_back(rank, last, request);
-    }
-    const auto place = [](const auto& one) { return std::tie(std::get<0>(one), std::get<1>(one)); };
-    std::stable_sort(ranked.begin(), ranked.end(),
-                     [&](const auto& a, const auto& b) { return place(a) < place(b); });
-    std::vector<waiter*> line;
-    for (const auto& entry : ranked) line.push_back(std::get<waiter*>(entry));
-    return line;
-  }
-
   /// Gives those that wait what there is.
   void serve_queue() {
-    const waiter* before = nullptr;
-    for (auto* request : in_line()) {
+    const waiting_request* before = nullptr;
+    for (auto* request : queue_.in_line()) {
       if (auto granted = try_grant(*request->demand, before)) {
-        serve(*request, std::move(*granted));
+        queue_.serve(*request, std::move(*granted));
       } else if (before == nullptr) {
         before = request;
       }
     }
   }
 
-  static bool is_overtaken(const waiter& request) {
-    return std::chrono::steady_clock::now() - request.since > longest_overtaking;
-  }
-
-  void serve(waiter& request, grant granted) {
-    queue_.remove(&request);
-    request.granted = std::move(granted);
-    request.wake.raise();
-  }
-
-  /// As many requests may wait as `--max-queue` says, beside those for which there is room.
-  bool is_queue_full(const std::string& client) const {
-    const auto own = std::count_if(queue_.begin(), queue_.end(), [&](const waiter* request) {
-      return request->demand->client == client;
-    });
-    const int share = share_of_client(maximum_) - held_by(client);
-    return static_cast<int>(queue_.size()) >= maximum_ - busy_ + settings_.max_queue ||
-           own >= share + share_of_client(settings_.max_queue);
-  }
-
   void give_back(launch_profile profile, const std::string& client,
                  std::unique_ptr<claude_process> process) {
     using state = claude_process::state;
-    process->release(takes_back());
+    process->release(support_.now() != going_back::nowhere);
     const bool worn = process->now() == state::idle && process->is_worn();
     const std::lock_guard<std::mutex> lock(mutex_);
-    --busy_;
-    if (--busy_of_[client] == 0) busy_of_.erase(client);
-    note_refusal(*process);
+    queue_.note_returned(client);
+    support_.learn(*process);
     const auto ended = ended_.find(client);
     const bool outlived = ended != ended_.end() && process->begun() < ended->second;
     const bool stays = process->now() != state::dead && !worn && !outlived && !closing_;
     if (stays && settings_.idle_timeout.count() > 0) {
       const auto now = process->now();
-      slots_.push_back({std::move(profile), std::move(process), now});
+      kept_.push_back({std::move(profile), std::move(process), now});
     } else {
-      stop(*process);
+      stopping_.add(*process, settings_.stop_grace);
     }
     serve_queue();
     wake_.raise();
   }
 
-  bool takes_back() const {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    return back_ != going_back::nowhere;
-  }
-
-  /// An older `claude` takes back less, and all of its processes alike.
-  void note_refusal(const claude_process& process) {
-    using refusal = claude_process::refusal;
-    if (process.refused() == refusal::none || back_ == going_back::nowhere) return;
-    const bool first = process.refused() == refusal::first_message;
-    if (first && back_ == going_back::to_an_answer) return;
-    back_ = first ? going_back::to_an_answer : going_back::nowhere;
-    settings_.log.info(first
-                           ? "this claude does not take back the first message of a conversation: "
-                             "each conversation has a process of its own"
-                           : "this claude takes no message back: each conversation has a process "
-                             "of its own, and one that is changed another");
-  }
-
   // ---- the end of processes ---------------------------------------------------------------------
 
-  /// Ends a process without waiting for it.
-  void stop(claude_process& process) {
-    const auto policy = process.ending();
-    auto child = process.take_child();
-    if (policy.close_input) child->input.reset();
-    child->signal_group(policy.signal);
-    stopping_.push_back(
-        {std::move(child), std::chrono::steady_clock::now() + settings_.stop_grace, false});
-    wake_.raise();
-  }
-
   /// Ends it now, or when the janitor has read what it says.
-  slots::iterator end(slots::iterator kept) {
+  kept_processes::iterator end(kept_processes::iterator kept) {
     kept->ends = true;
     if (kept->read) return std::next(kept);
-    stop(*kept->process);
-    return slots_.erase(kept);
+    stopping_.add(*kept->process, settings_.stop_grace);
+    wake_.raise();
+    return kept_.erase(kept);
   }
 
   /// Ends what these clients left, where the condition holds; what answers now is ended afterwards.
@@ -8367,7 +8543,7 @@ class pool {
   void end_kept(const std::set<std::string>& clients, Condition holds) {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (const auto& client : clients) ended_[client] = std::chrono::steady_clock::now();
-    for (auto kept = slots_.begin(); kept != slots_.end();) {
+    for (auto kept = kept_.begin(); kept != kept_.end();) {
       const bool theirs = std::any_of(clients.begin(), clients.end(), [&](const auto& client) {
         return is_trace_of(kept->process->held(), client);
       });
@@ -8378,24 +8554,22 @@ class pool {
   /// What is ended to make room: the conversation that was asked for least recently costs only that
   /// it is told anew, least of all one that no request waits for; one whose calls wait for results
   /// costs more; a spare of another model goes last. The end of the list when there is nothing.
-  slots::iterator least_useful() {
+  kept_processes::iterator least_useful() {
     using state = claude_process::state;
-    const auto now = std::chrono::steady_clock::now();
-    const auto waiting = in_line();
+    const auto waiting = queue_.in_line();
     constexpr int never = 4;
-    const auto rank = [&](const slot& kept) {
-      if (kept.read || kept.ends || is_starting(kept)) return never;
-      if (kept.now == state::taking_back && now - kept.since < longest_return) return never;
+    const auto rank = [&](const kept_process& kept) {
+      if (kept.read || kept.ends || kept.is_starting() || kept.returns_soon()) return never;
       if (kept.now == state::ready) return 3;
       if (kept.now == state::awaiting_tool_results) return 2;
-      const bool awaited = std::any_of(waiting.begin(), waiting.end(), [&](const waiter* request) {
-        return way_of(kept, *request->demand).has_value();
+      const bool awaited = std::any_of(waiting.begin(), waiting.end(), [&](const auto* request) {
+        return way_of(kept, *request->demand, support_.now()).has_value();
       });
       return awaited ? 1 : 0;
     };
     int least = never;
-    auto found = slots_.end();
-    for (auto kept = slots_.begin(); kept != slots_.end(); ++kept) {
+    auto found = kept_.end();
+    for (auto kept = kept_.begin(); kept != kept_.end(); ++kept) {
       const int own = rank(*kept);
       if (own < least) found = kept;
       least = std::min(least, own);
@@ -8407,90 +8581,32 @@ class pool {
   double cost_of_start(const process_demand& demand) {
     way start;
     start.told = demand.history();
-    if (total() < maximum_) return cost_of(start);
+    if (!is_full()) return cost_of(start);
     const auto ended = least_useful();
-    if (ended == slots_.end()) return cost_of(start);
+    if (ended == kept_.end()) return cost_of(start);
     start.lost = ended->process->held().ends.size();
     start.parked = ended->now == claude_process::state::awaiting_tool_results;
     return cost_of(start);
   }
 
-  void reap() {
-    const auto now = std::chrono::steady_clock::now();
-    for (auto process = stopping_.begin(); process != stopping_.end();) {
-      if (!process->killed && now >= process->kill_at) {
-        process->child->signal_group(SIGKILL);
-        process->killed = true;
-      }
-      process = process->child->try_reap() ? stopping_.erase(process) : std::next(process);
-    }
-  }
-
   // ---- spares -----------------------------------------------------------------------------------
 
-  template <class Profiles>
-  static auto find_asked(Profiles& all, const launch_profile& profile) {
-    return std::find_if(all.begin(), all.end(),
-                        [&](const asked_profile& asked) { return asked.profile == profile; });
-  }
-
-  /// The first profiles have one spare more than the others, or one instead of none. Another takes
-  /// such a place only when nobody has asked for its owner for a while: to follow each request
-  /// would start a process and end another for it.
-  void remember(const launch_profile& profile, const std::string& client) {
-    // A server that a client has registered runs as long as that client uses it, not as a spare.
-    if (profile.agent && profile.agent->client_servers) return;
-    const auto now = std::chrono::steady_clock::now();
-    const auto earlier = [](const auto& a, const auto& b) { return a.asked < b.asked; };
-    auto known = find_asked(profiles_, profile);
-    if (known == profiles_.end()) {
-      if (profiles_.size() == most_profiles) {
-        const auto poorer = profiles_.begin() + wanted_ % static_cast<int>(most_profiles);
-        profiles_.erase(std::min_element(poorer, profiles_.end(), earlier));
-      }
-      const auto owner = profile.agent ? client : std::string();
-      known = profiles_.insert(profiles_.end(), asked_profile{profile, owner, now});
-    }
-    known->asked = now;
-    const auto first = profiles_.begin();
-    const auto richer = wanted_ % static_cast<std::ptrdiff_t>(profiles_.size());
-    if (richer == 0 || known - first < richer) return;
-    const auto oldest = std::min_element(first, first + richer, earlier);
-    if (now - oldest->asked >= settings_.spare_hold) std::swap(*oldest, *known);
-  }
-
-  /// The first profile that has fewer spares than its share. At the cap an old conversation makes
-  /// room for one spare, so that a new client need not wait; the latest conversation stays.
+  /// At the cap an old conversation makes room for one spare, so that a new client need not wait;
+  /// the latest conversation stays.
   std::optional<launch_profile> missing_spare() const {
-    const auto unused = std::count_if(slots_.begin(), slots_.end(),
-                                      [](const slot& kept) { return kept.is_unused(); });
-    const bool makes_room = unused == 0 && slots_.size() > 1;
-    if (total() >= maximum_ && !makes_room) return std::nullopt;
-    for (const auto& asked : profiles_) {
-      if (count_spares(asked.profile) < share_of(asked.profile)) return asked.profile;
-    }
-    return std::nullopt;
+    const auto unused = count_kept([](const kept_process& kept) { return kept.is_unused(); });
+    if (is_full() && (unused > 0 || kept_.size() < 2)) return std::nullopt;
+    return spares_.missing([&](const launch_profile& profile) { return count_spares(profile); });
+  }
+
+  template <class Condition>
+  int count_kept(Condition holds) const {
+    return static_cast<int>(std::count_if(kept_.begin(), kept_.end(), holds));
   }
 
   int count_spares(const launch_profile& profile) const {
-    return static_cast<int>(std::count_if(slots_.begin(), slots_.end(), [&](const slot& kept) {
-      return kept.is_unused() && kept.profile == profile;
-    }));
-  }
-
-  int count_ready(const launch_profile& profile) const {
-    return static_cast<int>(std::count_if(slots_.begin(), slots_.end(), [&](const slot& kept) {
-      return kept.now == claude_process::state::ready && kept.profile == profile;
-    }));
-  }
-
-  /// The wanted spares are dealt out to the remembered profiles in turn.
-  int share_of(const launch_profile& profile) const {
-    const auto found = find_asked(profiles_, profile);
-    if (found == profiles_.end()) return 0;
-    const auto all = static_cast<int>(profiles_.size());
-    const auto place = static_cast<int>(found - profiles_.begin());
-    return wanted_ / all + (place < wanted_ % all ? 1 : 0);
+    return count_kept(
+        [&](const kept_process& kept) { return kept.is_unused() && kept.profile == profile; });
   }
 
   // ---- the janitor: all below runs in its thread ------------------------------------------------
@@ -8501,26 +8617,21 @@ class pool {
       note_states();
       serve_queue();
       end_unwanted();
-      reap();
-      if (closing_ && stopping_.empty() && busy_ == 0) return;
+      stopping_.reap();
+      if (closing_ && stopping_.size() == 0 && queue_.busy() == 0) return;
       const auto due = start_next(lock);
-      auto entries = poll_entries();
+      std::vector<pollfd> entries{{wake_.fd(), POLLIN, 0}};
+      for (const auto& kept : kept_) kept.process->add_poll_entries(entries);
       lock.unlock();
       ::poll(entries.data(), static_cast<nfds_t>(entries.size()), poll_timeout(due));
       wake_.clear();
       lock.lock();
-      read_slots(lock);
+      read_kept(lock);
     }
   }
 
-  std::vector<pollfd> poll_entries() const {
-    std::vector<pollfd> entries{{wake_.fd(), POLLIN, 0}};
-    for (const auto& kept : slots_) kept.process->add_poll_entries(entries);
-    return entries;
-  }
-
-  void read_slots(std::unique_lock<std::mutex>& lock) {
-    for (auto& kept : slots_) {
+  void read_kept(std::unique_lock<std::mutex>& lock) {
+    for (auto& kept : kept_) {
       kept.read = true;
       lock.unlock();
       kept.process->pump();
@@ -8531,33 +8642,41 @@ class pool {
 
   void note_states() {
     using state = claude_process::state;
-    for (auto& kept : slots_) {
+    for (auto& kept : kept_) {
       const auto before = std::exchange(kept.now, kept.process->now());
       if (kept.now == before) continue;
       kept.since = std::chrono::steady_clock::now();
-      if (kept.now == state::ready) failures_ = 0;
+      if (kept.now == state::ready) spares_.note_ready();
+      if (kept.now == state::idle && kept.process->is_worn()) kept.ends = true;
       if (kept.now != state::dead) continue;
-      note_refusal(*kept.process);
-      if (before == state::starting) fail_start(kept, true);
-      if (before == state::ready) fail_start(kept, false);
+      support_.learn(*kept.process);
+      if (before != state::starting && before != state::ready) continue;
+      while (const auto told = kept.process->pop()) {
+        const auto* failed = std::get_if<turn_failed>(&*told);
+        if (failed) fail_start(kept.profile, failed->error, before == state::starting);
+      }
     }
   }
 
   void end_unwanted() {
     const auto oldest = std::chrono::steady_clock::now() - settings_.idle_timeout;
-    for (auto kept = slots_.begin(); kept != slots_.end();) {
+    for (auto kept = kept_.begin(); kept != kept_.end();) {
       const bool unwanted = closing_ || kept->ends || is_unwanted(*kept, oldest);
       kept = unwanted ? end(kept) : std::next(kept);
     }
   }
 
-  bool is_unwanted(const slot& kept, steady_time oldest) const {
+  bool is_unwanted(const kept_process& kept, steady_time oldest) const {
     using state = claude_process::state;
     switch (kept.now) {
       case state::starting:
-        return queue_.empty() && count_spares(kept.profile) > share_of(kept.profile);
-      case state::ready:
-        return count_ready(kept.profile) > share_of(kept.profile) || !kept.process->is_of_today();
+        return queue_.empty() && count_spares(kept.profile) > spares_.share_of(kept.profile);
+      case state::ready: {
+        const auto ready = count_kept([&](const kept_process& other) {
+          return other.now == state::ready && other.profile == kept.profile;
+        });
+        return ready > spares_.share_of(kept.profile) || !kept.process->is_of_today();
+      }
       case state::awaiting_tool_results:
       case state::idle: return kept.since < oldest;
       case state::taking_back: return false;
@@ -8568,39 +8687,35 @@ class pool {
     return true;
   }
 
-  /// Starts a process if one is due: for a request that waits, else a spare. No more start at once
-  /// than there are processors: each takes one for half a second. Returns when to look again.
+  /// Starts a process if one is due: for a request that waits, else a spare. Returns when to look
+  /// again.
   steady_time start_next(std::unique_lock<std::mutex>& lock) {
     const auto now = std::chrono::steady_clock::now();
     const auto next = next_look(now);
-    const auto starting = std::count_if(slots_.begin(), slots_.end(), is_starting);
-    if (closing_ || starting >= most_starts_) return next;
-    auto profile = awaited_start();
-    if (!profile && in_line().empty()) {
+    std::vector<launch_profile> starting;
+    for (const auto& kept : kept_) {
+      if (kept.is_starting()) starting.push_back(kept.profile);
+    }
+    if (closing_ || static_cast<int>(starting.size()) >= starts_.max) return next;
+    auto profile = queue_.missing(std::move(starting));
+    if (!profile && queue_.in_line().empty()) {
       profile = missing_spare();
-      const auto due = std::max(last_taken_ + refill_delay, refill_not_before_);
-      if (profile && now < due) return std::min(due, next);
+      if (profile && now < spares_.due()) return std::min(spares_.due(), next);
     }
     if (!profile) return next;
-    if (total() < maximum_) {
+    if (!is_full()) {
       launch(*profile, lock);
       return now;
     }
-    const auto ended = stopping_.empty() ? least_useful() : slots_.end();
-    if (ended == slots_.end()) return next;
+    const auto ended = stopping_.size() == 0 ? least_useful() : kept_.end();
+    if (ended == kept_.end()) return next;
     end(ended);
     return now + reap_interval;
   }
 
-  /// One that hangs holds up no other, and another is started in its place.
-  static bool is_starting(const slot& kept) {
-    return kept.now == claude_process::state::starting &&
-           std::chrono::steady_clock::now() - kept.since < longest_start;
-  }
-
   steady_time next_look(steady_time now) const {
-    auto next = now + (stopping_.empty() ? std::chrono::minutes(1) : reap_interval);
-    for (const auto& kept : slots_) {
+    auto next = now + (stopping_.size() == 0 ? std::chrono::minutes(1) : reap_interval);
+    for (const auto& kept : kept_) {
       const bool moves = kept.now == claude_process::state::starting ||
                          kept.now == claude_process::state::taking_back;
       if (moves) next = std::min(next, now + watch_interval);
@@ -8609,91 +8724,46 @@ class pool {
     return std::max(next, now + reap_interval);
   }
 
-  /// The profile of which more processes are waited for than are starting.
-  std::optional<launch_profile> awaited_start() const {
-    std::vector<const slot*> starting;
-    for (const auto& kept : slots_) {
-      if (is_starting(kept)) starting.push_back(&kept);
-    }
-    for (const auto* request : in_line()) {
-      const auto& profile = request->demand->profile;
-      const auto own = std::find_if(starting.begin(), starting.end(),
-                                    [&](const slot* kept) { return kept->profile == profile; });
-      if (own == starting.end()) return profile;
-      starting.erase(own);
-    }
-    return std::nullopt;
-  }
-
   void launch(const launch_profile& profile, std::unique_lock<std::mutex>& lock) {
-    ++launching_;
+    ++starts_.under_way;
     lock.unlock();
     std::unique_ptr<claude_process> fresh;
     api_error failure(error_kind::internal, {});
     try {
-      fresh = start_process(profile);
+      fresh = start_claude(settings_, profile, *guard_);
     } catch (const api_error& why) {
       failure = why;
     } catch (const std::exception& why) {
       failure.message = why.what();
     }
     lock.lock();
-    --launching_;
-    if (fresh == nullptr) return refuse_start(profile, failure);
-    slots_.push_back({profile, std::move(fresh), claude_process::state::starting});
+    --starts_.under_way;
+    if (fresh == nullptr) return fail_start(profile, failure, true);
+    ++starts_.total;
+    kept_.push_back({profile, std::move(fresh), claude_process::state::starting});
   }
 
-  /// `awaited`: a request may wait for it, as for one that starts. A spare is nobody's.
-  void fail_start(slot& kept, bool awaited) {
-    while (const auto said = kept.process->pop()) {
-      const auto* failed = std::get_if<turn_failed>(&*said);
-      if (failed == nullptr) continue;
-      return awaited ? refuse_start(kept.profile, failed->error) : delay_spares(failed->error);
-    }
-  }
-
-  /// Tells it to the first request that waits for such a process. A `claude` that dies at its start
-  /// would otherwise be started again without end.
-  void refuse_start(const launch_profile& profile, const api_error& failure) {
-    for (auto* request : queue_) {
-      if (!(request->demand->profile == profile)) continue;
-      return serve(*request, grant{nullptr, {}, failure});
-    }
-    delay_spares(failure);
-  }
-
-  void delay_spares(const api_error& failure) {
+  /// A `claude` that dies at its start would be started again without end, were it not told to a
+  /// request that waits for one. `awaited`: one may; a spare is nobody's.
+  void fail_start(const launch_profile& profile, const api_error& failure, bool awaited) {
+    if (awaited && queue_.refuse(profile, failure)) return;
     settings_.log.warning("no spare: " + failure.message);
-    failures_ = std::min(failures_ + 1, 6);
-    const std::chrono::seconds delay(1 << (failures_ - 1));
-    refill_not_before_ = std::chrono::steady_clock::now() + delay;
+    spares_.note_failure();
   }
 
   const options& settings_;
   std::shared_ptr<const child_guard> guard_;
-  int maximum_ = 0;
-  const int most_starts_ = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 
   mutable std::mutex mutex_;  ///< guards all below but the janitor itself
-  slots slots_;               ///< the least recently used first
-  std::list<stopping_process> stopping_;
-  std::list<waiter*> queue_;  ///< in the order of their arrival
-  int busy_ = 0;
-  std::map<std::string, int> busy_of_;         ///< the same by client
-  std::map<std::string, steady_time> served_;  ///< by client, since requests last waited
-  bool shared_ = false;                        ///< between several client keys
-  std::map<std::string, steady_time> ended_;   ///< by client: what began before does not go on
-  going_back back_ = going_back::anywhere;
-  std::deque<asked_profile> profiles_;
-  int wanted_ = 0;     ///< spares
-  int launching_ = 0;  ///< by the janitor, which has no lock meanwhile
-  int failures_ = 0;
-  steady_time last_taken_{};
-  steady_time last_moved_{};  ///< when a request last got a process
-  steady_time refill_not_before_{};
+  kept_processes kept_;       ///< the least recently used first
+  stopping_processes stopping_;
+  fair_queue queue_;
+  spare_plan spares_;
+  going_back_support support_;
+  start_counts starts_;
+  std::map<std::string, steady_time> ended_;  ///< by client: what began before does not go on
   bool closing_ = false;
 
-  std::atomic<std::uint64_t> started_{0};
   wake_signal wake_;
   std::thread janitor_;
 };
@@ -8712,15 +8782,18 @@ class pool::ticket {
         demand_(std::move(demand)),
         deadline_(std::chrono::steady_clock::now() + owner.settings_.queue_timeout) {
     const std::lock_guard<std::mutex> lock(pool_.mutex_);
-    const auto line = pool_.in_line();
+    const auto line = pool_.queue_.in_line();
     granted_ = pool_.try_grant(demand_, line.empty() ? nullptr : line.front());
     const bool goes_on = granted_ && granted_->taken.how == way::kind::go_on;
-    if (!goes_on) pool_.remember(demand_.profile, demand_.client);
+    if (!goes_on) {
+      pool_.spares_.remember(demand_.profile, demand_.client, pool_.settings_.spare_hold);
+    }
     if (granted_) return;
-    if (pool_.is_queue_full(demand_.client)) throw busy("the queue is full");
-    waiting_ = std::make_unique<waiter>(waiter{&demand_});
-    if (pool_.queue_.empty()) pool_.last_moved_ = std::chrono::steady_clock::now();
-    pool_.queue_.push_back(waiting_.get());
+    if (pool_.queue_.is_full(demand_.client, pool_.settings_.max_queue)) {
+      throw busy("the queue is full");
+    }
+    waiting_ = std::make_unique<waiting_request>(waiting_request{&demand_});
+    pool_.queue_.add(*waiting_);
     pool_.wake_.raise();
   }
   ticket(const ticket&) = delete;
@@ -8730,7 +8803,7 @@ class pool::ticket {
     auto unclaimed = std::move(granted_);
     {
       const std::lock_guard<std::mutex> lock(pool_.mutex_);
-      if (waiting_) pool_.queue_.remove(waiting_.get());
+      if (waiting_) pool_.queue_.remove(*waiting_);
       if (waiting_ && waiting_->granted) unclaimed = std::move(waiting_->granted);
     }
     if (!unclaimed || !unclaimed->process) return;
@@ -8765,14 +8838,17 @@ class pool::ticket {
   }
 
   api_error busy(const char* how) const {
-    const auto most = std::to_string(pool_.maximum_);
-    const auto share = std::to_string(pool_.share_of_client(pool_.maximum_));
-    api_error error(error_kind::rate_limited,
-                    (pool_.is_capped(demand_.client) ? "the " + share + " of " + most +
-                                                           " claude processes that one key may hold"
-                                                     : "all " + most + " claude processes") +
-                        " are busy and " + how +
-                        "; try again, or start the proxy with a larger --max-processes");
+    const auto& queue = pool_.queue_;
+    const auto all = queue.max_processes();
+    const auto most = std::to_string(all) + " claude processes";
+    const auto share = std::to_string(queue.share_of_client(all));
+    const std::string who = queue.is_capped(demand_.client)
+                                ? "the " + share + " of " + most + " that one key may hold are busy"
+                            : queue.busy() >= all ? "all " + most + " are busy"
+                                                  : "no claude process is ready yet";
+    api_error error(
+        error_kind::rate_limited,
+        who + " and " + how + "; try again, or start the proxy with a larger --max-processes");
     error.code = "processes_busy";
     error.retry_after = std::chrono::seconds(1);
     return error;
@@ -8782,7 +8858,7 @@ class pool::ticket {
   process_demand demand_;
   steady_time deadline_;
   std::optional<grant> granted_;
-  std::unique_ptr<waiter> waiting_;
+  std::unique_ptr<waiting_request> waiting_;
 };
 
 //================================================================================================
@@ -9902,7 +9978,7 @@ class turn {
     facts_.queued = std::chrono::duration_cast<std::chrono::milliseconds>(
         std::chrono::steady_clock::now() - queued_since_);
     if (how.told > 0 && lacks_thoughts(request_)) drop_thinking();
-    lease_->process().begin(request_, trace_, how.keep);
+    lease_->process().begin(request_, std::move(trace_), how.keep);
   }
 
   void drop_thinking() {
@@ -9932,14 +10008,15 @@ class turn {
   }
 
   /// A process that waited may have died before the request came, or take nothing back; then
-  /// another answers, one that holds nothing. Once, and unseen by the client.
+  /// another answers, one that holds nothing.
   bool try_again(const event& what) {
-    const bool lost = std::holds_alternative<turn_failed>(what) && !told_ && !tried_again_ &&
-                      lease_ && lease_->process().lost() &&
+    const bool lost = std::holds_alternative<turn_failed>(what) && may_try_again_ && lease_ &&
+                      lease_->process().lost() &&
                       facts_.origin != turn_facts::process_origin::started;
     if (!lost) return false;
-    tried_again_ = true;
+    may_try_again_ = false;
     lease_.reset();
+    trace_ = make_trace(request_);
     try {
       queue(true);
     } catch (const api_error&) {  // the queue is full: then it is that failure which is told
@@ -9951,12 +10028,12 @@ class turn {
 
   /// Remembers the answer, and at its end lets session and process go on with it.
   void note(const event& what) {
-    told_ = true;
+    may_try_again_ = false;
     if (lease_) {
       facts_.retries = lease_->process().retries();
       const auto& windows = lease_->process().windows();
       if (windows.size() != facts_.windows.size()) facts_.windows = windows;
-      note_refusal(what);
+      note_limits(what);
     }
     if (!std::holds_alternative<turn_failed>(what)) answer_.add(what);
     if (!ends_turn(what)) return;
@@ -9969,7 +10046,7 @@ class turn {
   }
 
   /// The limit that refuses may have been told in an earlier turn.
-  void note_refusal(const event& what) {
+  void note_limits(const event& what) {
     const auto* failed = std::get_if<turn_failed>(&what);
     if (failed == nullptr || failed->error.kind != error_kind::rate_limited) return;
     facts_.windows.clear();
@@ -9995,13 +10072,12 @@ class turn {
   state state_ = state::waiting_for_session;
   std::optional<session_store::visit> session_;
   std::optional<pool::ticket> ticket_;
-  std::optional<lease> lease_;  ///< of a process that reads request and trace
+  std::optional<lease> lease_;  ///< of a process that reads the request
   steady_time queued_since_{};
   turn_facts facts_;
   token_usage usage_;
   collector answer_;
-  bool told_ = false;
-  bool tried_again_ = false;
+  bool may_try_again_ = true;  ///< once, and before the client has seen anything
 };
 
 /// The answer to one request: a turn for each choice, all under way at once, with one deadline and
@@ -10199,22 +10275,23 @@ struct known_tool {
   std::string_view category;
   std::string_view description;
   std::string_view parameters;  ///< names, with commas
+  bool reads_only = false;      ///< it changes nothing, and tells nobody else
 };
 
 /// Those that a client may ask for by name, in the order and categories of the reference wrapper.
 constexpr std::array<known_tool, 15> known_tools = {{
     {"Task", "agent", "Hands a task to an agent of its own", "description, prompt, subagent_type"},
     {"Bash", "system", "Runs a shell command", "command, timeout"},
-    {"Glob", "file", "Finds files by a pattern of their names", "pattern, path"},
-    {"Grep", "file", "Finds text in files by a regular expression", "pattern, path, glob"},
-    {"Read", "file", "Reads a file", "file_path, offset, limit"},
+    {"Glob", "file", "Finds files by a pattern of their names", "pattern, path", true},
+    {"Grep", "file", "Finds text in files by a regular expression", "pattern, path, glob", true},
+    {"Read", "file", "Reads a file", "file_path, offset, limit", true},
     {"Edit", "file", "Replaces text in a file", "file_path, old_string, new_string"},
     {"Write", "file", "Writes a file", "file_path, content"},
     {"NotebookEdit", "file", "Changes a cell of a notebook", "notebook_path, new_source, cell_id"},
     {"WebFetch", "web", "Reads a page of the web", "url, prompt"},
-    {"TodoWrite", "productivity", "Keeps a list of what is to be done", "todos"},
+    {"TodoWrite", "productivity", "Keeps a list of what is to be done", "todos", true},
     {"WebSearch", "web", "Searches the web", "query, allowed_domains, blocked_domains"},
-    {"BashOutput", "system", "Reads what a command in the background has printed", "bash_id"},
+    {"BashOutput", "system", "Reads what a command in the background has printed", "bash_id", true},
     {"KillShell", "system", "Ends a command in the background", "shell_id"},
     {"Skill", "productivity", "Follows a skill's instructions", "skill"},
     {"SlashCommand", "productivity", "Runs a command of Claude Code's", "command"},
@@ -10223,16 +10300,6 @@ constexpr std::array<known_tool, 15> known_tools = {{
 inline bool is_known_tool(std::string_view name) {
   return std::any_of(known_tools.begin(), known_tools.end(),
                      [&](const known_tool& tool) { return tool.name == name; });
-}
-
-/// From the most careful to the least; a client gets no further than the operator lets it.
-constexpr std::array<std::string_view, 5> permission_modes = {"plan", "dontAsk", "default",
-                                                              "acceptEdits", "bypassPermissions"};
-
-inline std::optional<std::size_t> rank_of_mode(std::string_view mode) {
-  const auto found = std::find(permission_modes.begin(), permission_modes.end(), mode);
-  if (found == permission_modes.end()) return std::nullopt;
-  return static_cast<std::size_t>(found - permission_modes.begin());
 }
 
 /// What a client asks of its agent by headers; their names are the reference wrapper's.
@@ -10292,7 +10359,7 @@ inline json render_known_tools() {
                                  {"category", tool.category},
                                  {"parameters", parameters},
                                  {"examples", json::array()},
-                                 {"is_safe", tool.category != "agent" && tool.name != "Bash"},
+                                 {"is_safe", tool.reads_only},
                                  {"requires_network", tool.category == "web"}}));
   }
   return json::object({{"tools", rows}, {"total", known_tools.size()}});
@@ -11873,7 +11940,31 @@ inline int run(const std::vector<std::string>& arguments, const environment_map&
   return stand_in(input, output, value_of("--model=", "claude-demo"), prefix, pace).run();
 }
 
+constexpr std::string_view argument =
+    "demo-claude";  ///< the first of a program that plays `claude`
+
+/// Plays `claude` to the end and exits, when `use_demo` has this program started for that.
+inline void play_if_asked(int argc, char** argv) {
+  if (argc < 2 || argv[1] != argument) return;
+  std::exit(run({argv + 2, argv + argc}, current_environment(), STDIN_FILENO, STDOUT_FILENO));
+}
+
+/// `program`: the path of one that calls `play_if_asked`.
+inline void set_up(options& settings, const std::string& program) {
+  settings.demo = true;
+  settings.claude_path = program;
+  settings.claude_arguments = {std::string(argument)};
+  settings.auth = auth_method::cli;
+}
+
 }  // namespace demo
+
+/// Has a stand-in answer in place of `claude`, without an account or a network. It is this program,
+/// started anew: call this first in `main`, which it does not leave when that is the case.
+inline void use_demo(options& settings, int argc, char** argv) {
+  demo::play_if_asked(argc, argv);
+  demo::set_up(settings, path_of_program(argv[0]));
+}
 
 //================================================================================================
 // [25] guard - who may come in: client keys, Host and Origin
@@ -12346,15 +12437,14 @@ inline std::string client_address(const std::string& peer, std::string_view forw
 //================================================================================================
 
 /// One request: what it was, and what came of it.
-struct request_record {
+struct request_figures {
   std::string id;
   std::string method;
   std::string path;
-  std::string route;      ///< as the table of routes has it; empty: none
-  std::string dialect;    ///< empty: the model was not asked
-  std::string model;      ///< as the client calls it
-  std::string client;     ///< `key-1` is the first key's holder; empty without a key
-  std::string client_id;  ///< see `client_names`
+  std::string route;    ///< as the table of routes has it; empty: none
+  std::string dialect;  ///< empty: the model was not asked
+  std::string model;    ///< as the client calls it
+  std::string client;   ///< `key-1` is the first key's holder; empty without a key
   std::string address;
   int status = 0;
   const char* ending = nullptr;  ///< of a stream: `done`, `failed` or `client left`
@@ -12362,10 +12452,16 @@ struct request_record {
   std::optional<steady_time> first_token;
   steady_time ended;
   token_usage usage;
-  budget reserved;  ///< see `limiter::reserve`
   turn_facts facts;
   std::string failure;  ///< the error's code, else its kind
+};
+
+/// The same while the request is under way, with what only the proxy needs.
+struct request_record : request_figures {
+  std::string client_id;  ///< see `client_names`
+  budget reserved;        ///< see `limiter::reserve`
   bool upstream_failed = false;
+  int upstream_status = 0;
 
   /// Takes in what comes of the answer.
   void note(const event& what) {
@@ -12380,8 +12476,6 @@ struct request_record {
     upstream_failed = error.is_upstream;
     upstream_status = http_status(error.kind);
   }
-
-  int upstream_status = 0;
 };
 
 inline double seconds_between(steady_time from, steady_time to) {
@@ -12389,7 +12483,7 @@ inline double seconds_between(steady_time from, steady_time to) {
 }
 
 /// `req_1 POST /v1/chat/completions 200 812 ms, first token 310 ms, model sonnet, …`
-inline std::string render_log_line(const request_record& record) {
+inline std::string render_log_line(const request_figures& record) {
   const auto ms = [&](steady_time until) {
     return std::to_string(
                std::chrono::duration_cast<std::chrono::milliseconds>(until - record.started)
@@ -12415,7 +12509,7 @@ inline std::string render_log_line(const request_record& record) {
 }
 
 /// The same for programs.
-inline json render_log_fields(const request_record& record) {
+inline json render_log_fields(const request_figures& record) {
   json fields = json::object({{"id", record.id},
                               {"method", record.method},
                               {"path", record.path},
@@ -15074,11 +15168,9 @@ inline std::string content_security_policy(std::string_view nonce) {
 }  // namespace page
 
 //================================================================================================
-// [32] http - connections, routes, streaming; the only section that names httplib
-// uses: text, errors, log, json_access, options, conversation, fields, events, sse, openai_chat,
-//       anthropic_messages, openai_responses, openai_completions, catalog, cli_command, process,
-//       pool, sessions, responses, engine, agents, guard, limits, metrics, status, http_head,
-//       transport, page | thread-safe
+// [32] connection - one client's connection and the bodies of its requests, by httplib's parts
+// uses: text, errors, json_access, options, cli_command, process, guard, http_head, transport
+//       | one thread, but for body_budget
 //================================================================================================
 
 /// The memory of bodies that are being read and worked on, all together, so that many large ones do
@@ -15361,7 +15453,7 @@ class connection final : public httplib::Stream {
   }
 
   /// What httplib is given to parse: a head that none of its versions takes in another way. Our own
-  /// fields are put in by `http_service::prepare`.
+  /// fields are put in by `http_server::prepare`.
   void present_head() {
     auto target = head_.target;
     const auto query = std::min(target.find('?'), target.size());
@@ -15390,8 +15482,37 @@ class connection final : public httplib::Stream {
   std::atomic<std::int64_t> waiting_since_{ticks_now()};
 };
 
+/// Asks the API for the true count, which takes an API key and no `claude`. Nullopt when it
+/// cannot be had: with other methods, aliases of models, or no TLS in the installed httplib.
+inline std::optional<std::int64_t> count_by_api(const options& settings, const json& body) {
+  const auto& variables = settings.environment;
+  const auto key = value_or(variables, "ANTHROPIC_API_KEY");
+  if (resolve_auth(settings) != auth_method::api_key || key.empty()) return std::nullopt;
+  const auto base = value_or(variables, "ANTHROPIC_BASE_URL", "https://api.anthropic.com");
+  const auto path_begin = base.find('/', base.find("://") + 3);
+  httplib::Client api(base.substr(0, path_begin));
+  if (!api.is_valid()) return std::nullopt;
+  api.set_connection_timeout(5);
+  api.set_read_timeout(10);
+  const auto prefix = path_begin == std::string::npos ? std::string() : base.substr(path_begin);
+  const auto answer = api.Post(prefix + "/v1/messages/count_tokens",
+                               {{"x-api-key", key}, {"anthropic-version", "2023-06-01"}},
+                               dump(body), "application/json");
+  if (!answer || answer->status != 200) return std::nullopt;
+  const auto count = integer_of(try_parse_json(answer->body), "input_tokens");
+  return count > 0 ? std::optional<std::int64_t>(count) : std::nullopt;
+}
+
+//================================================================================================
+// [33] routes - what each path answers, who may ask it, and answers that are streamed
+// uses: text, errors, log, json_access, options, conversation, fields, events, sse, openai_chat,
+//       anthropic_messages, openai_responses, openai_completions, catalog, process, pool, sessions,
+//       responses, engine, agents, guard, limits, metrics, status, http_head, page, connection
+//       | thread-safe
+//================================================================================================
+
 /// What the routes need. Owned by `server`, which outlives every connection.
-struct services {
+struct proxy_parts {
   const live_options& settings;
   pool& processes;
   engine& turns;
@@ -15401,30 +15522,1035 @@ struct services {
   status_board& status;
   limiter& limits;
   metrics& figures;
-  const child_guard& guard;
   const wake_signal& stop;
+  const std::function<void(const request_figures&)>& on_answer;
+  client_names names;
+  body_budget bodies;
+};
+
+/// What is answered to a request.
+struct http_response {
+  /// False when the client has left.
+  using write_bytes = std::function<bool(std::string_view)>;
+
+  int status = 200;
+  std::map<std::string, std::string> headers = {};
+  std::string body = {};
+  std::string type = {};
+  std::function<bool(const write_bytes&)> stream = {};  ///< writes the body instead
+
+  void set(const std::string& name, std::string value) { headers[name] = std::move(value); }
+  void set_body(std::string content, std::string content_type) {
+    body = std::move(content);
+    type = std::move(content_type);
+  }
 };
 
 /// One request on its way through a route.
-struct exchange {
+struct request_context {
+  proxy_parts& proxy;
   connection& client;
-  const httplib::Request& request;
-  httplib::Response& response;
+  std::string method;
+  std::string path;  ///< decoded; see `canonical_path`
+  std::multimap<std::string, std::string> query;
   std::shared_ptr<const options> settings;  ///< as they were when it came
-  std::string path = {};                    ///< see `canonical_path`
   std::string deployment = {};              ///< the model that Azure's form of a path names
   std::shared_ptr<request_record> record = std::make_shared<request_record>();
   std::optional<body_budget::share> body_share = {};  ///< held while the body is worked on
   visitor who = {};
+  http_response response = {};
 
   const std::string& id() const { return record->id; }
   const std::string& client_id() const { return record->client_id; }
+
+  /// The first field of that name, in any case of letters.
+  std::optional<std::string> find_header(std::string_view name) const {
+    for (const auto& [field, value] : client.head().fields) {
+      if (text::to_lower(field) == text::to_lower(name)) return value;
+    }
+    return std::nullopt;
+  }
+  bool has_header(std::string_view name) const { return find_header(name).has_value(); }
+  std::string header(std::string_view name) const { return find_header(name).value_or(""); }
+
+  /// The values of all fields of that name, in their order: proxies add lines of their own.
+  std::string all_values_of(std::string_view name) const {
+    std::vector<std::string> values;
+    for (const auto& [field, value] : client.head().fields) {
+      if (text::to_lower(field) == name) values.push_back(value);
+    }
+    return text::join(values, ", ");
+  }
+
+  /// Of the query; empty for none.
+  std::string parameter(const std::string& name) const {
+    const auto found = query.find(name);
+    return found == query.end() ? std::string() : found->second;
+  }
 };
 
+namespace routes {
+
+constexpr const char* json_type = "application/json";
+constexpr int status_client_left = 499;  ///< nginx's number, for the log
+
+/// No line end may be echoed in a header.
+inline std::string printable(std::string value) {
+  value.erase(std::remove_if(value.begin(), value.end(), [](char c) { return c < ' ' || c > '~'; }),
+              value.end());
+  return value;
+}
+
+/// Whose words a client understands that has not reached an endpoint, or one of both.
+inline bool speaks_anthropic(const request_context& now) {
+  const bool messages = now.path == "/messages" || text::starts_with(now.path, "/messages/");
+  const bool openai = now.path == "/chat/completions" || now.path == "/completions" ||
+                      text::starts_with(now.path, "/responses");
+  return messages || (!openai && now.has_header("anthropic-version"));
+}
+
+// ---- who may ask ------------------------------------------------------------------------------
+
+/// What a route asks of its client: nothing; a key if there is one; that, and to be no foreign
+/// page; what `enable_tools` asks.
+enum class access { open, chat, own, tools };
+
+/// Throws a 403 for a client that may not have what this is needed for.
+inline void check_rights(const request_context& now, access needed) {
+  const auto& refusal = needed == access::tools ? now.who.tools_refusal : now.who.page_refusal;
+  if (needed > access::chat && !refusal.empty()) {
+    throw api_error(error_kind::permission, refusal);
+  }
+}
+
+/// Whom limits count: an address, and of this machine's own addresses each user for himself, so
+/// that nobody uses up what is another's.
+inline std::string counted_name(request_context& now) {
+  const auto& address = now.record->address;
+  const bool own = address == "unix" || is_loopback_name(address);
+  const bool wanted = is_limited(*now.settings) || !now.settings->api_keys.empty();
+  if (!own || !wanted || address != now.client.address()) return address;
+  const auto user = now.client.user();
+  return user ? address + " of user " + std::to_string(*user) : address;
+}
+
+/// Counts the request against the rate limit, tells how the client stands, and throws a 429 when
+/// it asks too often. The stricter of its two limits is told: its address's or its key's.
+inline void count_request(request_context& now, endpoint_group group, const std::string& who) {
+  if (group == endpoint_group::none || !is_limited(*now.settings)) return;
+  const auto standing = now.proxy.limits.count(group, who, now.settings->limits);
+  auto& headers = now.response.headers;
+  const auto told = headers.find("x-ratelimit-remaining-requests");
+  const bool stricter = told == headers.end() ||
+                        standing.remaining <= text::try_number<int>(told->second).value_or(0);
+  if (stricter) {
+    const auto seconds = std::chrono::ceil<std::chrono::seconds>(standing.reset).count();
+    for (const char* name : {"limit", "remaining", "reset"}) {
+      headers.erase("x-ratelimit-" + std::string(name) + "-requests");
+    }
+    headers.emplace("x-ratelimit-limit-requests", std::to_string(standing.limit));
+    headers.emplace("x-ratelimit-remaining-requests", std::to_string(standing.remaining));
+    headers.emplace("x-ratelimit-reset-requests", std::to_string(seconds) + "s");
+  }
+  if (standing.allowed) return;
+  now.proxy.figures.reject("rate_limit");
+  throw rate_limit_error(standing.reset);
+}
+
+/// Lets the client in, or throws. The answer to a wrong key waits, and too many are not even
+/// compared, so that guessing takes long; on every route, since each would tell a right key.
+inline void admit(request_context& now, const credentials& shown, bool needs_key) {
+  const auto who_guesses = counted_name(now);
+  // The key of a page that is turned away by its origin is not compared.
+  const bool compared = shown.origin.empty() || is_welcome_origin(shown, *now.settings);
+  const bool may_guess =
+      compared && !presented_key(shown).empty() && !now.settings->api_keys.empty();
+  const auto wait = may_guess ? now.proxy.limits.try_key(who_guesses) : std::nullopt;
+  if (wait) {
+    now.proxy.figures.reject("key");
+    auto error = rate_limit_error(*wait);
+    error.message = "Too many wrong keys came from your address. " + error.message;
+    throw error;
+  }
+  try {
+    auto who = check_access(shown, *now.settings, needs_key);
+    now.record->client_id = now.proxy.names.name_of(who.key);
+    if (may_guess && !who.key.empty()) now.proxy.limits.note_right_key(who_guesses);
+    now.record->client = who.label;
+    now.who = std::move(who);
+  } catch (const api_error& refused) {
+    now.proxy.figures.reject(refused.kind == error_kind::authentication ? "key" : "origin");
+    if (refused.kind == error_kind::authentication && !presented_key(shown).empty()) {
+      const auto delay = now.proxy.limits.wrong_key_delay(who_guesses);
+      now.client.rest(static_cast<int>(delay.count()));
+    }
+    throw;
+  }
+}
+
+/// Cross-origin headers for pages that are welcome; others are refused by the guard.
+inline void allow_origin(request_context& now, const credentials& shown) {
+  if (shown.origin.empty() || !is_welcome_origin(shown, *now.settings)) return;
+  auto& response = now.response;
+  response.set("Access-Control-Allow-Origin", printable(shown.origin));
+  response.set("Vary", "Origin");
+  response.set(
+      "Access-Control-Expose-Headers",
+      "x-request-id, request-id, openai-version, retry-after, retry-after-ms, x-should-retry, "
+      "x-ignored-params, x-token-count, openai-processing-ms, "
+      "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
+      "x-ratelimit-reset-requests");
+  if (now.method != "OPTIONS") return;
+  response.set("Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS");
+  response.set("Access-Control-Max-Age", "600");
+  const auto wanted = now.header("Access-Control-Request-Headers");
+  if (!wanted.empty()) response.set("Access-Control-Allow-Headers", printable(wanted));
+  if (now.has_header("Access-Control-Request-Private-Network")) {
+    response.set("Access-Control-Allow-Private-Network", "true");
+  }
+}
+
+// ---- bodies and errors ------------------------------------------------------------------------
+
+/// The whole body without its coding. Throws a 413 over the limit, without reading on, and a 415.
+inline std::string read_body(request_context& now) {
+  const auto limit = now.settings->max_body_bytes;
+  const bool coded = is_coded(now.all_values_of("content-encoding"));
+  now.body_share.emplace(now.proxy.bodies);
+  auto bytes = now.client.read_body(limit, *now.body_share);
+  if (coded) bytes = decode_body(bytes, limit, *now.body_share);
+  if (now.settings->log_bodies) {
+    now.settings->log.debug(now.id() + " request: " + mask_fields(bytes));
+  }
+  return bytes;
+}
+
+/// The whole body as JSON. Its values count as the memory that they take once they are parsed.
+inline json read_json(request_context& now) {
+  const auto bytes = read_body(now);
+  now.body_share->grow_to(bytes.size() + check_json_bounds(bytes) * bytes_of_json_value);
+  return parse_body(bytes);
+}
+
+/// Until the limits of a subscription begin anew that have refused the request; else 0.
+inline std::chrono::milliseconds time_to_reset(const std::vector<usage_window>& windows) {
+  using namespace std::chrono;
+  constexpr std::int64_t max_wait = 7 * 24 * 3600;  // the longest window there is
+  const std::int64_t now = duration_cast<seconds>(system_clock::now().time_since_epoch()).count();
+  std::int64_t longest = 0;
+  for (const auto& window : windows) {
+    if (window.status == "rejected") longest = std::max(longest, window.resets_at - now);
+  }
+  return seconds(std::min(longest, max_wait));
+}
+
+inline void answer_error(request_context& now, const api_error& error) {
+  const auto& dialect = speaks_anthropic(now) ? anthropic_messages::dialect : openai_chat::dialect;
+  now.response.status = dialect.status(error.kind);
+  if (now.record->failure.empty()) now.record->failure = word_for(error);
+  if (error.code == "budget_exceeded") now.proxy.figures.reject("budget");
+  now.response.set_body(dialect.render_error(error, now.id()), json_type);
+  const bool says_when =
+      error.kind == error_kind::rate_limited || error.kind == error_kind::too_many_requests ||
+      error.kind == error_kind::unavailable || error.kind == error_kind::overloaded;
+  if (says_when) {
+    using namespace std::chrono;
+    const auto usual = error.retry_after.value_or(seconds(error.retry_is_futile ? 30 : 1));
+    const auto wait = std::max(usual, time_to_reset(now.record->facts.windows));
+    now.response.set("Retry-After", std::to_string(ceil<seconds>(wait).count()));
+    now.response.set("retry-after-ms", std::to_string(wait.count()));
+  }
+  if (error.retry_is_futile) now.response.set("x-should-retry", "false");
+  if (error.kind == error_kind::authentication) {
+    now.response.set("WWW-Authenticate", "Bearer");
+  }
+  if (error.kind == error_kind::unsupported_coding) {
+    now.response.set("Accept-Encoding", taken_codings);
+  }
+}
+
+/// The last that is done for a request: its line in the log, and its figures.
+inline void finish(proxy_parts& proxy, const logger& log, request_record& record) {
+  record.ended = std::chrono::steady_clock::now();
+  proxy.figures.finish(record);
+  if (record.reserved.requests > 0) {
+    proxy.limits.settle(record.client_id, record.reserved, record.usage);
+  }
+  call_back(log, proxy.on_answer, record);
+  if (!log.wants(log_level::info)) return;
+  log.write(log_level::info, render_log_line(record), render_log_fields(record));
+}
+
+// ---- routes that ask the model ----------------------------------------------------------------
+
+inline reply_context make_context(const request_context& now) {
+  using namespace std::chrono;
+  const auto created = duration_cast<seconds>(system_clock::now().time_since_epoch()).count();
+  return {text::random_id("", 24), created, now.id(), {}};
+}
+
+inline void reserve(request_context& now, const budget& wanted) {
+  now.proxy.limits.reserve(now.client_id(), wanted, *now.settings);
+  now.record->reserved = wanted;
+}
+
+inline bool is_strict(const request_context& now) {
+  const auto wish = text::to_lower(now.header("X-Strict-Params"));
+  return now.settings->strict || wish == "true" || wish == "1";
+}
+
+/// What a client asks by headers of its agent; in vain where it asks for none.
+inline void settle_headers(const request_context& now, turn_request& turn) {
+  if (const auto tokens = now.find_header("X-Claude-Max-Thinking-Tokens")) {
+    turn.thinking_tokens = text::try_number<std::int64_t>(text::trim(*tokens));
+    if (turn.thinking_tokens.value_or(-1) < 0 || *turn.thinking_tokens > 1'000'000) {
+      throw bad_field("X-Claude-Max-Thinking-Tokens", "must be a number from 0 to 1000000");
+    }
+  }
+  const auto shown = text::to_lower(now.header("X-Claude-Show-Activity"));
+  if (turn.agent && (shown == "true" || shown == "1")) turn.agent->show_activity = true;
+  const agent_headers asked{
+      now.find_header("X-Claude-Max-Turns"), now.find_header("X-Claude-Allowed-Tools"),
+      now.find_header("X-Claude-Disallowed-Tools"), now.find_header("X-Claude-Permission-Mode"),
+      now.find_header("X-Claude-Cwd")};
+  if (turn.agent) {
+    check_rights(now, access::tools);
+    const auto has_budget = [](const budget& limit) { return limit.tokens > 0 || limit.usd > 0; };
+    return now.proxy.agents.settle(
+        turn, asked,
+        has_budget(now.settings->minute_budget) || has_budget(now.settings->day_budget));
+  }
+  if (asked.max_turns) name_ignored(turn, "X-Claude-Max-Turns");
+  if (asked.allowed_tools) name_ignored(turn, "X-Claude-Allowed-Tools");
+  if (asked.disallowed_tools) name_ignored(turn, "X-Claude-Disallowed-Tools");
+  if (asked.permission_mode) name_ignored(turn, "X-Claude-Permission-Mode");
+  if (asked.directory) name_ignored(turn, "X-Claude-Cwd");
+}
+
+/// Puts in what is not in the body: who asks, in which session, and what the model takes.
+inline void settle_turn(const request_context& now, turn_request& turn) {
+  turn.client = now.client_id();
+  turn.strict = is_strict(now);
+  const json deployment = now.deployment;
+  if (turn.model.empty()) turn.model = parse_model(reader(deployment, "deployment"));
+  if (turn.model.empty()) turn.model = now.settings->default_model;
+  turn.model = released_model(turn.model);
+  // Beside X-Session-Affinity it only tells a router which server to use (opencode): requests of
+  // one such id are of several conversations, and hold their history.
+  const bool routed = now.has_header("X-Session-Affinity");
+  if (turn.session.empty() && !routed && now.has_header("X-Session-Id")) {
+    const json id = now.header("X-Session-Id");
+    turn.session = parse_session_id(reader(id, "X-Session-Id"));
+  }
+  if (!turn.session.empty()) check_rights(now, access::own);
+  settle_headers(now, turn);
+  settle(turn, traits_of(turn.model, now.proxy.status.get().always_thinking));
+}
+
+inline void tell_ignored(request_context& now, const std::vector<std::string>& names) {
+  if (names.empty()) return;
+  now.response.headers.erase("x-ignored-params");
+  now.response.set("x-ignored-params", text::join(names, ", "));
+}
+
+inline void note_use(request_record& record, answer& running) {
+  record.facts = running.facts();
+  record.usage = running.usage();
+}
+
+/// The next event, before anything of the answer is written. A client that sends no more is sent
+/// an interim response, which any but an old one skips: if it has left, its system says so.
+inline answer::pulled pull(request_context& now, answer& running, answer::choice_event& next,
+                           steady_time until) {
+  for (;;) {
+    const auto got = running.next(next, until);
+    if (got != answer::pulled::client_shut) return got;
+    if (!now.client.head().http_1_0) now.client.write_all("HTTP/1.1 100 Continue\r\n\r\n");
+  }
+}
+
+/// How much of the subscription is used, as far as it is known.
+inline void tell_windows(request_context& now) {
+  auto windows = now.proxy.figures.windows();
+  for (const auto& window : now.record->facts.windows) windows.push_back(window);
+  for (const auto& window : windows) {
+    auto& headers = now.response.headers;
+    const auto tell = [&](const char* what, const std::string& value) {
+      const auto name = "x-claude-ratelimit-" + window.name + "-" + what;
+      const auto exposed = headers.find("Access-Control-Expose-Headers");
+      const bool known = headers.erase(name) > 0;
+      if (!known && exposed != headers.end()) exposed->second += ", " + name;
+      now.response.set(name, printable(value));
+    };
+    if (!http_head::is_token(window.name)) continue;
+    tell("status", window.status);
+    if (window.utilization) tell("utilization", exposition::number(*window.utilization));
+    if (window.resets_at > 0) tell("reset", std::to_string(window.resets_at));
+  }
+}
+
+/// Nobody reads this answer.
+inline void abandon(request_context& now) {
+  now.response.status = status_client_left;
+  now.client.close_after_reply();
+}
+
+constexpr const char* client_left = "client left";
+
+/// A stream under way, owned by the response that it fills.
+struct open_stream {
+  std::unique_ptr<answer> running;
+  std::unique_ptr<reply> writer;
+  std::shared_ptr<const options> settings;
+  std::shared_ptr<request_record> record;
+  std::optional<answer::choice_event> first;  ///< what came before the status line was sent
+  std::function<void()> on_abandoned;         ///< when nothing of it was ever written
+
+  ~open_stream() {
+    if (on_abandoned) on_abandoned();
+  }
+};
+
+/// Writes events until the answer ends. What is known already goes out in one piece.
+inline const char* run_stream(open_stream& stream, const http_response::write_bytes& write) {
+  answer::choice_event next;
+  auto got = answer::pulled::silence;
+  bool noted = false;
+  if (stream.first) {
+    next = std::move(*stream.first);
+    got = answer::pulled::arrived;
+    noted = true;
+  }
+  const auto& settings = *stream.settings;
+  for (bool ended = false; !ended;) {
+    std::string out;
+    if (got != answer::pulled::arrived) stream.writer->write_keep_alive(out);
+    while (got == answer::pulled::arrived && !ended) {
+      if (!std::exchange(noted, false)) stream.record->note(next.what);
+      stream.writer->write(next.choice, next.what, out);
+      ended = stream.running->ended();
+      if (!ended) got = stream.running->next(next, steady_time::min());
+    }
+    if (settings.log_bodies) settings.log.debug(stream.record->id + " stream: " + mask_fields(out));
+    if (!out.empty() && !write(out)) return client_left;
+    if (ended) break;
+    got =
+        stream.running->next(next, std::chrono::steady_clock::now() + settings.keep_alive_interval);
+    if (got == answer::pulled::client_left) return client_left;
+  }
+  return stream.record->failure.empty() ? "done" : "failed";
+}
+
+/// Makes the stream the body of the response.
+inline void fill(request_context& now, const std::shared_ptr<open_stream>& stream) {
+  now.client.write_until(stream->running->deadline());
+  stream->on_abandoned = [&proxy = now.proxy, record = stream->record, settings = now.settings,
+                          running = stream->running.get()] {
+    record->ending = client_left;
+    note_use(*record, *running);
+    finish(proxy, settings->log, *record);
+  };
+  now.response.type = "text/event-stream";
+  now.response.stream = [&proxy = now.proxy, stream](const http_response::write_bytes& write) {
+    stream->on_abandoned = nullptr;
+    auto& record = *stream->record;
+    record.ending = run_stream(*stream, write);
+    note_use(record, *stream->running);
+    stream->running.reset();
+    finish(proxy, stream->settings->log, record);
+    return record.ending != client_left;
+  };
+}
+
+/// Waits for the first event before the status line, so that a failure is a real status; but not
+/// longer than a client's patience with silence.
+inline void answer_stream(request_context& now, std::unique_ptr<answer> running,
+                          std::unique_ptr<reply> writer) {
+  const auto stream = std::make_shared<open_stream>();
+  stream->running = std::move(running);
+  stream->writer = std::move(writer);
+  stream->settings = now.settings;
+  stream->record = now.record;
+  answer::choice_event first;
+  const auto patience = std::chrono::steady_clock::now() + now.settings->keep_alive_interval;
+  const auto got = pull(now, *stream->running, first, patience);
+  note_use(*now.record, *stream->running);
+  if (got == answer::pulled::client_left) return abandon(now);
+  if (got == answer::pulled::arrived) {
+    now.record->note(first.what);
+    if (const auto* failed = std::get_if<turn_failed>(&first.what)) throw failed->error;
+    stream->first = std::move(first);
+  }
+  tell_ignored(now, stream->running->ignored_params());
+  tell_windows(now);
+  now.response.set("Cache-Control", "no-cache, no-store");
+  now.response.set("X-Accel-Buffering", "no");
+  fill(now, stream);
+}
+
+inline void answer_whole(request_context& now, answer& running, const reply& writer) {
+  std::vector<collector> gathered(running.choices());
+  while (!running.ended()) {
+    answer::choice_event next;
+    const auto got = pull(now, running, next, steady_time::max());
+    const bool left = got == answer::pulled::client_left;
+    if (left || ends_turn(next.what)) note_use(*now.record, running);
+    if (left) return abandon(now);
+    now.record->note(next.what);
+    gathered.at(next.choice).add(next.what);
+  }
+  std::vector<turn_result> results;
+  for (const auto& one : gathered) results.push_back(one.result());
+  tell_ignored(now, running.ignored_params());
+  tell_windows(now);
+  auto body = writer.render(results);
+  if (now.settings->log_bodies) now.settings->log.debug(now.id() + " answer: " + mask_fields(body));
+  now.response.set_body(std::move(body), json_type);
+}
+
+inline void ask(request_context& now, const surface& dialect, json body, reply_context context,
+                std::shared_ptr<const wake_signal> cancelled = nullptr) {
+  auto parsed = dialect.parse(body, context);
+  body = nullptr;  // which may be large
+  for (auto& turn : parsed.turns) {
+    settle_turn(now, turn);
+    if (turn.session.empty()) settle_tool_calls(turn.messages, turn.messages_field);
+  }
+  if (parsed.turns.size() > 1 && !parsed.turns.front().session.empty()) {
+    throw bad_field("X-Session-Id", "goes on with one answer, and several are asked for");
+  }
+  now.record->dialect = dialect.name;
+  now.record->model = text::repair_utf8(parsed.turns.front().model);
+  refuse_ignored(parsed.turns.front());
+  tell_ignored(now, parsed.turns.front().ignored_params);
+  const bool stream = parsed.turns.front().stream;
+  auto running =
+      now.proxy.turns.start(std::move(parsed.turns), now.client.fd(), std::move(cancelled));
+  reserve(now, running->likely_use());
+  if (stream) {
+    answer_stream(now, std::move(running), std::move(parsed.reply));
+  } else {
+    answer_whole(now, *running, *parsed.reply);
+  }
+}
+
+inline void answer_turn(request_context& now, const surface& dialect) {
+  ask(now, dialect, read_json(now), make_context(now));
+}
+
+inline void handle_chat(request_context& now) { answer_turn(now, openai_chat::dialect); }
+inline void handle_messages(request_context& now) { answer_turn(now, anthropic_messages::dialect); }
+inline void handle_completions(request_context& now) {
+  answer_turn(now, openai_completions::dialect);
+}
+inline void handle_fim(request_context& now) { answer_turn(now, openai_completions::fim_dialect); }
+
+/// A response may refer to earlier ones, and later ones to it.
+inline void handle_responses(request_context& now) {
+  auto context = make_context(now);
+  const auto given = read_json(now);
+  const bool refers = !member_of(given, "previous_response_id").is_null();
+  if (refers || boolean_of(given, "store")) check_rights(now, access::own);
+  const bool page = !now.who.page_refusal.empty();
+  auto expanded = page ? given : now.proxy.responses.expand(now.client_id(), given);
+  if (page) expanded["store"] = false;
+  const auto& store = member_of(expanded, "store");
+  std::shared_ptr<response_store::running> running;
+  auto begun = openai_responses::make_begun_response(context, given);
+  if (!store.is_boolean() || store.get<bool>()) {
+    running = now.proxy.responses.begin(now.client_id(), given, begun);
+    context.keep = [running](const json& response) { running->keep(response); };
+  }
+  try {
+    ask(now, openai_responses::dialect, std::move(expanded), std::move(context),
+        running ? running->cancelled() : nullptr);
+  } catch (const api_error& error) {
+    const bool refused = http_status(error.kind) < 500 && error.code != "cancelled";
+    openai_responses::set_failure(begun, error);
+    if (running && refused) running->forget();
+    if (running && !refused) running->keep(begun);
+    throw;
+  }
+}
+
+// ---- the other routes -------------------------------------------------------------------------
+
+inline void answer_json(request_context& now, const json& body) {
+  now.response.set_body(dump(body), json_type);
+}
+
+/// What a route's '*' stands for: the rest of the path behind the n-th slash.
+inline std::string last_of_path(const request_context& now) {
+  return now.path.substr(now.path.find('/', 1) + 1);
+}
+
+/// As far as the API can be asked, it counts; else the size is an estimate, and told as one. The
+/// body is the turn as a request of the Messages API.
+inline std::int64_t count_tokens(request_context& now, turn_request& turn, const json& body) {
+  define_called_tools(turn);
+  reserve(now, {1, 0, 0});
+  auto asked = anthropic_messages::make_count_request(body, turn);
+  const auto aliases = now.proxy.status.get().resolved;
+  const auto alias = aliases.find(string_of(asked, "model"));
+  if (alias != aliases.end() && !alias->second.empty()) asked["model"] = alias->second;
+  const auto counted = count_by_api(*now.settings, asked);
+  now.response.set("x-token-count", counted ? "exact" : "estimate");
+  return counted.value_or(anthropic_messages::estimate_tokens(turn));
+}
+
+inline void handle_count_tokens(request_context& now) {
+  const auto body = read_json(now);
+  auto turn = anthropic_messages::parse_request(body, true);
+  answer_json(now, json::object({{"input_tokens", count_tokens(now, turn, body)}}));
+}
+
+inline void handle_input_tokens(request_context& now) {
+  const auto body = now.proxy.responses.expand(now.client_id(), read_json(now));
+  auto turn = std::move(openai_responses::parse(body, {}).turns.front());
+  if (turn.model.empty()) turn.model = now.settings->default_model;
+  const auto count = count_tokens(now, turn, anthropic_messages::make_body(turn));
+  answer_json(now, json::object({{"object", "response.input_tokens"}, {"input_tokens", count}}));
+}
+
+/// The id of `/responses/ID` and `/responses/ID/cancel`.
+inline std::string response_id(const request_context& now, std::string_view tail = {}) {
+  const auto id = last_of_path(now);
+  return id.substr(0, id.size() - tail.size());
+}
+
+inline api_error no_response(const std::string& id) {
+  return {error_kind::not_found, "Response with id '" + text::repair_utf8(id) + "' not found"};
+}
+
+inline void handle_response(request_context& now) {
+  const auto id = response_id(now);
+  const auto kept = now.proxy.responses.get(now.client_id(), id);
+  if (!kept) throw no_response(id);
+  answer_json(now, *kept);
+}
+
+inline void handle_input_items(request_context& now) {
+  const auto id = response_id(now, "/input_items");
+  const auto items = now.proxy.responses.input_items(now.client_id(), id);
+  if (!items) throw no_response(id);
+  const bool newest_first = now.parameter("order") != "asc";
+  answer_json(now,
+              render_items(*items, newest_first, now.parameter("limit"), now.parameter("after")));
+}
+
+inline void handle_delete_response(request_context& now) {
+  const auto id = response_id(now);
+  if (!now.proxy.responses.remove(now.client_id(), id)) throw no_response(id);
+  answer_json(now, json::object({{"id", id}, {"object", "response"}, {"deleted", true}}));
+}
+
+inline void handle_cancel_response(request_context& now) {
+  const auto id = response_id(now, "/cancel");
+  const auto kept = now.proxy.responses.cancel(now.client_id(), id);
+  if (!kept) throw no_response(id);
+  answer_json(now, *kept);
+}
+
+inline std::vector<model_entry> catalog(const request_context& now) {
+  return make_catalog(now.settings->default_model, now.proxy.status.get().models);
+}
+
+inline void handle_models(request_context& now) {
+  if (!speaks_anthropic(now)) return answer_json(now, render_models(catalog(now)));
+  const auto parameter = [&](const char* name) { return now.parameter(name); };
+  answer_json(now, render_model_page(catalog(now), parameter("limit"), parameter("after_id"),
+                                     parameter("before_id")));
+}
+
+/// Any id is passed on to the CLI, so any is described.
+inline void handle_model(request_context& now) {
+  const json id = last_of_path(now);
+  const auto model = parse_model(reader(id, "model"));
+  const model_entry entry{model, release_time(model)};
+  answer_json(now, speaks_anthropic(now) ? render_page_model(entry) : render_model(entry));
+}
+
+inline void handle_sessions(request_context& now) {
+  answer_json(now, render_sessions(now.proxy.sessions.list(now.client_id())));
+}
+
+inline void handle_session_stats(request_context& now) {
+  answer_json(now, render_session_stats(now.proxy.sessions.list(now.client_id()),
+                                        now.settings->session_ttl));
+}
+
+inline api_error no_session() { return {error_kind::not_found, "Session not found"}; }
+
+inline void handle_session(request_context& now) {
+  const auto kept = now.proxy.sessions.get(now.client_id(), last_of_path(now));
+  if (!kept) throw no_session();
+  answer_json(now, render_session(*kept));
+}
+
+inline void handle_delete_session(request_context& now) {
+  const auto id = last_of_path(now);
+  if (!now.proxy.sessions.remove(now.client_id(), id)) throw no_session();
+  answer_json(now, json::object({{"message", "Session " + id + " deleted successfully"}}));
+}
+
+/// What of a chat request would be honoured.
+inline void handle_compatibility(request_context& now) {
+  const auto body = read_json(now);
+  auto turn = openai_chat::parse(body, {}).turns.front();
+  settle_turn(now, turn);
+  answer_json(now, openai_chat::render_compatibility(body, turn.ignored_params));
+}
+
+inline void handle_tools(request_context& now) { answer_json(now, render_known_tools()); }
+
+inline void handle_tool_configuration(request_context& now) {
+  const auto session = now.parameter("session_id");
+  answer_json(now, render_configuration(now.proxy.agents.configuration(now.client_id(), session)));
+}
+
+inline void handle_set_tool_configuration(request_context& now) {
+  const auto body = read_json(now);
+  const reader root(body);
+  const auto session = root.find("session_id");
+  answer_json(now, render_configuration(now.proxy.agents.configure(
+                       now.client_id(), session ? parse_session_id(*session) : std::string(),
+                       parse_names(root.find("allowed_tools")),
+                       parse_names(root.find("disallowed_tools")))));
+}
+
+inline void handle_tool_stats(request_context& now) {
+  answer_json(now, render_tool_stats(now.proxy.agents.configuration(now.client_id(), {}),
+                                     now.proxy.agents.session_configurations(now.client_id())));
+}
+
+inline void handle_mcp_servers(request_context& now) {
+  answer_json(now, render_mcp_servers(now.proxy.agents.servers(now.client_id())));
+}
+
+inline void handle_mcp_stats(request_context& now) {
+  answer_json(now, render_mcp_stats(now.proxy.agents.servers(now.client_id())));
+}
+
+inline void handle_add_mcp_server(request_context& now) {
+  const auto body = read_json(now);
+  auto server = parse_mcp_server(reader(body));
+  const auto told = "MCP server '" + server.name + "' registered successfully";
+  now.proxy.agents.add_server(now.client_id(), std::move(server));
+  answer_json(now, json::object({{"message", told}}));
+}
+
+inline void handle_connect_mcp_server(request_context& now) {
+  const auto body = read_json(now);
+  const auto name = reader(body).require("server_name").string();
+  const auto server = now.proxy.agents.connect(now.client_id(), name, now.proxy.stop);
+  answer_json(now, json::object({{"message", "Connected to MCP server '" + name + "'"},
+                                 {"tools", server.tools},
+                                 {"resources", server.resources},
+                                 {"prompts", server.prompts}}));
+}
+
+inline void handle_disconnect_mcp_server(request_context& now) {
+  const auto body = read_json(now);
+  const auto name = reader(body).require("server_name").string();
+  now.proxy.agents.disconnect(now.client_id(), name);
+  now.proxy.processes.end_agents(now.client_id());
+  answer_json(now, json::object({{"message", "Disconnected from MCP server '" + name + "'"}}));
+}
+
+inline void handle_auth_status(request_context& now) {
+  answer_json(now, render_auth_status(*now.settings, now.proxy.status.get()));
+}
+
+inline void handle_health(request_context& now) {
+  answer_json(
+      now, render_health(now.proxy.processes.counts(), now.proxy.status.get(),
+                         !now.who.is_stranger && now.who.page_refusal.empty(), now.settings->demo));
+}
+
+inline void handle_metrics(request_context& now) {
+  const gauges state{now.proxy.processes.counts(), now.proxy.sessions.size(),
+                     now.proxy.status.get().version};
+  now.response.set_body(now.proxy.figures.render(state),
+                        "text/plain; version=0.0.4; charset=utf-8");
+}
+
+/// What has arrived, and whether it would be taken as a chat request.
+inline void handle_debug(request_context& now) {
+  const auto safe = redact(mask_fields(read_body(now)));
+  json headers = json::object();
+  for (const auto& [name, value] : now.client.head().fields) {
+    headers[text::to_lower(name)] = is_secret_name(name) ? "***" : text::repair_utf8(redact(value));
+  }
+  json info =
+      json::object({{"headers", headers},
+                    {"method", now.method},
+                    {"url", text::repair_utf8(redact(mask_query(now.client.head().target)))},
+                    {"raw_body", text::repair_utf8(safe)}});
+  info.update(openai_chat::render_diagnosis(safe));
+  info["debug_mode_enabled"] = now.settings->log.wants(log_level::debug);
+  answer_json(now, json::object({{"debug_info", info}}));
+}
+
+/// The page for a browser, and a word for whoever else looks whether somebody is there.
+inline void handle_root(request_context& now) {
+  auto& response = now.response;
+  if (now.header("Accept").find("text/html") != std::string::npos) {
+    const auto nonce = text::random_id("", 24);
+    response.set("Content-Security-Policy", page::content_security_policy(nonce));
+    response.set("Referrer-Policy", "no-referrer");
+    response.set_body(page::render(nonce, !now.settings->api_keys.empty()),
+                      "text/html; charset=utf-8");
+    return;
+  }
+  auto place = printable(now.client.head().authority);
+  if (place.empty()) place = "HOST:PORT";
+  response.set_body(
+      "claude-openai " CLAUDE_OPENAI_VERSION
+      ": point an OpenAI client at /v1 of this address, an Anthropic client at this address.\n\n"
+      "  curl " +
+          std::string(now.settings->tls_certificate.empty() ? "http://" : "https://") + place +
+          "/v1/chat/completions \\\n"
+          "    -d '{\"messages\":[{\"role\":\"user\",\"content\":\"Say hello\"}]}'\n\n"
+          "With a client key: -H \"Authorization: Bearer KEY\". A browser gets a page here.\n",
+      "text/plain; charset=utf-8");
+}
+
+inline void handle_version(request_context& now) {
+  answer_json(now, json::object({{"version", CLAUDE_OPENAI_VERSION},
+                                 {"service", "claude-openai"},
+                                 {"api_version", "v1"}}));
+}
+
+// ---- from a request to its route --------------------------------------------------------------
+
+using handler = void (*)(request_context&);
+
+struct route {
+  std::string_view method;
+  std::string_view path;  ///< without `/v1`; see `matches`
+  endpoint_group group;
+  handler handle;
+  access needs = access::own;
+};
+
+inline const std::vector<route>& all_routes() {
+  using group = endpoint_group;
+  constexpr auto open = access::open, chat = access::chat, tools = access::tools;
+  static const std::vector<route> table = {
+      {"POST", "/chat/completions", group::chat, &handle_chat, chat},
+      {"POST", "/responses", group::chat, &handle_responses, chat},
+      {"POST", "/responses/input_tokens", group::other, &handle_input_tokens},
+      {"GET", "/responses/*/input_items", group::session, &handle_input_items},
+      {"POST", "/responses/*/cancel", group::session, &handle_cancel_response},
+      {"GET", "/responses/*", group::session, &handle_response},
+      {"DELETE", "/responses/*", group::session, &handle_delete_response},
+      {"POST", "/messages", group::chat, &handle_messages, chat},
+      {"POST", "/messages/count_tokens", group::other, &handle_count_tokens, chat},
+      {"POST", "/completions", group::chat, &handle_completions, chat},
+      {"POST", "/fim/completions", group::chat, &handle_fim, chat},
+      {"GET", "/models", group::none, &handle_models, chat},
+      {"GET", "/models/*", group::none, &handle_model, chat},
+      {"GET", "/sessions", group::session, &handle_sessions},
+      {"GET", "/sessions/stats", group::session, &handle_session_stats},
+      {"GET", "/sessions/*", group::session, &handle_session},
+      {"DELETE", "/sessions/*", group::session, &handle_delete_session},
+      {"POST", "/compatibility", group::other, &handle_compatibility, chat},
+      {"POST", "/debug/request", group::debug, &handle_debug},
+      {"GET", "/tools", group::other, &handle_tools, tools},
+      {"GET", "/tools/config", group::other, &handle_tool_configuration, tools},
+      {"POST", "/tools/config", group::other, &handle_set_tool_configuration, tools},
+      {"GET", "/tools/stats", group::other, &handle_tool_stats, tools},
+      {"GET", "/mcp/servers", group::other, &handle_mcp_servers, tools},
+      {"POST", "/mcp/servers", group::other, &handle_add_mcp_server, tools},
+      {"POST", "/mcp/connect", group::other, &handle_connect_mcp_server, tools},
+      {"POST", "/mcp/disconnect", group::other, &handle_disconnect_mcp_server, tools},
+      {"GET", "/mcp/stats", group::other, &handle_mcp_stats, tools},
+      {"GET", "/auth/status", group::auth, &handle_auth_status},
+      {"GET", "/metrics", group::none, &handle_metrics},
+      {"GET", "/health", group::health, &handle_health, open},
+      {"GET", "/version", group::health, &handle_version, open},
+      {"GET", "/", group::none, &handle_root, open},
+  };
+  return table;
+}
+
+/// A last '*' stands for anything, one within the path for anything without a slash.
+inline bool matches(const route& row, std::string_view path) {
+  const auto star = row.path.find('*');
+  if (star == std::string_view::npos) return row.path == path;
+  const auto stem = row.path.substr(0, star);
+  const auto tail = row.path.substr(star + 1);
+  if (path.size() <= stem.size() + tail.size() || !text::starts_with(path, stem)) return false;
+  const auto rest = path.substr(stem.size());
+  if (tail.empty()) return true;
+  return rest.find('/') == rest.size() - tail.size() && rest.substr(rest.find('/')) == tail;
+}
+
+/// Endpoints of other servers that clients ask for, and what to do without them.
+inline std::string advice_for(std::string_view path) {
+  constexpr std::string_view one_by_one = "send the requests one by one; they are queued";
+  constexpr std::string_view within = "send images and PDF files within the request, as base64";
+  constexpr std::string_view earlier =
+      "use previous_response_id in /v1/responses, or session_id in /v1/chat/completions";
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 12> advices = {{
+      {"/embeddings",
+       "Claude has no embedding model; run one beside this proxy, such as a local "
+       "sentence-transformers server"},
+      {"/images", "Claude makes no images; it reads them in /v1/chat/completions"},
+      {"/audio",
+       "Claude neither hears nor speaks; transcribe first and send the text to "
+       "/v1/chat/completions"},
+      {"/moderations", "ask the model for a judgement in /v1/chat/completions"},
+      {"/files", within},
+      {"/uploads", within},
+      {"/batches", one_by_one},
+      {"/messages/batches", "send the requests one by one to /v1/messages; they are queued"},
+      {"/assistants", earlier},
+      {"/threads", earlier},
+      {"/conversations", earlier},
+      {"/responses/compact",
+       "send the whole input to /v1/responses, or have the model summarize it; the proxy shortens "
+       "nothing"},
+  }};
+  for (const auto& [stem, advice] : advices) {
+    if (path != stem && !text::starts_with(path, std::string(stem) + "/")) continue;
+    return "/v1" + std::string(stem) + " is not offered here: " + std::string(advice);
+  }
+  return {};
+}
+
+inline const route* find_route(std::string_view method, std::string_view path) {
+  if (method == "HEAD") method = "GET";
+  for (const auto& row : all_routes()) {
+    if (row.method == method && matches(row, path)) return &row;
+  }
+  return nullptr;
+}
+
+[[noreturn]] inline void refuse_route(request_context& now) {
+  std::vector<std::string> allowed;
+  std::vector<std::string> known;
+  for (const auto& row : all_routes()) {
+    if (matches(row, now.path)) allowed.emplace_back(row.method);
+    known.push_back(std::string(row.method) + " /v1" + std::string(row.path));
+  }
+  if (const auto advice = advice_for(now.path); !advice.empty()) {
+    throw api_error(error_kind::not_found, advice);
+  }
+  if (allowed.empty()) {
+    throw api_error(error_kind::not_found, "unknown path " + now.record->path +
+                                               "; this server has " + text::join(known, ", "));
+  }
+  now.response.set("Allow", text::join(allowed, ", "));
+  throw api_error(
+      error_kind::method_not_allowed,
+      "method " + now.method + " is not allowed here; use " + text::join(allowed, " or "));
+}
+
+/// The client's id if it is harmless to repeat, else a new one.
+inline std::string request_id(const request_context& now) {
+  const auto given = now.header("X-Request-Id");
+  const auto harmless = [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '-' || c == '_' || c == '.';
+  };
+  const bool keep =
+      !given.empty() && given.size() <= 128 && std::all_of(given.begin(), given.end(), harmless);
+  return keep ? given : text::random_id("req_", 24);
+}
+
+/// Without `/v1`, without what Azure's clients put before it (`/openai/deployments/NAME`), and
+/// without a last slash, but with one that was percent-encoded: it belongs to an id.
+inline std::string canonical_path(request_context& now) {
+  constexpr std::string_view azure = "/openai";
+  constexpr std::string_view deployments = "/deployments/";
+  std::string_view path = now.path;
+  const auto target =
+      std::string_view(now.client.head().target).substr(0, now.client.head().target.find('?'));
+  const bool is_azure = text::starts_with(path, "/openai/");
+  if (is_azure) path.remove_prefix(azure.size());
+  // Twice where a client puts it before its own paths and the user has put it there, too.
+  for (int i = 0; i < 2 && text::starts_with(path, "/v1/"); ++i) path.remove_prefix(3);
+  if (const auto end = path.find('/', deployments.size());
+      is_azure && text::starts_with(path, deployments) && end != path.npos) {
+    now.deployment = path.substr(deployments.size(), end - deployments.size());
+    path.remove_prefix(end);
+  }
+  const bool slash = !target.empty() && target.back() == '/';
+  if (path.size() > 1 && slash) path.remove_suffix(1);
+  return std::string(path);
+}
+
+inline void enter(request_context& now) {
+  const bool preflight = now.method == "OPTIONS";
+  const auto* found = find_route(now.method, now.path);
+  const credentials shown{
+      now.client.head().authority,
+      now.header("Origin"),
+      now.header("Authorization"),
+      now.header(now.has_header("X-Api-Key") ? "X-Api-Key" : "Api-Key"),
+      now.client.address() == "unix",
+      now.settings->api_keys.empty() ? judge_user(now.client.user()) : peer_user::unknown};
+  allow_origin(now, shown);
+  const auto group = found == nullptr ? endpoint_group::other : found->group;
+  if (found != nullptr) now.record->route = found->path;
+  now.record->address = client_address(now.client.address(), now.all_values_of("x-forwarded-for"),
+                                       now.settings->trusted_proxies);
+  if (!preflight) count_request(now, group, counted_name(now));
+  const auto needs = found == nullptr ? access::chat : found->needs;
+  admit(now, shown, !preflight && needs != access::open);
+  if (!preflight && !now.client_id().empty()) count_request(now, group, "key " + now.client_id());
+  if (preflight) {
+    now.response.status = 200;  // httplib tells a length of 0, which a 204 must not have
+  } else if (found != nullptr) {
+    now.response.status = 200;
+    check_rights(now, needs);
+    found->handle(now);
+  } else {
+    refuse_route(now);
+  }
+}
+
+/// The one place where exceptions of a request end.
+inline void answer_request(request_context& now) {
+  now.proxy.figures.begin();
+  auto& response = now.response;
+  now.record->id = request_id(now);
+  now.record->method = now.method;
+  now.record->path = mask_query(printable(now.path.substr(0, 512)));
+  response.set("x-request-id", now.id());
+  response.set("openai-version", "2020-10-01");
+  if (now.settings->demo) response.set("x-claude-demo", "true");
+  try {
+    now.path = canonical_path(now);
+    if (speaks_anthropic(now)) response.set("request-id", now.id());
+    enter(now);
+  } catch (const api_error& error) {
+    answer_error(now, error);
+  } catch (const std::exception& fault) {
+    now.settings->log.error("request " + now.id() + ": " + fault.what());
+    answer_error(now, api_error(error_kind::internal, "internal error; see the proxy's log"));
+  }
+  const auto spent = std::chrono::steady_clock::now() - now.record->started;
+  response.set(
+      "openai-processing-ms",
+      std::to_string(std::chrono::duration_cast<std::chrono::milliseconds>(spent).count()));
+  response.set("X-Content-Type-Options", "nosniff");
+  response.headers.try_emplace("Cache-Control", "no-store");
+  now.record->status = response.status;
+  if (!response.stream) finish(now.proxy, now.settings->log, *now.record);
+}
+
+}  // namespace routes
+
+//================================================================================================
+// [34] http - httplib's parser and writer around the routes
+// uses: text, errors, log, openai_chat, options, http_head, connection, routes | thread-safe
+//================================================================================================
+
 /// httplib's parser, writer and nothing else: it neither listens nor makes threads here.
-class http_service : public httplib::Server {
+class http_server : public httplib::Server {
  public:
-  explicit http_service(const services& given) : services_(given) {
+  explicit http_server(proxy_parts& proxy) : proxy_(proxy) {
     // Everything is answered here: httplib's own routes would read a body before we can look.
     set_pre_routing_handler([this](const httplib::Request& request, httplib::Response& response) {
       dispatch(request, response);
@@ -15436,14 +16562,11 @@ class http_service : public httplib::Server {
     // What httplib alone refuses never reached `dispatch`, and is still without a body here. So is
     // the answer to a client that has left.
     set_error_handler([this](const httplib::Request&, httplib::Response& response) {
-      if (!response.body.empty() || response.status == status_client_left) return;
+      if (!response.body.empty() || response.status == routes::status_client_left) return;
       const api_error error(error_kind::invalid_request, "this is not a valid HTTP request");
-      response.set_content(refuse_http(*current(), error), json_type);
+      response.set_content(refuse_http(*current(), error), routes::json_type);
     });
   }
-
-  /// The name under which everything of this key's holder is kept.
-  std::string name_of(const std::string& key) const { return names_.name_of(key); }
 
   /// Serves one connection to its end, in this thread.
   void serve_connection(connection& client) {
@@ -15467,75 +16590,17 @@ class http_service : public httplib::Server {
     if (client.is_closing()) client.linger();
   }
 
-  http_service(const http_service&) = delete;
-  http_service& operator=(const http_service&) = delete;
+  http_server(const http_server&) = delete;
+  http_server& operator=(const http_server&) = delete;
 
  private:
-  static constexpr const char* json_type = "application/json";
-  static constexpr int status_client_left = 499;  ///< nginx's number, for the log
-
   /// The body of the answer to what is no request.
   std::string refuse_http(connection& client, const api_error& error) const {
     client.close_after_reply();
-    services_.figures.reject("http");
-    services_.settings.get()->log.info("refused bad HTTP from " + client.address() + ": " +
-                                       error.what());
+    proxy_.figures.reject("http");
+    proxy_.settings.get()->log.info("refused bad HTTP from " + client.address() + ": " +
+                                    error.what());
     return openai_chat::render_error(error);
-  }
-
-  using handler = void (http_service::*)(exchange&);
-
-  /// What a route asks of its client: nothing; a key if there is one; that, and to be no foreign
-  /// page; what `enable_tools` asks.
-  enum class access { open, chat, own, tools };
-
-  struct route {
-    std::string_view method;
-    std::string_view path;  ///< without `/v1`; see `matches`
-    endpoint_group group;
-    handler answer;
-    access needs = access::own;
-  };
-
-  static const std::vector<route>& routes() {
-    using group = endpoint_group;
-    constexpr auto open = access::open, chat = access::chat, tools = access::tools;
-    static const std::vector<route> table = {
-        {"POST", "/chat/completions", group::chat, &http_service::answer_chat, chat},
-        {"POST", "/responses", group::chat, &http_service::answer_responses, chat},
-        {"POST", "/responses/input_tokens", group::other, &http_service::answer_input_tokens},
-        {"GET", "/responses/*/input_items", group::session, &http_service::answer_input_items},
-        {"POST", "/responses/*/cancel", group::session, &http_service::cancel_response},
-        {"GET", "/responses/*", group::session, &http_service::answer_response},
-        {"DELETE", "/responses/*", group::session, &http_service::delete_response},
-        {"POST", "/messages", group::chat, &http_service::answer_messages, chat},
-        {"POST", "/messages/count_tokens", group::other, &http_service::answer_count, chat},
-        {"POST", "/completions", group::chat, &http_service::answer_completions, chat},
-        {"POST", "/fim/completions", group::chat, &http_service::answer_fim, chat},
-        {"GET", "/models", group::none, &http_service::answer_models, chat},
-        {"GET", "/models/*", group::none, &http_service::answer_model, chat},
-        {"GET", "/sessions", group::session, &http_service::answer_sessions},
-        {"GET", "/sessions/stats", group::session, &http_service::answer_session_stats},
-        {"GET", "/sessions/*", group::session, &http_service::answer_session},
-        {"DELETE", "/sessions/*", group::session, &http_service::delete_session},
-        {"POST", "/compatibility", group::other, &http_service::answer_compatibility, chat},
-        {"POST", "/debug/request", group::debug, &http_service::answer_debug},
-        {"GET", "/tools", group::other, &http_service::answer_tools, tools},
-        {"GET", "/tools/config", group::other, &http_service::answer_tool_configuration, tools},
-        {"POST", "/tools/config", group::other, &http_service::set_tool_configuration, tools},
-        {"GET", "/tools/stats", group::other, &http_service::answer_tool_stats, tools},
-        {"GET", "/mcp/servers", group::other, &http_service::answer_mcp_servers, tools},
-        {"POST", "/mcp/servers", group::other, &http_service::add_mcp_server, tools},
-        {"POST", "/mcp/connect", group::other, &http_service::connect_mcp_server, tools},
-        {"POST", "/mcp/disconnect", group::other, &http_service::disconnect_mcp_server, tools},
-        {"GET", "/mcp/stats", group::other, &http_service::answer_mcp_stats, tools},
-        {"GET", "/auth/status", group::auth, &http_service::answer_auth_status},
-        {"GET", "/metrics", group::none, &http_service::answer_metrics},
-        {"GET", "/health", group::health, &http_service::answer_health, open},
-        {"GET", "/version", group::health, &http_service::answer_version, open},
-        {"GET", "/", group::none, &http_service::answer_root, open},
-    };
-    return table;
   }
 
   /// The connection that this thread serves: httplib hands it to no handler.
@@ -15560,7 +16625,7 @@ class http_service : public httplib::Server {
   }
 
   /// httplib up to 0.14.
-  template <class Self = http_service>
+  template <class Self = http_server>
   auto process_one(connection& client, bool& closed, int)
       -> decltype(std::declval<Self&>().process_request(client, false, closed,
                                                         std::function<void(httplib::Request&)>())) {
@@ -15568,7 +16633,7 @@ class http_service : public httplib::Server {
   }
 
   /// httplib from 0.15 on wants the addresses beside the stream.
-  template <class Self = http_service>
+  template <class Self = http_server>
   bool process_one(connection& client, bool& closed, long) {
     std::string remote;
     std::string local;
@@ -15580,7 +16645,7 @@ class http_service : public httplib::Server {
                                                      is_stopping(), closed, prepare);
   }
 
-  bool is_stopping() const { return services_.stop.is_raised(); }
+  bool is_stopping() const { return proxy_.stop.is_raised(); }
 
   /// The heap would keep what a large request took.
   static void give_memory_back() {
@@ -15589,952 +16654,46 @@ class http_service : public httplib::Server {
 #endif
   }
 
-  // From a request to its route, and the one place where exceptions end.
-
   void dispatch(const httplib::Request& request, httplib::Response& response) {
-    exchange now{*current(), request, response, services_.settings.get()};
-    services_.figures.begin();
-    now.record->id = request_id(request);
-    now.record->method = request.method;
-    now.record->path = mask_query(printable(request.path.substr(0, 512)));
-    response.set_header("x-request-id", now.id());
-    response.set_header("openai-version", "2020-10-01");
-    if (now.settings->demo) response.set_header("x-claude-demo", "true");
-    try {
-      now.path = canonical_path(now.request, now.deployment);
-      if (speaks_anthropic(now)) response.set_header("request-id", now.id());
-      enter(now);
-    } catch (const api_error& error) {
-      answer_error(now, error);
-    } catch (const std::exception& fault) {
-      now.settings->log.error("request " + now.id() + ": " + fault.what());
-      answer_error(now, api_error(error_kind::internal, "internal error; see the proxy's log"));
+    auto& client = *current();
+    request_context now{proxy_,       client,         request.method,
+                        request.path, request.params, proxy_.settings.get()};
+    routes::answer_request(now);
+    auto& answered = now.response;
+    response.status = answered.status;
+    for (const auto& [name, value] : answered.headers) response.set_header(name, value);
+    if (answered.stream) {
+      set_stream(client, answered, response);
+    } else if (!answered.body.empty()) {
+      response.set_content(std::move(answered.body), answered.type);
     }
     // httplib tells the client by the request's own header, whatever version it is.
-    if (now.client.is_closing()) {
+    if (client.is_closing()) {
       const_cast<httplib::Request&>(request).headers.emplace("Connection", "close");
     }
-    response.set_header("openai-processing-ms", std::to_string(elapsed_ms(now)));
-    response.set_header("X-Content-Type-Options", "nosniff");
-    if (!response.has_header("Cache-Control")) response.set_header("Cache-Control", "no-store");
-    now.record->status = response.status;
-    if (!response.content_provider_) finish(now.settings->log, *now.record);
   }
 
-  /// The last that is done for a request: its line in the log, and its figures.
-  void finish(const logger& log, request_record& record) const {
-    record.ended = std::chrono::steady_clock::now();
-    services_.figures.finish(record);
-    if (record.reserved.requests > 0) {
-      services_.limits.settle(record.client_id, record.reserved, record.usage);
-    }
-    if (!log.wants(log_level::info)) return;
-    log.write(log_level::info, render_log_line(record), render_log_fields(record));
-  }
-
-  void enter(exchange& now) {
-    const auto& request = now.request;
-    const bool preflight = request.method == "OPTIONS";
-    const auto* found = find_route(request.method, now.path);
-    const credentials shown{
-        now.client.head().authority,
-        request.get_header_value("Origin"),
-        request.get_header_value("Authorization"),
-        request.get_header_value(request.has_header("X-Api-Key") ? "X-Api-Key" : "Api-Key"),
-        now.client.address() == "unix",
-        now.settings->api_keys.empty() ? judge_user(now.client.user()) : peer_user::unknown};
-    allow_origin(now, shown);
-    const auto group = found == nullptr ? endpoint_group::other : found->group;
-    if (found != nullptr) now.record->route = found->path;
-    now.record->address = client_address(
-        now.client.address(), all_values_of(now, "x-forwarded-for"), now.settings->trusted_proxies);
-    if (!preflight) count_request(now, group, counted_name(now));
-    const auto needs = found == nullptr ? access::chat : found->needs;
-    admit(now, shown, !preflight && needs != access::open);
-    if (!preflight && !now.client_id().empty()) count_request(now, group, "key " + now.client_id());
-    if (preflight) {
-      now.response.status = 200;  // httplib tells a length of 0, which a 204 must not have
-    } else if (found != nullptr) {
-      now.response.status = 200;
-      check_rights(now, needs);
-      (this->*found->answer)(now);
-    } else {
-      refuse_route(now);
-    }
-  }
-
-  /// The values of all fields of that name, in their order: proxies add lines of their own.
-  static std::string all_values_of(const exchange& now, std::string_view name) {
-    std::vector<std::string> values;
-    for (const auto& [field, value] : now.client.head().fields) {
-      if (text::to_lower(field) == name) values.push_back(value);
-    }
-    return text::join(values, ", ");
-  }
-
-  /// Whom limits count: an address, and of this machine's own addresses each user for himself, so
-  /// that nobody uses up what is another's.
-  static std::string counted_name(exchange& now) {
-    const auto& address = now.record->address;
-    const bool own = address == "unix" || is_loopback_name(address);
-    const bool wanted = is_limited(*now.settings) || !now.settings->api_keys.empty();
-    if (!own || !wanted || address != now.client.address()) return address;
-    const auto user = now.client.user();
-    return user ? address + " of user " + std::to_string(*user) : address;
-  }
-
-  /// Lets the client in, or throws. The answer to a wrong key waits, and too many are not even
-  /// compared, so that guessing takes long; on every route, since each would tell a right key.
-  void admit(exchange& now, const credentials& shown, bool needs_key) {
-    const auto who_guesses = counted_name(now);
-    // The key of a page that is turned away by its origin is not compared.
-    const bool compared = shown.origin.empty() || is_welcome_origin(shown, *now.settings);
-    const bool may_guess =
-        compared && !presented_key(shown).empty() && !now.settings->api_keys.empty();
-    const auto wait = may_guess ? services_.limits.try_key(who_guesses) : std::nullopt;
-    if (wait) {
-      services_.figures.reject("key");
-      auto error = rate_limit_error(*wait);
-      error.message = "Too many wrong keys came from your address. " + error.message;
-      throw error;
-    }
-    try {
-      auto who = check_access(shown, *now.settings, needs_key);
-      now.record->client_id = names_.name_of(who.key);
-      if (may_guess && !who.key.empty()) services_.limits.note_right_key(who_guesses);
-      now.record->client = who.label;
-      now.who = std::move(who);
-    } catch (const api_error& refused) {
-      services_.figures.reject(refused.kind == error_kind::authentication ? "key" : "origin");
-      if (refused.kind == error_kind::authentication && !presented_key(shown).empty()) {
-        const auto delay = services_.limits.wrong_key_delay(who_guesses);
-        now.client.rest(static_cast<int>(delay.count()));
-      }
-      throw;
-    }
-  }
-
-  /// Throws a 403 for a client that may not have what this is needed for.
-  static void check_rights(const exchange& now, access needed) {
-    const auto& refusal = needed == access::tools ? now.who.tools_refusal : now.who.page_refusal;
-    if (needed > access::chat && !refusal.empty()) {
-      throw api_error(error_kind::permission, refusal);
-    }
-  }
-
-  /// Counts the request against the rate limit, tells how the client stands, and throws a 429 when
-  /// it asks too often. The stricter of its two limits is told: its address's or its key's.
-  void count_request(exchange& now, endpoint_group group, const std::string& who) {
-    if (group == endpoint_group::none || !is_limited(*now.settings)) return;
-    const auto standing = services_.limits.count(group, who, now.settings->limits);
-    auto& headers = now.response.headers;
-    const auto told = headers.find("x-ratelimit-remaining-requests");
-    const bool stricter = told == headers.end() ||
-                          standing.remaining <= text::try_number<int>(told->second).value_or(0);
-    if (stricter) {
-      const auto seconds = std::chrono::ceil<std::chrono::seconds>(standing.reset).count();
-      for (const char* name : {"limit", "remaining", "reset"}) {
-        headers.erase("x-ratelimit-" + std::string(name) + "-requests");
-      }
-      headers.emplace("x-ratelimit-limit-requests", std::to_string(standing.limit));
-      headers.emplace("x-ratelimit-remaining-requests", std::to_string(standing.remaining));
-      headers.emplace("x-ratelimit-reset-requests", std::to_string(seconds) + "s");
-    }
-    if (standing.allowed) return;
-    services_.figures.reject("rate_limit");
-    throw rate_limit_error(standing.reset);
-  }
-
-  /// Without `/v1`, without what Azure's clients put before it (`/openai/deployments/NAME`), and
-  /// without a last slash, but with one that was percent-encoded: it belongs to an id.
-  static std::string canonical_path(const httplib::Request& request, std::string& deployment) {
-    constexpr std::string_view azure = "/openai";
-    constexpr std::string_view deployments = "/deployments/";
-    std::string_view path = request.path;
-    const auto target = std::string_view(request.target).substr(0, request.target.find('?'));
-    const bool is_azure = text::starts_with(path, "/openai/");
-    if (is_azure) path.remove_prefix(azure.size());
-    // Twice where a client puts it before its own paths and the user has put it there, too.
-    for (int i = 0; i < 2 && text::starts_with(path, "/v1/"); ++i) path.remove_prefix(3);
-    if (const auto end = path.find('/', deployments.size());
-        is_azure && text::starts_with(path, deployments) && end != path.npos) {
-      deployment = path.substr(deployments.size(), end - deployments.size());
-      path.remove_prefix(end);
-    }
-    const bool slash = !target.empty() && target.back() == '/';
-    if (path.size() > 1 && slash) path.remove_suffix(1);
-    return std::string(path);
-  }
-
-  /// A last '*' stands for anything, one within the path for anything without a slash.
-  static bool matches(const route& row, std::string_view path) {
-    const auto star = row.path.find('*');
-    if (star == std::string_view::npos) return row.path == path;
-    const auto stem = row.path.substr(0, star);
-    const auto tail = row.path.substr(star + 1);
-    if (path.size() <= stem.size() + tail.size() || !text::starts_with(path, stem)) return false;
-    const auto rest = path.substr(stem.size());
-    if (tail.empty()) return true;
-    return rest.find('/') == rest.size() - tail.size() && rest.substr(rest.find('/')) == tail;
-  }
-
-  /// Endpoints of other servers that clients ask for, and what to do without them.
-  static std::string advice_for(std::string_view path) {
-    constexpr std::array<std::pair<std::string_view, std::string_view>, 12> advices = {{
-        {"/embeddings",
-         "Claude has no embedding model; run one beside this proxy, such as a local "
-         "sentence-transformers server"},
-        {"/images", "Claude makes no images; it reads them in /v1/chat/completions"},
-        {"/audio",
-         "Claude neither hears nor speaks; transcribe first and send the text to "
-         "/v1/chat/completions"},
-        {"/moderations", "ask the model for a judgement in /v1/chat/completions"},
-        {"/files", "send images and PDF files within the request, as base64"},
-        {"/uploads", "send images and PDF files within the request, as base64"},
-        {"/batches", "send the requests one by one; they are queued"},
-        {"/messages/batches", "send the requests one by one to /v1/messages; they are queued"},
-        {"/assistants",
-         "use /v1/responses with previous_response_id, or session_id in "
-         "/v1/chat/completions"},
-        {"/conversations",
-         "use previous_response_id in /v1/responses, or session_id in /v1/chat/completions"},
-        {"/responses/compact",
-         "send the whole input to /v1/responses, or have the model summarize it; the proxy "
-         "shortens "
-         "nothing"},
-        {"/threads",
-         "use /v1/responses with previous_response_id, or session_id in "
-         "/v1/chat/completions"},
-    }};
-    for (const auto& [stem, advice] : advices) {
-      if (path != stem && !text::starts_with(path, std::string(stem) + "/")) continue;
-      return "/v1" + std::string(stem) + " is not offered here: " + std::string(advice);
-    }
-    return {};
-  }
-
-  static const route* find_route(std::string_view method, std::string_view path) {
-    if (method == "HEAD") method = "GET";
-    for (const auto& row : routes()) {
-      if (row.method == method && matches(row, path)) return &row;
-    }
-    return nullptr;
-  }
-
-  [[noreturn]] static void refuse_route(exchange& now) {
-    std::vector<std::string> allowed;
-    std::vector<std::string> known;
-    for (const auto& row : routes()) {
-      if (matches(row, now.path)) allowed.emplace_back(row.method);
-      known.push_back(std::string(row.method) + " /v1" + std::string(row.path));
-    }
-    if (const auto advice = advice_for(now.path); !advice.empty()) {
-      throw api_error(error_kind::not_found, advice);
-    }
-    if (allowed.empty()) {
-      throw api_error(error_kind::not_found, "unknown path " + now.record->path +
-                                                 "; this server has " + text::join(known, ", "));
-    }
-    now.response.set_header("Allow", text::join(allowed, ", "));
-    throw api_error(error_kind::method_not_allowed, "method " + now.request.method +
-                                                        " is not allowed here; use " +
-                                                        text::join(allowed, " or "));
-  }
-
-  /// The client's id if it is harmless to repeat, else a new one.
-  static std::string request_id(const httplib::Request& request) {
-    const auto given = request.get_header_value("X-Request-Id");
-    const auto harmless = [](char c) {
-      return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '-' || c == '_' || c == '.';
+  static void set_stream(connection& client, const http_response& answered,
+                         httplib::Response& response) {
+    const auto write = [stream = answered.stream](std::size_t, httplib::DataSink& sink) {
+      const bool whole =
+          stream([&](std::string_view bytes) { return sink.write(bytes.data(), bytes.size()); });
+      if (whole) sink.done();
+      return whole;
     };
-    const bool keep =
-        !given.empty() && given.size() <= 128 && std::all_of(given.begin(), given.end(), harmless);
-    return keep ? given : text::random_id("req_", 24);
-  }
-
-  /// Cross-origin headers for pages that are welcome; others are refused by the guard.
-  static void allow_origin(exchange& now, const credentials& shown) {
-    if (shown.origin.empty() || !is_welcome_origin(shown, *now.settings)) return;
-    auto& response = now.response;
-    response.set_header("Access-Control-Allow-Origin", printable(shown.origin));
-    response.set_header("Vary", "Origin");
-    response.set_header(
-        "Access-Control-Expose-Headers",
-        "x-request-id, request-id, openai-version, retry-after, retry-after-ms, x-should-retry, "
-        "x-ignored-params, x-token-count, openai-processing-ms, "
-        "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
-        "x-ratelimit-reset-requests");
-    if (now.request.method != "OPTIONS") return;
-    response.set_header("Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS");
-    response.set_header("Access-Control-Max-Age", "600");
-    const auto wanted = now.request.get_header_value("Access-Control-Request-Headers");
-    if (!wanted.empty()) response.set_header("Access-Control-Allow-Headers", printable(wanted));
-    if (now.request.has_header("Access-Control-Request-Private-Network")) {
-      response.set_header("Access-Control-Allow-Private-Network", "true");
-    }
-  }
-
-  /// No line end may be echoed in a header.
-  static std::string printable(std::string value) {
-    value.erase(
-        std::remove_if(value.begin(), value.end(), [](char c) { return c < ' ' || c > '~'; }),
-        value.end());
-    return value;
-  }
-
-  /// Whose words a client understands that has not reached an endpoint, or one of both.
-  static bool speaks_anthropic(const exchange& now) {
-    const bool messages = now.path == "/messages" || text::starts_with(now.path, "/messages/");
-    const bool openai = now.path == "/chat/completions" || now.path == "/completions" ||
-                        text::starts_with(now.path, "/responses");
-    return messages || (!openai && now.request.has_header("anthropic-version"));
-  }
-
-  /// Until the limits of a subscription begin anew that have refused the request; else 0.
-  static std::chrono::milliseconds time_to_reset(const std::vector<usage_window>& windows) {
-    using namespace std::chrono;
-    constexpr std::int64_t max_wait = 7 * 24 * 3600;  // the longest window there is
-    const std::int64_t now = duration_cast<seconds>(system_clock::now().time_since_epoch()).count();
-    std::int64_t longest = 0;
-    for (const auto& window : windows) {
-      if (window.status == "rejected") longest = std::max(longest, window.resets_at - now);
-    }
-    return seconds(std::min(longest, max_wait));
-  }
-
-  void answer_error(exchange& now, const api_error& error) const {
-    const auto& dialect =
-        speaks_anthropic(now) ? anthropic_messages::dialect : openai_chat::dialect;
-    now.response.status = dialect.status(error.kind);
-    if (now.record->failure.empty()) now.record->failure = word_for(error);
-    if (error.code == "budget_exceeded") services_.figures.reject("budget");
-    now.response.set_content(dialect.render_error(error, now.id()), json_type);
-    const bool says_when =
-        error.kind == error_kind::rate_limited || error.kind == error_kind::too_many_requests ||
-        error.kind == error_kind::unavailable || error.kind == error_kind::overloaded;
-    if (says_when) {
-      using namespace std::chrono;
-      const auto usual = error.retry_after.value_or(seconds(error.retry_is_futile ? 30 : 1));
-      const auto wait = std::max(usual, time_to_reset(now.record->facts.windows));
-      now.response.set_header("Retry-After", std::to_string(ceil<seconds>(wait).count()));
-      now.response.set_header("retry-after-ms", std::to_string(wait.count()));
-    }
-    if (error.retry_is_futile) now.response.set_header("x-should-retry", "false");
-    if (error.kind == error_kind::authentication) {
-      now.response.set_header("WWW-Authenticate", "Bearer");
-    }
-    if (error.kind == error_kind::unsupported_coding) {
-      now.response.set_header("Accept-Encoding", taken_codings);
-    }
-  }
-
-  static std::int64_t elapsed_ms(const exchange& now) {
-    using namespace std::chrono;
-    return duration_cast<milliseconds>(steady_clock::now() - now.record->started).count();
-  }
-
-  /// The whole body without its coding. Throws a 413 over the limit, without reading on, and a 415.
-  std::string read_body(exchange& now) {
-    const auto limit = now.settings->max_body_bytes;
-    const bool coded = is_coded(all_values_of(now, "content-encoding"));
-    now.body_share.emplace(bodies_);
-    auto bytes = now.client.read_body(limit, *now.body_share);
-    if (coded) bytes = decode_body(bytes, limit, *now.body_share);
-    if (now.settings->log_bodies) {
-      now.settings->log.debug(now.id() + " request: " + mask_fields(bytes));
-    }
-    return bytes;
-  }
-
-  /// The whole body as JSON. Its values count as the memory that they take once they are parsed.
-  json read_json(exchange& now) {
-    const auto bytes = read_body(now);
-    now.body_share->grow_to(bytes.size() + check_json_bounds(bytes) * bytes_of_json_value);
-    return parse_body(bytes);
-  }
-
-  // Turns: the routes that ask the model.
-
-  void answer_chat(exchange& now) { answer_turn(now, openai_chat::dialect); }
-  void answer_messages(exchange& now) { answer_turn(now, anthropic_messages::dialect); }
-  void answer_completions(exchange& now) { answer_turn(now, openai_completions::dialect); }
-  void answer_fim(exchange& now) { answer_turn(now, openai_completions::fim_dialect); }
-
-  void answer_turn(exchange& now, const surface& dialect) {
-    ask(now, dialect, read_json(now), make_context(now));
-  }
-
-  static reply_context make_context(const exchange& now) {
-    using namespace std::chrono;
-    const auto created = duration_cast<seconds>(system_clock::now().time_since_epoch()).count();
-    return {text::random_id("", 24), created, now.id(), {}};
-  }
-
-  /// A response may refer to earlier ones, and later ones to it.
-  void answer_responses(exchange& now) {
-    auto context = make_context(now);
-    const auto given = read_json(now);
-    const bool refers = !member_of(given, "previous_response_id").is_null();
-    if (refers || boolean_of(given, "store")) check_rights(now, access::own);
-    const bool page = !now.who.page_refusal.empty();
-    auto expanded = page ? given : services_.responses.expand(now.client_id(), given);
-    if (page) expanded["store"] = false;
-    const auto& store = member_of(expanded, "store");
-    std::shared_ptr<response_store::running> running;
-    auto begun = openai_responses::make_begun_response(context, given);
-    if (!store.is_boolean() || store.get<bool>()) {
-      running = services_.responses.begin(now.client_id(), given, begun);
-      context.keep = [running](const json& response) { running->keep(response); };
-    }
-    try {
-      ask(now, openai_responses::dialect, expanded, std::move(context),
-          running ? running->cancelled() : nullptr);
-    } catch (const api_error& error) {
-      const bool refused = http_status(error.kind) < 500 && error.code != "cancelled";
-      openai_responses::set_failure(begun, error);
-      if (running && refused) running->forget();
-      if (running && !refused) running->keep(begun);
-      throw;
-    }
-  }
-
-  void ask(exchange& now, const surface& dialect, const json& body, reply_context context,
-           std::shared_ptr<const wake_signal> cancelled = nullptr) {
-    auto parsed = dialect.parse(body, context);
-    for (auto& turn : parsed.turns) {
-      settle_turn(now, turn);
-      if (turn.session.empty()) settle_tool_calls(turn.messages, turn.messages_field);
-    }
-    if (parsed.turns.size() > 1 && !parsed.turns.front().session.empty()) {
-      throw bad_field("X-Session-Id", "goes on with one answer, and several are asked for");
-    }
-    now.record->dialect = dialect.name;
-    now.record->model = text::repair_utf8(parsed.turns.front().model);
-    refuse_ignored(parsed.turns.front());
-    tell_ignored(now, parsed.turns.front().ignored_params);
-    const bool stream = parsed.turns.front().stream;
-    auto running =
-        services_.turns.start(std::move(parsed.turns), now.client.fd(), std::move(cancelled));
-    reserve(now, running->likely_use());
-    if (stream) {
-      answer_stream(now, std::move(running), std::move(parsed.reply));
-    } else {
-      answer_whole(now, *running, *parsed.reply);
-    }
-  }
-
-  void reserve(exchange& now, const budget& wanted) {
-    services_.limits.reserve(now.client_id(), wanted, *now.settings);
-    now.record->reserved = wanted;
-  }
-
-  /// Puts in what is not in the body: who asks, in which session, and what the model takes.
-  void settle_turn(const exchange& now, turn_request& turn) const {
-    turn.client = now.client_id();
-    turn.strict = is_strict(now);
-    const json deployment = now.deployment;
-    if (turn.model.empty()) turn.model = parse_model(reader(deployment, "deployment"));
-    if (turn.model.empty()) turn.model = now.settings->default_model;
-    turn.model = released_model(turn.model);
-    // Beside X-Session-Affinity it only tells a router which server to use (opencode): requests of
-    // one such id are of several conversations, and hold their history.
-    const bool routed = now.request.has_header("X-Session-Affinity");
-    if (turn.session.empty() && !routed && now.request.has_header("X-Session-Id")) {
-      const json id = now.request.get_header_value("X-Session-Id");
-      turn.session = parse_session_id(reader(id, "X-Session-Id"));
-    }
-    if (!turn.session.empty()) check_rights(now, access::own);
-    settle_headers(now, turn);
-    settle(turn, traits_of(turn.model, services_.status.get().always_thinking));
-  }
-
-  static std::optional<std::string> find_header(const exchange& now, const char* name) {
-    if (!now.request.has_header(name)) return std::nullopt;
-    return now.request.get_header_value(name);
-  }
-
-  /// What a client asks by headers of its agent; in vain where it asks for none.
-  void settle_headers(const exchange& now, turn_request& turn) const {
-    if (const auto tokens = find_header(now, "X-Claude-Max-Thinking-Tokens")) {
-      turn.thinking_tokens = text::try_number<std::int64_t>(text::trim(*tokens));
-      if (turn.thinking_tokens.value_or(-1) < 0 || *turn.thinking_tokens > 1'000'000) {
-        throw bad_field("X-Claude-Max-Thinking-Tokens", "must be a number from 0 to 1000000");
-      }
-    }
-    const auto shown = text::to_lower(now.request.get_header_value("X-Claude-Show-Activity"));
-    if (turn.agent && (shown == "true" || shown == "1")) turn.agent->show_activity = true;
-    const agent_headers asked{
-        find_header(now, "X-Claude-Max-Turns"), find_header(now, "X-Claude-Allowed-Tools"),
-        find_header(now, "X-Claude-Disallowed-Tools"), find_header(now, "X-Claude-Permission-Mode"),
-        find_header(now, "X-Claude-Cwd")};
-    if (turn.agent) {
-      check_rights(now, access::tools);
-      const auto has_budget = [](const budget& limit) { return limit.tokens > 0 || limit.usd > 0; };
-      return services_.agents.settle(
-          turn, asked,
-          has_budget(now.settings->minute_budget) || has_budget(now.settings->day_budget));
-    }
-    if (asked.max_turns) name_ignored(turn, "X-Claude-Max-Turns");
-    if (asked.allowed_tools) name_ignored(turn, "X-Claude-Allowed-Tools");
-    if (asked.disallowed_tools) name_ignored(turn, "X-Claude-Disallowed-Tools");
-    if (asked.permission_mode) name_ignored(turn, "X-Claude-Permission-Mode");
-    if (asked.directory) name_ignored(turn, "X-Claude-Cwd");
-  }
-
-  bool is_strict(const exchange& now) const {
-    const auto wish = text::to_lower(now.request.get_header_value("X-Strict-Params"));
-    return now.settings->strict || wish == "true" || wish == "1";
-  }
-
-  static void tell_ignored(exchange& now, const std::vector<std::string>& names) {
-    if (names.empty()) return;
-    now.response.headers.erase("x-ignored-params");
-    now.response.set_header("x-ignored-params", text::join(names, ", "));
-  }
-
-  void answer_whole(exchange& now, answer& running, const reply& writer) const {
-    std::vector<collector> gathered(running.choices());
-    while (!running.ended()) {
-      answer::choice_event next;
-      const auto got = pull(now, running, next, steady_time::max());
-      const bool left = got == answer::pulled::client_left;
-      if (left || ends_turn(next.what)) note_use(*now.record, running);
-      if (left) return abandon(now);
-      now.record->note(next.what);
-      gathered.at(next.choice).add(next.what);
-    }
-    std::vector<turn_result> results;
-    for (const auto& one : gathered) results.push_back(one.result());
-    tell_ignored(now, running.ignored_params());
-    tell_windows(now);
-    auto body = writer.render(results);
-    if (now.settings->log_bodies)
-      now.settings->log.debug(now.id() + " answer: " + mask_fields(body));
-    now.response.set_content(std::move(body), json_type);
-  }
-
-  static void note_use(request_record& record, answer& running) {
-    record.facts = running.facts();
-    record.usage = running.usage();
-  }
-
-  /// The next event, before anything of the answer is written. A client that sends no more is sent
-  /// an interim response, which any but an old one skips: if it has left, its system says so.
-  static answer::pulled pull(exchange& now, answer& running, answer::choice_event& next,
-                             steady_time until) {
-    for (;;) {
-      const auto got = running.next(next, until);
-      if (got != answer::pulled::client_shut) return got;
-      if (!now.client.head().http_1_0) now.client.write_all("HTTP/1.1 100 Continue\r\n\r\n");
-    }
-  }
-
-  /// How much of the subscription is used, as far as it is known.
-  void tell_windows(exchange& now) const {
-    auto windows = services_.figures.windows();
-    for (const auto& window : now.record->facts.windows) windows.push_back(window);
-    for (const auto& window : windows) {
-      auto& headers = now.response.headers;
-      const auto tell = [&](const char* what, const std::string& value) {
-        const auto name = "x-claude-ratelimit-" + window.name + "-" + what;
-        const auto exposed = headers.find("Access-Control-Expose-Headers");
-        const bool known = headers.erase(name) > 0;
-        if (!known && exposed != headers.end()) exposed->second += ", " + name;
-        now.response.set_header(name, printable(value));
-      };
-      if (!http_head::is_token(window.name)) continue;
-      tell("status", window.status);
-      if (window.utilization) tell("utilization", exposition::number(*window.utilization));
-      if (window.resets_at > 0) tell("reset", std::to_string(window.resets_at));
-    }
-  }
-
-  /// Nobody reads this answer.
-  static void abandon(exchange& now) {
-    now.response.status = status_client_left;
-    now.client.close_after_reply();
-  }
-
-  static constexpr const char* client_left = "client left";
-
-  /// A stream under way, owned by the response that it fills.
-  struct open_stream {
-    std::unique_ptr<answer> running;
-    std::unique_ptr<reply> writer;
-    std::shared_ptr<const options> settings;
-    std::shared_ptr<request_record> record;
-    std::optional<answer::choice_event> first;  ///< what came before the status line was sent
-    std::function<void()> on_abandoned;         ///< when nothing of it was ever written
-
-    ~open_stream() {
-      if (on_abandoned) on_abandoned();
-    }
-  };
-
-  /// Waits for the first event before the status line, so that a failure is a real status; but not
-  /// longer than a client's patience with silence.
-  void answer_stream(exchange& now, std::unique_ptr<answer> running,
-                     std::unique_ptr<reply> writer) {
-    const auto stream = std::make_shared<open_stream>();
-    stream->running = std::move(running);
-    stream->writer = std::move(writer);
-    stream->settings = now.settings;
-    stream->record = now.record;
-    answer::choice_event first;
-    const auto patience = std::chrono::steady_clock::now() + now.settings->keep_alive_interval;
-    const auto got = pull(now, *stream->running, first, patience);
-    note_use(*now.record, *stream->running);
-    if (got == answer::pulled::client_left) return abandon(now);
-    if (got == answer::pulled::arrived) {
-      now.record->note(first.what);
-      if (const auto* failed = std::get_if<turn_failed>(&first.what)) throw failed->error;
-      stream->first = std::move(first);
-    }
-    tell_ignored(now, stream->running->ignored_params());
-    tell_windows(now);
-    now.response.set_header("Cache-Control", "no-cache, no-store");
-    now.response.set_header("X-Accel-Buffering", "no");
-    fill(now, stream);
-  }
-
-  /// Makes the stream the body of the response.
-  void fill(exchange& now, const std::shared_ptr<open_stream>& stream) const {
-    now.client.write_until(stream->running->deadline());
-    stream->on_abandoned = [this, record = stream->record, settings = now.settings,
-                            running = stream->running.get()] {
-      record->ending = client_left;
-      note_use(*record, *running);
-      finish(settings->log, *record);
-    };
-    const auto write = [this, stream](std::size_t, httplib::DataSink& sink) {
-      stream->on_abandoned = nullptr;
-      auto& record = *stream->record;
-      record.ending = run_stream(*stream, sink);
-      note_use(record, *stream->running);
-      stream->running.reset();
-      finish(stream->settings->log, record);
-      return record.ending != client_left;
-    };
-    constexpr const char* type = "text/event-stream";
-    if (!now.client.head().http_1_0) {
-      now.response.set_chunked_content_provider(type, write);
+    if (!client.head().http_1_0) {
+      response.set_chunked_content_provider(answered.type, write);
     } else {  // which knows no chunks: the connection's end is the stream's
-      now.client.close_after_reply();
-      now.response.set_content_provider(type, write);
+      client.close_after_reply();
+      response.set_content_provider(answered.type, write);
     }
   }
 
-  /// Writes events until the answer ends. What is known already goes out in one piece.
-  static const char* run_stream(open_stream& stream, httplib::DataSink& sink) {
-    answer::choice_event next;
-    auto got = answer::pulled::silence;
-    bool noted = false;
-    if (stream.first) {
-      next = std::move(*stream.first);
-      got = answer::pulled::arrived;
-      noted = true;
-    }
-    const auto& settings = *stream.settings;
-    for (bool ended = false; !ended;) {
-      std::string out;
-      if (got != answer::pulled::arrived) stream.writer->write_keep_alive(out);
-      while (got == answer::pulled::arrived && !ended) {
-        if (!std::exchange(noted, false)) stream.record->note(next.what);
-        stream.writer->write(next.choice, next.what, out);
-        ended = stream.running->ended();
-        if (!ended) got = stream.running->next(next, steady_time::min());
-      }
-      if (settings.log_bodies)
-        settings.log.debug(stream.record->id + " stream: " + mask_fields(out));
-      if (!out.empty() && !sink.write(out.data(), out.size())) return client_left;
-      if (ended) break;
-      got = stream.running->next(next,
-                                 std::chrono::steady_clock::now() + settings.keep_alive_interval);
-      if (got == answer::pulled::client_left) return client_left;
-    }
-    sink.done();
-    return stream.record->failure.empty() ? "done" : "failed";
-  }
-
-  // The other routes.
-
-  static void answer_json(exchange& now, const json& body) {
-    now.response.set_content(dump(body), json_type);
-  }
-
-  /// What a route's '*' stands for: the rest of the path behind the n-th slash.
-  static std::string last_of_path(const exchange& now) {
-    return now.path.substr(now.path.find('/', 1) + 1);
-  }
-
-  void answer_count(exchange& now) {
-    const auto body = read_json(now);
-    auto turn = anthropic_messages::parse_request(body, true);
-    answer_json(now, json::object({{"input_tokens", count_tokens(now, turn, body)}}));
-  }
-
-  void answer_input_tokens(exchange& now) {
-    const auto body = services_.responses.expand(now.client_id(), read_json(now));
-    auto turn = std::move(openai_responses::parse(body, {}).turns.front());
-    if (turn.model.empty()) turn.model = now.settings->default_model;
-    const auto count = count_tokens(now, turn, anthropic_messages::make_body(turn));
-    answer_json(now, json::object({{"object", "response.input_tokens"}, {"input_tokens", count}}));
-  }
-
-  /// As far as the API can be asked, it counts; else the size is an estimate, and told as one. The
-  /// body is the turn as a request of the Messages API.
-  std::int64_t count_tokens(exchange& now, turn_request& turn, const json& body) {
-    define_called_tools(turn);
-    reserve(now, {1, 0, 0});
-    auto asked = anthropic_messages::make_count_request(body, turn);
-    const auto aliases = services_.status.get().resolved;
-    const auto alias = aliases.find(string_of(asked, "model"));
-    if (alias != aliases.end() && !alias->second.empty()) asked["model"] = alias->second;
-    const auto counted = count_by_api(*now.settings, asked);
-    now.response.set_header("x-token-count", counted ? "exact" : "estimate");
-    return counted.value_or(anthropic_messages::estimate_tokens(turn));
-  }
-
-  /// Asks the API for the true count, which takes an API key and no `claude`. Nullopt when it
-  /// cannot be had: with other methods, aliases of models, or no TLS in the installed httplib.
-  static std::optional<std::int64_t> count_by_api(const options& settings, const json& body) {
-    const auto& variables = settings.environment;
-    const auto key = value_or(variables, "ANTHROPIC_API_KEY");
-    if (resolve_auth(settings) != auth_method::api_key || key.empty()) return std::nullopt;
-    const auto base = value_or(variables, "ANTHROPIC_BASE_URL", "https://api.anthropic.com");
-    const auto path_begin = base.find('/', base.find("://") + 3);
-    httplib::Client api(base.substr(0, path_begin));
-    if (!api.is_valid()) return std::nullopt;
-    api.set_connection_timeout(5);
-    api.set_read_timeout(10);
-    const auto prefix = path_begin == std::string::npos ? std::string() : base.substr(path_begin);
-    const auto answer =
-        api.Post(prefix + "/v1/messages/count_tokens",
-                 {{"x-api-key", key}, {"anthropic-version", "2023-06-01"}}, dump(body), json_type);
-    if (!answer || answer->status != 200) return std::nullopt;
-    const auto count = integer_of(try_parse_json(answer->body), "input_tokens");
-    return count > 0 ? std::optional<std::int64_t>(count) : std::nullopt;
-  }
-
-  /// The id of `/responses/ID` and `/responses/ID/cancel`.
-  static std::string response_id(const exchange& now, std::string_view tail = {}) {
-    const auto id = last_of_path(now);
-    return id.substr(0, id.size() - tail.size());
-  }
-
-  static api_error no_response(const std::string& id) {
-    return {error_kind::not_found, "Response with id '" + text::repair_utf8(id) + "' not found"};
-  }
-
-  void answer_response(exchange& now) {
-    const auto id = response_id(now);
-    const auto kept = services_.responses.get(now.client_id(), id);
-    if (!kept) throw no_response(id);
-    answer_json(now, *kept);
-  }
-
-  void answer_input_items(exchange& now) {
-    const auto id = response_id(now, "/input_items");
-    const auto items = services_.responses.input_items(now.client_id(), id);
-    if (!items) throw no_response(id);
-    const bool newest_first = now.request.get_param_value("order") != "asc";
-    answer_json(now, render_items(*items, newest_first, now.request.get_param_value("limit"),
-                                  now.request.get_param_value("after")));
-  }
-
-  void delete_response(exchange& now) {
-    const auto id = response_id(now);
-    if (!services_.responses.remove(now.client_id(), id)) throw no_response(id);
-    answer_json(now, json::object({{"id", id}, {"object", "response"}, {"deleted", true}}));
-  }
-
-  void cancel_response(exchange& now) {
-    const auto id = response_id(now, "/cancel");
-    const auto kept = services_.responses.cancel(now.client_id(), id);
-    if (!kept) throw no_response(id);
-    answer_json(now, *kept);
-  }
-
-  std::vector<model_entry> catalog(const exchange& now) const {
-    return make_catalog(now.settings->default_model, services_.status.get().models);
-  }
-
-  void answer_models(exchange& now) {
-    if (!speaks_anthropic(now)) return answer_json(now, render_models(catalog(now)));
-    const auto parameter = [&](const char* name) { return now.request.get_param_value(name); };
-    answer_json(now, render_model_page(catalog(now), parameter("limit"), parameter("after_id"),
-                                       parameter("before_id")));
-  }
-
-  /// Any id is passed on to the CLI, so any is described.
-  void answer_model(exchange& now) {
-    const json id = last_of_path(now);
-    const auto model = parse_model(reader(id, "model"));
-    const model_entry entry{model, release_time(model)};
-    answer_json(now, speaks_anthropic(now) ? render_page_model(entry) : render_model(entry));
-  }
-
-  void answer_sessions(exchange& now) {
-    answer_json(now, render_sessions(services_.sessions.list(now.client_id())));
-  }
-
-  void answer_session_stats(exchange& now) {
-    answer_json(now, render_session_stats(services_.sessions.list(now.client_id()),
-                                          now.settings->session_ttl));
-  }
-
-  static api_error no_session() { return {error_kind::not_found, "Session not found"}; }
-
-  void answer_session(exchange& now) {
-    const auto kept = services_.sessions.get(now.client_id(), last_of_path(now));
-    if (!kept) throw no_session();
-    answer_json(now, render_session(*kept));
-  }
-
-  void delete_session(exchange& now) {
-    const auto id = last_of_path(now);
-    if (!services_.sessions.remove(now.client_id(), id)) throw no_session();
-    answer_json(now, json::object({{"message", "Session " + id + " deleted successfully"}}));
-  }
-
-  /// What of a chat request would be honoured.
-  void answer_compatibility(exchange& now) {
-    const auto body = read_json(now);
-    auto turn = openai_chat::parse(body, {}).turns.front();
-    settle_turn(now, turn);
-    answer_json(now, openai_chat::render_compatibility(body, turn.ignored_params));
-  }
-
-  void answer_tools(exchange& now) { answer_json(now, render_known_tools()); }
-
-  void answer_tool_configuration(exchange& now) {
-    const auto session = now.request.get_param_value("session_id");
-    answer_json(now,
-                render_configuration(services_.agents.configuration(now.client_id(), session)));
-  }
-
-  void set_tool_configuration(exchange& now) {
-    const auto body = read_json(now);
-    const reader root(body);
-    const auto session = root.find("session_id");
-    answer_json(now, render_configuration(services_.agents.configure(
-                         now.client_id(), session ? parse_session_id(*session) : std::string(),
-                         parse_names(root.find("allowed_tools")),
-                         parse_names(root.find("disallowed_tools")))));
-  }
-
-  void answer_tool_stats(exchange& now) {
-    answer_json(now, render_tool_stats(services_.agents.configuration(now.client_id(), {}),
-                                       services_.agents.session_configurations(now.client_id())));
-  }
-
-  void answer_mcp_servers(exchange& now) {
-    answer_json(now, render_mcp_servers(services_.agents.servers(now.client_id())));
-  }
-
-  void answer_mcp_stats(exchange& now) {
-    answer_json(now, render_mcp_stats(services_.agents.servers(now.client_id())));
-  }
-
-  void add_mcp_server(exchange& now) {
-    const auto body = read_json(now);
-    auto server = parse_mcp_server(reader(body));
-    const auto told = "MCP server '" + server.name + "' registered successfully";
-    services_.agents.add_server(now.client_id(), std::move(server));
-    answer_json(now, json::object({{"message", told}}));
-  }
-
-  void connect_mcp_server(exchange& now) {
-    const auto body = read_json(now);
-    const auto name = reader(body).require("server_name").string();
-    const auto server = services_.agents.connect(now.client_id(), name, services_.stop);
-    answer_json(now, json::object({{"message", "Connected to MCP server '" + name + "'"},
-                                   {"tools", server.tools},
-                                   {"resources", server.resources},
-                                   {"prompts", server.prompts}}));
-  }
-
-  void disconnect_mcp_server(exchange& now) {
-    const auto body = read_json(now);
-    const auto name = reader(body).require("server_name").string();
-    services_.agents.disconnect(now.client_id(), name);
-    services_.processes.end_agents(now.client_id());
-    answer_json(now, json::object({{"message", "Disconnected from MCP server '" + name + "'"}}));
-  }
-
-  void answer_auth_status(exchange& now) {
-    answer_json(now, render_auth_status(*now.settings, services_.status.get()));
-  }
-
-  void answer_health(exchange& now) {
-    answer_json(now, render_health(services_.processes.counts(), services_.status.get(),
-                                   !now.who.is_stranger && now.who.page_refusal.empty(),
-                                   now.settings->demo));
-  }
-
-  void answer_metrics(exchange& now) {
-    const gauges state{services_.processes.counts(), services_.sessions.size(),
-                       services_.status.get().version};
-    now.response.set_content(services_.figures.render(state),
-                             "text/plain; version=0.0.4; charset=utf-8");
-  }
-
-  /// What has arrived, and whether it would be taken as a chat request.
-  void answer_debug(exchange& now) {
-    const auto safe = redact(mask_fields(read_body(now)));
-    json headers = json::object();
-    for (const auto& [name, value] : now.client.head().fields) {
-      headers[text::to_lower(name)] =
-          is_secret_name(name) ? "***" : text::repair_utf8(redact(value));
-    }
-    json info = json::object({{"headers", headers},
-                              {"method", now.request.method},
-                              {"url", text::repair_utf8(redact(mask_query(now.request.target)))},
-                              {"raw_body", text::repair_utf8(safe)}});
-    info.update(openai_chat::render_diagnosis(safe));
-    info["debug_mode_enabled"] = now.settings->log.wants(log_level::debug);
-    answer_json(now, json::object({{"debug_info", info}}));
-  }
-
-  /// The page for a browser, and a word for whoever else looks whether somebody is there.
-  void answer_root(exchange& now) {
-    auto& response = now.response;
-    if (now.request.get_header_value("Accept").find("text/html") != std::string::npos) {
-      const auto nonce = text::random_id("", 24);
-      response.set_header("Content-Security-Policy", page::content_security_policy(nonce));
-      response.set_header("Referrer-Policy", "no-referrer");
-      response.set_content(page::render(nonce, !now.settings->api_keys.empty()),
-                           "text/html; charset=utf-8");
-      return;
-    }
-    auto place = printable(now.client.head().authority);
-    if (place.empty()) place = "HOST:PORT";
-    response.set_content(
-        "claude-openai " CLAUDE_OPENAI_VERSION
-        ": point an OpenAI client at /v1 of this address, an Anthropic client at this address.\n\n"
-        "  curl " +
-            std::string(now.settings->tls_certificate.empty() ? "http://" : "https://") + place +
-            "/v1/chat/completions \\\n"
-            "    -d '{\"messages\":[{\"role\":\"user\",\"content\":\"Say hello\"}]}'\n\n"
-            "With a client key: -H \"Authorization: Bearer KEY\". A browser gets a page here.\n",
-        "text/plain; charset=utf-8");
-  }
-
-  void answer_version(exchange& now) {
-    answer_json(now, json::object({{"version", CLAUDE_OPENAI_VERSION},
-                                   {"service", "claude-openai"},
-                                   {"api_version", "v1"}}));
-  }
-
-  static constexpr std::size_t most_body_bytes = 40 * 1024 * 1024;
-
-  services services_;
-  const client_names names_{services_.sessions.salt()};
-  body_budget bodies_{std::max(most_body_bytes, 2 * services_.settings.get()->max_body_bytes)};
+  proxy_parts& proxy_;
 };
 
 //================================================================================================
-// [33] server - the whole proxy as one object
+// [35] server - the whole proxy as one object
 // uses: text, log, options, cli_command, process, pool, sessions, responses, engine, agents,
 //       status, http | owns threads
 //================================================================================================
@@ -16641,6 +16800,24 @@ inline bool is_own_address(const std::string& url, const options& settings, int 
   }
 }
 
+/// Listens at the port of the options, or at the first free one of eleven when none was asked for.
+/// Throws `std::system_error`.
+inline std::vector<unique_fd> listen_on_free_port(const options& settings) {
+  const bool only_one = settings.port_required || settings.port == 0;
+  const int last = only_one ? settings.port : std::min(settings.port + 10, 65535);
+  for (int port = settings.port;; ++port) {
+    try {
+      return listen_on(settings.host, port);
+    } catch (const std::system_error& failure) {
+      if (failure.code().value() != EADDRINUSE || only_one) throw;
+      if (port < last) continue;
+      throw std::system_error(failure.code(), "the ports " + std::to_string(settings.port) +
+                                                  " to " + std::to_string(last) +
+                                                  " are all taken; choose one with --port");
+    }
+  }
+}
+
 /// Throws `std::invalid_argument` when `claude` would ask the proxy, which would ask `claude`.
 inline void require_other_api(const options& settings, int port) {
   const auto* variable = address_variable(resolve_auth(settings));
@@ -16651,7 +16828,13 @@ inline void require_other_api(const options& settings, int port) {
                               "clients; start the proxy without the variable");
 }
 
-/// The proxy. Construct, `bind`, `run`; `stop` from another thread or a signal handler.
+inline std::shared_ptr<const tls_context> make_tls(const options& settings) {
+  if (settings.tls_certificate.empty()) return nullptr;
+  return std::make_shared<const tls_context>(settings.tls_certificate, settings.tls_key);
+}
+
+/// The proxy. Construct, then `start` and `wait`, or `run`; `stop` from another thread or a signal
+/// handler. Callbacks are set before; what they throw is logged.
 class server {
  public:
   /// Throws `std::invalid_argument` for options that cannot be run with, `std::runtime_error` for a
@@ -16667,24 +16850,49 @@ class server {
         engine_(settings_, pool_, sessions_, &cut_),
         responses_(settings_),
         agents_(settings_, scratch_->path(), *guard_),
-        http_({live_, pool_, engine_, sessions_, responses_, agents_, status_, limiter_, figures_,
-               *guard_, closing_}) {}
+        parts_{live_,
+               pool_,
+               engine_,
+               sessions_,
+               responses_,
+               agents_,
+               status_,
+               limiter_,
+               figures_,
+               closing_,
+               on_answer,
+               client_names(sessions_.salt()),
+               body_budget(std::max(max_body_memory, 2 * settings_.max_body_bytes))},
+        http_(parts_) {}
   server(const server&) = delete;
   server& operator=(const server&) = delete;
-  ~server() { close_listeners(); }
+  /// Stops what `start` began, and waits for it.
+  ~server() {
+    stop();
+    wait();
+    close_listeners();
+  }
 
-  /// Opens the port, the first free one of eleven when none was asked for, and the unix socket.
-  /// Throws `std::system_error`, and `std::invalid_argument` when the API's address is this one.
+  /// Opens the port, see `listen_on_free_port`, and the unix socket. `start` and `run` do it where it
+  /// was not done. Throws `std::system_error`, and `std::invalid_argument` when the API's address is
+  /// this one.
   void bind() {
-    if (settings_.tcp) bind_port();
+    if (std::exchange(bound_, true)) throw std::logic_error("the server is bound already");
+    if (settings_.tcp) {
+      listeners_ = listen_on_free_port(settings_);
+      port_ = port_of(listeners_.front());
+    }
     require_other_api(settings_, port());
     if (settings_.unix_socket.empty()) return;
     listeners_.push_back(listen_at(settings_.unix_socket));
     bound_socket_ = true;
   }
 
-  /// The port that `bind` opened; 0 when it opened none.
-  int port() const { return settings_.tcp ? port_of(listeners_.at(0)) : 0; }
+  /// The port that `bind` opened; 0 where there is none but the unix socket.
+  int port() const {
+    if (settings_.tcp && port_ == 0) throw std::logic_error("the server has no port before `bind`");
+    return port_;
+  }
 
   /// `http://127.0.0.1:8000`, or the path of the unix socket when there is no port.
   std::string url() const {
@@ -16706,6 +16914,9 @@ class server {
   /// Called in a thread of `run` when `claude` was looked at, and when its problem has changed.
   std::function<void(const cli_facts&)> on_inspected;
 
+  /// Called in the request's thread when it has been answered; should be quick.
+  std::function<void(const request_figures&)> on_answer;
+
   /// Called in `run` after `request_reload`, to load the options anew and `reload` them. Should it
   /// throw, that is logged and everything stays as it was.
   std::function<void()> on_reload;
@@ -16726,18 +16937,50 @@ class server {
     }
     const auto tls = make_tls(settings_);
     std::set<std::string> revoked;
-    for (const auto& key : live_.get()->api_keys) revoked.insert(http_.name_of(key));
-    for (const auto& key : fresh.api_keys) revoked.erase(http_.name_of(key));
+    for (const auto& key : live_.get()->api_keys) revoked.insert(parts_.names.name_of(key));
+    for (const auto& key : fresh.api_keys) revoked.erase(parts_.names.name_of(key));
     live_.take(fresh);
     if (!revoked.empty()) forget(revoked);
+    if (status_.get().logged_in) pool_.keep_spares(fresh.default_model);
     pool_.share_between(fresh.api_keys.size());
     const std::lock_guard<std::mutex> lock(mutex_);
     tls_ = tls;
   }
 
   /// Serves until `stop`. Requests that run then are finished, for up to the drain timeout; a
-  /// second `stop` ends them at once.
+  /// second `stop` ends them at once. A server runs once.
   void run() {
+    begin();
+    serve();
+  }
+
+  /// The same in a thread of its own; returns when clients can connect.
+  void start() {
+    begin();
+    runner_ = std::thread([this] { serve(); });
+  }
+
+  /// Waits for the end of what `start` began.
+  void wait() {
+    if (runner_.joinable()) runner_.join();
+  }
+
+  /// Ends `run`, or what `start` began. Safe in a signal handler.
+  void stop() noexcept { stop_.raise(); }
+
+  /// Asks for a call of `on_reload`. Safe in a signal handler.
+  void request_reload() noexcept { reload_.raise(); }
+
+ private:
+  using client_list = std::list<std::unique_ptr<connection>>;
+  static constexpr std::size_t max_body_memory = 40 * 1024 * 1024;
+
+  void begin() {
+    if (std::exchange(begun_, true)) throw std::logic_error("a server runs only once");
+    if (!bound_) bind();
+  }
+
+  void serve() {
     pool_.start();
     std::thread inspector([this] { inspect(); });
     const auto stops = accept_connections();
@@ -16746,15 +16989,6 @@ class server {
     drain(stops > 1);
     inspector.join();
   }
-
-  /// Ends `run`. Safe in a signal handler.
-  void stop() noexcept { stop_.raise(); }
-
-  /// Asks for a call of `on_reload`. Safe in a signal handler.
-  void request_reload() noexcept { reload_.raise(); }
-
- private:
-  using client_list = std::list<std::unique_ptr<connection>>;
 
   /// What clients left whose keys are no longer valid ends.
   void forget(const std::set<std::string>& clients) {
@@ -16768,28 +17002,6 @@ class server {
   void close_listeners() {
     if (std::exchange(bound_socket_, false)) ::unlink(settings_.unix_socket.c_str());
     listeners_.clear();
-  }
-
-  void bind_port() {
-    const int tries = settings_.port_required || settings_.port == 0 ? 1 : 11;
-    for (int i = 0; i < tries; ++i) {
-      try {
-        listeners_ = listen_on(settings_.host, settings_.port + i);
-        return;
-      } catch (const std::system_error& failure) {
-        const bool busy = failure.code().value() == EADDRINUSE;
-        if (!busy || tries == 1) throw;
-        if (i + 1 < tries && settings_.port + i < 65535) continue;
-        throw std::system_error(failure.code(), "the ports " + std::to_string(settings_.port) +
-                                                    " to " + std::to_string(settings_.port + i) +
-                                                    " are all taken; choose one with --port");
-      }
-    }
-  }
-
-  static std::shared_ptr<const tls_context> make_tls(const options& settings) {
-    if (settings.tls_certificate.empty()) return nullptr;
-    return std::make_shared<const tls_context>(settings.tls_certificate, settings.tls_key);
   }
 
   static options prepare(options settings, std::optional<temporary_directory>& scratch) {
@@ -16817,7 +17029,7 @@ class server {
         status_.set(facts);
         const bool news = first || facts.problem != before.problem ||
                           facts.version != before.version || facts.logged_in != before.logged_in;
-        if (on_inspected && news) on_inspected(facts);
+        if (news) call_back(settings_.log, on_inspected, facts);
         if (first && facts.too_old) return;
         // A process that died while it was asked, or none in time, is soon asked again.
         const bool unlucky = !facts.version.empty() && !facts.logged_in;
@@ -16852,8 +17064,9 @@ class server {
     try {
       inspect_version(settings_, *guard_, closing_, facts);
       if (!facts.problem.empty()) return facts;
-      pool_.keep_spares();
-      inspect_account(settings_, pool_, closing_, facts);
+      const auto now = live_.get();
+      pool_.keep_spares(now->default_model);
+      inspect_account(*now, pool_, closing_, facts);
     } catch (const api_error& failure) {  // busy processes are no problem of the CLI's
       if (failure.kind != error_kind::rate_limited) facts.problem = failure.message;
     } catch (const std::system_error& failure) {
@@ -16992,6 +17205,9 @@ class server {
     }
   }
 
+  bool bound_ = false;
+  bool begun_ = false;
+  int port_ = 0;
   bool bound_socket_ = false;  ///< the file of the unix socket is ours
   std::optional<temporary_directory> scratch_;
   const options settings_;
@@ -17012,14 +17228,16 @@ class server {
   engine engine_;
   response_store responses_;
   agent_registry agents_;
-  http_service http_;
+  proxy_parts parts_;
+  http_server http_;
   std::vector<unique_fd> listeners_;
   std::mutex mutex_;     ///< guards `tls_` and what is below
   client_list clients_;  ///< connections that are served
+  std::thread runner_;   ///< of `start`
 };
 
 //================================================================================================
-// [34] doctor - is everything there that answers need?
+// [36] doctor - is everything there that answers need?
 // uses: text, errors, json_access, options, conversation, events, cli_command, process, pool,
 //       sessions, engine, status, transport, server | one thread
 //================================================================================================
@@ -17286,7 +17504,7 @@ class doctor {
     processes_.emplace(settings_, guard_);
     const auto begun = std::chrono::steady_clock::now();
     processes_->start();
-    processes_->keep_spares();
+    processes_->keep_spares(settings_.default_model);
     while (processes_->counts().warm == 0 &&
            std::chrono::steady_clock::now() < begun + std::chrono::seconds(20)) {
       std::this_thread::sleep_for(std::chrono::milliseconds(5));

@@ -48,16 +48,101 @@ extern "C" void interrupt_prompt(int) {}
 /// The exit status for a command line or a setting that is wrong; 1 is for all that fails later.
 constexpr int wrong_settings = 2;
 
-/// The hidden first argument by which this program is `claude` itself, for `--demo`.
-constexpr const char* demo_argument = "demo-claude";
+/// Accepts the reference wrapper's names too: `claude_cli`, `anthropic`.
+std::optional<proxy::auth_method> try_auth_method(std::string_view name) {
+  const auto lower = proxy::text::to_lower(proxy::text::trim(name));
+  if (lower == "cli" || lower == "claude_cli") return proxy::auth_method::cli;
+  if (lower == "api_key" || lower == "anthropic") return proxy::auth_method::api_key;
+  if (lower == "bedrock") return proxy::auth_method::bedrock;
+  if (lower == "vertex") return proxy::auth_method::vertex;
+  if (lower.empty() || lower == "detect") return proxy::auth_method::detect;
+  return std::nullopt;
+}
 
-/// Where this program is; by the name it was called when the system does not tell.
-std::string path_of_program(const std::string& name) {
-  std::error_code unknown;
-  const auto path = std::filesystem::read_symlink("/proc/self/exe", unknown);
-  if (!unknown) return path.string();
-  const auto found = proxy::find_program(name, proxy::current_environment());
-  return std::filesystem::absolute(found.empty() ? name : found).string();
+/// The value of a `.env` line, its quotes and comment taken off; nullopt for a quote that is open.
+std::optional<std::string> try_env_value(std::string_view given) {
+  const char quote = given.empty() ? '\0' : given.front();
+  if (quote != '"' && quote != '\'') {
+    const auto comment = std::min(given.find(" #"), given.size());
+    return std::string(proxy::text::trim(given.substr(0, comment)));
+  }
+  std::string value;
+  for (std::size_t i = 1; i < given.size(); ++i) {
+    if (given[i] == quote) {
+      const auto rest = proxy::text::trim(given.substr(i + 1));
+      return rest.empty() || rest.front() == '#' ? std::optional<std::string>(value) : std::nullopt;
+    }
+    const bool escaped = quote == '"' && given[i] == '\\' && i + 1 < given.size();
+    if (escaped) ++i;
+    value += !escaped ? given[i] : given[i] == 'n' ? '\n' : given[i] == 't' ? '\t' : given[i];
+  }
+  return std::nullopt;
+}
+
+/// Variables of a `.env` file: `NAME=value` lines, perhaps after `export`; `#` begins a comment,
+/// `'...'` is taken as it is, `"..."` knows \n, \t, \" and \\. Throws `std::invalid_argument` with
+/// the number of a line that is none of this.
+proxy::environment_map parse_env_file(std::string_view content) {
+  proxy::environment_map variables;
+  constexpr std::string_view byte_order_mark = "\xEF\xBB\xBF";
+  if (proxy::text::starts_with(content, byte_order_mark))
+    content.remove_prefix(byte_order_mark.size());
+  for (std::size_t number = 1; !content.empty(); ++number) {
+    const auto end = std::min(content.find('\n'), content.size());
+    auto line = proxy::text::trim(content.substr(0, end));
+    content.remove_prefix(std::min(end + 1, content.size()));
+    if (line.empty() || line.front() == '#') continue;
+    if (proxy::text::starts_with(line, "export ")) line = proxy::text::trim(line.substr(7));
+    const auto equals = std::min(line.find('='), line.size());
+    const auto name = proxy::text::trim(line.substr(0, equals));
+    const bool named = !name.empty() && std::all_of(name.begin(), name.end(), [](char c) {
+      return c == '_' || std::isalnum(static_cast<unsigned char>(c)) != 0;
+    });
+    const auto value = equals == line.size()
+                           ? std::nullopt
+                           : try_env_value(proxy::text::trim(line.substr(equals + 1)));
+    if (!named || !value) {
+      throw std::invalid_argument("line " + std::to_string(number) + " is not NAME=value");
+    }
+    variables[std::string(name)] = *value;
+  }
+  return variables;
+}
+
+/// A list as a JSON array of strings, or with commas. Throws `std::invalid_argument` for an array
+/// of anything else.
+std::vector<std::string> parse_list(std::string_view value) {
+  value = proxy::text::trim(value);
+  if (!proxy::text::starts_with(value, "[")) return proxy::text::split(value, ',');
+  const auto array = proxy::try_parse_json(value);
+  if (!array.is_array()) throw std::invalid_argument("this is no JSON array");
+  std::vector<std::string> items;
+  for (const auto& item : array) {
+    if (!item.is_string()) throw std::invalid_argument("this is no array of strings");
+    items.push_back(item.get<std::string>());
+  }
+  return items;
+}
+
+/// Puts in one more budget, as `requests=100/minute`, `tokens=1000000/day` or `usd=2.5/day`. False
+/// when it is no such thing.
+bool add_budget(proxy::options& settings, std::string_view given) {
+  const auto equals = given.find('=');
+  const auto slash = given.find('/');
+  if (equals == std::string_view::npos || slash == std::string_view::npos || slash < equals) {
+    return false;
+  }
+  const auto kind = given.substr(0, equals);
+  const auto amount = given.substr(equals + 1, slash - equals - 1);
+  const auto span = given.substr(slash + 1);
+  if (span != "minute" && span != "day") return false;
+  auto& budget = span == "minute" ? settings.minute_budget : settings.day_budget;
+  const auto whole = proxy::text::try_number<std::int64_t>(amount);
+  if (kind == "usd") budget.usd = proxy::text::try_decimal(amount).value_or(-1);
+  if (kind == "requests") budget.requests = whole.value_or(-1);
+  if (kind == "tokens") budget.tokens = whole.value_or(-1);
+  const bool known = kind == "usd" || kind == "requests" || kind == "tokens";
+  return known && budget.usd >= 0 && budget.requests >= 0 && budget.tokens >= 0;
 }
 
 std::string read_file(const std::string& path) {
@@ -599,12 +684,9 @@ struct command_line {
 
   /// This program again, in place of `claude`; it needs no login.
   void use_demo() {
-    settings.demo = true;
-    settings.claude_path = program;
-    settings.claude_arguments = {demo_argument};
+    proxy::demo::set_up(settings, program);
     const auto pace = proxy::value_or(settings.environment, "CLAUDE_DEMO_PACE");
     if (!pace.empty()) settings.claude_arguments.push_back("--pace=" + pace);
-    settings.auth = proxy::auth_method::cli;
   }
 
   /// The variables of the flags, taken off them: the library would let a file win over them.
@@ -622,7 +704,7 @@ struct command_line {
   proxy::options finish(const proxy::environment_map& variables) {
     settings.environment = variables;
     settings.port_required = app.count("--port") > 0;
-    settings.auth = proxy::try_auth_method(auth).value_or(proxy::auth_method::detect);
+    settings.auth = try_auth_method(auth).value_or(proxy::auth_method::detect);
     settings.timeout = parse_timeout(timeout);
     settings.builtin_tools = !no_builtin_tools;
     settings.reuse_processes = !no_process_reuse;
@@ -636,12 +718,12 @@ struct command_line {
     settings.api_keys = keys;
     settings.secret_paths = secret_files(variables);
     for (const auto& given : origins) {
-      for (auto& origin : proxy::parse_list(given)) {
+      for (auto& origin : parse_list(given)) {
         settings.cors_origins.push_back(std::move(origin));
       }
     }
     for (const auto& given : budgets) {
-      if (proxy::add_budget(settings, given)) continue;
+      if (add_budget(settings, given)) continue;
       throw CLI::ValidationError("--budget", "'" + given + "' is no budget such as usd=2.5/day");
     }
     return settings;
@@ -862,7 +944,7 @@ struct arguments {
     std::vector<std::string> left;
     const auto before = variables;
     try {
-      for (auto& [name, value] : proxy::parse_env_file(content)) {
+      for (auto& [name, value] : parse_env_file(content)) {
         const auto flag = flag_of(name, names);
         const bool takes = whole || is_harmless(flag);
         const bool counts = takes && !is_set(before, flag, names);
@@ -928,7 +1010,7 @@ struct arguments {
   bool is_beside_program() const {
     namespace files = std::filesystem;
     std::error_code failed;
-    const auto folder = files::path(path_of_program(program)).parent_path();
+    const auto folder = files::path(proxy::path_of_program(program)).parent_path();
     return files::equivalent(folder, ".", failed) ||
            (folder.filename() == "build" && files::equivalent(folder.parent_path(), ".", failed));
   }
@@ -980,7 +1062,7 @@ struct arguments {
     }
     auto line = std::make_unique<command_line>(true);
     line->take_variables();
-    line->program = path_of_program(program);
+    line->program = proxy::path_of_program(program);
     parse(*line, words);
     line->config_file = flags.config_file;
     return line;
@@ -1387,10 +1469,7 @@ int run(arguments& called) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc > 1 && argv[1] == std::string_view(demo_argument)) {
-    return proxy::demo::run({argv + 2, argv + argc}, proxy::current_environment(), STDIN_FILENO,
-                            STDOUT_FILENO);
-  }
+  proxy::demo::play_if_asked(argc, argv);
   if (argc == 3 && argv[1] == std::string_view("generate")) return generate(argv[2]);
   arguments called{argv[0], {argv + 1, argv + argc}};
   hide_keys(argc, argv);

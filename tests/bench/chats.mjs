@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { cpus } from 'node:os';
-import { cpuOfAll, cpuOfEnded, heading, median, note, row, verdict } from './figures.mjs';
+import { cpuOfAll, cpuOfEnded, heading, median, note, notJudged, row, verdict } from './figures.mjs';
 import { ChatByHand, SparesByHand, ToolsByHand, asWrappersDo, callTool, counter, health, lean } from './ways.mjs';
 import { SYSTEM, pair, processPerRequest, quiet, throughProxy, user, withProxy } from './ways.mjs';
 
@@ -128,9 +128,10 @@ function batches({ api, cli, count, width }, judge) {
   return withProxy({ url: api.url, cli, spares: 2 }, async (proxy) => {
     const spare = proxy.claudes()[0];
     const before = chatCalls(api).length;
+    const lookedWith = (await counter(proxy, 'processes_started_total')) - proxy.claudes().length; // and has ended
     const ours = await batch(count, width, (messages) => throughProxy(proxy, messages), () => cpuOfAll(proxy));
     assert.deepEqual(lengths(chatCalls(api).slice(before)), times(count, () => 1));
-    const started = await counter(proxy, 'processes_started_total');
+    const started = (await counter(proxy, 'processes_started_total')) - lookedWith;
     await quiet(proxy);
     const ended = () => cpuOfEnded(process.pid);
     const few = Math.max(width, Math.ceil(count / 10));
@@ -204,7 +205,7 @@ export async function chatsInTurn({ api, cli, rounds, before }) {
   const other = before && (await measure(before));
   heading(`${count} chats of ${pairs} pairs in turn over ${most} processes, ms a turn`);
   row('the proxy', took);
-  if (!other) return note('BEFORE=another proxy compares with that');
+  if (!other) return notJudged('of the time of the proxy before', 'BEFORE=PROXY names it');
   row('the one before', other);
   return noMoreThan('of its time', median(took) / median(other), 0.5);
 }

@@ -30,6 +30,9 @@ export function verdict(name, value, unit, holds, target) {
   console.log(`${holds ? 'PASS' : 'FAIL'}  ${name}: ${value.toFixed(value < 10 ? 2 : 1)} ${unit} (target: ${target})`);
 }
 
+/** A target that this run cannot judge: it is neither passed nor failed. */
+export const notJudged = (name, why) => console.log(`NOT JUDGED  ${name}: ${why}`);
+
 export const failures = () => failed;
 
 /** A table of figures, its columns as wide as their titles. */

@@ -87,6 +87,51 @@ check('two translation units link, and the program runs', async () => {
   if (code !== 0) throw new Error(`the program ended with ${code}: ${head(err)}`);
 });
 
+const done = async (command, args, options) => {
+  const { code, out, err } = await run(command, args, options);
+  if (code === 'ENOENT') skip(`${command} is not here`);
+  if (code !== 0) throw new Error(`${command} ${args.join(' ')}: ${head(err || out)}`);
+  return out;
+};
+
+const use_installed = file('use_installed.cpp', '#include <claude-openai.hpp>\nint main() { return claude_openai::options().port == 8000 ? 0 : 1; }\n');
+const installed = join(scratch, 'installed');
+let install;
+const installing = () =>
+  (install ??= (async () => {
+    await done('cmake', ['-S', root, '-B', join(scratch, 'cmake'), `-DCMAKE_INSTALL_PREFIX=${installed}`]);
+    await done('cmake', ['--install', join(scratch, 'cmake')]);
+  })());
+
+for (const [how, finds] of Object.entries({
+  'find_package': 'find_package(claude_openai 0.1 REQUIRED)',
+  'FetchContent': `include(FetchContent)\nFetchContent_Declare(claude_openai SOURCE_DIR "${root}")\nFetchContent_MakeAvailable(claude_openai)`,
+}))
+  check(`a project of CMake's builds with the header by ${how}`, async () => {
+    await installing();
+    const [source, build] = ['source', 'build'].map((what) => join(scratch, `${how} ${what}`));
+    mkdirSync(source);
+    const lines = [
+      'cmake_minimum_required(VERSION 3.16)', 'project(consumer LANGUAGES CXX)', finds,
+      `add_executable(consumer "${use_installed}")`, 'target_link_libraries(consumer PRIVATE claude_openai::claude_openai)',
+    ];
+    writeFileSync(join(source, 'CMakeLists.txt'), lines.join('\n') + '\n');
+    await done('cmake', ['-S', source, '-B', build, `-DCMAKE_PREFIX_PATH=${installed}`]);
+    await done('cmake', ['--build', build]);
+    await done(join(build, 'consumer'), []);
+  });
+
+check('pkg-config knows the installed header, of the version that it says', async () => {
+  await installing();
+  const env = { ...process.env, PKG_CONFIG_PATH: join(installed, 'share/pkgconfig') };
+  const version = (await done('pkg-config', ['--modversion', 'claude-openai'], { env })).trim();
+  if (!header.includes(`#define CLAUDE_OPENAI_VERSION "${version}"`)) throw new Error(`it says ${version}`);
+  const program = join(scratch, 'by_pkg_config');
+  const flags = words(await done('pkg-config', ['--cflags', '--libs', 'claude-openai'], { env }));
+  await done(cxx, ['-std=c++17', use_installed, '-o', program, ...flags]);
+  await done(program, []);
+});
+
 check('leaks no macro but CLAUDE_OPENAI_*', async () => {
   const directives = prologue.split('\n').filter((line) => /^\s*#\s*(include|if|el|endif)/.test(line));
   const guard = directives.findIndex((line) => /^\s*#\s*ifndef/.test(line));
@@ -108,6 +153,13 @@ const stricter = {
 stricter['clang++'] = [...stricter['g++'], '-Wcovered-switch-default', '-Wswitch-enum'];
 
 const consumer = file('consumer.cpp', `#include "${header_name}"\nint main() {}\n`);
+// Debian 12 has no g++ 14, which finds more than its own.
+check('no warning from g++ 14 in main.cpp', async () => {
+  const newest = await run('g++-14', ['--version']).then(({ code }) => code === 0, () => false);
+  if (!newest) skip('there is no g++-14');
+  await compile('g++-14', ['-std=c++17', '-fsyntax-only', ...warnings, ...cflags, ...include, join(root, 'main.cpp')]);
+});
+
 for (const compiler of ['g++', 'clang++']) {
   for (const standard of ['c++17', 'c++20']) {
     check(`no warning from ${compiler} in ${standard}`, () =>
@@ -245,10 +297,11 @@ for (const section of sections) {
 
 // ---- house rules --------------------------------------------------------------------------------
 
-check('only section http names httplib', () => {
+// The routes and all above them see neither its requests nor its responses.
+check('only sections connection and http name httplib', () => {
   const wrong = [];
   for (const section of sections) {
-    if (section.name === 'http') continue;
+    if (['connection', 'http'].includes(section.name)) continue;
     for (const token of tokens_of(section.text)) {
       if (token.text === 'httplib') wrong.push(`${section.name}, line ${section.line + token.line - 1}`);
     }
@@ -272,7 +325,7 @@ const POSIX = `fork vfork posix_spawn posix_spawnp execv execve execvp pipe pipe
   waitid setpgid getpgid killpg prctl sigaction pidfd_open syscall ppoll epoll_create1 epoll_wait
   eventfd socketpair mkdtemp setsockopt getsockname getaddrinfo getenv sysconf`.split(/\s+/);
 const POSIX_SHORT = 'poll kill read write open close select wait send recv socket bind listen accept connect unlink rmdir'.split(' ');
-const POSIX_SECTIONS = ['process', 'transport', 'http'];
+const POSIX_SECTIONS = ['process', 'transport', 'connection'];
 // Elsewhere, with the reason.
 const POSIX_EXCEPTIONS = {
   pool: ['poll'],             // the janitor waits for its spares and for its wake-up
@@ -285,7 +338,7 @@ const POSIX_EXCEPTIONS = {
   server: ['poll', 'accept', 'accept4', 'fcntl', 'unlink'],  // the accept loop; the socket's file
 };
 
-check('only sections process, transport and http call the operating system', () => {
+check('only sections process, transport and connection call the operating system', () => {
   const wrong = [];
   for (const section of sections) {
     if (POSIX_SECTIONS.includes(section.name)) continue;
@@ -438,8 +491,8 @@ check('no tab and no space at a line end', () => {
 
 // Four dialects, agents and what they keep are more than the 6,000 lines that were first thought of.
 // Growth shall be noticed: whoever raises this has looked for what can go first.
-check('the header is under 17,350 lines', () => {
-  if (lines.length >= 17_350) throw new Error(`${lines.length} lines`);
+check('the header is under 17,600 lines', () => {
+  if (lines.length >= 17_600) throw new Error(`${lines.length} lines`);
 });
 
 let functions;

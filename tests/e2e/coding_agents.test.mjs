@@ -14,6 +14,7 @@ import { conversationOf, processOf } from './chat_client.mjs';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
 import { suite } from './harness.mjs';
 import { startMessagesApi } from './messages_api.mjs';
+import { scrape } from './operate.mjs';
 
 export const codingAgents = suite();
 const { test } = codingAgents;
@@ -324,4 +325,33 @@ test('Claude Code finds and calls a tool of an MCP server that it has deferred',
   assert.match(JSON.stringify(conversationOf(found).at(-1)), /The tool 'mcp__words__lookup' is available/);
   assert.match(JSON.stringify(conversationOf(called).at(-1)), /found sky today/);
   assert.equal(processOf(found), processOf(called), 'the process that waits goes on');
+});
+
+test('Claude Code on a model with late system messages calls fifteen tools, and no history is told again', { deadline: 180_000 }, async (t) => {
+  const setting = await prepare(t);
+  const asked = [];
+  setting.api.script(({ body: { tools = [], messages } }) => {
+    if (!tools.some(({ name }) => name === 'Bash')) return { name: 'plain', text: 'A title' };
+    const results = messages.flatMap(blocksOf).filter(({ type }) => type === 'tool_result').length;
+    asked.push(results);
+    if (results === 15) return { name: 'plain', text: 'All done.' };
+    const command = `echo ${results + 1} >> count.txt; tail -n 1 count.txt`;
+    return { name: 'tool_use', tool: 'Bash', args: { command, description: 'Counts' }, before: `Step ${results + 1}.` };
+  });
+  const flags = ['--model', 'claude-opus-4-8', '--output-format', 'stream-json', '--verbose', '--allowedTools', 'Bash'];
+  const result = await run(setting, t.cli, ['-p', ...flags, '--', PROMPT], {
+    ANTHROPIC_BASE_URL: setting.proxy.url,
+    ANTHROPIC_API_KEY: KEY,
+    CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC: '1',
+    DISABLE_AUTOUPDATER: '1',
+  });
+  assert.equal(result.lines.at(-1).result, 'All done.', result.output);
+  assert.deepEqual(asked, [...Array(16).keys()], 'each call of the API brings one result more');
+  const turns = turnsOf(setting);
+  assert.equal(turns.length, 16);
+  assert.ok(turns.every(({ body }) => body.model === 'claude-opus-4-8'));
+  assert.equal(new Set(turns.map(processOf)).size, 1, 'one process serves them all');
+  const figures = await scrape(t, { proxy: setting.proxy, headers: { authorization: `Bearer ${KEY}` } });
+  assert.equal(figures('messages_told_total'), 0, 'nothing is told again');
+  assert.equal(figures('turns_total', { process: 'continued' }), 15);
 });

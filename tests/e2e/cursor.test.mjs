@@ -225,3 +225,58 @@ for (const [dialect, role] of [['chat', 'system'], ['chat', 'developer'], ['mess
     assert.deepEqual(one.body.system, two.body.system);
     assert.deepEqual(conversationOf(two).map(({ content }) => content), [[t.token], [SAID], [REMINDER, 'go on']]);
   });
+
+const AFTER_RESULTS = 'Ten calls are left.';
+const MARKED = `<system-reminder>\n${AFTER_RESULTS}\n</system-reminder>`;
+const schema = WEATHER.function.parameters;
+// The first request of each dialect, and the next one, with the tool's result and instructions behind it.
+const afterResults = {
+  chat: {
+    path: '/v1/chat/completions',
+    tools: [WEATHER],
+    next: (question, { choices: [{ message }] }, role) => ({
+      messages: [question, message, result(message.tool_calls[0].id, 'snow'), { role, content: AFTER_RESULTS }],
+    }),
+    first: (question) => ({ messages: [question] }),
+  },
+  messages: {
+    path: '/v1/messages',
+    tools: [{ name: 'weather', input_schema: schema }],
+    first: (question) => ({ max_tokens: 99, messages: [question] }),
+    next: (question, { content }, role, failed) => {
+      const brought = { type: 'tool_result', tool_use_id: content.at(-1).id, content: 'snow', is_error: failed };
+      return { max_tokens: 99, messages: [question, { role: 'assistant', content }, user([brought]), { role, content: AFTER_RESULTS }] };
+    },
+  },
+  responses: {
+    path: '/v1/responses',
+    tools: [{ type: 'function', name: 'weather', parameters: schema }],
+    first: (question) => ({ input: [question], store: false }),
+    next: (question, { output }, role) => ({
+      input: [question, ...output, { type: 'function_call_output', call_id: output.at(-1).call_id, output: 'snow' }, { role, content: AFTER_RESULTS }],
+      store: false,
+    }),
+  },
+};
+for (const [dialect, role, failed] of [['chat', 'system'], ['chat', 'developer'], ['messages', 'system'], ['messages', 'system', true], ['responses', 'developer']])
+  once.test(`${dialect}: a ${role} message after a tool's ${failed ? 'failure' : 'result'} reaches the process that waits for it, as a fresh one is told it`, async (t) => {
+    const proxy = await own(t, '--spares', '0');
+    const fresh = await own(t, '--spares', '0', '--no-process-reuse');
+    const { path, tools, first, next } = afterResults[dialect];
+    const ask = (where, body) => t.send({ proxy: where, path, body: { model: DEFAULT_MODEL, tools, ...body } }).done;
+    const question = user(t.text('tool_use tool=weather | plain | plain'));
+    const called = await ask(proxy, first(question));
+    assert.equal(called.status, 200, called.text);
+    for (const where of [proxy, fresh]) {
+      const got = await ask(where, next(question, called.json, role, failed));
+      assert.equal(got.status, 200, got.text);
+    }
+    const [one, two, told] = t.calls();
+    assert.equal(processOf(one), processOf(two), 'the process that waits goes on');
+    assert.notEqual(processOf(two), processOf(told));
+    const results = (call) => call.body.messages.at(-1).content.find(({ type }) => type === 'tool_result').content;
+    const words = failed ? results(two) : results(two).map(({ text }) => text).join('\n');
+    assert.equal(words, `snow\n${MARKED}`);
+    assert.deepEqual(results(told), results(two));
+    assert.deepEqual(conversationOf(told), conversationOf(two));
+  });

@@ -1,6 +1,6 @@
 // What the API is sent by a process that has taken messages back is, byte for byte, what it is sent by one that has been
-// asked the same and never took anything back: for whatever the process had on it before, back to the start, to the middle, and
-// for an answer that is given anew.
+// asked the same and never took anything back: for whatever the process had on it before, back to the start, to the middle,
+// for an answer that is given anew, and for a history that it is told.
 
 import assert from 'node:assert/strict';
 import { mkdtempSync, rmSync } from 'node:fs';
@@ -136,8 +136,23 @@ const CASES = {
   },
 };
 
+const HISTORY = [
+  user([{ type: 'image', source: { type: 'base64', media_type: 'image/png', data: PNG } }, text('what is it?')]),
+  assistant('A dot.'),
+  user('and now?'),
+  assistant('Two dots.'),
+];
+const WITH_CALLS = [
+  ...HISTORY,
+  user('the weather?'),
+  assistant([text('Let me see.'), { type: 'tool_use', id: 'toolu_01A', name: TOOL.name, input: { city: 'Berne' } }]),
+  user([{ type: 'tool_result', tool_use_id: 'toolu_01A', content: 'snow' }]),
+  assistant('It snows.'),
+];
+
 const WAYS = {
   'to the start': { pairs: 0, then: 'another question' },
+  'to the start and on by another history': { pairs: 0, then: 'another question', tells: true },
   'to the middle': { pairs: 1, then: 'another question' },
   regenerated: { pairs: 1 },
 };
@@ -159,7 +174,7 @@ for (const [method, options] of Object.entries(METHODS)) {
     const fresh = await start('--spares', '2', '--no-process-reuse');
     await Promise.all([used.inspected(), fresh.inspected()]);
     for (const [name, { more = {}, last = 'a question', play, answer = 'plain', said = SAID }] of Object.entries(CASES)) {
-      for (const [way, { pairs, then = last }] of Object.entries(WAYS)) {
+      for (const [way, { pairs, then = last, tells }] of Object.entries(WAYS)) {
         const what = `${method}, ${name}, ${way}`;
         // A prompt of its own, so that no process is at hand that has another case on it.
         const body = { model: DEFAULT_MODEL, max_tokens: 100, system: `You are a test of ${what}.`, ...more };
@@ -170,7 +185,8 @@ for (const [method, options] of Object.entries(METHODS)) {
         if (play) await play(t, used, asked);
         else await answered(used, asked);
         t.api.script(answer);
-        const messages = [...before, user(then)];
+        const told = more.tools ? WITH_CALLS : HISTORY;
+        const messages = [...before, ...(tells ? told : []), user(then)];
         const rewound = await turns(used, 'rewound');
         const continued = await turns(used, 'continued');
         const first = t.api.requests.length;

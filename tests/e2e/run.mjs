@@ -174,9 +174,20 @@ const suites = [
   { name: 'page', version: newest, tests: page.tests, skip: page.skip },
 ];
 const begin = performance.now();
-const chosen = option('--suite')?.split(',');
-for (const one of suites.filter(({ name }) => !chosen || chosen.includes(name)))
-  await runSuite(one, `[${one.name === one.version ? '' : `${one.name} `}${one.version}] `);
+const names = option('--suite')?.split(',');
+const chosen = suites.filter(({ name }) => !names || names.includes(name));
+const labelOf = ({ name, version }) => `[${name === version ? '' : `${name} `}${version}] `;
+// Out of time: what ran is counted, and what did not is named.
+process.once('SIGTERM', () => {
+  chosen.forEach((one) => console.log(`NOT RUN, or not to its end: ${labelOf(one)}`));
+  failures.forEach((name) => console.log(`failed: ${name}`));
+  console.log(`${counts.passed} passed, ${counts.failed + 1} failed, ${counts.skipped} skipped`);
+  process.exit(1);
+});
+while (chosen.length) {
+  await runSuite(chosen[0], labelOf(chosen[0]));
+  chosen.shift();
+}
 console.log(`${Math.round((performance.now() - begin) / 1000)} s`);
 failures.forEach((name) => console.log(`failed: ${name}`));
 if (counts.skipped) console.log(`SKIPPED: ${counts.skipped} tests, for the reasons above`);

@@ -228,11 +228,6 @@ inline std::string guard_door(std::string_view bytes) {
   if (in && !settings.api_keys.empty() && key != "key-one" && key != "key-two") return "no key";
   client_address(shown.host, shown.origin, {shown.api_key, "10.0.0.0/8"});
   redact(input.rest());
-  try {
-    parse_env_file(input.rest());
-    parse_list(input.rest());
-  } catch (const std::invalid_argument&) {
-  }
   return {};
 }
 

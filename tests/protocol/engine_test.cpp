@@ -20,7 +20,7 @@ struct running_engine {
         turns(settings, processes, sessions) {
     processes.start();
     if (settings.spares > 0) {
-      processes.keep_spares();
+      processes.keep_spares(settings.default_model);
       REQUIRE(eventually([&] { return processes.counts().warm == settings.spares; }));
     }
   }
@@ -185,7 +185,7 @@ TEST_CASE("engine: a client that leaves is noticed within a second, whatever the
       CHECK(finish(*under_way).client_left);
       leaving.join();
       CHECK(elapsed_since(left) < 500ms * slowness);
-      const bool asks = each.wish != "text";  // the others do not get so far
+      const bool asks = each.wish != "text";               // the others do not get so far
       CHECK((under_way->usage().charge_usd > 0) == asks);  // before that nothing costs anything
     }
     CHECK(program.gone(1s));

@@ -20,7 +20,7 @@ struct running_pool {
       : settings(std::move(chosen)),
         processes(settings, std::make_shared<claude_openai::child_guard>()) {
     processes.start();
-    if (settings.spares > 0) processes.keep_spares();
+    if (settings.spares > 0) processes.keep_spares(settings.default_model);
   }
   claude_openai::options settings;
   pool processes;

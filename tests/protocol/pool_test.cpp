@@ -51,7 +51,7 @@ TEST_CASE("pool: of two spares the warm one is taken") {
   const auto warm = program.live().front();
   program.configure("slow_start ms=20000\n");
   running.settings.spares = 2;
-  running.processes.keep_spares();
+  running.processes.keep_spares(running.settings.default_model);
   REQUIRE(eventually([&] { return program.live().size() == 2; }));
   std::this_thread::sleep_for(100ms);  // it runs a moment before the pool can give it away
   const auto taken = take(running.processes, usual);

@@ -1,4 +1,4 @@
-// [25] guard and [34] doctor: what a client without a key and a web page may do, by whose process
+// [25] guard and [36] doctor: what a client without a key and a web page may do, by whose process
 // asks; and what the doctor says is open.
 #include <algorithm>
 #include <functional>

@@ -348,9 +348,12 @@ TEST_CASE("tools: the list and its counts have the reference's shape") {
                                  {"is_safe", false},
                                  {"requires_network", false}});
   strings networked;
+  strings safe;
   for (const auto& tool : told["tools"]) {
+    if (tool["is_safe"] == true) safe.push_back(tool["name"]);
     if (tool["requires_network"] == true) networked.push_back(tool["name"]);
   }
+  CHECK(safe == strings{"Glob", "Grep", "Read", "TodoWrite", "BashOutput"});
   CHECK(networked == strings{"WebFetch", "WebSearch"});
   tool_configuration kept;
   kept.disallowed = {"Bash"};
@@ -436,6 +439,7 @@ TEST_CASE("MCP servers: an operator's file that cannot be used is told at the st
 
 TEST_CASE("MCP servers: agents are given those that are enabled, and may name their tools") {
   fixture given;
+  given.settings.environment.clear();  // in which no sandbox can be found
   given.settings.mcp_config =
       given.scratch.write("servers.json", R"({"mcpServers":{"files":{"command":"f"}}})");
   auto& agents = given.agents();

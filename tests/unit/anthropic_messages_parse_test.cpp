@@ -736,7 +736,8 @@ TEST_CASE("token estimate: an image costs the same whatever its bytes") {
 
 TEST_CASE("token estimate: a document costs more than an image, by its address most of all") {
   using claude_openai::media_part;
-  media_part media{media_part::media_kind::document, "application/pdf", std::string(400, 'A')};
+  media_part media{
+      media_part::media_kind::document, "application/pdf", std::string(400, 'A'), {}, {}};
   CHECK(anthropic_messages::estimate_tokens(media) == 1600);
   media.data = std::string(400'000, 'A');
   CHECK(anthropic_messages::estimate_tokens(media) == 25'000);

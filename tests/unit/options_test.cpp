@@ -9,7 +9,6 @@
 
 using claude_openai::auth_method;
 using claude_openai::options;
-using claude_openai::try_auth_method;
 using claude_openai::try_duration;
 using std::chrono::milliseconds;
 
@@ -35,29 +34,6 @@ TEST_CASE("options: the defaults can be run with, on loopback and without a key"
   CHECK(defaults.timeout == std::chrono::seconds(600));
   CHECK(defaults.keep_alive_interval == std::chrono::seconds(15));
   CHECK(defaults.max_body_bytes == 10 * 1024 * 1024);
-}
-
-TEST_CASE("options: every auth method has one name, which reads back as it") {
-  for (const auto method : {auth_method::detect, auth_method::cli, auth_method::api_key,
-                            auth_method::bedrock, auth_method::vertex}) {
-    CHECK(try_auth_method(name_of(method)) == method);
-  }
-  CHECK(name_of(auth_method::api_key) == "api_key");
-}
-
-TEST_CASE("options: the reference wrapper's names of methods are taken, in any case") {
-  CHECK(try_auth_method("claude_cli") == auth_method::cli);
-  CHECK(try_auth_method("anthropic") == auth_method::api_key);
-  CHECK(try_auth_method(" Bedrock ") == auth_method::bedrock);
-  CHECK(try_auth_method("VERTEX") == auth_method::vertex);
-  CHECK(try_auth_method("") == auth_method::detect);
-}
-
-TEST_CASE("options: an unknown auth method is refused") {
-  for (const std::string wrong : {"apikey", "api-key", "clii", "bedrock,vertex", "openai", "0"}) {
-    CAPTURE(wrong);
-    CHECK_FALSE(try_auth_method(wrong));
-  }
 }
 
 TEST_CASE("options: durations are a number and a unit") {
@@ -215,63 +191,6 @@ TEST_CASE("options: an empty variable counts as not set") {
   CHECK(claude_openai::value_or(variables, "MISSING").empty());
 }
 
-TEST_CASE("env file: names and values, with quotes, comments and export") {
-  using claude_openai::parse_env_file;
-  const auto read = parse_env_file(
-      "# comment\n\nA=1\r\n  B = two words  \nexport C='its $HOME # all'\nD=\"a\\n\\\"b\\\\\" # "
-      "x\n"
-      "E=x#y\nF=x # y\nG=\nA=2");
-  CHECK(read.at("A") == "2");
-  CHECK(read.at("B") == "two words");
-  CHECK(read.at("D") == "a\n\"b\\");
-  CHECK(read.at("E") == "x#y");
-  CHECK(read.at("F") == "x");
-  CHECK(read.at("G").empty());
-  CHECK(read.size() == 7);
-  CHECK(parse_env_file("").empty());
-}
-
-TEST_CASE("env file: a line that is none is named by its number") {
-  for (const std::string bad : {"A", "=1", "A B=1", "A='x", "A=\"x", "A=\"x\" y", "'A'=1"}) {
-    CAPTURE(bad);
-    std::string problem;
-    try {
-      claude_openai::parse_env_file("X=1\n\n" + bad + "\n");
-    } catch (const std::invalid_argument& broken) {
-      problem = broken.what();
-    }
-    CHECK(problem.find("line 3") != std::string::npos);
-  }
-}
-
-TEST_CASE("lists: as a JSON array or with commas") {
-  using claude_openai::parse_list;
-  using strings = std::vector<std::string>;
-  CHECK(parse_list("a, b,,c ") == strings{"a", "b", "c"});
-  CHECK(parse_list(R"( ["a,b", "c"] )") == strings{"a,b", "c"});
-  CHECK(parse_list("[]").empty());
-  CHECK(parse_list("").empty());
-  CHECK_THROWS_AS(parse_list("[1]"), std::invalid_argument);
-  CHECK_THROWS_AS(parse_list("[\"a\""), std::invalid_argument);
-}
-
-TEST_CASE("budgets: an amount of something in a minute or a day") {
-  options settings;
-  CHECK(add_budget(settings, "usd=2.5/day"));
-  CHECK(add_budget(settings, "tokens=1000/minute"));
-  CHECK(add_budget(settings, "requests=5/day"));
-  CHECK(settings.day_budget.usd == doctest::Approx(2.5));
-  CHECK(settings.minute_budget.tokens == 1000);
-  CHECK(settings.day_budget.requests == 5);
-  CHECK(settings.day_budget.tokens == 0);
-  for (const char* bad : {"", "usd", "usd=1", "usd=1/week", "eur=1/day", "usd=x/day", "usd=-1/day",
-                          "requests=1.5/day", "tokens=/day", "usd/day=1"}) {
-    CAPTURE(bad);
-    options fresh;
-    CHECK_FALSE(add_budget(fresh, bad));
-  }
-}
-
 TEST_CASE("decimals: digits with one point") {
   using claude_openai::text::try_decimal;
   CHECK(try_decimal("2.5") == doctest::Approx(2.5));
@@ -281,6 +200,22 @@ TEST_CASE("decimals: digits with one point") {
     CAPTURE(bad);
     CHECK_FALSE(try_decimal(bad));
   }
+}
+
+TEST_CASE("options: a negative amount or time, a mode that is none and half a demo are told") {
+  CHECK(problems_with([](options& o) { o.queue_timeout = milliseconds(-1); }).size() == 1);
+  CHECK(problems_with([](options& o) { o.session_ttl = milliseconds(-1); }).size() == 1);
+  CHECK(problems_with([](options& o) { o.keep_alive_interval = milliseconds(-1); }).size() == 1);
+  CHECK(problems_with([](options& o) { o.max_queue = -1; }).size() == 1);
+  CHECK(problems_with([](options& o) { o.day_budget.usd = -1; }).size() == 1);
+  CHECK(problems_with([](options& o) { o.minute_budget.tokens = -1; }).size() == 1);
+  CHECK(problems_with([](options& o) { o.permission_mode = "x"; }).size() == 1);
+  CHECK(problems_with([](options& o) { o.demo = true; }).size() == 1);
+}
+
+TEST_CASE("options: the environment is the program's own unless another is given") {
+  CHECK(options().environment == claude_openai::current_environment());
+  CHECK_FALSE(options().environment.empty());
 }
 
 TEST_CASE("options: transport and origins that cannot be are told") {

@@ -714,6 +714,46 @@ TEST_CASE("decoder: thinking of a broken attempt is not counted") {
   CHECK(all.end().usage.thinking == 7);
 }
 
+// ---- what was not shown goes with the attempt that broke ---------------------------------------
+
+TEST_CASE("decoder: thoughts that a client is not shown may differ in the next attempt, streamed") {
+  const std::vector<json> broken = {message_start("m0"), thinking_start(0),
+                                    thinking_delta("hm", 0)};
+  const std::vector<json> other = {message_start("m1"),
+                                   thinking_start(0),
+                                   thinking_delta("ah", 0),
+                                   block_stop(0),
+                                   text_start(1),
+                                   text_delta("Hello", 1),
+                                   block_stop(1),
+                                   message_delta(R"("end_turn")"),
+                                   result()};
+  auto shape = streamed_shape();
+  shape.shows_thinking = false;
+  const auto all = decode(broken + other, shape);
+  CHECK_FALSE(test::failure_of(all.told));
+  CHECK(test::text_of(all.told) == "Hello");
+  CHECK(all.end().reason == stop_reason::end_turn);
+  shape.shows_thinking = true;
+  CHECK(test::failure_of(decode(broken + other, shape).told));
+}
+
+TEST_CASE("decoder: what a stop text held back goes with the attempt that broke") {
+  answer_shape shape;
+  shape.cut_at = {"\n\n"};
+  const std::vector<json> broken = {message_start("m0"), text_start(), text_delta("One\n")};
+  const std::vector<json> next = {message_start("m1"),
+                                  text_start(),
+                                  text_delta("\nHello."),
+                                  block_stop(),
+                                  message_delta(R"("end_turn")"),
+                                  result()};
+  collector gathered;
+  for (const auto& what : decode(broken + next, shape).told) gathered.add(what);
+  REQUIRE(gathered.result().blocks.size() == 1);
+  CHECK(gathered.result().blocks[0].text == "\nHello.");
+}
+
 // ---- whatever the lines say, for whatever client -----------------------------------------------
 
 namespace {
@@ -726,6 +766,8 @@ answer_shape random_shape(test::generator& random) {
   request.stream = random.chance(50);
   if (random.chance(50)) request.agent.emplace();
   if (request.agent) request.agent->show_activity = random.chance(50);
+  request.shows_thinking = random.chance(50);
+  if (random.chance(20)) request.sampling.cut_at = {"o"};
   return make_answer_shape(request);
 }
 

@@ -1,0 +1,20 @@
+# The version is the header's own.
+set(claude_openai_header "${claude_openai_include_dir}/claude-openai.hpp")
+if(NOT claude_openai_include_dir)
+  set(claude_openai_header "${CMAKE_CURRENT_LIST_DIR}/../../../include/claude-openai.hpp")
+endif()
+file(STRINGS "${claude_openai_header}" claude_openai_line REGEX "^#define CLAUDE_OPENAI_VERSION ")
+string(REGEX MATCH "[0-9]+[.][0-9]+[.][0-9]+" PACKAGE_VERSION "${claude_openai_line}")
+
+# Within 0.x each minor version may change what is public.
+string(REGEX MATCH "^[0-9]+[.][0-9]+" claude_openai_series "${PACKAGE_VERSION}")
+if(PACKAGE_VERSION VERSION_LESS PACKAGE_FIND_VERSION)
+  set(PACKAGE_VERSION_COMPATIBLE FALSE)
+elseif(PACKAGE_FIND_VERSION MATCHES "^${claude_openai_series}([.]|$)" OR NOT PACKAGE_FIND_VERSION)
+  set(PACKAGE_VERSION_COMPATIBLE TRUE)
+else()
+  set(PACKAGE_VERSION_COMPATIBLE FALSE)
+endif()
+if(PACKAGE_FIND_VERSION VERSION_EQUAL PACKAGE_VERSION)
+  set(PACKAGE_VERSION_EXACT TRUE)
+endif()
