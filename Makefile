@@ -122,8 +122,8 @@ endif
 # ---- testing -------------------------------------------------------------------------------------
 
 test: ## build and run every test; the last line counts them
-	@.ci/deps build test node browser sandbox portable
-	@$(MAKE) --no-print-directory -j$(JOBS) programs e2e-modules
+	@.ci/deps build test node browser sandbox python portable
+	@$(MAKE) --no-print-directory -j$(JOBS) programs e2e-modules client-libraries
 	@tests/run unit golden protocol build e2e portable
 
 unit protocol golden: ## build and run one suite
@@ -131,12 +131,12 @@ unit protocol golden: ## build and run one suite
 	@$(MAKE) --no-print-directory -j$(JOBS) programs
 	@tests/run $@
 
-e2e: build/claude-openai stand-in e2e-modules ## run the real server, the real CLI and real clients
+e2e: build/claude-openai stand-in e2e-modules client-libraries ## run the real server, the real CLI and real clients
 	@.ci/deps browser sandbox
 	@tests/run e2e
 
-e2e-clients: build/claude-openai stand-in e2e-modules ## run Codex, opencode and Claude Code against the real server
-	@cd tests/e2e && node run.mjs --suite coding_agents
+e2e-clients: build/claude-openai stand-in e2e-modules client-libraries ## run coding agents and clients of Python against the real server
+	@cd tests/e2e && node run.mjs --suite coding_agents,python
 
 header: stand-in ## check the header itself (linkage, macros, warnings, sections, shape)
 	@.ci/deps build test node
@@ -194,6 +194,16 @@ tests/e2e/node_modules/.package-lock.json: tests/e2e/package-lock.json
 	@.ci/deps node
 	cd tests/e2e && npm install --no-save --no-audit --no-fund --loglevel=error
 	@touch $@
+
+# Client libraries of other languages, each lock file's in a folder of its own. What cannot be installed here is no
+# error: the tests that need it are skipped, and counted so.
+python_clients   := $(patsubst tests/e2e/python/%.txt,build/clients/%/installed,$(wildcard tests/e2e/python/*.txt))
+client-libraries: $(python_clients) ; @:
+$(python_clients): build/clients/%/installed: tests/e2e/python/%.txt
+	@.ci/deps python
+	@rm -rf $(@D)
+	{ python3 -m venv $(@D) && $(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $< && touch $@; } || \
+	  echo "Not installed: $(@D). Tests that need it are SKIPPED." >&2
 
 # ---- keeping -------------------------------------------------------------------------------------
 
@@ -263,5 +273,5 @@ help: ## say this
 FORCE:
 .DELETE_ON_ERROR:
 .PHONY: all run doctor login dev test fuzz fuzz-merge unit protocol golden e2e e2e-clients header asan tsan bench soak portable programs \
-        stand-in e2e-modules format format-check tidy install uninstall clean deps need-build need-test \
+        stand-in e2e-modules client-libraries format format-check tidy install uninstall clean deps need-build need-test \
         help FORCE

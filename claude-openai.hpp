@@ -2975,9 +2975,10 @@ inline const char* error_type(error_kind kind) {
   return "api_error";
 }
 
-/// `{"type":"error","error":{type,message},"request_id"}`
+/// `{"type":"error","error":{type,message,details?},"request_id"}`
 inline std::string render_error(const api_error& error, const std::string& request_id) {
-  const json told = json::object({{"type", error_type(error.kind)}, {"message", error.message}});
+  json told = json::object({{"type", error_type(error.kind)}, {"message", error.message}});
+  if (text::starts_with(error.code, "thread_")) told["details"] = {{"error_code", error.code}};
   return dump(json::object({{"type", "error"}, {"error", told}, {"request_id", request_id}}));
 }
 
@@ -3505,9 +3506,14 @@ inline turn_request parse_request(const json& body, bool counts_only) {
   if (const auto session = root.find("session_id")) turn.session = parse_session_id(*session);
   if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
   parse_agent(root, turn);
+  if (root.find("thread")) {  // by this code the SDKs' tool runners send all again without it
+    auto error = bad_field("thread", "is not supported: send the whole conversation without it");
+    error.code = "thread_unsupported_request";
+    throw error;
+  }
   for (const char* name : {"mcp_servers", "container", "context_management", "service_tier",
                            "inference_geo", "speed", "billing_policy", "compaction", "diagnostics",
-                           "fallback_credit_token", "fallbacks", "thread"}) {
+                           "fallback_credit_token", "fallbacks"}) {
     const auto value = root.find(name);
     constexpr const char* neutral = R"(["auto","standard",[],{},{"edits":[]}])";
     if (value && asks_for_something(*value, neutral)) name_ignored(turn, name);

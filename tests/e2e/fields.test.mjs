@@ -157,7 +157,7 @@ const DIALECTS = {
       system: { system: 'Be brief.' },
       temperature: { temperature: 0.3 },
       thinking: { thinking: { type: 'enabled', budget_tokens: 1024 } },
-      thread: { thread: { id: 'x' } },
+      thread: { thread: { type: 'create' } },
       tool_choice: [{ tools: [OWN_TOOL], tool_choice: { type: 'any' } }, { tools: [OWN_TOOL] }],
       tools: { tools: [OWN_TOOL] },
       top_k: { top_k: 3 },

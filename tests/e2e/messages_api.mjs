@@ -70,13 +70,13 @@ const ERROR_MESSAGES = {
 };
 const UTF8_TEXT = 'Grüße, 世界! 👩‍👩‍👧‍👦 🇨🇭 é ¡olé! \u2028 – 𝒯𝓊𝓇𝓃 “end”';
 
-/** The text of a scenario: directive('plain', {text: 'a b'}) → `plain text="a\u0020b"`. A value holds no blank and no `|`. */
+/** The text of a scenario: directive('plain', {text: 'a b'}) → `plain text="a\u0020b"`. A value holds no blank and no `|`, a text no `]`. */
 export function directive(name, options = {}) {
   const escaped = (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, '0')}`;
   const values = Object.entries(options).filter(([, one]) => one !== undefined);
   const text = [
     name,
-    ...values.map(([key, one]) => `${key}=${JSON.stringify(one).replaceAll(/[\s|]/g, escaped)}`),
+    ...values.map(([key, one]) => `${key}=${JSON.stringify(one).replaceAll(typeof one === 'string' ? /[\s|\]]/g : /[\s|]/g, escaped)}`),
     '',
   ].join(' ');
   if (text.includes(']]')) throw new Error(`arrays in arrays would end the directive: ${text}`);

@@ -1,6 +1,6 @@
 // Runs the end-to-end tests: the real proxy, the real CLIs, a loopback Messages API, real clients.
 //
-//   node run.mjs [--cli VERSION] [--suite NAME] [--only REGEX]
+//   node run.mjs [--cli VERSION] [--suite NAME[,NAME…]] [--only REGEX]
 //
 // A suite is a version (what runs with each CLI) or the name of a file of tests that run once, with the newest CLI.
 // $PROXY names the proxy's binary; else build/claude-openai. The last line counts: "N passed, N failed, N skipped".
@@ -28,7 +28,9 @@ import { identity } from './identity.test.mjs';
 import { limits } from './limits.test.mjs';
 import { money } from './money.test.mjs';
 import { observe } from './observe.test.mjs';
+import { KEY } from './language_client.mjs';
 import { page } from './page.test.mjs';
+import { python } from './python.test.mjs';
 import { STAND_IN } from './raw_client.mjs';
 import { readme } from './readme.test.mjs';
 import { reference } from './reference.test.mjs';
@@ -60,7 +62,7 @@ function count(failure, name) {
  * Runs the tests beside one proxy, which `prepare` gives what they need; or tells why they are skipped. Where it
  * reuses processes, tests that run at once share them, and no test can tell by which one it was served.
  */
-async function runSuite({ version, tests, prepare = furnishHome, program, options, reuse = version === newest, skip }, label) {
+async function runSuite({ version, tests, prepare = furnishHome, program, args = [], options, reuse = version === newest, skip }, label) {
   const named = tests.filter(({ name }) => only.test(name));
   const wanted = named.filter((one) => !skip && !one.skip);
   for (const one of named.filter((each) => skip || each.skip)) console.log(`SKIP ${label}${one.name} (${skip ?? one.skip})`);
@@ -78,7 +80,7 @@ async function runSuite({ version, tests, prepare = furnishHome, program, option
           url: api.url,
           cli,
           prepare,
-          args: ['--spares', '3', '--max-processes', '16', ...(reuse ? [] : ['--no-process-reuse'])],
+          args: ['--spares', '3', '--max-processes', '16', ...(reuse ? [] : ['--no-process-reuse']), ...args],
           ...options,
         });
         await proxy.inspected();
@@ -172,10 +174,12 @@ const suites = [
     })),
   { name: 'demo', version: 'without a CLI', options: DEMO, tests: demo.tests },
   { name: 'coding_agents', version: newest, tests: codingAgents.tests },
+  { name: 'python', version: newest, args: ['--api-key', KEY], tests: python.tests },
   { name: 'page', version: newest, tests: page.tests, skip: page.skip },
 ];
 const begin = performance.now();
-const chosen = suites.filter(({ name }) => !option('--suite') || name === option('--suite'));
+const names = option('--suite')?.split(',');
+const chosen = suites.filter(({ name }) => !names || names.includes(name));
 const labelOf = ({ name, version }) => `[${name === version ? '' : `${name} `}${version}] `;
 // Out of time: what ran is counted, and what did not is named.
 process.once('SIGTERM', () => {
