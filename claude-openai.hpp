@@ -2978,7 +2978,8 @@ inline const char* error_type(error_kind kind) {
 /// `{"type":"error","error":{type,message,details?},"request_id"}`
 inline std::string render_error(const api_error& error, const std::string& request_id) {
   json told = json::object({{"type", error_type(error.kind)}, {"message", error.message}});
-  if (text::starts_with(error.code, "thread_")) told["details"] = {{"error_code", error.code}};
+  if (text::starts_with(error.code, "thread_"))
+    told["details"] = json::object({{"error_code", error.code}});
   return dump(json::object({{"type", "error"}, {"error", told}, {"request_id", request_id}}));
 }
 
@@ -3511,9 +3512,9 @@ inline turn_request parse_request(const json& body, bool counts_only) {
     error.code = "thread_unsupported_request";
     throw error;
   }
-  for (const char* name : {"mcp_servers", "container", "context_management", "service_tier",
-                           "inference_geo", "speed", "billing_policy", "compaction", "diagnostics",
-                           "fallback_credit_token", "fallbacks"}) {
+  for (const char* name :
+       {"mcp_servers", "container", "context_management", "service_tier", "inference_geo", "speed",
+        "billing_policy", "compaction", "diagnostics", "fallback_credit_token", "fallbacks"}) {
     const auto value = root.find(name);
     constexpr const char* neutral = R"(["auto","standard",[],{},{"edits":[]}])";
     if (value && asks_for_something(*value, neutral)) name_ignored(turn, name);
