@@ -1155,6 +1155,7 @@ enum class role { user, assistant };
 
 struct text_part {
   std::string text;
+  json citations = json();  ///< of an earlier answer, as the API gave them
 };
 
 /// An image or a document: its bytes, or a URL from which the API fetches it; or a search result.
@@ -1695,6 +1696,42 @@ inline json parse_object_schema(const reader& field) {
   return schema;
 }
 
+/// Notes, once, that a field asks for what the answer will not show.
+inline void name_ignored(turn_request& request, std::string_view field) {
+  auto& names = request.ignored_params;
+  if (std::find(names.begin(), names.end(), field) == names.end()) names.emplace_back(field);
+}
+
+/// The same for one kind of what a field holds. The kind is the client's own text: it is named as
+/// far as a header can hold it.
+inline void name_ignored_kind(turn_request& request, std::string_view field,
+                              std::string_view kind) {
+  constexpr std::size_t max_names = 32;
+  if (request.ignored_params.size() >= max_names) return;
+  auto name = std::string(field) + ".";
+  for (const char c : kind.substr(0, 64)) {
+    name += std::isalnum(static_cast<unsigned char>(c)) != 0 ? c : '_';
+  }
+  name_ignored(request, name);
+}
+
+/// Names the keywords of an answer's schema that nobody here checks.
+inline void name_unchecked(const json& schema, turn_request& request) {
+  for (const char* name : {"unevaluatedProperties", "unevaluatedItems"}) {
+    const auto& value = member_of(schema, name);
+    if (!value.is_null() && value != true) name_ignored_kind(request, request.schema_field, name);
+  }
+  if (!schema.is_structured()) return;
+  for (const auto& member : schema) name_unchecked(member, request);
+}
+
+inline void take_answer_schema(const reader& field, turn_request& request) {
+  request.schema = parse_object_schema(field);
+  request.schema_field = field.path();
+  name_unchecked(field.value(), request);
+  if (boolean_of(field.value(), "nullable")) name_ignored_kind(request, field.path(), "nullable");
+}
+
 /// What the answer has to look like, in OpenAI's words; `holder` is the member of the format that
 /// holds the schema, null where it stands in the format itself. `strict` needs no thought: the CLI
 /// always validates.
@@ -1703,11 +1740,10 @@ inline void parse_answer_format(const reader& format, turn_request& request,
   const auto type = format.require("type");
   if (type.string() == "json_schema") {
     const auto held = holder ? format.require(holder) : format;
-    const auto schema = held.require("schema");
-    request.schema = parse_object_schema(schema);
-    const auto told = held.find("description");
-    if (told) (*request.schema)["description"] = told->string();
-    request.schema_field = schema.path();
+    take_answer_schema(held.require("schema"), request);
+    if (const auto told = held.find("description")) {
+      (*request.schema)["description"] = told->string();
+    }
   } else if (type.string() == "json_object") {
     request.schema = json::object({{"type", "object"}});
   } else if (type.string() != "text") {
@@ -1728,25 +1764,6 @@ inline reasoning_effort parse_reasoning_effort(const reader& field) {
 inline void parse_reasoning_effort(const reader& field, turn_request& request) {
   request.effort = parse_reasoning_effort(field);
   request.no_thinking = request.effort == reasoning_effort::none;
-}
-
-/// Notes, once, that a field asks for what the answer will not show.
-inline void name_ignored(turn_request& request, std::string_view field) {
-  auto& names = request.ignored_params;
-  if (std::find(names.begin(), names.end(), field) == names.end()) names.emplace_back(field);
-}
-
-/// The same for one kind of what a field holds. The kind is the client's own text: it is named as
-/// far as a header can hold it.
-inline void name_ignored_kind(turn_request& request, std::string_view field,
-                              std::string_view kind) {
-  constexpr std::size_t max_names = 32;
-  if (request.ignored_params.size() >= max_names) return;
-  auto name = std::string(field) + ".";
-  for (const char c : kind.substr(0, 64)) {
-    name += std::isalnum(static_cast<unsigned char>(c)) != 0 ? c : '_';
-  }
-  name_ignored(request, name);
 }
 
 /// True unless the value is one of those in `neutral`, a JSON array.
@@ -1772,15 +1789,43 @@ inline void refuse_ignored(const turn_request& request) {
                   "cannot be honoured for this request (strict mode)");
 }
 
-/// A text, or the texts of an array of text parts, a line each.
-inline std::string parse_instructions(const reader& content) {
+/// What of a value a model can read: ciphertext and the bytes of media are left out.
+inline json readable(const json& value) {
+  if (!value.is_structured()) return value;
+  json kept = value.is_array() ? json::array() : json::object();
+  for (const auto& [name, member] : value.items()) {
+    if (value.is_array()) kept.push_back(readable(member));
+    if (value.is_array() || text::starts_with(name, "encrypted_")) continue;
+    const auto bytes = name == "data" ? string_of(value, "data") : std::string();
+    if (bytes.size() <= 64 || !text::is_base64(bytes)) kept[name] = readable(member);
+  }
+  return kept;
+}
+
+/// Where a content part or block of that type belongs; empty when nowhere.
+inline std::string_view endpoint_of_part(std::string_view type) {
+  for (const char* one : {"tool_use", "tool_result", "image", "document"}) {
+    if (type == one) return "/v1/messages";
+  }
+  for (const char* one : {"input_text", "input_image", "input_file", "output_text"}) {
+    if (type == one) return "/v1/responses";
+  }
+  return type == "image_url" || type == "file" ? "/v1/chat/completions" : "";
+}
+
+/// A text, or the texts of an array of text parts, a line each; unknown parts are only named.
+inline std::string parse_instructions(const reader& content, turn_request& request) {
   if (content.is_string()) return content.string();
   if (!content.is_array()) content.fail("must be a string or an array of text parts");
   std::vector<std::string> texts;
   for (const auto& part : content.elements()) {
-    const auto type = part.require("type");
-    if (type.string() != "text" && type.string() != "input_text") {
-      type.fail("'" + type.string() + "' is not supported here; only text is");
+    const auto& kind = part.require("type").string();
+    if (kind != "text" && kind != "input_text") {
+      if (!endpoint_of_part(kind).empty()) {
+        part.require("type").fail("'" + kind + "' is not supported here; only text is");
+      }
+      name_ignored_kind(request, request.messages_field, kind);
+      continue;
     }
     auto words = part.require("text").string();
     if (!words.empty()) texts.push_back(std::move(words));
@@ -1790,7 +1835,7 @@ inline std::string parse_instructions(const reader& content) {
 
 /// Adds instructions to the system prompt.
 inline void append_instructions(const reader& content, turn_request& request) {
-  const auto words = parse_instructions(content);
+  const auto words = parse_instructions(content, request);
   if (!request.system.empty() && !words.empty()) request.system += '\n';
   request.system += words;
 }
@@ -1800,7 +1845,7 @@ inline void append_instructions(const reader& content, turn_request& request) {
 /// marks its own such texts so.
 inline void take_instructions(const reader& content, turn_request& request) {
   if (request.messages.empty()) return append_instructions(content, request);
-  const auto words = parse_instructions(content);
+  const auto words = parse_instructions(content, request);
   if (words.empty()) return;
   text_part marked{"<system-reminder>\n" + words + "\n</system-reminder>"};
   // After tools' results it belongs to the last of them, as Claude Code has it: so the process that
@@ -1874,23 +1919,41 @@ inline bool parse_stream_options(const reader& root, turn_request& request) {
   return usage && usage->boolean();
 }
 
-/// Where a content part or block of that type belongs; empty when nowhere.
-inline std::string_view endpoint_of_part(std::string_view type) {
-  for (const char* one : {"tool_use", "tool_result", "image", "document", "thinking"}) {
-    if (type == one) return "/v1/messages";
-  }
-  for (const char* one : {"input_text", "input_image", "input_file", "output_text"}) {
-    if (type == one) return "/v1/responses";
-  }
-  return type == "image_url" ? "/v1/chat/completions" : "";
-}
-
 /// Throws a 400 for a content part of a type that is not taken here, and names where it is.
 [[noreturn]] inline void refuse_part(const reader& type, std::string_view taken) {
   const auto endpoint = endpoint_of_part(type.string());
   type.fail(
       "'" + type.string() + "' is not supported here; " +
       (endpoint.empty() ? std::string(taken) + " are" : "send it to " + std::string(endpoint)));
+}
+
+/// Tells a model, in a text of the user's, what it cannot be given as it is.
+inline text_part make_note(const std::string& kind, const json& members) {
+  return {"<system-reminder>\nThe conversation holds an item of the type '" + kind +
+          "' here: " + dump(members) + "\n</system-reminder>"};
+}
+
+/// A part that nobody here can read: in the latest message a 400, since the answer would miss it.
+/// An earlier one never ends a conversation; it is named, and told, but not in the model's words.
+inline text_part parse_foreign_part(const reader& part, turn_request& request, bool is_told,
+                                    bool is_latest, std::string_view taken) {
+  const auto type = part.require("type");
+  if (is_latest || !endpoint_of_part(type.string()).empty()) refuse_part(type, taken);
+  name_ignored_kind(request, request.messages_field, type.string());
+  if (!is_told) return {};
+  return make_note(type.string(), readable(part.value()));
+}
+
+/// A call's result, of what a message or item holds.
+inline tool_result_part make_result(std::string call_id, std::vector<content_part> parts) {
+  tool_result_part result{std::move(call_id), {}, false};
+  for (auto& part : parts) {
+    if (auto* words = std::get_if<text_part>(&part)) result.content.emplace_back(std::move(*words));
+    if (auto* media = std::get_if<media_part>(&part)) {
+      result.content.emplace_back(std::move(*media));
+    }
+  }
+  return result;
 }
 
 /// Puts a history together, message by message. Borrows the messages.
@@ -1923,9 +1986,7 @@ class history_builder {
   /// Tells the model what an item holds that is neither a message nor a call, in a text of the
   /// user's: one between two parts of the assistant's message would cut it in two.
   void add_note(const std::string& kind, const json& members) {
-    notes_.emplace_back(
-        text_part{"<system-reminder>\nThe conversation holds an item of the type '" + kind +
-                  "' here: " + dump(members) + "\n</system-reminder>"});
+    notes_.emplace_back(make_note(kind, members));
     if (messages_.empty() || messages_.back().author == role::user) finish();
   }
 
@@ -1948,17 +2009,6 @@ class history_builder {
   std::vector<content_part> notes_;        ///< for the next message of the user's
 };
 
-/// What of a value a model can read: ciphertext is left out.
-inline json readable(const json& value) {
-  if (!value.is_structured()) return value;
-  json kept = value.is_array() ? json::array() : json::object();
-  for (const auto& [name, member] : value.items()) {
-    if (value.is_array()) kept.push_back(readable(member));
-    if (value.is_object() && !text::starts_with(name, "encrypted_")) kept[name] = readable(member);
-  }
-  return kept;
-}
-
 /// Throws a 400 for a body that was meant for another endpoint, told by the field that each of them
 /// requires.
 inline void refuse_foreign_body(const reader& root, const char* own) {
@@ -1975,17 +2025,14 @@ inline void refuse_foreign_body(const reader& root, const char* own) {
   }
 }
 
-/// Throws a 400 for a tool in the form of another endpoint: each of the three has its own.
-inline void refuse_foreign_tool(const reader& tool, const char* own) {
-  const char* endpoint = nullptr;
-  if (tool.value().is_object()) {
-    if (tool.find("input_schema")) endpoint = "/v1/messages";
-    if (tool.find("function")) endpoint = "/v1/chat/completions";
-    const bool flat = string_of(tool.value(), "type") == "function" && tool.find("name");
-    if (!endpoint && flat) endpoint = "/v1/responses";
-  }
-  if (endpoint == nullptr || std::string_view(endpoint) == own) return;
-  tool.fail("has the form of another endpoint's tools; send this body to " + std::string(endpoint));
+/// Throws a 400 for a tool in the form of one of OpenAI's endpoints.
+inline void refuse_foreign_tool(const reader& tool) {
+  if (tool.find("input_schema")) return;
+  const bool is_chat = tool.find("function").has_value();
+  const bool flat = string_of(tool.value(), "type") == "function" && tool.find("name");
+  if (!is_chat && !flat) return;
+  tool.fail(std::string("has the form of another endpoint's tools; send this body to ") +
+            (is_chat ? "/v1/chat/completions" : "/v1/responses"));
 }
 
 /// `enable_tools` and `show_activity`: this proxy's own fields, the same in every dialect. What the
@@ -2035,7 +2082,9 @@ inline json render_part(const content_part& part) {
   return std::visit(
       overloaded{
           [](const text_part& said) {
-            return json::object({{"type", "text"}, {"text", said.text}});
+            json block = json::object({{"type", "text"}, {"text", said.text}});
+            if (!said.citations.empty()) block["citations"] = said.citations;
+            return block;
           },
           [](const media_part& media) { return render_media(media); },
           [](const thinking_part& thought) {
@@ -2614,9 +2663,10 @@ inline media_part parse_file(const reader& source) {
   return media;
 }
 
-/// The content of a message: a string, parts, or nothing at all.
+/// The content of a message, or nothing. Cursor has calls and results of the Messages API there.
 inline std::vector<content_part> parse_content(const reader& message, turn_request& request,
-                                               bool takes_media) {
+                                               const std::string& speaker, bool is_latest) {
+  const bool takes_media = speaker == "user" || speaker == "tool";
   const auto content = message.find("content");
   std::vector<content_part> parts;
   if (!content) return parts;
@@ -2626,8 +2676,7 @@ inline std::vector<content_part> parse_content(const reader& message, turn_reque
   }
   if (!content->is_array()) content->fail("must be a string or an array of content parts");
   for (const auto& part : content->elements()) {
-    const auto type = part.require("type");
-    const auto& kind = type.string();
+    const auto& kind = part.require("type").string();
     if (kind == "text" || kind == "refusal") {
       auto words = part.require(kind.c_str()).string();
       if (!words.empty()) parts.emplace_back(text_part{std::move(words)});
@@ -2636,8 +2685,18 @@ inline std::vector<content_part> parse_content(const reader& message, turn_reque
       parts.emplace_back(parse_image(image.require("url"), image.find("detail"), request));
     } else if (kind == "file" && takes_media) {
       parts.emplace_back(parse_file(part.require("file")));
+    } else if (kind == "tool_result" && speaker == "user") {
+      auto result = make_result(part.require("tool_use_id").string(),
+                                parse_content(part, request, "tool", is_latest));
+      result.is_error = boolean_of(part.value(), "is_error");
+      parts.emplace_back(std::move(result));
+    } else if (kind == "tool_use" && speaker == "assistant") {
+      parts.emplace_back(tool_call_part{part.require("id").string(), part.require("name").string(),
+                                        parse_call_input(part.find("input"))});
     } else {
-      refuse_part(type, takes_media ? "text, image_url and file parts" : "only text parts");
+      const char* taken = takes_media ? "text, image_url and file parts" : "only text parts";
+      auto note = parse_foreign_part(part, request, takes_media, is_latest, taken);
+      if (!note.text.empty()) parts.emplace_back(std::move(note));
     }
   }
   return parts;
@@ -2648,11 +2707,13 @@ inline tool_call_part parse_function_call(const reader& function, std::string id
           parse_call_input(function.find("arguments"))};
 }
 
-/// Functions of the old kind have no ids.
+/// Functions of the old kind have no ids. A call may stand in the content as well.
 inline void parse_calls(const reader& source, message& said) {
+  const auto held = call_ids(said);
   if (const auto calls = source.find("tool_calls")) {
     for (const auto& call : calls->elements()) {
       const auto id = call.require("id").string();
+      if (std::find(held.begin(), held.end(), id) != held.end()) continue;
       if (const auto custom = call.find("custom")) {
         const json input = json::object({{"input", custom->require("input").string()}});
         said.parts.emplace_back(tool_call_part{id, custom->require("name").string(), input});
@@ -2666,20 +2727,8 @@ inline void parse_calls(const reader& source, message& said) {
   }
 }
 
-inline tool_result_part parse_result(const reader& source, turn_request& request, bool legacy) {
-  tool_result_part result;
-  if (!legacy) result.call_id = source.require("tool_call_id").string();
-  for (auto& part : parse_content(source, request, !legacy)) {
-    if (auto* words = std::get_if<text_part>(&part)) result.content.emplace_back(std::move(*words));
-    if (auto* media = std::get_if<media_part>(&part)) {
-      result.content.emplace_back(std::move(*media));
-    }
-  }
-  return result;
-}
-
 /// Adds one message; instructions (system, developer) go to the system prompt in order.
-inline void parse_message(const reader& source, turn_request& request) {
+inline void parse_message(const reader& source, turn_request& request, bool is_latest) {
   const auto name = source.require("role");
   const auto& speaker = name.string();
   message said;
@@ -2690,9 +2739,11 @@ inline void parse_message(const reader& source, turn_request& request) {
     return;
   }
   if (answers) {
-    said.parts.emplace_back(parse_result(source, request, speaker == "function"));
+    auto id = speaker == "tool" ? source.require("tool_call_id").string() : std::string();
+    auto content = parse_content(source, request, speaker, is_latest);
+    said.parts.emplace_back(make_result(std::move(id), std::move(content)));
   } else if (speaker == "user" || speaker == "assistant") {
-    said.parts = parse_content(source, request, speaker == "user");
+    said.parts = parse_content(source, request, speaker, is_latest);
   } else {
     name.fail("must be system, developer, user, assistant or tool");
   }
@@ -2701,6 +2752,7 @@ inline void parse_message(const reader& source, turn_request& request) {
     const auto refusal = source.find("refusal");
     if (refusal && !refusal->string().empty())
       said.parts.emplace_back(text_part{refusal->string()});
+    if (source.find("audio") && said.parts.empty()) said.parts.emplace_back(text_part{"[audio]"});
     parse_calls(source, said);
   }
   request.messages.push_back(std::move(said));
@@ -2764,12 +2816,10 @@ inline void parse_tools(const reader& root, turn_request& request, reply_style& 
   }
 }
 
-/// The name of a tool, in itself (Responses, Messages) or in the member that its type names (chat).
-inline const std::string& parse_tool_name(const reader& tool) {
-  for (const char* holder : {"function", "custom"}) {
-    if (const auto held = tool.find(holder)) return held->require("name").string();
-  }
-  return tool.require("name").string();
+/// What defines a tool: itself (Responses, Messages) or the member that its type names (chat).
+inline reader definition_of(const reader& tool) {
+  const auto held = tool.find("function");
+  return held ? *held : tool.find("custom").value_or(tool);
 }
 
 /// A word, alone or as a type, the tools that may be called, or the one that must be.
@@ -2779,7 +2829,7 @@ inline void parse_tool_choice(const reader& choice, turn_request& request) {
   if (word == "allowed_tools") {
     const auto allowed = choice.find("allowed_tools").value_or(choice);
     for (const auto& tool : allowed.require("tools").elements()) {
-      wanted.allowed.push_back(parse_tool_name(tool));
+      wanted.allowed.push_back(definition_of(tool).require("name").string());
     }
     word = string_of(allowed.value(), "mode");
   }
@@ -2791,7 +2841,7 @@ inline void parse_tool_choice(const reader& choice, turn_request& request) {
     choice.fail("must be auto, none, required or a tool");
   } else if (word != "auto" && wanted.allowed.empty()) {
     wanted.kind = tool_choice::how::named;
-    wanted.name = parse_tool_name(choice);
+    wanted.name = definition_of(choice).require("name").string();
   }
   check_tool_choice(choice, request);
 }
@@ -2847,7 +2897,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   const auto messages = root.require("messages");
   const auto all = messages.elements();
   if (all.empty()) messages.fail("must hold at least one message");
-  for (const auto& element : all) parse_message(element, turn);
+  for (const auto& one : all) parse_message(one, turn, &one == &all.back());
   if (all.back().require("role").string() == "user" && turn.messages.back().parts.empty()) {
     throw bad_field(all.back().path() + ".content", "must not be empty in the last message");
   }
@@ -3278,7 +3328,8 @@ inline void parse_block(const reader& block, message& said) {
   const bool user = said.author == role::user;
   if (kind == "text") {
     auto words = block.require("text").string();
-    if (!words.empty()) said.parts.emplace_back(text_part{std::move(words)});
+    if (words.empty()) return;
+    said.parts.emplace_back(text_part{std::move(words), member_of(block.value(), "citations")});
   } else if (kind == "image" && user) {
     said.parts.emplace_back(parse_source(block, media_part::media_kind::image));
   } else if (kind == "document" && user) {
@@ -3299,8 +3350,8 @@ inline void parse_block(const reader& block, message& said) {
   }
 }
 
-/// What the API has added to an earlier answer and takes from no client but its own: tools that it
-/// ran itself, whose results stand in the assistant's message, and blocks that nobody here knows.
+/// What the API knows and takes from no client but its own: tools that it ran itself, whose results
+/// stand in the assistant's message, and blocks that nobody here knows.
 class server_blocks {
  public:
   server_blocks(history_builder& history, turn_request& request)
@@ -3310,6 +3361,8 @@ class server_blocks {
   bool take(const reader& block, message& said) {
     const auto kind = block.require("type").string();
     const auto& value = block.value();
+    const bool is_own = kind == "text" || text::ends_with(kind, "thinking") ||
+                        (kind == "search_result" && said.author == role::user);
     if (kind == "server_tool_use" || kind == "mcp_tool_use") {
       const auto& input = member_of(value, "input");
       open_[string_of(value, "id")] = {
@@ -3319,7 +3372,7 @@ class server_blocks {
       finish_call(call ? call.mapped()
                        : tool_call_part{{}, kind.substr(0, kind.rfind("_tool")), json::object()},
                   value, said);
-    } else if (endpoint_of_part(kind).empty() && kind != "text" && kind != "redacted_thinking") {
+    } else if (endpoint_of_part(kind).empty() && !is_own) {
       history_.add_note(kind, readable(value));
       name_ignored_kind(request_, "messages", kind);
     } else {
@@ -3349,7 +3402,8 @@ class server_blocks {
   std::map<std::string, tool_call_part> open_;  ///< by id, until their results come
 };
 
-inline void parse_message(const reader& source, history_builder& history, turn_request& request) {
+inline void parse_message(const reader& source, history_builder& history, turn_request& request,
+                          bool is_latest) {
   const auto speaker = source.require("role");
   message said;
   server_blocks foreign(history, request);
@@ -3368,9 +3422,10 @@ inline void parse_message(const reader& source, history_builder& history, turn_r
     if (!content.string().empty()) said.parts.emplace_back(text_part{content.string()});
   } else {
     for (const auto& block : content.elements()) {
-      name_members(block, "messages", {"citations", "transformations", "toolset_name", "caller"},
-                   request, R"([{"type":"direct"},[],{"enabled":true},{"enabled":false}])");
-      if (said.author == role::user || !foreign.take(block, said)) parse_block(block, said);
+      name_members(block, "messages", {"transformations", "toolset_name", "caller"}, request,
+                   R"([{"type":"direct"},[],{"enabled":true},{"enabled":false}])");
+      const bool is_asked = said.author == role::user && is_latest;
+      if (is_asked || !foreign.take(block, said)) parse_block(block, said);
     }
   }
   foreign.finish(std::move(said));
@@ -3391,7 +3446,7 @@ inline void parse_tools(const reader& root, turn_request& request) {
   const auto tools = root.find("tools");
   if (!tools) return;
   for (const auto& tool : tools->elements()) {
-    refuse_foreign_tool(tool, "/v1/messages");
+    refuse_foreign_tool(tool);
     if (const auto type = tool.find("type")) {
       if (type->string() != "custom") {
         type->fail("'" + type->string() + "' is a tool of the API's own, which is not supported");
@@ -3455,9 +3510,7 @@ inline void parse_output(const reader& root, turn_request& request) {
   if (!format) return;
   const auto type = format->require("type");
   if (type.string() != "json_schema") type.fail("must be json_schema");
-  const auto schema = format->require("schema");
-  request.schema = parse_object_schema(schema);
-  request.schema_field = schema.path();
+  take_answer_schema(format->require("schema"), request);
 }
 
 inline void parse_sampling(const reader& root, turn_request& request) {
@@ -3489,12 +3542,13 @@ inline turn_request parse_request(const json& body, bool counts_only) {
   turn_request turn;
   refuse_foreign_body(root, "messages");
   const auto messages = root.require("messages");
-  if (messages.elements().empty()) messages.fail("must hold at least one message");
+  const auto all = messages.elements();
+  if (all.empty()) messages.fail("must hold at least one message");
   if (const auto system = root.find("system")) parse_system(*system, turn);
   history_builder history(turn.messages);
-  for (const auto& element : messages.elements()) parse_message(element, history, turn);
+  for (const auto& one : all) parse_message(one, history, turn, &one == &all.back());
   history.finish();
-  const auto last = messages.elements().back();
+  const auto& last = all.back();
   if (last.require("role").string() == "user" && turn.messages.back().parts.empty()) {
     last.require("content").fail("must not be empty in the last message");
   }
@@ -3969,7 +4023,8 @@ class response_reply final : public reply {
 };
 
 /// Items may be parts of a message or whole: text, images and files alike.
-inline content_part parse_content_part(const reader& part, turn_request& request) {
+inline content_part parse_content_part(const reader& part, turn_request& request, role author,
+                                       bool is_latest) {
   const auto type = part.require("type");
   const auto& kind = type.string();
   if (kind == "input_text" || kind == "output_text" || kind == "text" || kind == "summary_text" ||
@@ -3994,28 +4049,27 @@ inline content_part parse_content_part(const reader& part, turn_request& request
     }
     return openai_chat::parse_file(part);
   }
-  refuse_part(type, "input_text, input_image and input_file");
+  return parse_foreign_part(part, request, author == role::user, is_latest,
+                            "input_text, input_image and input_file");
 }
 
-inline std::vector<content_part> parse_content(const reader& content, turn_request& request) {
+inline std::vector<content_part> parse_content(const reader& content, turn_request& request,
+                                               role author, bool is_latest) {
   std::vector<content_part> parts;
   if (content.is_string()) {
-    parts.emplace_back(text_part{content.string()});
-  } else {
-    for (const auto& part : content.elements()) {
-      parts.push_back(parse_content_part(part, request));
-    }
+    if (!content.string().empty()) parts.emplace_back(text_part{content.string()});
+    return parts;
   }
-  const auto empty = [](const content_part& part) {
-    const auto* words = std::get_if<text_part>(&part);
-    return words != nullptr && words->text.empty();
-  };
-  parts.erase(std::remove_if(parts.begin(), parts.end(), empty), parts.end());
+  for (const auto& part : content.elements()) {
+    auto read = parse_content_part(part, request, author, is_latest);
+    const auto* words = std::get_if<text_part>(&read);
+    if (words == nullptr || !words->text.empty()) parts.push_back(std::move(read));
+  }
   return parts;
 }
 
-inline void parse_message_item(const reader& item, history_builder& history,
-                               turn_request& request) {
+inline void parse_message_item(const reader& item, history_builder& history, turn_request& request,
+                               bool is_latest) {
   const auto speaker = item.require("role");
   const auto content = item.require("content");
   name_members(item, "input", {"phase"}, request, R"(["final_answer"])");
@@ -4026,7 +4080,7 @@ inline void parse_message_item(const reader& item, history_builder& history,
     speaker.fail("must be user, assistant, system or developer");
   }
   const auto author = speaker.string() == "user" ? role::user : role::assistant;
-  history.add({author, parse_content(content, request)});
+  history.add({author, parse_content(content, request, author, is_latest)});
 }
 
 inline void parse_call_item(const reader& item, bool freeform, history_builder& history) {
@@ -4042,15 +4096,10 @@ inline void parse_call_item(const reader& item, bool freeform, history_builder& 
   history.add({role::assistant, {std::move(call)}});
 }
 
-inline void parse_output_item(const reader& item, history_builder& history, turn_request& request) {
-  tool_result_part result{item.require("call_id").string(), {}, false};
-  for (auto& part : parse_content(item.require("output"), request)) {
-    if (auto* words = std::get_if<text_part>(&part)) result.content.emplace_back(std::move(*words));
-    if (auto* media = std::get_if<media_part>(&part)) {
-      result.content.emplace_back(std::move(*media));
-    }
-  }
-  history.add({role::user, {std::move(result)}});
+inline void parse_output_item(const reader& item, history_builder& history, turn_request& request,
+                              bool is_latest) {
+  auto output = parse_content(item.require("output"), request, role::user, is_latest);
+  history.add({role::user, {make_result(item.require("call_id").string(), std::move(output))}});
 }
 
 /// A thought that we sealed comes back as it was; of any other only the API that made it could make
@@ -4069,30 +4118,28 @@ inline void parse_reasoning_item(const reader& item, history_builder& history,
   history.add({role::assistant, {std::move(thought)}});
 }
 
-/// A tool that only OpenAI can run, such as `web_search`, is left out and named.
+/// Takes a tool in any endpoint's form. One that only OpenAI can run is left out and named.
 inline void parse_tool(const reader& tool, const qualified_name& in, turn_request& request,
                        response_style& style) {
-  const auto type = tool.require("type");
-  const bool freeform = type.string() == "custom";
-  if (!freeform && type.string() != "function") {
-    return name_ignored_kind(request, "tools", type.string());
-  }
-  auto fresh = freeform ? openai_chat::parse_custom_tool(tool) : openai_chat::parse_function(tool);
+  const auto kind = tool.find("input_schema") ? "function" : tool.require("type").string();
+  const bool freeform = kind == "custom";
+  if (!freeform && kind != "function") return name_ignored_kind(request, "tools", kind);
+  const auto own = openai_chat::definition_of(tool);
+  auto fresh = freeform ? openai_chat::parse_custom_tool(own) : openai_chat::parse_function(own);
   if (!in.space.empty()) {
     const qualified_name full{in.space, fresh.name};
     fresh.name = full.joined();
     style.spaced[fresh.name] = full;
   }
   if (freeform) style.freeform.push_back(fresh.name);
-  add_tool(tool, std::move(fresh), request);
+  add_tool(own, std::move(fresh), request);
 }
 
 inline void parse_tools(const reader& holder, turn_request& request, response_style& style) {
   const auto tools = holder.find("tools");
   if (!tools) return;
   for (const auto& tool : tools->elements()) {
-    refuse_foreign_tool(tool, "/v1/responses");
-    if (tool.require("type").string() != "namespace") {
+    if (string_of(tool.value(), "type") != "namespace") {
       parse_tool(tool, {}, request, style);
       continue;
     }
@@ -4162,7 +4209,7 @@ class input_parser {
     for (auto item = items.rbegin(); item != items.rend(); ++item) {
       if (text::ends_with(kind_of(*item), "_output")) outputs_[call_id(*item)].push_back(*item);
     }
-    for (const auto& item : items) parse_item(item);
+    for (const auto& item : items) parse_item(item, &item == &items.back());
     history_.finish();
   }
 
@@ -4178,13 +4225,13 @@ class input_parser {
     return id.empty() ? string_of(item.value(), "id") : id;
   }
 
-  void parse_item(const reader& item) {
+  void parse_item(const reader& item, bool is_latest) {
     const auto kind = kind_of(item);
-    if (kind == "message") return parse_message_item(item, history_, request_);
+    if (kind == "message") return parse_message_item(item, history_, request_, is_latest);
     if (kind == "function_call") return parse_call_item(item, false, history_);
     if (kind == "custom_tool_call") return parse_call_item(item, true, history_);
     if (kind == "function_call_output" || kind == "custom_tool_call_output") {
-      return parse_output_item(item, history_, request_);
+      return parse_output_item(item, history_, request_, is_latest);
     }
     if (kind == "reasoning") return parse_reasoning_item(item, history_, request_);
     if (kind == "item_reference") {
@@ -4316,6 +4363,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   const reader root(body);
   turn_request turn;
   response_style style;
+  turn.messages_field = "input";
   refuse_foreign_body(root, "input");
   refuse_kept(root);
   if (const auto told = root.find("instructions")) append_instructions(*told, turn);
@@ -4324,7 +4372,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   parse_reasoning(root, turn, style);
   parse_text(root, turn);
   if (input.is_string()) {
-    turn.messages.push_back({role::user, parse_content(input, turn)});
+    turn.messages.push_back({role::user, parse_content(input, turn, role::user, true)});
   } else {
     input_parser(turn, style).parse(input);
   }
@@ -4336,7 +4384,6 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   parse_tool_choice(root, turn);
   parse_sampling(root, turn);
   turn.thinking_field = turn.effort_field = "reasoning";
-  turn.messages_field = "input";
   if (const auto model = root.find("model")) turn.model = parse_model(*model);
   if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
   parse_agent(root, turn);
@@ -5883,6 +5930,7 @@ class schema_encoder {
   explicit schema_encoder(bool for_api) : for_api_(for_api) {}
 
   json encode_root(const json& root) {
+    root_ = &root;
     note_names(root, "#");
     json known = encode(root, true);
     for (std::size_t i = 0; i < used_.size(); ++i) {  // encoding one may use another
@@ -5911,8 +5959,12 @@ class schema_encoder {
     for (const auto& member : schema) note_names(member);
   }
 
-  /// A reference by place stays; one by name becomes one by place.
+  /// A reference to a definition stays; one by name, or by a place that may move, becomes one.
   std::string encode_reference(const std::string& target) {
+    const bool moves = text::starts_with(target, "#/") && target.find('~') == std::string::npos &&
+                       std::count(target.begin(), target.end(), '/') > 2;
+    const json::json_pointer place(moves ? target.substr(1) : std::string());
+    if (moves && root_->contains(place)) named_.insert({target, {&root_->at(place), false}});
     const auto found = named_.find(target);
     if (found == named_.end()) return target;
     if (found->second.is_root) return "#";
@@ -5938,6 +5990,11 @@ class schema_encoder {
     }
     if (member_of(schema, "minContains") == 0) known.erase("contains");
     tell_rest(schema, known);
+    if (!is_root && known.size() > 1 && known.contains("$ref")) {  // draft 7 reads it alone
+      if (!member_of(known, "allOf").is_array()) known["allOf"] = json::array();
+      known["allOf"].push_back(json::object({{"$ref", known["$ref"]}}));
+      known.erase("$ref");
+    }
     if (boolean_of(schema, "nullable") && !is_root) allow_null(known);
     return known;
   }
@@ -5983,7 +6040,7 @@ class schema_encoder {
   /// As OpenAPI means it.
   static void allow_null(json& known) {
     const auto type = known.find("type");
-    if (type == known.end() || known.contains("const")) {
+    if (type == known.end() || known.contains("const") || known.contains("allOf")) {
       known = json::object({{"anyOf", json::array({known, json::object({{"type", "null"}})})}});
       return;
     }
@@ -6004,6 +6061,7 @@ class schema_encoder {
   }
 
   bool for_api_;
+  const json* root_ = nullptr;
   std::map<std::string, named_schema> named_;
   std::vector<std::string> used_;  ///< names that were referred to
 };
@@ -8989,7 +9047,9 @@ inline std::optional<message> decode_message(const json& stored) {
   if (!content.is_array()) return std::nullopt;
   for (const auto& block : content) {
     const auto type = string_of(block, "type");
-    if (type == "text") said.parts.emplace_back(text_part{string_of(block, "text")});
+    if (type == "text") {
+      said.parts.emplace_back(text_part{string_of(block, "text"), member_of(block, "citations")});
+    }
     if (type == "image" || type == "document" || type == "search_result") {
       said.parts.emplace_back(decode_media(block));
     }

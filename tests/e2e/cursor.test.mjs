@@ -142,37 +142,101 @@ for (const [what, scenario, more, status] of [
 
 // ---- calls of one id -----------------------------------------------------------------------------
 
-const WEATHER = { type: 'function', function: { name: 'weather', parameters: { type: 'object', properties: { in: { type: 'string' } } } } };
+const parameters = { type: 'object', properties: { in: { type: 'string' } } };
+const WEATHER = { type: 'function', function: { name: 'weather', parameters } };
 const made = (id, place) => ({ id, type: 'function', function: { name: 'weather', arguments: JSON.stringify({ in: place }) } });
 const result = (id, content) => ({ role: 'tool', tool_call_id: id, content });
 const calling = (...calls) => ({ role: 'assistant', content: null, tool_calls: calls });
 
-for (const [what, messages] of Object.entries({
-  'numbered anew in each round': [
-    calling(made('call_0', 'Berne')), result('call_0', 'snow'),
-    calling(made('call_0', 'Rome')), result('call_0', 'sun'),
+/** By dialect: where it is asked, and a question with a history of calls [id, place] and results [id, content] behind it. */
+const WITH_CALLS = {
+  chat: [
+    '/v1/chat/completions',
+    (question, rounds) => ({
+      tools: [WEATHER],
+      messages: [
+        user(question),
+        ...rounds.flatMap(([calls, results]) => [calling(...calls.map((one) => made(...one))), ...results.map((one) => result(...one))]),
+      ],
+    }),
   ],
-  'twice in one message': [
-    calling(made('call_0', 'Berne'), made('call_0', 'Rome')), result('call_0', 'snow'), result('call_0', 'sun'),
+  messages: [
+    '/v1/messages',
+    (question, rounds) => ({
+      max_tokens: 99,
+      tools: [{ name: 'weather', input_schema: parameters }],
+      messages: [
+        user(question),
+        ...rounds.flatMap(([calls, results]) => [
+          { role: 'assistant', content: calls.map(([id, place]) => ({ type: 'tool_use', id, name: 'weather', input: { in: place } })) },
+          user(results.map(([id, content]) => ({ type: 'tool_result', tool_use_id: id, content }))),
+        ]),
+      ],
+    }),
   ],
-  'that the CLI takes for one': [
-    calling(made('call_1', 'Berne'), made('call_1_2', 'Rome')), result('call_1', 'snow'), result('call_1_2', 'sun'),
+  responses: [
+    '/v1/responses',
+    (question, rounds) => ({
+      tools: [{ type: 'function', name: 'weather', parameters, strict: false }],
+      input: [
+        user(question),
+        ...rounds.flatMap(([calls, results]) => [
+          ...calls.map(([id, place]) => ({ type: 'function_call', call_id: id, name: 'weather', arguments: JSON.stringify({ in: place }) })),
+          ...results.map(([id, output]) => ({ type: 'function_call_output', call_id: id, output })),
+        ]),
+      ],
+    }),
   ],
-  'that the API would take for one': [
-    calling(made('a.b', 'Berne'), made('a:b', 'Rome')), result('a.b', 'snow'), result('a:b', 'sun'),
-  ],
-}))
-  once.test(`calls of one id, ${what}: every call and its result reach the API`, async (t) => {
-    const got = await t.chat({ tools: [WEATHER], messages: [user(t.text('plain')), ...messages] });
-    assert.equal(got.status, 200, got.text);
-    const [{ body }] = t.calls();
-    const blocks = body.messages.flatMap(({ content }) => content);
-    const calls = blocks.filter(({ type }) => type === 'tool_use');
-    assert.deepEqual(calls.map(({ input }) => input.in), ['Berne', 'Rome']);
-    assert.equal(new Set(calls.map(({ id }) => id)).size, 2);
-    const results = new Map(blocks.filter(({ type }) => type === 'tool_result').map((one) => [one.tool_use_id, JSON.stringify(one.content)]));
-    assert.match(results.get(calls[0].id), /snow/);
-    assert.match(results.get(calls[1].id), /sun/);
+};
+
+for (const [dialect, [path, ask]] of Object.entries(WITH_CALLS))
+  for (const [what, rounds] of Object.entries({
+    'numbered anew in each round': [[[['call_0', 'Berne']], [['call_0', 'snow']]], [[['call_0', 'Rome']], [['call_0', 'sun']]]],
+    'twice in one message': [[[['call_0', 'Berne'], ['call_0', 'Rome']], [['call_0', 'snow'], ['call_0', 'sun']]]],
+    'that the CLI takes for one': [[[['call_1', 'Berne'], ['call_1_2', 'Rome']], [['call_1', 'snow'], ['call_1_2', 'sun']]]],
+    'that the API would take for one': [[[['a.b', 'Berne'], ['a:b', 'Rome']], [['a.b', 'snow'], ['a:b', 'sun']]]],
+    'which is empty': [[[['', 'Berne'], ['', 'Rome']], [['', 'snow'], ['', 'sun']]]],
+  }))
+    once.test(`${dialect}: calls of one id, ${what}: every call and its result reach the API`, async (t) => {
+      for (const stream of [false, true]) {
+        const got = await t.send({ path, body: { model: DEFAULT_MODEL, stream, ...ask(t.text('plain'), rounds) } }).done;
+        assert.equal(got.status, 200, got.text);
+        assert.ok(got.text.includes(stream ? 'Hello' : SAID), got.text);
+        const { body } = t.calls().at(-1);
+        const blocks = body.messages.flatMap(({ content }) => content);
+        const calls = blocks.filter(({ type }) => type === 'tool_use');
+        assert.deepEqual(calls.map(({ input }) => input.in), ['Berne', 'Rome']);
+        assert.equal(new Set(calls.map(({ id }) => id)).size, 2);
+        const results = new Map(blocks.filter(({ type }) => type === 'tool_result').map((one) => [one.tool_use_id, JSON.stringify(one.content)]));
+        assert.match(results.get(calls[0].id), /snow/);
+        assert.match(results.get(calls[1].id), /sun/);
+      }
+      assert.equal(t.calls().length, 2);
+    });
+
+/** What models have called tools with: a text, or with Messages the value itself; and what the API is told of it. */
+const ARGUMENTS = [
+  ['null', {}],
+  ['[]', {}],
+  ['', {}],
+  [null, {}],
+  [{ in: 'Berne' }, { in: 'Berne' }],
+  ['{"in":"Be', { _invalid_arguments: '{"in":"Be' }],
+];
+for (const [dialect, [path, ask]] of Object.entries(WITH_CALLS))
+  once.test(`${dialect}: whatever the arguments of an earlier call are, the conversation goes on`, async (t) => {
+    for (const [i, [given, told]] of ARGUMENTS.entries()) {
+      const text = JSON.stringify(ask(t.text('plain'), [[[['call_1', 'PLACE']], [['call_1', 'snow']]]]));
+      const body = JSON.parse(text, (name, value) => {
+        const isArguments = name === 'arguments' || (name === 'input' && value.in === 'PLACE'); // of Messages
+        return isArguments ? given : value;
+      });
+      const got = await t.send({ path, body: { model: DEFAULT_MODEL, stream: i % 2 === 1, ...body } }).done;
+      assert.equal(got.status, 200, got.text);
+      const calls = t.calls().at(-1).body.messages.flatMap(({ content }) => content).filter(({ type }) => type === 'tool_use');
+      assert.deepEqual(calls.map(({ input }) => input), [told], JSON.stringify(given));
+    }
+    assert.equal(t.calls().length, ARGUMENTS.length);
   });
 
 once.test('a client that renames calls: the process that waits for their results gets them', async (t) => {
@@ -259,14 +323,18 @@ for (const [dialect, role] of [['chat', 'system'], ['chat', 'developer'], ['mess
   once.test(`${dialect}: a late ${role} message stays at its place, and the process and the prompt stay`, async (t) => {
     const proxy = await own(t, '--spares', '0');
     const { path, body, first } = late[dialect](role);
-    for (const one of [first, body]) {
-      const got = await t.send({ proxy, path, body: { model: DEFAULT_MODEL, ...one(t.token) } }).done;
-      assert.equal(got.status, 200, got.text);
+    for (const stream of [false, true]) {
+      const words = `${t.token} ${stream}`;
+      for (const one of [first, body]) {
+        const got = await t.send({ proxy, path, body: { model: DEFAULT_MODEL, stream, ...one(words) } }).done;
+        assert.equal(got.status, 200, got.text);
+      }
+      const [one, two] = t.calls().slice(-2);
+      assert.equal(processOf(one), processOf(two));
+      assert.deepEqual(one.body.system, two.body.system);
+      assert.deepEqual(conversationOf(two).map(({ content }) => content), [[words], [SAID], [REMINDER, 'go on']]);
     }
-    const [one, two] = t.calls();
-    assert.equal(processOf(one), processOf(two));
-    assert.deepEqual(one.body.system, two.body.system);
-    assert.deepEqual(conversationOf(two).map(({ content }) => content), [[t.token], [SAID], [REMINDER, 'go on']]);
+    assert.equal(t.calls().length, 4);
   });
 
 const AFTER_RESULTS = 'Ten calls are left.';

@@ -1264,6 +1264,40 @@ test('responses: reasoning with and without a summary', (t) =>
     for (const one of [first, last]) assert.deepEqual(thinks(one), { type: 'enabled', budget_tokens: 2048 });
   }));
 
+test('responses: a summary that is asked for alone comes, as it does beside encrypted reasoning', (t) =>
+  responses(t, async (client) => {
+    const scenario = thought({ thinking: 'Let me think.', thinking_tokens: 5, output: 12 });
+    for (const include of [undefined, ['reasoning.encrypted_content']]) {
+      const shown = await client.ask(scenario, { reasoning: { summary: 'auto' }, include });
+      assert.deepEqual([shown.kinds, shown.summary, shown.ignored], [['reasoning', 'message'], 'Let me think.', []]);
+    }
+    const unasked = await client.ask(scenario, { reasoning: { summary: null } });
+    assert.deepEqual(unasked.kinds, ['message']);
+    for (const sent of client.calls()) assert.equal(thinks(sent)?.budget_tokens, undefined, 'to show thoughts asks for none');
+  }));
+
+once.test("responses: tools in the forms of chat and of Messages are taken: each is unambiguous", { deadline: 60_000 }, (t) =>
+  responses(t, async (client) => {
+    const { type: _, name, ...inside } = WEATHER_FN;
+    const said = { name: 'say', description: 'Says it.' };
+    const tools = [
+      { type: 'function', function: { name, ...inside } },
+      { name: 'look', input_schema: CITY },
+      { type: 'custom', name: 'see', input_schema: CITY },
+      { type: 'custom', custom: { ...said, format: { type: 'grammar', grammar: { syntax: 'regex', definition: 'a+' } } } },
+    ];
+    const answer = await client.ask(call([inCity('Bern'), { tool: 'say', args: { input: 'aa' } }]), { tools });
+    assert.deepEqual(answer.ignored, []);
+    assert.deepEqual(answer.output.map((item) => [item.type, item.name, item.input]), [
+      ['function_call', 'get_weather', undefined],
+      ['custom_tool_call', 'say', 'aa'],
+    ]);
+    const told = toolsOf(client.calls()[0]);
+    assert.deepEqual(Object.keys(told).sort(), ['get_weather', 'look', 'say', 'see']);
+    for (const own of ['look', 'see']) assert.deepEqual(told[own].input_schema.properties, CITY.properties);
+    assert.match(told.say.description, /a\+/);
+  }));
+
 test('responses: encrypted reasoning is brought back to the API with its signature', { deadline: 60_000 }, async (t) => {
   const proxy = await t.start({ cli: t.cli, args: ['--spares', '0', '--max-processes', '6'] });
   await proxy.inspected();
@@ -1727,8 +1761,6 @@ const BASE = { model: MODEL, max_tokens: 9 };
 for (const [what, where, body, right] of [
   ["Anthropic's image", '/v1/chat/completions', { messages: [{ role: 'user', content: [pngBlock] }] }, '/v1/messages'],
   ["Anthropic's document", '/v1/chat/completions', { messages: [{ role: 'user', content: [pdfBlock] }] }, '/v1/messages'],
-  ["Anthropic's result", '/v1/chat/completions', { messages: [{ role: 'user', content: [{ type: 'tool_result', tool_use_id: 'x', content: 'y' }] }] }, '/v1/messages'],
-  ["Anthropic's call", '/v1/chat/completions', { messages: [USER, { role: 'assistant', content: [{ type: 'tool_use', id: 'x', name: 'y', input: {} }] }, USER] }, '/v1/messages'],
   ["Anthropic's system", '/v1/chat/completions', { system: 'Be brief.', messages: [USER] }, '/v1/messages'],
   ['input', '/v1/chat/completions', { input: 'Hi' }, '/v1/responses'],
   ['input_text', '/v1/chat/completions', { messages: [{ role: 'user', content: [inputText('Hi')] }] }, '/v1/responses'],
@@ -1744,7 +1776,6 @@ for (const [what, where, body, right] of [
   ['prompt', '/v1/responses', { prompt: 'Hi' }, '/v1/completions'],
   ["Anthropic's result", '/v1/responses', { input: [{ role: 'user', content: [{ type: 'tool_result', tool_use_id: 'x' }] }] }, '/v1/messages'],
   ["chat's image", '/v1/responses', { input: [{ role: 'user', content: [CHAT_IMAGE] }] }, '/v1/chat/completions'],
-  ["chat's tools", '/v1/responses', { input: 'Hi', tools: [CHAT_TOOL] }, '/v1/chat/completions'],
   ['messages', '/v1/completions', { messages: [USER] }, '/v1/chat/completions'],
   ['input', '/v1/completions', { input: 'Hi' }, '/v1/responses'],
 ])

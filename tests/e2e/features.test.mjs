@@ -966,8 +966,11 @@ test('json_schema: what only a newer draft can say holds too', { deadline: LONG 
       [{ p: { type: 'array', prefixItems: [{ type: 'string' }, { type: 'number' }], items: false } }, { p: ['a', 1] }, { p: [1, 'a'] }],
       [{ p: { type: 'string', nullable: true } }, { p: null }, { p: 1 }],
       [{ p: { $ref: '#name' }, q: { $anchor: 'name', type: 'string' } }, { p: 'a' }, { p: 1 }],
-    ].map(async ([properties, right, wrong]) => {
-      const client = new ChatClient(t, { body: schemaFormat({ type: 'object', properties }) });
+      [{ p: { $ref: '#/properties/t/prefixItems/1' }, t: { prefixItems: [{ type: 'string' }, { type: 'number' }] } }, { p: 1 }, { p: 'a' }],
+      [{ p: { $ref: '#/$defs/t/items' } }, { p: 1 }, { p: 'a' }, { t: { prefixItems: [{ type: 'string' }], items: { type: 'number' } } }],
+      [{ p: { $ref: '#/$defs/word', minLength: 3 } }, { p: 'abc' }, { p: 'a' }, { word: { type: 'string' } }],
+    ].map(async ([properties, right, wrong, $defs = {}]) => {
+      const client = new ChatClient(t, { body: schemaFormat({ type: 'object', properties, $defs }) });
       // The CLI refuses the wrong one, and the model is asked again.
       const answer = await client.ask(steps(structured(wrong), structured(right)));
       assert.deepEqual([JSON.parse(answer.text), answer.ignored], [right, []]);
@@ -977,6 +980,34 @@ test('json_schema: what only a newer draft can say holds too', { deadline: LONG 
     }),
   ),
 );
+
+for (const [dialect, path, formatOf, askOf] of [
+  ['chat', '/v1/chat/completions', (schema) => schemaFormat(schema), (text) => ({ messages: [{ role: 'user', content: text }] })],
+  ['responses', '/v1/responses', (schema) => ({ text: { format: { type: 'json_schema', name: 'answer', schema } } }), (text) => ({ input: text })],
+  [
+    'messages',
+    '/v1/messages',
+    (schema) => ({ output_config: { format: { type: 'json_schema', schema } } }),
+    (text) => ({ max_tokens: 100, messages: [{ role: 'user', content: text }] }),
+  ],
+])
+  once.test(`${dialect}: what of an answer's schema is not checked is named`, async (t) => {
+    const field = { chat: 'response_format.json_schema.schema', responses: 'text.format.schema', messages: 'output_config.format.schema' }[dialect];
+    const inner = { type: 'object', properties: { city: { type: 'string' } }, unevaluatedProperties: false };
+    for (const [more, named] of [
+      [{ properties: { inner }, nullable: true }, [`${field}.nullable`, `${field}.unevaluatedProperties`]],
+      [{ properties: { list: { type: 'array', unevaluatedItems: false } } }, [`${field}.unevaluatedItems`]],
+      [{ unevaluatedProperties: true, nullable: false }, []],
+    ])
+      for (const stream of [false, true]) {
+        const body = { model: MODEL, stream, ...formatOf({ type: 'object', ...more }), ...askOf(t.text(structured({}))) };
+        const result = await t.send({ path, body }).done;
+        assert.equal(result.status, 200, result.text);
+        assert.deepEqual(ignoredOf(result), named);
+        const { input_schema } = toolsOf(t.calls().at(-1)).StructuredOutput;
+        assert.deepEqual([input_schema.type, JSON.stringify(input_schema).includes('unevaluated')], ['object', false]);
+      }
+  });
 
 test('json_schema costs one call of the API', async (t) => {
   const client = new ChatClient(t, { body: schemaFormat(PERSON) });

@@ -223,21 +223,31 @@ test('a model that the API does not know is a 404 that names some that it does',
   }
 });
 
-test('an answer that misses its schema holds the last one, and no client asks again by itself', { deadline: 60_000 }, async (t) => {
-  const json_schema = { name: 'x', schema: { type: 'object', properties: { city: { type: 'string' } }, required: ['city'] } };
-  const body = (scenario) => ({ response_format: { type: 'json_schema', json_schema }, messages: t.messages(scenario) });
-  const wrong = 'structured value={"town":"Bern"}';
-  for (const [scenario, last] of [
-    [[wrong, wrong].join(' | '), '{"town":"Bern"}'],
-    [[wrong, 'structured value={"village":"Bern"}'].join(' | '), '{"village":"Bern"}'],
-    ['plain text="Never." | plain text="Never!"', 'Never!'],
-  ]) {
-    const result = await t.chat(body(scenario));
-    assertRefused(result, 502);
-    assert.equal(result.headers['x-should-retry'], 'false');
-    assert.ok(result.json.error.message.endsWith(`its last answer: ${last}`), result.json.error.message);
-  }
-});
+const TOWN = { type: 'object', properties: { city: { type: 'string' } }, required: ['city'] };
+const STRUCTURED = {
+  '/chat/completions': { response_format: { type: 'json_schema', json_schema: { name: 'x', schema: TOWN } } },
+  '/responses': { text: { format: { type: 'json_schema', name: 'x', schema: TOWN } } },
+  '/messages': { output_config: { format: { type: 'json_schema', schema: TOWN } } },
+};
+for (const [path, format] of Object.entries(STRUCTURED))
+  test(`${path}: an answer that misses its schema holds the last one, and no client asks again by itself`, { deadline: 60_000 }, async (t) => {
+    const [ask] = QUESTIONS[path];
+    const wrong = 'structured value={"town":"Bern"}';
+    for (const [scenario, last] of [
+      [[wrong, wrong].join(' | '), '{"town":"Bern"}'],
+      [[wrong, 'structured value={"village":"Bern"}'].join(' | '), '{"village":"Bern"}'],
+      ['plain text="Never." | plain text="Never!"', 'Never!'],
+    ])
+      for (const stream of [false, true]) {
+        const before = t.calls().length;
+        const result = await t.send({ path: `/v1${path}`, body: { model: MODEL, stream, ...format, ...ask(t.text(scenario)) } }).done;
+        const { error } = result.json ?? result.data.map((one) => one.response ?? one).findLast((one) => one.error);
+        if (!stream) assert.equal(result.status, 502, result.text);
+        if (result.status !== 200) assert.equal(result.headers['x-should-retry'], 'false');
+        assert.ok(error.message.endsWith(`its last answer: ${last}`), error.message);
+        assert.ok(t.calls().length > before, 'the API was asked');
+      }
+  });
 
 test('a 429 or 529 of the API is told in its words where the CLI tells them, and with the time to wait', { deadline: 60_000 }, async (t) => {
   const message = 'You may ask again at five';

@@ -422,6 +422,46 @@ TEST_CASE("messages request: an unknown block of an earlier answer is told, and 
   CHECK(request.ignored_params == strings{"messages.compaction"});
 }
 
+TEST_CASE("messages request: an unknown block of an earlier question is told, and named") {
+  const std::string block =
+      R"({"type":"container_upload","file_id":"f","data":")" + std::string(100, 'A') + R"("})";
+  const std::string asked =
+      R"({"role":"user","content":[)" + block + R"(,{"type":"text","text":"a"}]})";
+  const auto request = parse_text(with_messages(
+      "[" + asked + R"(,{"role":"assistant","content":"c"},{"role":"user","content":"b"}])"));
+  CHECK(
+      outline(request) ==
+      "{} user: <<system-reminder>\nThe conversation holds an item of the type 'container_upload' "
+      "here: {\"type\":\"container_upload\",\"file_id\":\"f\"}\n</system-reminder>> <a>"
+      " assistant: <c> user: <b>");
+  CHECK(request.ignored_params == strings{"messages.container_upload"});
+  CHECK(param_of_user(block) == "messages[0].content[0].type");  // it is what the answer is about
+}
+
+TEST_CASE("messages request: an unknown block of instructions is named") {
+  const auto request = parse_text(with_messages(
+      R"([{"role":"user","content":"a"},{"role":"system","content":[
+          {"type":"tool_removal","tool":{}},{"type":"text","text":"s"}]},
+          {"role":"system","content":[{"type":"tool_addition","tool":{}}]},
+          {"role":"user","content":"b"}])"));
+  CHECK(outline(request) == "{} user: <a> <<system-reminder>\ns\n</system-reminder>> <b>");
+  CHECK(request.ignored_params == strings{"messages.tool_removal", "messages.tool_addition"});
+}
+
+TEST_CASE("messages request: citations of an earlier answer go back to the API") {
+  const auto blocks = [](const std::string& citations) {
+    const auto request = parse_text(with_messages(
+        R"([{"role":"user","content":"a"},{"role":"assistant","content":[
+            {"type":"text","text":"c","citations":)" +
+        citations + R"(}]},{"role":"user","content":"b"}])"));
+    return dump(render_part(request.messages.at(1).parts.at(0)));
+  };
+  CHECK(blocks(R"([{"cited_text":"x"}])") ==
+        R"({"type":"text","text":"c","citations":[{"cited_text":"x"}]})");
+  for (const std::string none : {"null", "[]"})
+    CHECK(blocks(none) == R"({"type":"text","text":"c"})");
+}
+
 TEST_CASE("messages request: tools keep name, description and schema, in order") {
   const auto request = with(R"("tools":[
       {"name":"b","description":"Looks","input_schema":{"type":"object","properties":{"z":{},

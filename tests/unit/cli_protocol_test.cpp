@@ -380,6 +380,23 @@ TEST_CASE(
        R"({"not":{"$ref":"#/$defs/ref_0"},"if":{"else":{"$ref":"#/$defs/ref_0"}},)"
        R"("$defs":{"ref_0":{"else":{"$ref":"#/$defs/ref_0"}}}})",
        ""},
+      {R"({"properties":{"t":{"prefixItems":[true],"items":)" + a +
+           R"(},"p":{"$ref":"#/properties/t/items"},"q":{"$ref":"#/properties/t/prefixItems/0"}}})",
+       R"({"properties":{"t":{"items":[true],"additionalItems":)" + a +
+           R"(},"p":{"$ref":"#/$defs/ref_0"},"q":{"$ref":"#/$defs/ref_1"}},)"
+           R"("$defs":{"ref_0":{"type":"string"},"ref_1":true}})",
+       R"({"properties":{"t":{"prefixItems":[true],"items":)" + a +
+           R"(},"p":{"$ref":"#/$defs/ref_0"},"q":{"$ref":"#/$defs/ref_1"}},)"
+           R"("$defs":{"ref_0":{"type":"string"},"ref_1":true}})"},
+      {R"({"not":{"$ref":"#/$defs/a","minLength":2,"allOf":[true]},)"
+       R"("if":{"$ref":"#/no/such/place"}})",
+       R"({"not":{"minLength":2,"allOf":[true,{"$ref":"#/$defs/a"}]},)"
+       R"("if":{"$ref":"#/no/such/place"}})",
+       ""},
+      {R"({"items":{"$ref":"#/$defs/x","minLength":2,"type":"string","nullable":true}})",
+       R"({"items":{"anyOf":[{"minLength":2,"type":"string","allOf":[{"$ref":"#/$defs/x"}]},)"
+       R"({"type":"null"}]}})",
+       ""},
       {R"({"dependentRequired":{"a":["b"]},"dependentSchemas":{"c":{"nullable":false}}})",
        R"({"allOf":[{"if":{"required":["a"]},"then":{"required":["b"]}},)"
        R"({"if":{"required":["c"]},"then":{}}]})",
@@ -398,6 +415,7 @@ TEST_CASE(
   for (const std::string odd :
        {R"({"allOf":{},"dependencies":{"a":1}})",
         R"({"$defs":[],"not":{"$ref":"#n"},"if":{"$anchor":"n"}})",
+        R"({"not":{"allOf":{},"$ref":"#/not/allOf/"},"if":{"$ref":"#/a~2/b/-"}})",
         R"({"items":{"type":"string","enum":"a","nullable":true}})", R"({"dependencies":"a"})"}) {
     CAPTURE(odd);
     CHECK_NOTHROW(encode_schema(json::parse(odd)));

@@ -976,3 +976,67 @@ TEST_CASE("chat request: a valid request with any one value replaced is parsed o
   }
   CHECK(refused > 500);
 }
+
+// ---- what other servers have left in a history ----
+
+TEST_CASE("chat request: calls and results of the Messages API are calls and results") {
+  const std::string use = R"({"type":"tool_use","id":"t","name":"look","input":{"a":1}})";
+  const auto history = [&](const std::string& calls, const std::string& result) {
+    return outline_of(R"([{"role":"user","content":"a"},{"role":"assistant","content":[)" + use +
+                      "]" + calls + "}," + result + R"(,{"role":"user","content":"b"}])");
+  };
+  const std::string told =
+      R"({} user: <a> assistant: call(t,look,{"a":1}) user: result(t <x>) <b>)";
+  const std::string own = R"({"role":"tool","tool_call_id":"t","content":"x"})";
+  CHECK(history("", R"({"role":"user","content":[{"type":"tool_result","tool_use_id":"t",
+                        "content":[{"type":"text","text":"x"}]}]})") == told);
+  CHECK(history("", own) == told);
+  CHECK(history(R"(,"tool_calls":[{"id":"t","type":"function","function":{"name":"look"}}])",
+                own) == told);
+  CHECK(param_of(with_messages(R"([{"role":"user","content":[)" + use + "]}]")) ==
+        "messages[0].content[0].type");
+}
+
+TEST_CASE("chat request: an unknown part of the past is named, and told unless it is the model's") {
+  const auto past = [](const std::string& speaker, const std::string& part) {
+    return parse_text(
+        with_messages(R"([{"role":"user","content":"a"},{"role":")" + speaker + R"(","content":[)" +
+                      part + R"(,{"type":"text","text":"c"}]},{"role":"user","content":"b"}])"));
+  };
+  const auto heard = past("user", R"({"type":"input_audio","input_audio":{"data":")" +
+                                      std::string(100, 'A') + R"(","format":"wav"}})");
+  CHECK(outline(heard) ==
+        "{} user: <a> <<system-reminder>\nThe conversation holds an item of the type 'input_audio' "
+        "here: {\"type\":\"input_audio\",\"input_audio\":{\"format\":\"wav\"}}\n"
+        "</system-reminder>> <c> <b>");
+  CHECK(heard.ignored_params == strings{"messages.input_audio"});
+  const auto thought = past("assistant", R"({"type":"thinking","thinking":"hm"})");
+  CHECK(outline(thought) == "{} user: <a> assistant: <c> user: <b>");
+  CHECK(thought.ignored_params == strings{"messages.thinking"});
+}
+
+TEST_CASE("chat request: an answer in sound stays a turn, and the sound is named") {
+  const auto spoken = [](const std::string& content) {
+    return parse_text(
+        with_messages(R"([{"role":"user","content":"a"},{"role":"assistant","content":)" + content +
+                      R"(,"audio":{"id":"x"}},{"role":"user","content":"b"}])"));
+  };
+  CHECK(outline(spoken("null")) == "{} user: <a> assistant: <[audio]> user: <b>");
+  CHECK(outline(spoken(R"("c")")) == "{} user: <a> assistant: <c> user: <b>");
+  CHECK(spoken("null").ignored_params == strings{"messages.audio"});
+}
+
+TEST_CASE("chat request: keywords of an answer's schema that nothing checks are named, once") {
+  const std::string field = "response_format.json_schema.schema";
+  const auto named = [](const std::string& members) {
+    return ignored_of(
+        R"("response_format":{"type":"json_schema","json_schema":{"name":"n","schema":{)" +
+        members + "}}}");
+  };
+  CHECK(
+      named(R"("properties":{"a":{"unevaluatedProperties":false},"b":{"unevaluatedProperties":{}}},
+                 "nullable":true)") ==
+      strings{field + ".unevaluatedProperties", field + ".nullable"});
+  CHECK(named(R"("properties":{"a":{"nullable":true,"unevaluatedItems":true}},"nullable":false)")
+            .empty());
+}

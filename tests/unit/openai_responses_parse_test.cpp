@@ -361,14 +361,20 @@ TEST_CASE("responses request: tools of a namespace are tools with its name befor
                                        {"type":"custom","name":"log"}])") == "tools[0].tools[1]");
 }
 
-TEST_CASE("responses request: a tool in another endpoint's form is told which") {
-  for (const auto& [form, endpoint] : std::vector<std::pair<std::string, std::string>>{
-           {R"({"name":"n","input_schema":{}})", "/v1/messages"},
-           {R"({"type":"function","function":{"name":"n"}})", "/v1/chat/completions"}}) {
-    const auto error = refusal_of(R"({"input":"Hi","tools":[)" + tool + "," + form + "]}");
-    CHECK(error.param == "tools[1]");
-    CHECK_MESSAGE(tells(error, endpoint), error.message);
+TEST_CASE("responses request: a tool in another endpoint's form is taken") {
+  for (const std::string form :
+       {R"({"name":"n","description":"D","input_schema":{"title":"T"}})",
+        R"({"type":"custom","name":"n","description":"D","input_schema":{"title":"T"}})",
+        R"({"type":"function","function":{"name":"n","description":"D",
+                                          "parameters":{"title":"T"}}})"}) {
+    CAPTURE(form);
+    const auto taken = with(R"("tools":[)" + tool + "," + form + "]").tools.at(1);
+    CHECK(taken.name == "n");
+    CHECK(taken.description == "D");
+    CHECK(taken.schema["title"] == "T");
   }
+  CHECK(param_of_fields(R"("tools":[{"name":"n"}])") == "tools[0].type");
+  CHECK(param_of_fields(R"("tools":[7])") == "tools[0]");
 }
 
 TEST_CASE(
@@ -397,6 +403,29 @@ TEST_CASE(
 }
 
 // ---- everything else ----
+
+TEST_CASE("responses request: a summary is shown whatever else is asked for") {
+  CHECK(with(R"("reasoning":{"summary":"auto"})").shows_thinking);
+  CHECK(with(R"("reasoning":{"summary":"auto"},"include":[])").shows_thinking);
+  CHECK_FALSE(with(R"("reasoning":{"summary":null})").shows_thinking);
+}
+
+TEST_CASE(
+    "responses request: an unknown part of the past is named, and told unless it is the model's") {
+  const auto past = [](const std::string& speaker) {
+    return parse_text(R"({"input":[{"role":")" + speaker +
+                      R"(","content":[{"type":"text","text":"c"},
+        {"type":"output_audio","transcript":"x"}]},{"role":"user","content":"b"}]})");
+  };
+  CHECK(
+      outline(past("user")) ==
+      "{} user: <c> <<system-reminder>\nThe conversation holds an item of the type 'output_audio' "
+      "here: {\"type\":\"output_audio\",\"transcript\":\"x\"}\n</system-reminder>> <b>");
+  CHECK(outline(past("assistant")) == "{} user: <Hello.> assistant: <c> user: <b>");
+  for (const std::string speaker : {"user", "assistant"}) {
+    CHECK(past(speaker).ignored_params == std::vector<std::string>{"input.output_audio"});
+  }
+}
 
 TEST_CASE("responses request: reasoning tells the effort") {
   CHECK(with(R"("reasoning":{"effort":"high","summary":"auto"})").effort == reasoning_effort::high);

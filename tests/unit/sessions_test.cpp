@@ -461,6 +461,7 @@ TEST_CASE("sessions: a file from the future is taken for one of now") {
 TEST_CASE("sessions: a stored message reads back as it was written") {
   message said = says(role::assistant, "words");
   said.parts.emplace_back(tool_call_part{"c", "f", json::parse(R"({"a":1})")});
+  said.parts.emplace_back(text_part{"cited", json::parse(R"([{"cited_text":"x"}])")});
   json content = json::array();
   for (const auto& part : said.parts) content.push_back(render_part(part));
   const auto back =
@@ -470,6 +471,7 @@ TEST_CASE("sessions: a stored message reads back as it was written") {
   append_message(before, said, {});
   append_message(after, back, {});
   CHECK(before.words == after.words);
+  CHECK(render_part(back.parts.at(2)) == content.at(2));
   for (const std::string odd : {"null", "1", "[]", "{}", R"({"role":"user","content":"x"})"}) {
     CAPTURE(odd);
     CHECK_FALSE(decode_message(json::parse(odd)));
