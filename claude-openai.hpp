@@ -1155,7 +1155,6 @@ enum class role { user, assistant };
 
 struct text_part {
   std::string text;
-  json citations = json();  ///< of an earlier answer, as the API gave them
 };
 
 /// An image or a document: its bytes, or a URL from which the API fetches it; or a search result.
@@ -2082,9 +2081,7 @@ inline json render_part(const content_part& part) {
   return std::visit(
       overloaded{
           [](const text_part& said) {
-            json block = json::object({{"type", "text"}, {"text", said.text}});
-            if (!said.citations.empty()) block["citations"] = said.citations;
-            return block;
+            return json::object({{"type", "text"}, {"text", said.text}});
           },
           [](const media_part& media) { return render_media(media); },
           [](const thinking_part& thought) {
@@ -3329,7 +3326,7 @@ inline void parse_block(const reader& block, message& said) {
   if (kind == "text") {
     auto words = block.require("text").string();
     if (words.empty()) return;
-    said.parts.emplace_back(text_part{std::move(words), member_of(block.value(), "citations")});
+    said.parts.emplace_back(text_part{std::move(words)});
   } else if (kind == "image" && user) {
     said.parts.emplace_back(parse_source(block, media_part::media_kind::image));
   } else if (kind == "document" && user) {
@@ -3422,8 +3419,8 @@ inline void parse_message(const reader& source, history_builder& history, turn_r
     if (!content.string().empty()) said.parts.emplace_back(text_part{content.string()});
   } else {
     for (const auto& block : content.elements()) {
-      name_members(block, "messages", {"transformations", "toolset_name", "caller"}, request,
-                   R"([{"type":"direct"},[],{"enabled":true},{"enabled":false}])");
+      name_members(block, "messages", {"citations", "transformations", "toolset_name", "caller"},
+                   request, R"([{"type":"direct"},[],{"enabled":true},{"enabled":false}])");
       const bool is_asked = said.author == role::user && is_latest;
       if (is_asked || !foreign.take(block, said)) parse_block(block, said);
     }
@@ -9048,7 +9045,7 @@ inline std::optional<message> decode_message(const json& stored) {
   for (const auto& block : content) {
     const auto type = string_of(block, "type");
     if (type == "text") {
-      said.parts.emplace_back(text_part{string_of(block, "text"), member_of(block, "citations")});
+      said.parts.emplace_back(text_part{string_of(block, "text")});
     }
     if (type == "image" || type == "document" || type == "search_result") {
       said.parts.emplace_back(decode_media(block));

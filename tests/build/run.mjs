@@ -491,8 +491,8 @@ check('no tab and no space at a line end', () => {
 
 // Four dialects, agents and what they keep are more than the 6,000 lines that were first thought of.
 // Growth shall be noticed: whoever raises this has looked for what can go first.
-check('the header is under 17,700 lines', () => {
-  if (lines.length >= 17_700) throw new Error(`${lines.length} lines`);
+check('the header is under 17,800 lines', () => {
+  if (lines.length >= 17_800) throw new Error(`${lines.length} lines`);
 });
 
 let functions;

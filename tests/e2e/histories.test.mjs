@@ -381,7 +381,7 @@ test('chat: an answer that was spoken stays a turn, and the header names the sou
     }
 });
 
-test('messages: the citations of an earlier answer reach the API', async (t) => {
+test('messages: the citations of an earlier answer, which the CLI does not pass on, are named', async (t) => {
   const citation = { type: 'char_location', cited_text: 'mark', document_index: 0, document_title: null, start_char_index: 0, end_char_index: 4 };
   const cited = { type: 'text', text: 'So it is.', citations: [citation] };
   for (const stream of [false, true]) {
@@ -392,9 +392,8 @@ test('messages: the citations of an earlier answer reach the API', async (t) => 
     ];
     const result = await t.send({ path: '/v1/messages', body: { model: MODEL, max_tokens: 100, stream, messages } }).done;
     assert.equal(readMessage(result).text, 'Fine.');
-    assert.deepEqual(ignoredOf(result), []);
+    assert.deepEqual(ignoredOf(result), ['messages.citations']);
     const [, reply] = t.calls().at(-1).body.messages;
-    const [{ cache_control: _, ...block }] = reply.content;
-    assert.deepEqual(block, cited);
+    assert.equal(reply.content[0].text, 'So it is.');
   }
 });
