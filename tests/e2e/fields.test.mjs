@@ -166,14 +166,27 @@ const DIALECTS = {
   },
 };
 
-/** What the API was asked and what the client got, without what differs each time. */
-function outcomeOf({ status, text, headers }, calls) {
+/** What a response repeats of its request, whatever becomes of it. */
+const ECHOED = [
+  'instructions', 'max_output_tokens', 'max_tool_calls', 'parallel_tool_calls', 'reasoning', 'service_tier', 'temperature', 'text',
+  'tool_choice', 'tools', 'top_p', 'truncation', 'user',
+];
+
+/** What the API was asked and what the client got, without what differs each time, and what only repeats the request. */
+function outcomeOf({ status, text, json, headers }, calls) {
   const api = calls.map(({ body: { metadata, ...sent } }) => sent);
-  const got = text
+  if (json?.object === 'response') ECHOED.forEach((name) => delete json[name]);
+  const got = (json?.object === 'response' ? JSON.stringify(json) : text)
     .replace(/"(id|item_id|response_id|system_fingerprint|obfuscation)":"[^"]*"/g, '')
     .replace(/"(created|created_at|completed_at|cost)":[\d.e-]+/g, '')
     .replace(/"x_[^}]*/g, '');
   return { sent: JSON.stringify(api), all: JSON.stringify({ status, type: headers['content-type'], api, got }) };
+}
+
+/** An error that names the field: as its parameter, or in its words. */
+function blames({ json }, field) {
+  const { param, message } = json?.error ?? {};
+  return (param ?? '').split(/[.[\]]+/).includes(field) || new RegExp(`(^|['".])${field}(['":.[]|$)`).test(message ?? '') || (message ?? '').startsWith(`${field} `);
 }
 
 for (const [name, dialect] of Object.entries(DIALECTS)) {
@@ -202,7 +215,7 @@ for (const [name, dialect] of Object.entries(DIALECTS)) {
       const [asked, beside = {}] = [given].flat().map((one) => (typeof one === 'function' ? one(text) : one));
       const without = await ask(t, { ...dialect.base(text), ...beside });
       const { result, sent, all } = await ask(t, { ...dialect.base(text), ...asked });
-      const refused = [400, 404].includes(result.status) && result.text.includes(field);
+      const refused = [400, 404].includes(result.status) && blames(result, field);
       const named = result.status === 200 && ignoredOf(result).some((one) => one === field || one.startsWith(`${field}.`));
       const honoured = sent !== without.sent || (result.status === 200 && all !== without.all);
       if (!refused && !named && !honoured) silent.push(`${field}: ${result.status} ${result.text.slice(0, 120)}`);
@@ -328,7 +341,7 @@ for (const [name, rows] of Object.entries(NESTED)) {
       if (without && without.result.status !== 200) silent.push(`${type}: ${without.result.text.slice(0, 160)}`);
       for (const [field, value] of Object.entries(others)) {
         const { result, sent, all } = await ask(t, request({ ...base, [field]: value }));
-        const refused = result.status === 400 && result.text.includes(field);
+        const refused = result.status === 400 && blames(result, field);
         const named = result.status === 200 && ignoredOf(result).some((one) => one.endsWith(`.${field}`) || one === field);
         const honoured = result.status === 200 && (sent !== without.sent || all !== without.all);
         if (!refused && !named && !honoured) silent.push(`${type}.${field}: ${result.status} ${result.text.slice(0, 160)}`);
