@@ -7795,7 +7795,7 @@ class claude_process {
   std::string id_of_step() const { return "rewind-" + std::to_string(cursor_.steps); }
 
   void read_rewound(const json& response) {
-    if (!std::exchange(cursor_.asked, false)) return;
+    if (!std::exchange(cursor_.asked, false) || state_ != state::taking_back) return;
     const auto& answer = member_of(response, "response");
     if (boolean_of(answer, "rewound")) {
       cursor_.marks.pop_back();

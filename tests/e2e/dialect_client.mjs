@@ -39,7 +39,7 @@ function assertMessage(message) {
   assertKeys(message, MESSAGE);
   assert.match(message.id, /^msg_/);
   assert.deepEqual([message.type, message.role], ['message', 'assistant']);
-  assertKeys(message.usage, USAGE, ['cost', 'output_tokens_details', 'server_tool_use']);
+  assertKeys(message.usage, USAGE, ['cost', 'output_tokens_details', 'server_tool_use', 'inference_geo', 'iterations', 'speed']);
   assertKeys(message.usage.cache_creation, ['ephemeral_5m_input_tokens', 'ephemeral_1h_input_tokens']);
   for (const block of message.content) assertKeys(block, BLOCKS[block.type] ?? assert.fail(`a block of ${block.type}`), block.type === 'text' ? ['citations'] : []);
 }

@@ -591,7 +591,7 @@ TEST_CASE("golden: what the CLI answers to initialize tells the login and the mo
       CHECK(std::count(facts.models.begin(), facts.models.end(), id) >= 1);
     }
     CHECK(std::count(facts.models.begin(), facts.models.end(), "default") == 0);
-    for (const auto& entry : make_catalog("sonnet", facts.models)) {
+    for (const auto& entry : make_catalog(options(), facts.models)) {
       const json id = entry.id;
       CHECK_NOTHROW(parse_model(reader(id, "model")));
     }

@@ -216,7 +216,8 @@ TEST_CASE("dialects: a body that was sent to the wrong endpoint is shown the rig
       if (!to.anthropic) CHECK(got.parsed()["error"]["param"] == field.at(from.path));
     }
   }
-  const json block = {{"type", "tool_result"}, {"tool_use_id", "t"}, {"content", "x"}};
+  const json source = {{"type", "base64"}, {"media_type", "image/png"}, {"data", "AAAA"}};
+  const json block = {{"type", "image"}, {"source", source}};
   const auto chat =
       given.post("/v1/chat/completions",
                  {{"messages", {{{"role", "user"}, {"content", json::array({block})}}}}});

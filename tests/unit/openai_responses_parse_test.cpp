@@ -261,17 +261,13 @@ TEST_CASE("responses request: a thought that nobody here has sealed is left out"
         "input[0].encrypted_content");
 }
 
-TEST_CASE("responses request: what is sealed is no way around the bounds of JSON") {
+TEST_CASE("responses request: what is sealed and beyond the bounds of JSON is left out") {
   std::string wide = "{\"signature\":\"s\"";
   for (int i = 0; i < 20'000; ++i) wide += ",\"" + std::to_string(i) + "\":1";
   const auto deep = R"({"signature":"s","x":)" + std::string(300'000, '[') + "}";
   for (const auto& sealed : {wide + "}", deep}) {
-    const auto error = error_of([&] {
-      parse_text(R"({"input":[{"type":"reasoning","encrypted_content":")" +
-                 text::to_base64(sealed) + R"("},{"role":"user","content":"b"}]})");
-    });
-    CHECK(error.kind == error_kind::invalid_request);
-    CHECK(error.message.find("the JSON") != std::string::npos);
+    CHECK(outline_of(R"([{"type":"reasoning","encrypted_content":")" + text::to_base64(sealed) +
+                     R"("},{"role":"user","content":"b"}])") == "{} user: <b>");
   }
 }
 

@@ -461,7 +461,7 @@ TEST_CASE("sessions: a file from the future is taken for one of now") {
 TEST_CASE("sessions: a stored message reads back as it was written") {
   message said = says(role::assistant, "words");
   said.parts.emplace_back(tool_call_part{"c", "f", json::parse(R"({"a":1})")});
-  said.parts.emplace_back(text_part{"cited", json::parse(R"([{"cited_text":"x"}])")});
+  said.parts.emplace_back(text_part{"more"});
   json content = json::array();
   for (const auto& part : said.parts) content.push_back(render_part(part));
   const auto back =
