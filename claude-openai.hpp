@@ -2608,8 +2608,8 @@ constexpr std::array<ignored_field, 14> ignored_fields = {{
 
 /// The fields that are honoured, as a JSON array.
 constexpr const char* known_fields =
-    R"(["model","messages","stream","stream_options","temperature","top_p","max_tokens","stop","n",)"
-    R"("max_completion_tokens","tools","functions","tool_choice","function_call",)"
+    R"(["model","messages","stream","stream_options","temperature","top_p","max_tokens","stop",)"
+    R"("n","max_completion_tokens","tools","functions","tool_choice","function_call",)"
     R"("parallel_tool_calls","user","metadata","store","service_tier","response_format",)"
     R"("session_id","logprobs","enable_tools","show_activity","reasoning_effort",)"
     R"("safety_identifier"])";

@@ -1056,8 +1056,7 @@ struct arguments {
     const auto names = flags.take_variables();
     parse(flags, given);
     sources.clear();
-    proxy::environment_map variables;
-    variables = read_variables(flags.env_file, names);
+    auto variables = read_variables(flags.env_file, names);
     for (const auto* option : flags.app.get_options()) {
       if (option->count() > 0 && !option->get_lnames().empty()) {
         sources[option->get_lnames().front()] = "flag";
