@@ -4597,7 +4597,7 @@ constexpr surface fim_dialect{"openai_completions", parse_fim, openai_chat::rend
 
 //================================================================================================
 // [14] catalog - the models a client may name, what each can be asked, and what it costs
-// uses: text, json_access, conversation, fields, events | pure
+// uses: text, json_access, options, conversation, fields, events | pure
 //================================================================================================
 
 /// One row of the model list.

@@ -952,7 +952,7 @@ everyVersion.test('json_schema: the content is the JSON, streamed as it comes, a
       }
       const [sent] = client.calls();
       assert.deepEqual(Object.keys(toolsOf(sent)), ['StructuredOutput']);
-      assert.deepEqual(toolsOf(sent).StructuredOutput.input_schema, PERSON);
+      assert.deepEqual(toolsOf(sent).StructuredOutput.input_schema, { ...PERSON, description: 'A person' });
       assert.equal(answer.usage.completion_tokens % 20, 0);
       assert.equal((await client.ask(structured({ name: 'Bob', age: 1 }))).text, '{"name":"Bob","age":1}');
     },

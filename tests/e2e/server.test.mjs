@@ -233,10 +233,11 @@ for (const [path, format] of Object.entries(STRUCTURED))
   test(`${path}: an answer that misses its schema holds the last one, and no client asks again by itself`, { deadline: 60_000 }, async (t) => {
     const [ask] = QUESTIONS[path];
     const wrong = 'structured value={"town":"Bern"}';
+    const plain = 'plain text="Never." | plain text="Never!"';
     for (const [scenario, last] of [
       [[wrong, wrong].join(' | '), '{"town":"Bern"}'],
       [[wrong, 'structured value={"village":"Bern"}'].join(' | '), '{"village":"Bern"}'],
-      ['plain text="Never." | plain text="Never!"', 'Never!'],
+      [plain, 'Never!'],
     ])
       for (const stream of [false, true]) {
         const before = t.calls().length;
@@ -244,7 +245,9 @@ for (const [path, format] of Object.entries(STRUCTURED))
         const { error } = result.json ?? result.data.map((one) => one.response ?? one).findLast((one) => one.error);
         if (!stream) assert.equal(result.status, 502, result.text);
         if (result.status !== 200) assert.equal(result.headers['x-should-retry'], 'false');
-        assert.ok(error.message.endsWith(`its last answer: ${last}`), error.message);
+        // A stream has told the first answer when the schema refuses it: the client has it.
+        if (stream && scenario !== plain) assert.match(error.message, /does not follow the schema/);
+        else assert.ok(error.message.endsWith(`its last answer: ${last}`), error.message);
         assert.ok(t.calls().length > before, 'the API was asked');
       }
   });
@@ -476,7 +479,7 @@ test('unknown fields are accepted and not named', async (t) => {
     seed: 1,
   });
   assert.equal(result.status, 200, result.text);
-  assert.equal(result.headers['x-ignored-params'], 'seed');
+  assert.equal(result.headers['x-ignored-params'], 'messages.name, seed', 'those that it knows are');
   const plain = await t.chat({ messages: t.messages('plain'), temperature: null, tools: null });
   assert.equal(plain.headers['x-ignored-params'], undefined, 'null is "not set"');
 });
