@@ -1076,6 +1076,7 @@ struct arguments {
     auto line = std::make_unique<command_line>(true);
     line->take_variables();
     line->program = proxy::path_of_program(program);
+    line->config_file = flags.config_file;  // before `finish`, which hides it from agents
     try {
       parse(*line, words);
       line->finish(variables);
@@ -1088,7 +1089,6 @@ struct arguments {
       if (code == CLI::ExitCodes::Success) throw;  // --help
       throw CLI::ParseError(with_sources(wrong.what()), code);
     }
-    line->config_file = flags.config_file;
     return line;
   }
 
