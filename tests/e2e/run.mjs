@@ -80,7 +80,8 @@ async function runSuite({ version, tests, prepare = furnishHome, program, args =
           url: api.url,
           cli,
           prepare,
-          args: ['--spares', '3', '--max-processes', '16', ...(reuse ? [] : ['--no-process-reuse']), ...args],
+          // Without reuse each conversation keeps a process: more of them, or one's is ended for another's.
+          args: ['--spares', '3', ...(reuse ? ['--max-processes', '16'] : ['--max-processes', '32', '--no-process-reuse']), ...args],
           ...options,
         });
         await proxy.inspected();
