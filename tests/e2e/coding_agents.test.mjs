@@ -266,19 +266,22 @@ for (const [provider, npm] of [
 
 // ---- Claude Code ---------------------------------------------------------------------------------
 
+const runClaudeCode = (setting, flags, credentials = { ANTHROPIC_API_KEY: KEY }) =>
+  run(setting, setting.t.cli, ['-p', '--output-format', 'stream-json', '--verbose', ...flags, '--', PROMPT], {
+    ANTHROPIC_BASE_URL: setting.proxy.url,
+    CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC: '1',
+    DISABLE_AUTOUPDATER: '1',
+    ...credentials,
+  });
+
 for (const [how, credentials] of [
   ['ANTHROPIC_API_KEY', { ANTHROPIC_API_KEY: KEY }],
   ['ANTHROPIC_AUTH_TOKEN', { ANTHROPIC_AUTH_TOKEN: KEY }],
 ])
   test(`Claude Code itself, with ANTHROPIC_BASE_URL and ${how}`, { deadline: 120_000 }, async (t) => {
     const setting = await prepare(t);
-    const args = ['-p', '--model', MODEL, '--output-format', 'stream-json', '--verbose', '--allowedTools', 'Bash', '--', PROMPT];
-    const result = await run(setting, t.cli, args, {
-      ANTHROPIC_BASE_URL: setting.proxy.url,
-      CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC: '1',
-      DISABLE_AUTOUPDATER: '1',
-      ...credentials,
-    });
+    const flags = ['--model', MODEL, '--allowedTools', 'Bash'];
+    const result = await runClaudeCode(setting, flags, credentials);
     const turns = assertMade(setting, result, /Assist with authorized security testing/);
     const end = result.lines.at(-1);
     assert.deepEqual([end.type, end.subtype, end.result, end.num_turns], ['result', 'success', 'All done.', 2], result.output);
@@ -305,13 +308,8 @@ test('Claude Code finds and calls a tool of an MCP server that it has deferred',
     if (names.includes('ToolSearch')) return { name: 'tool_use', tool: 'ToolSearch', args: { query: 'select:mcp__words__lookup' } };
     return { name: 'plain', text: 'A title' };
   });
-  const flags = ['--model', MODEL, '--output-format', 'stream-json', '--verbose', '--mcp-config', file, '--allowedTools', 'mcp__words'];
-  const result = await run(setting, t.cli, ['-p', ...flags, '--', PROMPT], {
-    ANTHROPIC_BASE_URL: setting.proxy.url,
-    ANTHROPIC_API_KEY: KEY,
-    CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC: '1',
-    DISABLE_AUTOUPDATER: '1',
-  });
+  const flags = ['--model', MODEL, '--mcp-config', file, '--allowedTools', 'mcp__words'];
+  const result = await runClaudeCode(setting, flags);
   assert.equal(result.lines.at(-1).result, 'All done.', result.output);
   assert.doesNotMatch(setting.proxy.output, / \/v1\/messages\S* 400 /);
   const [before, found, called] = turnsOf(setting);
@@ -333,13 +331,8 @@ test('Claude Code on a model with late system messages calls fifteen tools, and 
     const command = `echo ${results + 1} >> count.txt; tail -n 1 count.txt`;
     return { name: 'tool_use', tool: 'Bash', args: { command, description: 'Counts' }, before: `Step ${results + 1}.` };
   });
-  const flags = ['--model', 'claude-opus-4-8', '--output-format', 'stream-json', '--verbose', '--allowedTools', 'Bash'];
-  const result = await run(setting, t.cli, ['-p', ...flags, '--', PROMPT], {
-    ANTHROPIC_BASE_URL: setting.proxy.url,
-    ANTHROPIC_API_KEY: KEY,
-    CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC: '1',
-    DISABLE_AUTOUPDATER: '1',
-  });
+  const flags = ['--model', 'claude-opus-4-8', '--allowedTools', 'Bash'];
+  const result = await runClaudeCode(setting, flags);
   assert.equal(result.lines.at(-1).result, 'All done.', result.output);
   assert.deepEqual(asked, [...Array(16).keys()], 'each call of the API brings one result more');
   const turns = turnsOf(setting);

@@ -1,10 +1,9 @@
 """anthropic: messages whole and streamed, tools, thinking, structured output, caching, documents, counting, models, errors."""
 
-import asyncio
 
 import anthropic
 from anthropic import Anthropic, AsyncAnthropic, beta_tool
-from checks import check, given, raised, weather_of
+from checks import cancelled_midway, check, given, raised, weather_of
 from pydantic import BaseModel
 
 client = Anthropic(base_url=given.url, api_key=given.key, max_retries=0)
@@ -213,18 +212,13 @@ def abort(text):
 @check
 async def abort_asynchronous(text):
     async with AsyncAnthropic(base_url=given.url, api_key=given.key, max_retries=0) as client:
-        begun = asyncio.Event()
 
-        async def read():
+        async def read(note):
             async with client.messages.stream(**ask(text)) as events:
                 async for _ in events.text_stream:
-                    begun.set()
+                    note()
 
-        task = asyncio.create_task(read())
-        await begun.wait()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        return task.cancelled()
+        return await cancelled_midway(read)
 
 
 @check

@@ -36,5 +36,15 @@ def raised(call):
     raise AssertionError("nothing was raised")
 
 
+async def cancelled_midway(read):
+    """Whether `read` ends as cancelled, once it has called what it is given: something has come."""
+    begun = asyncio.Event()
+    task = asyncio.create_task(read(begun.set))
+    await begun.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return task.cancelled()
+
+
 def weather_of(city):
     return f"{city}: sunny"

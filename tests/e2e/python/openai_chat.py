@@ -1,10 +1,9 @@
 """openai: chat completions, whole and streamed, sync and async, tools, pydantic, images, errors, Azure. With 1.x, 2.x and 3.x."""
 
-import asyncio
 import json
 
 import openai
-from checks import check, given, raised, weather_of
+from checks import cancelled_midway, check, given, raised, weather_of
 from openai import AsyncOpenAI, AzureOpenAI, OpenAI
 from pydantic import BaseModel
 
@@ -183,18 +182,13 @@ def abort(text):
 @check
 async def abort_asynchronous(text):
     async with AsyncOpenAI(base_url=f"{given.url}/v1", api_key=given.key, max_retries=0) as client:
-        begun = asyncio.Event()
 
-        async def read():
+        async def read(note):
             async for chunk in await client.chat.completions.create(**ask(text, stream=True)):
                 if chunk.choices[0].delta.content:
-                    begun.set()
+                    note()
 
-        task = asyncio.create_task(read())
-        await begun.wait()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        return task.cancelled()
+        return await cancelled_midway(read)
 
 
 @check
