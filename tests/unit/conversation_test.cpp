@@ -453,7 +453,8 @@ TEST_CASE("tool calls: each gets an id of its own that the API takes, and its re
       {{"u:q", "a:c_1_2 c_1", "r:c_1_2 c_1"}, {{"c_1_2", "c_1-2"}}},
       {{"u:q", "a:c_1 c_2", "r:c_1 c_2"}, {{"c_1", "c_2"}}}};
   for (const auto& [told, expected] : cases) {
-    CAPTURE(claude_openai::text::join(told, "; "));
+    const auto shown = claude_openai::text::join(told, "; ");  // C++17 captures no binding
+    CAPTURE(shown);
     auto messages = conversation_of(told);
     settle_tool_calls(messages);
     const auto once = make_ids(messages);
