@@ -176,7 +176,8 @@ TEST_CASE("mask_fields: texts of fields that are named like secrets are masked, 
       {R"("key":)", R"("key":)"},
       {R"(\":\")", R"(\":\")"}};
   for (const auto& [given, masked] : cases) {
-    CAPTURE(given);
+    const auto& shown = given;  // C++17 captures no binding
+    CAPTURE(shown);
     CHECK(claude_openai::mask_fields(given) == masked);
   }
   CHECK(claude_openai::mask_query("/x?a=b&api_key=c&d") == "/x?a=b&api_key=***&d");

@@ -289,7 +289,8 @@ TEST_CASE("chat request: whatever the arguments of a history's call are, they be
       {R"("[1]")", R"({"_invalid_arguments":"[1]"})"},
       {"7", R"({"_invalid_arguments":7})"}};
   for (const auto& [arguments, input] : cases) {
-    CAPTURE(arguments);
+    const auto& shown = arguments;  // C++17 captures no binding
+    CAPTURE(shown);
     const auto of = [&](const std::string& call) {
       const auto request = parse_text(
           with_messages(R"([{"role":"user","content":"a"},{"role":"assistant",)" + call + "}]"));

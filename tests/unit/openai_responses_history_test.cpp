@@ -135,7 +135,8 @@ TEST_CASE("responses history: what is no call is told where the user speaks, and
       {R"({"type":"no_such_thing","text":"x","encrypted_content":"gAAA"})", R"({"text":"x"})"},
   };
   for (const auto& [item, members] : items) {
-    CAPTURE(members);
+    const auto& shown = members;  // C++17 captures no binding
+    CAPTURE(shown);
     const auto kind = string_of(parse_body(item), "type");
     CHECK(told(item) == " " + note(kind, members) + " <z>");
     CHECK(told(reply_item + "," + item + "," + reply_item) ==
