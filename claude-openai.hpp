@@ -42,6 +42,28 @@
 // A tool of the client's is served to the process as an MCP server within this program; the model's
 // call of it ends the answer, and stays unanswered until the request that brings its result.
 //
+// Words:
+//
+//   dialect         one of the APIs that clients speak; parses requests, writes answers
+//   event           what happens in an answer, in neutral form: a block starts, a piece of it, its
+//                   end, the end of the turn
+//   turn            one request to the model and its answer; with tools the answer ends at the call
+//   settle          to complete a request with what the model and the operator allow
+//   process         a living `claude`; it holds one conversation at a time
+//   spare           a process that has started and holds no conversation yet (pre-warmed)
+//   cursor, mark    where a process is in its conversation; a mark is where it can go back to
+//   to tell         to write a history to a process that does not hold it (replay)
+//   parked          waiting for the results of the client's tools
+//   lease, ticket   a process lent to one request; the place of a request in the queue for one
+//   janitor         the thread that starts spares, reads idle processes and ends them (LRU, TTL)
+//   worn            a process that has served so much that another serves better
+//   agent           a request that lends Claude Code's own tools to the model
+//   session         a history that the proxy keeps for a client, by an id in a header
+//   guard           who may come in; limiter: how often, and how much (rate limits, budgets)
+//   half-closed     the client will send no more, and may have left
+//   cut             a turn that we end before the CLI would
+//   trace           what of a history is compared to find a process that holds it (a hash of it)
+//
 // Threads: one accepts, one per connection serves (it polls the child's pipes and the client's
 // socket itself: pull, not push), one janitor starts spares and reaps.
 #ifndef CLAUDE_OPENAI_HPP
@@ -2308,6 +2330,23 @@ struct surface {
 //================================================================================================
 //
 // https://platform.openai.com/docs/api-reference/chat
+//
+// Request   {"model", "messages": [{"role": "developer|system|user|assistant|tool", "content",
+//            "tool_calls"?, "tool_call_id"?}], "tools"?: [{"type": "function", "function": {"name",
+//            "description", "parameters"}}], "tool_choice"?, "response_format"?, "stream"?, ...}
+// Answer    {"id": "chatcmpl-1", "object": "chat.completion", "created", "model", "choices": [
+//            {"index": 0, "message": {"role": "assistant", "content": "Hi", "tool_calls"?: [
+//            {"id", "type": "function", "function": {"name", "arguments": "{...}"}}]},
+//            "finish_reason": "stop|length|tool_calls|content_filter"}], "usage": {"prompt_tokens",
+//            "completion_tokens", "total_tokens"}}
+// Stream    data: {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": DELTA}]}
+//           DELTA, in order: {"role": "assistant", "content": ""}, {"content": "H"}, ...,
+//             {"tool_calls": [{"index": 0, "id", "type", "function": {"name", "arguments": ""}}]},
+//             {"tool_calls": [{"index": 0, "function": {"arguments": "{"}}]}, ...,
+//             {} beside "finish_reason"
+//           data: {"choices": [], "usage": {...}}    with stream_options.include_usage
+//           data: [DONE]
+// Error     {"error": {"message", "type", "param", "code"}}; in a stream a data line, then [DONE]
 
 namespace openai_chat {
 
@@ -2993,6 +3032,24 @@ constexpr surface dialect{"openai_chat", parse, render_error, http_status};
 //================================================================================================
 //
 // https://platform.claude.com/docs/en/api/messages
+//
+// Request   {"model", "max_tokens", "system"?, "messages": [{"role": "user|assistant", "content":
+//            "Hi" or [{"type": "text|image|document|tool_use|tool_result|thinking|...", ...}]}],
+//            "tools"?: [{"name", "description", "input_schema"}], "tool_choice"?, "thinking"?, ...}
+// Answer    {"id": "msg_1", "type": "message", "role": "assistant", "model", "content": [{"type":
+//            "text", "text": "Hi"}, {"type": "tool_use", "id", "name", "input": {...}}],
+//            "stop_reason": "end_turn|max_tokens|stop_sequence|tool_use|refusal",
+//            "stop_sequence", "usage": {"input_tokens", "output_tokens", ...}}
+// Stream    event: EVENT, then data: {"type": EVENT, ...} with
+//           message_start        {"message": {... as above, without content}}
+//           content_block_start  {"index": 0, "content_block": {"type": "text", "text": ""}}
+//           content_block_delta  {"index": 0, "delta": {"type": "text_delta", "text": "Hi"}}, or
+//                                thinking_, signature_, input_json_ and citations_delta
+//           content_block_stop   {"index": 0}
+//           message_delta        {"delta": {"stop_reason", "stop_sequence"}, "usage": {...}}
+//           message_stop         {}
+//           error                as below, and nothing after it
+// Error     {"type": "error", "error": {"type", "message"}, "request_id"}
 
 namespace anthropic_messages {
 
@@ -3670,6 +3727,24 @@ inline std::int64_t estimate_tokens(const turn_request& request) {
 //================================================================================================
 //
 // https://platform.openai.com/docs/api-reference/responses
+//
+// Request   {"model", "input": "Hi" or [ITEM], "instructions"?, "previous_response_id"?, "tools"?:
+//            [{"type": "function", "name", "parameters"}], "text"?: {"format"}, "reasoning"?, ...}
+// ITEM      {"type": "message", "role", "content": [{"type": "input_text|output_text", "text"}]},
+//           {"type": "function_call", "call_id", "name", "arguments": "{...}"},
+//           {"type": "function_call_output", "call_id", "output"},
+//           {"type": "reasoning", "summary": [...], "encrypted_content"?}, ...
+// Answer    {"id": "resp_1", "object": "response", "status": "completed|incomplete|failed",
+//            "model", "output": [ITEM], "usage": {"input_tokens", "output_tokens", ...}, ...}
+// Stream    event: EVENT, then data: {"type": EVENT, "sequence_number": 0, ...} with
+//           response.created, response.in_progress                   {"response"}
+//           response.output_item.added, .done                        {"output_index", "item"}
+//           response.content_part.added, .done                       {"item_id", "part", ...}
+//           response.output_text.delta, .done                        {"delta"} or {"text"}
+//           response.function_call_arguments.delta, .done            {"delta"} or {"arguments"}
+//           response.reasoning_summary_text.delta, .done             {"delta"} or {"text"}
+//           response.completed, response.incomplete, response.failed {"response"}
+// Error     as of chat completions; in a stream response.failed, or an event `error` before any
 
 namespace openai_responses {
 
@@ -4406,6 +4481,12 @@ constexpr surface dialect{"openai_responses", parse, openai_chat::render_error, 
 //================================================================================================
 //
 // https://platform.openai.com/docs/api-reference/completions
+//
+// Request   {"model", "prompt": "a" or ["a", "b"], "suffix"?, "max_tokens"?, "echo"?, "n"?, ...}
+// Answer    {"id": "cmpl-1", "object": "text_completion", "created", "model", "choices": [{"index":
+//            0, "text": "b", "finish_reason": "stop|length"}], "usage": {"prompt_tokens", ...}}
+// Stream    data: {... as above, with a piece of the text}, and at the end data: [DONE]
+// Error     as of chat completions
 
 namespace openai_completions {
 
@@ -5227,45 +5308,403 @@ inline std::optional<usage_window> decode_usage_window(const json& line) {
   return window;
 }
 
-/// Lines of one turn to events. Never throws; keeps the grammar whatever the lines say.
+/// What one turn has used and what it is charged, in tokens and USD. The API gives the output
+/// tokens of a message at its end; until then they are estimated, rather too high.
+class usage_meter {
+ public:
+  /// The CLI reports what its process has cost so far: `cost_before` is its latest report,
+  /// `charged_before` what clients were charged that it has not reported yet.
+  usage_meter(double cost_before, double charged_before)
+      : cost_before_(cost_before), cost_(cost_before), charged_before_(charged_before) {}
+
+  /// What the process has cost so far, as the CLI reported it.
+  double cost() const { return cost_; }
+
+  /// What this turn and those before it are charged beyond that.
+  double charged_ahead() const { return total_.cost_usd ? 0 : charged_before_ + listed_; }
+
+  /// The usage so far. The charge is the cost that the CLI reports, less what was charged for it
+  /// already, and the list price where it reports none. Some versions count broken attempts in
+  /// their cost and some do not: the higher sum is charged.
+  token_usage usage() const {
+    auto sum = total_;
+    const auto open = open_usage();
+    add_usage(sum, open);
+    const double unfinished = broken_ + estimate_cost(model_, open);
+    const double listed = charged_before_ + listed_ + unfinished;
+    const double reported = total_.cost_usd.value_or(listed);
+    sum.charge_usd = (unfinished > 0 ? std::max(reported, listed) : reported) - charged_before_;
+    return sum;
+  }
+
+  /// A message has begun and is not complete.
+  bool message_open() const { return open_; }
+
+  /// `streamed_before`: the message before was streamed; if it is open, the API broke it off.
+  void begin_message(const std::string& model, const json& usage, bool streamed_before) {
+    if (streamed_before) broken_ += estimate_cost(model_, open_usage());
+    model_ = model;
+    message_ = {};
+    message_bytes_ = 0;
+    message_thinking_ = 0;
+    open_ = true;
+    update(usage);
+  }
+
+  const token_usage& message() const { return message_; }
+  void update(const json& usage) { read_usage(usage, message_); }
+  void add_output(std::size_t bytes) { message_bytes_ += bytes; }
+  void add_thinking(std::int64_t tokens) { message_thinking_ += tokens; }
+
+  void complete_message() {
+    if (!std::exchange(open_, false)) return;
+    add_usage(total_, message_);
+    listed_ += estimate_cost(model_, message_);
+    thinking_ += message_thinking_;
+  }
+
+  /// Completes a message that we end: the API writes on, and charges, until it notices.
+  void cut_message() {
+    message_ = open_usage();
+    complete_message();
+    token_usage unseen;
+    unseen.output = 64;  // half a second's
+    broken_ += estimate_cost(model_, unseen);
+  }
+
+  /// A message that the CLI requested although its turn had been cut.
+  void add_unrequested(const json& usage) {
+    token_usage begun;
+    read_usage(usage, begun);
+    broken_ += estimate_cost(model_, begun);
+  }
+
+  void report_cost(double of_process) {
+    cost_ = of_process;
+    constexpr double precision = 1e12;  // the difference of sums must not show their rounding
+    total_.cost_usd = std::round((cost_ - cost_before_) * precision) / precision;
+  }
+
+  /// The usage of the complete messages, at the end of the turn.
+  const token_usage& finish() {
+    if (total_.thinking == 0) total_.thinking = thinking_;
+    return total_;
+  }
+
+ private:
+  token_usage open_usage() const {
+    if (!open_) return {};
+    constexpr std::size_t bytes_of_token = 3;
+    const auto written = static_cast<std::int64_t>(message_bytes_ / bytes_of_token);
+    auto open = message_;
+    open.output = std::max({open.output, written, message_thinking_});
+    return open;
+  }
+
+  double cost_before_;
+  double cost_;
+  double charged_before_;
+  double listed_ = 0;          ///< the list price of the complete messages of this turn
+  double broken_ = 0;          ///< and of attempts that broke
+  token_usage total_;          ///< of the complete messages
+  std::int64_t thinking_ = 0;  ///< of these, as the CLI estimates it
+
+  std::string model_;  ///< that writes the current message
+  token_usage message_;
+  std::size_t message_bytes_ = 0;
+  std::int64_t message_thinking_ = 0;
+  bool open_ = false;
+};
+
+/// A block of an answer: what the API sends, and what the client knows it by.
+struct answer_block {
+  block_kind kind = block_kind::text;
+  std::string_view source;       ///< the kind of API delta that its text comes in
+  bool hidden = false;           ///< not for the client
+  std::size_t index = 0;         ///< the client's
+  std::string id = {};           ///< of a tool call
+  std::string name = {};         ///< of a tool, as the API calls it
+  std::string client_name = {};  ///< empty: the client has no such tool
+  std::string text = {};
+  std::string signature = {};
+  json citations = json::array();
+
+  /// An answer in JSON: the input of a tool to the CLI, a text to the client.
+  bool is_structured() const { return kind == block_kind::text && source == "tool_use"; }
+};
+
+/// Writes the blocks of one turn as events. When the API breaks off a message, the CLI requests it
+/// again: blocks that were sent are then matched with those of the second attempt, and only what is
+/// new is sent. A block is sent as stopped when the next one starts or its message is complete,
+/// since the blocks of a broken attempt "stop" too.
+class block_writer {
+ public:
+  using events = std::vector<event>;
+
+  explicit block_writer(std::vector<std::string> stops)
+      : stops_(std::move(stops)), cutter_(stops_) {}
+
+  bool empty() const { return blocks_.empty(); }
+
+  /// Ids of the client's tools that were called.
+  const std::vector<std::string>& calls() const { return calls_; }
+
+  /// The id under which the client knows a call: that of the first attempt.
+  std::string client_call_id(const std::string& id) const {
+    const auto found = aliases_.find(id);
+    return found == aliases_.end() ? id : found->second;
+  }
+
+  /// The stop text that was found; empty: none yet.
+  const std::string& stop_text() const { return cutter_.found(); }
+
+  /// The block that is coming in; nullptr: none, or one of a kind that is skipped.
+  answer_block* incoming() { return incoming_ ? &blocks_[*incoming_] : nullptr; }
+
+  /// All of the incoming block was received that an earlier attempt sent.
+  bool incoming_is_whole() const { return position_ == blocks_[*incoming_].text.size(); }
+
+  /// All blocks of the message were received that an earlier attempt sent.
+  bool message_is_whole() const { return next_ == blocks_.size(); }
+
+  /// `separate`: the text of the next message is a paragraph of its own.
+  void begin_message(bool separate) {
+    first_ = blocks_.size();
+    separate_ = separate;
+  }
+
+  /// An attempt at the message begins, the first or another.
+  void begin_attempt() {
+    next_ = first_;
+    incoming_.reset();
+    api_index_ = -1;
+  }
+
+  /// Forgets a broken attempt, so that the next one need not match it.
+  void forget_attempt(bool streamed, events& out) {
+    if (blocks_.size() == first_) return;
+    const auto shown =
+        std::count_if(blocks_.begin() + static_cast<std::ptrdiff_t>(first_), blocks_.end(),
+                      [](const auto& block) { return !block.hidden; });
+    if (streamed && shown > 0) return;
+    count_ -= static_cast<std::size_t>(shown);
+    blocks_.resize(first_);
+    calls_.clear();
+    open_ = false;
+    cutter_ = stop_cutter(stops_);
+    if (shown > 0) out.emplace_back(attempt_broken{count_});
+  }
+
+  /// Follows the API's numbers of its blocks, which rise by one. False: out of order.
+  bool follow_index(std::int64_t index, bool starts) {
+    if (starts) ++api_index_;
+    return index == api_index_;
+  }
+
+  /// The CLI writes no event for a block that tells a change of the model.
+  void skip_index() { ++api_index_; }
+
+  void end_incoming() { incoming_.reset(); }
+
+  /// False: the block differs from that of an earlier attempt.
+  bool add(answer_block fresh, events& out) {
+    incoming_ = next_++;
+    position_ = 0;
+    if (*incoming_ < blocks_.size()) {
+      auto& sent = blocks_[*incoming_];
+      sent.citations = json::array();
+      if (sent.kind == block_kind::tool_call) aliases_[fresh.id] = sent.id;
+      return sent.kind == fresh.kind && sent.hidden == fresh.hidden && sent.name == fresh.name;
+    }
+    close(false, out);
+    open_ = true;
+    if (!fresh.hidden) fresh.index = count_++;
+    blocks_.push_back(std::move(fresh));
+    if (!blocks_.back().hidden) start(blocks_.back(), out);
+    return true;
+  }
+
+  /// More text of the incoming block, if its text comes from `source`. False: it differs from that
+  /// of an earlier attempt.
+  bool append(std::string_view source, std::string more, events& out) {
+    if (!incoming_ || more.empty() || source != blocks_[*incoming_].source) return true;
+    auto& block = blocks_[*incoming_];
+    const auto known = std::min(more.size(), block.text.size() - position_);
+    if (block.text.compare(position_, known, more, 0, known) != 0) return false;
+    position_ += more.size();
+    if (known == more.size()) return true;
+    if (!open_ || *incoming_ + 1 != blocks_.size()) return false;
+    more.erase(0, known);
+    block.text += more;
+    if (block.hidden) return true;
+    if (block.source == "text") more = cutter_.feed(std::move(more));
+    if (!more.empty()) out.emplace_back(block_delta{block.index, std::move(more)});
+    return true;
+  }
+
+  /// Sends the open block as stopped. A call without arguments comes without a byte of them, and so
+  /// does an empty structured answer that was not `cut_short`.
+  void close(bool cut_short, events& out) {
+    if (!std::exchange(open_, false) || blocks_.back().hidden) return;
+    const auto& last = blocks_.back();
+    if (auto rest = cutter_.flush(); !rest.empty()) {
+      out.emplace_back(block_delta{last.index, std::move(rest)});
+    }
+    const bool is_object =
+        last.kind == block_kind::tool_call || (last.is_structured() && !cut_short);
+    if (is_object && last.text.empty()) out.emplace_back(block_delta{last.index, "{}"});
+    if (last.kind == block_kind::activity) out.emplace_back(block_delta{last.index, "\n"});
+    out.emplace_back(block_stopped{last.index, last.signature, last.citations});
+  }
+
+  /// Sends a block of our own making. Only between messages.
+  void send(block_kind kind, std::string words, events& out) {
+    close(false, out);
+    const auto index = count_++;
+    out.emplace_back(block_started{index, kind, {}, {}});
+    out.emplace_back(block_delta{index, std::move(words)});
+    out.emplace_back(block_stopped{index, {}});
+  }
+
+  bool has_visible_text() const {
+    return any([](const auto& block) {
+      return block.kind == block_kind::text && !block.hidden && !block.text.empty();
+    });
+  }
+
+  bool has_content() const {
+    return any([](const auto& block) { return !block.text.empty() || block.is_structured(); });
+  }
+
+  bool has_unknown_call() const {
+    return any([](const auto& block) {
+      return block.kind == block_kind::tool_call && block.client_name.empty();
+    });
+  }
+
+  /// The current message has a structured answer already.
+  bool holds_structured() const {
+    const auto end = blocks_.begin() + static_cast<std::ptrdiff_t>(std::min(next_, blocks_.size()));
+    return std::any_of(blocks_.begin() + static_cast<std::ptrdiff_t>(first_), end,
+                       [](const auto& block) { return block.is_structured(); });
+  }
+
+  /// The latest text block with any text; nullptr: none.
+  const answer_block* last_text() const {
+    return last(
+        [](const auto& block) { return block.kind == block_kind::text && !block.text.empty(); });
+  }
+
+  /// The latest structured answer; nullptr: none.
+  const answer_block* last_structured() const {
+    return last([](const auto& block) { return block.is_structured(); });
+  }
+
+ private:
+  template <typename Condition>
+  bool any(Condition holds) const {
+    return std::any_of(blocks_.begin(), blocks_.end(), holds);
+  }
+
+  template <typename Condition>
+  const answer_block* last(Condition holds) const {
+    const auto found = std::find_if(blocks_.rbegin(), blocks_.rend(), holds);
+    return found == blocks_.rend() ? nullptr : &*found;
+  }
+
+  void start(const answer_block& block, events& out) {
+    if (block.kind == block_kind::tool_call) {
+      calls_.push_back(block.id);
+      const auto& name = block.client_name.empty() ? block.name : block.client_name;
+      out.emplace_back(block_started{block.index, block.kind, block.id, name});
+      return;
+    }
+    const bool joined = block.kind != block_kind::text || !separate_ || !has_visible_text();
+    out.emplace_back(block_started{block.index, block.kind, {}, {}});
+    if (block.kind == block_kind::activity) {
+      out.emplace_back(block_delta{block.index, block.name + " "});
+    }
+    if (!joined) out.emplace_back(block_delta{block.index, "\n\n"});
+  }
+
+  std::vector<std::string> stops_;
+  stop_cutter cutter_;
+  std::vector<answer_block> blocks_;  ///< all blocks of the turn
+  std::size_t count_ = 0;             ///< how many of them the client knows
+  bool open_ = false;                 ///< the last of them was not sent as stopped
+  bool separate_ = false;
+  std::size_t first_ = 0;  ///< where the blocks of the current message begin
+  std::size_t next_ = 0;   ///< where its next block goes
+  std::optional<std::size_t> incoming_;
+  std::int64_t api_index_ = -1;  ///< of the incoming block
+  std::size_t position_ = 0;     ///< how much of it was received
+  std::vector<std::string> calls_;
+  std::map<std::string, std::string> aliases_;  ///< ids of calls, by their ids in a later attempt
+};
+
+/// The text of a message's or a tool result's content.
+inline std::string content_text(const json& content) {
+  if (content.is_string()) return content.get<std::string>();
+  std::string joined;
+  for (const auto& block : content) joined += string_of(block, "text");
+  return joined;
+}
+
+inline stop_reason decode_stop_reason(const std::string& reason) {
+  if (reason == "max_tokens" || reason == "model_context_window_exceeded") {
+    return stop_reason::max_tokens;
+  }
+  if (reason == "stop_sequence") return stop_reason::stop_sequence;
+  if (reason == "tool_use") return stop_reason::tool_use;
+  if (reason == "refusal") return stop_reason::refusal;
+  return stop_reason::end_turn;
+}
+
+/// The first error of a `result`; empty: it has none.
+inline std::string first_error_of(const json& line) {
+  const auto& errors = member_of(line, "errors");
+  const bool some = errors.is_array() && !errors.empty() && errors[0].is_string();
+  return some ? errors[0].get<std::string>() : std::string();
+}
+
+/// Why a `result` failed; never empty.
+inline std::string failure_message(const json& line) {
+  auto message = string_of(line, "result");
+  if (message.empty()) message = first_error_of(line);
+  if (text::starts_with(message, "[")) message.clear();  // the CLI's diagnosis of itself
+  return message.empty() ? "claude ended with " + string_of(line, "subtype") : message;
+}
+
+inline api_error bad_answer(std::string message) {
+  return api_error(error_kind::bad_gateway, std::move(message));
+}
+
+/// The model wrote no JSON that follows the schema; `last`: the last text it wrote, if any. Another
+/// try would cost a whole answer again, so it is the client's to decide.
+inline api_error schema_error(const std::string& problem, const answer_block* last) {
+  constexpr std::size_t max_shown = 4'000;
+  auto error = bad_answer(problem);
+  if (last != nullptr) {
+    error.message += "; its last answer: " + text::repair_utf8(last->text.substr(0, max_shown));
+  }
+  error.retry_is_futile = true;
+  return error;
+}
+
+/// Decodes the lines of one turn to events. Never throws; keeps the grammar whatever the lines are.
 ///
-/// The CLI starts a broken API call again by itself. Where nothing has left, the first attempt is
-/// forgotten. In a stream the new attempt's blocks are matched with what was already told, and only
-/// what is new is told: when they differ, nothing honest is left but to fail. A block is told as
-/// stopped when the next one starts or its message is complete, since a broken attempt's blocks
-/// "stop" too.
+/// When the CLI requests a broken message again, its first attempt is forgotten if nothing of it
+/// was sent. If something was, and the second attempt differs, the turn fails.
 class turn_decoder {
  public:
   using events = std::vector<event>;
 
-  /// The CLI tells what its process has cost so far, in USD: what it cost before is no turn's.
-  /// `charged_before`: what turns were charged whose cost it has not told yet.
+  /// For the two amounts see `usage_meter`.
   explicit turn_decoder(double cost_before = 0, answer_shape shape = {}, double charged_before = 0)
-      : shape_(std::move(shape)),
-        cutter_(shape_.cut_at),
-        cost_before_(cost_before),
-        cost_(cost_before),
-        charged_before_(charged_before) {}
+      : shape_(std::move(shape)), meter_(cost_before, charged_before), blocks_(shape_.cut_at) {}
 
-  /// What the process has cost so far, as the CLI has told it.
-  double cost() const { return cost_; }
-
-  /// What this turn and those before it are charged beyond that: it tells their cost later.
-  double charged_ahead() const { return total_usage_.cost_usd ? 0 : charged_before_ + estimate_; }
-
-  /// What the turn has used so far, whether it has ended or not. It is charged what the CLI tells,
-  /// less what was charged for that already, and the list price where it tells nothing. Attempts
-  /// that broke are in the cost of some versions and not of others: then the higher sum counts.
-  token_usage usage() const {
-    auto sum = total_usage_;
-    const auto open = open_usage();
-    add_usage(sum, open);
-    const double unfinished = broken_ + estimate_cost(model_, open);
-    const double listed = charged_before_ + estimate_ + unfinished;
-    const double told = total_usage_.cost_usd.value_or(listed);
-    sum.charge_usd = (unfinished > 0 ? std::max(told, listed) : told) - charged_before_;
-    return sum;
-  }
+  /// What the turn has used so far, whether it has ended or not.
+  const usage_meter& meter() const { return meter_; }
 
   /// True once the turn has ended; later lines mean nothing.
   bool finished() const { return finished_; }
@@ -5276,24 +5715,19 @@ class turn_decoder {
   bool was_cut() const { return cut_; }
 
   /// Ids of the client's tools that the turn ended with: the process waits for their results.
-  const std::vector<std::string>& calls() const { return calls_; }
+  const std::vector<std::string>& calls() const { return blocks_.calls(); }
 
-  /// The id under which the client knows a call: the API's first one, should a broken attempt have
-  /// been followed by another.
-  std::string told_id(const std::string& id) const {
-    const auto found = aliases_.find(id);
-    return found == aliases_.end() ? id : found->second;
-  }
+  std::string client_call_id(const std::string& id) const { return blocks_.client_call_id(id); }
 
   void decode(const json& line, events& out) {
-    if (was_cut()) add_unasked(line);
+    if (was_cut()) add_unrequested(member_of(line, "event"));
     if (finished_ || !member_of(line, "parent_tool_use_id").is_null()) return;
     const auto type = string_of(line, "type");
     if (type == "stream_event") decode_stream_event(member_of(line, "event"), out);
     if (type == "assistant") decode_assistant(line, out);
     if (type == "user") decode_tool_results(line);
     // A message that was not streamed has no end of its own: the calls begin when it is complete.
-    if (type == "control_request" && !streamed_ && !calls_.empty())
+    if (type == "control_request" && !streamed_ && !calls().empty())
       end_message("tool_use", {}, out);
     if (type == "result") decode_result(line, out);
     if (type == "system") decode_system(line, out);
@@ -5307,40 +5741,35 @@ class turn_decoder {
   }
 
  private:
-  struct told_block {
-    block_kind kind = block_kind::text;
-    std::string_view source;  ///< what the API calls a block of this kind
-    bool hidden = false;      ///< not for the client
-    std::size_t index = 0;    ///< what the client calls it
-    std::string id = {};      ///< of a tool call
-    std::string name = {};
-    std::string text = {};
-    std::string signature = {};
-    json citations = json::array();
+  /// A retry further away than this is the client's to make, since it knows how long it may wait.
+  static constexpr std::int64_t max_retry_ms = 5'000;
+
+  /// The answer that has to follow a schema: the input of the CLI's own tool.
+  struct structured_answer {
+    std::string call_id = {};
+    std::optional<bool> follows_schema = {};  ///< nullopt: the CLI has not checked it yet
   };
 
-  /// A retry further away than this is the client's to make, since it knows how long it may wait.
-  static constexpr std::int64_t longest_retry_ms = 5'000;
-
-  void decode_stream_event(const json& said, events& out) {
-    const auto type = string_of(said, "type");
+  void decode_stream_event(const json& line, events& out) {
+    const auto type = string_of(line, "type");
     if (type == "message_start") {
-      if (accepted_) {
+      if (structured_.follows_schema == true) {
         finish_cut(out);
-        return add_unasked(json::object({{"event", said}}));
+        return add_unrequested(line);
       }
-      begin_message(member_of(said, "message"), true, out);
+      begin_message(member_of(line, "message"), true, out);
     }
     const bool starts = type == "content_block_start";
     if (starts || type == "content_block_delta") {
-      if (starts) ++api_index_;
-      if (integer_of(said, "index") != api_index_) return fail_disordered(out);
-      if (starts) return begin_block(member_of(said, "content_block"), out);
-      decode_delta(member_of(said, "delta"), out);
+      if (!blocks_.follow_index(integer_of(line, "index"), starts)) {
+        return fail(bad_answer("claude wrote the answer's blocks out of order"), out);
+      }
+      if (starts) return begin_block(member_of(line, "content_block"), out);
+      decode_delta(member_of(line, "delta"), out);
     }
     if (type == "message_delta") {
-      read_usage(member_of(said, "usage"), message_usage_);
-      const auto& delta = member_of(said, "delta");
+      meter_.update(member_of(line, "usage"));
+      const auto& delta = member_of(line, "delta");
       const auto reason = string_of(delta, "stop_reason");  // null when the CLI was interrupted
       if (reason.empty()) return;
       api_end_ = delta;
@@ -5353,37 +5782,41 @@ class turn_decoder {
     if (type == "text_delta") add_text("text", string_of(delta, "text"), out);
     if (type == "thinking_delta") add_text("thinking", string_of(delta, "thinking"), out);
     if (type == "input_json_delta") add_text("tool_use", string_of(delta, "partial_json"), out);
-    if (type == "signature_delta" && incoming_) {
-      told_[*incoming_].signature = string_of(delta, "signature");
-    }
-    if (type == "citations_delta" && incoming_) {
-      told_[*incoming_].citations.push_back(member_of(delta, "citation"));
-    }
+    auto* block = blocks_.incoming();
+    if (block == nullptr) return;
+    if (type == "signature_delta") block->signature = string_of(delta, "signature");
+    if (type == "citations_delta") block->citations.push_back(member_of(delta, "citation"));
   }
 
-  /// Whole blocks: told already when they were streamed; else this line is all that comes.
+  /// Whole blocks: decoded already when they were streamed; else this line is all that comes.
   void decode_assistant(const json& line, events& out) {
     const auto& message = member_of(line, "message");
     if (string_of(message, "model") == "<synthetic>") return;
     const auto id = string_of(message, "id");
     const auto& content = member_of(message, "content");
-    if (id == message_id_ && streamed_) {  // the CLI tells a change of the model in no event
-      for (const auto& block : content) api_index_ += string_of(block, "type") == "fallback";
+    if (id == message_id_ && streamed_) {
+      for (const auto& block : content) {
+        if (string_of(block, "type") == "fallback") blocks_.skip_index();
+      }
       return;
     }
     if (id != message_id_) begin_message(message, false, out);
-    read_usage(member_of(message, "usage"), message_usage_);
+    meter_.update(member_of(message, "usage"));
     if (!content.is_array()) return;
-    for (const auto& block : content) {
-      begin_block(block, out);
-      add_text("text", string_of(block, "text"), out);
-      add_text("thinking", string_of(block, "thinking"), out);
-      const auto& input = member_of(block, "input");
-      if (input.is_object() && !input.empty()) add_text("tool_use", dump(input), out);
-      if (incoming_) told_[*incoming_].signature = string_of(block, "signature");
-      const auto& citations = member_of(block, "citations");
-      if (incoming_ && citations.is_array()) told_[*incoming_].citations = citations;
-    }
+    for (const auto& block : content) decode_whole_block(block, out);
+  }
+
+  void decode_whole_block(const json& block, events& out) {
+    begin_block(block, out);
+    add_text("text", string_of(block, "text"), out);
+    add_text("thinking", string_of(block, "thinking"), out);
+    const auto& input = member_of(block, "input");
+    if (input.is_object() && !input.empty()) add_text("tool_use", dump(input), out);
+    auto* added = blocks_.incoming();
+    if (added == nullptr) return;
+    added->signature = string_of(block, "signature");
+    const auto& citations = member_of(block, "citations");
+    if (citations.is_array()) added->citations = citations;
   }
 
   /// What the CLI itself has answered to the tools that it runs.
@@ -5393,36 +5826,27 @@ class turn_decoder {
     for (const auto& block : content) {
       if (string_of(block, "type") != "tool_result") continue;
       const auto id = string_of(block, "tool_use_id");
-      if (shape_.structured && id == structured_id_) {
-        accepted_ = !boolean_of(block, "is_error");
-        rejected_ = !accepted_;
+      if (shape_.structured && id == structured_.call_id) {
+        structured_.follows_schema = !boolean_of(block, "is_error");
         continue;
       }
       const auto& own = shape_.answered;
       const bool foreign = std::find(own.begin(), own.end(), id) == own.end();
       if (foreign && shape_.shows_activity) {
-        results_.push_back(text_of(member_of(block, "content")));
+        results_.push_back(content_text(member_of(block, "content")));
       }
     }
-  }
-
-  static std::string text_of(const json& content) {
-    if (content.is_string()) return content.get<std::string>();
-    std::string words;
-    for (const auto& block : content) words += string_of(block, "text");
-    return words;
   }
 
   void decode_system(const json& line, events& out) {
     const auto subtype = string_of(line, "subtype");
     if (subtype == "api_retry") decode_retry(line, out);
     if (subtype == "thinking_tokens") {
-      message_thinking_ += integer_of(line, "estimated_tokens_delta");
+      meter_.add_thinking(integer_of(line, "estimated_tokens_delta"));
     }
     // Older CLIs ask the model again after it has given a structured answer.
-    if (subtype == "status" && string_of(line, "status") == "requesting" && accepted_) {
-      finish_cut(out);
-    }
+    const bool requests = subtype == "status" && string_of(line, "status") == "requesting";
+    if (requests && structured_.follows_schema == true) finish_cut(out);
     if (subtype != "init" || !shape_.structured) return;
     const auto& tools = member_of(line, "tools");
     if (std::find(tools.begin(), tools.end(), structured_tool) != tools.end()) return;
@@ -5434,7 +5858,7 @@ class turn_decoder {
   void decode_retry(const json& line, events& out) {
     const auto delay = integer_of(line, "retry_delay_ms");
     retry_after_ = std::chrono::milliseconds(delay);
-    if (delay <= longest_retry_ms) return;
+    if (delay <= max_retry_ms) return;
     auto error = upstream_error(integer_of(line, "error_status"),
                                 "the API asks to wait (" + string_of(line, "error") +
                                     "); try again in " + std::to_string(delay / 1000 + 1) + " s");
@@ -5443,21 +5867,17 @@ class turn_decoder {
   }
 
   void decode_result(const json& line, events& out) {
-    if (member_of(line, "total_cost_usd").is_number()) {
-      cost_ = member_of(line, "total_cost_usd").get<double>();
-      constexpr double precision = 1e12;  // the difference of sums shall not show their rounding
-      total_usage_.cost_usd = std::round((cost_ - cost_before_) * precision) / precision;
-    }
+    const auto& cost = member_of(line, "total_cost_usd");
+    if (cost.is_number()) meter_.report_cost(cost.get<double>());
     const auto subtype = string_of(line, "subtype");
     const bool limited = subtype == "error_max_turns" || subtype == "error_max_budget_usd";
     if (limited && started_) return end_at_limit(line, out);
     if (boolean_of(line, "is_error") || subtype != "success") return decode_failure(line, out);
     if (!started_) {
-      return fail(api_error(error_kind::bad_gateway,
-                            "claude answered without the model: " + string_of(line, "result")),
+      return fail(bad_answer("claude answered without the model: " + string_of(line, "result")),
                   out);
     }
-    if (!message_complete_) end_message(string_of(line, "stop_reason"), {}, out);
+    if (meter_.message_open()) end_message(string_of(line, "stop_reason"), {}, out);
     if (finished_) return;
     if (shape_.structured) return end_structured(member_of(line, "structured_output"), out);
     finish(out);
@@ -5465,15 +5885,10 @@ class turn_decoder {
 
   void decode_failure(const json& line, events& out) {
     const auto subtype = string_of(line, "subtype");
-    auto told = string_of(line, "result");
-    const auto& errors = member_of(line, "errors");
-    if (told.empty() && errors.is_array() && !errors.empty() && errors[0].is_string()) {
-      told = errors[0].get<std::string>();
-    }
-    if (text::starts_with(told, "[")) told.clear();  // a diagnosis of its own makers'
-    if (told.empty()) told = "claude ended with " + subtype;
-    if (subtype == "error_max_structured_output_retries") return fail_schema(told, out);
-    auto error = upstream_error(integer_of(line, "api_error_status"), told);
+    const auto message = failure_message(line);
+    if (subtype == "error_max_structured_output_retries")
+      return fail(schema_error(message, blocks_.last_text()), out);
+    auto error = upstream_error(integer_of(line, "api_error_status"), message);
     error.retry_after = retry_after_;
     // A refusal that the CLI does not retry is one whose Retry-After is over a minute.
     const bool refused =
@@ -5482,115 +5897,65 @@ class turn_decoder {
     fail(std::move(error), out);
   }
 
-  /// The agent was not done when it ran out of turns or money: what it has said stands, and why it
-  /// says no more.
+  /// The agent ran out of turns or money: its text stands, and ends with the reason.
   void end_at_limit(const json& line, events& out) {
-    const auto& errors = member_of(line, "errors");
-    const bool told = errors.is_array() && !errors.empty() && errors[0].is_string();
-    complete_message();
+    meter_.complete_message();
     cut_ = true;
     reason_ = stop_reason::turn_limit;
-    const auto why = told ? errors[0].get<std::string>() : string_of(line, "subtype");
-    const char* seam = has_told_text() ? "\n\n[" : "[";
-    if (!shape_.structured) tell_block(block_kind::text, seam + why + "]", out);
+    auto why = first_error_of(line);
+    if (why.empty()) why = string_of(line, "subtype");
+    const char* seam = blocks_.has_visible_text() ? "\n\n[" : "[";
+    if (!shape_.structured) blocks_.send(block_kind::text, seam + why + "]", out);
     finish(out);
   }
 
   void end_structured(const json& answer, events& out) {
     if (answer.is_null()) {
-      return fail_schema("the model did not answer in the JSON that was asked for", out);
+      const auto* problem = "the model did not answer in the JSON that was asked for";
+      return fail(schema_error(problem, blocks_.last_text()), out);
     }
-    if (!shape_.streamed) tell_block(block_kind::text, dump(answer), out);
+    if (!shape_.streamed) blocks_.send(block_kind::text, dump(answer), out);
     reason_ = stop_reason::end_turn;
     finish(out);
   }
 
-  /// Ends the turn with the model's last answer in the error: another try would cost a whole answer
-  /// again, so it is the client's to decide.
-  void fail_schema(const std::string& problem, events& out) {
-    constexpr std::size_t max_shown = 4'000;
-    api_error error(error_kind::bad_gateway, problem);
-    const auto last = std::find_if(told_.rbegin(), told_.rend(), [](const told_block& block) {
-      return block.kind == block_kind::text && !block.text.empty();
-    });
-    if (last != told_.rend()) {
-      error.message += "; its last answer: " + text::repair_utf8(last->text.substr(0, max_shown));
-    }
-    error.retry_is_futile = true;
-    fail(std::move(error), out);
-  }
-
-  /// The CLI has called the API again although the turn was cut: nobody asked for it, and it costs.
-  void add_unasked(const json& line) {
-    const auto& next = member_of(line, "event");
-    if (string_of(next, "type") != "message_start") return;
-    token_usage begun;
-    read_usage(member_of(member_of(next, "message"), "usage"), begun);
-    broken_ += estimate_cost(model_, begun);
+  /// The CLI has called the API again although the turn was cut, and that costs.
+  void add_unrequested(const json& line) {
+    if (string_of(line, "type") != "message_start") return;
+    meter_.add_unrequested(member_of(member_of(line, "message"), "usage"));
   }
 
   /// A structured answer was accepted, and the CLI goes on all the same.
   void finish_cut(events& out) {
     cut_ = true;
-    const auto answer = try_parse_json(structured_text());
+    const auto* last = blocks_.last_structured();
+    const auto answer = try_parse_json(last == nullptr      ? ""
+                                       : last->text.empty() ? std::string("{}")
+                                                            : last->text);
     end_structured(answer.is_discarded() ? json() : answer, out);
   }
 
-  /// The answer in JSON: the input of a tool to the CLI, a text to the client.
-  static bool is_structured(const told_block& block) {
-    return block.kind == block_kind::text && block.source == "tool_use";
-  }
-
-  std::string structured_text() const {
-    const auto block = std::find_if(told_.rbegin(), told_.rend(), is_structured);
-    if (block == told_.rend()) return {};
-    return block->text.empty() ? "{}" : block->text;
-  }
-
   void begin_message(const json& message, bool streamed, events& out) {
-    if (streamed_) broken_ += estimate_cost(model_, open_usage());
-    if (!message_complete_) forget_attempt(out);
+    const bool goes_on = started_ && !meter_.message_open();
+    if (!goes_on) blocks_.forget_attempt(shape_.streamed, out);
     message_id_ = string_of(message, "id");
-    model_ = string_of(message, "model");
+    const auto model = string_of(message, "model");
+    meter_.begin_message(model, member_of(message, "usage"), streamed_);
     streamed_ = streamed;
-    message_bytes_ = 0;
-    message_usage_ = {};
     api_end_ = json::object();
-    read_usage(member_of(message, "usage"), message_usage_);
-    if (!started_) out.emplace_back(turn_started{model_, message_usage_});
+    if (!started_) out.emplace_back(turn_started{model, meter_.message()});
     started_ = true;
-    if (message_complete_ || told_.empty()) tell_results(out);
-    if (message_complete_) {
-      first_ = told_.size();
-      separate_ = reason_ != stop_reason::max_tokens;
-    }
-    message_thinking_ = 0;
-    message_complete_ = false;
-    next_ = first_;
-    incoming_.reset();
-    api_index_ = -1;
+    if (goes_on || blocks_.empty()) send_results(out);
+    if (goes_on) blocks_.begin_message(reason_ != stop_reason::max_tokens);
+    blocks_.begin_attempt();
   }
 
-  /// Forgets what came of a message that the API broke off, if the client has seen nothing of it.
-  void forget_attempt(events& out) {
-    if (told_.size() == first_) return;
-    const auto shown = std::count_if(told_.begin() + static_cast<std::ptrdiff_t>(first_),
-                                     told_.end(), [](const auto& block) { return !block.hidden; });
-    if (shape_.streamed && shown > 0) return;
-    blocks_ -= static_cast<std::size_t>(shown);
-    told_.resize(first_);
-    calls_.clear();
-    open_ = unknown_tool_ = false;
-    cutter_ = stop_cutter(shape_.cut_at);
-    if (shown > 0) out.emplace_back(attempt_broken{blocks_});
-  }
-
-  /// A block of a kind that no dialect can tell is skipped with its deltas.
+  /// A block of a kind that no dialect has is skipped with its deltas.
   void begin_block(const json& block, events& out) {
-    settle(out);
-    incoming_.reset();
+    complete_block(out);
+    blocks_.end_incoming();
     const auto type = string_of(block, "type");
-    if (finished_ || !started_ || message_complete_) return;
+    if (finished_ || !meter_.message_open()) return;
     if (type == "text") add_block({block_kind::text, "text", shape_.structured}, block, out);
     const bool hidden = !shape_.shows_thinking;
     if (type == "thinking") add_block({block_kind::thinking, "thinking", hidden}, block, out);
@@ -5605,283 +5970,128 @@ class turn_decoder {
   void begin_tool(const json& block, events& out) {
     const auto name = string_of(block, "name");
     if (shape_.structured && name == structured_tool) {
-      if (shape_.streamed && (rejected_ || holds_structured())) return fail_unstructured(out);
-      structured_id_ = string_of(block, "id");
+      const bool refused = structured_.follows_schema == false;
+      if (shape_.streamed && (refused || blocks_.holds_structured())) {
+        cut_ = true;
+        return fail(
+            bad_answer("the model's answer does not follow the schema; ask again, or without "
+                       "a stream, where only an answer that follows it is sent"),
+            out);
+      }
+      structured_.call_id = string_of(block, "id");
       return add_block({block_kind::text, "tool_use", !shape_.streamed}, block, out);
     }
-    const bool foreign = shape_.names.find_client(name) == nullptr;
-    if (foreign && shape_.agent) {
+    if (shape_.agent && shape_.names.find_client(name) == nullptr) {
       return add_block({block_kind::activity, "tool_use", !shape_.shows_activity}, block, out);
     }
-    unknown_tool_ = unknown_tool_ || foreign;
     add_block({block_kind::tool_call, "tool_use", false}, block, out);
   }
 
-  /// The incoming message has begun with a structured answer, and now comes another.
-  bool holds_structured() const {
-    for (auto i = first_; i < std::min(next_, told_.size()); ++i) {
-      if (told_[i].name == structured_tool) return true;
-    }
-    return false;
-  }
-
-  /// A streamed answer that the schema refuses cannot be taken back.
-  void fail_unstructured(events& out) {
-    cut_ = true;
-    fail(api_error(error_kind::bad_gateway,
-                   "the model's answer does not follow the schema; ask again, or without a stream, "
-                   "where only an answer that follows it is told"),
-         out);
-  }
-
-  void add_block(told_block fresh, const json& block, events& out) {
-    incoming_ = next_++;
-    position_ = 0;
-    if (*incoming_ < told_.size()) {
-      auto& told = told_[*incoming_];
-      told.citations = json::array();
-      const bool same = told.kind == fresh.kind && told.hidden == fresh.hidden &&
-                        told.name == string_of(block, "name");
-      if (!same) fail_diverged(out);
-      if (told.kind == block_kind::tool_call) aliases_[string_of(block, "id")] = told.id;
-      return;
-    }
-    close_open_block(out);
-    open_ = true;
-    if (!fresh.hidden) fresh.index = blocks_++;
+  void add_block(answer_block fresh, const json& block, events& out) {
     fresh.id = string_of(block, "id");
     fresh.name = string_of(block, "name");
-    told_.push_back(fresh);
-    if (!fresh.hidden) tell_start(fresh, block, out);
+    const auto* client_name = shape_.names.find_client(fresh.name);
+    if (client_name != nullptr) fresh.client_name = *client_name;
+    if (!blocks_.add(std::move(fresh), out)) fail_diverged(out);
   }
 
-  void tell_start(const told_block& fresh, const json& block, events& out) {
-    const auto name = string_of(block, "name");
-    if (fresh.kind == block_kind::tool_call) {
-      const auto* own = shape_.names.find_client(name);
-      calls_.push_back(string_of(block, "id"));
-      out.emplace_back(
-          block_started{fresh.index, fresh.kind, calls_.back(), own == nullptr ? name : *own});
-      return;
-    }
-    out.emplace_back(block_started{fresh.index, fresh.kind, {}, {}});
-    if (fresh.kind == block_kind::activity) out.emplace_back(block_delta{fresh.index, name + " "});
-    if (fresh.kind == block_kind::text && separate_ && has_told_text()) {
-      out.emplace_back(block_delta{fresh.index, "\n\n"});  // words of two turns are not one word
-    }
-  }
-
-  /// More of the incoming block: the part that a broken attempt told already is only compared.
-  /// `source` is the kind of block that such a piece belongs to.
   void add_text(std::string_view source, std::string more, events& out) {
-    if (finished_ || !incoming_ || more.empty() || source != told_[*incoming_].source) return;
-    auto& told = told_[*incoming_];
-    message_bytes_ += more.size();
-    const auto known = std::min(more.size(), told.text.size() - position_);
-    if (told.text.compare(position_, known, more, 0, known) != 0) return fail_diverged(out);
-    position_ += more.size();
-    if (known == more.size()) return;
-    if (!open_ || *incoming_ + 1 != told_.size()) return fail_diverged(out);
-    more.erase(0, known);
-    told.text += more;
-    if (told.hidden) return;
-    const bool cuts = told.source == "text";
-    if (cuts) more = cutter_.feed(std::move(more));
-    if (!more.empty()) out.emplace_back(block_delta{told.index, std::move(more)});
-    if (cuts && !cutter_.found().empty()) end_at_stop(out);
+    if (finished_) return;
+    meter_.add_output(more.size());
+    if (!blocks_.append(source, std::move(more), out)) return fail_diverged(out);
+    if (!blocks_.stop_text().empty()) end_at_stop(out);
   }
 
-  /// The API would go on where the answer ends, and is charged for until it notices.
   void end_at_stop(events& out) {
-    token_usage unseen;
-    unseen.output = 64;  // half a second's
-    message_usage_ = open_usage();
-    estimated_thinking_ += message_thinking_;
-    complete_message();
-    broken_ += estimate_cost(model_, unseen);
-    reason_ = calls_.empty() ? stop_reason::stop_sequence : stop_reason::tool_use;
-    if (calls_.empty()) stop_sequence_ = cutter_.found();
+    meter_.cut_message();
+    reason_ = calls().empty() ? stop_reason::stop_sequence : stop_reason::tool_use;
+    if (calls().empty()) stop_sequence_ = blocks_.stop_text();
     cut_ = true;
     finish(out);
   }
 
-  /// The incoming block is complete: it must hold all that was told of it, and JSON that the model
-  /// wrote must be safe to parse.
-  void settle(events& out) {
-    if (finished_ || !incoming_) return;
-    const auto& told = told_[*incoming_];
-    if (position_ != told.text.size()) return fail_diverged(out);
-    if (told.source != "tool_use") return;
+  /// JSON that the model wrote must be safe to parse.
+  void complete_block(events& out) {
+    const auto* block = blocks_.incoming();
+    if (finished_ || block == nullptr) return;
+    if (!blocks_.incoming_is_whole()) return fail_diverged(out);
+    if (block->source != "tool_use") return;
     try {
-      check_json_bounds(told.text);
+      check_json_bounds(block->text);
     } catch (const api_error& bounds) {
       cut_ = true;
-      api_error error(error_kind::bad_gateway, "the model's answer is refused: " + bounds.message);
+      auto error = bad_answer("the model's answer is refused: " + bounds.message);
       error.retry_is_futile = true;
       fail(std::move(error), out);
     }
   }
 
-  void close_open_block(events& out) {
-    if (!open_) return;
-    open_ = false;
-    const auto& last = told_.back();
-    if (last.hidden) return;
-    if (auto rest = cutter_.flush(); !rest.empty()) {
-      out.emplace_back(block_delta{last.index, std::move(rest)});
-    }
-    // A call without arguments comes without a byte of them.
-    const bool called =
-        last.kind == block_kind::tool_call || (is_structured(last) && !is_cut_short());
-    if (called && last.text.empty()) out.emplace_back(block_delta{last.index, "{}"});
-    if (last.kind == block_kind::activity) out.emplace_back(block_delta{last.index, "\n"});
-    out.emplace_back(block_stopped{last.index, last.signature, last.citations});
-  }
-
-  /// A block of our own making, told at once. Only between messages.
-  void tell_block(block_kind kind, std::string words, events& out) {
-    close_open_block(out);
-    const auto index = blocks_++;
-    out.emplace_back(block_started{index, kind, {}, {}});
-    out.emplace_back(block_delta{index, std::move(words)});
-    out.emplace_back(block_stopped{index, {}});
-  }
-
-  void tell_results(events& out) {
-    for (auto& result : results_) tell_block(block_kind::activity, std::move(result) + "\n", out);
+  void send_results(events& out) {
+    for (auto& result : results_) blocks_.send(block_kind::activity, result + "\n", out);
     results_.clear();
   }
 
-  bool has_told_text() const {
-    return std::any_of(told_.begin(), told_.end(), [](const told_block& block) {
-      return block.kind == block_kind::text && !block.hidden && !block.text.empty();
-    });
-  }
-
   void end_message(const std::string& reason, const std::string& stop_sequence, events& out) {
-    settle(out);
-    if (finished_ || !started_ || message_complete_) return;
-    if (next_ != told_.size()) return fail_diverged(out);
-    reason_ = decode_reason(reason);
-    close_open_block(out);
-    estimated_thinking_ += message_thinking_;
-    complete_message();
+    complete_block(out);
+    if (finished_ || !meter_.message_open()) return;
+    if (!blocks_.message_is_whole()) return fail_diverged(out);
+    reason_ = decode_stop_reason(reason);
+    blocks_.close(is_cut_short(), out);
+    meter_.complete_message();
     stop_sequence_ = stop_sequence;
-    if (!calls_.empty() && !is_cut_short()) {
-      reason_ = stop_reason::tool_use;  // a stop sequence within the arguments is told as such
-      cut_ = unknown_tool_;             // the CLI itself tells the model that there is no such tool
+    if (!calls().empty() && !is_cut_short()) {
+      reason_ = stop_reason::tool_use;    // a stop sequence within the arguments is sent as such
+      cut_ = blocks_.has_unknown_call();  // the CLI itself tells the model that it has no such tool
       return finish(out);
     }
-    cut_ = goes_on_unasked();
+    cut_ = goes_on_unrequested();
     if (!cut_) return;
-    if (shape_.structured && !is_cut_short()) return end_structured({}, out);  // not a word of it
+    if (shape_.structured && !is_cut_short()) return end_structured({}, out);  // it wrote nothing
     finish(out);
-  }
-
-  void complete_message() {
-    if (!message_complete_) add_usage(total_usage_, message_usage_);
-    if (!message_complete_) estimate_ += estimate_cost(model_, message_usage_);
-    message_complete_ = true;
-  }
-
-  /// What the incoming message has used so far. The API tells its output at the end; until then
-  /// there is an estimate, rather too high.
-  token_usage open_usage() const {
-    if (!started_ || message_complete_) return {};
-    constexpr std::size_t bytes_of_token = 3;
-    const auto written = static_cast<std::int64_t>(message_bytes_ / bytes_of_token);
-    auto open = message_usage_;
-    open.output = std::max({open.output, written, message_thinking_});
-    return open;
   }
 
   bool is_cut_short() const {
     return reason_ == stop_reason::max_tokens || reason_ == stop_reason::refusal;
   }
 
-  /// The CLI would call the API again, for something that nobody asked for.
-  bool goes_on_unasked() const {
+  /// The CLI would call the API again, for something that no client requested.
+  bool goes_on_unrequested() const {
     if (reason_ == stop_reason::refusal) return true;
     if (shape_.agent) return false;
-    const auto says = [](const told_block& block) {
-      return !block.text.empty() || is_structured(block);
-    };
-    return reason_ == stop_reason::max_tokens || std::none_of(told_.begin(), told_.end(), says);
-  }
-
-  static stop_reason decode_reason(const std::string& reason) {
-    if (reason == "max_tokens" || reason == "model_context_window_exceeded") {
-      return stop_reason::max_tokens;
-    }
-    if (reason == "stop_sequence") return stop_reason::stop_sequence;
-    if (reason == "tool_use") return stop_reason::tool_use;
-    if (reason == "refusal") return stop_reason::refusal;
-    return stop_reason::end_turn;
+    return reason_ == stop_reason::max_tokens || !blocks_.has_content();
   }
 
   void finish(events& out) {
-    close_open_block(out);
-    tell_results(out);
+    blocks_.close(is_cut_short(), out);
+    send_results(out);
     finished_ = true;
-    if (reason_ == stop_reason::tool_use && calls_.empty()) reason_ = stop_reason::end_turn;
-    if (total_usage_.thinking == 0) total_usage_.thinking = estimated_thinking_;
-    if (decode_reason(string_of(api_end_, "stop_reason")) != reason_) api_end_ = json::object();
-    out.emplace_back(turn_stopped{reason_, stop_sequence_, total_usage_, std::move(api_end_)});
+    if (reason_ == stop_reason::tool_use && calls().empty()) reason_ = stop_reason::end_turn;
+    if (decode_stop_reason(string_of(api_end_, "stop_reason")) != reason_)
+      api_end_ = json::object();
+    out.emplace_back(turn_stopped{reason_, stop_sequence_, meter_.finish(), std::move(api_end_)});
   }
 
   void fail_diverged(events& out) {
-    fail(api_error(error_kind::bad_gateway,
-                   "the connection to the API broke within the answer, and the API's second answer "
+    fail(
+        bad_answer("the connection to the API broke within the answer, and the API's second answer "
                    "differs from what was already sent"),
-         out);
-  }
-
-  void fail_disordered(events& out) {
-    fail(api_error(error_kind::bad_gateway, "claude told the answer's blocks out of order"), out);
+        out);
   }
 
   answer_shape shape_;
-  stop_cutter cutter_;
-  double cost_before_;
-  double cost_;
-  double charged_before_;
-  double estimate_ = 0;  ///< the list price of the complete messages of this turn
-  double broken_ = 0;    ///< and of attempts that broke
+  usage_meter meter_;
+  block_writer blocks_;
   bool started_ = false;
   bool finished_ = false;
   bool cut_ = false;
-
   std::string message_id_;  ///< the API message that is coming in
-  std::string model_;       ///< that writes it
-  std::size_t message_bytes_ = 0;
   bool streamed_ = false;
-  bool message_complete_ = false;
-  token_usage message_usage_;
-  token_usage total_usage_;              ///< of the complete messages of this turn
-  std::int64_t message_thinking_ = 0;    ///< as the CLI estimates the incoming message's
-  std::int64_t estimated_thinking_ = 0;  ///< and that of the complete ones
   stop_reason reason_ = stop_reason::end_turn;
   std::string stop_sequence_;
-  json api_end_ = json::object();  ///< the end of the latest message, as the API tells it
+  json api_end_ = json::object();  ///< the end of the latest message, as the API wrote it
   std::optional<std::chrono::milliseconds> retry_after_;
-
-  std::vector<told_block> told_;         ///< all blocks of the turn
-  std::size_t blocks_ = 0;               ///< how many of them the client knows
-  bool open_ = false;                    ///< the last of them was not told as stopped
-  bool separate_ = false;                ///< the incoming message is not the first one
-  std::size_t first_ = 0;                ///< where the incoming message's blocks begin
-  std::size_t next_ = 0;                 ///< where its next block goes
-  std::optional<std::size_t> incoming_;  ///< the block that is coming in
-  std::int64_t api_index_ = -1;          ///< what the API calls it
-  std::size_t position_ = 0;             ///< how much of it came in
-
-  std::vector<std::string> calls_;              ///< ids of the tool calls that were told
-  std::map<std::string, std::string> aliases_;  ///< these, by their ids in a second attempt
-  bool unknown_tool_ = false;                   ///< one of them is of a tool that nobody has
-  std::string structured_id_;                   ///< the call that holds the structured answer
-  bool accepted_ = false;                       ///< and the CLI found that it follows the schema,
-  bool rejected_ = false;                       ///< or that it does not
-  std::vector<std::string> results_;  ///< of the agent's tools, to be told after this message
+  structured_answer structured_;
+  std::vector<std::string> results_;  ///< of the agent's tools, to be sent after this message
 };
 
 inline std::string encode_control_request(const std::string& id, const json& request) {
@@ -7643,7 +7853,7 @@ class claude_process {
   const std::vector<turn_mark>& marks() const { return cursor_.marks; }
 
   /// What this turn has used so far.
-  token_usage usage() const { return turn_.decoder.usage(); }
+  token_usage usage() const { return turn_.decoder.meter().usage(); }
 
   /// See `turn_decoder`.
   bool was_cut() const { return turn_.decoder.was_cut(); }
@@ -7822,7 +8032,7 @@ class claude_process {
     lines += tell_wishes({encode_settings(settings_id, *turn_.request, turn_.names),
                           turn_.request->thinking_tokens.value_or(0)});
     const bool brings_results = state_ == state::awaiting_tool_results;
-    const double charged = brings_results ? turn_.decoder.charged_ahead() : 0;
+    const double charged = brings_results ? turn_.decoder.meter().charged_ahead() : 0;
     if (brings_results) {
       const auto said = turn_.request->messages.rbegin();
       tools_.take_results(*said, *(said + 1), turn_.decoder.calls());
@@ -7961,7 +8171,7 @@ class claude_process {
 
   void answer_request(const json& asked) {
     connection_.send(tools_.take_request(
-        asked, [this](const std::string& id) { return turn_.decoder.told_id(id); }));
+        asked, [this](const std::string& id) { return turn_.decoder.client_call_id(id); }));
     answer_calls();
   }
 
@@ -8157,6 +8367,7 @@ struct kept_process {
   bool ends = false;  ///< and ends it then
 
   bool is_unused() const { return now == state::starting || now == state::ready; }
+  bool is_changing() const { return now == state::starting || now == state::taking_back; }
 
   /// One that hangs holds up no other, and another is started in its place.
   bool is_starting() const {
@@ -8845,9 +9056,7 @@ class pool {
   steady_time next_look(steady_time now) const {
     auto next = now + (stopping_.size() == 0 ? std::chrono::minutes(1) : reap_interval);
     for (const auto& kept : kept_) {
-      const bool moves = kept.now == claude_process::state::starting ||
-                         kept.now == claude_process::state::taking_back;
-      if (moves) next = std::min(next, now + watch_interval);
+      if (kept.is_changing()) next = std::min(next, now + watch_interval);
       if (!kept.is_unused()) next = std::min(next, kept.since + settings_.idle_timeout);
     }
     return std::max(next, now + reap_interval);
@@ -11544,14 +11753,6 @@ struct conversation {
   bool thinks = false;
 };
 
-/// Text of a message's or a tool result's content.
-inline std::string text_of(const json& content) {
-  if (content.is_string()) return content.get<std::string>();
-  std::string words;
-  for (const auto& block : content) words += string_of(block, "text");
-  return words;
-}
-
 inline std::vector<json> blocks_of(const json& message, std::string_view type) {
   std::vector<json> found;
   for (const auto& block : member_of(message, "content")) {
@@ -11569,13 +11770,13 @@ inline std::int64_t count_tokens(std::string_view said) {
 /// brings back.
 inline std::string substance_of(const json& message) {
   const auto& content = member_of(message, "content");
-  auto told = string_of(message, "role") + " " + text_of(content);
+  auto told = string_of(message, "role") + " " + content_text(content);
   for (const auto& block : content) {
     for (const char* name : {"name", "input", "source"}) {
       const auto& member = member_of(block, name);
       if (!member.is_null()) told += " " + dump(member);
     }
-    told += " " + text_of(member_of(block, "content"));
+    told += " " + content_text(member_of(block, "content"));
   }
   return told;
 }
@@ -11670,7 +11871,7 @@ inline std::string plain_answer(const conversation& now, const std::string& said
   for (const auto& result : blocks_of(last, "tool_result")) {
     results += (results.empty() ? "" : "\n") + std::string("The tool ") +
                (boolean_of(result, "is_error") ? "failed: " : "answered: ") +
-               text_of(member_of(result, "content"));
+               content_text(member_of(result, "content"));
   }
   if (!results.empty()) return results;
   return "This is the demo of claude-openai: no model has read this. You said: \"" +
@@ -11739,7 +11940,7 @@ inline plan make_plan(const conversation& now) {
   std::string said;
   for (const auto& message : now.messages) {  // results of tools alone leave the pace as it was
     if (string_of(message, "role") != "user") continue;
-    said = text::trim(text_of(member_of(message, "content")));
+    said = text::trim(content_text(member_of(message, "content")));
     made.asked = find_commands(said);
     if (!said.empty()) made.fast = made.has("/fast");
   }

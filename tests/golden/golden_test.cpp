@@ -142,7 +142,7 @@ decoded decode(const transcript& one, const turn_lines& lines, double cost_befor
   turn_decoder decoder(cost_before, shape_of(one.scenario));
   for (const auto& line : lines) decoder.decode(line, all.told);
   all.cut = decoder.was_cut();
-  all.cost = decoder.cost();
+  all.cost = decoder.meter().cost();
   return all;
 }
 
