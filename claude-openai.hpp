@@ -380,7 +380,7 @@ inline std::string local_day() {
 // uses: nothing | pure
 //================================================================================================
 
-/// Every failure a client can be told of.
+/// Every kind of failure that a client can get.
 enum class error_kind {
   invalid_request,     ///< 400: a field is wrong
   authentication,      ///< 401: the client's key, or the account's credentials at the API
@@ -393,7 +393,7 @@ enum class error_kind {
   too_many_requests,   ///< 429: more than the operator lets one client ask
   internal,            ///< 500: a fault of ours
   upstream_failed,     ///< 500: the API failed
-  bad_gateway,         ///< 502: `claude` crashed or said what nobody understands
+  bad_gateway,         ///< 502: `claude` crashed or wrote an unknown message
   unavailable,         ///< 503: no `claude`, no login, no free process
   overloaded,          ///< 503: the API is overloaded (its own 529 is unknown to OpenAI clients)
   timed_out,           ///< 504
@@ -694,12 +694,12 @@ inline std::size_t credential_mark_length(std::string_view line) {
 }
 
 /// True for JSON's `\n` and the like, and `\u000a`: what follows begins a word.
-inline bool ends_in_escape(std::string_view said) {
+inline bool ends_in_escape(std::string_view content) {
   constexpr std::size_t longest = 6;
-  said.remove_prefix(said.size() - std::min(said.size(), longest));
-  const auto backslash = said.find_last_of('\\');
+  content.remove_prefix(content.size() - std::min(content.size(), longest));
+  const auto backslash = content.find_last_of('\\');
   if (backslash == std::string_view::npos) return false;
-  const auto escape = said.substr(backslash + 1);
+  const auto escape = content.substr(backslash + 1);
   return (escape.size() == 1 && escape.find_first_of("nrtbf") == 0) ||
          (escape.size() == 5 && escape[0] == 'u');
 }
@@ -822,10 +822,10 @@ class logger {
   void write(log_level level, const std::string& line, const json& fields = json::object()) const {
     if (!wants(level)) return;
     const bool as_object = state_->format == log_format::object;
-    const auto said = redact(as_object ? render_log_object(level, line, fields) : line);
+    const auto text_line = redact(as_object ? render_log_object(level, line, fields) : line);
     const std::lock_guard<std::mutex> lock(state_->mutex);
     try {
-      state_->write(level, said);
+      state_->write(level, text_line);
     } catch (...) {
     }
   }
@@ -942,7 +942,7 @@ struct options {
   std::string claude_path;        ///< empty: `claude` on the environment's PATH
   std::string working_directory;  ///< empty: a private temporary one, removed at the end
   std::vector<std::string> claude_arguments;  ///< before all others, as `claude_path` needs them
-  bool demo = false;  ///< `claude_path` is no `claude`, but a stand-in; told where answers are
+  bool demo = false;  ///< `claude_path` is a stand-in for `claude`; shown where answers are
   std::string default_model = "sonnet";  ///< an alias never goes stale
   std::vector<model_alias> aliases;      ///< the first whose pattern fits the name counts
   std::vector<std::string> api_keys;     ///< empty: open, on loopback only
@@ -1222,11 +1222,11 @@ struct message {
   std::vector<content_part> parts;
 };
 
-/// What decides which process can serve a conversation, and what that has to be told. Compared
+/// Decides which process can serve a conversation, and which messages are replayed. Compared
 /// whole, never by hash alone, so that no conversation can be taken for another.
 struct conversation_trace {
-  std::string identity;  ///< whose it is, and all that a process is told before its first message
-  std::string words;     ///< the messages: what both sides have said
+  std::string identity;  ///< the client, and all that a process gets before its first message
+  std::string words;     ///< the messages of both sides
   std::vector<std::size_t> ends;      ///< length of `words` after each of them
   std::vector<std::string> thoughts;  ///< of each message, as the API has signed or sealed them
 };
@@ -1249,7 +1249,7 @@ inline void append_result(std::string& words, const tool_result_part& result, st
   append_field(words, result.is_error ? 'e' : 'r', std::to_string(call));
   append_field(words, 'z', std::to_string(result.content.size()));
   for (const auto& part : result.content) {
-    if (const auto* said = std::get_if<text_part>(&part)) append_field(words, 't', said->text);
+    if (const auto* plain = std::get_if<text_part>(&part)) append_field(words, 't', plain->text);
     if (const auto* media = std::get_if<media_part>(&part)) append_media(words, *media);
   }
 }
@@ -1285,9 +1285,9 @@ inline void append_call(std::string& words, const tool_call_part& call) {
 }
 
 /// The place of a call among those of a message; their number when it is none of them.
-inline std::size_t place_of_call(const message& said, const std::string& id) {
+inline std::size_t place_of_call(const message& entry, const std::string& id) {
   std::size_t place = 0;
-  for (const auto& part : said.parts) {
+  for (const auto& part : entry.parts) {
     const auto* call = std::get_if<tool_call_part>(&part);
     if (call != nullptr && call->id == id) return place;
     place += call == nullptr ? 0 : 1;
@@ -1298,13 +1298,13 @@ inline std::size_t place_of_call(const message& said, const std::string& id) {
 /// An assistant's texts count as one, without blanks at the ends: clients join and trim them.
 /// Thoughts do not count: most clients never see them. Nor do the ids of calls, which some clients
 /// rename: that of a result stands for a call of the message `before`.
-inline void append_message(conversation_trace& trace, const message& said, const message& before) {
+inline void append_message(conversation_trace& trace, const message& entry, const message& before) {
   std::string reply;
   std::string thoughts;
   const auto append = overloaded{
       [&](const text_part& part) {
-        if (said.author == role::user) append_field(trace.words, 'u', part.text);
-        if (said.author == role::assistant) reply += part.text;
+        if (entry.author == role::user) append_field(trace.words, 'u', part.text);
+        if (entry.author == role::assistant) reply += part.text;
       },
       [&](const media_part& part) { append_media(trace.words, part); },
       [&](const thinking_part& part) { thoughts += part.signature + part.redacted; },
@@ -1313,8 +1313,8 @@ inline void append_message(conversation_trace& trace, const message& said, const
         append_result(trace.words, part, place_of_call(before, part.call_id));
       },
   };
-  for (const auto& part : said.parts) std::visit(append, part);
-  if (said.author == role::assistant) append_field(trace.words, 'a', text::trim(reply));
+  for (const auto& part : entry.parts) std::visit(append, part);
+  if (entry.author == role::assistant) append_field(trace.words, 'a', text::trim(reply));
   trace.ends.push_back(trace.words.size());
   trace.thoughts.push_back(std::move(thoughts));
 }
@@ -1415,7 +1415,7 @@ struct turn_request {
   std::vector<tool_definition> tools;
   tool_choice choice;  ///< of the tools
   std::string
-      nudge;  ///< said after the last message to this turn's process; no part of the history
+      nudge;  ///< sent after the last message to this turn's process; not part of the history
   std::optional<json> schema;  ///< of the answer, which is JSON then
   std::string schema_field;    ///< where the client gave it
   sampling_settings sampling;
@@ -1443,9 +1443,9 @@ constexpr std::string_view continue_prompt = "Please continue.";
 constexpr std::string_view opening_prompt = "Hello.";
 
 /// The ids of a message's tool calls.
-inline std::vector<std::string> call_ids(const message& said) {
+inline std::vector<std::string> call_ids(const message& entry) {
   std::vector<std::string> ids;
-  for (const auto& part : said.parts) {
+  for (const auto& part : entry.parts) {
     if (const auto* call = std::get_if<tool_call_part>(&part)) ids.push_back(call->id);
   }
   return ids;
@@ -1497,8 +1497,8 @@ inline void normalize(std::vector<message>& messages) {
   if (joined.empty() || joined.back().author != role::user) {
     joined.push_back({role::user, {text_part{std::string(continue_prompt)}}});
   }
-  for (auto& said : joined) {
-    std::stable_partition(said.parts.begin(), said.parts.end(), [](const content_part& part) {
+  for (auto& entry : joined) {
+    std::stable_partition(entry.parts.begin(), entry.parts.end(), [](const content_part& part) {
       return std::holds_alternative<tool_result_part>(part);
     });
   }
@@ -1506,7 +1506,7 @@ inline void normalize(std::vector<message>& messages) {
   messages = std::move(joined);
 }
 
-constexpr std::size_t most_calls = 1024;  ///< of tools in one message
+constexpr std::size_t max_calls = 1024;  ///< of tools in one message
 
 /// Ids of tool calls that the API takes (`^[a-zA-Z0-9_-]+$`), each given once: some makers number
 /// calls anew in each turn. The CLI takes `call_1_2` for a second `call_1`, and drops its result.
@@ -1546,11 +1546,11 @@ class call_id_giver {
 /// in the message after it, once, and nothing else is. The API would refuse it too, in words about
 /// blocks that the client has never seen; the CLI drops a second call of an id without a word.
 /// `field` is where the client gave the messages.
-inline void settle_tool_calls(std::vector<message>& messages, const char* field = "messages") {
+inline void match_tool_calls(std::vector<message>& messages, const char* field = "messages") {
   call_id_giver ids;
   std::vector<std::pair<std::string, std::string>> open;  // ids of the client's, and ours
-  for (auto& said : messages) {
-    for (auto& part : said.parts) {
+  for (auto& entry : messages) {
+    for (auto& part : entry.parts) {
       auto* result = std::get_if<tool_result_part>(&part);
       if (result == nullptr) continue;
       const auto found = std::find_if(open.begin(), open.end(), [&](const auto& call) {
@@ -1568,15 +1568,15 @@ inline void settle_tool_calls(std::vector<message>& messages, const char* field 
       throw bad_field(field, "must hold a result for each tool call right after it; '" +
                                  open.front().first + "' has none");
     }
-    for (auto& part : said.parts) {
+    for (auto& part : entry.parts) {
       auto* call = std::get_if<tool_call_part>(&part);
       if (call == nullptr) continue;
       open.emplace_back(call->id, ids.give(call->id));
       call->id = open.back().second;
     }
-    if (open.size() > most_calls) {
+    if (open.size() > max_calls) {
       throw bad_field(
-          field, "must hold at most " + std::to_string(most_calls) + " tool calls in one message");
+          field, "must hold at most " + std::to_string(max_calls) + " tool calls in one message");
     }
   }
 }
@@ -1592,7 +1592,7 @@ inline void append_agent(std::string& words, const agent_request& agent) {
   append_field(words, 'M', agent.mcp_config);
 }
 
-/// The trace of a request: who asks whom with what instructions, and what was said before.
+/// The trace of a request: the client, the model, the instructions and the messages.
 inline conversation_trace make_trace(const turn_request& request) {
   conversation_trace trace;
   append_field(trace.identity, 'k', request.client);
@@ -1608,9 +1608,9 @@ inline conversation_trace make_trace(const turn_request& request) {
   if (request.agent) append_agent(trace.identity, *request.agent);
   const message nothing;
   const message* before = &nothing;
-  for (const auto& said : request.messages) {
-    append_message(trace, said, *before);
-    before = &said;
+  for (const auto& entry : request.messages) {
+    append_message(trace, entry, *before);
+    before = &entry;
   }
   return trace;
 }
@@ -1762,8 +1762,8 @@ inline void parse_answer_format(const reader& format, turn_request& request,
   if (type.string() == "json_schema") {
     const auto held = holder ? format.require(holder) : format;
     take_answer_schema(held.require("schema"), request);
-    if (const auto told = held.find("description")) {
-      (*request.schema)["description"] = told->string();
+    if (const auto description = held.find("description")) {
+      (*request.schema)["description"] = description->string();
     }
   } else if (type.string() == "json_object") {
     request.schema = json::object({{"type", "object"}});
@@ -1862,7 +1862,7 @@ inline void append_instructions(const reader& content, turn_request& request) {
 }
 
 /// Instructions among the messages: those before the first one are the system prompt. Later ones
-/// stay at their place, or each would change the prompt of all that was said before; Claude Code
+/// stay at their place, or each would change the prompt of all earlier messages; Claude Code
 /// marks its own such texts so.
 inline void take_instructions(const reader& content, turn_request& request) {
   if (request.messages.empty()) return append_instructions(content, request);
@@ -1881,11 +1881,11 @@ inline void take_instructions(const reader& content, turn_request& request) {
 }
 
 /// More tools than the API takes, and few enough for checks of each against each.
-constexpr std::size_t most_tools = 1024;
+constexpr std::size_t max_tools = 1024;
 
 inline void add_tool(const reader& source, tool_definition tool, turn_request& request) {
-  if (request.tools.size() >= most_tools) {
-    throw bad_field("tools", "must be at most " + std::to_string(most_tools));
+  if (request.tools.size() >= max_tools) {
+    throw bad_field("tools", "must be at most " + std::to_string(max_tools));
   }
   if (tool.name.empty() || tool.name.size() > 256) {
     source.require("name").fail("must be 1 to 256 characters long");
@@ -1955,7 +1955,7 @@ inline text_part make_note(const std::string& kind, const json& members) {
 }
 
 /// A part that nobody here can read: in the latest message a 400, since the answer would miss it.
-/// An earlier one never ends a conversation; it is named, and told, but not in the model's words.
+/// An earlier one never ends a conversation; it is named, and sent in a neutral form.
 inline text_part parse_foreign_part(const reader& part, turn_request& request, bool is_told,
                                     bool is_latest, std::string_view taken) {
   const auto type = part.require("type");
@@ -2030,7 +2030,7 @@ class history_builder {
   std::vector<content_part> notes_;        ///< for the next message of the user's
 };
 
-/// Throws a 400 for a body that was meant for another endpoint, told by the field that each of them
+/// Throws a 400 for a body that was meant for another endpoint, known by the field that each
 /// requires.
 inline void refuse_foreign_body(const reader& root, const char* own) {
   constexpr std::array<std::pair<const char*, const char*>, 3> fields = {
@@ -2086,8 +2086,8 @@ inline json render_result(const tool_result_part& result) {
   json content = json::array();
   for (const auto& piece : result.content) {
     content.push_back(
-        std::visit(overloaded{[](const text_part& said) {
-                                return json::object({{"type", "text"}, {"text", said.text}});
+        std::visit(overloaded{[](const text_part& plain) {
+                                return json::object({{"type", "text"}, {"text", plain.text}});
                               },
                               [](const media_part& media) { return render_media(media); }},
                    piece));
@@ -2102,8 +2102,8 @@ inline json render_result(const tool_result_part& result) {
 inline json render_part(const content_part& part) {
   return std::visit(
       overloaded{
-          [](const text_part& said) {
-            return json::object({{"type", "text"}, {"text", said.text}});
+          [](const text_part& plain) {
+            return json::object({{"type", "text"}, {"text", plain.text}});
           },
           [](const media_part& media) { return render_media(media); },
           [](const thinking_part& thought) {
@@ -2151,7 +2151,7 @@ struct token_usage {
   std::int64_t cache_write_1h = 0;
   std::int64_t output = 0;
   std::int64_t thinking = 0;       ///< part of the output; estimated where the API does not tell it
-  std::optional<double> cost_usd;  ///< unknown when an answer was cut before the CLI told it
+  std::optional<double> cost_usd;  ///< unknown when an answer was cut before the CLI reported it
   double charge_usd = 0;  ///< for budgets: the cost, or an estimate where it is unknown; see `turn`
   json api = json::object();  ///< as the API tells it, with what has no count here
 
@@ -2317,7 +2317,7 @@ struct parsed_request {
 };
 
 /// One dialect: what the route table needs to know of it.
-struct surface {
+struct dialect_functions {
   std::string_view name;
   parsed_request (*parse)(const json& body, const reply_context& context);
   std::string (*render_error)(const api_error& error, const std::string& request_id);
@@ -2521,18 +2521,18 @@ class chat_reply final : public reply {
       }
     }
     const bool silent = content.empty() && !calls.empty();
-    json said = json::object({{"role", "assistant"},
-                              {"content", silent ? json() : json(content)},
-                              {"refusal", refusal_of(result.api)},
-                              {"annotations", json::array()}});
-    if (!reasoning.empty()) said["reasoning_content"] = std::move(reasoning);
-    if (calls.empty()) return said;
+    json message = json::object({{"role", "assistant"},
+                                 {"content", silent ? json() : json(content)},
+                                 {"refusal", refusal_of(result.api)},
+                                 {"annotations", json::array()}});
+    if (!reasoning.empty()) message["reasoning_content"] = std::move(reasoning);
+    if (calls.empty()) return message;
     if (style_.legacy_functions) {
-      said["function_call"] = calls[0]["function"];
+      message["function_call"] = calls[0]["function"];
     } else {
-      said["tool_calls"] = std::move(calls);
+      message["tool_calls"] = std::move(calls);
     }
-    return said;
+    return message;
   }
 
   json head(const char* object, const std::string& model) const {
@@ -2562,9 +2562,10 @@ class chat_reply final : public reply {
     ++state.calls;
     json call = json::object({{"index", state.calls - 1}});
     call.update(call_of(started.id, started.name, {}));
-    const json told = style_.legacy_functions ? json::object({{"function_call", call["function"]}})
-                                              : json::object({{"tool_calls", json::array({call})}});
-    write_choice(choice, dump(told), out);
+    const json delta = style_.legacy_functions
+                           ? json::object({{"function_call", call["function"]}})
+                           : json::object({{"tool_calls", json::array({call})}});
+    write_choice(choice, dump(delta), out);
   }
 
   void write_block_end(std::size_t choice, std::string& out) {
@@ -2744,22 +2745,22 @@ inline tool_call_part parse_function_call(const reader& function, std::string id
 }
 
 /// Functions of the old kind have no ids. A call may stand in the content as well.
-inline void parse_calls(const reader& source, message& said) {
-  const auto held = call_ids(said);
+inline void parse_calls(const reader& source, message& entry) {
+  const auto held = call_ids(entry);
   if (const auto calls = source.find("tool_calls")) {
     for (const auto& call : calls->elements()) {
       const auto id = call.require("id").string();
       if (std::find(held.begin(), held.end(), id) != held.end()) continue;
       if (const auto custom = call.find("custom")) {
         const json input = json::object({{"input", custom->require("input").string()}});
-        said.parts.emplace_back(tool_call_part{id, custom->require("name").string(), input});
+        entry.parts.emplace_back(tool_call_part{id, custom->require("name").string(), input});
       } else {
-        said.parts.emplace_back(parse_function_call(call.require("function"), id));
+        entry.parts.emplace_back(parse_function_call(call.require("function"), id));
       }
     }
   }
   if (const auto function = source.find("function_call")) {
-    said.parts.emplace_back(parse_function_call(*function, {}));
+    entry.parts.emplace_back(parse_function_call(*function, {}));
   }
 }
 
@@ -2767,7 +2768,7 @@ inline void parse_calls(const reader& source, message& said) {
 inline void parse_message(const reader& source, turn_request& request, bool is_latest) {
   const auto name = source.require("role");
   const auto& speaker = name.string();
-  message said;
+  message entry;
   const bool answers = speaker == "tool" || speaker == "function";
   if (!answers) name_members(source, "messages", {"name", "audio"}, request);
   if (speaker == "system" || speaker == "developer") {
@@ -2777,27 +2778,28 @@ inline void parse_message(const reader& source, turn_request& request, bool is_l
   if (answers) {
     auto id = speaker == "tool" ? source.require("tool_call_id").string() : std::string();
     auto content = parse_content(source, request, speaker, is_latest);
-    said.parts.emplace_back(make_result(std::move(id), std::move(content)));
+    entry.parts.emplace_back(make_result(std::move(id), std::move(content)));
   } else if (speaker == "user" || speaker == "assistant") {
-    said.parts = parse_content(source, request, speaker, is_latest);
+    entry.parts = parse_content(source, request, speaker, is_latest);
   } else {
     name.fail("must be system, developer, user, assistant or tool");
   }
   if (speaker == "assistant") {
-    said.author = role::assistant;
+    entry.author = role::assistant;
     const auto refusal = source.find("refusal");
     if (refusal && !refusal->string().empty())
-      said.parts.emplace_back(text_part{refusal->string()});
-    if (source.find("audio") && said.parts.empty()) said.parts.emplace_back(text_part{"[audio]"});
-    parse_calls(source, said);
+      entry.parts.emplace_back(text_part{refusal->string()});
+    if (source.find("audio") && entry.parts.empty()) entry.parts.emplace_back(text_part{"[audio]"});
+    parse_calls(source, entry);
   }
-  request.messages.push_back(std::move(said));
+  request.messages.push_back(std::move(entry));
 }
 
 /// A function in the words of either maker.
 inline tool_definition parse_function(const reader& function) {
   tool_definition tool{function.require("name").string(), {}, json::object()};
-  if (const auto told = function.find("description")) tool.description = told->string();
+  if (const auto description = function.find("description"))
+    tool.description = description->string();
   auto schema = function.find("parameters");
   if (!schema) schema = function.find("input_schema");
   tool.schema = json::object({{"type", "object"}, {"properties", json::object()}});
@@ -2809,7 +2811,7 @@ inline tool_definition parse_function(const reader& function) {
 /// the format (Responses) or in a member of it (chat).
 inline tool_definition parse_custom_tool(const reader& tool) {
   tool_definition fresh{tool.require("name").string(), {}, {}};
-  if (const auto told = tool.find("description")) fresh.description = told->string();
+  if (const auto description = tool.find("description")) fresh.description = description->string();
   auto format = tool.find("format");
   if (format && format->find("grammar")) format = format->find("grammar");
   if (const auto grammar = format ? format->find("definition") : std::nullopt) {
@@ -3022,7 +3024,7 @@ inline json render_compatibility(const json& body, const std::vector<std::string
   return json::object({{"compatibility_report", report}, {"claude_agent_sdk_options", agent}});
 }
 
-constexpr surface dialect{"openai_chat", parse, render_error, http_status};
+constexpr dialect_functions dialect{"openai_chat", parse, render_error, http_status};
 
 }  // namespace openai_chat
 
@@ -3081,10 +3083,10 @@ inline const char* error_type(error_kind kind) {
 
 /// `{"type":"error","error":{type,message,details?},"request_id"}`
 inline std::string render_error(const api_error& error, const std::string& request_id) {
-  json told = json::object({{"type", error_type(error.kind)}, {"message", error.message}});
+  json body = json::object({{"type", error_type(error.kind)}, {"message", error.message}});
   if (text::starts_with(error.code, "thread_"))
-    told["details"] = json::object({{"error_code", error.code}});
-  return dump(json::object({{"type", "error"}, {"error", told}, {"request_id", request_id}}));
+    body["details"] = json::object({{"error_code", error.code}});
+  return dump(json::object({{"type", "error"}, {"error", body}, {"request_id", request_id}}));
 }
 
 inline const char* stop_name(stop_reason reason) {
@@ -3169,7 +3171,7 @@ class messages_reply final : public reply {
     return reason == stop_reason::stop_sequence ? json(words) : json();
   }
 
-  /// What the agent's tools did is told as thinking, which nobody signed.
+  /// The agent's activity is sent as thinking without a signature.
   static json render_block(const turn_result::block& block) {
     switch (block.kind) {
       case block_kind::text: {
@@ -3214,17 +3216,17 @@ class messages_reply final : public reply {
   }
 
   void write_delta(const block_delta& delta, std::string& out) {
-    json told;
+    json rendered;
     switch (kind_) {
       case block_kind::text:
-        told = json::object({{"type", "text_delta"}, {"text", delta.text}});
+        rendered = json::object({{"type", "text_delta"}, {"text", delta.text}});
         break;
       case block_kind::thinking:
       case block_kind::activity:
-        told = json::object({{"type", "thinking_delta"}, {"thinking", delta.text}});
+        rendered = json::object({{"type", "thinking_delta"}, {"thinking", delta.text}});
         break;
       case block_kind::tool_call:
-        told = json::object({{"type", "input_json_delta"}, {"partial_json", delta.text}});
+        rendered = json::object({{"type", "input_json_delta"}, {"partial_json", delta.text}});
         break;
       case block_kind::redacted_thinking:
         begun_ = true;
@@ -3232,7 +3234,7 @@ class messages_reply final : public reply {
                              json::object({{"type", "redacted_thinking"}, {"data", delta.text}}),
                              out);
     }
-    write_indexed("content_block_delta", delta.index, "delta", told, out);
+    write_indexed("content_block_delta", delta.index, "delta", rendered, out);
   }
 
   void write_block_end(const block_stopped& stopped, std::string& out) {
@@ -3367,37 +3369,37 @@ inline tool_result_part parse_result(const reader& block) {
 }
 
 /// A thought without a signature is none that the API would take back.
-inline void add_thinking(const reader& block, message& said) {
+inline void add_thinking(const reader& block, message& entry) {
   thinking_part thought;
   if (const auto words = block.find("thinking")) thought.text = words->string();
   if (const auto signature = block.find("signature")) thought.signature = signature->string();
   if (const auto data = block.find("data")) thought.redacted = data->string();
   if (thought.signature.empty() && thought.redacted.empty()) return;
-  said.parts.emplace_back(std::move(thought));
+  entry.parts.emplace_back(std::move(thought));
 }
 
-inline void parse_block(const reader& block, message& said) {
+inline void parse_block(const reader& block, message& entry) {
   const auto type = block.require("type");
   const auto& kind = type.string();
-  const bool user = said.author == role::user;
+  const bool user = entry.author == role::user;
   if (kind == "text") {
     auto words = block.require("text").string();
     if (words.empty()) return;
-    said.parts.emplace_back(text_part{std::move(words)});
+    entry.parts.emplace_back(text_part{std::move(words)});
   } else if (kind == "image" && user) {
-    said.parts.emplace_back(parse_source(block, media_part::media_kind::image));
+    entry.parts.emplace_back(parse_source(block, media_part::media_kind::image));
   } else if (kind == "document" && user) {
-    said.parts.emplace_back(parse_source(block, media_part::media_kind::document));
+    entry.parts.emplace_back(parse_source(block, media_part::media_kind::document));
   } else if (kind == "search_result" && user) {
-    said.parts.emplace_back(parse_search_result(block));
+    entry.parts.emplace_back(parse_search_result(block));
   } else if (kind == "tool_result" && user) {
-    said.parts.emplace_back(parse_result(block));
+    entry.parts.emplace_back(parse_result(block));
   } else if (kind == "tool_use" && !user) {
-    said.parts.emplace_back(tool_call_part{block.require("id").string(),
-                                           block.require("name").string(),
-                                           parse_call_input(block.find("input"))});
+    entry.parts.emplace_back(tool_call_part{block.require("id").string(),
+                                            block.require("name").string(),
+                                            parse_call_input(block.find("input"))});
   } else if ((kind == "thinking" || kind == "redacted_thinking") && !user) {
-    add_thinking(block, said);
+    add_thinking(block, entry);
   } else {
     refuse_part(type, user ? "text, image, document, search_result and tool_result"
                            : "text, tool_use and thinking");
@@ -3412,11 +3414,11 @@ class server_blocks {
       : history_(history), request_(request) {}
 
   /// True if the block is one of them. What the message holds so far comes before it.
-  bool take(const reader& block, message& said) {
+  bool take(const reader& block, message& entry) {
     const auto kind = block.require("type").string();
     const auto& value = block.value();
     const bool is_own = kind == "text" || text::ends_with(kind, "thinking") ||
-                        (kind == "search_result" && said.author == role::user);
+                        (kind == "search_result" && entry.author == role::user);
     if (kind == "server_tool_use" || kind == "mcp_tool_use") {
       const auto& input = member_of(value, "input");
       open_[string_of(value, "id")] = {
@@ -3425,7 +3427,7 @@ class server_blocks {
       const auto call = open_.extract(string_of(value, "tool_use_id"));
       finish_call(call ? call.mapped()
                        : tool_call_part{{}, kind.substr(0, kind.rfind("_tool")), json::object()},
-                  value, said);
+                  value, entry);
     } else if (endpoint_of_part(kind).empty() && !is_own) {
       history_.add_note(kind, readable(value));
       name_ignored_kind(request_, "messages", kind);
@@ -3436,18 +3438,19 @@ class server_blocks {
   }
 
   /// Adds the message. Calls whose results never came (`pause_turn`) end without one.
-  void finish(message said) {
-    for (auto& [id, call] : std::exchange(open_, {})) finish_call(std::move(call), {}, said);
-    history_.add(std::move(said));
+  void finish(message entry) {
+    for (auto& [id, call] : std::exchange(open_, {})) finish_call(std::move(call), {}, entry);
+    history_.add(std::move(entry));
   }
 
  private:
-  void finish_call(tool_call_part call, const json& told, message& said) {
-    const auto& content = member_of(told, "content");
+  void finish_call(tool_call_part call, const json& result_block, message& entry) {
+    const auto& content = member_of(result_block, "content");
     tool_result_part result;
     if (!content.is_null()) result.content.emplace_back(text_part{dump(readable(content))});
-    result.is_error = boolean_of(told, "is_error") || !string_of(content, "error_code").empty();
-    history_.add(std::exchange(said, {said.author, {}}));
+    result.is_error =
+        boolean_of(result_block, "is_error") || !string_of(content, "error_code").empty();
+    history_.add(std::exchange(entry, {entry.author, {}}));
     history_.add_finished_call(std::move(call.name), std::move(call.input), std::move(result));
   }
 
@@ -3459,10 +3462,10 @@ class server_blocks {
 inline void parse_message(const reader& source, history_builder& history, turn_request& request,
                           bool is_latest) {
   const auto speaker = source.require("role");
-  message said;
+  message entry;
   server_blocks foreign(history, request);
   if (speaker.string() == "assistant") {
-    said.author = role::assistant;
+    entry.author = role::assistant;
   } else if (speaker.string() == "system") {  // newer clients put reminders there
     name_members(source, "messages", {"clear_at", "output_config"}, request, R"(["never"])");
     return take_instructions(source.require("content"), request);
@@ -3473,16 +3476,16 @@ inline void parse_message(const reader& source, history_builder& history, turn_r
   }
   const auto content = source.require("content");
   if (content.is_string()) {
-    if (!content.string().empty()) said.parts.emplace_back(text_part{content.string()});
+    if (!content.string().empty()) entry.parts.emplace_back(text_part{content.string()});
   } else {
     for (const auto& block : content.elements()) {
       name_members(block, "messages", {"citations", "transformations", "toolset_name", "caller"},
                    request, R"([{"type":"direct"},[],{"enabled":true},{"enabled":false}])");
-      const bool is_asked = said.author == role::user && is_latest;
-      if (is_asked || !foreign.take(block, said)) parse_block(block, said);
+      const bool is_asked = entry.author == role::user && is_latest;
+      if (is_asked || !foreign.take(block, entry)) parse_block(block, entry);
     }
   }
-  foreign.finish(std::move(said));
+  foreign.finish(std::move(entry));
 }
 
 /// What else a tool of the API's can have.
@@ -3507,7 +3510,8 @@ inline void parse_tools(const reader& root, turn_request& request) {
       }
     }
     tool_definition fresh{tool.require("name").string(), {}, {}};
-    if (const auto told = tool.find("description")) fresh.description = told->string();
+    if (const auto description = tool.find("description"))
+      fresh.description = description->string();
     fresh.schema = parse_object_schema(tool.require("input_schema"));
     parse_tool_members(tool, fresh);
     add_tool(tool, std::move(fresh), request);
@@ -3550,8 +3554,8 @@ inline void parse_output(const reader& root, turn_request& request) {
     if (type.string() == "enabled") {
       request.thinking_tokens = thinking->require("budget_tokens").integer(1024, 1'000'000);
     } else if (type.string() == "adaptive") {
-      const bool told = request.effort != reasoning_effort::none;
-      request.thinking_tokens = thinking_budget(told ? request.effort : reasoning_effort::high);
+      const bool thinks = request.effort != reasoning_effort::none;
+      request.thinking_tokens = thinking_budget(thinks ? request.effort : reasoning_effort::high);
     } else if (type.string() == "disabled") {
       request.no_thinking = true;
     } else {
@@ -3637,15 +3641,15 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   return parsed;
 }
 
-constexpr surface dialect{"anthropic_messages", parse, render_error, status};
+constexpr dialect_functions dialect{"anthropic_messages", parse, render_error, status};
 
 /// What of a request takes tokens, as a body of the Messages API; without tools.
 inline json make_body(const turn_request& request) {
   json messages = json::array();
-  for (const auto& said : request.messages) {
+  for (const auto& entry : request.messages) {
     json content = json::array();
-    for (const auto& part : said.parts) content.push_back(render_part(part));
-    const char* speaker = said.author == role::user ? "user" : "assistant";
+    for (const auto& part : entry.parts) content.push_back(render_part(part));
+    const char* speaker = entry.author == role::user ? "user" : "assistant";
     messages.push_back(json::object({{"role", speaker}, {"content", content}}));
   }
   json body = json::object({{"model", request.model}, {"messages", messages}});
@@ -3698,14 +3702,14 @@ inline std::int64_t estimate_tokens(const std::vector<message>& messages) {
       [&](const tool_call_part& part) { bytes += part.name.size() + dump(part.input).size(); },
       [&](const tool_result_part& part) {
         for (const auto& piece : part.content) {
-          if (const auto* said = std::get_if<text_part>(&piece)) bytes += said->text.size();
+          if (const auto* plain = std::get_if<text_part>(&piece)) bytes += plain->text.size();
           if (const auto* media = std::get_if<media_part>(&piece)) weigh_media(*media);
         }
       },
   };
-  for (const auto& said : messages) {
+  for (const auto& entry : messages) {
     tokens += 4;
-    for (const auto& part : said.parts) std::visit(weigh, part);
+    for (const auto& part : entry.parts) std::visit(weigh, part);
   }
   return tokens + static_cast<std::int64_t>(bytes / 4) + 1;
 }
@@ -3834,11 +3838,11 @@ inline json make_begun_response(const reply_context& context, const json& body) 
 
 /// Makes the response one that has failed, or that its client has cancelled.
 inline void set_failure(json& response, const api_error& error) {
-  const json told = parse_json(openai_chat::render_error(error))["error"];
+  const json body = parse_json(openai_chat::render_error(error))["error"];
   response["status"] = error.code == "cancelled" ? "cancelled" : "failed";
-  const auto& code = told["code"];
+  const auto& code = body["code"];
   response["error"] =
-      json::object({{"code", code.is_null() ? told["type"] : code}, {"message", error.message}});
+      json::object({{"code", code.is_null() ? body["type"] : code}, {"message", error.message}});
 }
 
 /// Builds the response object, and the events that tell it. Each block is an item of its own.
@@ -4089,9 +4093,9 @@ class response_reply final : public reply {
   std::string model_;
   std::int64_t sequence_ = 0;
   json output_ = json::array();  ///< the finished items
-  turn_result::block block_;     ///< the one that is being told
+  turn_result::block block_;     ///< the one that is being sent
   std::string item_;             ///< and its id
-  bool awaits_end_ = false;      ///< it has ended, and that is not told yet
+  bool awaits_end_ = false;      ///< it has ended, and that is not sent yet
 };
 
 /// Items may be parts of a message or whole: text, images and files alike.
@@ -4270,7 +4274,7 @@ inline void parse_sampling(const reader& root, turn_request& request) {
 }
 
 /// Reads the items of an input into a request. What other servers' tools have added to a history
-/// never ends it: the model is told, or the client that it is not.
+/// never ends it: the model gets it, or the client learns that it does not.
 class input_parser {
  public:
   input_parser(turn_request& request, response_style& style)
@@ -4373,15 +4377,15 @@ class input_parser {
   }
 
   tool_result_part parse_outcome(const reader& item) {
-    const auto told = members_of(item.value(), true);
+    const auto members = members_of(item.value(), true);
     tool_result_part result;
-    result.is_error = told.contains("error") || string_of(told, "status") == "failed";
-    auto picture = string_of(member_of(told, "output"), "image_url");
-    if (kind_of(item) == "image_generation_call" && told.contains("result")) {
-      picture = "data:;base64," + string_of(told, "result");  // the bytes say what it is
+    result.is_error = members.contains("error") || string_of(members, "status") == "failed";
+    auto picture = string_of(member_of(members, "output"), "image_url");
+    if (kind_of(item) == "image_generation_call" && members.contains("result")) {
+      picture = "data:;base64," + string_of(members, "result");  // the bytes say what it is
     }
-    auto words = string_of(told, "output");
-    if (words.empty() && !told.empty()) words = dump(told);
+    auto words = string_of(members, "output");
+    if (words.empty() && !members.empty()) words = dump(members);
     if (!picture.empty()) return add_picture(picture, kind_of(item), std::move(result));
     if (!words.empty()) result.content.emplace_back(text_part{std::move(words)});
     return result;
@@ -4438,7 +4442,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   turn.messages_field = "input";
   refuse_foreign_body(root, "input");
   refuse_kept(root);
-  if (const auto told = root.find("instructions")) append_instructions(*told, turn);
+  if (const auto instructions = root.find("instructions")) append_instructions(*instructions, turn);
   const auto input = root.require("input");
   parse_tools(root, turn, style);
   parse_reasoning(root, turn, style);
@@ -4448,9 +4452,10 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   } else {
     input_parser(turn, style).parse(input);
   }
-  const auto& said = turn.messages;
-  const bool silent = said.empty() ? turn.system.empty()
-                                   : said.back().author == role::user && said.back().parts.empty();
+  const auto& history = turn.messages;
+  const bool silent = history.empty()
+                          ? turn.system.empty()
+                          : history.back().author == role::user && history.back().parts.empty();
   if (silent) input.fail("must say something");
   normalize(turn.messages);
   parse_tool_choice(root, turn);
@@ -4471,7 +4476,8 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   return parsed;
 }
 
-constexpr surface dialect{"openai_responses", parse, openai_chat::render_error, http_status};
+constexpr dialect_functions dialect{"openai_responses", parse, openai_chat::render_error,
+                                    http_status};
 
 }  // namespace openai_responses
 
@@ -4670,9 +4676,10 @@ inline parsed_request parse_fim(const json& body, const reply_context& context) 
   return parsed;
 }
 
-constexpr surface dialect{"openai_completions", parse, openai_chat::render_error, http_status};
-constexpr surface fim_dialect{"openai_completions", parse_fim, openai_chat::render_error,
-                              http_status};
+constexpr dialect_functions dialect{"openai_completions", parse, openai_chat::render_error,
+                                    http_status};
+constexpr dialect_functions fim_dialect{"openai_completions", parse_fim, openai_chat::render_error,
+                                        http_status};
 
 }  // namespace openai_completions
 
@@ -4840,7 +4847,7 @@ inline double estimate_cost(const std::string& model, const token_usage& used) {
 }
 
 /// Whether, and how much, the model will think.
-inline void settle_thinking(turn_request& request, const model_traits& model) {
+inline void limit_thinking(turn_request& request, const model_traits& model) {
   const bool by_effort = request.effort != reasoning_effort::none && !request.no_thinking;
   if (!request.thinking_tokens && by_effort) {
     request.thinking_tokens = thinking_budget(request.effort);
@@ -4876,7 +4883,7 @@ inline void settle_thinking(turn_request& request, const model_traits& model) {
 }
 
 /// A model that thinks cannot be forced to call a tool (the API refuses it): it is asked to.
-inline void settle_choice(turn_request& request) {
+inline void limit_tool_choice(turn_request& request) {
   auto& choice = request.choice;
   const bool named = choice.kind == tool_choice::how::named;
   if (!request.thinks || (!named && choice.kind != tool_choice::how::any)) return;
@@ -4886,7 +4893,7 @@ inline void settle_choice(turn_request& request) {
   choice.kind = tool_choice::how::automatic;
 }
 
-inline void settle_sampling(turn_request& request, const model_traits& model) {
+inline void limit_sampling(turn_request& request, const model_traits& model) {
   auto& sampling = request.sampling;
   if (sampling.temperature && *sampling.temperature > 1) {
     name_ignored(request, "temperature");
@@ -4908,7 +4915,7 @@ inline void settle_sampling(turn_request& request, const model_traits& model) {
 
 /// The API takes no stop text of white space alone: the proxy cuts at those by itself, but not in
 /// an answer that follows a schema.
-inline void settle_stops(turn_request& request) {
+inline void limit_stops(turn_request& request) {
   constexpr std::size_t max_cut = 256;
   auto& sampling = request.sampling;
   const auto blank =
@@ -4931,11 +4938,11 @@ inline void settle_stops(turn_request& request) {
 /// - later models take temperature or top_p, not both, and the CLI always sends a temperature; none
 ///   takes one above 1;
 /// - a stop text must hold more than white space.
-inline void settle(turn_request& request, const model_traits& model) {
-  settle_thinking(request, model);
-  settle_choice(request);
-  settle_sampling(request, model);
-  settle_stops(request);
+inline void apply_model_limits(turn_request& request, const model_traits& model) {
+  limit_thinking(request, model);
+  limit_tool_choice(request);
+  limit_sampling(request, model);
+  limit_stops(request);
 }
 
 inline json render_model(const model_entry& entry) {
@@ -4993,8 +5000,8 @@ inline json render_model_page(const std::vector<model_entry>& catalog, const std
 // tests/golden are its own words.
 
 /// `2.1.330 (Claude Code)` to numbers; nullopt when it is no version.
-inline std::optional<std::array<int, 3>> parse_version(std::string_view said) {
-  const auto words = text::split(said, ' ');
+inline std::optional<std::array<int, 3>> parse_version(std::string_view content) {
+  const auto words = text::split(content, ' ');
   const auto parts = text::split(words.empty() ? std::string() : words.front(), '.');
   if (parts.size() != 3) return std::nullopt;
   std::array<int, 3> version{};
@@ -5038,32 +5045,32 @@ class line_splitter {
   std::size_t searched_ = 0;  ///< bytes known to hold no further line end
 };
 
-/// What the API said of a failure, out of the CLI's wording of it: `API Error: 400 {…}`,
+/// The API's own message of a failure, out of the CLI's wording of it: `API Error: 400 {…}`,
 /// `API Error: Request rejected (429) · …`, `Failed to authenticate. API Error: 403 …`.
-inline std::string upstream_message(std::string_view told) {
-  if (const auto brace = told.find('{'); brace != std::string_view::npos) {
-    const json body = try_parse_json(told.substr(brace));
+inline std::string upstream_message(std::string_view message) {
+  if (const auto brace = message.find('{'); brace != std::string_view::npos) {
+    const json body = try_parse_json(message.substr(brace));
     auto inner = string_of(member_of(body, "error"), "message");
     if (!inner.empty()) return inner;
   }
   constexpr std::string_view mark = "API Error: ";
-  if (const auto at = told.find(mark); at != std::string_view::npos) {
-    told.remove_prefix(at + mark.size());
+  if (const auto at = message.find(mark); at != std::string_view::npos) {
+    message.remove_prefix(at + mark.size());
   }
-  if (text::starts_with(told, "Request rejected (")) {
+  if (text::starts_with(message, "Request rejected (")) {
     constexpr std::string_view dot = "\xC2\xB7 ";
-    if (const auto at = told.find(dot); at != std::string_view::npos) {
-      told.remove_prefix(at + dot.size());
+    if (const auto at = message.find(dot); at != std::string_view::npos) {
+      message.remove_prefix(at + dot.size());
     }
   }
-  const auto status_end = told.find(' ');
-  if (status_end == 3 && text::try_number<int>(told.substr(0, 3))) told.remove_prefix(4);
-  // What the CLI advises its own users, at the end of what the API said.
+  const auto status_end = message.find(' ');
+  if (status_end == 3 && text::try_number<int>(message.substr(0, 3))) message.remove_prefix(4);
+  // Advice of the CLI to its own users, behind the API's message.
   constexpr std::array<std::string_view, 4> advices = {
       ". This is a server-side issue", " Run --model", " \xC2\xB7 Fix external API key",
       " Check the gateway"};
-  for (const auto advice : advices) told = told.substr(0, told.find(advice));
-  return std::string(told);
+  for (const auto advice : advices) message = message.substr(0, message.find(advice));
+  return std::string(message);
 }
 
 /// The API's status to the kind that tells it to a client.
@@ -5102,15 +5109,15 @@ constexpr const char* not_logged_in =
     "claude is not logged in; run `claude auth login` (or `make login`) as the user of this proxy, "
     "or start the proxy with ANTHROPIC_API_KEY set";
 
-inline api_error upstream_error(std::int64_t status, std::string_view told) {
-  if (told.find("/login") != std::string_view::npos && status == 0) {
+inline api_error upstream_error(std::int64_t status, std::string_view description) {
+  if (description.find("/login") != std::string_view::npos && status == 0) {
     api_error error(error_kind::unavailable, not_logged_in);
     error.code = "not_logged_in";
     error.retry_is_futile = true;
     error.is_upstream = true;
     return error;
   }
-  const auto message = upstream_message(told);
+  const auto message = upstream_message(description);
   api_error error(kind_of_upstream_status(status),
                   message.empty() ? "the API failed without a message" : message);
   error.is_upstream = true;
@@ -5222,7 +5229,7 @@ class stop_cutter {
   /// The stop text that was found; empty: none yet.
   const std::string& found() const { return found_; }
 
-  /// What can be told now that there is more of the text.
+  /// Returns what can be sent now that there is more of the text.
   std::string feed(std::string more) {
     if (stops_.empty()) return more;
     held_ += more;
@@ -5233,9 +5240,9 @@ class stop_cutter {
     }
     if (!found_.empty()) return std::exchange(held_, {}).substr(0, end);
     for (const auto& stop : stops_) end = std::min(end, begin_of(stop));
-    auto told = held_.substr(0, end);
+    auto certain = held_.substr(0, end);
     held_.erase(0, end);
-    return told;
+    return certain;
   }
 
   /// What was held back of a text that has ended.
@@ -5259,10 +5266,10 @@ struct answer_shape {
   tool_names names;
   bool structured = false;          ///< the answer is JSON by a schema
   std::string schema_field;         ///< where the client gave the schema
-  bool streamed = false;            ///< false: of a structured answer only the accepted one is told
+  bool streamed = false;            ///< false: of a structured answer only the accepted one is sent
   bool agent = false;               ///< Claude Code's own tools run meanwhile; the answer goes on
-  bool shows_activity = false;      ///< and what they do is told
-  std::vector<std::string> cut_at;  ///< stop texts that the API was not told
+  bool shows_activity = false;      ///< and their activity is sent
+  std::vector<std::string> cut_at;  ///< stop texts that the API does not get
   bool shows_thinking = true;
   std::vector<std::string> answered;  ///< ids of the calls whose results the client has brought
 };
@@ -5290,17 +5297,17 @@ struct usage_window {
   std::string name;                   ///< `five_hour`, `seven_day`, ...
   std::string status;                 ///< `allowed`, `allowed_warning` or `rejected`
   std::optional<double> utilization;  ///< 0 to 1
-  std::int64_t resets_at = 0;         ///< Unix seconds; 0: not told
+  std::int64_t resets_at = 0;         ///< Unix seconds; 0: unknown
 };
 
 /// Reads a `rate_limit_event`; nullopt for any other line. Some versions tell the share in percent.
 inline std::optional<usage_window> decode_usage_window(const json& line) {
   if (string_of(line, "type") != "rate_limit_event") return std::nullopt;
-  const auto& told = member_of(line, "rate_limit_info");
-  usage_window window{string_of(told, "rateLimitType"), string_of(told, "status"), {}, 0};
+  const auto& limit = member_of(line, "rate_limit_info");
+  usage_window window{string_of(limit, "rateLimitType"), string_of(limit, "status"), {}, 0};
   if (window.name.empty()) return std::nullopt;
-  window.resets_at = integer_of(told, "resetsAt");
-  const auto& share = member_of(told, "utilization");
+  window.resets_at = integer_of(limit, "resetsAt");
+  const auto& share = member_of(limit, "utilization");
   if (share.is_number()) {
     const auto value = share.get<double>();
     window.utilization = value > 1.5 ? value / 100 : value;
@@ -6130,7 +6137,7 @@ inline keyword_kind kind_of_keyword(std::string_view name) {
 
 /// An answer's schema in the words of draft 7, which the CLI's validator knows: for one keyword of
 /// another draft it would drop the whole schema without a word. What answers cannot be held against
-/// is left out, and told to the model if it is short.
+/// is left out, and described to the model if it is short.
 class schema_encoder {
  public:
   /// `for_api`: tuples stay as draft 2020-12 has them, since the API takes no others.
@@ -6291,7 +6298,7 @@ inline std::string encode_initialize(const std::string& id, const turn_request& 
   return encode_control_request(id, wanted);
 }
 
-/// What the API is to be told of the client's choice of tools; null when nothing.
+/// The client's choice of tools as the API takes it; null when it has none.
 inline json encode_tool_choice(const turn_request& request, const tool_names& names) {
   json choice;
   switch (request.choice.kind) {
@@ -6365,7 +6372,7 @@ inline std::string encode_settings(const std::string& id, const turn_request& re
     const bool least = request.effort == reasoning_effort::minimal;  // the CLI begins with low
     settings["effortLevel"] = least ? "low" : name_of(request.effort);
   }
-  settings["showThinkingSummaries"] = request.thinks;  // a setting stays until it is told anew
+  settings["showThinkingSummaries"] = request.thinks;  // a setting stays until it is sent anew
   return encode_control_request(
       id, json::object({{"subtype", "apply_flag_settings"}, {"settings", settings}}));
 }
@@ -6377,7 +6384,7 @@ inline std::string encode_thinking(const std::string& id, std::int64_t tokens) {
 
 /// Bytes of a tool's result that the CLI passes on whole; of larger ones it keeps the text in a
 /// file and tells the model so.
-constexpr std::size_t longest_tool_result = 400'000;
+constexpr std::size_t max_tool_result = 400'000;
 
 /// The CLI cuts longer descriptions without a word (at 2,048 characters up to 2.1.197). What is
 /// more goes into the description of the schema, which it does not touch.
@@ -6405,7 +6412,7 @@ inline json encode_tools(const std::vector<tool_definition>& tools, const tool_n
     spread_description(tool.description, schema, shown);
     shown["inputSchema"] = std::move(schema);
     shown["annotations"] = json::object({{"readOnlyHint", true}});
-    shown["_meta"] = json::object({{"anthropic/maxResultSizeChars", longest_tool_result}});
+    shown["_meta"] = json::object({{"anthropic/maxResultSizeChars", max_tool_result}});
     listed.push_back(std::move(shown));
   }
   return json::object({{"tools", listed}});
@@ -6415,8 +6422,8 @@ inline json encode_tools(const std::vector<tool_definition>& tools, const tool_n
 inline json encode_tool_result(const tool_result_part& result) {
   json content = json::array();
   for (const auto& part : result.content) {
-    if (const auto* said = std::get_if<text_part>(&part)) {
-      content.push_back(json::object({{"type", "text"}, {"text", said->text}}));
+    if (const auto* plain = std::get_if<text_part>(&part)) {
+      content.push_back(json::object({{"type", "text"}, {"text", plain->text}}));
     } else if (const auto* media = std::get_if<media_part>(&part)) {
       content.push_back(json::object(
           {{"type", "image"}, {"data", media->data}, {"mimeType", media->media_type}}));
@@ -6479,7 +6486,7 @@ inline json encode_part(const content_part& part, const tool_names& names) {
   if (const auto* result = std::get_if<tool_result_part>(&part); result && result->is_error) {
     std::vector<std::string> words;  // one text, as the CLI has a failure that a process waits for
     for (const auto& piece : result->content) {
-      if (const auto* said = std::get_if<text_part>(&piece)) words.push_back(said->text);
+      if (const auto* plain = std::get_if<text_part>(&piece)) words.push_back(plain->text);
     }
     const bool text_alone = !words.empty() && words.size() == result->content.size();
     if (text_alone) block["content"] = text::join(words, "\n");
@@ -6492,19 +6499,19 @@ inline json encode_part(const content_part& part, const tool_names& names) {
 inline void shield_slash_command(json& content) {
   for (auto block = content.rbegin(); block != content.rend(); ++block) {
     if (string_of(*block, "type") != "text") continue;
-    const auto said = string_of(*block, "text");
-    if (text::starts_with(said, "/")) (*block)["text"] = " " + said;
+    const auto words = string_of(*block, "text");
+    if (text::starts_with(words, "/")) (*block)["text"] = " " + words;
     return;
   }
 }
 
 /// The API refuses such a text beside what is none.
 inline bool is_blank(const content_part& part) {
-  const auto* said = std::get_if<text_part>(&part);
-  return said != nullptr && text::trim(said->text).empty();
+  const auto* plain = std::get_if<text_part>(&part);
+  return plain != nullptr && text::trim(plain->text).empty();
 }
 
-/// How a message is told to a process.
+/// How a message is written to a process.
 struct message_line {
   bool ask = true;     ///< the model answers; others are only remembered: a `result` acknowledges
   std::string uuid;    ///< of a user's, by which it can be taken back; a process's own
@@ -6513,21 +6520,21 @@ struct message_line {
 };
 
 /// One message of the conversation.
-inline std::string encode_message(const message& said, const tool_names& names,
+inline std::string encode_message(const message& entry, const tool_names& names,
                                   const message_line& how) {
   json content = json::array();
-  const bool all_blank = std::all_of(said.parts.begin(), said.parts.end(), is_blank);
-  for (const auto& part : said.parts) {
+  const bool all_blank = std::all_of(entry.parts.begin(), entry.parts.end(), is_blank);
+  for (const auto& part : entry.parts) {
     if (all_blank || !is_blank(part)) content.push_back(encode_part(part, names));
   }
-  const bool from_user = said.author == role::user;
+  const bool from_user = entry.author == role::user;
   if (from_user) shield_slash_command(content);
   const char* author = from_user ? "user" : "assistant";
-  json told = json::object({{"role", author}, {"content", std::move(content)}});
-  if (!from_user) told["id"] = "msg_past_" + std::to_string(how.number);
-  if (!from_user && !how.model.empty()) told["model"] = how.model;
+  json rendered = json::object({{"role", author}, {"content", std::move(content)}});
+  if (!from_user) rendered["id"] = "msg_past_" + std::to_string(how.number);
+  if (!from_user && !how.model.empty()) rendered["model"] = how.model;
   json line = json::object({{"type", author},
-                            {"message", std::move(told)},
+                            {"message", std::move(rendered)},
                             {"parent_tool_use_id", json()},
                             {"session_id", ""}});
   if (from_user && !how.uuid.empty()) line["uuid"] = how.uuid;
@@ -6551,9 +6558,9 @@ struct launch_profile {
 
  private:
   std::string words() const {
-    std::string told;
-    if (agent) append_agent(told, *agent);
-    return told;
+    std::string joined;
+    if (agent) append_agent(joined, *agent);
+    return joined;
   }
 };
 
@@ -6888,8 +6895,9 @@ inline void confine_commands(const options& settings, const agent_request& agent
     words.insert(words.end(), {"--bind", directory, directory});
   }
   hide_secrets(settings, directories, words);
-  // By this socket 2.1.330 takes messages from whoever knows the token in its children's variables.
-  // In its place for the directory where `claude` writes, in which each command leaves a file.
+  // By this socket 2.1.330 takes messages from anyone who knows the token in its children's
+  // variables. In its place for the directory where `claude` writes, in which each command leaves a
+  // file.
   words.insert(words.end(),
                {"--tmpfs", agent.private_directory + "/claude", "--tmpfs", home + "/cc-socks",
                 "--setenv", "HOME", home, "--chdir", agent.directory, "bash", "-c"});
@@ -6900,7 +6908,7 @@ inline void confine_commands(const options& settings, const agent_request& agent
   variables["CLAUDE_CODE_SHELL_PREFIX"] = confining_script_path(settings);
 }
 
-/// What an agent's process may do, beyond what every process is told.
+/// What an agent's process may do, beyond the settings of every process.
 inline void add_agent_arguments(const options& settings, const agent_request& agent,
                                 command& made) {
   auto& arguments = made.arguments;
@@ -7006,7 +7014,7 @@ inline command make_command(const options& settings, const launch_profile& profi
 
 //================================================================================================
 // [17] process - child processes that cannot outlive us; the only section that makes them
-// uses: text, options, cli_command | thread-safe where told
+// uses: text, options, cli_command | thread-safe where noted
 //================================================================================================
 
 using steady_time = std::chrono::steady_clock::time_point;
@@ -7509,7 +7517,7 @@ class write_buffer {
 
 constexpr std::size_t max_command_output = 8 * 1024 * 1024;
 
-/// What a short command said.
+/// The output of a short command.
 struct command_output {
   bool finished = false;  ///< false: it was killed, at the deadline or since it printed too much
   std::string ending;
@@ -7524,21 +7532,21 @@ inline command_output run_command(const command& what, const child_guard& guard,
   child_process child(what, guard);
   child.input.reset();
   const auto deadline = std::chrono::steady_clock::now() + timeout;
-  command_output said;
+  command_output result;
   while (std::chrono::steady_clock::now() < deadline && !stop.is_raised()) {
     std::array<pollfd, 2> fds{{{child.output.get(), POLLIN, 0}, {child.errors.get(), POLLIN, 0}}};
     ::poll(fds.data(), fds.size(), 10);
     const bool exited = child.has_exited();  // before the last read, so that nothing is missed
-    if (child.output && !read_available(child.output.get(), said.output)) child.output.reset();
-    if (child.errors && !read_available(child.errors.get(), said.errors)) child.errors.reset();
-    if (exited || said.output.size() + said.errors.size() > max_command_output) break;
+    if (child.output && !read_available(child.output.get(), result.output)) child.output.reset();
+    if (child.errors && !read_available(child.errors.get(), result.errors)) child.errors.reset();
+    if (exited || result.output.size() + result.errors.size() > max_command_output) break;
   }
-  said.finished = child.try_reap();
-  said.ending = child.ending();
-  return said;
+  result.finished = child.try_reap();
+  result.ending = child.ending();
+  return result;
 }
 
-/// Memory of the machine in bytes; 0 when it is not told.
+/// Memory of the machine in bytes; 0 when it is unknown.
 inline std::uint64_t physical_memory() {
   const long pages = ::sysconf(_SC_PHYS_PAGES);
   const long size = ::sysconf(_SC_PAGESIZE);
@@ -7548,11 +7556,11 @@ inline std::uint64_t physical_memory() {
 
 /// Memory that a process has in use, in bytes; 0 where the system does not tell.
 inline std::uint64_t resident_memory(pid_t pid) {
-  std::string told;
+  std::string contents;
   const auto path = "/proc/" + std::to_string(pid) + "/statm";
   const unique_fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (file) read_available(file.get(), told);
-  const auto fields = text::split(told, ' ');
+  if (file) read_available(file.get(), contents);
+  const auto fields = text::split(contents, ' ');
   const auto pages = fields.size() < 2 ? std::nullopt : text::try_number<std::uint64_t>(fields[1]);
   return pages.value_or(0) * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
 }
@@ -7581,7 +7589,7 @@ inline std::string path_of_program(const std::string& name) {
 }
 
 //================================================================================================
-// [18] claude_process - one `claude`: what it holds of a conversation, and how it is told more
+// [18] claude_process - one `claude`: the conversation that it holds, and how it gets more
 // uses: text, errors, log, json_access, conversation, events, cli_protocol,
 //       process | one thread
 //================================================================================================
@@ -7600,7 +7608,7 @@ class cli_connection {
 
   const child_process& child() const { return *child_; }
 
-  /// Gives the process up: whoever holds the child ends it.
+  /// Gives the process up: the owner of the child ends it.
   std::unique_ptr<child_process> take_child() { return std::move(child_); }
 
   void send(std::string_view bytes) {
@@ -7623,40 +7631,40 @@ class cli_connection {
   std::string pump(Read read) {
     const bool exited = child_->has_exited();  // before the last read, so that nothing is missed
     send({});
-    read_complaints();
-    std::string said;
-    const bool open = child_->output && read_available(child_->output.get(), said);
-    splitter_.feed(said);
+    read_stderr();
+    std::string received;
+    const bool open = child_->output && read_available(child_->output.get(), received);
+    splitter_.feed(received);
     while (const auto line = splitter_.next()) read(*line);
     if (splitter_.overflowed()) return "claude printed an endless line";
-    if (!said.empty() || (open && !exited)) return {};
+    if (!received.empty() || (open && !exited)) return {};
     const bool reaped = child_->wait_for_exit(std::chrono::milliseconds(100)) && child_->try_reap();
-    read_complaints();
+    read_stderr();
     return "claude ended unexpectedly" + (reaped ? " (" + child_->ending() + ")" : std::string());
   }
 
   /// The reason, with the last of what `claude` wrote to its stderr.
   std::string explain(const std::string& reason) const {
-    const auto complaint = text::repair_utf8(text::trim(redact(complaints_)));
+    const auto complaint = text::repair_utf8(text::trim(redact(stderr_tail_)));
     return complaint.empty() ? reason : reason + ": " + complaint;
   }
 
  private:
-  static constexpr std::size_t longest_complaint = 2048;
+  static constexpr std::size_t max_stderr_tail = 2048;
 
-  void read_complaints() {
-    if (child_->errors && !read_available(child_->errors.get(), complaints_)) {
+  void read_stderr() {
+    if (child_->errors && !read_available(child_->errors.get(), stderr_tail_)) {
       child_->errors.reset();
     }
-    if (complaints_.size() > longest_complaint) {
-      complaints_.erase(0, complaints_.size() - longest_complaint);
+    if (stderr_tail_.size() > max_stderr_tail) {
+      stderr_tail_.erase(0, stderr_tail_.size() - max_stderr_tail);
     }
   }
 
   std::unique_ptr<child_process> child_;
   write_buffer outgoing_;
   line_splitter splitter_;
-  std::string complaints_;  ///< the last of its stderr
+  std::string stderr_tail_;  ///< the last of its stderr
 };
 
 /// The in-process MCP server by which a `claude` knows the client's tools. A call stays unanswered
@@ -7676,10 +7684,10 @@ class client_tools {
 
   /// The results that the client brings for these calls, which are those of the message `before`.
   /// It may have renamed them, all alike even: a call's place tells which one it is.
-  void take_results(const message& said, const message& before,
+  void take_results(const message& entry, const message& before,
                     const std::vector<std::string>& calls) {
     auto names = call_ids(before);
-    for (const auto& part : said.parts) {
+    for (const auto& part : entry.parts) {
       const auto* result = std::get_if<tool_result_part>(&part);
       if (result == nullptr) continue;
       const auto name = std::find(names.begin(), names.end(), result->call_id);
@@ -7733,9 +7741,9 @@ class client_tools {
   std::map<std::string, json> results_;  ///< that wait for their call, by its id
 };
 
-/// What a turn asks beside its messages, as a process is told it. It may change from turn to turn;
-/// by default what a fresh process does untold.
-struct turn_wishes {
+/// What a turn asks beside its messages, as it is sent to a process. It may change from turn to
+/// turn; by default what a fresh process does untold.
+struct turn_settings {
   std::string settings = encode_settings(settings_id, turn_request(), tool_names());
   std::int64_t thinking = 0;
   bool acknowledged = true;  ///< the process has taken the settings
@@ -7744,7 +7752,7 @@ struct turn_wishes {
 /// A user's message that can be taken back, with all after it.
 struct turn_mark {
   std::size_t message = 0;  ///< its place in the conversation
-  std::string uuid;         ///< under which the process was told it
+  std::string uuid;         ///< under which the process got it
 };
 
 /// How a process is ended without harm.
@@ -7756,10 +7764,10 @@ struct stop_policy {
 /// What a process holds of a conversation.
 struct conversation_cursor {
   conversation_trace held;
-  std::size_t told = 0;          ///< messages of it that the process knows
+  std::size_t written = 0;       ///< messages of it that the process knows
   std::vector<turn_mark> marks;  ///< of these
   std::size_t keep = 0;          ///< messages that stay when the others are taken back
-  std::size_t lines = 0;         ///< told so far, with those taken back
+  std::size_t lines = 0;         ///< sent so far, with those taken back
   std::size_t steps = 0;         ///< back, that were asked for
   bool asked = false;            ///< the last of them is still to be confirmed
 };
@@ -7767,7 +7775,7 @@ struct conversation_cursor {
 /// What a process does for one request.
 struct process_turn {
   const turn_request* request = nullptr;  ///< null when nobody waits for the turn's end
-  conversation_trace trace;               ///< until the process is told
+  conversation_trace trace;               ///< until the process has the messages
   bool agent = false;
   turn_decoder decoder{0};
   tool_names names;
@@ -7775,7 +7783,7 @@ struct process_turn {
   std::vector<usage_window> windows;
   std::deque<event> events;
   bool told_event = false;
-  bool lost = false;
+  bool failed_unheard = false;
 };
 
 /// How long a process has served.
@@ -7785,9 +7793,9 @@ struct service_record {
   int turns = 0;
 };
 
-/// The process's own id of the API for one of its models, where it has told it.
-inline std::string resolve_model(const json& introduction, const std::string& name) {
-  const auto& models = member_of(introduction, "models");
+/// The process's own id of the API for one of its models, where it has named it.
+inline std::string resolve_model(const json& initialize_response, const std::string& name) {
+  const auto& models = member_of(initialize_response, "models");
   if (!models.is_array()) return name;
   for (const auto& known : models) {
     if (string_of(known, "value") != name) continue;
@@ -7798,16 +7806,16 @@ inline std::string resolve_model(const json& introduction, const std::string& na
 }
 
 /// `claude` takes no message back that brings the results of its calls, but the one before.
-inline bool holds_results(const message& said) {
-  return std::any_of(said.parts.begin(), said.parts.end(), [](const content_part& part) {
+inline bool holds_results(const message& entry) {
+  return std::any_of(entry.parts.begin(), entry.parts.end(), [](const content_part& part) {
     return std::holds_alternative<tool_result_part>(part);
   });
 }
 
-/// Speaks with one `claude`. Whoever holds it moves its bytes with `pump`; it owns no thread.
+/// Speaks with one `claude`. Its owner moves its bytes with `pump`; it has no thread.
 ///
 /// It is a cursor in a conversation: `begin` takes back what the request has not, tells what is
-/// missing, and asks. Nothing is told before `claude` has confirmed that all is taken back.
+/// missing, and asks. Nothing is sent before `claude` has confirmed that all is taken back.
 class claude_process {
  public:
   /// `starting` until it has answered once, then `ready`: it holds nothing and is nobody's yet.
@@ -7836,8 +7844,8 @@ class claude_process {
   /// Not ended unnoticed either.
   bool alive() const { return state_ != state::dead && !connection_.child().has_exited(); }
 
-  /// It ended, or said what nobody understands, before it told anything of the turn.
-  bool lost() const { return turn_.lost; }
+  /// It ended, or wrote an unknown message, before any event of the turn.
+  bool failed_unheard() const { return turn_.failed_unheard; }
 
   refusal refused() const { return refused_; }
   bool is_agent() const { return turn_.agent; }
@@ -7861,18 +7869,17 @@ class claude_process {
   /// How often the CLI has asked the API again in this turn.
   int retries() const { return turn_.retries; }
 
-  /// What the CLI has told in this turn of the subscription's limits: those that have changed.
+  /// The subscription's limits that the CLI reported in this turn: those that have changed.
   const std::vector<usage_window>& windows() const { return turn_.windows; }
 
-  /// The limits by name, each as it was told last, in this turn or before.
+  /// The limits by name, each as it was reported last, in this turn or before.
   const std::map<std::string, usage_window>& known_windows() const { return windows_; }
 
   /// It has served so many turns, or grown so much, that another serves better.
   bool is_worn() const {
-    constexpr int longest_service = 500;  // turns
-    constexpr std::uint64_t most_memory = 400ULL * 1024 * 1024;
-    return service_.turns >= longest_service ||
-           resident_memory(connection_.child().pid()) > most_memory;
+    constexpr int max_service = 500;  // turns
+    constexpr std::uint64_t max_memory = 400ULL * 1024 * 1024;
+    return service_.turns >= max_service || resident_memory(connection_.child().pid()) > max_memory;
   }
 
   /// An agent ends its own children on SIGINT only. A process that waits for the client's tools
@@ -7884,7 +7891,7 @@ class claude_process {
   }
 
   /// Brings the process to the request's conversation and asks; its answer comes as events. The
-  /// first `keep` messages are those that it holds; the others are taken back, or told. One that
+  /// first `keep` messages are those that it holds; the others are taken back, or sent. One that
   /// awaits the results of tools must be given these and nothing else, or be taken back. `request`
   /// must outlive the turn, which `accept` or `release` ends.
   void begin(const turn_request& request, conversation_trace trace, std::size_t keep) {
@@ -7905,12 +7912,12 @@ class claude_process {
     const bool whole = decoder.finished() && !decoder.was_cut() && turn_.events.empty();
     if (state_ != state::answering || !whole) return;
     append_message(cursor_.held, reply, {});
-    cursor_.told = cursor_.held.ends.size();
+    cursor_.written = cursor_.held.ends.size();
     turn_.request = nullptr;
     state_ = decoder.calls().empty() ? state::idle : state::awaiting_tool_results;
   }
 
-  /// Whoever began the turn wants no more of it. What it was told is taken back, where that may be;
+  /// The turn is abandoned. Its messages are taken back, where that may be;
   /// else the process is dead.
   void release(bool may_take_back) {
     turn_.request = nullptr;
@@ -7932,7 +7939,7 @@ class claude_process {
   }
 
   /// Only asks the process for its models and its account; see `introduction`.
-  void begin_introduction() {
+  void request_capabilities() {
     turn_request nothing;
     nothing.system = "-";
     connection_.send(encode_initialize(opening_id, nothing));
@@ -7940,7 +7947,7 @@ class claude_process {
   }
 
   /// What the process answered to `initialize`; null until then.
-  const json& introduction() const { return introduction_; }
+  const json& initialize_response() const { return initialize_response_; }
 
   /// The next event that is known already.
   std::optional<event> pop() {
@@ -7959,18 +7966,18 @@ class claude_process {
   /// Moves all bytes that can be moved without waiting, and reads what the process says.
   void pump() {
     const auto wrong = connection_.pump([this](std::string_view line) { read_line(line); });
-    if (!wrong.empty()) lose(wrong);
+    if (!wrong.empty()) fail(wrong);
     const auto waits = std::chrono::steady_clock::now() - waits_since_;
-    if (state_ == state::starting && waits > longest_start) lose("claude does not start");
-    if (state_ == state::taking_back && waits > longest_step) lose("claude takes nothing back");
+    if (state_ == state::starting && waits > max_start) fail("claude does not start");
+    if (state_ == state::taking_back && waits > max_step) fail("claude takes nothing back");
   }
 
-  /// Gives the process up: whoever holds the child ends it.
+  /// Gives the process up: the owner of the child ends it.
   std::unique_ptr<child_process> take_child() { return connection_.take_child(); }
 
  private:
-  static constexpr std::chrono::seconds longest_start{60};  // usual: 0.5 s
-  static constexpr std::chrono::seconds longest_step{3};    // to take one message back; usual: 3 ms
+  static constexpr std::chrono::seconds max_start{60};  // usual: 0.5 s
+  static constexpr std::chrono::seconds max_step{3};    // to take one message back; usual: 3 ms
 
   // ---- back -------------------------------------------------------------------------------------
 
@@ -7978,7 +7985,7 @@ class claude_process {
   void take_back(std::size_t keep) {
     cursor_.keep = keep;
     tools_.forget_calls();
-    // What is told as history ends by itself: it is acknowledged.
+    // A replayed message ends by itself: it is acknowledged.
     interrupting_ = runs_ && state_ != state::telling_history;
     if (interrupting_) connection_.send(encode_interrupt(interrupt_id));
     state_ = state::taking_back;
@@ -7994,7 +8001,7 @@ class claude_process {
       cursor_.asked = true;
       return connection_.send(encode_rewind(id_of_step(), cursor_.marks.back().uuid));
     }
-    cursor_.told = cursor_.keep;
+    cursor_.written = cursor_.keep;
     cursor_.held.ends.resize(cursor_.keep);
     cursor_.held.thoughts.resize(cursor_.keep);
     cursor_.held.words.resize(cursor_.keep == 0 ? 0 : cursor_.held.ends.back());
@@ -8015,7 +8022,7 @@ class claude_process {
     const bool first = string_of(answer, "error") == "no preceding assistant";
     if (first) refused_ = refusal::first_message;
     if (unknown) refused_ = refusal::any_message;
-    lose("claude did not take a message back: " + string_of(unknown ? response : answer, "error"));
+    fail("claude did not take a message back: " + string_of(unknown ? response : answer, "error"));
   }
 
   // ---- on ---------------------------------------------------------------------------------------
@@ -8029,18 +8036,18 @@ class claude_process {
       lines = encode_initialize(opening_id, *turn_.request);
       tools_.offer(turn_.request->tools, turn_.names);
     }
-    lines += tell_wishes({encode_settings(settings_id, *turn_.request, turn_.names),
-                          turn_.request->thinking_tokens.value_or(0)});
+    lines += encode_changed_settings({encode_settings(settings_id, *turn_.request, turn_.names),
+                                      turn_.request->thinking_tokens.value_or(0)});
     const bool brings_results = state_ == state::awaiting_tool_results;
     const double charged = brings_results ? turn_.decoder.meter().charged_ahead() : 0;
     if (brings_results) {
-      const auto said = turn_.request->messages.rbegin();
-      tools_.take_results(*said, *(said + 1), turn_.decoder.calls());
+      const auto entry = turn_.request->messages.rbegin();
+      tools_.take_results(*entry, *(entry + 1), turn_.decoder.calls());
     }
     turn_.decoder = turn_decoder(cost_, std::move(shape), charged);
     cursor_.held = std::move(turn_.trace);
     if (!brings_results) return tell_next(std::move(lines));
-    cursor_.told = cursor_.held.ends.size();
+    cursor_.written = cursor_.held.ends.size();
     state_ = state::answering;
     connection_.send(lines);
     answer_calls();
@@ -8049,39 +8056,40 @@ class claude_process {
   /// Sends what is untold up to the next user's message, which will be acknowledged or answered.
   void tell_next(std::string lines) {
     const auto& messages = turn_.request->messages;
-    for (bool asked = false; !asked && cursor_.told < messages.size(); ++cursor_.told) {
+    for (bool asked = false; !asked && cursor_.written < messages.size(); ++cursor_.written) {
       ++cursor_.lines;
-      const auto& said = messages[cursor_.told];
-      asked = said.author == role::user;
-      message_line line{cursor_.told + 1 == messages.size(), asked ? next_uuid() : std::string(),
-                        cursor_.lines, resolve_model(introduction_, turn_.request->model)};
-      if (asked && !holds_results(said)) cursor_.marks.push_back({cursor_.told, line.uuid});
+      const auto& entry = messages[cursor_.written];
+      asked = entry.author == role::user;
+      message_line line{cursor_.written + 1 == messages.size(), asked ? next_uuid() : std::string(),
+                        cursor_.lines, resolve_model(initialize_response_, turn_.request->model)};
+      if (asked && !holds_results(entry)) cursor_.marks.push_back({cursor_.written, line.uuid});
       if (line.ask && !turn_.request->nudge.empty()) {
-        auto nudged = said;
+        auto nudged = entry;
         nudged.parts.emplace_back(text_part{turn_.request->nudge});
         lines += encode_message(nudged, turn_.names, line);
       } else {
-        lines += encode_message(said, turn_.names, line);
+        lines += encode_message(entry, turn_.names, line);
       }
     }
-    state_ = cursor_.told == messages.size() ? state::answering : state::telling_history;
+    state_ = cursor_.written == messages.size() ? state::answering : state::telling_history;
     runs_ = true;
     connection_.send(lines);
   }
 
   /// The lines that tell the turn's wishes, where they differ from the last one's.
-  std::string tell_wishes(turn_wishes wishes) {
+  std::string encode_changed_settings(turn_settings wishes) {
     std::string lines;
-    wishes.acknowledged = wishes.settings == wishes_.settings;
-    if (wishes.thinking != wishes_.thinking) lines += encode_thinking("thinking", wishes.thinking);
+    wishes.acknowledged = wishes.settings == sent_settings_.settings;
+    if (wishes.thinking != sent_settings_.thinking)
+      lines += encode_thinking("thinking", wishes.thinking);
     if (!wishes.acknowledged) lines += wishes.settings;
-    wishes_ = std::move(wishes);
+    sent_settings_ = std::move(wishes);
     return lines;
   }
 
   /// Once the process knows what the client wishes of the API call that follows.
   void answer_calls() {
-    if (wishes_.acknowledged) connection_.send(tools_.answer_calls());
+    if (sent_settings_.acknowledged) connection_.send(tools_.answer_calls());
   }
 
   /// `claude` compares the first 24 characters only.
@@ -8097,7 +8105,7 @@ class claude_process {
     if (text::trim(text).empty()) return;
     const json line = try_parse_json(text, max_line_depth);
     if (!line.is_object()) {
-      return lose("claude printed a line that is not a JSON object, or one too deep or too large");
+      return fail("claude printed a line that is not a JSON object, or one too deep or too large");
     }
     const auto type = string_of(line, "type");
     if (type == "control_response") return read_control_response(member_of(line, "response"));
@@ -8116,10 +8124,10 @@ class claude_process {
       case state::answering: return read_answer(line, begins);
       case state::awaiting_tool_results:
       case state::idle:
-        if (begins) lose("claude went on by itself");
+        if (begins) fail("claude went on by itself");
         return;
       case state::taking_back:
-        if (begins && !runs_) return lose("claude went on by itself");
+        if (begins && !runs_) return fail("claude went on by itself");
         if (type == "result") take_back_next();
     }
   }
@@ -8132,7 +8140,7 @@ class claude_process {
 
   void read_answer(const json& line, bool begins) {
     const bool over = turn_.decoder.finished() && !was_cut();
-    if (begins && (over || tools_.lacks_calls())) return lose("claude went on by itself");
+    if (begins && (over || tools_.lacks_calls())) return fail("claude went on by itself");
     if (string_of(line, "subtype") == "api_retry") ++turn_.retries;
     std::vector<event> decoded;
     turn_.decoder.decode(line, decoded);
@@ -8142,11 +8150,11 @@ class claude_process {
     }
   }
 
-  /// While history is told, each user message is acknowledged by a result.
+  /// While history is replayed, each user message is acknowledged by a result.
   void read_acknowledgement(const json& line) {
     if (string_of(line, "type") != "result") return;
     if (boolean_of(line, "is_error")) {
-      return lose("claude refused the history: " + string_of(line, "result"));
+      return fail("claude refused the history: " + string_of(line, "result"));
     }
     tell_next({});
   }
@@ -8161,11 +8169,11 @@ class claude_process {
     }
     if (id != opening_id && id != settings_id) return;
     if (string_of(response, "subtype") == "error") {
-      return lose("claude refused the conversation: " + string_of(response, "error"));
+      return fail("claude refused the conversation: " + string_of(response, "error"));
     }
-    if (id == opening_id) introduction_ = member_of(response, "response");
+    if (id == opening_id) initialize_response_ = member_of(response, "response");
     if (id != settings_id) return;
-    wishes_.acknowledged = true;
+    sent_settings_.acknowledged = true;
     answer_calls();
   }
 
@@ -8175,10 +8183,10 @@ class claude_process {
     answer_calls();
   }
 
-  void lose(const std::string& reason) {
+  void fail(const std::string& reason) {
     if (state_ == state::dead) return;
     state_ = state::dead;
-    turn_.lost = turn_.events.empty() && !turn_.told_event;
+    turn_.failed_unheard = turn_.events.empty() && !turn_.told_event;
     std::vector<event> decoded;
     turn_.decoder.fail(api_error(error_kind::bad_gateway, connection_.explain(reason)), decoded);
     for (auto& what : decoded) turn_.events.push_back(std::move(what));
@@ -8188,16 +8196,16 @@ class claude_process {
   service_record service_;
   state state_ = state::starting;
   steady_time waits_since_ = service_.started;  ///< for its start, or for a step back
-  json introduction_;
+  json initialize_response_;
   client_tools tools_;
   std::map<std::string, usage_window> windows_;
-  turn_wishes wishes_;         ///< that it was told last
-  bool runs_ = false;          ///< its `result` is still to come
-  bool interrupting_ = false;  ///< the interrupt is still to be acknowledged
+  turn_settings sent_settings_;  ///< that it got last
+  bool runs_ = false;            ///< its `result` is still to come
+  bool interrupting_ = false;    ///< the interrupt is still to be acknowledged
   conversation_cursor cursor_;
   process_turn turn_;
   refusal refused_ = refusal::none;
-  double cost_ = 0;  ///< in USD, as it has told
+  double cost_ = 0;  ///< in USD, as it reported
 };
 
 //================================================================================================
@@ -8214,7 +8222,7 @@ struct process_counts {
   int idle = 0;         ///< hold a conversation that may go on
   int parked = 0;       ///< of the idle: wait for the results of a client's tools
   int taking_back = 0;  ///< of the idle: take back what nobody wants any more
-  int stopping = 0;     ///< told to end, not yet gone
+  int stopping = 0;     ///< signalled to end, not yet gone
   int maximum = 0;
   std::uint64_t started = 0;             ///< since the proxy began
   int queued = 0;                        ///< requests that wait for a process
@@ -8234,15 +8242,15 @@ struct way {
   kind how = kind::start;
   std::size_t keep = 0;        ///< messages of the request that the process holds, and keeps
   std::size_t taken_back = 0;  ///< the user's messages that are taken back
-  std::size_t told = 0;        ///< messages that are told as history
-  std::size_t lost = 0;        ///< messages that are told anew when their conversation goes on
+  std::size_t replayed = 0;    ///< messages of the history that the process gets
+  std::size_t discarded = 0;   ///< messages of another conversation, to be replayed when it goes on
   bool parked = false;         ///< another conversation's calls are given up for it
 };
 
 /// What ways cost, in milliseconds, as measured on the real CLI.
 struct way_costs {
   static constexpr double step_back = 3;
-  static constexpr double message = 2.5;  ///< told as history
+  static constexpr double message = 2.5;  ///< of the history
   static constexpr double initialize = 50;
   static constexpr double start = 450;
   /// A process that awaits results is taken for another conversation only where there is nothing
@@ -8252,7 +8260,7 @@ struct way_costs {
 
 /// What a way costs in milliseconds, with what it makes others tell anew.
 inline double cost_of(const way& one) {
-  double cost = way_costs::message * static_cast<double>(one.told + one.lost) +
+  double cost = way_costs::message * static_cast<double>(one.replayed + one.discarded) +
                 way_costs::step_back * static_cast<double>(one.taken_back);
   const bool fresh = one.how == way::kind::spare || one.how == way::kind::start;
   if (fresh) cost += way_costs::initialize;
@@ -8315,7 +8323,7 @@ inline std::optional<way> find_way(const conversation_trace& held,
   if (far || may == going_back::nowhere) return std::nullopt;
   back.keep = first->message;
   back.taken_back = static_cast<std::size_t>(first - marks.rbegin()) + 1;
-  back.told = history - back.keep;
+  back.replayed = history - back.keep;
   return back;
 }
 
@@ -8371,14 +8379,14 @@ struct kept_process {
 
   /// One that hangs holds up no other, and another is started in its place.
   bool is_starting() const {
-    constexpr std::chrono::seconds longest_start{5};  // that takes a processor; usual: 0.5 s
-    return now == state::starting && std::chrono::steady_clock::now() - since < longest_start;
+    constexpr std::chrono::seconds max_start{5};  // that takes a processor; usual: 0.5 s
+    return now == state::starting && std::chrono::steady_clock::now() - since < max_start;
   }
 
   /// On its way to where it may serve others; one that takes longer than a start is not waited for.
   bool returns_soon() const {
-    constexpr std::chrono::milliseconds longest_return{500};
-    return now == state::taking_back && std::chrono::steady_clock::now() - since < longest_return;
+    constexpr std::chrono::milliseconds max_return{500};
+    return now == state::taking_back && std::chrono::steady_clock::now() - since < max_return;
   }
 };
 
@@ -8415,8 +8423,8 @@ struct waiting_request {
 
   /// Others have been served before it for long enough.
   bool is_overtaken() const {
-    constexpr std::chrono::seconds longest_overtaking{3};
-    return std::chrono::steady_clock::now() - since > longest_overtaking;
+    constexpr std::chrono::seconds max_overtaking{3};
+    return std::chrono::steady_clock::now() - since > max_overtaking;
   }
 };
 
@@ -8639,7 +8647,7 @@ class spare_plan {
   steady_time not_before_{};
 };
 
-/// Processes that were told to end and are not yet gone. Guarded by the pool's lock.
+/// Processes that were signalled to end and are not yet gone. Guarded by the pool's lock.
 class stopping_processes {
  public:
   std::size_t size() const { return processes_.size(); }
@@ -8915,11 +8923,11 @@ class pool {
   /// To start a process, and to make room for it, in milliseconds.
   double cost_of_start(const process_demand& demand) {
     way start;
-    start.told = demand.history();
+    start.replayed = demand.history();
     if (!is_full()) return cost_of(start);
     const auto ended = least_useful();
     if (ended == kept_.end()) return cost_of(start);
-    start.lost = ended->process->held().ends.size();
+    start.discarded = ended->process->held().ends.size();
     start.parked = ended->now == claude_process::state::awaiting_tool_results;
     return cost_of(start);
   }
@@ -8986,8 +8994,8 @@ class pool {
       if (kept.now != state::dead) continue;
       support_.learn(*kept.process);
       if (before != state::starting && before != state::ready) continue;
-      while (const auto told = kept.process->pop()) {
-        const auto* failed = std::get_if<turn_failed>(&*told);
+      while (const auto happened = kept.process->pop()) {
+        const auto* failed = std::get_if<turn_failed>(&*happened);
         if (failed) fail_start(kept.profile, failed->error, before == state::starting);
       }
     }
@@ -9081,7 +9089,7 @@ class pool {
     kept_.push_back({profile, std::move(fresh), claude_process::state::starting});
   }
 
-  /// A `claude` that dies at its start would be started again without end, were it not told to a
+  /// A `claude` that dies at its start would be started again without end, were it not sent to a
   /// request that waits for one. `awaited`: one may; a spare is nobody's.
   void fail_start(const launch_profile& profile, const api_error& failure, bool awaited) {
     if (awaited && queue_.refuse(profile, failure)) return;
@@ -9205,7 +9213,7 @@ class pool::ticket {
 //       process | thread-safe
 //================================================================================================
 
-/// What is told of a session.
+/// What is shown of a session.
 struct session_info {
   std::string id;
   std::chrono::system_clock::time_point created;
@@ -9247,29 +9255,29 @@ inline tool_result_part decode_tool_result(const json& block) {
 
 /// A message of a stored session, which `render_part` has written; nullopt when it is none.
 inline std::optional<message> decode_message(const json& stored) {
-  message said;
-  if (string_of(stored, "role") == "assistant") said.author = role::assistant;
+  message entry;
+  if (string_of(stored, "role") == "assistant") entry.author = role::assistant;
   const auto& content = member_of(stored, "content");
   if (!content.is_array()) return std::nullopt;
   for (const auto& block : content) {
     const auto type = string_of(block, "type");
     if (type == "text") {
-      said.parts.emplace_back(text_part{string_of(block, "text")});
+      entry.parts.emplace_back(text_part{string_of(block, "text")});
     }
     if (type == "image" || type == "document" || type == "search_result") {
-      said.parts.emplace_back(decode_media(block));
+      entry.parts.emplace_back(decode_media(block));
     }
     if (type == "tool_use") {
-      said.parts.emplace_back(tool_call_part{string_of(block, "id"), string_of(block, "name"),
-                                             member_of(block, "input")});
+      entry.parts.emplace_back(tool_call_part{string_of(block, "id"), string_of(block, "name"),
+                                              member_of(block, "input")});
     }
-    if (type == "tool_result") said.parts.emplace_back(decode_tool_result(block));
+    if (type == "tool_result") entry.parts.emplace_back(decode_tool_result(block));
     if (type == "thinking" || type == "redacted_thinking") {
-      said.parts.emplace_back(thinking_part{
+      entry.parts.emplace_back(thinking_part{
           string_of(block, "thinking"), string_of(block, "signature"), string_of(block, "data")});
     }
   }
-  return said;
+  return entry;
 }
 
 /// How much text and data the messages hold, roughly.
@@ -9278,10 +9286,10 @@ inline std::size_t bytes_of(const std::vector<message>& messages) {
   const auto of_media = [](const media_part& media) {
     return media.data.size() + (media.more.empty() ? 0 : memory_of(media.more));
   };
-  const auto of_text = [](const text_part& said) { return said.text.size(); };
+  const auto of_text = [](const text_part& plain) { return plain.text.size(); };
   std::size_t bytes = 0;
-  for (const auto& said : messages) {
-    for (const auto& part : said.parts) {
+  for (const auto& entry : messages) {
+    for (const auto& part : entry.parts) {
       bytes +=
           each +
           std::visit(overloaded{of_text, of_media,
@@ -9303,8 +9311,8 @@ inline std::size_t bytes_of(const std::vector<message>& messages) {
   return bytes;
 }
 
-/// What each client holds of a store that all share. Where that is too much, whoever holds most
-/// gives something up: nobody pushes out what is another's, as long as he holds less.
+/// What each client holds of a store that all share. Where that is too much, the client that holds
+/// most gives something up: nobody pushes out what is another's, as long as he holds less.
 class shared_store {
  public:
   shared_store(std::size_t max_entries, std::size_t max_bytes)
@@ -9354,7 +9362,7 @@ class shared_store {
 /// each. A session is used by one request at a time; others wait in order.
 class session_store {
  public:
-  class visit;
+  class session_lock;
   using system_time = std::chrono::system_clock::time_point;
 
   /// Reads what is stored, in a directory that is made unless it is there. Throws
@@ -9467,8 +9475,8 @@ class session_store {
  private:
   using client_and_id = std::pair<std::string, std::string>;
 
-  static constexpr std::size_t most_kept = 10'000;
-  static constexpr std::size_t most_bytes = 64 * 1024 * 1024;
+  static constexpr std::size_t max_kept = 10'000;
+  static constexpr std::size_t max_kept_bytes = 64 * 1024 * 1024;
 
   struct session {
     std::string client;
@@ -9507,7 +9515,7 @@ class session_store {
   /// of the client that holds most.
   void sweep() {
     const auto oldest = std::chrono::steady_clock::now() - settings_.session_ttl;
-    shared_store held(most_kept, most_bytes);
+    shared_store held(max_kept, max_kept_bytes);
     for (auto kept = sessions_.begin(); kept != sessions_.end();) {
       const bool expired = !kept->second->busy && kept->second->last_used < oldest;
       if (!expired) held.add(kept->first.first, kept->second->bytes);
@@ -9537,17 +9545,17 @@ class session_store {
   /// Not in the future, whatever the file says: clocks are set back, and files are written to.
   static system_time past_time(const json& stored, const char* name) {
     const auto now = std::chrono::system_clock::now();
-    const auto told = std::clamp<std::int64_t>(integer_of(stored, name), 0, to_ms(now));
-    return system_time(std::chrono::milliseconds(told));
+    const auto stored_ms = std::clamp<std::int64_t>(integer_of(stored, name), 0, to_ms(now));
+    return system_time(std::chrono::milliseconds(stored_ms));
   }
 
   static std::string encode(const session& kept) {
     json messages = json::array();
-    for (const auto& said : kept.history) {
+    for (const auto& entry : kept.history) {
       json content = json::array();
-      for (const auto& part : said.parts) content.push_back(render_part(part));
+      for (const auto& part : entry.parts) content.push_back(render_part(part));
       messages.push_back(json::object(
-          {{"role", said.author == role::user ? "user" : "assistant"}, {"content", content}}));
+          {{"role", entry.author == role::user ? "user" : "assistant"}, {"content", content}}));
     }
     return dump(json::object({{"version", 1},
                               {"client", kept.client},
@@ -9606,8 +9614,8 @@ class session_store {
     kept->last_used = std::chrono::steady_clock::now() -
                       std::max(age, std::chrono::system_clock::duration::zero());
     kept->bytes = bytes.size();
-    for (const auto& said : member_of(stored, "messages")) {
-      if (auto decoded = decode_message(said)) kept->history.push_back(std::move(*decoded));
+    for (const auto& entry : member_of(stored, "messages")) {
+      if (auto decoded = decode_message(entry)) kept->history.push_back(std::move(*decoded));
     }
     kept->tokens = anthropic_messages::estimate_tokens(kept->history);
     const bool ours = integer_of(stored, "version") == 1 &&
@@ -9655,11 +9663,11 @@ inline json render_session_stats(const std::vector<session_info>& all,
 
 /// One request's use of a session. Waits for its turn; its owner polls `fd` meanwhile. One thread;
 /// must not outlive the store.
-class session_store::visit {
+class session_store::session_lock {
  public:
   /// `tokens` is what the turn may add to the history, roughly.
-  visit(session_store& owner, const std::string& client, const std::string& id,
-        std::int64_t tokens = 0)
+  session_lock(session_store& owner, const std::string& client, const std::string& id,
+               std::int64_t tokens = 0)
       : store_(owner), tokens_(tokens) {
     const std::lock_guard<std::mutex> lock(store_.mutex_);
     store_.sweep();
@@ -9680,10 +9688,10 @@ class session_store::visit {
       session_->waiting.push_back(&wake_);
     }
   }
-  visit(const visit&) = delete;
-  visit& operator=(const visit&) = delete;
+  session_lock(const session_lock&) = delete;
+  session_lock& operator=(const session_lock&) = delete;
 
-  ~visit() {
+  ~session_lock() {
     const std::lock_guard<std::mutex> lock(store_.mutex_);
     auto& waiting = session_->waiting;
     session_->tokens -= tokens_;
@@ -9844,8 +9852,8 @@ class response_store {
   using client_and_id = std::pair<std::string, std::string>;
   using clock = std::chrono::steady_clock;
 
-  static constexpr std::size_t most_kept = 1000;
-  static constexpr std::size_t most_bytes = 64 * 1024 * 1024;
+  static constexpr std::size_t max_kept = 1000;
+  static constexpr std::size_t max_kept_bytes = 64 * 1024 * 1024;
 
   struct kept_response {
     json input = json::array();  ///< items
@@ -9873,7 +9881,7 @@ class response_store {
 
   void sweep() {
     const auto oldest = clock::now() - settings_.session_ttl;
-    shared_store held(most_kept, most_bytes);
+    shared_store held(max_kept, max_kept_bytes);
     for (auto one = kept_.begin(); one != kept_.end();) {
       const bool expired = one->second.since < oldest && one->second.cancel.expired();
       if (!expired) held.add(one->first.first, one->second.bytes);
@@ -10085,38 +10093,38 @@ constexpr std::string_view neutral_system_prompt = "You are a helpful assistant.
 /// also where it cut or changed it. One that relies on its session sends only what the user says.
 inline bool holds_replies(const std::vector<message>& messages) {
   return std::any_of(messages.begin(), messages.end(),
-                     [](const message& said) { return said.author == role::assistant; });
+                     [](const message& entry) { return entry.author == role::assistant; });
 }
 
 /// What the client will send back as the assistant's message.
 inline message make_reply(const turn_result& result) {
-  message said{role::assistant, {}};
+  message entry{role::assistant, {}};
   std::string words;
   std::vector<content_part> calls;
   for (const auto& block : result.blocks) {
     if (block.kind == block_kind::text) words += block.text;
     if (block.kind == block_kind::thinking && !block.signature.empty()) {
-      said.parts.emplace_back(thinking_part{block.text, block.signature, {}});
+      entry.parts.emplace_back(thinking_part{block.text, block.signature, {}});
     }
     if (block.kind == block_kind::redacted_thinking) {
-      said.parts.emplace_back(thinking_part{{}, {}, block.text});
+      entry.parts.emplace_back(thinking_part{{}, {}, block.text});
     }
     if (block.kind != block_kind::tool_call) continue;
     const json input = try_parse_json(block.text);
     if (input.is_object()) calls.emplace_back(tool_call_part{block.id, block.name, input});
   }
-  if (!words.empty()) said.parts.emplace_back(text_part{words});
-  std::move(calls.begin(), calls.end(), std::back_inserter(said.parts));
-  return said;
+  if (!words.empty()) entry.parts.emplace_back(text_part{words});
+  std::move(calls.begin(), calls.end(), std::back_inserter(entry.parts));
+  return entry;
 }
 
-/// The API refuses tool calls in a history unless it is told the tools. A client that no longer
+/// The API refuses tool calls in a history unless it gets the tools. A client that no longer
 /// offers them gets stand-ins that the model may not call.
 inline void define_called_tools(turn_request& request) {
   if (!request.tools.empty()) return;
   std::set<std::string_view> defined;
-  for (const auto& said : request.messages) {
-    for (const auto& part : said.parts) {
+  for (const auto& entry : request.messages) {
+    for (const auto& part : entry.parts) {
       const auto* call = std::get_if<tool_call_part>(&part);
       if (!call || !defined.insert(call->name).second) continue;
       request.tools.push_back({call->name, {}, json::object({{"type", "object"}})});
@@ -10128,15 +10136,15 @@ inline void define_called_tools(turn_request& request) {
 /// True when a process can take the result by MCP as it is: images by their bytes only, and no more
 /// text than the CLI passes on. Of a failure it passes on the text alone, 10,000 characters of it.
 inline bool fits_mcp(const tool_result_part& result) {
-  constexpr std::size_t longest_failure = 10'000;
+  constexpr std::size_t max_failure = 10'000;
   std::size_t bytes = 0;
   for (const auto& piece : result.content) {
-    if (const auto* said = std::get_if<text_part>(&piece)) bytes += said->text.size();
+    if (const auto* plain = std::get_if<text_part>(&piece)) bytes += plain->text.size();
     const auto* media = std::get_if<media_part>(&piece);
     const bool image = media && media->kind == media_part::media_kind::image && media->url.empty();
     if (media && (!image || result.is_error)) return false;
   }
-  return bytes < (result.is_error ? longest_failure : longest_tool_result);
+  return bytes < (result.is_error ? max_failure : max_tool_result);
 }
 
 /// All that a request adds to its history are results for a process that waits for them.
@@ -10155,8 +10163,8 @@ inline bool lacks_thoughts(const turn_request& request) {
   if (messages.size() < 2) return false;
   const auto& results = messages.back().parts;
   if (results.empty() || !std::holds_alternative<tool_result_part>(results.front())) return false;
-  const auto& said = messages[messages.size() - 2].parts;
-  return said.empty() || !std::holds_alternative<thinking_part>(said.front());
+  const auto& last_parts = messages[messages.size() - 2].parts;
+  return last_parts.empty() || !std::holds_alternative<thinking_part>(last_parts.front());
 }
 
 /// How an answer came about; for figures and the log.
@@ -10167,7 +10175,7 @@ struct turn_facts {
 
   process_origin origin = process_origin::none;
   std::size_t taken_back = 0;           ///< the user's messages that were taken back for it
-  std::size_t told = 0;                 ///< messages that the process had to be told as history
+  std::size_t replayed = 0;             ///< messages of the history that the process got
   std::chrono::milliseconds queued{0};  ///< the wait for a process
   int retries = 0;                      ///< of the CLI at the API
   std::vector<usage_window> windows;
@@ -10184,8 +10192,8 @@ inline std::string_view name_of(turn_facts::process_origin origin) {
   return {};
 }
 
-/// One turn under way. It is pulled: whoever wants its next event lends the thread that moves the
-/// process's bytes, so that a slow client slows the process.
+/// One turn under way. It is pulled: the caller that wants its next event lends the thread that
+/// moves the process's bytes, so that a slow client slows the process.
 class turn {
  public:
   turn(pool& processes, session_store& sessions, turn_request request, const options& settings)
@@ -10214,14 +10222,14 @@ class turn {
   /// What it may use in all, roughly, before it has begun.
   budget likely_use() const {
     auto likely = likely_usage();
-    const bool told = session_ && !holds_replies(request_.messages);
-    if (told) likely.input += session_->history_tokens();
+    const bool adds_history = session_ && !holds_replies(request_.messages);
+    if (adds_history) likely.input += session_->history_tokens();
     return {1, likely.input + likely.output, estimate_cost(request_.model, likely)};
   }
 
   /// What it has used so far, whether it has ended or not. One that is given up after the API was
-  /// asked is charged for what that writes until it notices, and where it has told nothing yet for
-  /// an estimate of the input, rather too high.
+  /// asked is charged for what that writes until it notices, and where it has reported nothing yet
+  /// for an estimate of the input, rather too high.
   token_usage usage() const {
     if (!lease_) return usage_;
     auto used = lease_->process().usage();
@@ -10315,10 +10323,10 @@ class turn {
                     : ready                         ? origin::spare
                                                     : origin::started;
     facts_.taken_back = how.taken_back;
-    facts_.told = how.told;
+    facts_.replayed = how.replayed;
     facts_.queued = std::chrono::duration_cast<std::chrono::milliseconds>(
         std::chrono::steady_clock::now() - queued_since_);
-    if (how.told > 0 && lacks_thoughts(request_)) drop_thinking();
+    if (how.replayed > 0 && lacks_thoughts(request_)) drop_thinking();
     lease_->process().begin(request_, std::move(trace_), how.keep);
   }
 
@@ -10339,7 +10347,7 @@ class turn {
         normalize(request_.messages);
       }
     }
-    settle_tool_calls(request_.messages, request_.messages_field);
+    match_tool_calls(request_.messages, request_.messages_field);
     define_called_tools(request_);
     given_system_ = request_.system;
     if (request_.model.empty()) request_.model = settings_.default_model;
@@ -10352,7 +10360,7 @@ class turn {
   /// another answers, one that holds nothing.
   bool try_again(const event& what) {
     const bool lost = std::holds_alternative<turn_failed>(what) && may_try_again_ && lease_ &&
-                      lease_->process().lost() &&
+                      lease_->process().failed_unheard() &&
                       facts_.origin != turn_facts::process_origin::started;
     if (!lost) return false;
     may_try_again_ = false;
@@ -10360,7 +10368,7 @@ class turn {
     trace_ = make_trace(request_);
     try {
       queue(true);
-    } catch (const api_error&) {  // the queue is full: then it is that failure which is told
+    } catch (const api_error&) {  // the queue is full: then that failure is reported
       state_ = state::done;
       return false;
     }
@@ -10386,7 +10394,7 @@ class turn {
     session_.reset();
   }
 
-  /// The limit that refuses may have been told in an earlier turn.
+  /// The limit that refuses may have been reported in an earlier turn.
   void note_limits(const event& what) {
     const auto* failed = std::get_if<turn_failed>(&what);
     if (failed == nullptr || failed->error.kind != error_kind::rate_limited) return;
@@ -10411,7 +10419,7 @@ class turn {
   std::string given_system_;  ///< the client's own, for the session
   conversation_trace trace_;
   state state_ = state::waiting_for_session;
-  std::optional<session_store::visit> session_;
+  std::optional<session_store::session_lock> session_;
   std::optional<pool::ticket> ticket_;
   std::optional<lease> lease_;  ///< of a process that reads the request
   steady_time queued_since_{};
@@ -10425,8 +10433,8 @@ class turn {
 /// one client, who may leave at any time. One thread.
 class answer {
  public:
-  /// `client_shut`, told again and again: the client sends no more, so that it may have left. If it
-  /// has, the next that is written to it ends it.
+  /// `client_shut`, reported again and again: the client sends no more, so that it may have left.
+  /// If it has, the next that is written to it ends it.
   enum class pulled { arrived, silence, client_shut, client_left };
 
   /// One event of one choice.
@@ -10489,7 +10497,7 @@ class answer {
       const auto& more = turns_[i]->facts();
       sum.retries += more.retries;
       sum.taken_back += more.taken_back;
-      sum.told += more.told;
+      sum.replayed += more.replayed;
       sum.windows.insert(sum.windows.end(), more.windows.begin(), more.windows.end());
     }
     return sum;
@@ -10507,7 +10515,7 @@ class answer {
     return sum;
   }
 
-  /// What all its choices have used so far, with what their processes have said and nobody pulled.
+  /// What all its choices have used so far, with what their processes wrote and nobody pulled.
   token_usage usage() {
     token_usage sum;
     for (const auto& one : turns_) {
@@ -10525,7 +10533,7 @@ class answer {
 
  private:
   /// Longest wait in one go: a process whose pipes a grandchild holds open ends without a sign.
-  static constexpr std::chrono::milliseconds longest_wait{100};
+  static constexpr std::chrono::milliseconds max_single_wait{100};
 
   choice_event fail(api_error error) {
     failed_ = true;
@@ -10556,7 +10564,7 @@ class answer {
 #endif
     const auto now = std::chrono::steady_clock::now();
     entries_.push_back({client_fd_, static_cast<short>(now < ask_again_ ? 0 : shut), 0});
-    const auto latest = std::chrono::steady_clock::now() + longest_wait;
+    const auto latest = std::chrono::steady_clock::now() + max_single_wait;
     ::poll(entries_.data(), static_cast<nfds_t>(entries_.size()),
            poll_timeout(std::min(until, latest)));
     const auto seen = entries_.back().revents;
@@ -10684,7 +10692,7 @@ struct mcp_server {
   bool operators = false;  ///< from `options::mcp_config`; its command line is not shown
   bool enabled = true;     ///< agents are given it
   bool connected = false;  ///< it was tried, and has answered
-  std::size_t tools = 0;   ///< the counts that it told then
+  std::size_t tools = 0;   ///< the counts that it reported then
   std::size_t resources = 0;
   std::size_t prompts = 0;
 };
@@ -10775,7 +10783,7 @@ inline mcp_server parse_mcp_server(const reader& root) {
       server.config["env"][key] = variable.string();
     }
   }
-  if (const auto told = root.find("description")) server.description = told->string();
+  if (const auto description = root.find("description")) server.description = description->string();
   if (const auto enabled = root.find("enabled")) server.enabled = enabled->boolean();
   return server;
 }
@@ -10872,15 +10880,15 @@ class mcp_probe {
           {{child_.output.get(), POLLIN, 0}, {child_.errors.get(), POLLIN, 0}}};
       ::poll(fds.data(), fds.size(), 50);
       outgoing_.flush(child_.input.get());
-      std::string said;
+      std::string received;
       std::string ignored;
-      const bool open = read_available(child_.output.get(), said);
+      const bool open = read_available(child_.output.get(), received);
       if (!read_available(child_.errors.get(), ignored)) child_.errors.reset();
-      lines_.feed(said);
+      lines_.feed(received);
       if (lines_.overflowed()) {
         throw api_error(error_kind::bad_gateway, "the MCP server prints an endless line");
       }
-      if ((!open || child_.has_exited()) && said.empty()) break;
+      if ((!open || child_.has_exited()) && received.empty()) break;
     }
     throw api_error(error_kind::bad_gateway, "the MCP server does not answer '" + method + "'");
   }
@@ -11032,8 +11040,7 @@ inline void refuse_exception(const std::string& rule) {
                   "the rule '" + rule + "' allows what others deny; it can only deny");
 }
 
-inline void settle_mode(const options& settings, turn_request& request,
-                        const agent_headers& asked) {
+inline void apply_mode(const options& settings, turn_request& request, const agent_headers& asked) {
   auto& mode = request.agent->permission_mode;
   mode = "default";
   const auto most = rank_of_mode(settings.permission_mode).value_or(0);
@@ -11076,8 +11083,8 @@ inline void deny(agent_request& agent, const char* name) {
   agent.disallowed.emplace_back(name);
 }
 
-inline void settle_turns(const options& settings, agent_request& agent,
-                         const agent_headers& asked) {
+inline void apply_turn_limit(const options& settings, agent_request& agent,
+                             const agent_headers& asked) {
   constexpr int default_turns = 10;
   const int most = settings.max_turns;
   agent.max_turns = most > 0 ? std::min(default_turns, most) : default_turns;
@@ -11110,9 +11117,9 @@ inline void identify_places(const options& settings, agent_request& agent) {
   }
 }
 
-inline void settle_tools(const options& settings, agent_request& agent, const agent_headers& asked,
-                         const tool_configuration& configured,
-                         const std::vector<mcp_server>& servers) {
+inline void apply_tools(const options& settings, agent_request& agent, const agent_headers& asked,
+                        const tool_configuration& configured,
+                        const std::vector<mcp_server>& servers) {
   agent.disallowed = settings.disallowed_tools;
   agent.disallowed.insert(agent.disallowed.end(), configured.disallowed.begin(),
                           configured.disallowed.end());
@@ -11237,21 +11244,21 @@ class agent_registry {
   ///
   /// `has_budget`: what the client uses is limited, and so it gets no tools that call the model by
   /// themselves: of these calls the CLI does not tell all.
-  void settle(turn_request& request, const agent_headers& asked, bool has_budget = false) {
+  void authorize(turn_request& request, const agent_headers& asked, bool has_budget = false) {
     check_lent();
     auto& agent = *request.agent;
     agent.confined = confinement_here();
-    agent_rules::settle_mode(settings_, request, asked);
-    agent_rules::settle_turns(settings_, agent, asked);
-    settle_directory(request, asked);
+    agent_rules::apply_mode(settings_, request, asked);
+    agent_rules::apply_turn_limit(settings_, agent, asked);
+    apply_directory(request, asked);
     agent_rules::identify_places(settings_, agent);
     const std::lock_guard<std::mutex> lock(mutex_);
     std::vector<mcp_server> servers;
     for (const auto& server : servers_of(request.client)) {
       if (server.enabled) servers.push_back(server);
     }
-    agent_rules::settle_tools(settings_, agent, asked,
-                              configuration_of(request.client, request.session), servers);
+    agent_rules::apply_tools(settings_, agent, asked,
+                             configuration_of(request.client, request.session), servers);
     if (has_budget) {
       for (const char* name : {"Task", "WebFetch", "WebSearch"}) agent_rules::deny(agent, name);
     }
@@ -11475,7 +11482,7 @@ class agent_registry {
     if (!failed) agent.directory = real.string();
   }
 
-  void settle_directory(turn_request& request, const agent_headers& asked) const {
+  void apply_directory(turn_request& request, const agent_headers& asked) const {
     auto& agent = *request.agent;
     assign_places(agent, request.client);
     if (!asked.directory) return;
@@ -11615,11 +11622,11 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 13> commands
 constexpr std::string_view separators = " ,\t\r\n";
 
 /// The words, each with what stands before it.
-inline std::vector<std::string_view> pieces_of(std::string_view said) {
+inline std::vector<std::string_view> pieces_of(std::string_view content) {
   std::vector<std::string_view> pieces;
-  for (std::size_t at = 0; at < said.size(); at += pieces.back().size()) {
-    const auto end = said.find_first_of(separators, said.find_first_not_of(separators, at));
-    pieces.push_back(said.substr(at, end - at));
+  for (std::size_t at = 0; at < content.size(); at += pieces.back().size()) {
+    const auto end = content.find_first_of(separators, content.find_first_not_of(separators, at));
+    pieces.push_back(content.substr(at, end - at));
   }
   return pieces;
 }
@@ -11627,10 +11634,10 @@ inline std::vector<std::string_view> pieces_of(std::string_view said) {
 /// The arguments by the command.
 using wishes = std::map<std::string_view, std::string>;
 
-inline wishes find_commands(std::string_view said) {
+inline wishes find_commands(std::string_view content) {
   wishes found;
   std::string* argument = nullptr;
-  for (const auto piece : pieces_of(said)) {
+  for (const auto piece : pieces_of(content)) {
     const auto word = piece.substr(std::min(piece.find_first_not_of(separators), piece.size()));
     const auto* command = std::find_if(commands.begin(), commands.end(), [&](const auto& one) {
       return word == one.first.substr(0, one.first.find(' '));
@@ -11691,10 +11698,11 @@ inline std::string sample_string(const json& schema) {
        {"email", "demo@example.com"},
        {"uri", "https://example.com/"},
        {"uuid", "00000000-0000-4000-8000-000000000000"}}};
-  const auto told =
+  const auto description =
       string_of(schema, "description") + "(format: " + string_of(schema, "format") + ")";
   for (const auto& [format, value] : formats) {  // where `encode_schema` tells it, or a tool's own
-    if (told.find("(format: " + std::string(format) + ")") != std::string::npos) return value;
+    if (description.find("(format: " + std::string(format) + ")") != std::string::npos)
+      return value;
   }
   const auto size = std::clamp<std::int64_t>(integer_of(schema, "minLength"), 4, 10'000);
   return "dem" + std::string(static_cast<std::size_t>(size - 3), 'o');
@@ -11762,23 +11770,23 @@ inline std::vector<json> blocks_of(const json& message, std::string_view type) {
 }
 
 /// Three words are four tokens.
-inline std::int64_t count_tokens(std::string_view said) {
-  return static_cast<std::int64_t>((pieces_of(said).size() * 4 + 2) / 3);
+inline std::int64_t count_tokens(std::string_view content) {
+  return static_cast<std::int64_t>((pieces_of(content).size() * 4 + 2) / 3);
 }
 
-/// What of a message the model would be told, but for ids and thoughts, which not every client
+/// What of a message the model would get, but for ids and thoughts, which not every client
 /// brings back.
 inline std::string substance_of(const json& message) {
   const auto& content = member_of(message, "content");
-  auto told = string_of(message, "role") + " " + content_text(content);
+  auto shown = string_of(message, "role") + " " + content_text(content);
   for (const auto& block : content) {
     for (const char* name : {"name", "input", "source"}) {
       const auto& member = member_of(block, name);
-      if (!member.is_null()) told += " " + dump(member);
+      if (!member.is_null()) shown += " " + dump(member);
     }
-    told += " " + content_text(member_of(block, "content"));
+    shown += " " + content_text(member_of(block, "content"));
   }
-  return told;
+  return shown;
 }
 
 /// 16 digits that stand for the conversation (FNV-1a).
@@ -11794,7 +11802,7 @@ inline std::string fingerprint_of(const conversation& now) {
 
 // ---- what it answers ----------------------------------------------------------------------------
 
-/// A content block, told word by word.
+/// A content block, sent word by word.
 struct block {
   json start;          ///< as the API begins it
   const char* delta;   ///< what it calls the pieces,
@@ -11864,7 +11872,7 @@ inline std::string list_commands() {
   return list;
 }
 
-inline std::string plain_answer(const conversation& now, const std::string& said) {
+inline std::string plain_answer(const conversation& now, const std::string& content) {
   constexpr std::size_t most = 400;
   const auto& last = now.messages.back();
   std::string results;
@@ -11875,7 +11883,7 @@ inline std::string plain_answer(const conversation& now, const std::string& said
   }
   if (!results.empty()) return results;
   return "This is the demo of claude-openai: no model has read this. You said: \"" +
-         text::repair_utf8(said.substr(0, most)) + (said.size() > most ? "..." : "") +
+         text::repair_utf8(content.substr(0, most)) + (content.size() > most ? "..." : "") +
          "\". Messages: " + std::to_string(now.messages.size()) +
          ", bytes of system prompt: " + std::to_string(now.system.size()) +
          ", tools: " + std::to_string(now.tools.size()) +
@@ -11884,15 +11892,16 @@ inline std::string plain_answer(const conversation& now, const std::string& said
          ". Say /help to see what the demo can do.";
 }
 
-inline std::string make_text(const conversation& now, const std::string& said, const plan& made) {
+inline std::string make_text(const conversation& now, const std::string& content,
+                             const plan& made) {
   if (made.structured || made.has("/json")) {
     const auto given = object_in(made.asked, "/json");
-    const auto shown = json::object({{"demo", said}});
+    const auto shown = json::object({{"demo", content}});
     return dump(!given.is_null() ? given : now.schema.is_null() ? shown : sample(now.schema));
   }
   if (made.has("/help")) return list_commands();
   if (made.has("/say")) return made.asked.at("/say");
-  if (!made.has("/long")) return plain_answer(now, said);
+  if (!made.has("/long")) return plain_answer(now, content);
   const auto count = text::try_number<std::size_t>(first_word(made.asked.at("/long")));
   constexpr std::size_t most = 1'000'000;
   return text::join(std::vector<std::string>(std::min(count.value_or(100), most), "word"), " ");
@@ -11921,9 +11930,9 @@ inline void limit_text(const json& body, plan& made) {
   made.stop_sequence = json();
 }
 
-inline void plan_text(const conversation& now, const std::string& said, plan& made) {
+inline void plan_text(const conversation& now, const std::string& content, plan& made) {
   made.structured = !now.schema.is_null();
-  if (made.text.empty() || made.structured) made.text = make_text(now, said, made);
+  if (made.text.empty() || made.structured) made.text = make_text(now, content, made);
   limit_text(now.body, made);
   if (made.structured) {
     const auto id = "toolu_" + fingerprint_of(now);
@@ -11937,26 +11946,26 @@ inline void plan_text(const conversation& now, const std::string& said, plan& ma
 /// What the model would answer to the conversation, whose last message is the user's.
 inline plan make_plan(const conversation& now) {
   plan made;
-  std::string said;
+  std::string content;
   for (const auto& message : now.messages) {  // results of tools alone leave the pace as it was
     if (string_of(message, "role") != "user") continue;
-    said = text::trim(content_text(member_of(message, "content")));
-    made.asked = find_commands(said);
-    if (!said.empty()) made.fast = made.has("/fast");
+    content = text::trim(content_text(member_of(message, "content")));
+    made.asked = find_commands(content);
+    if (!content.empty()) made.fast = made.has("/fast");
   }
   if (now.thinks || made.has("/think")) {
     const auto start = json::object({{"type", "thinking"}, {"thinking", ""}, {"signature", ""}});
-    const auto words = "Words of the user's: " + std::to_string(pieces_of(said).size()) +
+    const auto words = "Words of the user's: " + std::to_string(pieces_of(content).size()) +
                        ". No model is here to think about them, so this is all.";
     made.blocks.push_back({start, "thinking_delta", "thinking", words});
     made.thinking_tokens = count_tokens(words);
   }
   if (const auto tool = wanted_tool(now, made)) plan_calls(now, *tool, made);
-  if (made.calls.empty()) plan_text(now, said, made);
+  if (made.calls.empty()) plan_text(now, content, made);
   return made;
 }
 
-/// All before the last message is told as read from the API's cache.
+/// All before the last message is reported as read from the API's cache.
 inline json make_usage(const conversation& now, const plan& made) {
   auto input = count_tokens(now.system) + count_tokens(dump(now.tools));
   std::int64_t cached = 0;
@@ -12019,8 +12028,8 @@ class stand_in {
   /// The answer that is under way has no further lines.
   bool over() const { return interrupted_ || failed_; }
 
-  void take_line(std::string_view said) {
-    const json line = try_parse_json(said, max_line_depth);
+  void take_line(std::string_view received) {
+    const json line = try_parse_json(received, max_line_depth);
     if (!line.is_object()) return fail("a line is not a JSON object");
     const auto type = string_of(line, "type");
     if (type == "control_request") take_request(line);
@@ -12164,33 +12173,33 @@ class stand_in {
   }
 
   void say_block(const plan& made, std::size_t index) {
-    const auto& said = made.blocks[index];
+    const auto& block = made.blocks[index];
     const auto say_delta = [&](const char* type, const char* member, std::string_view piece) {
       const auto delta = json::object({{"type", type}, {member, piece}});
       say_event("content_block_delta", json::object({{"index", index}, {"delta", delta}}));
     };
     say_event("content_block_start",
-              json::object({{"index", index}, {"content_block", said.start}}));
-    const auto pieces = pieces_of(said.words);
+              json::object({{"index", index}, {"content_block", block.start}}));
+    const auto pieces = pieces_of(block.words);
     const bool crashes = made.has("/crash") && index + 1 == made.blocks.size();
     for (std::size_t i = 0; i < pieces.size() && !over(); ++i) {
       pause(made.fast ? std::chrono::milliseconds(0) : pace_);
-      say_delta(said.delta, said.member, pieces[i]);
+      say_delta(block.delta, block.member, pieces[i]);
       if (crashes && i >= pieces.size() / 2) fail("it was asked to /crash");
     }
-    if (said.start["type"] == "thinking") say_delta("signature_delta", "signature", "ZGVtbw==");
+    if (block.start["type"] == "thinking") say_delta("signature_delta", "signature", "ZGVtbw==");
     say_event("content_block_stop", json::object({{"index", index}}));
   }
 
   /// Waits for the client, for as long as it takes, and adds the calls and their results to the
   /// conversation, as a client would tell them to a fresh process. False when none will come.
   bool await_results(const json& calls) {
-    json said = json::array();
-    json told = json::array();
+    json calls_sent = json::array();
+    json results = json::array();
     for (auto call : calls) {
       const auto id = string_of(call, "id");
-      said.push_back(make_tool_use(id, now_.tool_prefix + string_of(call, "name"), {}).start);
-      said.back()["input"] = call["arguments"];
+      calls_sent.push_back(make_tool_use(id, now_.tool_prefix + string_of(call, "name"), {}).start);
+      calls_sent.back()["input"] = call["arguments"];
       call["_meta"] = json::object({{"claudecode/toolUseId", id}});
       call.erase("id");
       ask_client(id, "tools/call", call);
@@ -12198,12 +12207,12 @@ class stand_in {
     for (const auto& call : calls) {
       const auto id = string_of(call, "id");
       while (results_.count(id) == 0 && !over() && !ended_) wait(-1);
-      told.push_back(json::object({{"type", "tool_result"},
-                                   {"content", member_of(results_[id], "content")},
-                                   {"is_error", boolean_of(results_[id], "isError")}}));
+      results.push_back(json::object({{"type", "tool_result"},
+                                      {"content", member_of(results_[id], "content")},
+                                      {"is_error", boolean_of(results_[id], "isError")}}));
     }
-    now_.messages.push_back(json::object({{"role", "assistant"}, {"content", said}}));
-    now_.messages.push_back(json::object({{"role", "user"}, {"content", told}}));
+    now_.messages.push_back(json::object({{"role", "assistant"}, {"content", calls_sent}}));
+    now_.messages.push_back(json::object({{"role", "user"}, {"content", results}}));
     return !ended_;
   }
 
@@ -12220,8 +12229,8 @@ class stand_in {
     say_result(made.text, more);
   }
 
-  void say_result(const std::string& told, const json& more) {
-    auto members = json::object({{"subtype", "success"}, {"is_error", false}, {"result", told}});
+  void say_result(const std::string& result, const json& more) {
+    auto members = json::object({{"subtype", "success"}, {"is_error", false}, {"result", result}});
     members["total_cost_usd"] = cost_;
     members.update(more);
     say("result", members);
@@ -12229,14 +12238,14 @@ class stand_in {
 
   /// As after the one retry that the proxy allows, where the API's failure is worth one.
   void say_failure(int status) {
-    const auto told = "API Error: " + std::to_string(status) + " the demo was asked to fail";
+    const auto failure = "API Error: " + std::to_string(status) + " the demo was asked to fail";
     if (status == 429 || status >= 500) {
       say("system", json::object({{"subtype", "api_retry"},
                                   {"retry_delay_ms", 500},
                                   {"error_status", status},
                                   {"error", "unknown"}}));
     }
-    say_result(told, json::object({{"is_error", true}, {"api_error_status", status}}));
+    say_result(failure, json::object({{"is_error", true}, {"api_error_status", status}}));
   }
 
   /// Ends the process.
@@ -12368,7 +12377,7 @@ inline std::size_t number_of_key(std::string_view presented, const std::vector<s
 }
 
 /// A name that a web page cannot make ours by DNS: an address, a loopback name, or the one we were
-/// told to listen on.
+/// listens on by its settings.
 inline bool is_own_host(std::string_view host, const options& settings) {
   const auto name = host_name(host);
   return name.empty() || is_ip_literal(name) || name == "localhost" ||
@@ -12471,7 +12480,7 @@ inline std::string refuse_tools(const credentials& shown, const options& setting
          "(--api-key) or --allow-keyless-tools";
 }
 
-/// Tells who the client is, or throws a 401 or 403 for whoever may not come in. A client with a key
+/// Tells who the client is, or throws a 401 or 403 if it may not come in. A client with a key
 /// proves more than its Host header does; without keys only names of this machine are answered (DNS
 /// rebinding), and only to the proxy's own user where the system tells users apart.
 inline visitor check_access(const credentials& shown, const options& settings, bool needs_key) {
@@ -12534,7 +12543,8 @@ inline bool is_limited(const options& settings) {
   return settings.limits.enabled.value_or(!is_private(settings));
 }
 
-/// Whoever has one address of IPv6 has some 2^64 of them, so the network of 64 bits is what counts.
+/// A client with one address of IPv6 has some 2^64 of them, so the network of 64 bits is what
+/// counts.
 inline std::string network_of(const std::string& address) {
   in6_addr parsed{};
   if (::inet_pton(AF_INET6, address.c_str(), &parsed) != 1) return address;
@@ -12554,7 +12564,7 @@ class limiter {
     bool allowed = true;
   };
 
-  /// Counts a request of whoever that is: an address, or the name of a key's holder.
+  /// Counts a request by its client: an address, or the name of a key's holder.
   standing count(endpoint_group group, const std::string& who, const rate_limits& limits) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto reset = enter_minute();
@@ -12583,7 +12593,7 @@ class limiter {
   }
 
   /// Charges what the requests have used in place of what was reserved for them.
-  void settle(const std::string& client, const budget& reserved, const token_usage& used) {
+  void charge(const std::string& client, const budget& reserved, const token_usage& used) {
     const std::lock_guard<std::mutex> lock(mutex_);
     enter_minute();
     enter_day();
@@ -12622,7 +12632,7 @@ class limiter {
     right_keys_.erase(std::min_element(right_keys_.begin(), right_keys_.end(), earlier));
   }
 
-  /// How long the answer to a wrong key shall wait: whoever guesses gets slower, up to two seconds
+  /// How long the answer to a wrong key waits: guessing gets slower, up to two seconds
   /// a guess.
   std::chrono::milliseconds wrong_key_delay(const std::string& address) {
     constexpr std::chrono::milliseconds longest{2'000};
@@ -12634,7 +12644,7 @@ class limiter {
 
  private:
   /// More addresses than this in one minute share a count.
-  static constexpr std::size_t most_names = 100'000;
+  static constexpr std::size_t max_kept_names = 100'000;
   static constexpr double least_usd = 1e-9;
   static constexpr int max_wrong_keys = 30;  ///< of one address in a minute
   static constexpr std::chrono::hours right_key_memory{1};
@@ -12670,7 +12680,7 @@ class limiter {
                       const typename std::map<Name, int>::key_type& others) {
     const auto known = counts.find(name);
     if (known != counts.end()) return known->second;
-    return counts[counts.size() < most_names ? name : others];
+    return counts[counts.size() < max_kept_names ? name : others];
   }
 
   static void add_up(budget& sum, const budget& more, int sign) {
@@ -12873,7 +12883,7 @@ inline json render_log_fields(const request_figures& record) {
   }
   fields["queue_seconds"] = std::chrono::duration<double>(record.facts.queued).count();
   fields["messages_taken_back"] = record.facts.taken_back;
-  fields["messages_told"] = record.facts.told;
+  fields["messages_told"] = record.facts.replayed;
   fields["retries"] = record.facts.retries;
   fields["input_tokens"] = record.usage.input;
   fields["output_tokens"] = record.usage.output;
@@ -12984,7 +12994,7 @@ class metrics {
     cost_usd_ = std::max(cost_usd_, charged_usd_);  // a counter never falls
     retries_ += record.facts.retries;
     taken_back_ += static_cast<double>(record.facts.taken_back);
-    told_ += static_cast<double>(record.facts.told);
+    replayed_ += static_cast<double>(record.facts.replayed);
     if (record.failure == "processes_busy") ++rejected_["queue_full"];
     if (record.upstream_failed) ++upstream_errors_[std::to_string(record.upstream_status)];
     const auto origin = name_of(record.facts.origin);
@@ -12999,7 +13009,7 @@ class metrics {
     ++rejected_[reason];
   }
 
-  /// The subscription's limits, as far as the CLI has told them.
+  /// The subscription's limits, as far as the CLI reported them.
   std::vector<usage_window> windows() const {
     const std::lock_guard<std::mutex> lock(mutex_);
     std::vector<usage_window> all;
@@ -13027,7 +13037,7 @@ class metrics {
   using tally = std::map<std::string, double>;
 
   /// Clients may make up any number of names.
-  static constexpr std::size_t most_models = 50;
+  static constexpr std::size_t max_models = 50;
 
   static std::vector<double> first_token_bounds() {
     return {0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60};
@@ -13037,7 +13047,7 @@ class metrics {
   }
 
   std::string known_model(const std::string& model) {
-    if (models_.size() >= most_models && models_.count(model) == 0) return "other";
+    if (models_.size() >= max_models && models_.count(model) == 0) return "other";
     models_.insert(model);
     return model;
   }
@@ -13079,7 +13089,7 @@ class metrics {
               "Users' messages that a process took back to serve another conversation.");
     out.add({}, taken_back_);
     out.begin("messages_told_total", "counter", "Messages that a process was told as history.");
-    out.add({}, told_);
+    out.add({}, replayed_);
   }
 
   void render_processes(exposition& out, const gauges& now) const {
@@ -13135,7 +13145,7 @@ class metrics {
   double cost_usd_ = 0;
   double retries_ = 0;
   double taken_back_ = 0;
-  double told_ = 0;
+  double replayed_ = 0;
 };
 
 //================================================================================================
@@ -13227,13 +13237,13 @@ inline std::string credential_source(const options& settings) {
 inline void inspect_version(const options& settings, const child_guard& guard,
                             const wake_signal& stop, cli_facts& facts) {
   const command ask{claude_words(settings, {"--version"}), child_environment(settings), {}};
-  const auto said = run_command(ask, guard, std::chrono::seconds(10), stop);
-  const auto version = parse_version(said.output);
+  const auto result = run_command(ask, guard, std::chrono::seconds(10), stop);
+  const auto version = parse_version(result.output);
   if (!version) {
-    facts.problem = settings.claude_path + " does not tell its version (" + said.ending + ")";
+    facts.problem = settings.claude_path + " does not tell its version (" + result.ending + ")";
     return;
   }
-  facts.version = text::split(said.output, ' ').front();
+  facts.version = text::split(result.output, ' ').front();
   if (*version >= oldest_cli) return;
   facts.too_old = true;
   facts.problem = "claude " + facts.version +
@@ -13242,8 +13252,8 @@ inline void inspect_version(const options& settings, const child_guard& guard,
 }
 
 /// Reads models and login out of the CLI's answer to `initialize`.
-inline void read_introduction(const json& introduction, cli_facts& facts) {
-  const auto& models = member_of(introduction, "models");
+inline void read_initialize_response(const json& initialize_response, cli_facts& facts) {
+  const auto& models = member_of(initialize_response, "models");
   for (std::size_t i = 0; models.is_array() && i < models.size(); ++i) {
     for (const char* name : {"value", "resolvedModel"}) {
       const auto id = string_of(models[i], name);
@@ -13254,7 +13264,7 @@ inline void read_introduction(const json& introduction, cli_facts& facts) {
       if (off.is_boolean() && !off.get<bool>()) facts.always_thinking.push_back(id);
     }
   }
-  const auto& account = member_of(introduction, "account");
+  const auto& account = member_of(initialize_response, "account");
   const auto token = string_of(account, "tokenSource");
   const auto provider = string_of(account, "apiProvider");
   facts.logged_in = !string_of(account, "apiKeySource").empty() ||
@@ -13276,8 +13286,8 @@ inline void inspect_account(const options& settings, pool& processes, const wake
     if (!process) ::poll(&entry, 1, 50);
   }
   auto& asked = process->process();
-  asked.begin_introduction();
-  while (asked.introduction().is_null()) {
+  asked.request_capabilities();
+  while (asked.initialize_response().is_null()) {
     if (std::chrono::steady_clock::now() >= deadline || stop.is_raised()) return;
     if (const auto failure = asked.pop()) {
       if (const auto* failed = std::get_if<turn_failed>(&*failure)) {
@@ -13290,7 +13300,7 @@ inline void inspect_account(const options& settings, pool& processes, const wake
     ::poll(entries.data(), static_cast<nfds_t>(entries.size()), 50);
     asked.pump();
   }
-  read_introduction(asked.introduction(), facts);
+  read_initialize_response(asked.initialize_response(), facts);
   if (facts.logged_in == false) {
     facts.problem = not_logged_in;
   }
@@ -13332,9 +13342,9 @@ inline std::string problem_code(const cli_facts& facts) {
 /// code: its text names paths and what `claude` printed.
 inline json render_health(const process_counts& counts, const cli_facts& facts, bool details,
                           bool demo = false) {
-  constexpr std::chrono::seconds longest_stall{30};
+  constexpr std::chrono::seconds max_stall{30};
   auto problem = facts.problem;
-  if (problem.empty() && counts.stalled > longest_stall) {
+  if (problem.empty() && counts.stalled > max_stall) {
     problem = std::to_string(counts.queued) + " requests wait, and none has got a process for " +
               std::to_string(counts.stalled.count() / 1000) + " s";
   }
@@ -13394,12 +13404,12 @@ inline bool is_token(std::string_view word) {
 
 /// False when this is the beginning of no request: of TLS, for one, which would wait for an answer.
 inline bool begins_well(std::string_view bytes) {
-  constexpr std::size_t longest_method = 32;
+  constexpr std::size_t max_method = 32;
   const auto line = bytes.substr(0, bytes.find('\r'));
-  const auto method = line.substr(0, std::min(line.find(' '), longest_method + 1));
+  const auto method = line.substr(0, std::min(line.find(' '), max_method + 1));
   const bool whole = line.size() < bytes.size();
   if (whole && line.find("HTTP/1.") == line.npos) return false;
-  return method.empty() ? bytes.empty() : method.size() <= longest_method && is_token(method);
+  return method.empty() ? bytes.empty() : method.size() <= max_method && is_token(method);
 }
 
 /// Visible characters, blanks and bytes above ASCII: no line end and no NUL hides in a value.
@@ -13536,12 +13546,12 @@ class chunk_decoder {
  private:
   enum class state { size, data, data_end, trailer, done };
 
-  static constexpr std::size_t longest_line = 4096;
+  static constexpr std::size_t max_line = 4096;
 
   /// One more byte of a line. True when the line is complete.
   bool take(char c) {
     line_ += c;
-    if (line_.size() > longest_line) throw http_head::broken("an endless line in a chunked body");
+    if (line_.size() > max_line) throw http_head::broken("an endless line in a chunked body");
     const bool ended = line_.size() >= 2 && line_.compare(line_.size() - 2, 2, "\r\n") == 0;
     if (!ended && c == '\n') throw http_head::broken("a bare line feed in a chunked body");
     if (state_ == state::data_end && line_.size() == 2 && !ended) {
@@ -13558,7 +13568,7 @@ class chunk_decoder {
     } else if (state_ == state::trailer) {
       const bool field = http_head::is_token(std::string_view(line).substr(0, line.find(':')));
       trailers_ += line.size();
-      if (trailers_ > 2 * longest_line || (length > 0 && !field)) {
+      if (trailers_ > 2 * max_line || (length > 0 && !field)) {
         throw http_head::broken("what follows a chunked body");
       }
       if (length == 0) state_ = state::done;
@@ -13733,14 +13743,14 @@ struct endpoint {
 
 /// `ask` is getpeername or getsockname.
 inline endpoint endpoint_of(int socket, int (*ask)(int, sockaddr*, socklen_t*)) {
-  sockaddr_storage told{};
-  socklen_t size = sizeof told;
-  if (ask(socket, reinterpret_cast<sockaddr*>(&told), &size) != 0) return {};
-  const auto* v4 = reinterpret_cast<const sockaddr_in*>(&told);
-  const auto* v6 = reinterpret_cast<const sockaddr_in6*>(&told);
-  endpoint end{told.ss_family, {}, v4->sin_port};  // both have the port in the same place
-  if (told.ss_family == AF_INET6) std::memcpy(end.address.data(), &v6->sin6_addr, 16);
-  if (told.ss_family == AF_INET) end.address[0] = v4->sin_addr.s_addr;
+  sockaddr_storage found{};
+  socklen_t size = sizeof found;
+  if (ask(socket, reinterpret_cast<sockaddr*>(&found), &size) != 0) return {};
+  const auto* v4 = reinterpret_cast<const sockaddr_in*>(&found);
+  const auto* v6 = reinterpret_cast<const sockaddr_in6*>(&found);
+  endpoint end{found.ss_family, {}, v4->sin_port};  // both have the port in the same place
+  if (found.ss_family == AF_INET6) std::memcpy(end.address.data(), &v6->sin6_addr, 16);
+  if (found.ss_family == AF_INET) end.address[0] = v4->sin_addr.s_addr;
   return end;
 }
 
@@ -13824,8 +13834,8 @@ inline std::optional<uid_t> uid_of_peer(int socket) {
   if (peer.family == AF_UNIX) {
     ucred holder{};
     socklen_t size = sizeof holder;
-    const bool told = ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &holder, &size) == 0;
-    if (!told) return std::nullopt;
+    const bool known = ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &holder, &size) == 0;
+    if (!known) return std::nullopt;
     return holder.uid;
   }
   const auto own = endpoint_of(socket, ::getsockname);
@@ -13843,8 +13853,8 @@ inline std::optional<uid_t> uid_of_peer(int socket) {
 #else
   uid_t user = 0;
   gid_t group = 0;
-  const bool told = peer_address(socket) == "unix" && ::getpeereid(socket, &user, &group) == 0;
-  if (!told) return std::nullopt;
+  const bool known = peer_address(socket) == "unix" && ::getpeereid(socket, &user, &group) == 0;
+  if (!known) return std::nullopt;
   return user;
 #endif
 }
@@ -15527,7 +15537,7 @@ inline std::string content_security_policy(std::string_view nonce) {
 /// not add up.
 class body_budget {
  public:
-  explicit body_budget(std::size_t most) : most_(most) {}
+  explicit body_budget(std::size_t most) : max_(most) {}
 
   /// A body's share; it goes with it.
   class share {
@@ -15543,7 +15553,7 @@ class body_budget {
       constexpr std::size_t small = 64 * 1024;
       if (bytes <= std::max(bytes_, small)) return;
       const auto more = bytes - bytes_;
-      if ((owner_.used_ += more) > owner_.most_) {
+      if ((owner_.used_ += more) > owner_.max_) {
         owner_.used_ -= more;
         throw api_error(error_kind::unavailable, "too many large requests at once; try again");
       }
@@ -15556,7 +15566,7 @@ class body_budget {
   };
 
  private:
-  const std::size_t most_;
+  const std::size_t max_;
   std::atomic<std::size_t> used_{0};
 };
 
@@ -15985,14 +15995,14 @@ inline std::string counted_name(request_context& now) {
 }
 
 /// Counts the request against the rate limit, tells how the client stands, and throws a 429 when
-/// it asks too often. The stricter of its two limits is told: its address's or its key's.
+/// it asks too often. The stricter of its two limits is reported: its address's or its key's.
 inline void count_request(request_context& now, endpoint_group group, const std::string& who) {
   if (group == endpoint_group::none || !is_limited(*now.settings)) return;
   const auto standing = now.proxy.limits.count(group, who, now.settings->limits);
   auto& headers = now.response.headers;
-  const auto told = headers.find("x-ratelimit-remaining-requests");
-  const bool stricter = told == headers.end() ||
-                        standing.remaining <= text::try_number<int>(told->second).value_or(0);
+  const auto header = headers.find("x-ratelimit-remaining-requests");
+  const bool stricter = header == headers.end() ||
+                        standing.remaining <= text::try_number<int>(header->second).value_or(0);
   if (stricter) {
     const auto seconds = std::chrono::ceil<std::chrono::seconds>(standing.reset).count();
     for (const char* name : {"limit", "remaining", "reset"}) {
@@ -16124,7 +16134,7 @@ inline void finish(proxy_parts& proxy, const logger& log, request_record& record
   record.ended = std::chrono::steady_clock::now();
   proxy.figures.finish(record);
   if (record.reserved.requests > 0) {
-    proxy.limits.settle(record.client_id, record.reserved, record.usage);
+    proxy.limits.charge(record.client_id, record.reserved, record.usage);
   }
   call_back(log, proxy.on_answer, record);
   if (!log.wants(log_level::info)) return;
@@ -16150,7 +16160,7 @@ inline bool is_strict(const request_context& now) {
 }
 
 /// What a client asks by headers of its agent; in vain where it asks for none.
-inline void settle_headers(const request_context& now, turn_request& turn) {
+inline void apply_headers(const request_context& now, turn_request& turn) {
   if (const auto tokens = now.find_header("X-Claude-Max-Thinking-Tokens")) {
     turn.thinking_tokens = text::try_number<std::int64_t>(text::trim(*tokens));
     if (turn.thinking_tokens.value_or(-1) < 0 || *turn.thinking_tokens > 1'000'000) {
@@ -16166,7 +16176,7 @@ inline void settle_headers(const request_context& now, turn_request& turn) {
   if (turn.agent) {
     check_rights(now, access::tools);
     const auto has_budget = [](const budget& limit) { return limit.tokens > 0 || limit.usd > 0; };
-    return now.proxy.agents.settle(
+    return now.proxy.agents.authorize(
         turn, asked,
         has_budget(now.settings->minute_budget) || has_budget(now.settings->day_budget));
   }
@@ -16177,7 +16187,7 @@ inline void settle_headers(const request_context& now, turn_request& turn) {
   if (asked.directory) name_ignored(turn, "X-Claude-Cwd");
 }
 
-/// The model that the operator means by the client's name for it, of which the client is told.
+/// The model that the operator means by the client's name for it; a header names both.
 inline std::string take_alias(request_context& now, const std::string& name) {
   const auto* alias = find_alias(*now.settings, name);
   if (alias == nullptr) return released_model(name);
@@ -16186,7 +16196,7 @@ inline std::string take_alias(request_context& now, const std::string& name) {
 }
 
 /// Puts in what is not in the body: who asks, in which session, and what the model takes.
-inline void settle_turn(request_context& now, turn_request& turn) {
+inline void complete_request(request_context& now, turn_request& turn) {
   turn.client = now.client_id();
   // A page that may only chat shares no process with the programs of this user.
   if (now.who.key.empty() && !now.who.page_refusal.empty())
@@ -16204,8 +16214,8 @@ inline void settle_turn(request_context& now, turn_request& turn) {
     turn.session = parse_session_id(reader(id, "X-Session-Id"));
   }
   if (!turn.session.empty()) check_rights(now, access::own);
-  settle_headers(now, turn);
-  settle(turn, traits_of(turn.model, now.proxy.status.get().always_thinking));
+  apply_headers(now, turn);
+  apply_model_limits(turn, traits_of(turn.model, now.proxy.status.get().always_thinking));
 }
 
 inline void tell_ignored(request_context& now, const std::vector<std::string>& names) {
@@ -16369,13 +16379,13 @@ inline void answer_whole(request_context& now, answer& running, const reply& wri
   now.response.set_body(std::move(body), json_type);
 }
 
-inline void ask(request_context& now, const surface& dialect, json body, reply_context context,
-                std::shared_ptr<const wake_signal> cancelled = nullptr) {
+inline void ask(request_context& now, const dialect_functions& dialect, json body,
+                reply_context context, std::shared_ptr<const wake_signal> cancelled = nullptr) {
   auto parsed = dialect.parse(body, context);
   body = nullptr;  // which may be large
   for (auto& turn : parsed.turns) {
-    settle_turn(now, turn);
-    if (turn.session.empty()) settle_tool_calls(turn.messages, turn.messages_field);
+    complete_request(now, turn);
+    if (turn.session.empty()) match_tool_calls(turn.messages, turn.messages_field);
   }
   if (parsed.turns.size() > 1 && !parsed.turns.front().session.empty()) {
     throw bad_field("X-Session-Id", "goes on with one answer, and several are asked for");
@@ -16395,7 +16405,7 @@ inline void ask(request_context& now, const surface& dialect, json body, reply_c
   }
 }
 
-inline void answer_turn(request_context& now, const surface& dialect) {
+inline void answer_turn(request_context& now, const dialect_functions& dialect) {
   ask(now, dialect, read_json(now), make_context(now));
 }
 
@@ -16445,7 +16455,7 @@ inline std::string last_of_path(const request_context& now) {
   return now.path.substr(now.path.find('/', 1) + 1);
 }
 
-/// As far as the API can be asked, it counts; else the size is an estimate, and told as one. The
+/// As far as the API can be asked, it counts; else the size is an estimate, and marked as one. The
 /// body is the turn as a request of the Messages API.
 inline std::int64_t count_tokens(request_context& now, turn_request& turn, const json& body) {
   define_called_tools(turn);
@@ -16559,7 +16569,7 @@ inline void handle_delete_session(request_context& now) {
 inline void handle_compatibility(request_context& now) {
   const auto body = read_json(now);
   auto turn = openai_chat::parse(body, {}).turns.front();
-  settle_turn(now, turn);
+  complete_request(now, turn);
   answer_json(now, openai_chat::render_compatibility(body, turn.ignored_params));
 }
 
@@ -16596,9 +16606,9 @@ inline void handle_mcp_stats(request_context& now) {
 inline void handle_add_mcp_server(request_context& now) {
   const auto body = read_json(now);
   auto server = parse_mcp_server(reader(body));
-  const auto told = "MCP server '" + server.name + "' registered successfully";
+  const auto confirmation = "MCP server '" + server.name + "' registered successfully";
   now.proxy.agents.add_server(now.client_id(), std::move(server));
-  answer_json(now, json::object({{"message", told}}));
+  answer_json(now, json::object({{"message", confirmation}}));
 }
 
 inline void handle_connect_mcp_server(request_context& now) {
@@ -16653,7 +16663,7 @@ inline void handle_debug(request_context& now) {
   answer_json(now, json::object({{"debug_info", info}}));
 }
 
-/// The page for a browser, and a word for whoever else looks whether somebody is there.
+/// The page for a browser, and a word for other clients that look whether somebody is there.
 inline void handle_root(request_context& now) {
   auto& response = now.response;
   if (now.header("Accept").find("text/html") != std::string::npos) {
@@ -17487,7 +17497,7 @@ class server {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!make_room()) return figures_.reject("connections");
     try {
-      // TLS is for the port: whoever can open the unix socket could read this memory, too.
+      // TLS is for the port: a user who can open the unix socket could read this memory, too.
       const bool in_clear = peer_address(socket.get()) == "unix";
       clients_.push_back(
           std::make_unique<connection>(std::move(socket), in_clear ? nullptr : tls_, closing_));
@@ -17732,12 +17742,12 @@ class doctor {
     if (!check_cli()) return false;
     check_login();
     if (check_spare()) check_answer();
-    return well_;
+    return all_ok_;
   }
 
  private:
   void tell(const finding& found) {
-    well_ = well_ && found.good;
+    all_ok_ = all_ok_ && found.good;
     tell_(found);
   }
 
@@ -17845,10 +17855,10 @@ class doctor {
     const auto missing = missing_credentials(settings_);
     const command ask{
         claude_words(settings_, {"auth", "status"}), child_environment(settings_), {}};
-    const auto said = run_command(ask, *guard_, std::chrono::seconds(20), stop_);
-    const auto told = try_parse_json(said.output);
-    const bool logged_in = told.is_object() ? boolean_of(told, "loggedIn") : missing.empty();
-    const auto as = string_of(told, "authMethod");
+    const auto result = run_command(ask, *guard_, std::chrono::seconds(20), stop_);
+    const auto answer = try_parse_json(result.output);
+    const bool logged_in = answer.is_object() ? boolean_of(answer, "loggedIn") : missing.empty();
+    const auto as = string_of(answer, "authMethod");
     tell({"login", logged_in && missing.empty(),
           method + ", by " + credential_source(settings_) + (as.empty() ? "" : " (" + as + ")") +
               (missing.empty() ? "" : ": " + text::join(missing, "; ")),
@@ -17915,7 +17925,7 @@ class doctor {
   std::shared_ptr<const child_guard> guard_;
   wake_signal stop_;
   std::optional<pool> processes_;
-  bool well_ = true;
+  bool all_ok_ = true;
 };
 
 }  // namespace claude_openai

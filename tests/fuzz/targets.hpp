@@ -48,13 +48,13 @@ inline bool is_json_line(std::string_view line) {
 }
 
 /// A request is told to the CLI in whole lines of JSON, or refused by a message in UTF-8.
-inline std::string parse_with(const surface& dialect, std::string_view bytes) {
+inline std::string parse_with(const dialect_functions& dialect, std::string_view bytes) {
   try {
     auto parsed = dialect.parse(parse_body(bytes), {"id", 1, "req_1", {}});
     if (parsed.turns.empty() || !parsed.reply) return "a request without a turn or a writer";
     auto& turn = parsed.turns.front();
-    settle(turn, traits_of(turn.model.empty() ? "sonnet" : turn.model, {}));
-    settle_tool_calls(turn.messages);
+    apply_model_limits(turn, traits_of(turn.model.empty() ? "sonnet" : turn.model, {}));
+    match_tool_calls(turn.messages);
     define_called_tools(turn);
     const auto trace = make_trace(turn);
     const bool whole = trace.ends.size() == turn.messages.size();
@@ -153,7 +153,7 @@ inline std::string check_stream(std::string_view stream) {
 /// Any turn is written as a stream and as one body, in all dialects.
 inline std::string write(std::string_view bytes) {
   choices input(bytes);
-  const std::array<std::pair<const surface*, const char*>, 4> dialects = {{
+  const std::array<std::pair<const dialect_functions*, const char*>, 4> dialects = {{
       {&openai_chat::dialect, R"({"messages":[{"role":"user","content":"x"}],"stream":true,
                                   "stream_options":{"include_usage":true}})"},
       {&anthropic_messages::dialect,

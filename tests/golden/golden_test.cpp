@@ -584,7 +584,7 @@ TEST_CASE("golden: what the CLI answers to initialize tells the login and the mo
     CAPTURE(version);
     const auto answer = json::parse(read_file(folder() / ("initialize." + version + ".json")));
     cli_facts facts;
-    read_introduction(member_of(member_of(answer, "response"), "response"), facts);
+    read_initialize_response(member_of(member_of(answer, "response"), "response"), facts);
     CHECK(facts.logged_in == true);
     for (const auto& id : some) {
       CAPTURE(id);

@@ -593,7 +593,7 @@ TEST_CASE("messages request: an effort alone does not make the model think") {
   auto request = with(R"("output_config":{"effort":"max"})");
   CHECK(request.effort == reasoning_effort::max);
   CHECK(request.thinking_tokens == 0);
-  settle(request, {});
+  apply_model_limits(request, {});
   CHECK_FALSE(request.thinks);
   CHECK(param_of_fields(R"("output_config":{"effort":"huge"})") == "output_config.effort");
   CHECK(param_of_fields(R"("output_config":7)") == "output_config");

@@ -87,10 +87,10 @@ TEST_CASE("metrics: answers are counted by how a process came to them, and by wh
     auto record = chat("m");
     record.facts.origin = how;
     record.facts.taken_back = how == origin::rewound ? 3 : 0;
-    record.facts.told = how == origin::rewound || how == origin::started ? 4 : 0;
+    record.facts.replayed = how == origin::rewound || how == origin::started ? 4 : 0;
     all.begin();
     all.finish(record);
-    CHECK(claude_openai::render_log_fields(record)["messages_told"] == record.facts.told);
+    CHECK(claude_openai::render_log_fields(record)["messages_told"] == record.facts.replayed);
     CHECK(claude_openai::render_log_fields(record)["messages_taken_back"] ==
           record.facts.taken_back);
   }

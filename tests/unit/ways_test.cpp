@@ -49,7 +49,7 @@ std::string told_of(const given& one) {
   CHECK(found->parked == (one.parked && common == 0));  // its own client gives up the calls
   std::ostringstream words;
   words << (found->how == way::kind::go_on ? "on" : "back") << ' ' << found->keep << ' '
-        << found->taken_back << ' ' << found->told << ' ' << found->lost;
+        << found->taken_back << ' ' << found->replayed << ' ' << found->discarded;
   return words.str();
 }
 
