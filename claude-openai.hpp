@@ -399,48 +399,40 @@ enum class error_kind {
   timed_out,           ///< 504
 };
 
-/// For the log.
-inline std::string_view name_of(error_kind kind) {
-  switch (kind) {
-    case error_kind::invalid_request: return "invalid_request";
-    case error_kind::authentication: return "authentication";
-    case error_kind::permission: return "permission";
-    case error_kind::not_found: return "not_found";
-    case error_kind::method_not_allowed: return "method_not_allowed";
-    case error_kind::too_large: return "too_large";
-    case error_kind::unsupported_coding: return "unsupported_coding";
-    case error_kind::rate_limited: return "rate_limited";
-    case error_kind::too_many_requests: return "too_many_requests";
-    case error_kind::internal: return "internal";
-    case error_kind::upstream_failed: return "upstream_failed";
-    case error_kind::bad_gateway: return "bad_gateway";
-    case error_kind::unavailable: return "unavailable";
-    case error_kind::overloaded: return "overloaded";
-    case error_kind::timed_out: return "timed_out";
-  }
-  return "internal";
+/// What the log, HTTP and the two APIs call a kind of failure.
+struct error_names {
+  std::string_view log;
+  int status;
+  const char* openai_type;
+  const char* openai_code;  ///< empty: null, unless the error has a code of its own
+  const char* anthropic_type;
+};
+
+inline const error_names& names_of(error_kind kind) {
+  static constexpr std::array<error_names, 15> names = {{
+      // in the order of `error_kind`
+      {"invalid_request", 400, "invalid_request_error", "", "invalid_request_error"},
+      {"authentication", 401, "authentication_error", "invalid_api_key", "authentication_error"},
+      {"permission", 403, "permission_error", "", "permission_error"},
+      {"not_found", 404, "not_found_error", "not_found", "not_found_error"},
+      {"method_not_allowed", 405, "invalid_request_error", "method_not_allowed",
+       "invalid_request_error"},
+      {"too_large", 413, "invalid_request_error", "request_too_large", "request_too_large"},
+      {"unsupported_coding", 415, "invalid_request_error", "unsupported_content_encoding",
+       "invalid_request_error"},
+      {"rate_limited", 429, "rate_limit_error", "rate_limit_exceeded", "rate_limit_error"},
+      {"too_many_requests", 429, "rate_limit_exceeded", "too_many_requests", "rate_limit_error"},
+      {"internal", 500, "server_error", "internal_error", "api_error"},
+      {"upstream_failed", 500, "server_error", "upstream_error", "api_error"},
+      {"bad_gateway", 502, "server_error", "bad_gateway", "api_error"},
+      {"unavailable", 503, "server_error", "unavailable", "api_error"},
+      {"overloaded", 503, "server_error", "overloaded", "overloaded_error"},
+      {"timed_out", 504, "server_error", "timeout", "timeout_error"},
+  }};
+  return names[static_cast<std::size_t>(kind)];
 }
 
-inline int http_status(error_kind kind) {
-  switch (kind) {
-    case error_kind::invalid_request: return 400;
-    case error_kind::authentication: return 401;
-    case error_kind::permission: return 403;
-    case error_kind::not_found: return 404;
-    case error_kind::method_not_allowed: return 405;
-    case error_kind::too_large: return 413;
-    case error_kind::unsupported_coding: return 415;
-    case error_kind::rate_limited:
-    case error_kind::too_many_requests: return 429;
-    case error_kind::internal:
-    case error_kind::upstream_failed: return 500;
-    case error_kind::bad_gateway: return 502;
-    case error_kind::unavailable:
-    case error_kind::overloaded: return 503;
-    case error_kind::timed_out: return 504;
-  }
-  return 500;
-}
+inline int http_status(error_kind kind) { return names_of(kind).status; }
 
 /// A failure in dialect-neutral form. Thrown by parsers and guards; carried by `turn_failed` when
 /// the backend is the cause.
@@ -464,7 +456,7 @@ class api_error : public std::exception {
 
 /// One word for the log: the error's own, else its kind's.
 inline std::string word_for(const api_error& error) {
-  return error.code.empty() ? std::string(name_of(error.kind)) : error.code;
+  return error.code.empty() ? std::string(names_of(error.kind).log) : error.code;
 }
 
 /// A 400 that names its field.
@@ -1803,7 +1795,7 @@ inline void name_members(const reader& source, const std::string& field,
   }
 }
 
-/// To who is strict, what is asked for in vain is an error.
+/// For strict clients an unsupported field is an error.
 inline void refuse_ignored(const turn_request& request) {
   if (!request.strict || request.ignored_params.empty()) return;
   throw bad_field(request.ignored_params.front(),
@@ -2352,30 +2344,10 @@ namespace openai_chat {
 
 /// `{"error":{message,type,param,code}}`: the SDKs raise by status and show these.
 inline std::string render_error(const api_error& error, const std::string& = {}) {
-  const auto [type, default_code] = [&]() -> std::pair<const char*, const char*> {
-    switch (error.kind) {
-      case error_kind::invalid_request: return {"invalid_request_error", ""};
-      case error_kind::authentication: return {"authentication_error", "invalid_api_key"};
-      case error_kind::permission: return {"permission_error", ""};
-      case error_kind::not_found: return {"not_found_error", "not_found"};
-      case error_kind::method_not_allowed: return {"invalid_request_error", "method_not_allowed"};
-      case error_kind::too_large: return {"invalid_request_error", "request_too_large"};
-      case error_kind::unsupported_coding:
-        return {"invalid_request_error", "unsupported_content_encoding"};
-      case error_kind::rate_limited: return {"rate_limit_error", "rate_limit_exceeded"};
-      case error_kind::too_many_requests: return {"rate_limit_exceeded", "too_many_requests"};
-      case error_kind::internal: return {"server_error", "internal_error"};
-      case error_kind::upstream_failed: return {"server_error", "upstream_error"};
-      case error_kind::bad_gateway: return {"server_error", "bad_gateway"};
-      case error_kind::unavailable: return {"server_error", "unavailable"};
-      case error_kind::overloaded: return {"server_error", "overloaded"};
-      case error_kind::timed_out: return {"server_error", "timeout"};
-    }
-    return {"server_error", ""};
-  }();
-  const std::string code = error.code.empty() ? default_code : error.code;
+  const auto& names = names_of(error.kind);
+  const std::string code = error.code.empty() ? names.openai_code : error.code;
   json body = json::object({{"message", error.message},
-                            {"type", type},
+                            {"type", names.openai_type},
                             {"param", error.param.empty() ? json() : json(error.param)},
                             {"code", code.empty() ? json() : json(code)}});
   if (error.kind == error_kind::too_many_requests && error.retry_after) {
@@ -3060,30 +3032,10 @@ inline int status(error_kind kind) {
   return kind == error_kind::overloaded ? 529 : http_status(kind);
 }
 
-inline const char* error_type(error_kind kind) {
-  switch (kind) {
-    case error_kind::invalid_request:
-    case error_kind::unsupported_coding:
-    case error_kind::method_not_allowed: return "invalid_request_error";
-    case error_kind::authentication: return "authentication_error";
-    case error_kind::permission: return "permission_error";
-    case error_kind::not_found: return "not_found_error";
-    case error_kind::too_large: return "request_too_large";
-    case error_kind::rate_limited:
-    case error_kind::too_many_requests: return "rate_limit_error";
-    case error_kind::overloaded: return "overloaded_error";
-    case error_kind::timed_out: return "timeout_error";
-    case error_kind::internal:
-    case error_kind::upstream_failed:
-    case error_kind::bad_gateway:
-    case error_kind::unavailable: return "api_error";
-  }
-  return "api_error";
-}
-
 /// `{"type":"error","error":{type,message,details?},"request_id"}`
 inline std::string render_error(const api_error& error, const std::string& request_id) {
-  json body = json::object({{"type", error_type(error.kind)}, {"message", error.message}});
+  json body =
+      json::object({{"type", names_of(error.kind).anthropic_type}, {"message", error.message}});
   if (text::starts_with(error.code, "thread_"))
     body["details"] = json::object({{"error_code", error.code}});
   return dump(json::object({{"type", "error"}, {"error", body}, {"request_id", request_id}}));
@@ -5698,6 +5650,19 @@ inline api_error schema_error(const std::string& problem, const answer_block* la
   return error;
 }
 
+/// The message that is coming in, or came in last.
+struct api_message {
+  std::string id = {};
+  bool streamed = false;
+  json end = json::object();  ///< its end as the API wrote it
+};
+
+/// The answer that has to follow a schema: the input of the CLI's own tool.
+struct structured_answer {
+  std::string call_id = {};
+  std::optional<bool> follows_schema = {};  ///< nullopt: the CLI has not checked it yet
+};
+
 /// Decodes the lines of one turn to events. Never throws; keeps the grammar whatever the lines are.
 ///
 /// When the CLI requests a broken message again, its first attempt is forgotten if nothing of it
@@ -5734,7 +5699,7 @@ class turn_decoder {
     if (type == "assistant") decode_assistant(line, out);
     if (type == "user") decode_tool_results(line);
     // A message that was not streamed has no end of its own: the calls begin when it is complete.
-    if (type == "control_request" && !streamed_ && !calls().empty())
+    if (type == "control_request" && !message_.streamed && !calls().empty())
       end_message("tool_use", {}, out);
     if (type == "result") decode_result(line, out);
     if (type == "system") decode_system(line, out);
@@ -5750,12 +5715,6 @@ class turn_decoder {
  private:
   /// A retry further away than this is the client's to make, since it knows how long it may wait.
   static constexpr std::int64_t max_retry_ms = 5'000;
-
-  /// The answer that has to follow a schema: the input of the CLI's own tool.
-  struct structured_answer {
-    std::string call_id = {};
-    std::optional<bool> follows_schema = {};  ///< nullopt: the CLI has not checked it yet
-  };
 
   void decode_stream_event(const json& line, events& out) {
     const auto type = string_of(line, "type");
@@ -5779,7 +5738,7 @@ class turn_decoder {
       const auto& delta = member_of(line, "delta");
       const auto reason = string_of(delta, "stop_reason");  // null when the CLI was interrupted
       if (reason.empty()) return;
-      api_end_ = delta;
+      message_.end = delta;
       end_message(reason, string_of(delta, "stop_sequence"), out);
     }
   }
@@ -5801,13 +5760,13 @@ class turn_decoder {
     if (string_of(message, "model") == "<synthetic>") return;
     const auto id = string_of(message, "id");
     const auto& content = member_of(message, "content");
-    if (id == message_id_ && streamed_) {
+    if (id == message_.id && message_.streamed) {
       for (const auto& block : content) {
         if (string_of(block, "type") == "fallback") blocks_.skip_index();
       }
       return;
     }
-    if (id != message_id_) begin_message(message, false, out);
+    if (id != message_.id) begin_message(message, false, out);
     meter_.update(member_of(message, "usage"));
     if (!content.is_array()) return;
     for (const auto& block : content) decode_whole_block(block, out);
@@ -5945,11 +5904,11 @@ class turn_decoder {
   void begin_message(const json& message, bool streamed, events& out) {
     const bool goes_on = started_ && !meter_.message_open();
     if (!goes_on) blocks_.forget_attempt(shape_.streamed, out);
-    message_id_ = string_of(message, "id");
+    message_.id = string_of(message, "id");
     const auto model = string_of(message, "model");
-    meter_.begin_message(model, member_of(message, "usage"), streamed_);
-    streamed_ = streamed;
-    api_end_ = json::object();
+    meter_.begin_message(model, member_of(message, "usage"), message_.streamed);
+    message_.streamed = streamed;
+    message_.end = json::object();
     if (!started_) out.emplace_back(turn_started{model, meter_.message()});
     started_ = true;
     if (goes_on || blocks_.empty()) send_results(out);
@@ -6073,9 +6032,10 @@ class turn_decoder {
     send_results(out);
     finished_ = true;
     if (reason_ == stop_reason::tool_use && calls().empty()) reason_ = stop_reason::end_turn;
-    if (decode_stop_reason(string_of(api_end_, "stop_reason")) != reason_)
-      api_end_ = json::object();
-    out.emplace_back(turn_stopped{reason_, stop_sequence_, meter_.finish(), std::move(api_end_)});
+    if (decode_stop_reason(string_of(message_.end, "stop_reason")) != reason_)
+      message_.end = json::object();
+    out.emplace_back(
+        turn_stopped{reason_, stop_sequence_, meter_.finish(), std::move(message_.end)});
   }
 
   void fail_diverged(events& out) {
@@ -6091,11 +6051,9 @@ class turn_decoder {
   bool started_ = false;
   bool finished_ = false;
   bool cut_ = false;
-  std::string message_id_;  ///< the API message that is coming in
-  bool streamed_ = false;
+  api_message message_;
   stop_reason reason_ = stop_reason::end_turn;
   std::string stop_sequence_;
-  json api_end_ = json::object();  ///< the end of the latest message, as the API wrote it
   std::optional<std::chrono::milliseconds> retry_after_;
   structured_answer structured_;
   std::vector<std::string> results_;  ///< of the agent's tools, to be sent after this message
@@ -6693,7 +6651,7 @@ inline environment_map child_environment(const options& settings) {
   // Without these two an `@/path` in a prompt is replaced by that file, and CLAUDE.md is read.
   variables["CLAUDE_CODE_DISABLE_ATTACHMENTS"] = "1";
   variables["CLAUDE_CODE_DISABLE_CLAUDE_MDS"] = "1";
-  variables["MAX_MCP_OUTPUT_TOKENS"] = "10000000";  // see `longest_tool_result`
+  variables["MAX_MCP_OUTPUT_TOKENS"] = "10000000";  // see `max_tool_result`
   variables["ENABLE_TOOL_SEARCH"] = "false";  // every tool of the client's reaches the API at once
   // Without these two (`tool_less_variables`) a long conversation is replaced by a summary of it,
   // at the cost of another call, or refused before the API has seen it.
@@ -8803,11 +8761,10 @@ class pool {
 
   // ---- the choice: needs the lock, as all below to the janitor's part ---------------------------
 
-  int total() const {
-    return queue_.busy() + starts_.under_way + static_cast<int>(kept_.size() + stopping_.size());
+  bool is_full() const {
+    const auto kept = static_cast<int>(kept_.size() + stopping_.size());
+    return queue_.busy() + starts_.under_way + kept >= queue_.max_processes();
   }
-
-  bool is_full() const { return total() >= queue_.max_processes(); }
 
   /// A process for the request, by the cheapest way; nullopt where that is to start or to wait.
   /// `before`: the first of those that wait longer, and for whom there was none.
@@ -9004,8 +8961,7 @@ class pool {
   void end_unwanted() {
     const auto oldest = std::chrono::steady_clock::now() - settings_.idle_timeout;
     for (auto kept = kept_.begin(); kept != kept_.end();) {
-      const bool unwanted = closing_ || kept->ends || is_unwanted(*kept, oldest);
-      kept = unwanted ? end(kept) : std::next(kept);
+      kept = closing_ || kept->ends || is_unwanted(*kept, oldest) ? end(kept) : std::next(kept);
     }
   }
 
@@ -9051,11 +9007,11 @@ class pool {
       return now;
     }
     // A slow start is no reason to end a conversation for a second one.
-    const bool starts =
-        count_kept([&](const kept_process& kept) {
-          return kept.now == claude_process::state::starting && kept.profile == *profile;
-        }) > 0;
-    const auto ended = starts || stopping_.size() > 0 ? kept_.end() : least_useful();
+    const auto starts = [&](const kept_process& kept) {
+      return kept.now == claude_process::state::starting && kept.profile == *profile;
+    };
+    const bool waits = stopping_.size() > 0 || count_kept(starts) > 0;
+    const auto ended = waits ? kept_.end() : least_useful();
     if (ended == kept_.end()) return next;
     end(ended);
     return now + reap_interval;
@@ -11990,7 +11946,7 @@ class stand_in {
   /// `pace` is the time between two words.
   stand_in(int input, int output, std::string model, std::string tool_prefix,
            std::chrono::milliseconds pace)
-      : input_(input), output_(output), pace_(pace), model_(std::move(model)) {
+      : pipes_{input, output}, pace_(pace), model_(std::move(model)) {
     now_.tool_prefix = std::move(tool_prefix);
   }
 
@@ -12008,10 +11964,10 @@ class stand_in {
 
   /// Takes what comes within that many milliseconds; less than 0 is for ever.
   void wait(int timeout) {
-    pollfd entry{input_, POLLIN, 0};
+    pollfd entry{pipes_.input, POLLIN, 0};
     if (ended_ || ::poll(&entry, 1, timeout) <= 0) return;
     std::array<char, 65536> chunk;
-    const ssize_t count = ::read(input_, chunk.data(), chunk.size());
+    const ssize_t count = ::read(pipes_.input, chunk.data(), chunk.size());
     ended_ = count <= 0;
     if (ended_) return;
     lines_.feed({chunk.data(), static_cast<std::size_t>(count)});
@@ -12104,7 +12060,7 @@ class stand_in {
   }
 
   void write(const json& line) {
-    if (!write_all(output_, dump(line) + '\n')) failed_ = true;
+    if (!write_all(pipes_.output, dump(line) + '\n')) failed_ = true;
   }
 
   /// A line of the answer, unless that is over.
@@ -12254,8 +12210,10 @@ class stand_in {
     failed_ = true;
   }
 
-  int input_;
-  int output_;
+  struct {
+    int input;
+    int output;
+  } pipes_;
   std::chrono::milliseconds pace_;
   std::string model_;
   conversation now_;
@@ -12990,11 +12948,11 @@ class metrics {
     tokens_["output"] += static_cast<double>(record.usage.output);
     tokens_["cache_read"] += static_cast<double>(record.usage.cache_read);
     tokens_["cache_write"] += static_cast<double>(record.usage.cache_write);
-    charged_usd_ += record.usage.charge_usd;
-    cost_usd_ = std::max(cost_usd_, charged_usd_);  // a counter never falls
-    retries_ += record.facts.retries;
-    taken_back_ += static_cast<double>(record.facts.taken_back);
-    replayed_ += static_cast<double>(record.facts.replayed);
+    sums_.charged_usd += record.usage.charge_usd;
+    sums_.cost_usd = std::max(sums_.cost_usd, sums_.charged_usd);  // a counter never falls
+    sums_.retries += record.facts.retries;
+    sums_.taken_back += static_cast<double>(record.facts.taken_back);
+    sums_.replayed += static_cast<double>(record.facts.replayed);
     if (record.failure == "processes_busy") ++rejected_["queue_full"];
     if (record.upstream_failed) ++upstream_errors_[std::to_string(record.upstream_status)];
     const auto origin = name_of(record.facts.origin);
@@ -13035,6 +12993,14 @@ class metrics {
 
  private:
   using tally = std::map<std::string, double>;
+
+  struct totals {
+    double charged_usd = 0;
+    double cost_usd = 0;
+    double retries = 0;
+    double taken_back = 0;
+    double replayed = 0;
+  };
 
   /// Clients may make up any number of names.
   static constexpr std::size_t max_models = 50;
@@ -13078,18 +13044,18 @@ class metrics {
     render_counts(out, "kind", tokens_);
     out.begin("cost_usd_total", "counter",
               "What the answers cost: as the CLI tells it, or by the list price.");
-    out.add({}, cost_usd_);
+    out.add({}, sums_.cost_usd);
     out.begin("upstream_errors_total", "counter", "Answers that failed behind the proxy.");
     render_counts(out, "status", upstream_errors_);
     out.begin("upstream_retries_total", "counter", "Times that the CLI asked the API again.");
-    out.add({}, retries_);
+    out.add({}, sums_.retries);
     out.begin("turns_total", "counter", "Answers, by the process that gave them.");
     render_counts(out, "process", turns_);
     out.begin("messages_taken_back_total", "counter",
               "Users' messages that a process took back to serve another conversation.");
-    out.add({}, taken_back_);
+    out.add({}, sums_.taken_back);
     out.begin("messages_told_total", "counter", "Messages that a process was told as history.");
-    out.add({}, replayed_);
+    out.add({}, sums_.replayed);
   }
 
   void render_processes(exposition& out, const gauges& now) const {
@@ -13141,11 +13107,7 @@ class metrics {
   std::map<std::string, histogram> durations_;
   histogram queue_waits_{{0.001, 0.01, 0.1, 0.5, 1, 5, 10, 30, 60}};
   std::map<std::string, usage_window> windows_;
-  double charged_usd_ = 0;
-  double cost_usd_ = 0;
-  double retries_ = 0;
-  double taken_back_ = 0;
-  double replayed_ = 0;
+  totals sums_;
 };
 
 //================================================================================================
@@ -17205,6 +17167,209 @@ inline std::shared_ptr<const tls_context> make_tls(const options& settings) {
   return std::make_shared<const tls_context>(settings.tls_certificate, settings.tls_key);
 }
 
+/// Looks at the CLI in the background, since the port is open long before; and again as long as
+/// there is a problem, for the user may install it or log in meanwhile, until it has named its
+/// account, and when its program has changed.
+class cli_inspector {
+ public:
+  cli_inspector(const options& settings, const live_options& live, const child_guard& guard,
+                pool& processes, status_board& status)
+      : settings_(settings), live_(live), guard_(guard), pool_(processes), status_(status) {}
+
+  /// Until `closing` is raised. `on_news` gets the facts at first and when they have changed.
+  void run(const wake_signal& closing, const std::function<void(const cli_facts&)>& on_news) {
+    constexpr std::chrono::seconds pause{30};
+    file_state seen;
+    steady_time again{};
+    for (bool first = true;; first = false) {
+      const auto now = state_of(settings_.claude_path);
+      const auto before = status_.get();
+      const bool done = before.problem.empty() && before.logged_in;
+      const bool due = !done && std::chrono::steady_clock::now() >= again;
+      if (first || due || now != seen) {
+        const auto facts = inspect(closing);
+        status_.set(facts);
+        const bool news = first || facts.problem != before.problem ||
+                          facts.version != before.version || facts.logged_in != before.logged_in;
+        if (news) call_back(settings_.log, on_news, facts);
+        if (first && facts.too_old) return;
+        // A process that died while it was asked, or none in time, is soon asked again.
+        const bool unlucky = !facts.version.empty() && !facts.logged_in;
+        const std::chrono::seconds soon{facts.problem.empty() ? 10 : 2};
+        again = std::chrono::steady_clock::now() + (unlucky ? soon : pause);
+      }
+      seen = now;
+      pollfd entry{closing.fd(), POLLIN, 0};
+      if (::poll(&entry, 1, 2'000) > 0) return;
+    }
+  }
+
+ private:
+  /// When a program was written, and how large it is; of the program behind all links.
+  using file_state = std::pair<std::filesystem::file_time_type, std::uintmax_t>;
+
+  static file_state state_of(const std::string& path) {
+    std::error_code failed;
+    return {std::filesystem::last_write_time(path, failed),
+            std::filesystem::file_size(path, failed)};
+  }
+
+  cli_facts inspect(const wake_signal& closing) {
+    cli_facts facts;
+    try {
+      inspect_version(settings_, guard_, closing, facts);
+      if (!facts.problem.empty()) return facts;
+      const auto now = live_.get();
+      pool_.keep_spares(now->default_model);
+      inspect_account(*now, pool_, closing, facts);
+    } catch (const api_error& failure) {  // busy processes are no problem of the CLI's
+      if (failure.kind != error_kind::rate_limited) facts.problem = failure.message;
+    } catch (const std::system_error& failure) {
+      facts.problem = is_missing(failure) ? say_missing(settings_) : failure.what();
+    } catch (const std::exception& failure) {
+      facts.problem = failure.what();
+    }
+    return facts;
+  }
+
+  const options& settings_;
+  const live_options& live_;
+  const child_guard& guard_;
+  pool& pool_;
+  status_board& status_;
+};
+
+/// The connections that are served, each in a thread of its own.
+class connection_set {
+ public:
+  connection_set(const options& settings, http_server& http, metrics& figures)
+      : settings_(settings), http_(http), figures_(figures), tls_(make_tls(settings)) {}
+
+  /// For connections from now on.
+  void set_tls(std::shared_ptr<const tls_context> tls) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    tls_ = std::move(tls);
+  }
+
+  /// Accepts a connection and serves it, until it ends or `closing` is raised.
+  void accept(int listener, const wake_signal& closing) {
+    auto socket = accept_from(listener);
+    if (!socket) {
+      // Out of descriptors or memory: the connection stays in the queue, and is tried again.
+      if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      }
+      return;
+    }
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!make_room()) return figures_.reject("connections");
+    try {
+      // TLS is for the port: a user who can open the unix socket could read this memory, too.
+      const bool in_clear = peer_address(socket.get()) == "unix";
+      clients_.push_back(
+          std::make_unique<connection>(std::move(socket), in_clear ? nullptr : tls_, closing));
+    } catch (const std::exception& failure) {
+      return settings_.log.error(std::string("no connection: ") + failure.what());
+    }
+    const auto client = std::prev(clients_.end());
+    try {
+      std::thread([this, client] { serve(client); }).detach();
+    } catch (const std::exception& failure) {
+      clients_.erase(client);
+      settings_.log.error(std::string("no thread for a connection: ") + failure.what());
+    }
+  }
+
+  /// Waits for the threads. At the drain timeout, at a further `stop`, or now if `at_once`, `cut`
+  /// is raised, and answers end with an error; what is still there a moment later is shut, as if
+  /// the client had left.
+  void drain(bool at_once, wake_signal& stop, wake_signal& cut) {
+    constexpr std::chrono::milliseconds last_words{300};
+    if (!empty()) {
+      settings_.log.info("stopping; what still runs has " +
+                         std::to_string(settings_.drain_timeout.count() / 1000) +
+                         " s, or until a second signal");
+    }
+    auto deadline = std::chrono::steady_clock::now() + settings_.drain_timeout;
+    while (!empty()) {
+      const bool late = std::chrono::steady_clock::now() >= deadline;
+      if (at_once && late && cut.is_raised()) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        for (const auto& client : clients_) ::shutdown(client->fd(), SHUT_RDWR);
+      }
+      at_once = at_once || late;
+      if (at_once && !cut.is_raised()) {
+        cut.raise();
+        deadline = std::chrono::steady_clock::now() + last_words;
+      }
+      std::array<pollfd, 2> fds{{{stop.fd(), POLLIN, 0}, {all_gone_.fd(), POLLIN, 0}}};
+      ::poll(fds.data(), fds.size(), at_once ? 100 : poll_timeout(deadline));
+      all_gone_.clear();
+      at_once = stop.clear() > 0 || at_once;
+    }
+  }
+
+ private:
+  using client_list = std::list<std::unique_ptr<connection>>;
+
+  /// At max_connections, closes the connection that has been idle longest. Its thread is on its way
+  /// out for a moment, which is why the new one is let in. False when none is idle.
+  bool make_room() {
+    const auto most = static_cast<std::size_t>(settings_.max_connections);
+    if (clients_.size() < most) return true;
+    const auto longest =
+        std::min_element(clients_.begin(), clients_.end(), [](const auto& left, const auto& right) {
+          const auto order = [](const auto& one) {  // those at work come last
+            const auto since = one->waiting_since();
+            return since == 0 ? std::numeric_limits<std::int64_t>::max() : since;
+          };
+          return order(left) < order(right);
+        });
+    if ((*longest)->waiting_since() == 0 || clients_.size() >= 2 * most) return false;
+    ::shutdown((*longest)->fd(), SHUT_RDWR);
+    return true;
+  }
+
+  /// The whole life of a connection's thread.
+  void serve(client_list::iterator client) {
+    try {
+      http_.serve_connection(**client);
+    } catch (const std::exception& fault) {  // one connection's trouble is not the others'
+      settings_.log.error(std::string("a connection ended: ") + fault.what());
+    }
+    const std::lock_guard<std::mutex> lock(mutex_);
+    clients_.erase(client);
+    if (clients_.empty()) all_gone_.raise();
+  }
+
+  bool empty() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return clients_.empty();
+  }
+
+  const options& settings_;
+  http_server& http_;
+  metrics& figures_;
+  wake_signal all_gone_;
+  std::mutex mutex_;                        ///< guards all below
+  std::shared_ptr<const tls_context> tls_;  ///< null: none
+  client_list clients_;
+};
+
+struct server_signals {
+  wake_signal stop;     ///< `run` is to end
+  wake_signal reload;   ///< the options are to be loaded anew
+  wake_signal closing;  ///< raised once, for the connections
+  wake_signal cut;      ///< raised once: answers end with an error
+};
+
+struct open_listeners {
+  std::vector<unique_fd> sockets;
+  bool bound = false;
+  int port = 0;                   ///< 0: none yet, or a unix socket only
+  bool owns_socket_file = false;  ///< of the unix socket
+};
+
 /// The proxy. Construct, then `start` and `wait`, or `run`; `stop` from another thread or a signal
 /// handler. Callbacks are set before; what they throw is logged.
 class server {
@@ -17215,11 +17380,10 @@ class server {
   explicit server(options settings)
       : settings_(prepare(std::move(settings), scratch_)),
         live_(settings_),
-        tls_(make_tls(settings_)),
         guard_(std::make_shared<child_guard>(&*scratch_)),
         pool_(settings_, guard_),
         sessions_(settings_),
-        engine_(settings_, pool_, sessions_, &cut_),
+        engine_(settings_, pool_, sessions_, &signals_.cut),
         responses_(settings_),
         agents_(settings_, scratch_->path(), *guard_),
         parts_{live_,
@@ -17231,11 +17395,12 @@ class server {
                status_,
                limiter_,
                figures_,
-               closing_,
+               signals_.closing,
                on_answer,
                client_names(sessions_.salt()),
                body_budget(std::max(max_body_memory, 2 * settings_.max_body_bytes))},
-        http_(parts_) {}
+        http_(parts_),
+        connections_(settings_, http_, figures_) {}
   server(const server&) = delete;
   server& operator=(const server&) = delete;
   /// Stops what `start` began, and waits for it.
@@ -17249,21 +17414,23 @@ class server {
   /// it was not done. Throws `std::system_error`, and `std::invalid_argument` when the API's
   /// address is this one.
   void bind() {
-    if (std::exchange(bound_, true)) throw std::logic_error("the server is bound already");
+    if (std::exchange(listening_.bound, true))
+      throw std::logic_error("the server is bound already");
     if (settings_.tcp) {
-      listeners_ = listen_on_free_port(settings_);
-      port_ = port_of(listeners_.front());
+      listening_.sockets = listen_on_free_port(settings_);
+      listening_.port = port_of(listening_.sockets.front());
     }
     require_other_api(settings_, port());
     if (settings_.unix_socket.empty()) return;
-    listeners_.push_back(listen_at(settings_.unix_socket));
-    bound_socket_ = true;
+    listening_.sockets.push_back(listen_at(settings_.unix_socket));
+    listening_.owns_socket_file = true;
   }
 
   /// The port that `bind` opened; 0 where there is none but the unix socket.
   int port() const {
-    if (settings_.tcp && port_ == 0) throw std::logic_error("the server has no port before `bind`");
-    return port_;
+    if (settings_.tcp && listening_.port == 0)
+      throw std::logic_error("the server has no port before `bind`");
+    return listening_.port;
   }
 
   /// `http://127.0.0.1:8000`, or the path of the unix socket when there is no port.
@@ -17307,7 +17474,7 @@ class server {
       throw std::invalid_argument(
           "without a client key the proxy would be open; restart it if that is meant");
     }
-    const auto tls = make_tls(settings_);
+    auto tls = make_tls(settings_);
     std::set<std::string> revoked;
     for (const auto& key : live_.get()->api_keys) revoked.insert(parts_.names.name_of(key));
     for (const auto& key : fresh.api_keys) revoked.erase(parts_.names.name_of(key));
@@ -17315,8 +17482,7 @@ class server {
     if (!revoked.empty()) forget(revoked);
     if (status_.get().logged_in) pool_.keep_spares(fresh.default_model);
     pool_.share_between(fresh.api_keys.size());
-    const std::lock_guard<std::mutex> lock(mutex_);
-    tls_ = tls;
+    connections_.set_tls(std::move(tls));
   }
 
   /// Serves until `stop`. Requests that run then are finished, for up to the drain timeout; a
@@ -17338,27 +17504,28 @@ class server {
   }
 
   /// Ends `run`, or what `start` began. Safe in a signal handler.
-  void stop() noexcept { stop_.raise(); }
+  void stop() noexcept { signals_.stop.raise(); }
 
   /// Asks for a call of `on_reload`. Safe in a signal handler.
-  void request_reload() noexcept { reload_.raise(); }
+  void request_reload() noexcept { signals_.reload.raise(); }
 
  private:
-  using client_list = std::list<std::unique_ptr<connection>>;
   static constexpr std::size_t max_body_memory = 40 * 1024 * 1024;
 
   void begin() {
     if (std::exchange(begun_, true)) throw std::logic_error("a server runs only once");
-    if (!bound_) bind();
+    if (!listening_.bound) bind();
   }
 
   void serve() {
     pool_.start();
-    std::thread inspector([this] { inspect(); });
+    std::thread inspector([this] {
+      cli_inspector(settings_, live_, *guard_, pool_, status_).run(signals_.closing, on_inspected);
+    });
     const auto stops = accept_connections();
     close_listeners();
-    closing_.raise();
-    drain(stops > 1);
+    signals_.closing.raise();
+    connections_.drain(stops > 1, signals_.stop, signals_.cut);
     inspector.join();
   }
 
@@ -17372,8 +17539,8 @@ class server {
 
   /// The file goes first, and only once: the next proxy may have one of that name at any time.
   void close_listeners() {
-    if (std::exchange(bound_socket_, false)) ::unlink(settings_.unix_socket.c_str());
-    listeners_.clear();
+    if (std::exchange(listening_.owns_socket_file, false)) ::unlink(settings_.unix_socket.c_str());
+    listening_.sockets.clear();
   }
 
   static options prepare(options settings, std::optional<temporary_directory>& scratch) {
@@ -17384,75 +17551,10 @@ class server {
     return settings;
   }
 
-  /// Looks at the CLI in the background, the port is open long before; and again as long as there
-  /// is a problem, since the user may install it or log in meanwhile, or as it has not told its
-  /// account, or when its program has changed.
-  void inspect() {
-    constexpr std::chrono::seconds pause{30};
-    file_state seen;
-    steady_time again{};
-    for (bool first = true;; first = false) {
-      const auto now = state_of(settings_.claude_path);
-      const auto before = status_.get();
-      const bool done = before.problem.empty() && before.logged_in;
-      const bool due = !done && std::chrono::steady_clock::now() >= again;
-      if (first || due || now != seen) {
-        const auto facts = inspect_once();
-        status_.set(facts);
-        const bool news = first || facts.problem != before.problem ||
-                          facts.version != before.version || facts.logged_in != before.logged_in;
-        if (news) call_back(settings_.log, on_inspected, facts);
-        if (first && facts.too_old) return;
-        // A process that died while it was asked, or none in time, is soon asked again.
-        const bool unlucky = !facts.version.empty() && !facts.logged_in;
-        const std::chrono::seconds soon{facts.problem.empty() ? 10 : 2};
-        again = std::chrono::steady_clock::now() + (unlucky ? soon : pause);
-      }
-      seen = now;
-      pollfd entry{closing_.fd(), POLLIN, 0};
-      if (::poll(&entry, 1, 2'000) > 0) return;
-    }
-  }
-
-  /// When a program was written, and how large it is.
-  struct file_state {
-    std::filesystem::file_time_type written{};
-    std::uintmax_t size = 0;
-
-    bool operator!=(const file_state& other) const {
-      return written != other.written || size != other.size;
-    }
-  };
-
-  /// Of the program behind all links.
-  static file_state state_of(const std::string& path) {
-    std::error_code failed;
-    return {std::filesystem::last_write_time(path, failed),
-            std::filesystem::file_size(path, failed)};
-  }
-
-  cli_facts inspect_once() {
-    cli_facts facts;
-    try {
-      inspect_version(settings_, *guard_, closing_, facts);
-      if (!facts.problem.empty()) return facts;
-      const auto now = live_.get();
-      pool_.keep_spares(now->default_model);
-      inspect_account(*now, pool_, closing_, facts);
-    } catch (const api_error& failure) {  // busy processes are no problem of the CLI's
-      if (failure.kind != error_kind::rate_limited) facts.problem = failure.message;
-    } catch (const std::system_error& failure) {
-      facts.problem = is_missing(failure) ? say_missing(settings_) : failure.what();
-    } catch (const std::exception& failure) {
-      facts.problem = failure.what();
-    }
-    return facts;
-  }
-
   /// Returns how often `stop` was called.
   std::size_t accept_connections() {
-    std::vector<pollfd> entries{{stop_.fd(), POLLIN, 0}, {reload_.fd(), POLLIN, 0}};
-    for (const auto& listener : listeners_) entries.push_back({listener.get(), POLLIN, 0});
+    std::vector<pollfd> entries{{signals_.stop.fd(), POLLIN, 0}, {signals_.reload.fd(), POLLIN, 0}};
+    for (const auto& listener : listening_.sockets) entries.push_back({listener.get(), POLLIN, 0});
     constexpr std::chrono::minutes expiry_interval{1};
     auto expiry = std::chrono::steady_clock::now() + expiry_interval;
     for (;;) {
@@ -17465,16 +17567,16 @@ class server {
         expiry = std::chrono::steady_clock::now() + expiry_interval;
       }
       if (ready <= 0) continue;
-      if (const auto stops = entries[0].revents != 0 ? stop_.clear() : 0) return stops;
+      if (const auto stops = entries[0].revents != 0 ? signals_.stop.clear() : 0) return stops;
       if (entries[1].revents != 0) load_anew();
       for (std::size_t i = 2; i < entries.size(); ++i) {
-        if (entries[i].revents != 0) accept_one(entries[i].fd);
+        if (entries[i].revents != 0) connections_.accept(entries[i].fd, signals_.closing);
       }
     }
   }
 
   void load_anew() {
-    reload_.clear();
+    signals_.reload.clear();
     try {
       if (on_reload) on_reload();
       settings_.log.info(
@@ -17485,113 +17587,14 @@ class server {
     }
   }
 
-  void accept_one(int listener) {
-    auto socket = accept_from(listener);
-    if (!socket) {
-      // Out of descriptors or memory: the connection stays in the queue, and is tried again.
-      if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(10));
-      }
-      return;
-    }
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (!make_room()) return figures_.reject("connections");
-    try {
-      // TLS is for the port: a user who can open the unix socket could read this memory, too.
-      const bool in_clear = peer_address(socket.get()) == "unix";
-      clients_.push_back(
-          std::make_unique<connection>(std::move(socket), in_clear ? nullptr : tls_, closing_));
-    } catch (const std::exception& failure) {
-      return settings_.log.error(std::string("no connection: ") + failure.what());
-    }
-    const auto client = std::prev(clients_.end());
-    try {
-      std::thread([this, client] { serve_client(client); }).detach();
-    } catch (const std::exception& failure) {
-      clients_.erase(client);
-      settings_.log.error(std::string("no thread for a connection: ") + failure.what());
-    }
-  }
-
-  /// At the most connections, the one that has waited longest for a request of its client's goes:
-  /// silence shall shut nobody out. Its thread is on its way out for a moment, which is why the
-  /// newcomer is let in. False when all are at work.
-  bool make_room() {
-    const auto most = static_cast<std::size_t>(settings_.max_connections);
-    if (clients_.size() < most) return true;
-    const auto longest =
-        std::min_element(clients_.begin(), clients_.end(), [](const auto& left, const auto& right) {
-          const auto order = [](const auto& one) {  // those at work come last
-            const auto since = one->waiting_since();
-            return since == 0 ? std::numeric_limits<std::int64_t>::max() : since;
-          };
-          return order(left) < order(right);
-        });
-    if ((*longest)->waiting_since() == 0 || clients_.size() >= 2 * most) return false;
-    ::shutdown((*longest)->fd(), SHUT_RDWR);
-    return true;
-  }
-
-  /// The whole life of a connection's thread.
-  void serve_client(client_list::iterator client) {
-    try {
-      http_.serve_connection(**client);
-    } catch (const std::exception& fault) {  // one connection's trouble is not the others'
-      settings_.log.error(std::string("a connection ended: ") + fault.what());
-    }
-    const std::lock_guard<std::mutex> lock(mutex_);
-    clients_.erase(client);
-    if (clients_.empty()) all_gone_.raise();
-  }
-
-  bool has_clients() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    return !clients_.empty();
-  }
-
-  /// Waits for the connections' threads. At the timeout, or at a second `stop`, their answers end
-  /// with an error; what is still there a moment later is shut, as if the client had left.
-  void drain(bool cut) {
-    constexpr std::chrono::milliseconds last_words{300};
-    if (has_clients()) {
-      settings_.log.info("stopping; what still runs has " +
-                         std::to_string(settings_.drain_timeout.count() / 1000) +
-                         " s, or until a second signal");
-    }
-    auto deadline = std::chrono::steady_clock::now() + settings_.drain_timeout;
-    while (has_clients()) {
-      const bool late = std::chrono::steady_clock::now() >= deadline;
-      if (cut && late && cut_.is_raised()) {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        for (const auto& client : clients_) ::shutdown(client->fd(), SHUT_RDWR);
-      }
-      cut = cut || late;
-      if (cut && !cut_.is_raised()) {
-        cut_.raise();
-        deadline = std::chrono::steady_clock::now() + last_words;
-      }
-      std::array<pollfd, 2> fds{{{stop_.fd(), POLLIN, 0}, {all_gone_.fd(), POLLIN, 0}}};
-      ::poll(fds.data(), fds.size(), cut ? 100 : poll_timeout(deadline));
-      all_gone_.clear();
-      cut = stop_.clear() > 0 || cut;
-    }
-  }
-
-  bool bound_ = false;
+  open_listeners listening_;
   bool begun_ = false;
-  int port_ = 0;
-  bool bound_socket_ = false;  ///< the file of the unix socket is ours
   std::optional<temporary_directory> scratch_;
   const options settings_;
   const hidden_files hidden_{settings_.secret_paths};
   live_options live_;
-  std::shared_ptr<const tls_context> tls_;  ///< null: none
   std::shared_ptr<const child_guard> guard_;
-  wake_signal stop_;     ///< somebody wants `run` to end
-  wake_signal reload_;   ///< somebody wants the options to be loaded anew
-  wake_signal closing_;  ///< raised once, for the connections
-  wake_signal cut_;      ///< raised once: answers end with an error
-  wake_signal all_gone_;
+  server_signals signals_;
   status_board status_;
   limiter limiter_;
   metrics figures_;
@@ -17602,10 +17605,8 @@ class server {
   agent_registry agents_;
   proxy_parts parts_;
   http_server http_;
-  std::vector<unique_fd> listeners_;
-  std::mutex mutex_;     ///< guards `tls_` and what is below
-  client_list clients_;  ///< connections that are served
-  std::thread runner_;   ///< of `start`
+  connection_set connections_;
+  std::thread runner_;  ///< of `start`
 };
 
 //================================================================================================

@@ -507,6 +507,30 @@ check('no function is over 40 lines', () => {
   none(wrong.map((one) => `${one.file}:${one.line}: ${one.name} has ${one.lines} lines`), 'too long');
 });
 
+// The server is the sum of its parts: it has one member for each of them.
+check('no class is over 400 lines or has over 14 members', () => {
+  const wrong = [];
+  lines.forEach((line, at) => {
+    const name = /^(?:class|struct) (\w+)[^;]*\{$/.exec(line)?.[1];
+    if (!name) return;
+    const body = lines.slice(at, lines.indexOf('};', at) + 1);
+    const members = body.filter((one) => /^  (?!return|static|\/)[^()=]*[\w>] \w+_(?: =.*|\{.*\})?;/.test(one)).length;
+    if (body.length > 400 || members > (name === 'server' ? 20 : 14)) wrong.push(`${name}: ${body.length} lines, ${members} members`);
+  });
+  none(wrong, 'too large');
+});
+
+// Words that stand for a noun, so that nobody can search for what is meant. The page has words of its own.
+const words_at_most = { told: 25, said: 20, whoever: 5, 'what is asked': 0, 'longest_\\w+': 0, 'most_\\w+': 0 };
+check(`few vague words: ${Object.keys(words_at_most).join(', ')}`, () => {
+  const page = sections.find(({ name }) => name === 'page');
+  const code = header.replace(header.slice(...[page.number, Number(page.number) + 1].map((n) => header.indexOf(`\n// [${n}] `))), '');
+  none(Object.entries(words_at_most).flatMap(([word, most]) => {
+    const found = code.match(new RegExp(`\\b${word}\\b`, 'gi'))?.length ?? 0;
+    return found > most ? [`${word}: ${found}, at most ${most}`] : [];
+  }), 'too many');
+});
+
 check('no function nests over 3 deep', () => {
   const wrong = all_functions().filter((one) => one.nesting > 3);
   none(wrong.map((one) => `${one.file}:${one.line}: ${one.name} is ${one.nesting} deep`), 'too deep');
