@@ -41,7 +41,8 @@ import { transport } from './transport.test.mjs';
 import { Conversation, endProxies, runTest, startProxy } from './harness.mjs';
 import { startMessagesApi } from './messages_api.mjs';
 
-const TOGETHER = 3; // tests that run at a time; each takes a process or two
+const LANES = 2; // suites that run at a time, each beside a proxy of its own: most tests wait for something
+const TOGETHER = 2; // tests of a suite that run at a time; each takes a process or two
 
 function option(name) {
   const at = process.argv.indexOf(name);
@@ -121,6 +122,12 @@ async function runSuite({ version, tests, prepare = furnishHome, program, args =
 
 const newest = versions.at(-1);
 const suites = [
+  // The longest first, so that no lane ends long before the other. Where no CLI has a part the stand-in is fast.
+  { name: 'identity', version: newest, tests: identity.tests },
+  { name: 'hostile', version: newest, program: STAND_IN, tests: hostile.tests },
+  { name: 'coding_agents', version: newest, tests: codingAgents.tests },
+  { name: 'python', version: newest, args: ['--api-key', KEY], tests: python.tests },
+  { name: 'page', version: newest, tests: page.tests, skip: page.skip },
   // The oldest CLI is there for what must work everywhere.
   ...versions.map((version) => ({
     name: version,
@@ -143,15 +150,12 @@ const suites = [
     version,
     tests: [...cursor.everyVersion.tests, ...(version === newest ? cursor.once.tests : [])],
   })),
-  { name: 'identity', version: newest, tests: identity.tests },
   { name: 'reference', version: newest, tests: reference.tests },
   { name: 'readme', version: newest, tests: readme.tests },
   { name: 'documents', version: newest, tests: documents.tests },
-  // What no CLI has a part in: the stand-in is fast. Tests that need a real one take it.
   { name: 'histories', version: newest, tests: histories.tests },
   { name: 'fields', version: newest, tests: fields.tests },
   { name: 'answer_fields', version: newest, tests: answerFields.tests },
-  { name: 'hostile', version: newest, program: STAND_IN, tests: hostile.tests },
   { name: 'faults', version: newest, program: STAND_IN, tests: faults.tests },
   { name: 'authority', version: newest, tests: authority.tests },
   { name: 'confinement', version: newest, prepare: prepareConfinement, tests: confinement.tests },
@@ -174,26 +178,27 @@ const suites = [
       tests: [...dialect.dialects.tests, ...dialectClients.tests, ...(version === newest ? dialect.once.tests : [])],
     })),
   { name: 'demo', version: 'without a CLI', options: DEMO, tests: demo.tests },
-  { name: 'coding_agents', version: newest, tests: codingAgents.tests },
-  { name: 'python', version: newest, args: ['--api-key', KEY], tests: python.tests },
-  { name: 'page', version: newest, tests: page.tests, skip: page.skip },
 ];
 const begin = performance.now();
 const names = option('--suite')?.split(',');
 const chosen = suites.filter(({ name }) => !names || names.includes(name));
 const labelOf = ({ name, version }) => `[${name === version ? '' : `${name} `}${version}] `;
+const unfinished = new Set(chosen);
 // Out of time: what ran is counted, and what did not is named.
 process.once('SIGTERM', () => {
   endProxies();
-  chosen.forEach((one) => console.log(`NOT RUN, or not to its end: ${labelOf(one)}`));
+  unfinished.forEach((one) => console.log(`NOT RUN, or not to its end: ${labelOf(one)}`));
   failures.forEach((name) => console.log(`failed: ${name}`));
   console.log(`${counts.passed} passed, ${counts.failed + 1} failed, ${counts.skipped} skipped`);
   process.exit(1);
 });
-while (chosen.length) {
-  await runSuite(chosen[0], labelOf(chosen[0]));
-  chosen.shift();
-}
+const lane = async () => {
+  for (let one = chosen.shift(); one; one = chosen.shift()) {
+    await runSuite(one, labelOf(one));
+    unfinished.delete(one);
+  }
+};
+await Promise.all(Array.from({ length: LANES }, lane));
 console.log(`${Math.round((performance.now() - begin) / 1000)} s`);
 failures.forEach((name) => console.log(`failed: ${name}`));
 if (counts.skipped) console.log(`SKIPPED: ${counts.skipped} tests, for the reasons above`);
