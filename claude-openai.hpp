@@ -1421,6 +1421,9 @@ struct turn_request {
   bool thinks = false;          ///< the model will: asked to, or because it cannot do otherwise
   bool shows_thinking = false;  ///< to the client, which has asked for it
   std::optional<agent_request> agent;  ///< unset: the model has no tools but the client's
+  /// How long the API keeps what it caches of the prompt: `5m` or `1h`; empty: the CLI's default.
+  std::string cache_ttl;
+  std::string cache_field;  ///< where the client asked for it
   bool stream = false;
   bool strict = false;                      ///< what is not honoured is an error
   std::vector<std::string> ignored_params;  ///< known fields that are not honoured, by name
@@ -2021,6 +2024,17 @@ class history_builder {
   std::size_t last_reply_ = 0;             ///< index of the assistant's latest message
   std::vector<content_part> notes_;        ///< for the next message of the user's
 };
+
+/// OpenAI's lifetimes of a cached prompt, all of which are longer than the API's shorter one.
+inline void parse_prompt_cache(const reader& root, turn_request& turn) {
+  const auto options = root.find("prompt_cache_options");
+  const auto ttl = options ? options->find("ttl") : std::nullopt;
+  const auto retention = root.find("prompt_cache_retention");
+  const bool stays = retention && retention->string() == "24h";
+  if (!ttl && !stays) return;
+  turn.cache_ttl = "1h";
+  turn.cache_field = ttl ? "prompt_cache_options.ttl" : "prompt_cache_retention";
+}
 
 /// Throws a 400 for a body that was meant for another endpoint, known by the field that each
 /// requires.
@@ -2919,6 +2933,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
     parse_answer_format(*format, turn, "json_schema");
   }
   parse_sampling(root, turn);
+  parse_prompt_cache(root, turn);
   if (const auto model = root.find("model")) turn.model = parse_model(*model);
   if (const auto session = root.find("session_id")) turn.session = parse_session_id(*session);
   if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
@@ -3547,6 +3562,30 @@ inline void parse_system(const reader& system, turn_request& request) {
 }
 
 /// Messages request to neutral request; also that of `count_tokens`, which needs no `max_tokens`.
+/// The CLI sets cache marks of its own. They get the longest lifetime that a mark of the client
+/// has, which is named where others are shorter.
+inline void parse_cache_ttl(const json& body, turn_request& turn) {
+  std::set<std::string> lifetimes;
+  const auto note = [&](const json& holder) {
+    const auto& mark = member_of(holder, "cache_control");
+    const auto ttl = string_of(mark, "ttl");
+    if (!ttl.empty() && ttl != "5m" && ttl != "1h") {
+      throw bad_field("cache_control.ttl", "must be '5m' or '1h'");
+    }
+    if (mark.is_object()) lifetimes.insert(ttl.empty() ? "5m" : ttl);
+    if (ttl == "1h" || (ttl == "5m" && turn.cache_ttl.empty())) turn.cache_ttl = ttl;
+  };
+  note(body);
+  for (const char* list : {"system", "tools"}) {
+    for (const auto& one : member_of(body, list)) note(one);
+  }
+  for (const auto& message : member_of(body, "messages")) {
+    for (const auto& block : member_of(message, "content")) note(block);
+  }
+  turn.cache_field = "cache_control.ttl";
+  if (!turn.cache_ttl.empty() && lifetimes.size() > 1) name_ignored(turn, turn.cache_field);
+}
+
 inline turn_request parse_request(const json& body, bool counts_only) {
   const reader root(body);
   turn_request turn;
@@ -3570,6 +3609,7 @@ inline turn_request parse_request(const json& body, bool counts_only) {
   turn.model = parse_model(root.require("model"));
   if (const auto session = root.find("session_id")) turn.session = parse_session_id(*session);
   if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
+  parse_cache_ttl(body, turn);
   parse_agent(root, turn);
   if (root.find("thread")) {  // by this code the SDKs' tool runners send all again without it
     auto error = bad_field("thread", "is not supported: send the whole conversation without it");
@@ -4363,13 +4403,12 @@ class input_parser {
 };
 
 /// Fields that are known and never honoured, and the values of each that ask for nothing.
-constexpr std::array<std::pair<const char*, const char*>, 11> ignored_fields = {
+constexpr std::array<std::pair<const char*, const char*>, 10> ignored_fields = {
     {{"truncation", R"(["disabled"])"},
      {"top_logprobs", "[0]"},
      {"max_tool_calls", "[]"},
      {"background", "[false]"},
      {"service_tier", R"(["auto","default"])"},
-     {"prompt_cache_retention", "[]"},
      {"access_programs", "[]"},
      {"context_management", "[[]]"},
      {"image", "[{}]"},
@@ -4412,6 +4451,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   normalize(turn.messages);
   parse_tool_choice(root, turn);
   parse_sampling(root, turn);
+  parse_prompt_cache(root, turn);
   turn.thinking_field = turn.effort_field = "reasoning";
   if (const auto model = root.find("model")) turn.model = parse_model(*model);
   if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
@@ -4964,6 +5004,13 @@ inline std::optional<std::array<int, 3>> parse_version(std::string_view content)
     version[i] = *number;
   }
   return version;
+}
+
+/// Whether the CLI has the setting `promptCacheTtl`: its changelog names it for 2.1.242, and there
+/// is no way to ask. A version that is not known yet has it.
+inline bool has_cache_ttl(std::string_view version) {
+  constexpr std::array<int, 3> first = {2, 1, 242};
+  return parse_version(version).value_or(first) >= first;
 }
 
 /// Cuts a stream of bytes into lines. Bounded: a line over the limit overflows it for good.
@@ -6330,7 +6377,9 @@ inline std::string encode_settings(const std::string& id, const turn_request& re
     const bool least = request.effort == reasoning_effort::minimal;  // the CLI begins with low
     settings["effortLevel"] = least ? "low" : name_of(request.effort);
   }
-  settings["showThinkingSummaries"] = request.thinks;  // a setting stays until it is sent anew
+  // A setting stays until it is sent anew; null takes it back.
+  settings["showThinkingSummaries"] = request.thinks;
+  settings["promptCacheTtl"] = request.cache_ttl.empty() ? json() : json(request.cache_ttl);
   return encode_control_request(
       id, json::object({{"subtype", "apply_flag_settings"}, {"settings", settings}}));
 }
@@ -16177,7 +16226,11 @@ inline void complete_request(request_context& now, turn_request& turn) {
   }
   if (!turn.session.empty()) check_rights(now, access::own);
   apply_headers(now, turn);
-  apply_model_limits(turn, traits_of(turn.model, now.proxy.status.get().always_thinking));
+  const auto facts = now.proxy.status.get();
+  if (!turn.cache_ttl.empty() && !has_cache_ttl(facts.version)) {
+    name_ignored(turn, turn.cache_field);
+  }
+  apply_model_limits(turn, traits_of(turn.model, facts.always_thinking));
 }
 
 inline void tell_ignored(request_context& now, const std::vector<std::string>& names) {

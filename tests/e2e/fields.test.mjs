@@ -25,10 +25,7 @@ const LABELS = {
   user: 'me',
   safety_identifier: 'me',
   store: true,
-  cache_control: { type: 'ephemeral', ttl: '1h' },
   prompt_cache_key: 'me',
-  prompt_cache_options: { ttl: '24h' },
-  prompt_cache_retention: '24h',
 };
 
 /**
@@ -57,6 +54,8 @@ const DIALECTS = {
       parallel_tool_calls: [{ tools: [TOOL], parallel_tool_calls: false }, { tools: [TOOL] }],
       prediction: { prediction: { type: 'content', content: 'Hello' } },
       presence_penalty: { presence_penalty: 1 },
+      prompt_cache_options: { prompt_cache_options: { ttl: '30m' } },
+      prompt_cache_retention: { prompt_cache_retention: '24h' },
       reasoning_effort: { reasoning_effort: 'high' },
       response_format: { response_format: SCHEMA },
       seed: { seed: 7 },
@@ -117,6 +116,8 @@ const DIALECTS = {
       parallel_tool_calls: [{ tools: [FLAT_TOOL], parallel_tool_calls: false }, { tools: [FLAT_TOOL] }],
       previous_response_id: { previous_response_id: 'resp_none' },
       prompt: { prompt: { id: 'pmpt_1' } },
+      prompt_cache_options: { prompt_cache_options: { ttl: '30m' } },
+      prompt_cache_retention: { prompt_cache_retention: '24h' },
       reasoning: { reasoning: { effort: 'high' } },
       service_tier: { service_tier: 'flex' },
       store: { store: false },
@@ -140,6 +141,7 @@ const DIALECTS = {
       messages: (text) => ({ messages: [{ role: 'user', content: text }, { role: 'assistant', content: 'Yes?' }, { role: 'user', content: text }] }),
       model: { model: 'claude-haiku-4-5-20251001' },
       billing_policy: { billing_policy: { type: 'x' } },
+      cache_control: { cache_control: { type: 'ephemeral', ttl: '1h' } },
       compaction: { compaction: { enabled: true } },
       container: { container: 'container_1' },
       context_management: { context_management: { edits: [{ type: 'clear_tool_uses_20250919' }] } },
