@@ -949,6 +949,7 @@ struct options {
   std::string tls_certificate;  ///< PEM file, with its chain; empty: no TLS
   std::string tls_key;          ///< PEM file
   bool strict = false;          ///< what a request asks for in vain is a 400 instead of a header
+  bool extra_usage = true;      ///< false: no answer that is billed beyond a subscription's plan
   bool builtin_tools = true;    ///< clients may ask for Claude Code's own tools (`enable_tools`)
   sandbox_use sandbox = sandbox_use::automatic;  ///< of agents; see `confinement`
   bool sandbox_network = false;                  ///< commands in the sandbox may reach the network
@@ -1132,7 +1133,8 @@ class live_options {
     return now_;
   }
 
-  /// Takes over keys, limits, budgets, origins, trusted proxies, the default model and aliases.
+  /// Takes over keys, limits, budgets, extra usage, origins, trusted proxies, the default model and
+  /// aliases.
   void take(const options& fresh) {
     const std::lock_guard<std::mutex> lock(mutex_);
     auto next = *now_;
@@ -1145,6 +1147,7 @@ class live_options {
     next.limits = fresh.limits;
     next.minute_budget = fresh.minute_budget;
     next.day_budget = fresh.day_budget;
+    next.extra_usage = fresh.extra_usage;
     now_ = std::make_shared<const options>(std::move(next));
   }
 
@@ -5297,17 +5300,22 @@ struct usage_window {
   std::string status;                 ///< `allowed`, `allowed_warning` or `rejected`
   std::optional<double> utilization;  ///< 0 to 1
   std::int64_t resets_at = 0;         ///< Unix seconds; 0: unknown
+  bool extra_usage = false;           ///< the plan's part is used up: answers are billed beyond it
 };
 
-/// Reads a `rate_limit_event`; nullopt for any other line. Some versions tell the share in percent.
+/// Reads a `rate_limit_event`; nullopt for any other line. The share used is at three places, and
+/// in percent, as the version is; there may be none.
 inline std::optional<usage_window> decode_usage_window(const json& line) {
   if (string_of(line, "type") != "rate_limit_event") return std::nullopt;
   const auto& limit = member_of(line, "rate_limit_info");
   usage_window window{string_of(limit, "rateLimitType"), string_of(limit, "status"), {}, 0};
   if (window.name.empty()) return std::nullopt;
   window.resets_at = integer_of(limit, "resetsAt");
-  const auto& share = member_of(limit, "utilization");
-  if (share.is_number()) {
+  window.extra_usage = boolean_of(limit, "isUsingOverage");
+  const auto& windows = member_of(limit, "unifiedWindows");
+  for (const auto* holder : {&limit, &member_of(windows, window.name.c_str())}) {
+    const auto& share = member_of(*holder, "utilization");
+    if (!share.is_number()) continue;
     const auto value = share.get<double>();
     window.utilization = value > 1.5 ? value / 100 : value;
   }
@@ -10091,6 +10099,35 @@ inline json render_items(const json& items, bool newest_first, const std::string
 //       cli_command, process, claude_process, pool, sessions | thread-safe
 //================================================================================================
 
+/// The subscription's limits, each as the CLI reported it last. Thread-safe.
+class limit_board {
+ public:
+  explicit limit_board(const logger& log) : log_(log) {}
+
+  void note(const usage_window& window) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    auto& known = windows_[window.name];
+    if (window.extra_usage && !known.extra_usage) {
+      log_.warning(
+          "the plan's limit " + window.name +
+          " is used up: answers are billed as extra usage (--no-extra-usage refuses them)");
+    }
+    known = window;
+  }
+
+  std::vector<usage_window> all() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::vector<usage_window> windows;
+    for (const auto& entry : windows_) windows.push_back(entry.second);
+    return windows;
+  }
+
+ private:
+  const logger& log_;
+  mutable std::mutex mutex_;
+  std::map<std::string, usage_window> windows_;
+};
+
 /// What a client without a system prompt gets, in place of Claude Code's persona.
 constexpr std::string_view neutral_system_prompt = "You are a helpful assistant.";
 
@@ -10201,8 +10238,9 @@ inline std::string_view name_of(turn_facts::process_origin origin) {
 /// moves the process's bytes, so that a slow client slows the process.
 class turn {
  public:
-  turn(pool& processes, session_store& sessions, turn_request request, const options& settings)
-      : pool_(processes), settings_(settings), request_(std::move(request)) {
+  turn(pool& processes, session_store& sessions, limit_board& limits, turn_request request,
+       const options& settings)
+      : pool_(processes), limits_(limits), settings_(settings), request_(std::move(request)) {
     if (request_.session.empty()) return;
     const auto usual = likely_usage();
     session_.emplace(sessions, request_.client, request_.session, usual.prompt() + usual.output);
@@ -10386,7 +10424,9 @@ class turn {
     if (lease_) {
       facts_.retries = lease_->process().retries();
       const auto& windows = lease_->process().windows();
-      if (windows.size() != facts_.windows.size()) facts_.windows = windows;
+      for (auto known = facts_.windows.size(); known < windows.size(); ++known) {
+        limits_.note(facts_.windows.emplace_back(windows[known]));
+      }
       note_limits(what);
     }
     if (!std::holds_alternative<turn_failed>(what)) answer_.add(what);
@@ -10419,6 +10459,7 @@ class turn {
   }
 
   pool& pool_;
+  limit_board& limits_;
   const options& settings_;
   turn_request request_;
   std::string given_system_;  ///< the client's own, for the session
@@ -10594,9 +10635,9 @@ class answer {
 class engine {
  public:
   /// `cut` ends all answers when it is raised; null for none.
-  engine(const options& settings, pool& processes, session_store& sessions,
+  engine(const options& settings, pool& processes, session_store& sessions, limit_board& limits,
          const wake_signal* cut = nullptr)
-      : settings_(settings), pool_(processes), sessions_(sessions), cut_(cut) {}
+      : settings_(settings), pool_(processes), sessions_(sessions), limits_(limits), cut_(cut) {}
 
   /// Nothing can fail before the answer is pulled. `client_fd` is the client's socket, watched for
   /// its end; -1 for none.
@@ -10604,7 +10645,8 @@ class engine {
                                 std::shared_ptr<const wake_signal> cancelled = nullptr) {
     std::vector<std::unique_ptr<turn>> turns;
     for (auto& request : requests) {
-      turns.push_back(std::make_unique<turn>(pool_, sessions_, std::move(request), settings_));
+      turns.push_back(
+          std::make_unique<turn>(pool_, sessions_, limits_, std::move(request), settings_));
     }
     return std::make_unique<answer>(std::move(turns), settings_.timeout, client_fd,
                                     std::move(cancelled), cut_);
@@ -10614,6 +10656,7 @@ class engine {
   const options& settings_;
   pool& pool_;
   session_store& sessions_;
+  limit_board& limits_;
   const wake_signal* cut_;
 };
 
@@ -12972,6 +13015,7 @@ struct gauges {
   process_counts processes;
   std::size_t sessions = 0;
   std::string cli_version;
+  std::vector<usage_window> windows;
 };
 
 /// Sums up the requests.
@@ -12985,7 +13029,6 @@ class metrics {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto model = known_model(record.model);
     ++requests_[{record.route, record.dialect, model, std::to_string(record.status)}];
-    for (const auto& window : record.facts.windows) windows_[window.name] = window;
     if (record.dialect.empty()) return;
     if (record.first_token) {
       first_tokens_.try_emplace(record.dialect, first_token_bounds())
@@ -13016,21 +13059,13 @@ class metrics {
     ++rejected_[reason];
   }
 
-  /// The subscription's limits, as far as the CLI reported them.
-  std::vector<usage_window> windows() const {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    std::vector<usage_window> all;
-    for (const auto& entry : windows_) all.push_back(entry.second);
-    return all;
-  }
-
   std::string render(const gauges& now) const {
     exposition out;
     const std::lock_guard<std::mutex> lock(mutex_);
     render_requests(out);
     render_use(out);
     render_processes(out, now);
-    render_windows(out);
+    render_windows(out, now.windows);
     out.begin("sessions", "gauge", "Sessions that are kept.");
     out.add({}, static_cast<double>(now.sessions));
     out.begin("uptime_seconds", "gauge", "Time since the proxy began.");
@@ -13130,15 +13165,15 @@ class metrics {
     queue_waits_.render(out, {});
   }
 
-  void render_windows(exposition& out) const {
+  static void render_windows(exposition& out, const std::vector<usage_window>& windows) {
     out.begin("subscription_utilization_ratio", "gauge", "Used share of a subscription's limit.");
-    for (const auto& [name, window] : windows_) {
-      if (window.utilization) out.add({{"window", name}}, *window.utilization);
+    for (const auto& window : windows) {
+      if (window.utilization) out.add({{"window", window.name}}, *window.utilization);
     }
     out.begin("subscription_reset_timestamp_seconds", "gauge", "When that limit begins anew.");
-    for (const auto& [name, window] : windows_) {
+    for (const auto& window : windows) {
       if (window.resets_at > 0) {
-        out.add({{"window", name}}, static_cast<double>(window.resets_at));
+        out.add({{"window", window.name}}, static_cast<double>(window.resets_at));
       }
     }
   }
@@ -13155,7 +13190,6 @@ class metrics {
   std::map<std::string, histogram> first_tokens_;
   std::map<std::string, histogram> durations_;
   histogram queue_waits_{{0.001, 0.01, 0.1, 0.5, 1, 5, 10, 30, 60}};
-  std::map<std::string, usage_window> windows_;
   totals sums_;
 };
 
@@ -15892,6 +15926,7 @@ struct proxy_parts {
   agent_registry& agents;
   status_board& status;
   limiter& limits;
+  limit_board& windows;
   metrics& figures;
   const wake_signal& stop;
   const std::function<void(const request_figures&)>& on_answer;
@@ -16103,16 +16138,22 @@ inline json read_json(request_context& now) {
   return parse_body(bytes);
 }
 
-/// Until the limits of a subscription begin anew that have refused the request; else 0.
-inline std::chrono::milliseconds time_to_reset(const std::vector<usage_window>& windows) {
+/// Until a limit of the subscription begins anew; 0 or less: it has.
+inline std::chrono::seconds time_to(std::int64_t resets_at) {
   using namespace std::chrono;
-  constexpr std::int64_t max_wait = 7 * 24 * 3600;  // the longest window there is
-  const std::int64_t now = duration_cast<seconds>(system_clock::now().time_since_epoch()).count();
-  std::int64_t longest = 0;
+  constexpr seconds max_wait{7 * 24 * 3600};  // the longest window there is
+  return std::min(
+      seconds(resets_at) - duration_cast<seconds>(system_clock::now().time_since_epoch()),
+      max_wait);
+}
+
+/// Until the limits begin anew that have refused the request; else 0.
+inline std::chrono::milliseconds time_to_reset(const std::vector<usage_window>& windows) {
+  std::chrono::seconds longest{0};
   for (const auto& window : windows) {
-    if (window.status == "rejected") longest = std::max(longest, window.resets_at - now);
+    if (window.status == "rejected") longest = std::max(longest, time_to(window.resets_at));
   }
-  return seconds(std::min(longest, max_wait));
+  return longest;
 }
 
 inline void answer_error(request_context& now, const api_error& error) {
@@ -16207,7 +16248,26 @@ inline std::string take_alias(request_context& now, const std::string& name) {
 }
 
 /// Puts in what is not in the body: who asks, in which session, and what the model takes.
+/// Where the operator wants no bill beyond the plan, a limit that is used up refuses until it
+/// begins anew.
+inline void refuse_extra_usage(const request_context& now) {
+  if (now.settings->extra_usage) return;
+  for (const auto& window : now.proxy.windows.all()) {
+    const auto left = time_to(window.resets_at);
+    if (!window.extra_usage || left.count() <= 0) continue;
+    api_error error(error_kind::rate_limited,
+                    "the plan's limit " + window.name + " is used up for another " +
+                        std::to_string(left.count()) +
+                        " s, and this proxy takes no extra usage (--no-extra-usage)");
+    error.code = "extra_usage_refused";
+    error.retry_after = left;
+    error.retry_is_futile = true;
+    throw error;
+  }
+}
+
 inline void complete_request(request_context& now, turn_request& turn) {
+  refuse_extra_usage(now);
   turn.client = now.client_id();
   // A page that may only chat shares no process with the programs of this user.
   if (now.who.key.empty() && !now.who.page_refusal.empty())
@@ -16257,9 +16317,7 @@ inline answer::pulled pull(request_context& now, answer& running, answer::choice
 
 /// How much of the subscription is used, as far as it is known.
 inline void tell_windows(request_context& now) {
-  auto windows = now.proxy.figures.windows();
-  for (const auto& window : now.record->facts.windows) windows.push_back(window);
-  for (const auto& window : windows) {
+  for (const auto& window : now.proxy.windows.all()) {
     auto& headers = now.response.headers;
     const auto tell = [&](const char* what, const std::string& value) {
       const auto name = "x-claude-ratelimit-" + window.name + "-" + what;
@@ -16270,6 +16328,7 @@ inline void tell_windows(request_context& now) {
     };
     if (!http_head::is_token(window.name)) continue;
     tell("status", window.status);
+    if (window.extra_usage) tell("extra-usage", "true");
     if (window.utilization) tell("utilization", exposition::number(*window.utilization));
     if (window.resets_at > 0) tell("reset", std::to_string(window.resets_at));
   }
@@ -16656,7 +16715,7 @@ inline void handle_health(request_context& now) {
 
 inline void handle_metrics(request_context& now) {
   const gauges state{now.proxy.processes.counts(), now.proxy.sessions.size(),
-                     now.proxy.status.get().version};
+                     now.proxy.status.get().version, now.proxy.windows.all()};
   now.response.set_body(now.proxy.figures.render(state),
                         "text/plain; version=0.0.4; charset=utf-8");
 }
@@ -17436,7 +17495,7 @@ class server {
         guard_(std::make_shared<child_guard>(&*scratch_)),
         pool_(settings_, guard_),
         sessions_(settings_),
-        engine_(settings_, pool_, sessions_, &signals_.cut),
+        engine_(settings_, pool_, sessions_, limit_board_, &signals_.cut),
         responses_(settings_),
         agents_(settings_, scratch_->path(), *guard_),
         parts_{live_,
@@ -17447,6 +17506,7 @@ class server {
                agents_,
                status_,
                limiter_,
+               limit_board_,
                figures_,
                signals_.closing,
                on_answer,
@@ -17633,8 +17693,8 @@ class server {
     try {
       if (on_reload) on_reload();
       settings_.log.info(
-          "loaded anew: keys, limits, budgets, origins, proxies, default model, aliases, log level "
-          "and TLS files; other settings need a restart");
+          "loaded anew: keys, limits, budgets, extra usage, origins, proxies, default model, "
+          "aliases, log level and TLS files; other settings need a restart");
     } catch (const std::exception& failure) {
       settings_.log.error(std::string("the settings stay as they were: ") + failure.what());
     }
@@ -17650,6 +17710,7 @@ class server {
   server_signals signals_;
   status_board status_;
   limiter limiter_;
+  limit_board limit_board_{settings_.log};
   metrics figures_;
   pool pool_;
   session_store sessions_;
@@ -17946,7 +18007,8 @@ class doctor {
     question.model = settings_.default_model;
     question.messages.push_back({role::user, {text_part{"Say OK and nothing else."}}});
     session_store sessions(settings_);
-    engine turns(settings_, *processes_, sessions);
+    limit_board limits(settings_.log);
+    engine turns(settings_, *processes_, sessions, limits);
     std::vector<turn_request> requests;
     requests.push_back(std::move(question));
     const auto begun = std::chrono::steady_clock::now();

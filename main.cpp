@@ -372,6 +372,7 @@ struct command_line {
   bool rate_limit = false;
   bool no_process_reuse = false;
   bool no_builtin_tools = false;
+  bool no_extra_usage = false;
   bool no_tcp = false;
   bool no_prompt = false;
   bool generate_key = false;
@@ -522,6 +523,9 @@ struct command_line {
         ->check(CLI::IsMember(
             {"cli", "api_key", "bedrock", "vertex", "claude_cli", "anthropic", "detect"},
             CLI::ignore_case));
+    app.add_flag("--no-extra-usage", no_extra_usage,
+                 "Refuse requests while a subscription would bill them beyond its plan")
+        ->envname("CLAUDE_NO_EXTRA_USAGE");
     app.add_option("--claude-path", settings.claude_path, "The claude program (default: on PATH)")
         ->envname("CLAUDE_CLI_PATH")
         ->type_name("FILE");
@@ -714,6 +718,7 @@ struct command_line {
     settings.auth = try_auth_method(auth).value_or(proxy::auth_method::detect);
     settings.timeout = parse_timeout(timeout);
     settings.builtin_tools = !no_builtin_tools;
+    settings.extra_usage = !no_extra_usage;
     settings.reuse_processes = !no_process_reuse;
     settings.sandbox = sandbox == "on"    ? proxy::sandbox_use::on
                        : sandbox == "off" ? proxy::sandbox_use::off

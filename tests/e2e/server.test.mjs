@@ -268,12 +268,49 @@ test('a 429 or 529 of the API is told in its words where the CLI tells them, and
   }
 });
 
+const SUBSCRIBED = { ANTHROPIC_API_KEY: undefined, CLAUDE_CODE_OAUTH_TOKEN: 'sk-ant-oat01-test' };
+
+/** The headers by which the API tells a subscription's limits; they begin anew in so many seconds. */
+function limitHeaders(seconds, more) {
+  const reset = String(Math.floor(Date.now() / 1000) + seconds);
+  const unified = Object.entries({ reset, 'representative-claim': 'five_hour', '5h-reset': reset, ...more });
+  return Object.fromEntries(unified.map(([name, value]) => [`anthropic-ratelimit-unified-${name}`, value]));
+}
+const EXTRA = { status: 'rejected', 'overage-status': 'allowed', 'overage-in-use': 'true' };
+
+test('--no-extra-usage: what a subscription bills beyond its plan is refused until the limit begins anew; else it is answered, and said', { deadline: 60_000 }, async (t) => {
+  const start = (...args) => t.start({ cli: t.cli, env: SUBSCRIBED, args: ['--spares', '0', ...args] });
+  const ask = (proxy, text, headers) => t.chat({ messages: t.messages(directive('plain', { headers })).map((one) => ({ ...one, content: `${one.content} ${text}` })) }, { proxy });
+  const asked = (text) => t.calls().filter(({ raw }) => raw.includes(text)).length;
+  for (const refuses of [false, true]) {
+    const proxy = await start(...(refuses ? ['--no-extra-usage'] : []));
+    const within = await ask(proxy, 'Within.', limitHeaders(3600, { status: 'allowed', '5h-utilization': '0.3' }));
+    assert.equal(within.headers['x-claude-ratelimit-five_hour-status'], 'allowed');
+    assert.equal(within.headers['x-claude-ratelimit-five_hour-extra-usage'], undefined);
+    const first = await ask(proxy, 'Beyond.', limitHeaders(3600, EXTRA));
+    assert.equal(first.status, 200, 'nobody could know');
+    assert.equal(first.headers['x-claude-ratelimit-five_hour-extra-usage'], 'true');
+    assert.match(proxy.output, /the plan's limit five_hour is used up: answers are billed as extra usage/);
+    const next = await ask(proxy, `Next, ${refuses}.`, limitHeaders(3600, EXTRA));
+    assert.equal(asked(`Next, ${refuses}.`), refuses ? 0 : 1);
+    if (!refuses) continue;
+    assertRefused(next, 429, /^the plan's limit five_hour is used up for another \d+ s, and this proxy takes no extra usage/);
+    assert.deepEqual([next.json.error.code, next.headers['x-should-retry']], ['extra_usage_refused', 'false']);
+    const wait = Number(next.headers['retry-after']);
+    assert.ok(wait > 3400 && wait <= 3600, next.headers['retry-after']);
+    for (const [path, [question]] of Object.entries(QUESTIONS)) {
+      const other = await t.send({ proxy, path: `/v1/${path}`, body: { model: MODEL, ...question(t.text('plain')) } }).done;
+      assert.equal(other.status, 429, `${path}: ${other.text}`);
+    }
+  }
+  const proxy = await start('--no-extra-usage');
+  assert.equal((await ask(proxy, 'Beyond.', limitHeaders(2, EXTRA))).status, 200);
+  await eventually('the limit begins anew', async () => (await ask(proxy, 'Later.', {})).status === 200, 20_000);
+});
+
 test("a subscription's limit is told in words, and with the time until it begins anew", { deadline: 60_000 }, async (t) => {
-  const env = { ANTHROPIC_API_KEY: undefined, CLAUDE_CODE_OAUTH_TOKEN: 'sk-ant-oat01-test' };
-  const proxy = await t.start({ cli: t.cli, env, args: ['--spares', '0'] });
-  const reset = String(Math.floor(Date.now() / 1000) + 3600);
-  const unified = Object.entries({ status: 'rejected', reset, 'representative-claim': 'five_hour', '5h-utilization': '1', '5h-reset': reset });
-  const headers = Object.fromEntries(unified.map(([name, value]) => [`anthropic-ratelimit-unified-${name}`, value]));
+  const proxy = await t.start({ cli: t.cli, env: SUBSCRIBED, args: ['--spares', '0'] });
+  const headers = limitHeaders(3600, { status: 'rejected', '5h-utilization': '1' });
   for (const stream of [false, true]) {
     const result = await t.chat({ stream, messages: t.messages(directive('error', { status: 429, headers })) }, { proxy });
     assertRefused(result, 429, /hit your .*limit.* resets /);

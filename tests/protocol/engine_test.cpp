@@ -17,7 +17,8 @@ struct running_engine {
       : settings(std::move(chosen)),
         processes(settings, std::make_shared<child_guard>()),
         sessions(settings),
-        turns(settings, processes, sessions) {
+        limits(settings.log),
+        turns(settings, processes, sessions, limits) {
     processes.start();
     if (settings.spares > 0) {
       processes.keep_spares(settings.default_model);
@@ -27,6 +28,7 @@ struct running_engine {
   options settings;
   pool processes;
   claude_openai::session_store sessions;
+  claude_openai::limit_board limits;
   engine turns;
 };
 
