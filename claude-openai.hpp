@@ -33,7 +33,7 @@
 //
 //   bytes -> http_head -> httplib -> guard, limiter -> route
 //   body -> parse_body -> reader -> a dialect's parse -> turn_request
-//   turn_request -> settle (what the model and the operator allow)
+//   turn_request -> complete_request (what the model and the operator allow)
 //                -> engine: session, pool ticket -> lease -> claude_process -> child stdin
 //   child stdout -> line_splitter -> turn_decoder -> event -> turn -> answer::next
 //     stream:      reply::write(event) -> SSE bytes -> socket
@@ -48,7 +48,6 @@
 //   event           what happens in an answer, in neutral form: a block starts, a piece of it, its
 //                   end, the end of the turn
 //   turn            one request to the model and its answer; with tools the answer ends at the call
-//   settle          to complete a request with what the model and the operator allow
 //   process         a living `claude`; it holds one conversation at a time
 //   spare           a process that has started and holds no conversation yet (pre-warmed)
 //   cursor, mark    where a process is in its conversation; a mark is where it can go back to
@@ -62,10 +61,11 @@
 //   guard           who may come in; limiter: how often, and how much (rate limits, budgets)
 //   half-closed     the client will send no more, and may have left
 //   cut             a turn that we end before the CLI would
-//   trace           what of a history is compared to find a process that holds it (a hash of it)
+//   trace           what of a history is compared to find a process that holds it
 //
 // Threads: one accepts, one per connection serves (it polls the child's pipes and the client's
-// socket itself: pull, not push), one janitor starts spares and reaps.
+// socket itself: pull, not push), one inspector looks at the CLI, and the janitor starts spares,
+// reads the processes that no request has, and reaps.
 #ifndef CLAUDE_OPENAI_HPP
 #define CLAUDE_OPENAI_HPP
 
@@ -950,7 +950,9 @@ struct options {
   std::string tls_key;          ///< PEM file
   bool strict = false;          ///< what a request asks for in vain is a 400 instead of a header
   bool extra_usage = true;      ///< false: no answer that is billed beyond a subscription's plan
-  bool builtin_tools = true;    ///< clients may ask for Claude Code's own tools (`enable_tools`)
+  std::optional<auth_method> fallback;  ///< answers while the plan of the login is used up
+  std::string fallback_model;           ///< of such answers; empty: the request's
+  bool builtin_tools = true;  ///< clients may ask for Claude Code's own tools (`enable_tools`)
   sandbox_use sandbox = sandbox_use::automatic;  ///< of agents; see `confinement`
   bool sandbox_network = false;                  ///< commands in the sandbox may reach the network
   bool allow_keyless_tools = false;  ///< also to clients without a key whose user is not known
@@ -1106,6 +1108,8 @@ inline std::vector<std::string> validate(const options& settings) {
   require(!settings.demo || !settings.claude_arguments.empty(), "the demo is set up by `use_demo`");
   require(!settings.default_model.empty(), "the model must not be empty");
   require(!text::starts_with(settings.default_model, "-"), "--model must not begin with '-'");
+  require(!text::starts_with(settings.fallback_model, "-"),
+          "--fallback-model must not begin with '-'");
   for (const auto& alias : settings.aliases) {
     require(!alias.pattern.empty() && !alias.model.empty() && alias.model.front() != '-',
             "--alias: an alias is a name or pattern and a model, such as gpt-*=sonnet");
@@ -1113,6 +1117,12 @@ inline std::vector<std::string> validate(const options& settings) {
   require_amounts(settings, require);
   require_access(settings, require);
   return problems;
+}
+
+/// The same, by the account that answers while the plan is used up.
+inline options with_fallback(options settings) {
+  settings.auth = settings.fallback.value();
+  return settings;
 }
 
 /// A client key of this run's own, beside those that are given.
@@ -1426,7 +1436,8 @@ struct turn_request {
   std::optional<agent_request> agent;  ///< unset: the model has no tools but the client's
   /// How long the API keeps what it caches of the prompt: `5m` or `1h`; empty: the CLI's default.
   std::string cache_ttl;
-  std::string cache_field;  ///< where the client asked for it
+  std::string cache_field;   ///< where the client asked for it
+  bool on_fallback = false;  ///< by the account that answers while the plan is used up
   bool stream = false;
   bool strict = false;                      ///< what is not honoured is an error
   std::vector<std::string> ignored_params;  ///< known fields that are not honoured, by name
@@ -2408,7 +2419,7 @@ inline std::string freeform_input(const std::string& arguments) {
   return string_of(try_parse_json(arguments), "input");
 }
 
-/// Why the model refused, in the API's words; null where it tells nothing.
+/// Why the model refused, in the API's words; null when there is none.
 inline const json& refusal_of(const json& end) {
   return member_of(member_of(end, "stop_details"), "explanation");
 }
@@ -2490,7 +2501,7 @@ class chat_reply final : public reply {
          {type, json::object({{"name", name}, {freeform ? "input" : "arguments", input}})}});
   }
 
-  /// Clients of the old kind know one call only, under another name.
+  /// Legacy clients (`functions`) expect one call, as `function_call`.
   const char* finish_reason(stop_reason reason) const {
     if (reason == stop_reason::tool_use && style_.legacy_functions) return "function_call";
     return openai_chat::finish_reason(reason);
@@ -2509,9 +2520,9 @@ class chat_reply final : public reply {
         case block_kind::tool_call: calls.push_back(call_of(block.id, block.name, block.text));
       }
     }
-    const bool silent = content.empty() && !calls.empty();
+    const bool only_calls = content.empty() && !calls.empty();
     json message = json::object({{"role", "assistant"},
-                                 {"content", silent ? json() : json(content)},
+                                 {"content", only_calls ? json() : json(content)},
                                  {"refusal", refusal_of(result.api)},
                                  {"annotations", json::array()}});
     if (!reasoning.empty()) message["reasoning_content"] = std::move(reasoning);
@@ -2639,11 +2650,11 @@ constexpr std::array<ignored_field, 14> ignored_fields = {{
 constexpr const char* known_fields =
     R"(["model","messages","stream","stream_options","temperature","top_p","max_tokens","stop",)"
     R"("n","max_completion_tokens","tools","functions","tool_choice","function_call",)"
-    R"("parallel_tool_calls","user","metadata","store","service_tier","response_format",)"
-    R"("session_id","logprobs","enable_tools","show_activity","reasoning_effort",)"
+    R"("parallel_tool_calls","user","metadata","store","response_format","prompt_cache_options",)"
+    R"("prompt_cache_retention","session_id","enable_tools","show_activity","reasoning_effort",)"
     R"("safety_identifier"])";
 
-/// True when the field asks for something that the answer will not show.
+/// True when the value is not neutral: the field has to be named as ignored.
 inline bool check_ignored(const ignored_field& field, const reader& value) {
   switch (field.kind) {
     case ignored_field::shape::number: value.number(field.low, field.high); break;
@@ -6566,9 +6577,10 @@ inline std::string encode_message(const message& entry, const tool_names& names,
 struct launch_profile {
   std::string model;
   std::optional<agent_request> agent = {};
+  bool fallback = false;  ///< by the account that answers while the plan is used up
 
   bool operator==(const launch_profile& other) const {
-    return model == other.model && words() == other.words();
+    return model == other.model && fallback == other.fallback && words() == other.words();
   }
 
  private:
@@ -7695,10 +7707,10 @@ class client_tools {
     results_.clear();
   }
 
-  bool lacks_calls() const { return !results_.empty(); }
+  bool has_unclaimed_results() const { return !results_.empty(); }
 
   /// The results that the client brings for these calls, which are those of the message `before`.
-  /// It may have renamed them, all alike even: a call's place tells which one it is.
+  /// Clients may rename call ids, even all to the same: results belong to calls by their places.
   void take_results(const message& entry, const message& before,
                     const std::vector<std::string>& calls) {
     auto names = call_ids(before);
@@ -7757,7 +7769,7 @@ class client_tools {
 };
 
 /// What a turn asks beside its messages, as it is sent to a process. It may change from turn to
-/// turn; by default what a fresh process does untold.
+/// turn; the default is what a fresh process has.
 struct turn_settings {
   std::string settings = encode_settings(settings_id, turn_request(), tool_names());
   std::int64_t thinking = 0;
@@ -7797,8 +7809,8 @@ struct process_turn {
   int retries = 0;
   std::vector<usage_window> windows;
   std::deque<event> events;
-  bool told_event = false;
-  bool failed_unheard = false;
+  bool event_delivered = false;
+  bool failed_before_first_event = false;
 };
 
 /// How long a process has served.
@@ -7829,12 +7841,14 @@ inline bool holds_results(const message& entry) {
 
 /// Speaks with one `claude`. Its owner moves its bytes with `pump`; it has no thread.
 ///
-/// It is a cursor in a conversation: `begin` takes back what the request has not, tells what is
-/// missing, and asks. Nothing is sent before `claude` has confirmed that all is taken back.
+/// It is a cursor in a conversation: `begin` rewinds to the last message that both have, replays
+/// the messages that are missing, and sends the last one; nothing before `claude` has confirmed
+/// each rewind.
 class claude_process {
  public:
-  /// `starting` until it has answered once, then `ready`: it holds nothing and is nobody's yet.
-  /// `idle`: it holds whole pairs of a conversation, or none. `dead`: it must be ended.
+  /// `starting` until it has answered a probe, then `ready`: it holds no conversation and belongs
+  /// to no client yet. `idle`: each user message that it holds has its answer. `dead`: it must be
+  /// ended.
   enum class state {
     starting,
     ready,
@@ -7846,7 +7860,7 @@ class claude_process {
     dead
   };
 
-  /// What it would not take back, as older versions do.
+  /// The rewind that this CLI has refused. Older ones refuse some.
   enum class refusal { none, first_message, any_message };
 
   /// Throws `std::system_error` when the program cannot be started.
@@ -7856,11 +7870,11 @@ class claude_process {
 
   state now() const { return state_; }
 
-  /// Not ended unnoticed either.
+  /// Also looks for an exit that was not read yet.
   bool alive() const { return state_ != state::dead && !connection_.child().has_exited(); }
 
   /// It ended, or wrote an unknown message, before any event of the turn.
-  bool failed_unheard() const { return turn_.failed_unheard; }
+  bool failed_before_first_event() const { return turn_.failed_before_first_event; }
 
   refusal refused() const { return refused_; }
   bool is_agent() const { return turn_.agent; }
@@ -7969,7 +7983,7 @@ class claude_process {
     if (turn_.events.empty()) return std::nullopt;
     event next = std::move(turn_.events.front());
     turn_.events.pop_front();
-    turn_.told_event = true;
+    turn_.event_delivered = true;
     return next;
   }
 
@@ -7983,7 +7997,7 @@ class claude_process {
     const auto wrong = connection_.pump([this](std::string_view line) { read_line(line); });
     if (!wrong.empty()) fail(wrong);
     const auto waits = std::chrono::steady_clock::now() - waits_since_;
-    if (state_ == state::starting && waits > max_start) fail("claude does not start");
+    if (state_ == state::starting && waits > start_timeout) fail("claude does not start");
     if (state_ == state::taking_back && waits > max_step) fail("claude takes nothing back");
   }
 
@@ -7991,8 +8005,8 @@ class claude_process {
   std::unique_ptr<child_process> take_child() { return connection_.take_child(); }
 
  private:
-  static constexpr std::chrono::seconds max_start{60};  // usual: 0.5 s
-  static constexpr std::chrono::seconds max_step{3};    // to take one message back; usual: 3 ms
+  static constexpr std::chrono::seconds start_timeout{60};  // usual: 0.5 s
+  static constexpr std::chrono::seconds max_step{3};        // to take one message back; usual: 3 ms
 
   // ---- back -------------------------------------------------------------------------------------
 
@@ -8155,7 +8169,7 @@ class claude_process {
 
   void read_answer(const json& line, bool begins) {
     const bool over = turn_.decoder.finished() && !was_cut();
-    if (begins && (over || tools_.lacks_calls())) return fail("claude went on by itself");
+    if (begins && (over || tools_.has_unclaimed_results())) return fail("claude went on by itself");
     if (string_of(line, "subtype") == "api_retry") ++turn_.retries;
     std::vector<event> decoded;
     turn_.decoder.decode(line, decoded);
@@ -8201,7 +8215,7 @@ class claude_process {
   void fail(const std::string& reason) {
     if (state_ == state::dead) return;
     state_ = state::dead;
-    turn_.failed_unheard = turn_.events.empty() && !turn_.told_event;
+    turn_.failed_before_first_event = turn_.events.empty() && !turn_.event_delivered;
     std::vector<event> decoded;
     turn_.decoder.fail(api_error(error_kind::bad_gateway, connection_.explain(reason)), decoded);
     for (auto& what : decoded) turn_.events.push_back(std::move(what));
@@ -8273,7 +8287,7 @@ struct way_costs {
   static constexpr double parked = 10'000;
 };
 
-/// What a way costs in milliseconds, with what it makes others tell anew.
+/// What a way costs in milliseconds, with the replays that it causes for other conversations.
 inline double cost_of(const way& one) {
   double cost = way_costs::message * static_cast<double>(one.replayed + one.discarded) +
                 way_costs::step_back * static_cast<double>(one.taken_back);
@@ -8392,10 +8406,10 @@ struct kept_process {
   bool is_unused() const { return now == state::starting || now == state::ready; }
   bool is_changing() const { return now == state::starting || now == state::taking_back; }
 
-  /// One that hangs holds up no other, and another is started in its place.
+  /// A start of over 5 s counts as hung: another may begin in its place.
   bool is_starting() const {
-    constexpr std::chrono::seconds max_start{5};  // that takes a processor; usual: 0.5 s
-    return now == state::starting && std::chrono::steady_clock::now() - since < max_start;
+    constexpr std::chrono::seconds slow_start{5};  // usual: 0.5 s
+    return now == state::starting && std::chrono::steady_clock::now() - since < slow_start;
   }
 
   /// On its way to where it may serve others; one that takes longer than a start is not waited for.
@@ -8599,7 +8613,7 @@ class spare_plan {
     if (now - oldest->asked >= hold) std::swap(*oldest, *known);
   }
 
-  /// Those of these clients' agents.
+  /// Removes the profiles of these clients' agents.
   void forget(const std::set<std::string>& clients) {
     profiles_.erase(
         std::remove_if(profiles_.begin(), profiles_.end(),
@@ -8707,7 +8721,7 @@ struct start_counts {
 inline std::unique_ptr<claude_process> start_claude(const options& settings,
                                                     const launch_profile& profile,
                                                     const child_guard& guard) {
-  const auto what = make_command(settings, profile);
+  const auto what = make_command(profile.fallback ? with_fallback(settings) : settings, profile);
   try {
     return std::make_unique<claude_process>(what, guard);
   } catch (const std::system_error& failure) {
@@ -8756,7 +8770,7 @@ class pool {
     janitor_ = std::thread([this] { run_janitor(); });
   }
 
-  /// From now on, first of all of that model.
+  /// Starts to keep spares; this model has priority.
   void keep_spares(const std::string& model) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -8827,8 +8841,8 @@ class pool {
   /// `before`: the first of those that wait longer, and for whom there was none.
   std::optional<grant> try_grant(const process_demand& demand, const waiting_request* before) {
     if (queue_.is_capped(demand.client)) return std::nullopt;
-    // At the cap a process that is free makes room for the first in line. To go on with one's own
-    // conversation takes it from nobody, but not for so long that the first one gets none.
+    // At the cap a free process goes to the first in line. Others may go on with their own
+    // conversations, until the first in line has waited for 3 s.
     const bool at_cap = before != nullptr && is_full();
     if (at_cap && before->is_overtaken()) return std::nullopt;
     const bool own_only = at_cap && before->demand->client != demand.client;
@@ -9169,7 +9183,7 @@ class pool::ticket {
     pool_.give_back(demand_, std::move(unclaimed->process));
   }
 
-  /// Readable when it may be worth to `try_take`; -1 when it is already.
+  /// Readable when `try_take` may succeed; -1 when it may already.
   int fd() const { return waiting_ ? waiting_->wake.fd() : -1; }
 
   /// The process, once there is one. Throws a 429 when the wait was too long, and a 503 when
@@ -9721,7 +9735,7 @@ class session_store::session_lock {
     }
   }
 
-  /// Readable when it may be worth to `try_enter`.
+  /// Readable when `try_enter` may succeed.
   int fd() const { return entered_ ? -1 : wake_.fd(); }
 
   /// True once the session is this request's alone.
@@ -10099,6 +10113,15 @@ inline json render_items(const json& items, bool newest_first, const std::string
 //       cli_command, process, claude_process, pool, sessions | thread-safe
 //================================================================================================
 
+/// Until a limit of the subscription begins anew; 0 or less: it has.
+inline std::chrono::seconds time_to(std::int64_t resets_at) {
+  using namespace std::chrono;
+  constexpr seconds max_wait{7 * 24 * 3600};  // the longest window there is
+  return std::min(
+      seconds(resets_at) - duration_cast<seconds>(system_clock::now().time_since_epoch()),
+      max_wait);
+}
+
 /// The subscription's limits, each as the CLI reported it last. Thread-safe.
 class limit_board {
  public:
@@ -10111,8 +10134,19 @@ class limit_board {
       log_.warning(
           "the plan's limit " + window.name +
           " is used up: answers are billed as extra usage (--no-extra-usage refuses them)");
+    } else if (window.status == "rejected" && known.status != "rejected") {
+      log_.warning("the plan's limit " + window.name + " is used up");
     }
     known = window;
+  }
+
+  /// A limit refuses until it begins anew. `extra_usage`: what is billed beyond it is no refusal.
+  bool is_spent(bool extra_usage) const {
+    const auto windows = all();
+    return std::any_of(windows.begin(), windows.end(), [&](const usage_window& window) {
+      const bool refuses = window.status == "rejected" && !(window.extra_usage && extra_usage);
+      return refuses && time_to(window.resets_at).count() > 0;
+    });
   }
 
   std::vector<usage_window> all() const {
@@ -10220,6 +10254,7 @@ struct turn_facts {
   std::size_t replayed = 0;             ///< messages of the history that the process got
   std::chrono::milliseconds queued{0};  ///< the wait for a process
   int retries = 0;                      ///< of the CLI at the API
+  bool on_fallback = false;             ///< see `options::fallback`
   std::vector<usage_window> windows;
 };
 
@@ -10251,7 +10286,7 @@ class turn {
     while (!ended()) {
       auto known = known_event();
       if (!known) return std::nullopt;
-      if (try_again(*known)) continue;
+      if (try_again(*known) || fall_back(*known)) continue;
       note(*known);
       return known;
     }
@@ -10345,7 +10380,10 @@ class turn {
   }
 
   void queue(bool fresh) {
-    ticket_.emplace(pool_, process_demand{{request_.model, request_.agent},
+    if (request_.on_fallback && !settings_.fallback_model.empty()) {
+      request_.model = settings_.fallback_model;
+    }
+    ticket_.emplace(pool_, process_demand{{request_.model, request_.agent, request_.on_fallback},
                                           request_.client,
                                           &trace_,
                                           answers_calls(request_),
@@ -10367,6 +10405,7 @@ class turn {
                                                     : origin::started;
     facts_.taken_back = how.taken_back;
     facts_.replayed = how.replayed;
+    facts_.on_fallback = request_.on_fallback;
     facts_.queued = std::chrono::duration_cast<std::chrono::milliseconds>(
         std::chrono::steady_clock::now() - queued_since_);
     if (how.replayed > 0 && lacks_thoughts(request_)) drop_thinking();
@@ -10399,19 +10438,36 @@ class turn {
     queued_since_ = std::chrono::steady_clock::now();
   }
 
-  /// A process that waited may have died before the request came, or take nothing back; then
-  /// another answers, one that holds nothing.
+  /// A reused process may fail before it reads the request: retries once with an empty one.
   bool try_again(const event& what) {
-    const bool lost = std::holds_alternative<turn_failed>(what) && may_try_again_ && lease_ &&
-                      lease_->process().failed_unheard() &&
+    const bool lost = std::holds_alternative<turn_failed>(what) && silent_ && !retried_ && lease_ &&
+                      lease_->process().failed_before_first_event() &&
                       facts_.origin != turn_facts::process_origin::started;
     if (!lost) return false;
-    may_try_again_ = false;
+    retried_ = true;
+    return queue_again(true);
+  }
+
+  /// The plan is used up: the operator's other account answers. Nothing of an answer was sent, and
+  /// the plan's process keeps the conversation before this request.
+  bool fall_back(const event& what) {
+    const auto* failed = std::get_if<turn_failed>(&what);
+    const bool refused =
+        failed && failed->error.kind == error_kind::rate_limited && silent_ && lease_;
+    if (!refused || !settings_.fallback || request_.on_fallback) return false;
+    note_windows();
+    if (!limits_.is_spent(true)) return false;
+    request_.on_fallback = true;
+    return queue_again(false);
+  }
+
+  /// False when the queue is full: then the failure is reported.
+  bool queue_again(bool fresh) {
     lease_.reset();
     trace_ = make_trace(request_);
     try {
-      queue(true);
-    } catch (const api_error&) {  // the queue is full: then that failure is reported
+      queue(fresh);
+    } catch (const api_error&) {
       state_ = state::done;
       return false;
     }
@@ -10420,13 +10476,10 @@ class turn {
 
   /// Remembers the answer, and at its end lets session and process go on with it.
   void note(const event& what) {
-    may_try_again_ = false;
+    silent_ = false;
     if (lease_) {
       facts_.retries = lease_->process().retries();
-      const auto& windows = lease_->process().windows();
-      for (auto known = facts_.windows.size(); known < windows.size(); ++known) {
-        limits_.note(facts_.windows.emplace_back(windows[known]));
-      }
+      note_windows();
       note_limits(what);
     }
     if (!std::holds_alternative<turn_failed>(what)) answer_.add(what);
@@ -10437,6 +10490,13 @@ class turn {
     lease_.reset();
     ticket_.reset();
     session_.reset();
+  }
+
+  void note_windows() {
+    const auto& windows = lease_->process().windows();
+    for (auto known = facts_.windows.size(); known < windows.size(); ++known) {
+      limits_.note(facts_.windows.emplace_back(windows[known]));
+    }
   }
 
   /// The limit that refuses may have been reported in an earlier turn.
@@ -10472,16 +10532,17 @@ class turn {
   turn_facts facts_;
   token_usage usage_;
   collector answer_;
-  bool may_try_again_ = true;  ///< once, and before the client has seen anything
+  bool silent_ = true;  ///< the client has seen nothing of the answer
+  bool retried_ = false;
 };
 
 /// The answer to one request: a turn for each choice, all under way at once, with one deadline and
 /// one client, who may leave at any time. One thread.
 class answer {
  public:
-  /// `client_shut`, reported again and again: the client sends no more, so that it may have left.
-  /// If it has, the next that is written to it ends it.
-  enum class pulled { arrived, silence, client_shut, client_left };
+  /// `client_half_closed`, reported again and again: the client sends no more, so that it may have
+  /// left. If it has, the next that is written to it ends it.
+  enum class pulled { arrived, silence, client_half_closed, client_left };
 
   /// One event of one choice.
   struct choice_event {
@@ -10529,7 +10590,7 @@ class answer {
 
   std::size_t choices() const { return turns_.size(); }
 
-  /// It holds its processes no longer.
+  /// When the answer times out and gives its processes back.
   steady_time deadline() const { return deadline_; }
 
   const std::vector<std::string>& ignored_params() const {
@@ -10609,22 +10670,23 @@ class answer {
     constexpr short shut = 0;
 #endif
     const auto now = std::chrono::steady_clock::now();
-    entries_.push_back({client_fd_, static_cast<short>(now < ask_again_ ? 0 : shut), 0});
+    entries_.push_back(
+        {client_fd_, static_cast<short>(now < next_half_close_check_ ? 0 : shut), 0});
     const auto latest = std::chrono::steady_clock::now() + max_single_wait;
     ::poll(entries_.data(), static_cast<nfds_t>(entries_.size()),
            poll_timeout(std::min(until, latest)));
     const auto seen = entries_.back().revents;
     if ((seen & (POLLHUP | POLLERR | POLLNVAL)) != 0) return pulled::client_left;
     if ((seen & shut) == 0) return std::nullopt;
-    ask_again_ = now + std::chrono::seconds(1);
-    return pulled::client_shut;
+    next_half_close_check_ = now + std::chrono::seconds(1);
+    return pulled::client_half_closed;
   }
 
   std::vector<std::unique_ptr<turn>> turns_;
   std::chrono::milliseconds timeout_;
   steady_time deadline_;
   int client_fd_;
-  steady_time ask_again_{};  ///< whether a client is still there that has shut its end
+  steady_time next_half_close_check_{};  ///< whether a client is still there that has shut its end
   std::shared_ptr<const wake_signal> cancelled_;
   const wake_signal* cut_;
   bool failed_ = false;
@@ -11037,8 +11099,7 @@ inline std::vector<std::string> split_rules(const char* header, std::string_view
   return rules;
 }
 
-/// The rule for all tools of a server. Claude Code has it without signs that a tool's name cannot
-/// hold.
+/// The rule for all tools of a server. Claude Code writes `_` for the dots in its name.
 inline std::string rule_of(const mcp_server& server) {
   std::string rule = "mcp__" + server.name;
   std::replace(rule.begin(), rule.end(), '.', '_');
@@ -11081,7 +11142,7 @@ inline bool leaves_directory(const options& settings, const std::string& rule) {
          rule.find("..") != std::string::npos;
 }
 
-/// Throws a 403 for `Read(!x)`: the CLI would take x out of what the operator denies.
+/// Throws a 403 for `Read(!x)`, which would exempt x from the operator's deny rules.
 inline void refuse_exception(const std::string& rule) {
   if (!text::starts_with(rule, tool_of_rule(rule) + "(!") || tool_of_rule(rule) == "Bash") return;
   throw api_error(error_kind::permission,
@@ -12426,8 +12487,8 @@ inline std::size_t number_of_key(std::string_view presented, const std::vector<s
   return number;
 }
 
-/// A name that a web page cannot make ours by DNS: an address, a loopback name, or the one we were
-/// listens on by its settings.
+/// A name that a web page cannot make ours by DNS: an address, a loopback name, or the host
+/// that the options name.
 inline bool is_own_host(std::string_view host, const options& settings) {
   const auto name = host_name(host);
   return name.empty() || is_ip_literal(name) || name == "localhost" ||
@@ -12625,7 +12686,7 @@ class limiter {
     return {limit, limit - counted, reset, allowed};
   }
 
-  /// Counts the requests and reserves what they may use, roughly, until `settle`, which must
+  /// Counts the requests and reserves what they may use, roughly, until `charge`, which must
   /// follow. Throws a 429 when the client has used up what a key may use, or when others of its
   /// requests may still use up the rest: one alone may go over a budget, many at once may not.
   void reserve(const std::string& client, const budget& wanted, const options& settings) {
@@ -12927,6 +12988,7 @@ inline json render_log_fields(const request_figures& record) {
   add("error", record.failure);
   add("stream", record.ending == nullptr ? "" : record.ending);
   add("process", std::string(name_of(record.facts.origin)));
+  if (record.facts.on_fallback) add("account", "fallback");
   if (record.dialect.empty()) return fields;
   if (record.first_token) {
     fields["first_token_seconds"] = seconds_between(record.started, *record.first_token);
@@ -13043,6 +13105,7 @@ class metrics {
     sums_.charged_usd += record.usage.charge_usd;
     sums_.cost_usd = std::max(sums_.cost_usd, sums_.charged_usd);  // a counter never falls
     sums_.retries += record.facts.retries;
+    sums_.fallbacks += record.facts.on_fallback ? 1 : 0;
     sums_.taken_back += static_cast<double>(record.facts.taken_back);
     sums_.replayed += static_cast<double>(record.facts.replayed);
     if (record.failure == "processes_busy") ++rejected_["queue_full"];
@@ -13082,6 +13145,7 @@ class metrics {
     double charged_usd = 0;
     double cost_usd = 0;
     double retries = 0;
+    double fallbacks = 0;
     double taken_back = 0;
     double replayed = 0;
   };
@@ -13133,6 +13197,9 @@ class metrics {
     render_counts(out, "status", upstream_errors_);
     out.begin("upstream_retries_total", "counter", "Times that the CLI asked the API again.");
     out.add({}, sums_.retries);
+    out.begin("fallback_answers_total", "counter",
+              "Answers of the other account, while the plan was used up.");
+    out.add({}, sums_.fallbacks);
     out.begin("turns_total", "counter", "Answers, by the process that gave them.");
     render_counts(out, "process", turns_);
     out.begin("messages_taken_back_total", "counter",
@@ -16007,7 +16074,7 @@ inline std::string printable(std::string value) {
   return value;
 }
 
-/// Whose words a client understands that has not reached an endpoint, or one of both.
+/// True when errors have Anthropic's format on a route that has no dialect of its own.
 inline bool speaks_anthropic(const request_context& now) {
   const bool messages = now.path == "/messages" || text::starts_with(now.path, "/messages/");
   const bool openai = now.path == "/chat/completions" || now.path == "/completions" ||
@@ -16017,9 +16084,13 @@ inline bool speaks_anthropic(const request_context& now) {
 
 // ---- who may ask ------------------------------------------------------------------------------
 
-/// What a route asks of its client: nothing; a key if there is one; that, and to be no foreign
-/// page; what `enable_tools` asks.
-enum class access { open, chat, own, tools };
+/// What a route asks of its client.
+enum class access {
+  open,   ///< nothing
+  chat,   ///< a key, if keys are set
+  own,    ///< that, and no page of another origin
+  tools,  ///< the right to `enable_tools`
+};
 
 /// Throws a 403 for a client that may not have what this is needed for.
 inline void check_rights(const request_context& now, access needed) {
@@ -16029,8 +16100,7 @@ inline void check_rights(const request_context& now, access needed) {
   }
 }
 
-/// Whom limits count: an address, and of this machine's own addresses each user for himself, so
-/// that nobody uses up what is another's.
+/// By what the rate limit counts a client: its address; on this machine the address and the user.
 inline std::string counted_name(request_context& now) {
   const auto& address = now.record->address;
   const bool own = address == "unix" || is_loopback_name(address);
@@ -16103,7 +16173,7 @@ inline void allow_origin(request_context& now, const credentials& shown) {
   response.set(
       "Access-Control-Expose-Headers",
       "x-request-id, request-id, openai-version, retry-after, retry-after-ms, x-should-retry, "
-      "x-ignored-params, x-model-alias, x-token-count, openai-processing-ms, "
+      "x-ignored-params, x-model-alias, x-claude-account, x-token-count, openai-processing-ms, "
       "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
       "x-ratelimit-reset-requests");
   if (now.method != "OPTIONS") return;
@@ -16136,15 +16206,6 @@ inline json read_json(request_context& now) {
   const auto bytes = read_body(now);
   now.body_share->grow_to(bytes.size() + check_json_bounds(bytes) * bytes_of_json_value);
   return parse_body(bytes);
-}
-
-/// Until a limit of the subscription begins anew; 0 or less: it has.
-inline std::chrono::seconds time_to(std::int64_t resets_at) {
-  using namespace std::chrono;
-  constexpr seconds max_wait{7 * 24 * 3600};  // the longest window there is
-  return std::min(
-      seconds(resets_at) - duration_cast<seconds>(system_clock::now().time_since_epoch()),
-      max_wait);
 }
 
 /// Until the limits begin anew that have refused the request; else 0.
@@ -16247,11 +16308,10 @@ inline std::string take_alias(request_context& now, const std::string& name) {
   return alias->model;
 }
 
-/// Puts in what is not in the body: who asks, in which session, and what the model takes.
 /// Where the operator wants no bill beyond the plan, a limit that is used up refuses until it
 /// begins anew.
 inline void refuse_extra_usage(const request_context& now) {
-  if (now.settings->extra_usage) return;
+  if (now.settings->extra_usage || now.settings->fallback) return;
   for (const auto& window : now.proxy.windows.all()) {
     const auto left = time_to(window.resets_at);
     if (!window.extra_usage || left.count() <= 0) continue;
@@ -16266,6 +16326,7 @@ inline void refuse_extra_usage(const request_context& now) {
   }
 }
 
+/// Puts in what is not in the body: who asks, in which session, and what the model takes.
 inline void complete_request(request_context& now, turn_request& turn) {
   refuse_extra_usage(now);
   turn.client = now.client_id();
@@ -16291,6 +16352,8 @@ inline void complete_request(request_context& now, turn_request& turn) {
     name_ignored(turn, turn.cache_field);
   }
   apply_model_limits(turn, traits_of(turn.model, facts.always_thinking));
+  turn.on_fallback =
+      now.settings->fallback && now.proxy.windows.is_spent(now.settings->extra_usage);
 }
 
 inline void tell_ignored(request_context& now, const std::vector<std::string>& names) {
@@ -16310,13 +16373,18 @@ inline answer::pulled pull(request_context& now, answer& running, answer::choice
                            steady_time until) {
   for (;;) {
     const auto got = running.next(next, until);
-    if (got != answer::pulled::client_shut) return got;
+    if (got != answer::pulled::client_half_closed) return got;
     if (!now.client.head().http_1_0) now.client.write_all("HTTP/1.1 100 Continue\r\n\r\n");
   }
 }
 
-/// How much of the subscription is used, as far as it is known.
+/// Which account answers, where there are two; and how much of the subscription is used, as far as
+/// it is known.
 inline void tell_windows(request_context& now) {
+  if (const auto& other = now.settings->fallback) {
+    const auto account = now.record->facts.on_fallback ? *other : resolve_auth(*now.settings);
+    now.response.set("x-claude-account", std::string(name_of(account)));
+  }
   for (const auto& window : now.proxy.windows.all()) {
     auto& headers = now.response.headers;
     const auto tell = [&](const char* what, const std::string& value) {
@@ -17174,8 +17242,8 @@ inline void add_secret_paths(options& settings) {
   settings.secret_folders.assign(folders.begin(), folders.end());
 }
 
-/// Where a secret was not when the proxy started, bubblewrap leaves an empty file to hide it with.
-/// Those are removed here, after the last process.
+/// To hide a secret that does not exist yet, bubblewrap makes an empty file in its place. Removes
+/// those files at the end, after the last process.
 class hidden_files {
  public:
   explicit hidden_files(const std::vector<std::string>& paths) {
@@ -17210,6 +17278,14 @@ inline options complete(options settings, std::optional<temporary_directory>& sc
         "sessions name their client by an HMAC of its key");
   }
 #endif
+  if (settings.fallback) {
+    if (resolve_auth(settings) != auth_method::cli) {
+      problems.emplace_back("--fallback needs --auth-method cli: only a login has a plan");
+    }
+    for (const auto& one : missing_credentials(with_fallback(settings))) {
+      problems.push_back("--fallback: " + one);
+    }
+  }
   if (!problems.empty()) throw std::invalid_argument(text::join(problems, "; "));
   auto& variables = settings.environment;
   const auto name = settings.claude_path.empty() ? "claude" : settings.claude_path;

@@ -373,6 +373,7 @@ struct command_line {
   bool no_process_reuse = false;
   bool no_builtin_tools = false;
   bool no_extra_usage = false;
+  std::string fallback;
   bool no_tcp = false;
   bool no_prompt = false;
   bool generate_key = false;
@@ -523,6 +524,14 @@ struct command_line {
         ->check(CLI::IsMember(
             {"cli", "api_key", "bedrock", "vertex", "claude_cli", "anthropic", "detect"},
             CLI::ignore_case));
+    app.add_option("--fallback", fallback,
+                   "Account that answers while the login's plan is used up: api_key, bedrock or "
+                   "vertex (default: none)")
+        ->envname("CLAUDE_FALLBACK")
+        ->check(CLI::IsMember({"api_key", "bedrock", "vertex"}, CLI::ignore_case));
+    app.add_option("--fallback-model", settings.fallback_model,
+                   "Model of that account's answers (default: the request's)")
+        ->envname("CLAUDE_FALLBACK_MODEL");
     app.add_flag("--no-extra-usage", no_extra_usage,
                  "Refuse requests while a subscription would bill them beyond its plan")
         ->envname("CLAUDE_NO_EXTRA_USAGE");
@@ -719,6 +728,7 @@ struct command_line {
     settings.timeout = parse_timeout(timeout);
     settings.builtin_tools = !no_builtin_tools;
     settings.extra_usage = !no_extra_usage;
+    if (!fallback.empty()) settings.fallback = try_auth_method(fallback);
     settings.reuse_processes = !no_process_reuse;
     settings.sandbox = sandbox == "on"    ? proxy::sandbox_use::on
                        : sandbox == "off" ? proxy::sandbox_use::off
@@ -1322,7 +1332,11 @@ void print_account(const proxy::options& settings) {
   std::cout << "  API                " << (address.empty() ? api : address) << "\n"
             << "  auth method        " << proxy::name_of(method) << ", by "
             << proxy::credential_source(settings) << "\n"
-            << "  billed to          " << payer << "\n";
+            << "  billed to          " << payer << "\n"
+            << (settings.fallback
+                    ? "  fallback           " + std::string(name_of(*settings.fallback)) +
+                          ", while the plan is used up\n"
+                    : "");
 }
 
 void print_start(const proxy::server& server, const std::string& key_path,

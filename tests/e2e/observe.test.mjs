@@ -72,6 +72,7 @@ const NAMES = {
   queue_wait_seconds: 'histogram',
   upstream_errors_total: 'counter',
   upstream_retries_total: 'counter',
+  fallback_answers_total: 'counter',
   rejected_total: 'counter',
   sessions: 'gauge',
   subscription_utilization_ratio: 'gauge',

@@ -11,7 +11,7 @@ import { deflateSync, gzipSync } from 'node:zlib';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
 import { assertError, assertKeys } from './chat.test.mjs';
 import { API_KEY_OF_CLAUDE, PROXY, descriptorsOf, eventually, madeKey, processesMarked, send, sleep, startAndExpectExit, suite } from './harness.mjs';
-import { directive } from './messages_api.mjs';
+import { directive, startMessagesApi } from './messages_api.mjs';
 
 export const server = suite();
 const { test } = server;
@@ -306,6 +306,97 @@ test('--no-extra-usage: what a subscription bills beyond its plan is refused unt
   const proxy = await start('--no-extra-usage');
   assert.equal((await ask(proxy, 'Beyond.', limitHeaders(2, EXTRA))).status, 200);
   await eventually('the limit begins anew', async () => (await ask(proxy, 'Later.', {})).status === 200, 20_000);
+});
+
+/** The account that pays for a call: its key, or the login of a subscription. */
+const accountOf = ({ headers }) => (headers['x-api-key'] ? 'api_key' : 'cli');
+
+/** A proxy whose login's plan the returned API can end, for so many seconds; its other account never ends. */
+async function startWithFallback(t, args = []) {
+  const api = await startMessagesApi();
+  const plan = { ends: undefined, calls: 0 };
+  api.script(({ headers }) => {
+    if (headers['x-api-key'] || !(++plan.calls >= plan.ends)) return 'plain';
+    return { name: 'error', status: 429, headers: limitHeaders(plan.seconds ?? 3600, { status: 'rejected' }) };
+  });
+  t.defer(() => api.close());
+  const env = { ...SUBSCRIBED, ANTHROPIC_API_KEY: API_KEY_OF_CLAUDE };
+  const proxy = await t.start({ url: api.url, cli: t.cli, env, args: ['--auth-method', 'cli', '--fallback', 'api_key', '--spares', '1', ...args] });
+  return { api, plan, proxy };
+}
+
+test('--fallback: while the plan is used up the other account answers, in each dialect, and nothing is asked twice', { deadline: 120_000 }, async (t) => {
+  const { api, plan, proxy } = await startWithFallback(t);
+  const calls = (text) => api.requests.filter(({ body, raw }) => body?.messages && raw.includes(text)).map(accountOf);
+  const chat = (text) => t.chat({ model: MODEL, messages: [{ role: 'user', content: text }] }, { proxy });
+  const outcome = ({ status, headers, json }) => [status, headers['x-claude-account'], json?.choices?.[0].message.content];
+  assert.deepEqual(outcome(await chat('Within the plan.')), [200, 'cli', SPOKEN]);
+  plan.ends = 0;
+  assert.deepEqual(outcome(await chat('The first one beyond.')), [200, 'api_key', SPOKEN]);
+  assert.deepEqual(calls('The first one beyond.'), ['cli', 'api_key'], 'refused once, answered once');
+  assert.match(proxy.output, /the plan's limit five_hour is used up/);
+  for (const [path, [question, wordsOf]] of Object.entries(QUESTIONS)) {
+    for (const stream of [false, true]) {
+      const text = `(${path}) ${stream} beyond.`;
+      const result = await t.send({ proxy, path: `/v1/${path}`, body: { model: MODEL, stream, ...question(text) } }).done;
+      assert.deepEqual([result.status, result.headers['x-claude-account']], [200, 'api_key'], result.text);
+      if (!stream) assert.equal(wordsOf(result.json), SPOKEN);
+      assert.deepEqual(calls(text), ['api_key'], 'a plan that is known to be used up is not asked');
+    }
+  }
+  const metrics = await t.send({ proxy, method: 'GET', path: '/metrics' }).done;
+  assert.match(metrics.text, /^claude_openai_fallback_answers_total 9$/m);
+});
+
+test('--fallback: a limit of a minute is not the plan, and the plan answers again when it begins anew', { deadline: 60_000 }, async (t) => {
+  const { api, plan, proxy } = await startWithFallback(t);
+  const ask = (text) => t.chat({ model: MODEL, messages: [{ role: 'user', content: text }] }, { proxy });
+  api.script(({ headers }) => (headers['x-api-key'] ? 'plain' : { name: 'error', status: 429, retry_after: 1, should_retry: false }));
+  assertRefused(await ask('In a minute.'), 429, /./);
+  assert.equal(api.requests.filter((one) => accountOf(one) === 'api_key').length, 0);
+  let refused = 0;
+  api.script(({ headers }) => (headers['x-api-key'] || refused++ ? 'plain' : { name: 'error', status: 429, headers: limitHeaders(2, { status: 'rejected' }) }));
+  assert.equal((await ask('At the end of the plan.')).headers['x-claude-account'], 'api_key');
+  await eventually('the plan answers', async () => (await ask('Later.')).headers['x-claude-account'] === 'cli', 20_000);
+  assert.equal(plan.calls, 0);
+});
+
+test('--fallback: conversations go on where the plan ends at any moment, no answer is lost and none is paid twice', { deadline: 240_000 }, async (t) => {
+  const { api, plan, proxy } = await startWithFallback(t);
+  const chats = Array.from({ length: 10 }, (_, i) => ({ name: `chat ${i}`, messages: [] }));
+  const accounts = new Set();
+  const go = async (chat, turns, stream) => {
+    for (let turn = 0; turn < turns; ++turn) {
+      const text = `${chat.name}, turn ${turn}, ${chat.messages.length}.`;
+      chat.messages.push({ role: 'user', content: text });
+      const result = await t.chat({ model: MODEL, stream, messages: chat.messages }, { proxy });
+      assert.equal(result.status, 200, result.text);
+      assert.ok(!stream || result.text.includes('[DONE]'), result.text);
+      accounts.add(result.headers['x-claude-account']);
+      chat.messages.push({ role: 'assistant', content: SPOKEN });
+      const paid = api.requests.filter(({ body, raw, status }) => status === 200 && body?.messages && body.messages.at(-1).role === 'user' && JSON.stringify(body.messages.at(-1)).includes(text));
+      assert.equal(paid.length, 1, `${text}: ${paid.length} answers`);
+      assert.equal(paid[0].body.messages.filter(({ role }) => role === 'assistant').length, chat.messages.length / 2 - 1, 'with its history');
+    }
+  };
+  for (const [round, ends] of [3, 7, 12].entries()) {
+    Object.assign(plan, { calls: 0, ends, seconds: 2 });
+    await Promise.all(chats.map((chat, i) => go(chat, 3, (i + round) % 2 === 1)));
+    plan.ends = undefined;
+    await eventually('the plan begins anew', async () => (await t.chat({ model: MODEL, messages: [{ role: 'user', content: 'Well?' }] }, { proxy })).headers['x-claude-account'] === 'cli', 20_000);
+  }
+  assert.deepEqual([...accounts].sort(), ['api_key', 'cli']);
+});
+
+test('--fallback: what cannot be is a word at the start', { deadline: 60_000 }, async (t) => {
+  const fails = async (env, args, why) => {
+    const { exit, output } = await startAndExpectExit({ cli: t.cli, url: t.api.url, env: { ANTHROPIC_API_KEY: undefined, ...env }, args });
+    assert.equal(exit.code, 2, output);
+    assert.match(output, why);
+  };
+  await fails(SUBSCRIBED, ['--auth-method', 'cli', '--fallback', 'api_key'], /--fallback: ANTHROPIC_API_KEY/);
+  await fails({ ANTHROPIC_API_KEY: API_KEY_OF_CLAUDE }, ['--fallback', 'bedrock'], /--fallback needs --auth-method cli/);
+  await fails(SUBSCRIBED, ['--auth-method', 'cli', '--fallback', 'cli'], /--fallback/);
 });
 
 test("a subscription's limit is told in words, and with the time until it begins anew", { deadline: 60_000 }, async (t) => {
