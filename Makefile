@@ -176,6 +176,14 @@ fuzz-merge: ## keep in tests/fuzz/corpus what `make fuzz` has found that covers 
 bench: build/claude-openai stand-in e2e-modules ## measure what requests, sessions and streams cost
 	@node tests/bench/bench.mjs
 
+# All that is tested with the newest of the pinned CLIs is tested with this one.
+CLI ?= latest
+compat: build/claude-openai stand-in e2e-modules ## run the end-to-end tests with another Claude Code: CLI=2.1.340
+	@version=$$(npm view @anthropic-ai/claude-code@$(CLI) version) && \
+	npm install --no-save --no-audit --no-fund --loglevel=error --prefix build/compat \
+	  claude-$$(echo $$version | tr . -)@npm:@anthropic-ai/claude-code@$$version && \
+	cd tests/e2e && node run.mjs --cli $$version
+
 portable: e2e-modules ## build for macOS and for Linux without glibc, and play the demo with the static program
 	@.ci/deps build node portable
 	@.ci/portable
@@ -272,6 +280,6 @@ help: ## say this
 
 FORCE:
 .DELETE_ON_ERROR:
-.PHONY: all run doctor login dev test fuzz fuzz-merge unit protocol golden e2e e2e-clients header asan tsan bench soak portable programs \
+.PHONY: all run doctor login dev compat test fuzz fuzz-merge unit protocol golden e2e e2e-clients header asan tsan bench soak portable programs \
         stand-in e2e-modules client-libraries format format-check tidy install uninstall clean deps need-build need-test \
         help FORCE
