@@ -5139,6 +5139,14 @@ inline api_error upstream_error(std::int64_t status, std::string_view descriptio
     error.message = "the API refused this proxy's own credentials: " + error.message;
     error.code = "upstream_authentication_failed";
   }
+  const bool too_old = error.message.find("Claude Code") != std::string::npos &&
+                       error.message.find("or newer is required") != std::string::npos;
+  if (too_old) {
+    error.code = "claude_too_old";
+    error.message += error.message.back() == '.' ? " " : ". ";
+    error.message += "Update it: `claude update`, or `make run` again";
+    error.retry_is_futile = true;
+  }
   if (error.kind == error_kind::not_found) {
     error.code = "model_not_found";
     error.message += error.message.back() == '.' ? " " : ". ";

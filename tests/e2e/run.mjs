@@ -30,6 +30,7 @@ import { money } from './money.test.mjs';
 import { observe } from './observe.test.mjs';
 import { KEY } from './language_client.mjs';
 import { page } from './page.test.mjs';
+import { plan } from './plan.test.mjs';
 import { python } from './python.test.mjs';
 import { STAND_IN } from './raw_client.mjs';
 import { readme } from './readme.test.mjs';
@@ -142,6 +143,7 @@ const suites = [
   { name: 'server', version: newest, tests: server.tests },
   { name: 'settings', version: newest, tests: settings.tests },
   { name: 'limits', version: newest, tests: limits.tests },
+  { name: 'plan', version: newest, tests: plan.tests },
   { name: 'money', version: newest, tests: money.tests },
   { name: 'transport', version: newest, tests: transport.tests },
   { name: 'observe', version: newest, tests: observe.tests },

@@ -203,6 +203,28 @@ TEST_CASE("metrics: a subscription's limits are shown as they were reported last
   CHECK(lines[0].find("the plan's limit five_hour is used up") != std::string::npos);
 }
 
+TEST_CASE(
+    "limits of a plan: one that refuses is spent until it begins anew, extra usage as one takes "
+    "it") {
+  const auto now = std::chrono::duration_cast<std::chrono::seconds>(
+                       std::chrono::system_clock::now().time_since_epoch())
+                       .count();
+  const auto spent = [&](const claude_openai::usage_window& window, bool extra_usage) {
+    const claude_openai::logger log;
+    claude_openai::limit_board board(log);
+    board.note({"seven_day", "allowed_warning", 0.9, now + 500});
+    board.note(window);
+    return board.is_spent(extra_usage);
+  };
+  for (const bool extra : {false, true}) {
+    CHECK_FALSE(spent({"five_hour", "allowed", 1.0, now + 100}, extra));
+    CHECK_FALSE(spent({"five_hour", "rejected", {}, now - 1}, extra));
+    CHECK_FALSE(spent({"five_hour", "rejected", {}, 0}, extra));
+    CHECK(spent({"five_hour", "rejected", {}, now + 100}, extra));
+    CHECK(spent({"five_hour", "rejected", {}, now + 100, true}, extra) == !extra);
+  }
+}
+
 TEST_CASE("metrics: labels are escaped, whatever a client calls its model") {
   exposition out;
   out.begin("x", "gauge", "help");
