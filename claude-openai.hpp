@@ -13085,7 +13085,7 @@ struct gauges {
   process_counts processes;
   std::size_t sessions = 0;
   std::string cli_version;
-  std::vector<usage_window> windows;
+  std::vector<usage_window> windows = {};
 };
 
 /// Sums up the requests.
