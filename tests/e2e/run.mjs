@@ -29,6 +29,7 @@ import { limits } from './limits.test.mjs';
 import { money } from './money.test.mjs';
 import { observe } from './observe.test.mjs';
 import { KEY } from './language_client.mjs';
+import { languages } from './languages.test.mjs';
 import { page } from './page.test.mjs';
 import { python } from './python.test.mjs';
 import { STAND_IN } from './raw_client.mjs';
@@ -176,6 +177,7 @@ const suites = [
   { name: 'demo', version: 'without a CLI', options: DEMO, tests: demo.tests },
   { name: 'coding_agents', version: newest, tests: codingAgents.tests },
   { name: 'python', version: newest, args: ['--api-key', KEY], tests: python.tests },
+  { name: 'languages', version: newest, args: ['--api-key', KEY], tests: languages.tests },
   { name: 'page', version: newest, tests: page.tests, skip: page.skip },
 ];
 const begin = performance.now();
