@@ -1,5 +1,5 @@
 // Clients of Python, unmodified: the SDKs of OpenAI and Anthropic, and what is built upon them. The programs are in python/, and so are
-// the lock files; make e2e-python installs them.
+// the lock files; make installs them.
 
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
@@ -8,9 +8,9 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { call, callerSystem, conversationOf, say, steps, toolsOf } from './chat_client.mjs';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
-import { ADA, ANSWER, assertRounds, ROUNDS, structured } from './client_tasks.mjs';
-import { eventually, startProxy, suite } from './harness.mjs';
-import { CLIENTS, KEY, missing, PDF, PNG, runChecks, runProgram } from './language_client.mjs';
+import { ADA, ANSWER, assertPersonAsked, assertRounds, clientLeaves, ROUNDS, roundsOf, structured } from './client_tasks.mjs';
+import { startProxy, suite } from './harness.mjs';
+import { CLIENTS, heals, KEY, missing, PDF, PNG, runProgram, testChecks } from './language_client.mjs';
 import { directive, startMessagesApi } from './messages_api.mjs';
 
 export const python = suite(240_000);
@@ -18,26 +18,11 @@ export const python = suite(240_000);
 /** A test of a program of python/ with the packages of one lock file. */
 function test(lock, file, what, scenarios, body, more) {
   const command = [path.join(CLIENTS, lock, 'bin', 'python'), path.join(import.meta.dirname, 'python', `${file}.py`)];
-  python.test(`python, ${what}`, { skip: missing(lock), slow: true }, async (t) => {
-    const healed = (scenario) => scenario.replace('HEALED', t.token);
-    const texts = Object.fromEntries(Object.entries(scenarios).map(([check, scenario]) => [check, healed(scenario)]));
-    t.api.waitFor(({ raw }) => raw?.includes(`until=\\"${t.token}`), 100_000).then(() => t.api.heal(t.token), () => {});
-    const ran = await runChecks(t, command, texts, { more: more?.(t) });
-    await body({ t, ...ran });
-    ran.assertAllSeen();
-  });
+  testChecks(python, `python, ${what}`, { needs: lock, command, scenarios, more }, body);
 }
 
 const thought = (text) => directive('thinking', { thinking: 'Let me think.', text, thinking_tokens: 5, output: 12 });
-const roundsOf = (ran, check) => assertRounds({ calls: () => ran.calls(check) });
-const assertPersonAsked = (calls) => {
-  assert.ok(calls.length > 0);
-  for (const sent of calls) assert.deepEqual(Object.keys(toolsOf(sent).StructuredOutput.input_schema.properties), ['name', 'age']);
-};
 const mediaOf = (sent) => Object.fromEntries(conversationOf(sent)[0].content.filter(({ source }) => source).map(({ type, source }) => [type, source.data]));
-const clientLeaves = (calls) => eventually('the API is left', () => calls.length === 1 && calls[0].clientLeft);
-/** An error that is over when it has come once. */
-const heals = (text) => directive('error', { status: 500, should_retry: false, until: 'HEALED', text });
 const WEATHER = call({ tool: 'get_weather', args: { city: 'Bern' } }, { before: 'Let me look.', deltas: 4 });
 
 // ---- openai --------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ import { limits } from './limits.test.mjs';
 import { money } from './money.test.mjs';
 import { observe } from './observe.test.mjs';
 import { KEY } from './language_client.mjs';
+import { languages } from './languages.test.mjs';
 import { page } from './page.test.mjs';
 import { plan } from './plan.test.mjs';
 import { python } from './python.test.mjs';
@@ -128,6 +129,7 @@ const suites = [
   { name: 'hostile', version: newest, program: STAND_IN, tests: hostile.tests },
   { name: 'coding_agents', version: newest, tests: codingAgents.tests },
   { name: 'python', version: newest, args: ['--api-key', KEY], tests: python.tests },
+  { name: 'languages', version: newest, args: ['--api-key', KEY], tests: languages.tests },
   { name: 'page', version: newest, tests: page.tests, skip: page.skip },
   // The oldest CLI is there for what must work everywhere.
   ...versions.map((version) => ({
