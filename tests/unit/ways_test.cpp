@@ -196,7 +196,7 @@ TEST_CASE("ways: a long history is told by no way for less, but where it is held
   const auto back = way_of(edited);
   REQUIRE(back);
   CHECK(back->keep == 200);
-  CHECK(back->told == 0);
+  CHECK(back->replayed == 0);
   CHECK(cost_of(*back) < cost_of(spare_for(0)));
   CHECK(cost_of(spare_for(200)) - cost_of(spare_for(0)) ==
         doctest::Approx(cost_of(start_for(200)) - cost_of(start_for(0))));
