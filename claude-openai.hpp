@@ -15962,25 +15962,54 @@ class connection final : public httplib::Stream {
   std::atomic<std::int64_t> waiting_since_{ticks_now()};
 };
 
+/// What another server has answered.
+struct remote_answer {
+  int status = 0;    ///< 0 when none has come
+  std::string body;  ///< or why none has come
+  std::string type;  ///< Content-Type
+  std::string id;    ///< X-Request-Id
+};
+
+/// Asks another server, over a connection of its own: POST with a body, GET without one. `base` is
+/// an address, perhaps with a path, or `unix:PATH`. Throws `std::invalid_argument` for a scheme
+/// that the installed httplib does not speak.
+inline remote_answer ask_server(const std::string& base, const std::string& path,
+                                const std::string& body,
+                                const std::vector<std::pair<std::string, std::string>>& headers,
+                                std::chrono::milliseconds timeout) {
+  const bool local = text::starts_with(base, "unix:");
+  const auto end =
+      std::min(local ? base.size() : base.find('/', base.find("://") + 3), base.size());
+  httplib::Client client(local ? base.substr(5) : base.substr(0, end));
+  if (!client.is_valid()) return {0, "httplib cannot reach such an address", {}, {}};
+  if (local) client.set_address_family(AF_UNIX);
+  client.set_connection_timeout(5);
+  client.set_read_timeout(timeout);
+  httplib::Request request;
+  request.method = body.empty() ? "GET" : "POST";
+  request.path = base.substr(end) + path;
+  request.headers = httplib::Headers(headers.begin(), headers.end());
+  if (local) request.set_header("Host", "localhost");
+  if (!body.empty()) request.set_header("Content-Type", "application/json");
+  request.body = body;
+  const auto answer = client.send(request);
+  if (!answer) return {0, httplib::to_string(answer.error()), {}, {}};
+  return {answer->status, answer->body, answer->get_header_value("Content-Type"),
+          answer->get_header_value("X-Request-Id")};
+}
+
 /// Asks the API for the true count, which takes an API key and no `claude`. Nullopt when it
 /// cannot be had: with other methods, aliases of models, or no TLS in the installed httplib.
 inline std::optional<std::int64_t> count_by_api(const options& settings, const json& body) {
   const auto& variables = settings.environment;
   const auto key = value_or(variables, "ANTHROPIC_API_KEY");
   if (resolve_auth(settings) != auth_method::api_key || key.empty()) return std::nullopt;
-  const auto base = value_or(variables, "ANTHROPIC_BASE_URL", "https://api.anthropic.com");
-  const auto path_begin = base.find('/', base.find("://") + 3);
-  httplib::Client api(base.substr(0, path_begin));
-  if (!api.is_valid()) return std::nullopt;
-  api.set_connection_timeout(5);
-  api.set_read_timeout(10);
-  const auto prefix = path_begin == std::string::npos ? std::string() : base.substr(path_begin);
-  const auto answer = api.Post(prefix + "/v1/messages/count_tokens",
-                               {{"x-api-key", key}, {"anthropic-version", "2023-06-01"}},
-                               dump(body), "application/json");
-  if (!answer || answer->status != 200) return std::nullopt;
-  const auto count = integer_of(try_parse_json(answer->body), "input_tokens");
-  return count > 0 ? std::optional<std::int64_t>(count) : std::nullopt;
+  const auto answer = ask_server(
+      value_or(variables, "ANTHROPIC_BASE_URL", "https://api.anthropic.com"),
+      "/v1/messages/count_tokens", dump(body),
+      {{"x-api-key", key}, {"anthropic-version", "2023-06-01"}}, std::chrono::seconds(10));
+  const auto count = integer_of(try_parse_json(answer.body), "input_tokens");
+  return answer.status == 200 && count > 0 ? std::optional<std::int64_t>(count) : std::nullopt;
 }
 
 //================================================================================================

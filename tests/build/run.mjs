@@ -438,6 +438,8 @@ check('a shell completes flags, their values, files, directories, and the comman
     [['doc'], ['doctor']],
     [['doctor', '--sec'], ['--security']],
     [['--sec'], []],
+    [['connect', 'open'], ['open-webui', 'opencode']],
+    [['connect', 'codex', '--wr'], ['--write']],
   ];
   for (const [shell, script] of Object.entries(scripts)) {
     if ((await run(shell, ['-c', 'true'])).code === 'ENOENT') continue;

@@ -9,7 +9,7 @@ import path from 'node:path';
 import { call, callerSystem, conversationOf, say, steps, toolsOf } from './chat_client.mjs';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
 import { ADA, ANSWER, assertPersonAsked, assertRounds, clientLeaves, ROUNDS, roundsOf, structured } from './client_tasks.mjs';
-import { startProxy, suite } from './harness.mjs';
+import { PROXY, startProxy, suite } from './harness.mjs';
 import { CLIENTS, heals, KEY, missing, PDF, PNG, runProgram, testChecks } from './language_client.mjs';
 import { directive, startMessagesApi } from './messages_api.mjs';
 
@@ -548,21 +548,25 @@ print("Hallo")
 \`\`\`
 `;
 
-for (const [provider, environment] of [
-  ['openai', ({ url }) => ({ OPENAI_API_BASE: `${url}/v1`, OPENAI_API_KEY: KEY })],
-  ['anthropic', ({ url }) => ({ ANTHROPIC_API_BASE: url, ANTHROPIC_API_KEY: KEY })],
+for (const [how, provider, environment] of [
+  ['openai/', 'openai', ({ url }) => ({ OPENAI_API_BASE: `${url}/v1`, OPENAI_API_KEY: KEY })],
+  ['anthropic/', 'anthropic', ({ url }) => ({ ANTHROPIC_API_BASE: url, ANTHROPIC_API_KEY: KEY })],
+  ['the file that `claude-openai connect` writes', 'openai'],
 ])
-  python.test(`python, aider with ${provider}/ edits a file in a git repository and commits it`, { skip: missing('earlier'), slow: true }, async (t) => {
+  python.test(`python, aider with ${how} edits a file in a git repository and commits it`, { skip: missing('earlier'), slow: true }, async (t) => {
     const api = await startMessagesApi({ scenario: ({ system }) => directive('plain', { text: /commit message/i.test(system.join('\n')) ? 'feat: greet in German' : EDIT, deltas: 5 }) });
     t.defer(() => api.close());
     const proxy = await startProxy({ url: api.url, cli: t.cli, args: ['--api-key', KEY, '--spares', '0'] });
     t.defer(async () => assert.deepEqual((await proxy.stop()).faults, []));
     const git = (work, ...args) => execFileSync('git', ['-c', 'user.name=Ada', '-c', 'user.email=ada@example.org', ...args], { cwd: work, encoding: 'utf8' });
-    const flags = ['--yes-always', '--no-check-update', '--no-show-release-notes', '--analytics-disable', '--no-gitignore', '--no-pretty', '--no-show-model-warnings', '--map-tokens', '1024', '--edit-format', 'diff', '--no-suggest-shell-commands', '--disable-playwright', '--no-detect-urls'];
+    const flags = ['--yes-always', '--no-check-update', '--no-show-release-notes', '--analytics-disable', '--no-gitignore', '--no-pretty', '--no-show-model-warnings', '--map-tokens', '1024', '--no-suggest-shell-commands', '--disable-playwright', '--no-detect-urls'];
     const model = `${provider}/${MODEL}`;
-    const ran = await runProgram(t, [programOf('earlier', 'aider'), '--model', model, '--weak-model', model, ...flags, '--message', 'Please greet in German.', 'hello.py'], {
-      env: { ...environment(proxy), GIT_AUTHOR_NAME: 'Ada', GIT_AUTHOR_EMAIL: 'ada@example.org', GIT_COMMITTER_NAME: 'Ada', GIT_COMMITTER_EMAIL: 'ada@example.org' },
-      prepare: ({ work }) => {
+    const chosen = environment ? ['--model', model, '--edit-format', 'diff'] : [];
+    const connect = ['connect', 'aider', '--write', '--yes', '--url', proxy.url, '--model', MODEL, '--key', KEY];
+    const ran = await runProgram(t, [programOf('earlier', 'aider'), ...chosen, '--weak-model', model, ...flags, '--message', 'Please greet in German.', 'hello.py'], {
+      env: { ...environment?.(proxy), GIT_AUTHOR_NAME: 'Ada', GIT_AUTHOR_EMAIL: 'ada@example.org', GIT_COMMITTER_NAME: 'Ada', GIT_COMMITTER_EMAIL: 'ada@example.org' },
+      prepare: ({ home, work }) => {
+        if (!environment) execFileSync(PROXY, connect, { cwd: home, env: { HOME: home }, stdio: 'ignore' });
         git(work, 'init', '-q');
         writeFileSync(path.join(work, 'hello.py'), 'print("Hello")\n');
         git(work, 'add', '.');

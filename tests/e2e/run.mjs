@@ -12,6 +12,7 @@ import { authority } from './authority.test.mjs';
 import { chat, furnishHome } from './chat.test.mjs';
 import { clients } from './clients.test.mjs';
 import { codingAgents } from './coding_agents.test.mjs';
+import { commands } from './commands.test.mjs';
 import { confinement, prepareConfinement } from './confinement.test.mjs';
 import { conversations, everyVersion } from './conversations.test.mjs';
 import * as cursor from './cursor.test.mjs';
@@ -144,6 +145,7 @@ const suites = [
   })),
   { name: 'server', version: newest, tests: server.tests },
   { name: 'settings', version: newest, tests: settings.tests },
+  { name: 'commands', version: newest, tests: commands.tests },
   { name: 'limits', version: newest, tests: limits.tests },
   { name: 'plan', version: newest, tests: plan.tests },
   { name: 'money', version: newest, tests: money.tests },
