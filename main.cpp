@@ -457,6 +457,9 @@ struct command_line {
         ->envname("CLAUDE_UNIX_SOCKET")
         ->type_name("FILE");
     app.add_flag("--no-tcp", no_tcp, "Listen on the unix socket only")->envname("CLAUDE_NO_TCP");
+    app.add_flag("--ollama", settings.ollama,
+                 "Listen at 127.0.0.1:11434 too, where Ollama's clients look")
+        ->envname("CLAUDE_OLLAMA");
     app.add_option("--max-connections", settings.max_connections,
                    "Most connections at once; then the one that is silent longest is closed")
         ->envname("CLAUDE_MAX_CONNECTIONS")
@@ -1328,6 +1331,7 @@ void print_start(const proxy::server& server, const std::string& key_path,
   if (settings.tcp) {
     std::cout << "  OpenAI base URL    " << url << "/v1\n"
               << "  Anthropic base URL " << url << "\n"
+              << "  Ollama base URL    " << url << "\n"
               << "  web page           " << url << "/\n";
   }
   if (!settings.unix_socket.empty()) {
