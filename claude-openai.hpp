@@ -2306,8 +2306,8 @@ class reply {
   reply& operator=(const reply&) = default;
 };
 
-/// A request, and how to answer it. Each choice is a turn of its own; all are of one client. Without
-/// turns the model is not asked.
+/// A request, and how to answer it. Each choice is a turn of its own; all are of one client. Where
+/// there is none, the model is not asked.
 struct parsed_request {
   std::vector<turn_request> turns;
   std::unique_ptr<claude_openai::reply> reply;
@@ -4988,9 +4988,7 @@ class ollama_reply final : public reply {
                      if (block_.kind == block_kind::tool_call) write_block(out);
                    },
                    [](const attempt_broken&) {},  // of answers that are not streamed
-                   [&](const turn_stopped& e) {
-                     out += dump(ended({}, done_reason(e.reason), e.usage)) + "\n";
-                   },
+                   [&](const turn_stopped& e) { out += dump(ended({}, e.reason, e.usage)) + "\n"; },
                    [&](const turn_failed& e) { out += render_error(e.error) + "\n"; },
                },
                what);
@@ -5002,8 +5000,8 @@ class ollama_reply final : public reply {
   const char* stream_type() const override { return "application/x-ndjson"; }
 
   std::string render(const std::vector<turn_result>& results) const override {
-    if (results.empty()) return dump(loaded());
-    auto whole = ended(results[0].blocks, done_reason(results[0].reason), results[0].usage);
+    if (results.empty()) return dump(last_of({}, load_reason_));
+    auto whole = ended(results[0].blocks, results[0].reason, results[0].usage);
     whole["model"] = results[0].model;
     return dump(whole);
   }
@@ -5047,19 +5045,17 @@ class ollama_reply final : public reply {
     calls.push_back(json::object({{"id", call.id}, {"function", function}}));
   }
 
-  json loaded() const {
-    json object = object_of({});
+  json last_of(const std::vector<block>& blocks, const char* reason) const {
+    json object = object_of(blocks);
     object["done"] = true;
-    object["done_reason"] = load_reason_;
+    object["done_reason"] = reason;
     return object;
   }
 
   /// With times in nanoseconds. Nothing is loaded here: it is the wait for a process.
-  json ended(const std::vector<block>& blocks, const char* reason, const token_usage& usage) const {
+  json ended(const std::vector<block>& blocks, stop_reason reason, const token_usage& usage) const {
+    json object = last_of(blocks, done_reason(reason));
     const auto times = context_.times();
-    json object = object_of(blocks);
-    object["done"] = true;
-    object["done_reason"] = reason;
     object["total_duration"] = times.total.count();
     object["load_duration"] = times.queued.count();
     object["prompt_eval_count"] = usage.prompt();
@@ -5286,27 +5282,17 @@ inline std::string tagged(const std::string& id) {
   return id.find(':') == std::string::npos ? id + ":latest" : id;
 }
 
-/// In the place of a file's hash, of which clients show a part: the name's bytes in hexadecimal.
+/// In the place of a file's hash: of which clients show a part, or tell models apart by it.
 inline std::string digest_of(const std::string& id) {
-  constexpr std::string_view digits = "0123456789abcdef";
-  std::string digest;
-  for (const char c : id.substr(0, 32)) {
-    const auto byte = static_cast<unsigned char>(c);
-    digest += digits[byte >> 4U];
-    digest += digits[byte & 15U];
-  }
-  digest.resize(64, '0');
-  return digest;
+  auto digits = std::to_string(std::hash<std::string>()(id));
+  digits.resize(64, '0');
+  return digits;
 }
 
 /// What Ollama knows of a model's file is empty here.
 inline json render_details() {
-  return json::object({{"parent_model", ""},
-                       {"format", ""},
-                       {"family", "claude"},
-                       {"families", json::array({"claude"})},
-                       {"parameter_size", ""},
-                       {"quantization_level", ""}});
+  return parse_json(R"({"parent_model":"","format":"","family":"claude","families":["claude"],)"
+                    R"("parameter_size":"","quantization_level":""})");
 }
 
 inline std::string time_of(const model_entry& entry) {
@@ -17002,10 +16988,11 @@ struct route {
   access needs = access::own;
 };
 
-inline const std::vector<route>& all_routes() {
+/// Those by which models are asked and described.
+inline std::vector<route> model_routes() {
   using group = endpoint_group;
-  constexpr auto open = access::open, chat = access::chat, tools = access::tools;
-  static const std::vector<route> table = {
+  constexpr auto open = access::open, chat = access::chat;
+  return {
       {"POST", "/chat/completions", group::chat, &handle_chat, chat},
       {"POST", "/responses", group::chat, &handle_responses, chat},
       {"POST", "/responses/input_tokens", group::other, &handle_input_tokens},
@@ -17025,6 +17012,13 @@ inline const std::vector<route>& all_routes() {
       {"GET", "/api/version", group::health, &handle_ollama_version, open},
       {"GET", "/models", group::none, &handle_models, chat},
       {"GET", "/models/*", group::none, &handle_model, chat},
+  };
+}
+
+inline std::vector<route> other_routes() {
+  using group = endpoint_group;
+  constexpr auto open = access::open, chat = access::chat, tools = access::tools;
+  return {
       {"GET", "/sessions", group::session, &handle_sessions},
       {"GET", "/sessions/stats", group::session, &handle_session_stats},
       {"GET", "/sessions/*", group::session, &handle_session},
@@ -17046,6 +17040,15 @@ inline const std::vector<route>& all_routes() {
       {"GET", "/version", group::health, &handle_version, open},
       {"GET", "/", group::none, &handle_root, open},
   };
+}
+
+inline const std::vector<route>& all_routes() {
+  static const auto table = [] {
+    auto rows = model_routes();
+    const auto others = other_routes();
+    rows.insert(rows.end(), others.begin(), others.end());
+    return rows;
+  }();
   return table;
 }
 
@@ -17073,10 +17076,8 @@ inline std::string advice_for(std::string_view path) {
   constexpr std::string_view earlier =
       "use previous_response_id in /v1/responses, or session_id in /v1/chat/completions";
   constexpr std::string_view no_vectors =
-      "Claude has no embedding model; run one beside this proxy, such as a local "
-      "sentence-transformers server";
-  constexpr std::string_view no_files =
-      "the models are Anthropic's, and no files of this machine; /api/tags lists them";
+      "Claude has no embedding model; run a local one beside this proxy, such as Ollama's";
+  constexpr std::string_view no_files = "models are no files here; /api/tags lists them";
   constexpr std::array<std::pair<std::string_view, std::string_view>, 20> advices = {{
       {"/api/embed", no_vectors},
       {"/api/embeddings", no_vectors},
