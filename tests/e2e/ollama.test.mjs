@@ -6,7 +6,7 @@ import { Ollama } from 'ollama';
 import { call, callerSystem, conversationOf, ignoredOf, say, steps, toolsOf } from './chat_client.mjs';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
 import { ADA, ANSWER, assertRounds, ROUNDS, structured, weatherOf } from './client_tasks.mjs';
-import { eventually, suite } from './harness.mjs';
+import { eventually, startAndExpectExit, suite } from './harness.mjs';
 import { PDF, PNG } from './language_client.mjs';
 import { directive } from './messages_api.mjs';
 
@@ -361,11 +361,22 @@ test('--ollama listens at 127.0.0.1:11434 too, and says so where another program
   await close(again);
 });
 
-test('--ollama beside that very port is no fault, and without TCP it is one', { alone: true }, async (t) => {
+test('--ollama beside that very port is no fault; without TCP, or where claude asks that port, it is one', { alone: true }, async (t) => {
   const free = await listenThere();
   if (!free) return;
   await close(free);
   const proxy = await t.start({ cli: t.cli, args: ['--spares', '0', '--ollama', '--port', String(PORT)] });
   assert.equal((await t.get('/api/version', { proxy })).status, 200);
   assert.doesNotMatch(proxy.output, /not listening/);
+  await proxy.stop();
+  proxy.stopped = true;
+  const refusals = [
+    [t.api.url, ['--ollama', '--no-tcp', '--unix-socket', '/nowhere'], /--ollama listens by TCP, which --no-tcp turns off/],
+    [`http://127.0.0.1:${PORT}`, ['--ollama'], /leads to this proxy, which would call itself/],
+  ];
+  for (const [url, args, words] of refusals) {
+    const { exit, output } = await startAndExpectExit({ url, cli: t.cli, args });
+    assert.equal(exit?.code, 2, output);
+    assert.match(output, words);
+  }
 });
