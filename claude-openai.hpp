@@ -20,14 +20,15 @@
 //                [07] fields             [08] events
 //   dialects     [09] sse                [10] openai_chat         [11] anthropic_messages
 //                [12] openai_responses   [13] openai_completions  [14] catalog
-//   the CLI      [15] cli_protocol       [16] cli_command
-//   processes    [17] process            [18] claude_process      [19] pool
-//   state        [20] sessions           [21] responses           [22] engine
-//                [23] agents             [24] demo
-//   edge         [25] guard              [26] limits              [27] metrics
-//                [28] status             [29] http_head           [30] transport
-//                [31] page               [32] connection          [33] routes
-//                [34] http               [35] server              [36] doctor
+//                [15] ollama
+//   the CLI      [16] cli_protocol       [17] cli_command
+//   processes    [18] process            [19] claude_process      [20] pool
+//   state        [21] sessions           [22] responses           [23] engine
+//                [24] agents             [25] demo
+//   edge         [26] guard              [27] limits              [28] metrics
+//                [29] status             [30] http_head           [31] transport
+//                [32] page               [33] connection          [34] routes
+//                [35] http               [36] server              [37] doctor
 //
 // The way a request goes:
 //
@@ -350,16 +351,17 @@ inline std::optional<double> try_decimal(std::string_view value) {
   return sum;
 }
 
-/// `2026-11-22T18:09:34.356Z`
-inline std::string iso_time(std::chrono::system_clock::time_point time) {
+/// `2026-11-22T18:09:34.356Z`, with up to nine digits behind the point.
+inline std::string iso_time(std::chrono::system_clock::time_point time, std::size_t digits = 3) {
   using namespace std::chrono;
-  const auto ms = duration_cast<milliseconds>(time.time_since_epoch()).count();
-  const auto seconds_since_epoch = static_cast<std::time_t>(ms / 1000);
+  constexpr std::int64_t second = 1'000'000'000;
+  const auto ns = duration_cast<nanoseconds>(time.time_since_epoch()).count();
+  const auto seconds_since_epoch = static_cast<std::time_t>(ns / second);
   std::tm parts{};
   gmtime_r(&seconds_since_epoch, &parts);
   std::array<char, 32> date{};
   std::strftime(date.data(), date.size(), "%Y-%m-%dT%H:%M:%S", &parts);
-  const auto fraction = std::to_string(1000 + ms % 1000).substr(1);
+  const auto fraction = std::to_string(second + ns % second).substr(1, digits);
   return std::string(date.data()) + "." + fraction + "Z";
 }
 
@@ -946,6 +948,7 @@ struct options {
   budget day_budget;            ///< of each key, by days of UTC
   std::string unix_socket;      ///< path of a socket to listen on beside the port; empty: none
   bool tcp = true;              ///< false: the unix socket alone
+  bool ollama = false;          ///< listen at 127.0.0.1:11434 too, where Ollama's clients look
   std::string tls_certificate;  ///< PEM file, with its chain; empty: no TLS
   std::string tls_key;          ///< PEM file
   bool strict = false;          ///< what a request asks for in vain is a 400 instead of a header
@@ -1096,6 +1099,7 @@ inline std::vector<std::string> validate(const options& settings) {
   require(settings.max_turns >= 0, "max-turns must not be negative");
   require(settings.max_budget_usd >= 0, "max-budget-usd must not be negative");
   require(settings.tcp || !settings.unix_socket.empty(), "without TCP a unix socket is needed");
+  require(settings.tcp || !settings.ollama, "--ollama listens by TCP, which --no-tcp turns off");
   require(settings.tls_certificate.empty() == settings.tls_key.empty(),
           "TLS needs both a certificate and its key");
   for (const auto& network : settings.trusted_proxies) {
@@ -2301,12 +2305,23 @@ inline std::string sse_data(std::string_view payload) {
   return frame;
 }
 
+/// How long an answer has taken so far: in all, in the queue, from there until the model began, and
+/// since then. Zero is not known.
+struct answer_times {
+  std::chrono::system_clock::time_point now{};
+  std::chrono::nanoseconds total{0};
+  std::chrono::nanoseconds queued{0};
+  std::chrono::nanoseconds first{0};
+  std::chrono::nanoseconds rest{0};
+};
+
 /// What an answer needs that is in no event.
 struct reply_context {
   std::string id;            ///< random part of the answer's id
   std::int64_t created = 0;  ///< unix seconds
   std::string request_id = {};
   std::function<void(const json&)> keep = {};  ///< takes the whole answer, where it is kept
+  std::function<answer_times()> times = [] { return answer_times(); };
 };
 
 /// Writes the answer to one request in one dialect: whole, or event by event. An answer may hold
@@ -2321,6 +2336,9 @@ class reply {
   /// Appends what resets an idle client's clock and changes nothing.
   virtual void write_keep_alive(std::string& out) = 0;
 
+  /// The media type of a stream.
+  virtual const char* stream_type() const { return "text/event-stream"; }
+
   /// The body for a client that does not stream; one result for each choice.
   virtual std::string render(const std::vector<turn_result>& results) const = 0;
 
@@ -2330,7 +2348,8 @@ class reply {
   reply& operator=(const reply&) = default;
 };
 
-/// A request, and how to answer it. Each choice is a turn of its own; all are of one client.
+/// A request, and how to answer it. Each choice is a turn of its own; all are of one client. Where
+/// there is none, the model is not asked.
 struct parsed_request {
   std::vector<turn_request> turns;
   std::unique_ptr<claude_openai::reply> reply;
@@ -4457,10 +4476,9 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   } else {
     input_parser(turn, style).parse(input);
   }
-  const auto& history = turn.messages;
-  const bool silent = history.empty()
-                          ? turn.system.empty()
-                          : history.back().author == role::user && history.back().parts.empty();
+  const auto* last = turn.messages.empty() ? nullptr : &turn.messages.back();
+  const bool silent =
+      last ? last->author == role::user && last->parts.empty() : turn.system.empty();
   if (silent) input.fail("must say something");
   normalize(turn.messages);
   parse_tool_choice(root, turn);
@@ -4998,7 +5016,418 @@ inline json render_model_page(const std::vector<model_entry>& catalog, const std
 }
 
 //================================================================================================
-// [15] cli_protocol - the lines that `claude` reads and writes (stream-json)
+// [15] ollama - Ollama's own API: parses requests, writes answers, describes models
+// uses: text, errors, json_access, conversation, fields, events, sse, openai_chat,
+//       openai_completions, catalog | pure
+//================================================================================================
+//
+// https://github.com/ollama/ollama/blob/main/docs/api.md, with `api/types.go` there (0.32):
+//
+//   {"model":"sonnet:latest","stream":true,"think":true,"format":"json","keep_alive":"5m",
+//    "options":{"temperature":0.5,"num_predict":100,"stop":["END"],"num_ctx":8192},
+//    "tools":[{"type":"function","function":{"name":"look","parameters":{…}}}],
+//    "messages":[{"role":"user","content":"What is it like there?","images":["iVBORw0KGgo…"]},
+//     {"role":"assistant","content":"","tool_calls":[{"function":{"name":"look","arguments":{}}}]},
+//     {"role":"tool","tool_name":"look","content":"Sunny"}]}
+//
+// The answer to `POST /api/chat`, a line each; not streamed, it is one such object. `/api/generate`
+// takes `prompt`, `suffix` and `system`, and has `"response":"Sun"` in the place of the message.
+//
+//   {"model":"claude-x","created_at":"2026-11-30T09:00:00.123456789Z",
+//    "message":{"role":"assistant","content":"","thinking":"Well"},"done":false}
+//   {…,"message":{"role":"assistant","content":"Sun"},"done":false}
+//   {…,"message":{…,"tool_calls":[{"id":"toolu_1","function":{"index":0,"name":"look",
+//    "arguments":{"city":"Rome"}}}]},"done":false}
+//   {…,"message":{"role":"assistant","content":""},"done":true,"done_reason":"stop",
+//    "total_duration":9000000,"load_duration":0,"prompt_eval_count":26,"prompt_eval_duration":…,
+//    "eval_count":9,"eval_duration":…}     or, in the place of any line: {"error":"Overloaded"}
+
+namespace ollama {
+
+constexpr int port = 11434;  ///< where Ollama's clients look for it
+
+/// Of Ollama: some clients refuse an older one than they know.
+constexpr const char* version = "0.32.0";
+
+inline std::string render_error(const api_error& error, const std::string& = {}) {
+  return dump(json::object({{"error", error.message}}));
+}
+
+/// Ollama has no word for calls: they are told beside the text.
+inline const char* done_reason(stop_reason reason) {
+  return reason == stop_reason::tool_use ? "stop" : openai_chat::finish_reason(reason);
+}
+
+/// Writes the objects of `/api/chat` or, where it is no chat, of `/api/generate`.
+class ollama_reply final : public reply {
+ public:
+  /// `load_reason`: the end of the answer to a request that asks for none.
+  ollama_reply(const reply_context& context, bool is_chat, std::string model,
+               const char* load_reason)
+      : context_(context), is_chat_(is_chat), model_(std::move(model)), load_reason_(load_reason) {}
+
+  void write(std::size_t, const event& what, std::string& out) override {
+    std::visit(overloaded{
+                   [&](const turn_started& e) { model_ = e.model; },
+                   [&](const block_started& e) {
+                     block_ = {e.kind, {}, e.id, e.name, {}};
+                   },
+                   [&](const block_delta& e) {
+                     block_.text += e.text;
+                     const bool sealed = block_.kind == block_kind::redacted_thinking;
+                     if (!sealed && block_.kind != block_kind::tool_call) write_block(out);
+                   },
+                   [&](const block_stopped&) {
+                     if (block_.kind == block_kind::tool_call) write_block(out);
+                   },
+                   [](const attempt_broken&) {},  // of answers that are not streamed
+                   [&](const turn_stopped& e) { out += dump(ended({}, e.reason, e.usage)) + "\n"; },
+                   [&](const turn_failed& e) { out += render_error(e.error) + "\n"; },
+               },
+               what);
+  }
+
+  /// A piece without text: clients parse every line.
+  void write_keep_alive(std::string& out) override { out += dump(object_of({})) + "\n"; }
+
+  const char* stream_type() const override { return "application/x-ndjson"; }
+
+  std::string render(const std::vector<turn_result>& results) const override {
+    if (results.empty()) return dump(last_of({}, load_reason_));
+    auto whole = ended(results[0].blocks, results[0].reason, results[0].usage);
+    whole["model"] = results[0].model;
+    return dump(whole);
+  }
+
+ private:
+  using block = turn_result::block;
+
+  json object_of(const std::vector<block>& blocks) const {
+    std::string content;
+    std::string thinking;
+    json calls = json::array();
+    for (const auto& one : blocks) {
+      switch (one.kind) {
+        case block_kind::text: content += one.text; break;
+        case block_kind::thinking:
+        case block_kind::activity: thinking += one.text; break;
+        case block_kind::redacted_thinking: break;
+        case block_kind::tool_call: add_call(one, calls);
+      }
+    }
+    json fields = json::object();
+    if (is_chat_) fields["role"] = "assistant";
+    fields[is_chat_ ? "content" : "response"] = std::move(content);
+    if (!thinking.empty()) fields["thinking"] = std::move(thinking);
+    if (!calls.empty()) fields["tool_calls"] = std::move(calls);
+    json object =
+        json::object({{"model", model_}, {"created_at", text::iso_time(context_.times().now, 9)}});
+    if (is_chat_) object["message"] = std::move(fields);
+    if (!is_chat_) object.update(fields);
+    object["done"] = false;
+    return object;
+  }
+
+  /// One that the token limit has cut has no input that could be told; the end tells the limit.
+  void add_call(const block& call, json& calls) const {
+    const bool nothing = text::trim(call.text).empty();
+    json input = nothing ? json::object() : try_parse_json(call.text);
+    if (!input.is_object()) return;
+    const json function = json::object(
+        {{"index", calls_ + calls.size()}, {"name", call.name}, {"arguments", std::move(input)}});
+    calls.push_back(json::object({{"id", call.id}, {"function", function}}));
+  }
+
+  json last_of(const std::vector<block>& blocks, const char* reason) const {
+    json object = object_of(blocks);
+    object["done"] = true;
+    object["done_reason"] = reason;
+    return object;
+  }
+
+  /// With times in nanoseconds. Nothing is loaded here: it is the wait for a process.
+  json ended(const std::vector<block>& blocks, stop_reason reason, const token_usage& usage) const {
+    json object = last_of(blocks, done_reason(reason));
+    const auto times = context_.times();
+    object["total_duration"] = times.total.count();
+    object["load_duration"] = times.queued.count();
+    object["prompt_eval_count"] = usage.prompt();
+    object["prompt_eval_duration"] = times.first.count();
+    object["eval_count"] = usage.output;
+    object["eval_duration"] = times.rest.count();
+    if (usage.cost_usd) object["cost"] = *usage.cost_usd;
+    return object;
+  }
+
+  /// The open block so far, which is then told.
+  void write_block(std::string& out) {
+    const auto object = object_of({block_});
+    if (block_.kind == block_kind::tool_call) ++calls_;
+    block_.text.clear();
+    out += dump(object) + "\n";
+  }
+
+  reply_context context_;
+  bool is_chat_;
+  std::string model_;
+  const char* load_reason_;
+  block block_;            ///< that is open, with what of it was not told
+  std::size_t calls_ = 0;  ///< that were told
+};
+
+/// A call that waits for its result: its id, and the name of the tool.
+using open_call = std::pair<std::string, std::string>;
+
+/// The id of the call that a result answers: the one that it names, by id or by tool, else the
+/// first. Clients of older versions of Ollama name none.
+inline std::string take_call(const reader& result, std::vector<open_call>& open) {
+  const auto id = string_of(result.value(), "tool_call_id");
+  const auto name = string_of(result.value(), "tool_name");
+  const auto find = [&](auto fits) { return std::find_if(open.begin(), open.end(), fits); };
+  auto found = find([&](const open_call& call) { return call.first == id; });
+  if (found == open.end()) {
+    found = find([&](const open_call& call) { return call.second == name; });
+  }
+  if (found == open.end()) found = open.begin();
+  if (found == open.end()) return id;
+  auto taken = std::move(found->first);
+  open.erase(found);
+  return taken;
+}
+
+/// Each as base64, or as a `data:` URI of it.
+inline std::vector<content_part> parse_images(const reader& source) {
+  std::vector<content_part> parts;
+  const auto images = source.find("images");
+  if (!images) return parts;
+  for (const auto& image : images->elements()) {
+    auto media = try_data_uri(image.string()).value_or(media_part{});
+    if (media.data.empty()) media.data = image.string();
+    check_media(image, media);
+    if (!text::starts_with(media.media_type, "image/")) image.fail("is not an image");
+    parts.emplace_back(std::move(media));
+  }
+  return parts;
+}
+
+inline void parse_calls(const reader& calls, message& entry, std::vector<open_call>& open,
+                        const std::string& stem) {
+  for (const auto& call : calls.elements()) {
+    auto id = string_of(call.value(), "id");
+    if (id.empty()) id = stem + std::to_string(entry.parts.size());
+    auto part = openai_chat::parse_function_call(call.require("function"), std::move(id));
+    open.emplace_back(part.id, part.name);
+    entry.parts.emplace_back(std::move(part));
+  }
+}
+
+/// Adds one message; `open` are the calls before it that have no result.
+inline void parse_message(const reader& source, turn_request& request,
+                          std::vector<open_call>& open) {
+  const auto role_name = source.require("role");
+  const auto speaker = text::to_lower(role_name.string());
+  const auto content = source.find("content");
+  message entry;
+  if (speaker == "system" || speaker == "assistant") {
+    name_members(source, "messages", {"images"}, request, "[[]]");
+  } else {
+    entry.parts = parse_images(source);
+  }
+  if (speaker == "system") {
+    if (content) take_instructions(*content, request);
+    return;
+  }
+  if (content && !content->string().empty()) entry.parts.emplace_back(text_part{content->string()});
+  if (speaker == "assistant") {
+    entry.author = role::assistant;
+    name_members(source, "messages", {"thinking"}, request, R"([""])");  // it has no signature
+    const auto stem = "call_" + std::to_string(request.messages.size()) + "_";
+    if (const auto calls = source.find("tool_calls")) parse_calls(*calls, entry, open, stem);
+  } else if (speaker == "tool") {
+    entry.parts = {make_result(take_call(source, open), std::move(entry.parts))};
+  } else if (speaker != "user") {
+    role_name.fail("must be system, user, assistant or tool");
+  }
+  request.messages.push_back(std::move(entry));
+}
+
+/// A word, by which the answer is any JSON object, or its schema.
+inline void parse_format(const reader& format, turn_request& request) {
+  if (!format.is_string()) return take_answer_schema(format, request);
+  if (format.string().empty()) return;
+  if (format.string() != "json") format.fail("must be json or a JSON Schema");
+  request.schema = json::object({{"type", "object"}});
+  request.schema_field = "format";
+}
+
+/// Whether to think, or how hard.
+inline void parse_think(const reader& think, turn_request& request) {
+  request.thinking_field = request.effort_field = "think";
+  if (think.is_string()) return parse_reasoning_effort(think, request);
+  request.no_thinking = !think.boolean();
+  if (think.boolean()) request.thinking_tokens = thinking_budget(reasoning_effort::medium);
+}
+
+/// Those of Ollama's own runners mean nothing here: what is not honoured is named, unless it has
+/// the value that asks for nothing.
+inline void parse_options(const reader& options, turn_request& request) {
+  constexpr std::int64_t most = 1'000'000'000;
+  auto& sampling = request.sampling;
+  request.stop_field = "options.stop";
+  if (const auto value = options.find("temperature")) sampling.temperature = value->number(0, 2);
+  if (const auto value = options.find("top_p")) sampling.top_p = value->number(0, 1);
+  if (const auto value = options.find("top_k")) sampling.top_k = value->integer(0, most);
+  if (sampling.top_k == 0) sampling.top_k.reset();
+  if (const auto value = options.find("num_predict"))
+    sampling.max_tokens = value->integer(-2, most);
+  if (sampling.max_tokens <= 0) sampling.max_tokens.reset();  // without an end
+  if (const auto stop = options.find("stop")) {
+    for (const auto& one : stop->elements()) sampling.stop.push_back(one.string());
+  }
+  constexpr std::array<std::string_view, 5> honoured = {"temperature", "top_p", "top_k",
+                                                        "num_predict", "stop"};
+  const json neutral = parse_json(
+      R"({"presence_penalty":0,"frequency_penalty":0,"repeat_penalty":1,"min_p":0,"typical_p":1,)"
+      R"("tfs_z":1,"mirostat":0})");
+  for (const auto& [name, value] : options.value().items()) {
+    const bool known = std::find(honoured.begin(), honoured.end(), name) != honoured.end();
+    const bool idle = value == false || value == member_of(neutral, name.c_str());
+    if (!known && !idle && !value.is_null()) name_ignored_kind(request, "options", name);
+  }
+}
+
+/// What chat and completions ask for alike. Clients of Ollama stream unless they say otherwise.
+inline turn_request parse_common(const reader& root) {
+  turn_request turn;
+  turn.stream = true;
+  if (const auto model = root.find("model")) turn.model = parse_model(*model);
+  if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
+  if (const auto format = root.find("format")) parse_format(*format, turn);
+  if (const auto think = root.find("think")) parse_think(*think, turn);
+  if (const auto options = root.find("options")) parse_options(*options, turn);
+  if (const auto session = root.find("session_id")) turn.session = parse_session_id(*session);
+  for (const char* name : {"template", "raw", "truncate", "shift", "logprobs", "top_logprobs",
+                           "_debug_render_only", "width", "height", "steps"}) {
+    const auto value = root.find(name);
+    if (value && asks_for_something(*value, R"([false,0,""])")) name_ignored(turn, name);
+  }
+  return turn;
+}
+
+/// The request, or where nothing is asked none: clients load a model so, or unload it.
+inline parsed_request finish(const reader& root, turn_request turn, bool asks, bool is_chat,
+                             const reply_context& context) {
+  const auto foreign = root.find(is_chat ? "prompt" : "messages");
+  if (foreign && !asks)
+    foreign->fail(is_chat ? "belongs to /api/generate" : "belongs to /api/chat");
+  const auto kept = root.find("keep_alive");
+  const bool unloads = kept && !asks_for_something(*kept, R"([0,"0","0s","0m","0h"])");
+  parse_agent(root, turn);
+  parsed_request parsed;
+  parsed.reply =
+      std::make_unique<ollama_reply>(context, is_chat, turn.model, unloads ? "unload" : "load");
+  if (asks) parsed.turns.push_back(std::move(turn));
+  return parsed;
+}
+
+inline parsed_request parse_chat(const json& body, const reply_context& context) {
+  const reader root(body);
+  auto turn = parse_common(root);
+  const auto messages = root.find("messages");
+  const bool asks = messages && !messages->elements().empty();
+  std::vector<open_call> open;
+  if (asks) {
+    for (const auto& one : messages->elements()) parse_message(one, turn, open);
+  }
+  normalize(turn.messages);
+  openai_chat::reply_style style;
+  openai_chat::parse_tools(root, turn, style);
+  return finish(root, std::move(turn), asks, true, context);
+}
+
+inline parsed_request parse_generate(const json& body, const reply_context& context) {
+  const reader root(body);
+  auto turn = parse_common(root);
+  turn.messages_field = "prompt";
+  const auto text_at = [&](const char* name) {
+    const auto given = root.find(name);
+    return given ? given->string() : std::string();
+  };
+  const auto prompt = text_at("prompt");
+  const auto suffix = text_at("suffix");
+  const auto tokens = root.find("context");
+  if (tokens && !tokens->elements().empty()) {
+    tokens->fail("means nothing here: token ids are another model's; use /api/chat");
+  }
+  turn.messages.push_back({role::user, parse_images(root)});
+  if (!prompt.empty()) turn.messages[0].parts.emplace_back(text_part{prompt});
+  const bool asks = !turn.messages[0].parts.empty() || !suffix.empty();
+  if (!suffix.empty()) openai_completions::ask_for_completion(prompt, suffix, turn);
+  if (const auto system = root.find("system")) append_instructions(*system, turn);
+  normalize(turn.messages);
+  return finish(root, std::move(turn), asks, false, context);
+}
+
+// ---- models -----------------------------------------------------------------------------------
+
+/// As Ollama calls a model: with a tag, which `latest` stands for.
+inline std::string tagged(const std::string& id) {
+  return id.find(':') == std::string::npos ? id + ":latest" : id;
+}
+
+/// In the place of a file's hash: of which clients show a part, or tell models apart by it.
+inline std::string digest_of(const std::string& id) {
+  auto digits = std::to_string(std::hash<std::string>()(id));
+  digits.resize(64, '0');
+  return digits;
+}
+
+/// What Ollama knows of a model's file is empty here.
+inline json render_details() {
+  return parse_json(R"({"parent_model":"","format":"","family":"claude","families":["claude"],)"
+                    R"("parameter_size":"","quantization_level":""})");
+}
+
+inline std::string time_of(const model_entry& entry) {
+  return text::iso_time(std::chrono::system_clock::time_point(std::chrono::seconds(entry.created)));
+}
+
+inline json render_models(const std::vector<model_entry>& catalog) {
+  json rows = json::array();
+  for (const auto& entry : catalog) {
+    rows.push_back(json::object({{"name", tagged(entry.id)},
+                                 {"model", tagged(entry.id)},
+                                 {"modified_at", time_of(entry)},
+                                 {"size", 0},
+                                 {"digest", digest_of(entry.id)},
+                                 {"details", render_details()}}));
+  }
+  return json::object({{"models", rows}});
+}
+
+inline json render_model(const model_entry& entry, const model_traits& traits) {
+  const bool is_long = entry.id.find("[1m]") != std::string::npos;
+  json capabilities = json::array({"completion", "tools", "insert", "vision"});
+  if (!traits.never_thinks) capabilities.push_back("thinking");
+  return json::object(
+      {{"modelfile", ""},
+       {"parameters", ""},
+       {"template", ""},
+       {"details", render_details()},
+       {"model_info", json::object({{"general.architecture", "claude"},
+                                    {"general.basename", entry.id},
+                                    {"claude.context_length", is_long ? 1'000'000 : 200'000}})},
+       {"capabilities", std::move(capabilities)},
+       {"modified_at", time_of(entry)}});
+}
+
+constexpr dialect_functions chat_dialect{"ollama", parse_chat, render_error, http_status};
+constexpr dialect_functions generate_dialect{"ollama", parse_generate, render_error, http_status};
+
+}  // namespace ollama
+
+//================================================================================================
+// [16] cli_protocol - the lines that `claude` reads and writes (stream-json)
 // uses: text, errors, json_access, conversation, fields, events, catalog | pure
 //================================================================================================
 //
@@ -6577,7 +7006,7 @@ inline std::string encode_message(const message& entry, const tool_names& names,
 }
 
 //================================================================================================
-// [16] cli_command - how `claude` is started
+// [17] cli_command - how `claude` is started
 // uses: text, options, conversation | pure
 //================================================================================================
 
@@ -7048,7 +7477,7 @@ inline command make_command(const options& settings, const launch_profile& profi
 }
 
 //================================================================================================
-// [17] process - child processes that cannot outlive us; the only section that makes them
+// [18] process - child processes that cannot outlive us; the only section that makes them
 // uses: text, options, cli_command | thread-safe where noted
 //================================================================================================
 
@@ -7624,7 +8053,7 @@ inline std::string path_of_program(const std::string& name) {
 }
 
 //================================================================================================
-// [18] claude_process - one `claude`: the conversation that it holds, and how it gets more
+// [19] claude_process - one `claude`: the conversation that it holds, and how it gets more
 // uses: text, errors, log, json_access, conversation, events, cli_protocol,
 //       process | one thread
 //================================================================================================
@@ -8246,7 +8675,7 @@ class claude_process {
 };
 
 //================================================================================================
-// [19] pool - which process serves a request, the cap, the queue, and the end of processes
+// [20] pool - which process serves a request, the cap, the queue, and the end of processes
 // uses: text, errors, log, options, conversation, cli_protocol, cli_command, process,
 //       claude_process | thread-safe
 //================================================================================================
@@ -9243,7 +9672,7 @@ class pool::ticket {
 };
 
 //================================================================================================
-// [20] sessions - histories that the proxy keeps for a client
+// [21] sessions - histories that the proxy keeps for a client
 // uses: text, log, json_access, options, conversation, fields, anthropic_messages, cli_protocol,
 //       process | thread-safe
 //================================================================================================
@@ -9796,7 +10225,7 @@ class session_store::session_lock {
 };
 
 //================================================================================================
-// [21] responses - answers that clients of the Responses API may refer to
+// [22] responses - answers that clients of the Responses API may refer to
 // uses: text, errors, json_access, options, process, sessions | thread-safe
 //================================================================================================
 
@@ -10116,7 +10545,7 @@ inline json render_items(const json& items, bool newest_first, const std::string
 }
 
 //================================================================================================
-// [22] engine - one answer: sessions, processes, a deadline, a client who may leave
+// [23] engine - one answer: sessions, processes, a deadline, a client who may leave
 // uses: errors, options, json_access, conversation, fields, events, anthropic_messages, catalog,
 //       cli_command, process, claude_process, pool, sessions | thread-safe
 //================================================================================================
@@ -10731,7 +11160,7 @@ class engine {
 };
 
 //================================================================================================
-// [23] agents - what Claude Code's own tools may do, and which MCP servers they have
+// [24] agents - what Claude Code's own tools may do, and which MCP servers they have
 // uses: text, errors, json_access, options, conversation, fields, cli_protocol, cli_command,
 //       process | thread-safe
 //================================================================================================
@@ -11704,7 +12133,7 @@ class agent_registry {
 };
 
 //================================================================================================
-// [24] demo - a stand-in for the CLI, in this program
+// [25] demo - a stand-in for the CLI, in this program
 // uses: text, errors, json_access, options, cli_protocol, process | one thread
 //================================================================================================
 //
@@ -12437,7 +12866,7 @@ inline void use_demo(options& settings, int argc, char** argv) {
 }
 
 //================================================================================================
-// [25] guard - who may come in: client keys, Host and Origin
+// [26] guard - who may come in: client keys, Host and Origin
 // uses: text, errors, options | pure, but for client_names: thread-safe
 //================================================================================================
 
@@ -12636,7 +13065,7 @@ inline visitor check_access(const credentials& shown, const options& settings, b
 }
 
 //================================================================================================
-// [26] limits - how often a client may ask, and how much it may use
+// [27] limits - how often a client may ask, and how much it may use
 // uses: text, errors, options, events, guard | thread-safe
 //================================================================================================
 
@@ -12903,7 +13332,7 @@ inline std::string client_address(const std::string& peer, std::string_view forw
 }
 
 //================================================================================================
-// [27] metrics - what has happened, in figures for a monitor and in a line for the log
+// [28] metrics - what has happened, in figures for a monitor and in a line for the log
 // uses: text, json_access, options, events, cli_protocol, pool, engine | thread-safe
 //================================================================================================
 
@@ -13269,7 +13698,7 @@ class metrics {
 };
 
 //================================================================================================
-// [28] status - what is known of the CLI and its login
+// [29] status - what is known of the CLI and its login
 // uses: text, json_access, options, events, cli_protocol, cli_command, process, claude_process,
 //       pool | thread-safe
 //================================================================================================
@@ -13486,7 +13915,7 @@ inline json render_health(const process_counts& counts, const cli_facts& facts, 
 }
 
 //================================================================================================
-// [29] http_head - the head and the body's framing of a request, held against RFC 9112
+// [30] http_head - the head and the body's framing of a request, held against RFC 9112
 // uses: text, errors | pure
 //================================================================================================
 //
@@ -13718,7 +14147,7 @@ class chunk_decoder {
 };
 
 //================================================================================================
-// [30] transport - listening sockets, and the bytes of a connection, in the clear or through TLS
+// [31] transport - listening sockets, and the bytes of a connection, in the clear or through TLS
 // uses: text, process, guard | POSIX sockets and OpenSSL
 //================================================================================================
 
@@ -14134,7 +14563,7 @@ class channel {
 };
 
 //================================================================================================
-// [31] page - the page at /
+// [32] page - the page at /
 // uses: nothing | pure
 //================================================================================================
 
@@ -15442,12 +15871,17 @@ POST /v1/messages Anthropic Messages {${hello},"max_tokens":1000,"stream":true}
 POST /v1/messages/count_tokens Counts the tokens of a Messages request {${hello}}
 POST /v1/completions OpenAI legacy completions {"prompt":"Once upon","stream":true}
 POST /v1/fim/completions Fills in the middle of a text {"prompt":"One, ","suffix":", three"}
+POST /api/chat Ollama's chat {${hello},"stream":false}
+POST /api/generate Ollama's completion {"prompt":"Say hello","stream":false}
 POST /v1/debug/request Shows how the server reads a request, and the faults found {${hello}}
 POST /v1/compatibility Tells which fields of a chat request count {${hello},"seed":42}
 
 Models and conversations
 GET /v1/models Lists the models
 GET /v1/models/{model} Describes a model
+GET /api/tags Lists the models for Ollama's clients
+POST /api/show Describes a model to Ollama's clients {}
+GET /api/ps Lists the models in memory: none
 GET /v1/sessions Lists the sessions
 GET /v1/sessions/stats Counts the sessions
 GET /v1/sessions/{session} Describes a session
@@ -15473,9 +15907,10 @@ GET /v1/auth/status Tells the auth method, and what is missing
 GET /metrics Shows figures for Prometheus
 GET /health Tells whether requests are answered
 GET /version Tells the version
+GET /api/version Tells the version of Ollama that is spoken
 GET / This page; plain text for curl`;
 
-/** The text that one event of a stream adds, in any of the four dialects. */
+/** The text that one event of a stream adds, in a dialect of events. */
 function deltaOf({ choices, type, delta }) {
   if (choices) return choices[0]?.delta?.content ?? choices[0]?.text;
   return type === 'response.output_text.delta' ? delta : delta?.text;
@@ -15648,7 +16083,7 @@ inline std::string content_security_policy(std::string_view nonce) {
 }  // namespace page
 
 //================================================================================================
-// [32] connection - one client's connection and the bodies of its requests, by httplib's parts
+// [33] connection - one client's connection and the bodies of its requests, by httplib's parts
 // uses: text, errors, json_access, options, cli_command, process, guard, http_head, transport
 //       | one thread, but for body_budget
 //================================================================================================
@@ -16013,11 +16448,11 @@ inline std::optional<std::int64_t> count_by_api(const options& settings, const j
 }
 
 //================================================================================================
-// [33] routes - what each path answers, who may ask it, and answers that are streamed
+// [34] routes - what each path answers, who may ask it, and answers that are streamed
 // uses: text, errors, log, json_access, options, conversation, fields, events, sse, openai_chat,
-//       anthropic_messages, openai_responses, openai_completions, catalog, process, pool, sessions,
-//       responses, engine, agents, guard, limits, metrics, status, http_head, page, connection
-//       | thread-safe
+//       anthropic_messages, openai_responses, openai_completions, catalog, ollama, process, pool,
+//       sessions, responses, engine, agents, guard, limits, metrics, status, http_head, page,
+//       connection | thread-safe
 //================================================================================================
 
 /// What the routes need. Owned by `server`, which outlives every connection.
@@ -16110,6 +16545,9 @@ inline std::string printable(std::string value) {
               value.end());
   return value;
 }
+
+/// A path of Ollama's API, which has no `/v1`.
+inline bool is_ollama(std::string_view path) { return text::starts_with(path, "/api/"); }
 
 /// True when errors have Anthropic's format on a route that has no dialect of its own.
 inline bool speaks_anthropic(const request_context& now) {
@@ -16254,8 +16692,13 @@ inline std::chrono::milliseconds time_to_reset(const std::vector<usage_window>& 
   return longest;
 }
 
+inline const dialect_functions& dialect_of(const request_context& now) {
+  if (is_ollama(now.path)) return ollama::chat_dialect;
+  return speaks_anthropic(now) ? anthropic_messages::dialect : openai_chat::dialect;
+}
+
 inline void answer_error(request_context& now, const api_error& error) {
-  const auto& dialect = speaks_anthropic(now) ? anthropic_messages::dialect : openai_chat::dialect;
+  const auto& dialect = dialect_of(now);
   now.response.status = dialect.status(error.kind);
   if (now.record->failure.empty()) now.record->failure = word_for(error);
   if (error.code == "budget_exceeded") now.proxy.figures.reject("budget");
@@ -16293,10 +16736,22 @@ inline void finish(proxy_parts& proxy, const logger& log, request_record& record
 
 // ---- routes that ask the model ----------------------------------------------------------------
 
+inline answer_times times_of(const request_record& record) {
+  const auto now = std::chrono::steady_clock::now();
+  const auto total = now - record.started;
+  answer_times times{std::chrono::system_clock::now(), total, record.facts.queued};
+  if (!record.first_token) return times;
+  times.first = *record.first_token - record.started - times.queued;
+  times.rest = now - *record.first_token;
+  return times;
+}
+
 inline reply_context make_context(const request_context& now) {
   using namespace std::chrono;
   const auto created = duration_cast<seconds>(system_clock::now().time_since_epoch()).count();
-  return {text::random_id("", 24), created, now.id(), {}};
+  return {text::random_id("", 24), created, now.id(), {}, [record = now.record] {
+            return times_of(*record);
+          }};
 }
 
 inline void reserve(request_context& now, const budget& wanted) {
@@ -16337,9 +16792,15 @@ inline void apply_headers(const request_context& now, turn_request& turn) {
   if (asked.directory) name_ignored(turn, "X-Claude-Cwd");
 }
 
-/// The model that the operator means by the client's name for it; a header names both.
-inline std::string take_alias(request_context& now, const std::string& name) {
+/// The model that the operator means by the client's name for it; a header names both. Ollama's
+/// clients add `:latest`, also where they speak another API.
+inline std::string take_alias(request_context& now, std::string name) {
+  constexpr std::string_view tag = ":latest";
   const auto* alias = find_alias(*now.settings, name);
+  if (alias == nullptr && name.size() > tag.size() && text::ends_with(name, tag)) {
+    name.resize(name.size() - tag.size());
+    alias = find_alias(*now.settings, name);
+  }
   if (alias == nullptr) return released_model(name);
   now.response.set("x-model-alias", printable(name + "=" + alias->model));
   return alias->model;
@@ -16500,7 +16961,7 @@ inline void fill(request_context& now, const std::shared_ptr<open_stream>& strea
     note_use(*record, *running);
     finish(proxy, settings->log, *record);
   };
-  now.response.type = "text/event-stream";
+  now.response.type = stream->writer->stream_type();
   now.response.stream = [&proxy = now.proxy, stream](const http_response::write_bytes& write) {
     stream->on_abandoned = nullptr;
     auto& record = *stream->record;
@@ -16562,6 +17023,7 @@ inline void ask(request_context& now, const dialect_functions& dialect, json bod
                 reply_context context, std::shared_ptr<const wake_signal> cancelled = nullptr) {
   auto parsed = dialect.parse(body, context);
   body = nullptr;  // which may be large
+  if (parsed.turns.empty()) return now.response.set_body(parsed.reply->render({}), json_type);
   for (auto& turn : parsed.turns) {
     complete_request(now, turn);
     if (turn.session.empty()) match_tool_calls(turn.messages, turn.messages_field);
@@ -16594,6 +17056,8 @@ inline void handle_completions(request_context& now) {
   answer_turn(now, openai_completions::dialect);
 }
 inline void handle_fim(request_context& now) { answer_turn(now, openai_completions::fim_dialect); }
+inline void handle_ollama_chat(request_context& now) { answer_turn(now, ollama::chat_dialect); }
+inline void handle_generate(request_context& now) { answer_turn(now, ollama::generate_dialect); }
 
 /// A response may refer to earlier ones, and later ones to it.
 inline void handle_responses(request_context& now) {
@@ -16721,6 +17185,28 @@ inline void handle_model(request_context& now) {
   answer_json(now, speaks_anthropic(now) ? render_page_model(entry) : render_model(entry));
 }
 
+inline void handle_ollama_models(request_context& now) {
+  answer_json(now, ollama::render_models(catalog(now)));
+}
+
+inline void handle_ollama_model(request_context& now) {
+  const auto body = read_json(now);
+  const reader root(body);
+  const auto name = root.find("model");
+  const auto model = take_alias(now, parse_model(name ? *name : root.require("name")));
+  answer_json(now, ollama::render_model({model, release_time(model)},
+                                        traits_of(model, now.proxy.status.get().always_thinking)));
+}
+
+/// Which models this machine holds in its memory: none.
+inline void handle_loaded_models(request_context& now) {
+  answer_json(now, ollama::render_models({}));
+}
+
+inline void handle_ollama_version(request_context& now) {
+  answer_json(now, json::object({{"version", ollama::version}}));
+}
+
 inline void handle_sessions(request_context& now) {
   answer_json(now, render_sessions(now.proxy.sessions.list(now.client_id())));
 }
@@ -16843,7 +17329,9 @@ inline void handle_debug(request_context& now) {
 }
 
 /// The page for a browser, and a word for other clients that look whether somebody is there.
+/// Clients of Ollama wait for its own words.
 inline void handle_root(request_context& now) {
+  constexpr const char* plain = "text/plain; charset=utf-8";
   auto& response = now.response;
   if (now.header("Accept").find("text/html") != std::string::npos) {
     const auto nonce = text::random_id("", 24);
@@ -16854,6 +17342,10 @@ inline void handle_root(request_context& now) {
     return;
   }
   auto place = printable(now.client.head().authority);
+  const auto agent = text::to_lower(now.header("User-Agent"));
+  if (text::ends_with(place, ":11434") || agent.find("ollama") != agent.npos) {
+    return response.set_body("Ollama is running", plain);
+  }
   if (place.empty()) place = "HOST:PORT";
   response.set_body(
       "claude-openai " CLAUDE_OPENAI_VERSION
@@ -16862,8 +17354,9 @@ inline void handle_root(request_context& now) {
           std::string(now.settings->tls_certificate.empty() ? "http://" : "https://") + place +
           "/v1/chat/completions \\\n"
           "    -d '{\"messages\":[{\"role\":\"user\",\"content\":\"Say hello\"}]}'\n\n"
-          "With a client key: -H \"Authorization: Bearer KEY\". A browser gets a page here.\n",
-      "text/plain; charset=utf-8");
+          "With a client key: -H \"Authorization: Bearer KEY\". A browser gets a page here.\n"
+          "For clients that ask: Ollama is running.\n",
+      plain);
 }
 
 inline void handle_version(request_context& now) {
@@ -16884,10 +17377,11 @@ struct route {
   access needs = access::own;
 };
 
-inline const std::vector<route>& all_routes() {
+/// Those by which models are asked and described.
+inline std::vector<route> model_routes() {
   using group = endpoint_group;
-  constexpr auto open = access::open, chat = access::chat, tools = access::tools;
-  static const std::vector<route> table = {
+  constexpr auto open = access::open, chat = access::chat;
+  return {
       {"POST", "/chat/completions", group::chat, &handle_chat, chat},
       {"POST", "/responses", group::chat, &handle_responses, chat},
       {"POST", "/responses/input_tokens", group::other, &handle_input_tokens},
@@ -16899,8 +17393,21 @@ inline const std::vector<route>& all_routes() {
       {"POST", "/messages/count_tokens", group::other, &handle_count_tokens, chat},
       {"POST", "/completions", group::chat, &handle_completions, chat},
       {"POST", "/fim/completions", group::chat, &handle_fim, chat},
+      {"POST", "/api/chat", group::chat, &handle_ollama_chat, chat},
+      {"POST", "/api/generate", group::chat, &handle_generate, chat},
+      {"GET", "/api/tags", group::none, &handle_ollama_models, chat},
+      {"POST", "/api/show", group::none, &handle_ollama_model, chat},
+      {"GET", "/api/ps", group::none, &handle_loaded_models, chat},
+      {"GET", "/api/version", group::health, &handle_ollama_version, open},
       {"GET", "/models", group::none, &handle_models, chat},
       {"GET", "/models/*", group::none, &handle_model, chat},
+  };
+}
+
+inline std::vector<route> other_routes() {
+  using group = endpoint_group;
+  constexpr auto open = access::open, chat = access::chat, tools = access::tools;
+  return {
       {"GET", "/sessions", group::session, &handle_sessions},
       {"GET", "/sessions/stats", group::session, &handle_session_stats},
       {"GET", "/sessions/*", group::session, &handle_session},
@@ -16922,6 +17429,15 @@ inline const std::vector<route>& all_routes() {
       {"GET", "/version", group::health, &handle_version, open},
       {"GET", "/", group::none, &handle_root, open},
   };
+}
+
+inline const std::vector<route>& all_routes() {
+  static const auto table = [] {
+    auto rows = model_routes();
+    const auto others = other_routes();
+    rows.insert(rows.end(), others.begin(), others.end());
+    return rows;
+  }();
   return table;
 }
 
@@ -16937,16 +17453,30 @@ inline bool matches(const route& row, std::string_view path) {
   return rest.find('/') == rest.size() - tail.size() && rest.substr(rest.find('/')) == tail;
 }
 
+/// As clients write it.
+inline std::string public_path(std::string_view path) {
+  return (is_ollama(path) ? "" : "/v1") + std::string(path);
+}
+
 /// Endpoints of other servers that clients ask for, and what to do without them.
 inline std::string advice_for(std::string_view path) {
   constexpr std::string_view one_by_one = "send the requests one by one; they are queued";
   constexpr std::string_view within = "send images and PDF files within the request, as base64";
   constexpr std::string_view earlier =
       "use previous_response_id in /v1/responses, or session_id in /v1/chat/completions";
-  constexpr std::array<std::pair<std::string_view, std::string_view>, 12> advices = {{
-      {"/embeddings",
-       "Claude has no embedding model; run one beside this proxy, such as a local "
-       "sentence-transformers server"},
+  constexpr std::string_view no_vectors =
+      "Claude has no embedding model; run a local one beside this proxy, such as Ollama's";
+  constexpr std::string_view no_files = "models are no files here; /api/tags lists them";
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 20> advices = {{
+      {"/api/embed", no_vectors},
+      {"/api/embeddings", no_vectors},
+      {"/api/pull", no_files},
+      {"/api/push", no_files},
+      {"/api/create", no_files},
+      {"/api/copy", no_files},
+      {"/api/delete", no_files},
+      {"/api/blobs", no_files},
+      {"/embeddings", no_vectors},
       {"/images", "Claude makes no images; it reads them in /v1/chat/completions"},
       {"/audio",
        "Claude neither hears nor speaks; transcribe first and send the text to "
@@ -16965,7 +17495,7 @@ inline std::string advice_for(std::string_view path) {
   }};
   for (const auto& [stem, advice] : advices) {
     if (path != stem && !text::starts_with(path, std::string(stem) + "/")) continue;
-    return "/v1" + std::string(stem) + " is not offered here: " + std::string(advice);
+    return public_path(stem) + " is not offered here: " + std::string(advice);
   }
   return {};
 }
@@ -16983,7 +17513,7 @@ inline const route* find_route(std::string_view method, std::string_view path) {
   std::vector<std::string> known;
   for (const auto& row : all_routes()) {
     if (matches(row, now.path)) allowed.emplace_back(row.method);
-    known.push_back(std::string(row.method) + " /v1" + std::string(row.path));
+    known.push_back(std::string(row.method) + " " + public_path(row.path));
   }
   if (const auto advice = advice_for(now.path); !advice.empty()) {
     throw api_error(error_kind::not_found, advice);
@@ -17094,7 +17624,7 @@ inline void answer_request(request_context& now) {
 }  // namespace routes
 
 //================================================================================================
-// [34] http - httplib's parser and writer around the routes
+// [35] http - httplib's parser and writer around the routes
 // uses: text, errors, log, openai_chat, options, http_head, connection, routes | thread-safe
 //================================================================================================
 
@@ -17244,9 +17774,9 @@ class http_server : public httplib::Server {
 };
 
 //================================================================================================
-// [35] server - the whole proxy as one object
-// uses: text, log, options, cli_command, process, pool, sessions, responses, engine, agents,
-//       status, http | owns threads
+// [36] server - the whole proxy as one object
+// uses: text, log, options, ollama, cli_command, process, pool, sessions, responses, engine,
+//       agents, status, http | owns threads
 //================================================================================================
 
 /// The path without links, and absolute; what is not there yet at least without `.` and `..`.
@@ -17646,6 +18176,7 @@ class server {
       listening_.sockets = listen_on_free_port(settings_);
       listening_.port = port_of(listening_.sockets.front());
     }
+    if (settings_.ollama) listen_for_ollama();
     require_other_api(settings_, port());
     if (settings_.unix_socket.empty()) return;
     listening_.sockets.push_back(listen_at(settings_.unix_socket));
@@ -17737,6 +18268,23 @@ class server {
 
  private:
   static constexpr std::size_t max_body_memory = 40 * 1024 * 1024;
+
+  /// Another program may have the address: Ollama itself, or this proxy already.
+  void listen_for_ollama() {
+    const std::string place = "127.0.0.1:" + std::to_string(ollama::port);
+    try {
+      for (auto& socket : listen_on("127.0.0.1", ollama::port)) {
+        listening_.sockets.push_back(std::move(socket));
+      }
+      settings_.log.info("listening at " + place + ", too");
+    } catch (const std::system_error& failure) {
+      if (listening_.port == ollama::port) return;
+      settings_.log.warning("not listening at " + place + " (" + failure.code().message() +
+                            "): clients of Ollama need the address " + url());
+      return;
+    }
+    require_other_api(settings_, ollama::port);
+  }
 
   void begin() {
     if (std::exchange(begun_, true)) throw std::logic_error("a server runs only once");
@@ -17837,7 +18385,7 @@ class server {
 };
 
 //================================================================================================
-// [36] doctor - is everything there that answers need?
+// [37] doctor - is everything there that answers need?
 // uses: text, errors, json_access, options, conversation, events, cli_command, process, pool,
 //       sessions, engine, status, transport, server | one thread
 //================================================================================================

@@ -564,6 +564,7 @@ struct command_line {
     add_transport();
     add_access();
     add_rate_limits();
+    add_accounts();
     add_claude_options();
     add_limits();
     add_sessions();
@@ -637,6 +638,9 @@ struct command_line {
         ->envname("CLAUDE_UNIX_SOCKET")
         ->type_name("FILE");
     app.add_flag("--no-tcp", no_tcp, "Listen on the unix socket only")->envname("CLAUDE_NO_TCP");
+    app.add_flag("--ollama", settings.ollama,
+                 "Listen at 127.0.0.1:11434 too, where Ollama's clients look")
+        ->envname("CLAUDE_OLLAMA");
     app.add_option("--max-connections", settings.max_connections,
                    "Most connections at once; then the one that is silent longest is closed")
         ->envname("CLAUDE_MAX_CONNECTIONS")
@@ -694,8 +698,9 @@ struct command_line {
         ->capture_default_str();
   }
 
-  void add_claude_options() {
-    begin_group("The model and its processes");
+  /// Who is billed.
+  void add_accounts() {
+    begin_group("The account");
     app.add_option("--auth-method", auth,
                    "How claude reaches a model: cli, api_key, bedrock or vertex (default: detect)")
         ->envname("CLAUDE_AUTH_METHOD")
@@ -713,6 +718,10 @@ struct command_line {
     app.add_flag("--no-extra-usage", no_extra_usage,
                  "Refuse requests while a subscription would bill them beyond its plan")
         ->envname("CLAUDE_NO_EXTRA_USAGE");
+  }
+
+  void add_claude_options() {
+    begin_group("The model and its processes");
     app.add_option("--claude-path", settings.claude_path, "The claude program (default: on PATH)")
         ->envname("CLAUDE_CLI_PATH")
         ->type_name("FILE");
@@ -1509,6 +1518,7 @@ void print_start(const proxy::server& server, const std::string& key_path,
   if (settings.tcp) {
     std::cout << "  OpenAI base URL    " << url << "/v1\n"
               << "  Anthropic base URL " << url << "\n"
+              << "  Ollama base URL    " << url << "\n"
               << "  web page           " << url << "/\n";
   }
   if (!settings.unix_socket.empty()) {

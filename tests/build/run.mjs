@@ -491,10 +491,11 @@ check('no tab and no space at a line end', () => {
   none(lines.flatMap((line, i) => (/\t|[ \r]$/.test(line) ? [`line ${i + 1}`] : [])), 'found');
 });
 
-// Four dialects, agents and what they keep are more than the 6,000 lines that were first thought of.
+// Five dialects, agents and what they keep are more than the 6,000 lines that were first thought of; Ollama's API has 640 of
+// them, what happens where a plan ends 150.
 // Growth shall be noticed: whoever raises this has looked for what can go first.
-check('the header is under 17,800 lines', () => {
-  if (lines.length >= 17_800) throw new Error(`${lines.length} lines`);
+check('the header is under 18,750 lines', () => {
+  if (lines.length >= 18_750) throw new Error(`${lines.length} lines`);
 });
 
 let functions;
@@ -517,7 +518,7 @@ check('no class is over 400 lines or has over 14 members', () => {
     if (!name) return;
     const body = lines.slice(at, lines.indexOf('};', at) + 1);
     const members = body.filter((one) => /^  (?!return|static|\/)[^()=]*[\w>] \w+_(?: =.*|\{.*\})?;/.test(one)).length;
-    if (body.length > 400 || members > (name === 'server' ? 20 : 14)) wrong.push(`${name}: ${body.length} lines, ${members} members`);
+    if (body.length > 400 || members > (name === 'server' ? 21 : 14)) wrong.push(`${name}: ${body.length} lines, ${members} members`);
   });
   none(wrong, 'too large');
 });

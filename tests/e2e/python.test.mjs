@@ -336,6 +336,63 @@ test(
 
 test(
   'newest',
+  'ollama_clients',
+  "Ollama's client, and LangChain's ChatOllama",
+  {
+    chat: say('Hello.', { output: 9 }),
+    stream: say('One two three.', { deltas: 4, output: 9 }),
+    tools: ROUNDS,
+    parse: structured(ADA),
+    think: thought('Sunny.'),
+    images: say('I see.'),
+    generate: say('Once.'),
+    asynchronous: say('At once.', { deltas: 3 }),
+    abort: 'hang after=2',
+    errors: 'error status=400 message="not so"',
+    error_in_stream: 'error_event after=2',
+    langchain_invoke: say('Hello.', { output: 9 }),
+    langchain_stream: say('One two three.', { deltas: 4 }),
+    langchain_agent: ROUNDS,
+    langchain_parse: structured(ADA),
+    langchain_reasoning: thought('Sunny.'),
+  },
+  async (ran) => {
+    const { value, calls } = ran;
+    assert.match(value('version').join(), /^0\.6\.\d+,1\./);
+    assert.deepEqual(value('chat'), ['Hello.', 'stop', 9, MODEL]);
+    assert.equal(calls('chat')[0].body.temperature, 0.5);
+    assert.deepEqual(value('stream'), ['One two three.', 5, 9, true]);
+    assert.equal(value('tools'), ANSWER);
+    assert.match(roundsOf(ran, 'tools')[0].body.tools[0].description, /^The weather of a city/);
+    assert.deepEqual(value('parse'), ADA);
+    assertPersonAsked(calls('parse'));
+    assert.deepEqual(value('think'), ['Let me think.', 'Sunny.']);
+    assert.equal(value('images'), 'I see.');
+    assert.deepEqual(mediaOf(calls('images')[0]), { image: PNG });
+    assert.deepEqual(value('generate'), ['Once.', 'Once.']);
+    assert.equal(callerSystem(calls('generate')[0]), 'Be brief.');
+    assert.equal(value('asynchronous'), 'At once.');
+    assert.equal(value('abort'), true);
+    await clientLeaves(calls('abort'));
+    const errors = value('errors');
+    assert.deepEqual(errors.map(([status]) => status), [400, 401, 404]);
+    [/not so/, /^Missing API key/, /^\/api\/pull is not offered here: /].forEach((words, at) => assert.match(errors[at][1], words));
+    assert.match(value('error_in_stream'), /Overloaded/);
+    const [listed, capabilities, architecture, loaded] = value('models');
+    assert.ok(listed.includes(`${MODEL}:latest`), `${listed}`);
+    assert.deepEqual([capabilities.includes('tools'), architecture, loaded], [true, 'claude', []]);
+    assert.deepEqual(value('langchain_invoke'), ['Hello.', 9]);
+    assert.deepEqual(value('langchain_stream'), ['One two three.', 'stop']);
+    assert.equal(value('langchain_agent'), ANSWER);
+    assert.equal(callerSystem(roundsOf(ran, 'langchain_agent')[0]), 'Be brief.');
+    assert.deepEqual(value('langchain_parse'), ADA);
+    assertPersonAsked(calls('langchain_parse'));
+    assert.deepEqual(value('langchain_reasoning'), ['Let me think.', 'Sunny.']);
+  },
+);
+
+test(
+  'newest',
   'pydantic_agents',
   'pydantic-ai',
   {

@@ -29,6 +29,7 @@ import { identity } from './identity.test.mjs';
 import { limits } from './limits.test.mjs';
 import { money } from './money.test.mjs';
 import { observe } from './observe.test.mjs';
+import { ollama } from './ollama.test.mjs';
 import { KEY } from './language_client.mjs';
 import { languages } from './languages.test.mjs';
 import { page } from './page.test.mjs';
@@ -183,6 +184,7 @@ const suites = [
       version,
       tests: [...dialect.dialects.tests, ...dialectClients.tests, ...(version === newest ? dialect.once.tests : [])],
     })),
+  { name: 'ollama', version: newest, tests: ollama.tests },
   { name: 'demo', version: 'without a CLI', options: DEMO, tests: demo.tests },
 ];
 const begin = performance.now();

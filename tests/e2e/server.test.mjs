@@ -724,7 +724,7 @@ test('the start tells where the page is, where the API is reached, and who is bi
   for (const [env, lines] of cases) {
     const proxy = await t.start({ cli: env.CLAUDE_DEMO ? undefined : '/nonexistent', args: ['--spares', '0'], env });
     await eventually('the start is told', () => /try it/.test(proxy.output));
-    for (const line of [...lines, `OpenAI base URL +${proxy.url}/v1$`, `Anthropic base URL +${proxy.url}$`, `web page +${proxy.url}/$`])
+    for (const line of [...lines, `OpenAI base URL +${proxy.url}/v1$`, `Anthropic base URL +${proxy.url}$`, `Ollama base URL +${proxy.url}$`, `web page +${proxy.url}/$`])
       assert.match(proxy.output, new RegExp(`^ +${line}`, 'm'));
     assert.doesNotMatch(proxy.output, /SECRET/);
     proxy.stopped = true;
