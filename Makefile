@@ -122,7 +122,7 @@ endif
 # ---- testing -------------------------------------------------------------------------------------
 
 test: ## build and run every test; the last line counts them
-	@.ci/deps build test node browser sandbox python portable
+	@.ci/deps build test node browser sandbox clients portable
 	@$(MAKE) --no-print-directory -j$(JOBS) programs e2e-modules client-libraries
 	@tests/run unit golden protocol build e2e portable
 
@@ -135,8 +135,8 @@ e2e: build/claude-openai stand-in e2e-modules client-libraries ## run the real s
 	@.ci/deps browser sandbox
 	@tests/run e2e
 
-e2e-clients: build/claude-openai stand-in e2e-modules client-libraries ## run coding agents and clients of Python against the real server
-	@cd tests/e2e && node run.mjs --suite coding_agents,python
+e2e-clients: build/claude-openai stand-in e2e-modules client-libraries ## run coding agents and clients of Python, Go, Rust and Java against the real server
+	@cd tests/e2e && node run.mjs --suite coding_agents,python,languages
 
 header: stand-in ## check the header itself (linkage, macros, warnings, sections, shape)
 	@.ci/deps build test node
@@ -176,6 +176,14 @@ fuzz-merge: ## keep in tests/fuzz/corpus what `make fuzz` has found that covers 
 bench: build/claude-openai stand-in e2e-modules ## measure what requests, sessions and streams cost
 	@node tests/bench/bench.mjs
 
+# All that is tested with the newest of the pinned CLIs is tested with this one.
+CLI ?= latest
+compat: build/claude-openai stand-in e2e-modules ## run the end-to-end tests with another Claude Code: CLI=2.1.340
+	@version=$$(npm view @anthropic-ai/claude-code@$(CLI) version) && \
+	npm install --no-save --no-audit --no-fund --loglevel=error --prefix build/compat \
+	  claude-$$(echo $$version | tr . -)@npm:@anthropic-ai/claude-code@$$version && \
+	cd tests/e2e && node run.mjs --cli $$version
+
 portable: e2e-modules ## build for macOS and for Linux without glibc, and play the demo with the static program
 	@.ci/deps build node portable
 	@.ci/portable
@@ -195,15 +203,26 @@ tests/e2e/node_modules/.package-lock.json: tests/e2e/package-lock.json
 	cd tests/e2e && npm install --no-save --no-audit --no-fund --loglevel=error
 	@touch $@
 
-# Client libraries of other languages, each lock file's in a folder of its own. What cannot be installed here is no
-# error: the tests that need it are skipped, and counted so.
-python_clients   := $(patsubst tests/e2e/python/%.txt,build/clients/%/installed,$(wildcard tests/e2e/python/*.txt))
-client-libraries: $(python_clients) ; @:
-$(python_clients): build/clients/%/installed: tests/e2e/python/%.txt
-	@.ci/deps python
-	@rm -rf $(@D)
-	{ python3 -m venv $(@D) && $(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $< && touch $@; } || \
-	  echo "Not installed: $(@D). Tests that need it are SKIPPED." >&2
+# Client libraries of other languages, and the programs that use them: each lock file's in a folder of its own. What
+# cannot be installed here, or not in CLIENT_TIMEOUT seconds, is no error: the tests that need it are skipped, and counted so.
+CLIENT_TIMEOUT ?= 1800
+python_clients := $(patsubst tests/e2e/python/%.txt,%,$(wildcard tests/e2e/python/*.txt))
+client-libraries: $(foreach client,$(python_clients) go rust java,build/clients/$(client)/installed) ; @:
+install_client = rm -f $@ && mkdir -p $(@D) && { timeout --foreground $(CLIENT_TIMEOUT) sh -ec '$1' && touch $@; } || \
+                 echo "Not installed: $(@D). Tests that need it are SKIPPED." >&2
+
+$(python_clients:%=build/clients/%/installed): build/clients/%/installed: tests/e2e/python/%.txt | need-clients
+	$(call install_client,python3 -m venv --clear $(@D); $(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<)
+
+build/clients/go/installed: $(wildcard tests/e2e/go/go.* tests/e2e/go/*/*.go) | need-clients
+	$(call install_client,cd tests/e2e/go; go build -o "$(abspath $(@D))/" ./...)
+
+build/clients/rust/installed: $(wildcard tests/e2e/rust/*) | need-clients
+	$(call install_client,cargo build --locked --quiet --manifest-path tests/e2e/rust/Cargo.toml --target-dir $(@D))
+
+build/clients/java/installed: $(wildcard tests/e2e/java/*) | need-clients
+	$(call install_client,mvn --quiet --batch-mode -f tests/e2e/java/pom.xml -DbuildDirectory="$(abspath $(@D))" \
+	  compiler:compile dependency:copy-dependencies)
 
 # ---- keeping -------------------------------------------------------------------------------------
 
@@ -264,6 +283,8 @@ need-build:
 	@.ci/deps build
 need-test: need-build
 	@.ci/deps build test
+need-clients:
+	@.ci/deps clients
 
 help: ## say this
 	@echo "make TARGET, where TARGET is one of:"
@@ -272,6 +293,6 @@ help: ## say this
 
 FORCE:
 .DELETE_ON_ERROR:
-.PHONY: all run doctor login dev test fuzz fuzz-merge unit protocol golden e2e e2e-clients header asan tsan bench soak portable programs \
+.PHONY: all run doctor login dev compat test fuzz fuzz-merge unit protocol golden e2e e2e-clients header asan tsan bench soak portable programs \
         stand-in e2e-modules client-libraries format format-check tidy install uninstall clean deps need-build need-test \
-        help FORCE
+        need-clients help FORCE

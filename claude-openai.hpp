@@ -20,20 +20,21 @@
 //                [07] fields             [08] events
 //   dialects     [09] sse                [10] openai_chat         [11] anthropic_messages
 //                [12] openai_responses   [13] openai_completions  [14] catalog
-//   the CLI      [15] cli_protocol       [16] cli_command
-//   processes    [17] process            [18] claude_process      [19] pool
-//   state        [20] sessions           [21] responses           [22] engine
-//                [23] agents             [24] demo
-//   edge         [25] guard              [26] limits              [27] metrics
-//                [28] status             [29] http_head           [30] transport
-//                [31] page               [32] connection          [33] routes
-//                [34] http               [35] server              [36] doctor
+//                [15] ollama
+//   the CLI      [16] cli_protocol       [17] cli_command
+//   processes    [18] process            [19] claude_process      [20] pool
+//   state        [21] sessions           [22] responses           [23] engine
+//                [24] agents             [25] demo
+//   edge         [26] guard              [27] limits              [28] metrics
+//                [29] status             [30] http_head           [31] transport
+//                [32] page               [33] connection          [34] routes
+//                [35] http               [36] server              [37] doctor
 //
 // The way a request goes:
 //
 //   bytes -> http_head -> httplib -> guard, limiter -> route
 //   body -> parse_body -> reader -> a dialect's parse -> turn_request
-//   turn_request -> settle (what the model and the operator allow)
+//   turn_request -> complete_request (what the model and the operator allow)
 //                -> engine: session, pool ticket -> lease -> claude_process -> child stdin
 //   child stdout -> line_splitter -> turn_decoder -> event -> turn -> answer::next
 //     stream:      reply::write(event) -> SSE bytes -> socket
@@ -42,8 +43,30 @@
 // A tool of the client's is served to the process as an MCP server within this program; the model's
 // call of it ends the answer, and stays unanswered until the request that brings its result.
 //
+// Words:
+//
+//   dialect         one of the APIs that clients speak; parses requests, writes answers
+//   event           what happens in an answer, in neutral form: a block starts, a piece of it, its
+//                   end, the end of the turn
+//   turn            one request to the model and its answer; with tools the answer ends at the call
+//   process         a living `claude`; it holds one conversation at a time
+//   spare           a process that has started and holds no conversation yet (pre-warmed)
+//   cursor, mark    where a process is in its conversation; a mark is where it can go back to
+//   to tell         to write a history to a process that does not hold it (replay)
+//   parked          waiting for the results of the client's tools
+//   lease, ticket   a process lent to one request; the place of a request in the queue for one
+//   janitor         the thread that starts spares, reads idle processes and ends them (LRU, TTL)
+//   worn            a process that has served so much that another serves better
+//   agent           a request that lends Claude Code's own tools to the model
+//   session         a history that the proxy keeps for a client, by an id in a header
+//   guard           who may come in; limiter: how often, and how much (rate limits, budgets)
+//   half-closed     the client will send no more, and may have left
+//   cut             a turn that we end before the CLI would
+//   trace           what of a history is compared to find a process that holds it
+//
 // Threads: one accepts, one per connection serves (it polls the child's pipes and the client's
-// socket itself: pull, not push), one janitor starts spares and reaps.
+// socket itself: pull, not push), one inspector looks at the CLI, and the janitor starts spares,
+// reads the processes that no request has, and reaps.
 #ifndef CLAUDE_OPENAI_HPP
 #define CLAUDE_OPENAI_HPP
 
@@ -328,16 +351,17 @@ inline std::optional<double> try_decimal(std::string_view value) {
   return sum;
 }
 
-/// `2026-11-22T18:09:34.356Z`
-inline std::string iso_time(std::chrono::system_clock::time_point time) {
+/// `2026-11-22T18:09:34.356Z`, with up to nine digits behind the point.
+inline std::string iso_time(std::chrono::system_clock::time_point time, std::size_t digits = 3) {
   using namespace std::chrono;
-  const auto ms = duration_cast<milliseconds>(time.time_since_epoch()).count();
-  const auto seconds_since_epoch = static_cast<std::time_t>(ms / 1000);
+  constexpr std::int64_t second = 1'000'000'000;
+  const auto ns = duration_cast<nanoseconds>(time.time_since_epoch()).count();
+  const auto seconds_since_epoch = static_cast<std::time_t>(ns / second);
   std::tm parts{};
   gmtime_r(&seconds_since_epoch, &parts);
   std::array<char, 32> date{};
   std::strftime(date.data(), date.size(), "%Y-%m-%dT%H:%M:%S", &parts);
-  const auto fraction = std::to_string(1000 + ms % 1000).substr(1);
+  const auto fraction = std::to_string(second + ns % second).substr(1, digits);
   return std::string(date.data()) + "." + fraction + "Z";
 }
 
@@ -358,7 +382,7 @@ inline std::string local_day() {
 // uses: nothing | pure
 //================================================================================================
 
-/// Every failure a client can be told of.
+/// Every kind of failure that a client can get.
 enum class error_kind {
   invalid_request,     ///< 400: a field is wrong
   authentication,      ///< 401: the client's key, or the account's credentials at the API
@@ -371,54 +395,46 @@ enum class error_kind {
   too_many_requests,   ///< 429: more than the operator lets one client ask
   internal,            ///< 500: a fault of ours
   upstream_failed,     ///< 500: the API failed
-  bad_gateway,         ///< 502: `claude` crashed or said what nobody understands
+  bad_gateway,         ///< 502: `claude` crashed or wrote an unknown message
   unavailable,         ///< 503: no `claude`, no login, no free process
   overloaded,          ///< 503: the API is overloaded (its own 529 is unknown to OpenAI clients)
   timed_out,           ///< 504
 };
 
-/// For the log.
-inline std::string_view name_of(error_kind kind) {
-  switch (kind) {
-    case error_kind::invalid_request: return "invalid_request";
-    case error_kind::authentication: return "authentication";
-    case error_kind::permission: return "permission";
-    case error_kind::not_found: return "not_found";
-    case error_kind::method_not_allowed: return "method_not_allowed";
-    case error_kind::too_large: return "too_large";
-    case error_kind::unsupported_coding: return "unsupported_coding";
-    case error_kind::rate_limited: return "rate_limited";
-    case error_kind::too_many_requests: return "too_many_requests";
-    case error_kind::internal: return "internal";
-    case error_kind::upstream_failed: return "upstream_failed";
-    case error_kind::bad_gateway: return "bad_gateway";
-    case error_kind::unavailable: return "unavailable";
-    case error_kind::overloaded: return "overloaded";
-    case error_kind::timed_out: return "timed_out";
-  }
-  return "internal";
+/// What the log, HTTP and the two APIs call a kind of failure.
+struct error_names {
+  std::string_view log;
+  int status;
+  const char* openai_type;
+  const char* openai_code;  ///< empty: null, unless the error has a code of its own
+  const char* anthropic_type;
+};
+
+inline const error_names& names_of(error_kind kind) {
+  static constexpr std::array<error_names, 15> names = {{
+      // in the order of `error_kind`
+      {"invalid_request", 400, "invalid_request_error", "", "invalid_request_error"},
+      {"authentication", 401, "authentication_error", "invalid_api_key", "authentication_error"},
+      {"permission", 403, "permission_error", "", "permission_error"},
+      {"not_found", 404, "not_found_error", "not_found", "not_found_error"},
+      {"method_not_allowed", 405, "invalid_request_error", "method_not_allowed",
+       "invalid_request_error"},
+      {"too_large", 413, "invalid_request_error", "request_too_large", "request_too_large"},
+      {"unsupported_coding", 415, "invalid_request_error", "unsupported_content_encoding",
+       "invalid_request_error"},
+      {"rate_limited", 429, "rate_limit_error", "rate_limit_exceeded", "rate_limit_error"},
+      {"too_many_requests", 429, "rate_limit_exceeded", "too_many_requests", "rate_limit_error"},
+      {"internal", 500, "server_error", "internal_error", "api_error"},
+      {"upstream_failed", 500, "server_error", "upstream_error", "api_error"},
+      {"bad_gateway", 502, "server_error", "bad_gateway", "api_error"},
+      {"unavailable", 503, "server_error", "unavailable", "api_error"},
+      {"overloaded", 503, "server_error", "overloaded", "overloaded_error"},
+      {"timed_out", 504, "server_error", "timeout", "timeout_error"},
+  }};
+  return names[static_cast<std::size_t>(kind)];
 }
 
-inline int http_status(error_kind kind) {
-  switch (kind) {
-    case error_kind::invalid_request: return 400;
-    case error_kind::authentication: return 401;
-    case error_kind::permission: return 403;
-    case error_kind::not_found: return 404;
-    case error_kind::method_not_allowed: return 405;
-    case error_kind::too_large: return 413;
-    case error_kind::unsupported_coding: return 415;
-    case error_kind::rate_limited:
-    case error_kind::too_many_requests: return 429;
-    case error_kind::internal:
-    case error_kind::upstream_failed: return 500;
-    case error_kind::bad_gateway: return 502;
-    case error_kind::unavailable:
-    case error_kind::overloaded: return 503;
-    case error_kind::timed_out: return 504;
-  }
-  return 500;
-}
+inline int http_status(error_kind kind) { return names_of(kind).status; }
 
 /// A failure in dialect-neutral form. Thrown by parsers and guards; carried by `turn_failed` when
 /// the backend is the cause.
@@ -442,7 +458,7 @@ class api_error : public std::exception {
 
 /// One word for the log: the error's own, else its kind's.
 inline std::string word_for(const api_error& error) {
-  return error.code.empty() ? std::string(name_of(error.kind)) : error.code;
+  return error.code.empty() ? std::string(names_of(error.kind).log) : error.code;
 }
 
 /// A 400 that names its field.
@@ -672,12 +688,12 @@ inline std::size_t credential_mark_length(std::string_view line) {
 }
 
 /// True for JSON's `\n` and the like, and `\u000a`: what follows begins a word.
-inline bool ends_in_escape(std::string_view said) {
+inline bool ends_in_escape(std::string_view content) {
   constexpr std::size_t longest = 6;
-  said.remove_prefix(said.size() - std::min(said.size(), longest));
-  const auto backslash = said.find_last_of('\\');
+  content.remove_prefix(content.size() - std::min(content.size(), longest));
+  const auto backslash = content.find_last_of('\\');
   if (backslash == std::string_view::npos) return false;
-  const auto escape = said.substr(backslash + 1);
+  const auto escape = content.substr(backslash + 1);
   return (escape.size() == 1 && escape.find_first_of("nrtbf") == 0) ||
          (escape.size() == 5 && escape[0] == 'u');
 }
@@ -800,10 +816,10 @@ class logger {
   void write(log_level level, const std::string& line, const json& fields = json::object()) const {
     if (!wants(level)) return;
     const bool as_object = state_->format == log_format::object;
-    const auto said = redact(as_object ? render_log_object(level, line, fields) : line);
+    const auto text_line = redact(as_object ? render_log_object(level, line, fields) : line);
     const std::lock_guard<std::mutex> lock(state_->mutex);
     try {
-      state_->write(level, said);
+      state_->write(level, text_line);
     } catch (...) {
     }
   }
@@ -920,7 +936,7 @@ struct options {
   std::string claude_path;        ///< empty: `claude` on the environment's PATH
   std::string working_directory;  ///< empty: a private temporary one, removed at the end
   std::vector<std::string> claude_arguments;  ///< before all others, as `claude_path` needs them
-  bool demo = false;  ///< `claude_path` is no `claude`, but a stand-in; told where answers are
+  bool demo = false;  ///< `claude_path` is a stand-in for `claude`; shown where answers are
   std::string default_model = "sonnet";  ///< an alias never goes stale
   std::vector<model_alias> aliases;      ///< the first whose pattern fits the name counts
   std::vector<std::string> api_keys;     ///< empty: open, on loopback only
@@ -932,10 +948,14 @@ struct options {
   budget day_budget;            ///< of each key, by days of UTC
   std::string unix_socket;      ///< path of a socket to listen on beside the port; empty: none
   bool tcp = true;              ///< false: the unix socket alone
+  bool ollama = false;          ///< listen at 127.0.0.1:11434 too, where Ollama's clients look
   std::string tls_certificate;  ///< PEM file, with its chain; empty: no TLS
   std::string tls_key;          ///< PEM file
   bool strict = false;          ///< what a request asks for in vain is a 400 instead of a header
-  bool builtin_tools = true;    ///< clients may ask for Claude Code's own tools (`enable_tools`)
+  bool extra_usage = true;      ///< false: no answer that is billed beyond a subscription's plan
+  std::optional<auth_method> fallback;  ///< answers while the plan of the login is used up
+  std::string fallback_model;           ///< of such answers; empty: the request's
+  bool builtin_tools = true;  ///< clients may ask for Claude Code's own tools (`enable_tools`)
   sandbox_use sandbox = sandbox_use::automatic;  ///< of agents; see `confinement`
   bool sandbox_network = false;                  ///< commands in the sandbox may reach the network
   bool allow_keyless_tools = false;  ///< also to clients without a key whose user is not known
@@ -1079,6 +1099,7 @@ inline std::vector<std::string> validate(const options& settings) {
   require(settings.max_turns >= 0, "max-turns must not be negative");
   require(settings.max_budget_usd >= 0, "max-budget-usd must not be negative");
   require(settings.tcp || !settings.unix_socket.empty(), "without TCP a unix socket is needed");
+  require(settings.tcp || !settings.ollama, "--ollama listens by TCP, which --no-tcp turns off");
   require(settings.tls_certificate.empty() == settings.tls_key.empty(),
           "TLS needs both a certificate and its key");
   for (const auto& network : settings.trusted_proxies) {
@@ -1091,6 +1112,8 @@ inline std::vector<std::string> validate(const options& settings) {
   require(!settings.demo || !settings.claude_arguments.empty(), "the demo is set up by `use_demo`");
   require(!settings.default_model.empty(), "the model must not be empty");
   require(!text::starts_with(settings.default_model, "-"), "--model must not begin with '-'");
+  require(!text::starts_with(settings.fallback_model, "-"),
+          "--fallback-model must not begin with '-'");
   for (const auto& alias : settings.aliases) {
     require(!alias.pattern.empty() && !alias.model.empty() && alias.model.front() != '-',
             "--alias: an alias is a name or pattern and a model, such as gpt-*=sonnet");
@@ -1098,6 +1121,12 @@ inline std::vector<std::string> validate(const options& settings) {
   require_amounts(settings, require);
   require_access(settings, require);
   return problems;
+}
+
+/// The same, by the account that answers while the plan is used up.
+inline options with_fallback(options settings) {
+  settings.auth = settings.fallback.value();
+  return settings;
 }
 
 /// A client key of this run's own, beside those that are given.
@@ -1118,7 +1147,8 @@ class live_options {
     return now_;
   }
 
-  /// Takes over keys, limits, budgets, origins, trusted proxies, the default model and aliases.
+  /// Takes over keys, limits, budgets, extra usage, origins, trusted proxies, the default model and
+  /// aliases.
   void take(const options& fresh) {
     const std::lock_guard<std::mutex> lock(mutex_);
     auto next = *now_;
@@ -1131,6 +1161,7 @@ class live_options {
     next.limits = fresh.limits;
     next.minute_budget = fresh.minute_budget;
     next.day_budget = fresh.day_budget;
+    next.extra_usage = fresh.extra_usage;
     now_ = std::make_shared<const options>(std::move(next));
   }
 
@@ -1200,11 +1231,11 @@ struct message {
   std::vector<content_part> parts;
 };
 
-/// What decides which process can serve a conversation, and what that has to be told. Compared
+/// Decides which process can serve a conversation, and which messages are replayed. Compared
 /// whole, never by hash alone, so that no conversation can be taken for another.
 struct conversation_trace {
-  std::string identity;  ///< whose it is, and all that a process is told before its first message
-  std::string words;     ///< the messages: what both sides have said
+  std::string identity;  ///< the client, and all that a process gets before its first message
+  std::string words;     ///< the messages of both sides
   std::vector<std::size_t> ends;      ///< length of `words` after each of them
   std::vector<std::string> thoughts;  ///< of each message, as the API has signed or sealed them
 };
@@ -1227,7 +1258,7 @@ inline void append_result(std::string& words, const tool_result_part& result, st
   append_field(words, result.is_error ? 'e' : 'r', std::to_string(call));
   append_field(words, 'z', std::to_string(result.content.size()));
   for (const auto& part : result.content) {
-    if (const auto* said = std::get_if<text_part>(&part)) append_field(words, 't', said->text);
+    if (const auto* plain = std::get_if<text_part>(&part)) append_field(words, 't', plain->text);
     if (const auto* media = std::get_if<media_part>(&part)) append_media(words, *media);
   }
 }
@@ -1263,9 +1294,9 @@ inline void append_call(std::string& words, const tool_call_part& call) {
 }
 
 /// The place of a call among those of a message; their number when it is none of them.
-inline std::size_t place_of_call(const message& said, const std::string& id) {
+inline std::size_t place_of_call(const message& entry, const std::string& id) {
   std::size_t place = 0;
-  for (const auto& part : said.parts) {
+  for (const auto& part : entry.parts) {
     const auto* call = std::get_if<tool_call_part>(&part);
     if (call != nullptr && call->id == id) return place;
     place += call == nullptr ? 0 : 1;
@@ -1276,13 +1307,13 @@ inline std::size_t place_of_call(const message& said, const std::string& id) {
 /// An assistant's texts count as one, without blanks at the ends: clients join and trim them.
 /// Thoughts do not count: most clients never see them. Nor do the ids of calls, which some clients
 /// rename: that of a result stands for a call of the message `before`.
-inline void append_message(conversation_trace& trace, const message& said, const message& before) {
+inline void append_message(conversation_trace& trace, const message& entry, const message& before) {
   std::string reply;
   std::string thoughts;
   const auto append = overloaded{
       [&](const text_part& part) {
-        if (said.author == role::user) append_field(trace.words, 'u', part.text);
-        if (said.author == role::assistant) reply += part.text;
+        if (entry.author == role::user) append_field(trace.words, 'u', part.text);
+        if (entry.author == role::assistant) reply += part.text;
       },
       [&](const media_part& part) { append_media(trace.words, part); },
       [&](const thinking_part& part) { thoughts += part.signature + part.redacted; },
@@ -1291,8 +1322,8 @@ inline void append_message(conversation_trace& trace, const message& said, const
         append_result(trace.words, part, place_of_call(before, part.call_id));
       },
   };
-  for (const auto& part : said.parts) std::visit(append, part);
-  if (said.author == role::assistant) append_field(trace.words, 'a', text::trim(reply));
+  for (const auto& part : entry.parts) std::visit(append, part);
+  if (entry.author == role::assistant) append_field(trace.words, 'a', text::trim(reply));
   trace.ends.push_back(trace.words.size());
   trace.thoughts.push_back(std::move(thoughts));
 }
@@ -1393,7 +1424,7 @@ struct turn_request {
   std::vector<tool_definition> tools;
   tool_choice choice;  ///< of the tools
   std::string
-      nudge;  ///< said after the last message to this turn's process; no part of the history
+      nudge;  ///< sent after the last message to this turn's process; not part of the history
   std::optional<json> schema;  ///< of the answer, which is JSON then
   std::string schema_field;    ///< where the client gave it
   sampling_settings sampling;
@@ -1407,6 +1438,10 @@ struct turn_request {
   bool thinks = false;          ///< the model will: asked to, or because it cannot do otherwise
   bool shows_thinking = false;  ///< to the client, which has asked for it
   std::optional<agent_request> agent;  ///< unset: the model has no tools but the client's
+  /// How long the API keeps what it caches of the prompt: `5m` or `1h`; empty: the CLI's default.
+  std::string cache_ttl;
+  std::string cache_field;   ///< where the client asked for it
+  bool on_fallback = false;  ///< by the account that answers while the plan is used up
   bool stream = false;
   bool strict = false;                      ///< what is not honoured is an error
   std::vector<std::string> ignored_params;  ///< known fields that are not honoured, by name
@@ -1421,9 +1456,9 @@ constexpr std::string_view continue_prompt = "Please continue.";
 constexpr std::string_view opening_prompt = "Hello.";
 
 /// The ids of a message's tool calls.
-inline std::vector<std::string> call_ids(const message& said) {
+inline std::vector<std::string> call_ids(const message& entry) {
   std::vector<std::string> ids;
-  for (const auto& part : said.parts) {
+  for (const auto& part : entry.parts) {
     if (const auto* call = std::get_if<tool_call_part>(&part)) ids.push_back(call->id);
   }
   return ids;
@@ -1475,8 +1510,8 @@ inline void normalize(std::vector<message>& messages) {
   if (joined.empty() || joined.back().author != role::user) {
     joined.push_back({role::user, {text_part{std::string(continue_prompt)}}});
   }
-  for (auto& said : joined) {
-    std::stable_partition(said.parts.begin(), said.parts.end(), [](const content_part& part) {
+  for (auto& entry : joined) {
+    std::stable_partition(entry.parts.begin(), entry.parts.end(), [](const content_part& part) {
       return std::holds_alternative<tool_result_part>(part);
     });
   }
@@ -1484,7 +1519,7 @@ inline void normalize(std::vector<message>& messages) {
   messages = std::move(joined);
 }
 
-constexpr std::size_t most_calls = 1024;  ///< of tools in one message
+constexpr std::size_t max_calls = 1024;  ///< of tools in one message
 
 /// Ids of tool calls that the API takes (`^[a-zA-Z0-9_-]+$`), each given once: some makers number
 /// calls anew in each turn. The CLI takes `call_1_2` for a second `call_1`, and drops its result.
@@ -1524,11 +1559,11 @@ class call_id_giver {
 /// in the message after it, once, and nothing else is. The API would refuse it too, in words about
 /// blocks that the client has never seen; the CLI drops a second call of an id without a word.
 /// `field` is where the client gave the messages.
-inline void settle_tool_calls(std::vector<message>& messages, const char* field = "messages") {
+inline void match_tool_calls(std::vector<message>& messages, const char* field = "messages") {
   call_id_giver ids;
   std::vector<std::pair<std::string, std::string>> open;  // ids of the client's, and ours
-  for (auto& said : messages) {
-    for (auto& part : said.parts) {
+  for (auto& entry : messages) {
+    for (auto& part : entry.parts) {
       auto* result = std::get_if<tool_result_part>(&part);
       if (result == nullptr) continue;
       const auto found = std::find_if(open.begin(), open.end(), [&](const auto& call) {
@@ -1546,15 +1581,15 @@ inline void settle_tool_calls(std::vector<message>& messages, const char* field 
       throw bad_field(field, "must hold a result for each tool call right after it; '" +
                                  open.front().first + "' has none");
     }
-    for (auto& part : said.parts) {
+    for (auto& part : entry.parts) {
       auto* call = std::get_if<tool_call_part>(&part);
       if (call == nullptr) continue;
       open.emplace_back(call->id, ids.give(call->id));
       call->id = open.back().second;
     }
-    if (open.size() > most_calls) {
+    if (open.size() > max_calls) {
       throw bad_field(
-          field, "must hold at most " + std::to_string(most_calls) + " tool calls in one message");
+          field, "must hold at most " + std::to_string(max_calls) + " tool calls in one message");
     }
   }
 }
@@ -1570,7 +1605,7 @@ inline void append_agent(std::string& words, const agent_request& agent) {
   append_field(words, 'M', agent.mcp_config);
 }
 
-/// The trace of a request: who asks whom with what instructions, and what was said before.
+/// The trace of a request: the client, the model, the instructions and the messages.
 inline conversation_trace make_trace(const turn_request& request) {
   conversation_trace trace;
   append_field(trace.identity, 'k', request.client);
@@ -1586,9 +1621,9 @@ inline conversation_trace make_trace(const turn_request& request) {
   if (request.agent) append_agent(trace.identity, *request.agent);
   const message nothing;
   const message* before = &nothing;
-  for (const auto& said : request.messages) {
-    append_message(trace, said, *before);
-    before = &said;
+  for (const auto& entry : request.messages) {
+    append_message(trace, entry, *before);
+    before = &entry;
   }
   return trace;
 }
@@ -1740,8 +1775,8 @@ inline void parse_answer_format(const reader& format, turn_request& request,
   if (type.string() == "json_schema") {
     const auto held = holder ? format.require(holder) : format;
     take_answer_schema(held.require("schema"), request);
-    if (const auto told = held.find("description")) {
-      (*request.schema)["description"] = told->string();
+    if (const auto description = held.find("description")) {
+      (*request.schema)["description"] = description->string();
     }
   } else if (type.string() == "json_object") {
     request.schema = json::object({{"type", "object"}});
@@ -1781,7 +1816,7 @@ inline void name_members(const reader& source, const std::string& field,
   }
 }
 
-/// To who is strict, what is asked for in vain is an error.
+/// For strict clients an unsupported field is an error.
 inline void refuse_ignored(const turn_request& request) {
   if (!request.strict || request.ignored_params.empty()) return;
   throw bad_field(request.ignored_params.front(),
@@ -1840,7 +1875,7 @@ inline void append_instructions(const reader& content, turn_request& request) {
 }
 
 /// Instructions among the messages: those before the first one are the system prompt. Later ones
-/// stay at their place, or each would change the prompt of all that was said before; Claude Code
+/// stay at their place, or each would change the prompt of all earlier messages; Claude Code
 /// marks its own such texts so.
 inline void take_instructions(const reader& content, turn_request& request) {
   if (request.messages.empty()) return append_instructions(content, request);
@@ -1859,11 +1894,11 @@ inline void take_instructions(const reader& content, turn_request& request) {
 }
 
 /// More tools than the API takes, and few enough for checks of each against each.
-constexpr std::size_t most_tools = 1024;
+constexpr std::size_t max_tools = 1024;
 
 inline void add_tool(const reader& source, tool_definition tool, turn_request& request) {
-  if (request.tools.size() >= most_tools) {
-    throw bad_field("tools", "must be at most " + std::to_string(most_tools));
+  if (request.tools.size() >= max_tools) {
+    throw bad_field("tools", "must be at most " + std::to_string(max_tools));
   }
   if (tool.name.empty() || tool.name.size() > 256) {
     source.require("name").fail("must be 1 to 256 characters long");
@@ -1933,7 +1968,7 @@ inline text_part make_note(const std::string& kind, const json& members) {
 }
 
 /// A part that nobody here can read: in the latest message a 400, since the answer would miss it.
-/// An earlier one never ends a conversation; it is named, and told, but not in the model's words.
+/// An earlier one never ends a conversation; it is named, and sent in a neutral form.
 inline text_part parse_foreign_part(const reader& part, turn_request& request, bool is_told,
                                     bool is_latest, std::string_view taken) {
   const auto type = part.require("type");
@@ -2008,7 +2043,18 @@ class history_builder {
   std::vector<content_part> notes_;        ///< for the next message of the user's
 };
 
-/// Throws a 400 for a body that was meant for another endpoint, told by the field that each of them
+/// OpenAI's lifetimes of a cached prompt, all of which are longer than the API's shorter one.
+inline void parse_prompt_cache(const reader& root, turn_request& turn) {
+  const auto options = root.find("prompt_cache_options");
+  const auto ttl = options ? options->find("ttl") : std::nullopt;
+  const auto retention = root.find("prompt_cache_retention");
+  const bool stays = retention && retention->string() == "24h";
+  if (!ttl && !stays) return;
+  turn.cache_ttl = "1h";
+  turn.cache_field = ttl ? "prompt_cache_options.ttl" : "prompt_cache_retention";
+}
+
+/// Throws a 400 for a body that was meant for another endpoint, known by the field that each
 /// requires.
 inline void refuse_foreign_body(const reader& root, const char* own) {
   constexpr std::array<std::pair<const char*, const char*>, 3> fields = {
@@ -2064,8 +2110,8 @@ inline json render_result(const tool_result_part& result) {
   json content = json::array();
   for (const auto& piece : result.content) {
     content.push_back(
-        std::visit(overloaded{[](const text_part& said) {
-                                return json::object({{"type", "text"}, {"text", said.text}});
+        std::visit(overloaded{[](const text_part& plain) {
+                                return json::object({{"type", "text"}, {"text", plain.text}});
                               },
                               [](const media_part& media) { return render_media(media); }},
                    piece));
@@ -2080,8 +2126,8 @@ inline json render_result(const tool_result_part& result) {
 inline json render_part(const content_part& part) {
   return std::visit(
       overloaded{
-          [](const text_part& said) {
-            return json::object({{"type", "text"}, {"text", said.text}});
+          [](const text_part& plain) {
+            return json::object({{"type", "text"}, {"text", plain.text}});
           },
           [](const media_part& media) { return render_media(media); },
           [](const thinking_part& thought) {
@@ -2129,7 +2175,7 @@ struct token_usage {
   std::int64_t cache_write_1h = 0;
   std::int64_t output = 0;
   std::int64_t thinking = 0;       ///< part of the output; estimated where the API does not tell it
-  std::optional<double> cost_usd;  ///< unknown when an answer was cut before the CLI told it
+  std::optional<double> cost_usd;  ///< unknown when an answer was cut before the CLI reported it
   double charge_usd = 0;  ///< for budgets: the cost, or an estimate where it is unknown; see `turn`
   json api = json::object();  ///< as the API tells it, with what has no count here
 
@@ -2259,12 +2305,23 @@ inline std::string sse_data(std::string_view payload) {
   return frame;
 }
 
+/// How long an answer has taken so far: in all, in the queue, from there until the model began, and
+/// since then. Zero is not known.
+struct answer_times {
+  std::chrono::system_clock::time_point now{};
+  std::chrono::nanoseconds total{0};
+  std::chrono::nanoseconds queued{0};
+  std::chrono::nanoseconds first{0};
+  std::chrono::nanoseconds rest{0};
+};
+
 /// What an answer needs that is in no event.
 struct reply_context {
   std::string id;            ///< random part of the answer's id
   std::int64_t created = 0;  ///< unix seconds
   std::string request_id = {};
   std::function<void(const json&)> keep = {};  ///< takes the whole answer, where it is kept
+  std::function<answer_times()> times = [] { return answer_times(); };
 };
 
 /// Writes the answer to one request in one dialect: whole, or event by event. An answer may hold
@@ -2279,6 +2336,9 @@ class reply {
   /// Appends what resets an idle client's clock and changes nothing.
   virtual void write_keep_alive(std::string& out) = 0;
 
+  /// The media type of a stream.
+  virtual const char* stream_type() const { return "text/event-stream"; }
+
   /// The body for a client that does not stream; one result for each choice.
   virtual std::string render(const std::vector<turn_result>& results) const = 0;
 
@@ -2288,14 +2348,15 @@ class reply {
   reply& operator=(const reply&) = default;
 };
 
-/// A request, and how to answer it. Each choice is a turn of its own; all are of one client.
+/// A request, and how to answer it. Each choice is a turn of its own; all are of one client. Where
+/// there is none, the model is not asked.
 struct parsed_request {
   std::vector<turn_request> turns;
   std::unique_ptr<claude_openai::reply> reply;
 };
 
 /// One dialect: what the route table needs to know of it.
-struct surface {
+struct dialect_functions {
   std::string_view name;
   parsed_request (*parse)(const json& body, const reply_context& context);
   std::string (*render_error)(const api_error& error, const std::string& request_id);
@@ -2308,35 +2369,32 @@ struct surface {
 //================================================================================================
 //
 // https://platform.openai.com/docs/api-reference/chat
+//
+// Request   {"model", "messages": [{"role": "developer|system|user|assistant|tool", "content",
+//            "tool_calls"?, "tool_call_id"?}], "tools"?: [{"type": "function", "function": {"name",
+//            "description", "parameters"}}], "tool_choice"?, "response_format"?, "stream"?, ...}
+// Answer    {"id": "chatcmpl-1", "object": "chat.completion", "created", "model", "choices": [
+//            {"index": 0, "message": {"role": "assistant", "content": "Hi", "tool_calls"?: [
+//            {"id", "type": "function", "function": {"name", "arguments": "{...}"}}]},
+//            "finish_reason": "stop|length|tool_calls|content_filter"}], "usage": {"prompt_tokens",
+//            "completion_tokens", "total_tokens"}}
+// Stream    data: {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": DELTA}]}
+//           DELTA, in order: {"role": "assistant", "content": ""}, {"content": "H"}, ...,
+//             {"tool_calls": [{"index": 0, "id", "type", "function": {"name", "arguments": ""}}]},
+//             {"tool_calls": [{"index": 0, "function": {"arguments": "{"}}]}, ...,
+//             {} beside "finish_reason"
+//           data: {"choices": [], "usage": {...}}    with stream_options.include_usage
+//           data: [DONE]
+// Error     {"error": {"message", "type", "param", "code"}}; in a stream a data line, then [DONE]
 
 namespace openai_chat {
 
 /// `{"error":{message,type,param,code}}`: the SDKs raise by status and show these.
 inline std::string render_error(const api_error& error, const std::string& = {}) {
-  const auto [type, default_code] = [&]() -> std::pair<const char*, const char*> {
-    switch (error.kind) {
-      case error_kind::invalid_request: return {"invalid_request_error", ""};
-      case error_kind::authentication: return {"authentication_error", "invalid_api_key"};
-      case error_kind::permission: return {"permission_error", ""};
-      case error_kind::not_found: return {"not_found_error", "not_found"};
-      case error_kind::method_not_allowed: return {"invalid_request_error", "method_not_allowed"};
-      case error_kind::too_large: return {"invalid_request_error", "request_too_large"};
-      case error_kind::unsupported_coding:
-        return {"invalid_request_error", "unsupported_content_encoding"};
-      case error_kind::rate_limited: return {"rate_limit_error", "rate_limit_exceeded"};
-      case error_kind::too_many_requests: return {"rate_limit_exceeded", "too_many_requests"};
-      case error_kind::internal: return {"server_error", "internal_error"};
-      case error_kind::upstream_failed: return {"server_error", "upstream_error"};
-      case error_kind::bad_gateway: return {"server_error", "bad_gateway"};
-      case error_kind::unavailable: return {"server_error", "unavailable"};
-      case error_kind::overloaded: return {"server_error", "overloaded"};
-      case error_kind::timed_out: return {"server_error", "timeout"};
-    }
-    return {"server_error", ""};
-  }();
-  const std::string code = error.code.empty() ? default_code : error.code;
+  const auto& names = names_of(error.kind);
+  const std::string code = error.code.empty() ? names.openai_code : error.code;
   json body = json::object({{"message", error.message},
-                            {"type", type},
+                            {"type", names.openai_type},
                             {"param", error.param.empty() ? json() : json(error.param)},
                             {"code", code.empty() ? json() : json(code)}});
   if (error.kind == error_kind::too_many_requests && error.retry_after) {
@@ -2380,7 +2438,7 @@ inline std::string freeform_input(const std::string& arguments) {
   return string_of(try_parse_json(arguments), "input");
 }
 
-/// Why the model refused, in the API's words; null where it tells nothing.
+/// Why the model refused, in the API's words; null when there is none.
 inline const json& refusal_of(const json& end) {
   return member_of(member_of(end, "stop_details"), "explanation");
 }
@@ -2462,7 +2520,7 @@ class chat_reply final : public reply {
          {type, json::object({{"name", name}, {freeform ? "input" : "arguments", input}})}});
   }
 
-  /// Clients of the old kind know one call only, under another name.
+  /// Legacy clients (`functions`) expect one call, as `function_call`.
   const char* finish_reason(stop_reason reason) const {
     if (reason == stop_reason::tool_use && style_.legacy_functions) return "function_call";
     return openai_chat::finish_reason(reason);
@@ -2481,19 +2539,19 @@ class chat_reply final : public reply {
         case block_kind::tool_call: calls.push_back(call_of(block.id, block.name, block.text));
       }
     }
-    const bool silent = content.empty() && !calls.empty();
-    json said = json::object({{"role", "assistant"},
-                              {"content", silent ? json() : json(content)},
-                              {"refusal", refusal_of(result.api)},
-                              {"annotations", json::array()}});
-    if (!reasoning.empty()) said["reasoning_content"] = std::move(reasoning);
-    if (calls.empty()) return said;
+    const bool only_calls = content.empty() && !calls.empty();
+    json message = json::object({{"role", "assistant"},
+                                 {"content", only_calls ? json() : json(content)},
+                                 {"refusal", refusal_of(result.api)},
+                                 {"annotations", json::array()}});
+    if (!reasoning.empty()) message["reasoning_content"] = std::move(reasoning);
+    if (calls.empty()) return message;
     if (style_.legacy_functions) {
-      said["function_call"] = calls[0]["function"];
+      message["function_call"] = calls[0]["function"];
     } else {
-      said["tool_calls"] = std::move(calls);
+      message["tool_calls"] = std::move(calls);
     }
-    return said;
+    return message;
   }
 
   json head(const char* object, const std::string& model) const {
@@ -2523,9 +2581,10 @@ class chat_reply final : public reply {
     ++state.calls;
     json call = json::object({{"index", state.calls - 1}});
     call.update(call_of(started.id, started.name, {}));
-    const json told = style_.legacy_functions ? json::object({{"function_call", call["function"]}})
-                                              : json::object({{"tool_calls", json::array({call})}});
-    write_choice(choice, dump(told), out);
+    const json delta = style_.legacy_functions
+                           ? json::object({{"function_call", call["function"]}})
+                           : json::object({{"tool_calls", json::array({call})}});
+    write_choice(choice, dump(delta), out);
   }
 
   void write_block_end(std::size_t choice, std::string& out) {
@@ -2610,11 +2669,11 @@ constexpr std::array<ignored_field, 14> ignored_fields = {{
 constexpr const char* known_fields =
     R"(["model","messages","stream","stream_options","temperature","top_p","max_tokens","stop",)"
     R"("n","max_completion_tokens","tools","functions","tool_choice","function_call",)"
-    R"("parallel_tool_calls","user","metadata","store","service_tier","response_format",)"
-    R"("session_id","logprobs","enable_tools","show_activity","reasoning_effort",)"
+    R"("parallel_tool_calls","user","metadata","store","response_format","prompt_cache_options",)"
+    R"("prompt_cache_retention","session_id","enable_tools","show_activity","reasoning_effort",)"
     R"("safety_identifier"])";
 
-/// True when the field asks for something that the answer will not show.
+/// True when the value is not neutral: the field has to be named as ignored.
 inline bool check_ignored(const ignored_field& field, const reader& value) {
   switch (field.kind) {
     case ignored_field::shape::number: value.number(field.low, field.high); break;
@@ -2705,22 +2764,22 @@ inline tool_call_part parse_function_call(const reader& function, std::string id
 }
 
 /// Functions of the old kind have no ids. A call may stand in the content as well.
-inline void parse_calls(const reader& source, message& said) {
-  const auto held = call_ids(said);
+inline void parse_calls(const reader& source, message& entry) {
+  const auto held = call_ids(entry);
   if (const auto calls = source.find("tool_calls")) {
     for (const auto& call : calls->elements()) {
       const auto id = call.require("id").string();
       if (std::find(held.begin(), held.end(), id) != held.end()) continue;
       if (const auto custom = call.find("custom")) {
         const json input = json::object({{"input", custom->require("input").string()}});
-        said.parts.emplace_back(tool_call_part{id, custom->require("name").string(), input});
+        entry.parts.emplace_back(tool_call_part{id, custom->require("name").string(), input});
       } else {
-        said.parts.emplace_back(parse_function_call(call.require("function"), id));
+        entry.parts.emplace_back(parse_function_call(call.require("function"), id));
       }
     }
   }
   if (const auto function = source.find("function_call")) {
-    said.parts.emplace_back(parse_function_call(*function, {}));
+    entry.parts.emplace_back(parse_function_call(*function, {}));
   }
 }
 
@@ -2728,7 +2787,7 @@ inline void parse_calls(const reader& source, message& said) {
 inline void parse_message(const reader& source, turn_request& request, bool is_latest) {
   const auto name = source.require("role");
   const auto& speaker = name.string();
-  message said;
+  message entry;
   const bool answers = speaker == "tool" || speaker == "function";
   if (!answers) name_members(source, "messages", {"name", "audio"}, request);
   if (speaker == "system" || speaker == "developer") {
@@ -2738,27 +2797,28 @@ inline void parse_message(const reader& source, turn_request& request, bool is_l
   if (answers) {
     auto id = speaker == "tool" ? source.require("tool_call_id").string() : std::string();
     auto content = parse_content(source, request, speaker, is_latest);
-    said.parts.emplace_back(make_result(std::move(id), std::move(content)));
+    entry.parts.emplace_back(make_result(std::move(id), std::move(content)));
   } else if (speaker == "user" || speaker == "assistant") {
-    said.parts = parse_content(source, request, speaker, is_latest);
+    entry.parts = parse_content(source, request, speaker, is_latest);
   } else {
     name.fail("must be system, developer, user, assistant or tool");
   }
   if (speaker == "assistant") {
-    said.author = role::assistant;
+    entry.author = role::assistant;
     const auto refusal = source.find("refusal");
     if (refusal && !refusal->string().empty())
-      said.parts.emplace_back(text_part{refusal->string()});
-    if (source.find("audio") && said.parts.empty()) said.parts.emplace_back(text_part{"[audio]"});
-    parse_calls(source, said);
+      entry.parts.emplace_back(text_part{refusal->string()});
+    if (source.find("audio") && entry.parts.empty()) entry.parts.emplace_back(text_part{"[audio]"});
+    parse_calls(source, entry);
   }
-  request.messages.push_back(std::move(said));
+  request.messages.push_back(std::move(entry));
 }
 
 /// A function in the words of either maker.
 inline tool_definition parse_function(const reader& function) {
   tool_definition tool{function.require("name").string(), {}, json::object()};
-  if (const auto told = function.find("description")) tool.description = told->string();
+  if (const auto description = function.find("description"))
+    tool.description = description->string();
   auto schema = function.find("parameters");
   if (!schema) schema = function.find("input_schema");
   tool.schema = json::object({{"type", "object"}, {"properties", json::object()}});
@@ -2770,7 +2830,7 @@ inline tool_definition parse_function(const reader& function) {
 /// the format (Responses) or in a member of it (chat).
 inline tool_definition parse_custom_tool(const reader& tool) {
   tool_definition fresh{tool.require("name").string(), {}, {}};
-  if (const auto told = tool.find("description")) fresh.description = told->string();
+  if (const auto description = tool.find("description")) fresh.description = description->string();
   auto format = tool.find("format");
   if (format && format->find("grammar")) format = format->find("grammar");
   if (const auto grammar = format ? format->find("definition") : std::nullopt) {
@@ -2906,6 +2966,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
     parse_answer_format(*format, turn, "json_schema");
   }
   parse_sampling(root, turn);
+  parse_prompt_cache(root, turn);
   if (const auto model = root.find("model")) turn.model = parse_model(*model);
   if (const auto session = root.find("session_id")) turn.session = parse_session_id(*session);
   if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
@@ -2983,7 +3044,7 @@ inline json render_compatibility(const json& body, const std::vector<std::string
   return json::object({{"compatibility_report", report}, {"claude_agent_sdk_options", agent}});
 }
 
-constexpr surface dialect{"openai_chat", parse, render_error, http_status};
+constexpr dialect_functions dialect{"openai_chat", parse, render_error, http_status};
 
 }  // namespace openai_chat
 
@@ -2993,6 +3054,24 @@ constexpr surface dialect{"openai_chat", parse, render_error, http_status};
 //================================================================================================
 //
 // https://platform.claude.com/docs/en/api/messages
+//
+// Request   {"model", "max_tokens", "system"?, "messages": [{"role": "user|assistant", "content":
+//            "Hi" or [{"type": "text|image|document|tool_use|tool_result|thinking|...", ...}]}],
+//            "tools"?: [{"name", "description", "input_schema"}], "tool_choice"?, "thinking"?, ...}
+// Answer    {"id": "msg_1", "type": "message", "role": "assistant", "model", "content": [{"type":
+//            "text", "text": "Hi"}, {"type": "tool_use", "id", "name", "input": {...}}],
+//            "stop_reason": "end_turn|max_tokens|stop_sequence|tool_use|refusal",
+//            "stop_sequence", "usage": {"input_tokens", "output_tokens", ...}}
+// Stream    event: EVENT, then data: {"type": EVENT, ...} with
+//           message_start        {"message": {... as above, without content}}
+//           content_block_start  {"index": 0, "content_block": {"type": "text", "text": ""}}
+//           content_block_delta  {"index": 0, "delta": {"type": "text_delta", "text": "Hi"}}, or
+//                                thinking_, signature_, input_json_ and citations_delta
+//           content_block_stop   {"index": 0}
+//           message_delta        {"delta": {"stop_reason", "stop_sequence"}, "usage": {...}}
+//           message_stop         {}
+//           error                as below, and nothing after it
+// Error     {"type": "error", "error": {"type", "message"}, "request_id"}
 
 namespace anthropic_messages {
 
@@ -3001,33 +3080,13 @@ inline int status(error_kind kind) {
   return kind == error_kind::overloaded ? 529 : http_status(kind);
 }
 
-inline const char* error_type(error_kind kind) {
-  switch (kind) {
-    case error_kind::invalid_request:
-    case error_kind::unsupported_coding:
-    case error_kind::method_not_allowed: return "invalid_request_error";
-    case error_kind::authentication: return "authentication_error";
-    case error_kind::permission: return "permission_error";
-    case error_kind::not_found: return "not_found_error";
-    case error_kind::too_large: return "request_too_large";
-    case error_kind::rate_limited:
-    case error_kind::too_many_requests: return "rate_limit_error";
-    case error_kind::overloaded: return "overloaded_error";
-    case error_kind::timed_out: return "timeout_error";
-    case error_kind::internal:
-    case error_kind::upstream_failed:
-    case error_kind::bad_gateway:
-    case error_kind::unavailable: return "api_error";
-  }
-  return "api_error";
-}
-
 /// `{"type":"error","error":{type,message,details?},"request_id"}`
 inline std::string render_error(const api_error& error, const std::string& request_id) {
-  json told = json::object({{"type", error_type(error.kind)}, {"message", error.message}});
+  json body =
+      json::object({{"type", names_of(error.kind).anthropic_type}, {"message", error.message}});
   if (text::starts_with(error.code, "thread_"))
-    told["details"] = json::object({{"error_code", error.code}});
-  return dump(json::object({{"type", "error"}, {"error", told}, {"request_id", request_id}}));
+    body["details"] = json::object({{"error_code", error.code}});
+  return dump(json::object({{"type", "error"}, {"error", body}, {"request_id", request_id}}));
 }
 
 inline const char* stop_name(stop_reason reason) {
@@ -3112,7 +3171,7 @@ class messages_reply final : public reply {
     return reason == stop_reason::stop_sequence ? json(words) : json();
   }
 
-  /// What the agent's tools did is told as thinking, which nobody signed.
+  /// The agent's activity is sent as thinking without a signature.
   static json render_block(const turn_result::block& block) {
     switch (block.kind) {
       case block_kind::text: {
@@ -3157,17 +3216,17 @@ class messages_reply final : public reply {
   }
 
   void write_delta(const block_delta& delta, std::string& out) {
-    json told;
+    json rendered;
     switch (kind_) {
       case block_kind::text:
-        told = json::object({{"type", "text_delta"}, {"text", delta.text}});
+        rendered = json::object({{"type", "text_delta"}, {"text", delta.text}});
         break;
       case block_kind::thinking:
       case block_kind::activity:
-        told = json::object({{"type", "thinking_delta"}, {"thinking", delta.text}});
+        rendered = json::object({{"type", "thinking_delta"}, {"thinking", delta.text}});
         break;
       case block_kind::tool_call:
-        told = json::object({{"type", "input_json_delta"}, {"partial_json", delta.text}});
+        rendered = json::object({{"type", "input_json_delta"}, {"partial_json", delta.text}});
         break;
       case block_kind::redacted_thinking:
         begun_ = true;
@@ -3175,7 +3234,7 @@ class messages_reply final : public reply {
                              json::object({{"type", "redacted_thinking"}, {"data", delta.text}}),
                              out);
     }
-    write_indexed("content_block_delta", delta.index, "delta", told, out);
+    write_indexed("content_block_delta", delta.index, "delta", rendered, out);
   }
 
   void write_block_end(const block_stopped& stopped, std::string& out) {
@@ -3310,37 +3369,37 @@ inline tool_result_part parse_result(const reader& block) {
 }
 
 /// A thought without a signature is none that the API would take back.
-inline void add_thinking(const reader& block, message& said) {
+inline void add_thinking(const reader& block, message& entry) {
   thinking_part thought;
   if (const auto words = block.find("thinking")) thought.text = words->string();
   if (const auto signature = block.find("signature")) thought.signature = signature->string();
   if (const auto data = block.find("data")) thought.redacted = data->string();
   if (thought.signature.empty() && thought.redacted.empty()) return;
-  said.parts.emplace_back(std::move(thought));
+  entry.parts.emplace_back(std::move(thought));
 }
 
-inline void parse_block(const reader& block, message& said) {
+inline void parse_block(const reader& block, message& entry) {
   const auto type = block.require("type");
   const auto& kind = type.string();
-  const bool user = said.author == role::user;
+  const bool user = entry.author == role::user;
   if (kind == "text") {
     auto words = block.require("text").string();
     if (words.empty()) return;
-    said.parts.emplace_back(text_part{std::move(words)});
+    entry.parts.emplace_back(text_part{std::move(words)});
   } else if (kind == "image" && user) {
-    said.parts.emplace_back(parse_source(block, media_part::media_kind::image));
+    entry.parts.emplace_back(parse_source(block, media_part::media_kind::image));
   } else if (kind == "document" && user) {
-    said.parts.emplace_back(parse_source(block, media_part::media_kind::document));
+    entry.parts.emplace_back(parse_source(block, media_part::media_kind::document));
   } else if (kind == "search_result" && user) {
-    said.parts.emplace_back(parse_search_result(block));
+    entry.parts.emplace_back(parse_search_result(block));
   } else if (kind == "tool_result" && user) {
-    said.parts.emplace_back(parse_result(block));
+    entry.parts.emplace_back(parse_result(block));
   } else if (kind == "tool_use" && !user) {
-    said.parts.emplace_back(tool_call_part{block.require("id").string(),
-                                           block.require("name").string(),
-                                           parse_call_input(block.find("input"))});
+    entry.parts.emplace_back(tool_call_part{block.require("id").string(),
+                                            block.require("name").string(),
+                                            parse_call_input(block.find("input"))});
   } else if ((kind == "thinking" || kind == "redacted_thinking") && !user) {
-    add_thinking(block, said);
+    add_thinking(block, entry);
   } else {
     refuse_part(type, user ? "text, image, document, search_result and tool_result"
                            : "text, tool_use and thinking");
@@ -3355,11 +3414,11 @@ class server_blocks {
       : history_(history), request_(request) {}
 
   /// True if the block is one of them. What the message holds so far comes before it.
-  bool take(const reader& block, message& said) {
+  bool take(const reader& block, message& entry) {
     const auto kind = block.require("type").string();
     const auto& value = block.value();
     const bool is_own = kind == "text" || text::ends_with(kind, "thinking") ||
-                        (kind == "search_result" && said.author == role::user);
+                        (kind == "search_result" && entry.author == role::user);
     if (kind == "server_tool_use" || kind == "mcp_tool_use") {
       const auto& input = member_of(value, "input");
       open_[string_of(value, "id")] = {
@@ -3368,7 +3427,7 @@ class server_blocks {
       const auto call = open_.extract(string_of(value, "tool_use_id"));
       finish_call(call ? call.mapped()
                        : tool_call_part{{}, kind.substr(0, kind.rfind("_tool")), json::object()},
-                  value, said);
+                  value, entry);
     } else if (endpoint_of_part(kind).empty() && !is_own) {
       history_.add_note(kind, readable(value));
       name_ignored_kind(request_, "messages", kind);
@@ -3379,18 +3438,19 @@ class server_blocks {
   }
 
   /// Adds the message. Calls whose results never came (`pause_turn`) end without one.
-  void finish(message said) {
-    for (auto& [id, call] : std::exchange(open_, {})) finish_call(std::move(call), {}, said);
-    history_.add(std::move(said));
+  void finish(message entry) {
+    for (auto& [id, call] : std::exchange(open_, {})) finish_call(std::move(call), {}, entry);
+    history_.add(std::move(entry));
   }
 
  private:
-  void finish_call(tool_call_part call, const json& told, message& said) {
-    const auto& content = member_of(told, "content");
+  void finish_call(tool_call_part call, const json& result_block, message& entry) {
+    const auto& content = member_of(result_block, "content");
     tool_result_part result;
     if (!content.is_null()) result.content.emplace_back(text_part{dump(readable(content))});
-    result.is_error = boolean_of(told, "is_error") || !string_of(content, "error_code").empty();
-    history_.add(std::exchange(said, {said.author, {}}));
+    result.is_error =
+        boolean_of(result_block, "is_error") || !string_of(content, "error_code").empty();
+    history_.add(std::exchange(entry, {entry.author, {}}));
     history_.add_finished_call(std::move(call.name), std::move(call.input), std::move(result));
   }
 
@@ -3402,10 +3462,10 @@ class server_blocks {
 inline void parse_message(const reader& source, history_builder& history, turn_request& request,
                           bool is_latest) {
   const auto speaker = source.require("role");
-  message said;
+  message entry;
   server_blocks foreign(history, request);
   if (speaker.string() == "assistant") {
-    said.author = role::assistant;
+    entry.author = role::assistant;
   } else if (speaker.string() == "system") {  // newer clients put reminders there
     name_members(source, "messages", {"clear_at", "output_config"}, request, R"(["never"])");
     return take_instructions(source.require("content"), request);
@@ -3416,16 +3476,16 @@ inline void parse_message(const reader& source, history_builder& history, turn_r
   }
   const auto content = source.require("content");
   if (content.is_string()) {
-    if (!content.string().empty()) said.parts.emplace_back(text_part{content.string()});
+    if (!content.string().empty()) entry.parts.emplace_back(text_part{content.string()});
   } else {
     for (const auto& block : content.elements()) {
       name_members(block, "messages", {"citations", "transformations", "toolset_name", "caller"},
                    request, R"([{"type":"direct"},[],{"enabled":true},{"enabled":false}])");
-      const bool is_asked = said.author == role::user && is_latest;
-      if (is_asked || !foreign.take(block, said)) parse_block(block, said);
+      const bool is_asked = entry.author == role::user && is_latest;
+      if (is_asked || !foreign.take(block, entry)) parse_block(block, entry);
     }
   }
-  foreign.finish(std::move(said));
+  foreign.finish(std::move(entry));
 }
 
 /// What else a tool of the API's can have.
@@ -3450,7 +3510,8 @@ inline void parse_tools(const reader& root, turn_request& request) {
       }
     }
     tool_definition fresh{tool.require("name").string(), {}, {}};
-    if (const auto told = tool.find("description")) fresh.description = told->string();
+    if (const auto description = tool.find("description"))
+      fresh.description = description->string();
     fresh.schema = parse_object_schema(tool.require("input_schema"));
     parse_tool_members(tool, fresh);
     add_tool(tool, std::move(fresh), request);
@@ -3493,8 +3554,8 @@ inline void parse_output(const reader& root, turn_request& request) {
     if (type.string() == "enabled") {
       request.thinking_tokens = thinking->require("budget_tokens").integer(1024, 1'000'000);
     } else if (type.string() == "adaptive") {
-      const bool told = request.effort != reasoning_effort::none;
-      request.thinking_tokens = thinking_budget(told ? request.effort : reasoning_effort::high);
+      const bool thinks = request.effort != reasoning_effort::none;
+      request.thinking_tokens = thinking_budget(thinks ? request.effort : reasoning_effort::high);
     } else if (type.string() == "disabled") {
       request.no_thinking = true;
     } else {
@@ -3534,6 +3595,30 @@ inline void parse_system(const reader& system, turn_request& request) {
 }
 
 /// Messages request to neutral request; also that of `count_tokens`, which needs no `max_tokens`.
+/// The CLI sets cache marks of its own. They get the longest lifetime that a mark of the client
+/// has, which is named where others are shorter.
+inline void parse_cache_ttl(const json& body, turn_request& turn) {
+  std::set<std::string> lifetimes;
+  const auto note = [&](const json& holder) {
+    const auto& mark = member_of(holder, "cache_control");
+    const auto ttl = string_of(mark, "ttl");
+    if (!ttl.empty() && ttl != "5m" && ttl != "1h") {
+      throw bad_field("cache_control.ttl", "must be '5m' or '1h'");
+    }
+    if (mark.is_object()) lifetimes.insert(ttl.empty() ? "5m" : ttl);
+    if (ttl == "1h" || (ttl == "5m" && turn.cache_ttl.empty())) turn.cache_ttl = ttl;
+  };
+  note(body);
+  for (const char* list : {"system", "tools"}) {
+    for (const auto& one : member_of(body, list)) note(one);
+  }
+  for (const auto& message : member_of(body, "messages")) {
+    for (const auto& block : member_of(message, "content")) note(block);
+  }
+  turn.cache_field = "cache_control.ttl";
+  if (!turn.cache_ttl.empty() && lifetimes.size() > 1) name_ignored(turn, turn.cache_field);
+}
+
 inline turn_request parse_request(const json& body, bool counts_only) {
   const reader root(body);
   turn_request turn;
@@ -3557,6 +3642,7 @@ inline turn_request parse_request(const json& body, bool counts_only) {
   turn.model = parse_model(root.require("model"));
   if (const auto session = root.find("session_id")) turn.session = parse_session_id(*session);
   if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
+  parse_cache_ttl(body, turn);
   parse_agent(root, turn);
   if (root.find("thread")) {  // by this code the SDKs' tool runners send all again without it
     auto error = bad_field("thread", "is not supported: send the whole conversation without it");
@@ -3580,15 +3666,15 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   return parsed;
 }
 
-constexpr surface dialect{"anthropic_messages", parse, render_error, status};
+constexpr dialect_functions dialect{"anthropic_messages", parse, render_error, status};
 
 /// What of a request takes tokens, as a body of the Messages API; without tools.
 inline json make_body(const turn_request& request) {
   json messages = json::array();
-  for (const auto& said : request.messages) {
+  for (const auto& entry : request.messages) {
     json content = json::array();
-    for (const auto& part : said.parts) content.push_back(render_part(part));
-    const char* speaker = said.author == role::user ? "user" : "assistant";
+    for (const auto& part : entry.parts) content.push_back(render_part(part));
+    const char* speaker = entry.author == role::user ? "user" : "assistant";
     messages.push_back(json::object({{"role", speaker}, {"content", content}}));
   }
   json body = json::object({{"model", request.model}, {"messages", messages}});
@@ -3641,14 +3727,14 @@ inline std::int64_t estimate_tokens(const std::vector<message>& messages) {
       [&](const tool_call_part& part) { bytes += part.name.size() + dump(part.input).size(); },
       [&](const tool_result_part& part) {
         for (const auto& piece : part.content) {
-          if (const auto* said = std::get_if<text_part>(&piece)) bytes += said->text.size();
+          if (const auto* plain = std::get_if<text_part>(&piece)) bytes += plain->text.size();
           if (const auto* media = std::get_if<media_part>(&piece)) weigh_media(*media);
         }
       },
   };
-  for (const auto& said : messages) {
+  for (const auto& entry : messages) {
     tokens += 4;
-    for (const auto& part : said.parts) std::visit(weigh, part);
+    for (const auto& part : entry.parts) std::visit(weigh, part);
   }
   return tokens + static_cast<std::int64_t>(bytes / 4) + 1;
 }
@@ -3670,6 +3756,24 @@ inline std::int64_t estimate_tokens(const turn_request& request) {
 //================================================================================================
 //
 // https://platform.openai.com/docs/api-reference/responses
+//
+// Request   {"model", "input": "Hi" or [ITEM], "instructions"?, "previous_response_id"?, "tools"?:
+//            [{"type": "function", "name", "parameters"}], "text"?: {"format"}, "reasoning"?, ...}
+// ITEM      {"type": "message", "role", "content": [{"type": "input_text|output_text", "text"}]},
+//           {"type": "function_call", "call_id", "name", "arguments": "{...}"},
+//           {"type": "function_call_output", "call_id", "output"},
+//           {"type": "reasoning", "summary": [...], "encrypted_content"?}, ...
+// Answer    {"id": "resp_1", "object": "response", "status": "completed|incomplete|failed",
+//            "model", "output": [ITEM], "usage": {"input_tokens", "output_tokens", ...}, ...}
+// Stream    event: EVENT, then data: {"type": EVENT, "sequence_number": 0, ...} with
+//           response.created, response.in_progress                   {"response"}
+//           response.output_item.added, .done                        {"output_index", "item"}
+//           response.content_part.added, .done                       {"item_id", "part", ...}
+//           response.output_text.delta, .done                        {"delta"} or {"text"}
+//           response.function_call_arguments.delta, .done            {"delta"} or {"arguments"}
+//           response.reasoning_summary_text.delta, .done             {"delta"} or {"text"}
+//           response.completed, response.incomplete, response.failed {"response"}
+// Error     as of chat completions; in a stream response.failed, or an event `error` before any
 
 namespace openai_responses {
 
@@ -3759,11 +3863,11 @@ inline json make_begun_response(const reply_context& context, const json& body) 
 
 /// Makes the response one that has failed, or that its client has cancelled.
 inline void set_failure(json& response, const api_error& error) {
-  const json told = parse_json(openai_chat::render_error(error))["error"];
+  const json body = parse_json(openai_chat::render_error(error))["error"];
   response["status"] = error.code == "cancelled" ? "cancelled" : "failed";
-  const auto& code = told["code"];
+  const auto& code = body["code"];
   response["error"] =
-      json::object({{"code", code.is_null() ? told["type"] : code}, {"message", error.message}});
+      json::object({{"code", code.is_null() ? body["type"] : code}, {"message", error.message}});
 }
 
 /// Builds the response object, and the events that tell it. Each block is an item of its own.
@@ -4014,9 +4118,9 @@ class response_reply final : public reply {
   std::string model_;
   std::int64_t sequence_ = 0;
   json output_ = json::array();  ///< the finished items
-  turn_result::block block_;     ///< the one that is being told
+  turn_result::block block_;     ///< the one that is being sent
   std::string item_;             ///< and its id
-  bool awaits_end_ = false;      ///< it has ended, and that is not told yet
+  bool awaits_end_ = false;      ///< it has ended, and that is not sent yet
 };
 
 /// Items may be parts of a message or whole: text, images and files alike.
@@ -4195,7 +4299,7 @@ inline void parse_sampling(const reader& root, turn_request& request) {
 }
 
 /// Reads the items of an input into a request. What other servers' tools have added to a history
-/// never ends it: the model is told, or the client that it is not.
+/// never ends it: the model gets it, or the client learns that it does not.
 class input_parser {
  public:
   input_parser(turn_request& request, response_style& style)
@@ -4298,15 +4402,15 @@ class input_parser {
   }
 
   tool_result_part parse_outcome(const reader& item) {
-    const auto told = members_of(item.value(), true);
+    const auto members = members_of(item.value(), true);
     tool_result_part result;
-    result.is_error = told.contains("error") || string_of(told, "status") == "failed";
-    auto picture = string_of(member_of(told, "output"), "image_url");
-    if (kind_of(item) == "image_generation_call" && told.contains("result")) {
-      picture = "data:;base64," + string_of(told, "result");  // the bytes say what it is
+    result.is_error = members.contains("error") || string_of(members, "status") == "failed";
+    auto picture = string_of(member_of(members, "output"), "image_url");
+    if (kind_of(item) == "image_generation_call" && members.contains("result")) {
+      picture = "data:;base64," + string_of(members, "result");  // the bytes say what it is
     }
-    auto words = string_of(told, "output");
-    if (words.empty() && !told.empty()) words = dump(told);
+    auto words = string_of(members, "output");
+    if (words.empty() && !members.empty()) words = dump(members);
     if (!picture.empty()) return add_picture(picture, kind_of(item), std::move(result));
     if (!words.empty()) result.content.emplace_back(text_part{std::move(words)});
     return result;
@@ -4332,13 +4436,12 @@ class input_parser {
 };
 
 /// Fields that are known and never honoured, and the values of each that ask for nothing.
-constexpr std::array<std::pair<const char*, const char*>, 11> ignored_fields = {
+constexpr std::array<std::pair<const char*, const char*>, 10> ignored_fields = {
     {{"truncation", R"(["disabled"])"},
      {"top_logprobs", "[0]"},
      {"max_tool_calls", "[]"},
      {"background", "[false]"},
      {"service_tier", R"(["auto","default"])"},
-     {"prompt_cache_retention", "[]"},
      {"access_programs", "[]"},
      {"context_management", "[[]]"},
      {"image", "[{}]"},
@@ -4363,7 +4466,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   turn.messages_field = "input";
   refuse_foreign_body(root, "input");
   refuse_kept(root);
-  if (const auto told = root.find("instructions")) append_instructions(*told, turn);
+  if (const auto instructions = root.find("instructions")) append_instructions(*instructions, turn);
   const auto input = root.require("input");
   parse_tools(root, turn, style);
   parse_reasoning(root, turn, style);
@@ -4373,13 +4476,14 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   } else {
     input_parser(turn, style).parse(input);
   }
-  const auto& said = turn.messages;
-  const bool silent = said.empty() ? turn.system.empty()
-                                   : said.back().author == role::user && said.back().parts.empty();
+  const auto* last = turn.messages.empty() ? nullptr : &turn.messages.back();
+  const bool silent =
+      last ? last->author == role::user && last->parts.empty() : turn.system.empty();
   if (silent) input.fail("must say something");
   normalize(turn.messages);
   parse_tool_choice(root, turn);
   parse_sampling(root, turn);
+  parse_prompt_cache(root, turn);
   turn.thinking_field = turn.effort_field = "reasoning";
   if (const auto model = root.find("model")) turn.model = parse_model(*model);
   if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
@@ -4396,7 +4500,8 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   return parsed;
 }
 
-constexpr surface dialect{"openai_responses", parse, openai_chat::render_error, http_status};
+constexpr dialect_functions dialect{"openai_responses", parse, openai_chat::render_error,
+                                    http_status};
 
 }  // namespace openai_responses
 
@@ -4406,6 +4511,12 @@ constexpr surface dialect{"openai_responses", parse, openai_chat::render_error, 
 //================================================================================================
 //
 // https://platform.openai.com/docs/api-reference/completions
+//
+// Request   {"model", "prompt": "a" or ["a", "b"], "suffix"?, "max_tokens"?, "echo"?, "n"?, ...}
+// Answer    {"id": "cmpl-1", "object": "text_completion", "created", "model", "choices": [{"index":
+//            0, "text": "b", "finish_reason": "stop|length"}], "usage": {"prompt_tokens", ...}}
+// Stream    data: {... as above, with a piece of the text}, and at the end data: [DONE]
+// Error     as of chat completions
 
 namespace openai_completions {
 
@@ -4589,9 +4700,10 @@ inline parsed_request parse_fim(const json& body, const reply_context& context) 
   return parsed;
 }
 
-constexpr surface dialect{"openai_completions", parse, openai_chat::render_error, http_status};
-constexpr surface fim_dialect{"openai_completions", parse_fim, openai_chat::render_error,
-                              http_status};
+constexpr dialect_functions dialect{"openai_completions", parse, openai_chat::render_error,
+                                    http_status};
+constexpr dialect_functions fim_dialect{"openai_completions", parse_fim, openai_chat::render_error,
+                                        http_status};
 
 }  // namespace openai_completions
 
@@ -4759,7 +4871,7 @@ inline double estimate_cost(const std::string& model, const token_usage& used) {
 }
 
 /// Whether, and how much, the model will think.
-inline void settle_thinking(turn_request& request, const model_traits& model) {
+inline void limit_thinking(turn_request& request, const model_traits& model) {
   const bool by_effort = request.effort != reasoning_effort::none && !request.no_thinking;
   if (!request.thinking_tokens && by_effort) {
     request.thinking_tokens = thinking_budget(request.effort);
@@ -4795,7 +4907,7 @@ inline void settle_thinking(turn_request& request, const model_traits& model) {
 }
 
 /// A model that thinks cannot be forced to call a tool (the API refuses it): it is asked to.
-inline void settle_choice(turn_request& request) {
+inline void limit_tool_choice(turn_request& request) {
   auto& choice = request.choice;
   const bool named = choice.kind == tool_choice::how::named;
   if (!request.thinks || (!named && choice.kind != tool_choice::how::any)) return;
@@ -4805,7 +4917,7 @@ inline void settle_choice(turn_request& request) {
   choice.kind = tool_choice::how::automatic;
 }
 
-inline void settle_sampling(turn_request& request, const model_traits& model) {
+inline void limit_sampling(turn_request& request, const model_traits& model) {
   auto& sampling = request.sampling;
   if (sampling.temperature && *sampling.temperature > 1) {
     name_ignored(request, "temperature");
@@ -4827,7 +4939,7 @@ inline void settle_sampling(turn_request& request, const model_traits& model) {
 
 /// The API takes no stop text of white space alone: the proxy cuts at those by itself, but not in
 /// an answer that follows a schema.
-inline void settle_stops(turn_request& request) {
+inline void limit_stops(turn_request& request) {
   constexpr std::size_t max_cut = 256;
   auto& sampling = request.sampling;
   const auto blank =
@@ -4850,11 +4962,11 @@ inline void settle_stops(turn_request& request) {
 /// - later models take temperature or top_p, not both, and the CLI always sends a temperature; none
 ///   takes one above 1;
 /// - a stop text must hold more than white space.
-inline void settle(turn_request& request, const model_traits& model) {
-  settle_thinking(request, model);
-  settle_choice(request);
-  settle_sampling(request, model);
-  settle_stops(request);
+inline void apply_model_limits(turn_request& request, const model_traits& model) {
+  limit_thinking(request, model);
+  limit_tool_choice(request);
+  limit_sampling(request, model);
+  limit_stops(request);
 }
 
 inline json render_model(const model_entry& entry) {
@@ -4904,7 +5016,418 @@ inline json render_model_page(const std::vector<model_entry>& catalog, const std
 }
 
 //================================================================================================
-// [15] cli_protocol - the lines that `claude` reads and writes (stream-json)
+// [15] ollama - Ollama's own API: parses requests, writes answers, describes models
+// uses: text, errors, json_access, conversation, fields, events, sse, openai_chat,
+//       openai_completions, catalog | pure
+//================================================================================================
+//
+// https://github.com/ollama/ollama/blob/main/docs/api.md, with `api/types.go` there (0.32):
+//
+//   {"model":"sonnet:latest","stream":true,"think":true,"format":"json","keep_alive":"5m",
+//    "options":{"temperature":0.5,"num_predict":100,"stop":["END"],"num_ctx":8192},
+//    "tools":[{"type":"function","function":{"name":"look","parameters":{…}}}],
+//    "messages":[{"role":"user","content":"What is it like there?","images":["iVBORw0KGgo…"]},
+//     {"role":"assistant","content":"","tool_calls":[{"function":{"name":"look","arguments":{}}}]},
+//     {"role":"tool","tool_name":"look","content":"Sunny"}]}
+//
+// The answer to `POST /api/chat`, a line each; not streamed, it is one such object. `/api/generate`
+// takes `prompt`, `suffix` and `system`, and has `"response":"Sun"` in the place of the message.
+//
+//   {"model":"claude-x","created_at":"2026-11-30T09:00:00.123456789Z",
+//    "message":{"role":"assistant","content":"","thinking":"Well"},"done":false}
+//   {…,"message":{"role":"assistant","content":"Sun"},"done":false}
+//   {…,"message":{…,"tool_calls":[{"id":"toolu_1","function":{"index":0,"name":"look",
+//    "arguments":{"city":"Rome"}}}]},"done":false}
+//   {…,"message":{"role":"assistant","content":""},"done":true,"done_reason":"stop",
+//    "total_duration":9000000,"load_duration":0,"prompt_eval_count":26,"prompt_eval_duration":…,
+//    "eval_count":9,"eval_duration":…}     or, in the place of any line: {"error":"Overloaded"}
+
+namespace ollama {
+
+constexpr int port = 11434;  ///< where Ollama's clients look for it
+
+/// Of Ollama: some clients refuse an older one than they know.
+constexpr const char* version = "0.32.0";
+
+inline std::string render_error(const api_error& error, const std::string& = {}) {
+  return dump(json::object({{"error", error.message}}));
+}
+
+/// Ollama has no word for calls: they are told beside the text.
+inline const char* done_reason(stop_reason reason) {
+  return reason == stop_reason::tool_use ? "stop" : openai_chat::finish_reason(reason);
+}
+
+/// Writes the objects of `/api/chat` or, where it is no chat, of `/api/generate`.
+class ollama_reply final : public reply {
+ public:
+  /// `load_reason`: the end of the answer to a request that asks for none.
+  ollama_reply(const reply_context& context, bool is_chat, std::string model,
+               const char* load_reason)
+      : context_(context), is_chat_(is_chat), model_(std::move(model)), load_reason_(load_reason) {}
+
+  void write(std::size_t, const event& what, std::string& out) override {
+    std::visit(overloaded{
+                   [&](const turn_started& e) { model_ = e.model; },
+                   [&](const block_started& e) {
+                     block_ = {e.kind, {}, e.id, e.name, {}};
+                   },
+                   [&](const block_delta& e) {
+                     block_.text += e.text;
+                     const bool sealed = block_.kind == block_kind::redacted_thinking;
+                     if (!sealed && block_.kind != block_kind::tool_call) write_block(out);
+                   },
+                   [&](const block_stopped&) {
+                     if (block_.kind == block_kind::tool_call) write_block(out);
+                   },
+                   [](const attempt_broken&) {},  // of answers that are not streamed
+                   [&](const turn_stopped& e) { out += dump(ended({}, e.reason, e.usage)) + "\n"; },
+                   [&](const turn_failed& e) { out += render_error(e.error) + "\n"; },
+               },
+               what);
+  }
+
+  /// A piece without text: clients parse every line.
+  void write_keep_alive(std::string& out) override { out += dump(object_of({})) + "\n"; }
+
+  const char* stream_type() const override { return "application/x-ndjson"; }
+
+  std::string render(const std::vector<turn_result>& results) const override {
+    if (results.empty()) return dump(last_of({}, load_reason_));
+    auto whole = ended(results[0].blocks, results[0].reason, results[0].usage);
+    whole["model"] = results[0].model;
+    return dump(whole);
+  }
+
+ private:
+  using block = turn_result::block;
+
+  json object_of(const std::vector<block>& blocks) const {
+    std::string content;
+    std::string thinking;
+    json calls = json::array();
+    for (const auto& one : blocks) {
+      switch (one.kind) {
+        case block_kind::text: content += one.text; break;
+        case block_kind::thinking:
+        case block_kind::activity: thinking += one.text; break;
+        case block_kind::redacted_thinking: break;
+        case block_kind::tool_call: add_call(one, calls);
+      }
+    }
+    json fields = json::object();
+    if (is_chat_) fields["role"] = "assistant";
+    fields[is_chat_ ? "content" : "response"] = std::move(content);
+    if (!thinking.empty()) fields["thinking"] = std::move(thinking);
+    if (!calls.empty()) fields["tool_calls"] = std::move(calls);
+    json object =
+        json::object({{"model", model_}, {"created_at", text::iso_time(context_.times().now, 9)}});
+    if (is_chat_) object["message"] = std::move(fields);
+    if (!is_chat_) object.update(fields);
+    object["done"] = false;
+    return object;
+  }
+
+  /// One that the token limit has cut has no input that could be told; the end tells the limit.
+  void add_call(const block& call, json& calls) const {
+    const bool nothing = text::trim(call.text).empty();
+    json input = nothing ? json::object() : try_parse_json(call.text);
+    if (!input.is_object()) return;
+    const json function = json::object(
+        {{"index", calls_ + calls.size()}, {"name", call.name}, {"arguments", std::move(input)}});
+    calls.push_back(json::object({{"id", call.id}, {"function", function}}));
+  }
+
+  json last_of(const std::vector<block>& blocks, const char* reason) const {
+    json object = object_of(blocks);
+    object["done"] = true;
+    object["done_reason"] = reason;
+    return object;
+  }
+
+  /// With times in nanoseconds. Nothing is loaded here: it is the wait for a process.
+  json ended(const std::vector<block>& blocks, stop_reason reason, const token_usage& usage) const {
+    json object = last_of(blocks, done_reason(reason));
+    const auto times = context_.times();
+    object["total_duration"] = times.total.count();
+    object["load_duration"] = times.queued.count();
+    object["prompt_eval_count"] = usage.prompt();
+    object["prompt_eval_duration"] = times.first.count();
+    object["eval_count"] = usage.output;
+    object["eval_duration"] = times.rest.count();
+    if (usage.cost_usd) object["cost"] = *usage.cost_usd;
+    return object;
+  }
+
+  /// The open block so far, which is then told.
+  void write_block(std::string& out) {
+    const auto object = object_of({block_});
+    if (block_.kind == block_kind::tool_call) ++calls_;
+    block_.text.clear();
+    out += dump(object) + "\n";
+  }
+
+  reply_context context_;
+  bool is_chat_;
+  std::string model_;
+  const char* load_reason_;
+  block block_;            ///< that is open, with what of it was not told
+  std::size_t calls_ = 0;  ///< that were told
+};
+
+/// A call that waits for its result: its id, and the name of the tool.
+using open_call = std::pair<std::string, std::string>;
+
+/// The id of the call that a result answers: the one that it names, by id or by tool, else the
+/// first. Clients of older versions of Ollama name none.
+inline std::string take_call(const reader& result, std::vector<open_call>& open) {
+  const auto id = string_of(result.value(), "tool_call_id");
+  const auto name = string_of(result.value(), "tool_name");
+  const auto find = [&](auto fits) { return std::find_if(open.begin(), open.end(), fits); };
+  auto found = find([&](const open_call& call) { return call.first == id; });
+  if (found == open.end()) {
+    found = find([&](const open_call& call) { return call.second == name; });
+  }
+  if (found == open.end()) found = open.begin();
+  if (found == open.end()) return id;
+  auto taken = std::move(found->first);
+  open.erase(found);
+  return taken;
+}
+
+/// Each as base64, or as a `data:` URI of it.
+inline std::vector<content_part> parse_images(const reader& source) {
+  std::vector<content_part> parts;
+  const auto images = source.find("images");
+  if (!images) return parts;
+  for (const auto& image : images->elements()) {
+    auto media = try_data_uri(image.string()).value_or(media_part{});
+    if (media.data.empty()) media.data = image.string();
+    check_media(image, media);
+    if (!text::starts_with(media.media_type, "image/")) image.fail("is not an image");
+    parts.emplace_back(std::move(media));
+  }
+  return parts;
+}
+
+inline void parse_calls(const reader& calls, message& entry, std::vector<open_call>& open,
+                        const std::string& stem) {
+  for (const auto& call : calls.elements()) {
+    auto id = string_of(call.value(), "id");
+    if (id.empty()) id = stem + std::to_string(entry.parts.size());
+    auto part = openai_chat::parse_function_call(call.require("function"), std::move(id));
+    open.emplace_back(part.id, part.name);
+    entry.parts.emplace_back(std::move(part));
+  }
+}
+
+/// Adds one message; `open` are the calls before it that have no result.
+inline void parse_message(const reader& source, turn_request& request,
+                          std::vector<open_call>& open) {
+  const auto role_name = source.require("role");
+  const auto speaker = text::to_lower(role_name.string());
+  const auto content = source.find("content");
+  message entry;
+  if (speaker == "system" || speaker == "assistant") {
+    name_members(source, "messages", {"images"}, request, "[[]]");
+  } else {
+    entry.parts = parse_images(source);
+  }
+  if (speaker == "system") {
+    if (content) take_instructions(*content, request);
+    return;
+  }
+  if (content && !content->string().empty()) entry.parts.emplace_back(text_part{content->string()});
+  if (speaker == "assistant") {
+    entry.author = role::assistant;
+    name_members(source, "messages", {"thinking"}, request, R"([""])");  // it has no signature
+    const auto stem = "call_" + std::to_string(request.messages.size()) + "_";
+    if (const auto calls = source.find("tool_calls")) parse_calls(*calls, entry, open, stem);
+  } else if (speaker == "tool") {
+    entry.parts = {make_result(take_call(source, open), std::move(entry.parts))};
+  } else if (speaker != "user") {
+    role_name.fail("must be system, user, assistant or tool");
+  }
+  request.messages.push_back(std::move(entry));
+}
+
+/// A word, by which the answer is any JSON object, or its schema.
+inline void parse_format(const reader& format, turn_request& request) {
+  if (!format.is_string()) return take_answer_schema(format, request);
+  if (format.string().empty()) return;
+  if (format.string() != "json") format.fail("must be json or a JSON Schema");
+  request.schema = json::object({{"type", "object"}});
+  request.schema_field = "format";
+}
+
+/// Whether to think, or how hard.
+inline void parse_think(const reader& think, turn_request& request) {
+  request.thinking_field = request.effort_field = "think";
+  if (think.is_string()) return parse_reasoning_effort(think, request);
+  request.no_thinking = !think.boolean();
+  if (think.boolean()) request.thinking_tokens = thinking_budget(reasoning_effort::medium);
+}
+
+/// Those of Ollama's own runners mean nothing here: what is not honoured is named, unless it has
+/// the value that asks for nothing.
+inline void parse_options(const reader& options, turn_request& request) {
+  constexpr std::int64_t most = 1'000'000'000;
+  auto& sampling = request.sampling;
+  request.stop_field = "options.stop";
+  if (const auto value = options.find("temperature")) sampling.temperature = value->number(0, 2);
+  if (const auto value = options.find("top_p")) sampling.top_p = value->number(0, 1);
+  if (const auto value = options.find("top_k")) sampling.top_k = value->integer(0, most);
+  if (sampling.top_k == 0) sampling.top_k.reset();
+  if (const auto value = options.find("num_predict"))
+    sampling.max_tokens = value->integer(-2, most);
+  if (sampling.max_tokens <= 0) sampling.max_tokens.reset();  // without an end
+  if (const auto stop = options.find("stop")) {
+    for (const auto& one : stop->elements()) sampling.stop.push_back(one.string());
+  }
+  constexpr std::array<std::string_view, 5> honoured = {"temperature", "top_p", "top_k",
+                                                        "num_predict", "stop"};
+  const json neutral = parse_json(
+      R"({"presence_penalty":0,"frequency_penalty":0,"repeat_penalty":1,"min_p":0,"typical_p":1,)"
+      R"("tfs_z":1,"mirostat":0})");
+  for (const auto& [name, value] : options.value().items()) {
+    const bool known = std::find(honoured.begin(), honoured.end(), name) != honoured.end();
+    const bool idle = value == false || value == member_of(neutral, name.c_str());
+    if (!known && !idle && !value.is_null()) name_ignored_kind(request, "options", name);
+  }
+}
+
+/// What chat and completions ask for alike. Clients of Ollama stream unless they say otherwise.
+inline turn_request parse_common(const reader& root) {
+  turn_request turn;
+  turn.stream = true;
+  if (const auto model = root.find("model")) turn.model = parse_model(*model);
+  if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
+  if (const auto format = root.find("format")) parse_format(*format, turn);
+  if (const auto think = root.find("think")) parse_think(*think, turn);
+  if (const auto options = root.find("options")) parse_options(*options, turn);
+  if (const auto session = root.find("session_id")) turn.session = parse_session_id(*session);
+  for (const char* name : {"template", "raw", "truncate", "shift", "logprobs", "top_logprobs",
+                           "_debug_render_only", "width", "height", "steps"}) {
+    const auto value = root.find(name);
+    if (value && asks_for_something(*value, R"([false,0,""])")) name_ignored(turn, name);
+  }
+  return turn;
+}
+
+/// The request, or where nothing is asked none: clients load a model so, or unload it.
+inline parsed_request finish(const reader& root, turn_request turn, bool asks, bool is_chat,
+                             const reply_context& context) {
+  const auto foreign = root.find(is_chat ? "prompt" : "messages");
+  if (foreign && !asks)
+    foreign->fail(is_chat ? "belongs to /api/generate" : "belongs to /api/chat");
+  const auto kept = root.find("keep_alive");
+  const bool unloads = kept && !asks_for_something(*kept, R"([0,"0","0s","0m","0h"])");
+  parse_agent(root, turn);
+  parsed_request parsed;
+  parsed.reply =
+      std::make_unique<ollama_reply>(context, is_chat, turn.model, unloads ? "unload" : "load");
+  if (asks) parsed.turns.push_back(std::move(turn));
+  return parsed;
+}
+
+inline parsed_request parse_chat(const json& body, const reply_context& context) {
+  const reader root(body);
+  auto turn = parse_common(root);
+  const auto messages = root.find("messages");
+  const bool asks = messages && !messages->elements().empty();
+  std::vector<open_call> open;
+  if (asks) {
+    for (const auto& one : messages->elements()) parse_message(one, turn, open);
+  }
+  normalize(turn.messages);
+  openai_chat::reply_style style;
+  openai_chat::parse_tools(root, turn, style);
+  return finish(root, std::move(turn), asks, true, context);
+}
+
+inline parsed_request parse_generate(const json& body, const reply_context& context) {
+  const reader root(body);
+  auto turn = parse_common(root);
+  turn.messages_field = "prompt";
+  const auto text_at = [&](const char* name) {
+    const auto given = root.find(name);
+    return given ? given->string() : std::string();
+  };
+  const auto prompt = text_at("prompt");
+  const auto suffix = text_at("suffix");
+  const auto tokens = root.find("context");
+  if (tokens && !tokens->elements().empty()) {
+    tokens->fail("means nothing here: token ids are another model's; use /api/chat");
+  }
+  turn.messages.push_back({role::user, parse_images(root)});
+  if (!prompt.empty()) turn.messages[0].parts.emplace_back(text_part{prompt});
+  const bool asks = !turn.messages[0].parts.empty() || !suffix.empty();
+  if (!suffix.empty()) openai_completions::ask_for_completion(prompt, suffix, turn);
+  if (const auto system = root.find("system")) append_instructions(*system, turn);
+  normalize(turn.messages);
+  return finish(root, std::move(turn), asks, false, context);
+}
+
+// ---- models -----------------------------------------------------------------------------------
+
+/// As Ollama calls a model: with a tag, which `latest` stands for.
+inline std::string tagged(const std::string& id) {
+  return id.find(':') == std::string::npos ? id + ":latest" : id;
+}
+
+/// In the place of a file's hash: of which clients show a part, or tell models apart by it.
+inline std::string digest_of(const std::string& id) {
+  auto digits = std::to_string(std::hash<std::string>()(id));
+  digits.resize(64, '0');
+  return digits;
+}
+
+/// What Ollama knows of a model's file is empty here.
+inline json render_details() {
+  return parse_json(R"({"parent_model":"","format":"","family":"claude","families":["claude"],)"
+                    R"("parameter_size":"","quantization_level":""})");
+}
+
+inline std::string time_of(const model_entry& entry) {
+  return text::iso_time(std::chrono::system_clock::time_point(std::chrono::seconds(entry.created)));
+}
+
+inline json render_models(const std::vector<model_entry>& catalog) {
+  json rows = json::array();
+  for (const auto& entry : catalog) {
+    rows.push_back(json::object({{"name", tagged(entry.id)},
+                                 {"model", tagged(entry.id)},
+                                 {"modified_at", time_of(entry)},
+                                 {"size", 0},
+                                 {"digest", digest_of(entry.id)},
+                                 {"details", render_details()}}));
+  }
+  return json::object({{"models", rows}});
+}
+
+inline json render_model(const model_entry& entry, const model_traits& traits) {
+  const bool is_long = entry.id.find("[1m]") != std::string::npos;
+  json capabilities = json::array({"completion", "tools", "insert", "vision"});
+  if (!traits.never_thinks) capabilities.push_back("thinking");
+  return json::object(
+      {{"modelfile", ""},
+       {"parameters", ""},
+       {"template", ""},
+       {"details", render_details()},
+       {"model_info", json::object({{"general.architecture", "claude"},
+                                    {"general.basename", entry.id},
+                                    {"claude.context_length", is_long ? 1'000'000 : 200'000}})},
+       {"capabilities", std::move(capabilities)},
+       {"modified_at", time_of(entry)}});
+}
+
+constexpr dialect_functions chat_dialect{"ollama", parse_chat, render_error, http_status};
+constexpr dialect_functions generate_dialect{"ollama", parse_generate, render_error, http_status};
+
+}  // namespace ollama
+
+//================================================================================================
+// [16] cli_protocol - the lines that `claude` reads and writes (stream-json)
 // uses: text, errors, json_access, conversation, fields, events, catalog | pure
 //================================================================================================
 //
@@ -4912,8 +5435,8 @@ inline json render_model_page(const std::vector<model_entry>& catalog, const std
 // tests/golden are its own words.
 
 /// `2.1.330 (Claude Code)` to numbers; nullopt when it is no version.
-inline std::optional<std::array<int, 3>> parse_version(std::string_view said) {
-  const auto words = text::split(said, ' ');
+inline std::optional<std::array<int, 3>> parse_version(std::string_view content) {
+  const auto words = text::split(content, ' ');
   const auto parts = text::split(words.empty() ? std::string() : words.front(), '.');
   if (parts.size() != 3) return std::nullopt;
   std::array<int, 3> version{};
@@ -4924,6 +5447,13 @@ inline std::optional<std::array<int, 3>> parse_version(std::string_view said) {
     version[i] = *number;
   }
   return version;
+}
+
+/// Whether the CLI has the setting `promptCacheTtl`: its changelog names it for 2.1.242, and there
+/// is no way to ask. A version that is not known yet has it.
+inline bool has_cache_ttl(std::string_view version) {
+  constexpr std::array<int, 3> first = {2, 1, 242};
+  return parse_version(version).value_or(first) >= first;
 }
 
 /// Cuts a stream of bytes into lines. Bounded: a line over the limit overflows it for good.
@@ -4957,32 +5487,32 @@ class line_splitter {
   std::size_t searched_ = 0;  ///< bytes known to hold no further line end
 };
 
-/// What the API said of a failure, out of the CLI's wording of it: `API Error: 400 {…}`,
+/// The API's own message of a failure, out of the CLI's wording of it: `API Error: 400 {…}`,
 /// `API Error: Request rejected (429) · …`, `Failed to authenticate. API Error: 403 …`.
-inline std::string upstream_message(std::string_view told) {
-  if (const auto brace = told.find('{'); brace != std::string_view::npos) {
-    const json body = try_parse_json(told.substr(brace));
+inline std::string upstream_message(std::string_view message) {
+  if (const auto brace = message.find('{'); brace != std::string_view::npos) {
+    const json body = try_parse_json(message.substr(brace));
     auto inner = string_of(member_of(body, "error"), "message");
     if (!inner.empty()) return inner;
   }
   constexpr std::string_view mark = "API Error: ";
-  if (const auto at = told.find(mark); at != std::string_view::npos) {
-    told.remove_prefix(at + mark.size());
+  if (const auto at = message.find(mark); at != std::string_view::npos) {
+    message.remove_prefix(at + mark.size());
   }
-  if (text::starts_with(told, "Request rejected (")) {
+  if (text::starts_with(message, "Request rejected (")) {
     constexpr std::string_view dot = "\xC2\xB7 ";
-    if (const auto at = told.find(dot); at != std::string_view::npos) {
-      told.remove_prefix(at + dot.size());
+    if (const auto at = message.find(dot); at != std::string_view::npos) {
+      message.remove_prefix(at + dot.size());
     }
   }
-  const auto status_end = told.find(' ');
-  if (status_end == 3 && text::try_number<int>(told.substr(0, 3))) told.remove_prefix(4);
-  // What the CLI advises its own users, at the end of what the API said.
+  const auto status_end = message.find(' ');
+  if (status_end == 3 && text::try_number<int>(message.substr(0, 3))) message.remove_prefix(4);
+  // Advice of the CLI to its own users, behind the API's message.
   constexpr std::array<std::string_view, 4> advices = {
       ". This is a server-side issue", " Run --model", " \xC2\xB7 Fix external API key",
       " Check the gateway"};
-  for (const auto advice : advices) told = told.substr(0, told.find(advice));
-  return std::string(told);
+  for (const auto advice : advices) message = message.substr(0, message.find(advice));
+  return std::string(message);
 }
 
 /// The API's status to the kind that tells it to a client.
@@ -5021,15 +5551,15 @@ constexpr const char* not_logged_in =
     "claude is not logged in; run `claude auth login` (or `make login`) as the user of this proxy, "
     "or start the proxy with ANTHROPIC_API_KEY set";
 
-inline api_error upstream_error(std::int64_t status, std::string_view told) {
-  if (told.find("/login") != std::string_view::npos && status == 0) {
+inline api_error upstream_error(std::int64_t status, std::string_view description) {
+  if (description.find("/login") != std::string_view::npos && status == 0) {
     api_error error(error_kind::unavailable, not_logged_in);
     error.code = "not_logged_in";
     error.retry_is_futile = true;
     error.is_upstream = true;
     return error;
   }
-  const auto message = upstream_message(told);
+  const auto message = upstream_message(description);
   api_error error(kind_of_upstream_status(status),
                   message.empty() ? "the API failed without a message" : message);
   error.is_upstream = true;
@@ -5037,6 +5567,14 @@ inline api_error upstream_error(std::int64_t status, std::string_view told) {
   if (error.kind == error_kind::authentication) {
     error.message = "the API refused this proxy's own credentials: " + error.message;
     error.code = "upstream_authentication_failed";
+  }
+  const bool too_old = error.message.find("Claude Code") != std::string::npos &&
+                       error.message.find("or newer is required") != std::string::npos;
+  if (too_old) {
+    error.code = "claude_too_old";
+    error.message += error.message.back() == '.' ? " " : ". ";
+    error.message += "Update it: `claude update`, or `make run` again";
+    error.retry_is_futile = true;
   }
   if (error.kind == error_kind::not_found) {
     error.code = "model_not_found";
@@ -5141,7 +5679,7 @@ class stop_cutter {
   /// The stop text that was found; empty: none yet.
   const std::string& found() const { return found_; }
 
-  /// What can be told now that there is more of the text.
+  /// Returns what can be sent now that there is more of the text.
   std::string feed(std::string more) {
     if (stops_.empty()) return more;
     held_ += more;
@@ -5152,9 +5690,9 @@ class stop_cutter {
     }
     if (!found_.empty()) return std::exchange(held_, {}).substr(0, end);
     for (const auto& stop : stops_) end = std::min(end, begin_of(stop));
-    auto told = held_.substr(0, end);
+    auto certain = held_.substr(0, end);
     held_.erase(0, end);
-    return told;
+    return certain;
   }
 
   /// What was held back of a text that has ended.
@@ -5178,10 +5716,10 @@ struct answer_shape {
   tool_names names;
   bool structured = false;          ///< the answer is JSON by a schema
   std::string schema_field;         ///< where the client gave the schema
-  bool streamed = false;            ///< false: of a structured answer only the accepted one is told
+  bool streamed = false;            ///< false: of a structured answer only the accepted one is sent
   bool agent = false;               ///< Claude Code's own tools run meanwhile; the answer goes on
-  bool shows_activity = false;      ///< and what they do is told
-  std::vector<std::string> cut_at;  ///< stop texts that the API was not told
+  bool shows_activity = false;      ///< and their activity is sent
+  std::vector<std::string> cut_at;  ///< stop texts that the API does not get
   bool shows_thinking = true;
   std::vector<std::string> answered;  ///< ids of the calls whose results the client has brought
 };
@@ -5209,63 +5747,439 @@ struct usage_window {
   std::string name;                   ///< `five_hour`, `seven_day`, ...
   std::string status;                 ///< `allowed`, `allowed_warning` or `rejected`
   std::optional<double> utilization;  ///< 0 to 1
-  std::int64_t resets_at = 0;         ///< Unix seconds; 0: not told
+  std::int64_t resets_at = 0;         ///< Unix seconds; 0: unknown
+  bool extra_usage = false;           ///< the plan's part is used up: answers are billed beyond it
 };
 
-/// Reads a `rate_limit_event`; nullopt for any other line. Some versions tell the share in percent.
+/// Reads a `rate_limit_event`; nullopt for any other line. The share used is at three places, and
+/// in percent, as the version is; there may be none.
 inline std::optional<usage_window> decode_usage_window(const json& line) {
   if (string_of(line, "type") != "rate_limit_event") return std::nullopt;
-  const auto& told = member_of(line, "rate_limit_info");
-  usage_window window{string_of(told, "rateLimitType"), string_of(told, "status"), {}, 0};
+  const auto& limit = member_of(line, "rate_limit_info");
+  usage_window window{string_of(limit, "rateLimitType"), string_of(limit, "status"), {}, 0};
   if (window.name.empty()) return std::nullopt;
-  window.resets_at = integer_of(told, "resetsAt");
-  const auto& share = member_of(told, "utilization");
-  if (share.is_number()) {
+  window.resets_at = integer_of(limit, "resetsAt");
+  window.extra_usage = boolean_of(limit, "isUsingOverage");
+  const auto& windows = member_of(limit, "unifiedWindows");
+  for (const auto* holder : {&limit, &member_of(windows, window.name.c_str())}) {
+    const auto& share = member_of(*holder, "utilization");
+    if (!share.is_number()) continue;
     const auto value = share.get<double>();
     window.utilization = value > 1.5 ? value / 100 : value;
   }
   return window;
 }
 
-/// Lines of one turn to events. Never throws; keeps the grammar whatever the lines say.
+/// What one turn has used and what it is charged, in tokens and USD. The API gives the output
+/// tokens of a message at its end; until then they are estimated, rather too high.
+class usage_meter {
+ public:
+  /// The CLI reports what its process has cost so far: `cost_before` is its latest report,
+  /// `charged_before` what clients were charged that it has not reported yet.
+  usage_meter(double cost_before, double charged_before)
+      : cost_before_(cost_before), cost_(cost_before), charged_before_(charged_before) {}
+
+  /// What the process has cost so far, as the CLI reported it.
+  double cost() const { return cost_; }
+
+  /// What this turn and those before it are charged beyond that.
+  double charged_ahead() const { return total_.cost_usd ? 0 : charged_before_ + listed_; }
+
+  /// The usage so far. The charge is the cost that the CLI reports, less what was charged for it
+  /// already, and the list price where it reports none. Some versions count broken attempts in
+  /// their cost and some do not: the higher sum is charged.
+  token_usage usage() const {
+    auto sum = total_;
+    const auto open = open_usage();
+    add_usage(sum, open);
+    const double unfinished = broken_ + estimate_cost(model_, open);
+    const double listed = charged_before_ + listed_ + unfinished;
+    const double reported = total_.cost_usd.value_or(listed);
+    sum.charge_usd = (unfinished > 0 ? std::max(reported, listed) : reported) - charged_before_;
+    return sum;
+  }
+
+  /// A message has begun and is not complete.
+  bool message_open() const { return open_; }
+
+  /// `streamed_before`: the message before was streamed; if it is open, the API broke it off.
+  void begin_message(const std::string& model, const json& usage, bool streamed_before) {
+    if (streamed_before) broken_ += estimate_cost(model_, open_usage());
+    model_ = model;
+    message_ = {};
+    message_bytes_ = 0;
+    message_thinking_ = 0;
+    open_ = true;
+    update(usage);
+  }
+
+  const token_usage& message() const { return message_; }
+  void update(const json& usage) { read_usage(usage, message_); }
+  void add_output(std::size_t bytes) { message_bytes_ += bytes; }
+  void add_thinking(std::int64_t tokens) { message_thinking_ += tokens; }
+
+  void complete_message() {
+    if (!std::exchange(open_, false)) return;
+    add_usage(total_, message_);
+    listed_ += estimate_cost(model_, message_);
+    thinking_ += message_thinking_;
+  }
+
+  /// Completes a message that we end: the API writes on, and charges, until it notices.
+  void cut_message() {
+    message_ = open_usage();
+    complete_message();
+    token_usage unseen;
+    unseen.output = 64;  // half a second's
+    broken_ += estimate_cost(model_, unseen);
+  }
+
+  /// A message that the CLI requested although its turn had been cut.
+  void add_unrequested(const json& usage) {
+    token_usage begun;
+    read_usage(usage, begun);
+    broken_ += estimate_cost(model_, begun);
+  }
+
+  void report_cost(double of_process) {
+    cost_ = of_process;
+    constexpr double precision = 1e12;  // the difference of sums must not show their rounding
+    total_.cost_usd = std::round((cost_ - cost_before_) * precision) / precision;
+  }
+
+  /// The usage of the complete messages, at the end of the turn.
+  const token_usage& finish() {
+    if (total_.thinking == 0) total_.thinking = thinking_;
+    return total_;
+  }
+
+ private:
+  token_usage open_usage() const {
+    if (!open_) return {};
+    constexpr std::size_t bytes_of_token = 3;
+    const auto written = static_cast<std::int64_t>(message_bytes_ / bytes_of_token);
+    auto open = message_;
+    open.output = std::max({open.output, written, message_thinking_});
+    return open;
+  }
+
+  double cost_before_;
+  double cost_;
+  double charged_before_;
+  double listed_ = 0;          ///< the list price of the complete messages of this turn
+  double broken_ = 0;          ///< and of attempts that broke
+  token_usage total_;          ///< of the complete messages
+  std::int64_t thinking_ = 0;  ///< of these, as the CLI estimates it
+
+  std::string model_;  ///< that writes the current message
+  token_usage message_;
+  std::size_t message_bytes_ = 0;
+  std::int64_t message_thinking_ = 0;
+  bool open_ = false;
+};
+
+/// A block of an answer: what the API sends, and what the client knows it by.
+struct answer_block {
+  block_kind kind = block_kind::text;
+  std::string_view source;       ///< the kind of API delta that its text comes in
+  bool hidden = false;           ///< not for the client
+  std::size_t index = 0;         ///< the client's
+  std::string id = {};           ///< of a tool call
+  std::string name = {};         ///< of a tool, as the API calls it
+  std::string client_name = {};  ///< empty: the client has no such tool
+  std::string text = {};
+  std::string signature = {};
+  json citations = json::array();
+
+  /// An answer in JSON: the input of a tool to the CLI, a text to the client.
+  bool is_structured() const { return kind == block_kind::text && source == "tool_use"; }
+};
+
+/// Writes the blocks of one turn as events. When the API breaks off a message, the CLI requests it
+/// again: blocks that were sent are then matched with those of the second attempt, and only what is
+/// new is sent. A block is sent as stopped when the next one starts or its message is complete,
+/// since the blocks of a broken attempt "stop" too.
+class block_writer {
+ public:
+  using events = std::vector<event>;
+
+  explicit block_writer(std::vector<std::string> stops)
+      : stops_(std::move(stops)), cutter_(stops_) {}
+
+  bool empty() const { return blocks_.empty(); }
+
+  /// Ids of the client's tools that were called.
+  const std::vector<std::string>& calls() const { return calls_; }
+
+  /// The id under which the client knows a call: that of the first attempt.
+  std::string client_call_id(const std::string& id) const {
+    const auto found = aliases_.find(id);
+    return found == aliases_.end() ? id : found->second;
+  }
+
+  /// The stop text that was found; empty: none yet.
+  const std::string& stop_text() const { return cutter_.found(); }
+
+  /// The block that is coming in; nullptr: none, or one of a kind that is skipped.
+  answer_block* incoming() { return incoming_ ? &blocks_[*incoming_] : nullptr; }
+
+  /// All of the incoming block was received that an earlier attempt sent.
+  bool incoming_is_whole() const { return position_ == blocks_[*incoming_].text.size(); }
+
+  /// All blocks of the message were received that an earlier attempt sent.
+  bool message_is_whole() const { return next_ == blocks_.size(); }
+
+  /// `separate`: the text of the next message is a paragraph of its own.
+  void begin_message(bool separate) {
+    first_ = blocks_.size();
+    separate_ = separate;
+  }
+
+  /// An attempt at the message begins, the first or another.
+  void begin_attempt() {
+    next_ = first_;
+    incoming_.reset();
+    api_index_ = -1;
+  }
+
+  /// Forgets a broken attempt, so that the next one need not match it.
+  void forget_attempt(bool streamed, events& out) {
+    if (blocks_.size() == first_) return;
+    const auto shown =
+        std::count_if(blocks_.begin() + static_cast<std::ptrdiff_t>(first_), blocks_.end(),
+                      [](const auto& block) { return !block.hidden; });
+    if (streamed && shown > 0) return;
+    count_ -= static_cast<std::size_t>(shown);
+    blocks_.resize(first_);
+    calls_.clear();
+    open_ = false;
+    cutter_ = stop_cutter(stops_);
+    if (shown > 0) out.emplace_back(attempt_broken{count_});
+  }
+
+  /// Follows the API's numbers of its blocks, which rise by one. False: out of order.
+  bool follow_index(std::int64_t index, bool starts) {
+    if (starts) ++api_index_;
+    return index == api_index_;
+  }
+
+  /// The CLI writes no event for a block that tells a change of the model.
+  void skip_index() { ++api_index_; }
+
+  void end_incoming() { incoming_.reset(); }
+
+  /// False: the block differs from that of an earlier attempt.
+  bool add(answer_block fresh, events& out) {
+    incoming_ = next_++;
+    position_ = 0;
+    if (*incoming_ < blocks_.size()) {
+      auto& sent = blocks_[*incoming_];
+      sent.citations = json::array();
+      if (sent.kind == block_kind::tool_call) aliases_[fresh.id] = sent.id;
+      return sent.kind == fresh.kind && sent.hidden == fresh.hidden && sent.name == fresh.name;
+    }
+    close(false, out);
+    open_ = true;
+    if (!fresh.hidden) fresh.index = count_++;
+    blocks_.push_back(std::move(fresh));
+    if (!blocks_.back().hidden) start(blocks_.back(), out);
+    return true;
+  }
+
+  /// More text of the incoming block, if its text comes from `source`. False: it differs from that
+  /// of an earlier attempt.
+  bool append(std::string_view source, std::string more, events& out) {
+    if (!incoming_ || more.empty() || source != blocks_[*incoming_].source) return true;
+    auto& block = blocks_[*incoming_];
+    const auto known = std::min(more.size(), block.text.size() - position_);
+    if (block.text.compare(position_, known, more, 0, known) != 0) return false;
+    position_ += more.size();
+    if (known == more.size()) return true;
+    if (!open_ || *incoming_ + 1 != blocks_.size()) return false;
+    more.erase(0, known);
+    block.text += more;
+    if (block.hidden) return true;
+    if (block.source == "text") more = cutter_.feed(std::move(more));
+    if (!more.empty()) out.emplace_back(block_delta{block.index, std::move(more)});
+    return true;
+  }
+
+  /// Sends the open block as stopped. A call without arguments comes without a byte of them, and so
+  /// does an empty structured answer that was not `cut_short`.
+  void close(bool cut_short, events& out) {
+    if (!std::exchange(open_, false) || blocks_.back().hidden) return;
+    const auto& last = blocks_.back();
+    if (auto rest = cutter_.flush(); !rest.empty()) {
+      out.emplace_back(block_delta{last.index, std::move(rest)});
+    }
+    const bool is_object =
+        last.kind == block_kind::tool_call || (last.is_structured() && !cut_short);
+    if (is_object && last.text.empty()) out.emplace_back(block_delta{last.index, "{}"});
+    if (last.kind == block_kind::activity) out.emplace_back(block_delta{last.index, "\n"});
+    out.emplace_back(block_stopped{last.index, last.signature, last.citations});
+  }
+
+  /// Sends a block of our own making. Only between messages.
+  void send(block_kind kind, std::string words, events& out) {
+    close(false, out);
+    const auto index = count_++;
+    out.emplace_back(block_started{index, kind, {}, {}});
+    out.emplace_back(block_delta{index, std::move(words)});
+    out.emplace_back(block_stopped{index, {}});
+  }
+
+  bool has_visible_text() const {
+    return any([](const auto& block) {
+      return block.kind == block_kind::text && !block.hidden && !block.text.empty();
+    });
+  }
+
+  bool has_content() const {
+    return any([](const auto& block) { return !block.text.empty() || block.is_structured(); });
+  }
+
+  bool has_unknown_call() const {
+    return any([](const auto& block) {
+      return block.kind == block_kind::tool_call && block.client_name.empty();
+    });
+  }
+
+  /// The current message has a structured answer already.
+  bool holds_structured() const {
+    const auto end = blocks_.begin() + static_cast<std::ptrdiff_t>(std::min(next_, blocks_.size()));
+    return std::any_of(blocks_.begin() + static_cast<std::ptrdiff_t>(first_), end,
+                       [](const auto& block) { return block.is_structured(); });
+  }
+
+  /// The latest text block with any text; nullptr: none.
+  const answer_block* last_text() const {
+    return last(
+        [](const auto& block) { return block.kind == block_kind::text && !block.text.empty(); });
+  }
+
+  /// The latest structured answer; nullptr: none.
+  const answer_block* last_structured() const {
+    return last([](const auto& block) { return block.is_structured(); });
+  }
+
+ private:
+  template <typename Condition>
+  bool any(Condition holds) const {
+    return std::any_of(blocks_.begin(), blocks_.end(), holds);
+  }
+
+  template <typename Condition>
+  const answer_block* last(Condition holds) const {
+    const auto found = std::find_if(blocks_.rbegin(), blocks_.rend(), holds);
+    return found == blocks_.rend() ? nullptr : &*found;
+  }
+
+  void start(const answer_block& block, events& out) {
+    if (block.kind == block_kind::tool_call) {
+      calls_.push_back(block.id);
+      const auto& name = block.client_name.empty() ? block.name : block.client_name;
+      out.emplace_back(block_started{block.index, block.kind, block.id, name});
+      return;
+    }
+    const bool joined = block.kind != block_kind::text || !separate_ || !has_visible_text();
+    out.emplace_back(block_started{block.index, block.kind, {}, {}});
+    if (block.kind == block_kind::activity) {
+      out.emplace_back(block_delta{block.index, block.name + " "});
+    }
+    if (!joined) out.emplace_back(block_delta{block.index, "\n\n"});
+  }
+
+  std::vector<std::string> stops_;
+  stop_cutter cutter_;
+  std::vector<answer_block> blocks_;  ///< all blocks of the turn
+  std::size_t count_ = 0;             ///< how many of them the client knows
+  bool open_ = false;                 ///< the last of them was not sent as stopped
+  bool separate_ = false;
+  std::size_t first_ = 0;  ///< where the blocks of the current message begin
+  std::size_t next_ = 0;   ///< where its next block goes
+  std::optional<std::size_t> incoming_;
+  std::int64_t api_index_ = -1;  ///< of the incoming block
+  std::size_t position_ = 0;     ///< how much of it was received
+  std::vector<std::string> calls_;
+  std::map<std::string, std::string> aliases_;  ///< ids of calls, by their ids in a later attempt
+};
+
+/// The text of a message's or a tool result's content.
+inline std::string content_text(const json& content) {
+  if (content.is_string()) return content.get<std::string>();
+  std::string joined;
+  for (const auto& block : content) joined += string_of(block, "text");
+  return joined;
+}
+
+inline stop_reason decode_stop_reason(const std::string& reason) {
+  if (reason == "max_tokens" || reason == "model_context_window_exceeded") {
+    return stop_reason::max_tokens;
+  }
+  if (reason == "stop_sequence") return stop_reason::stop_sequence;
+  if (reason == "tool_use") return stop_reason::tool_use;
+  if (reason == "refusal") return stop_reason::refusal;
+  return stop_reason::end_turn;
+}
+
+/// The first error of a `result`; empty: it has none.
+inline std::string first_error_of(const json& line) {
+  const auto& errors = member_of(line, "errors");
+  const bool some = errors.is_array() && !errors.empty() && errors[0].is_string();
+  return some ? errors[0].get<std::string>() : std::string();
+}
+
+/// Why a `result` failed; never empty.
+inline std::string failure_message(const json& line) {
+  auto message = string_of(line, "result");
+  if (message.empty()) message = first_error_of(line);
+  if (text::starts_with(message, "[")) message.clear();  // the CLI's diagnosis of itself
+  return message.empty() ? "claude ended with " + string_of(line, "subtype") : message;
+}
+
+inline api_error bad_answer(std::string message) {
+  return api_error(error_kind::bad_gateway, std::move(message));
+}
+
+/// The model wrote no JSON that follows the schema; `last`: the last text it wrote, if any. Another
+/// try would cost a whole answer again, so it is the client's to decide.
+inline api_error schema_error(const std::string& problem, const answer_block* last) {
+  constexpr std::size_t max_shown = 4'000;
+  auto error = bad_answer(problem);
+  if (last != nullptr) {
+    error.message += "; its last answer: " + text::repair_utf8(last->text.substr(0, max_shown));
+  }
+  error.retry_is_futile = true;
+  return error;
+}
+
+/// The message that is coming in, or came in last.
+struct api_message {
+  std::string id = {};
+  bool streamed = false;
+  json end = json::object();  ///< its end as the API wrote it
+};
+
+/// The answer that has to follow a schema: the input of the CLI's own tool.
+struct structured_answer {
+  std::string call_id = {};
+  std::optional<bool> follows_schema = {};  ///< nullopt: the CLI has not checked it yet
+};
+
+/// Decodes the lines of one turn to events. Never throws; keeps the grammar whatever the lines are.
 ///
-/// The CLI starts a broken API call again by itself. Where nothing has left, the first attempt is
-/// forgotten. In a stream the new attempt's blocks are matched with what was already told, and only
-/// what is new is told: when they differ, nothing honest is left but to fail. A block is told as
-/// stopped when the next one starts or its message is complete, since a broken attempt's blocks
-/// "stop" too.
+/// When the CLI requests a broken message again, its first attempt is forgotten if nothing of it
+/// was sent. If something was, and the second attempt differs, the turn fails.
 class turn_decoder {
  public:
   using events = std::vector<event>;
 
-  /// The CLI tells what its process has cost so far, in USD: what it cost before is no turn's.
-  /// `charged_before`: what turns were charged whose cost it has not told yet.
+  /// For the two amounts see `usage_meter`.
   explicit turn_decoder(double cost_before = 0, answer_shape shape = {}, double charged_before = 0)
-      : shape_(std::move(shape)),
-        cutter_(shape_.cut_at),
-        cost_before_(cost_before),
-        cost_(cost_before),
-        charged_before_(charged_before) {}
+      : shape_(std::move(shape)), meter_(cost_before, charged_before), blocks_(shape_.cut_at) {}
 
-  /// What the process has cost so far, as the CLI has told it.
-  double cost() const { return cost_; }
-
-  /// What this turn and those before it are charged beyond that: it tells their cost later.
-  double charged_ahead() const { return total_usage_.cost_usd ? 0 : charged_before_ + estimate_; }
-
-  /// What the turn has used so far, whether it has ended or not. It is charged what the CLI tells,
-  /// less what was charged for that already, and the list price where it tells nothing. Attempts
-  /// that broke are in the cost of some versions and not of others: then the higher sum counts.
-  token_usage usage() const {
-    auto sum = total_usage_;
-    const auto open = open_usage();
-    add_usage(sum, open);
-    const double unfinished = broken_ + estimate_cost(model_, open);
-    const double listed = charged_before_ + estimate_ + unfinished;
-    const double told = total_usage_.cost_usd.value_or(listed);
-    sum.charge_usd = (unfinished > 0 ? std::max(told, listed) : told) - charged_before_;
-    return sum;
-  }
+  /// What the turn has used so far, whether it has ended or not.
+  const usage_meter& meter() const { return meter_; }
 
   /// True once the turn has ended; later lines mean nothing.
   bool finished() const { return finished_; }
@@ -5276,24 +6190,19 @@ class turn_decoder {
   bool was_cut() const { return cut_; }
 
   /// Ids of the client's tools that the turn ended with: the process waits for their results.
-  const std::vector<std::string>& calls() const { return calls_; }
+  const std::vector<std::string>& calls() const { return blocks_.calls(); }
 
-  /// The id under which the client knows a call: the API's first one, should a broken attempt have
-  /// been followed by another.
-  std::string told_id(const std::string& id) const {
-    const auto found = aliases_.find(id);
-    return found == aliases_.end() ? id : found->second;
-  }
+  std::string client_call_id(const std::string& id) const { return blocks_.client_call_id(id); }
 
   void decode(const json& line, events& out) {
-    if (was_cut()) add_unasked(line);
+    if (was_cut()) add_unrequested(member_of(line, "event"));
     if (finished_ || !member_of(line, "parent_tool_use_id").is_null()) return;
     const auto type = string_of(line, "type");
     if (type == "stream_event") decode_stream_event(member_of(line, "event"), out);
     if (type == "assistant") decode_assistant(line, out);
     if (type == "user") decode_tool_results(line);
     // A message that was not streamed has no end of its own: the calls begin when it is complete.
-    if (type == "control_request" && !streamed_ && !calls_.empty())
+    if (type == "control_request" && !message_.streamed && !calls().empty())
       end_message("tool_use", {}, out);
     if (type == "result") decode_result(line, out);
     if (type == "system") decode_system(line, out);
@@ -5307,43 +6216,32 @@ class turn_decoder {
   }
 
  private:
-  struct told_block {
-    block_kind kind = block_kind::text;
-    std::string_view source;  ///< what the API calls a block of this kind
-    bool hidden = false;      ///< not for the client
-    std::size_t index = 0;    ///< what the client calls it
-    std::string id = {};      ///< of a tool call
-    std::string name = {};
-    std::string text = {};
-    std::string signature = {};
-    json citations = json::array();
-  };
-
   /// A retry further away than this is the client's to make, since it knows how long it may wait.
-  static constexpr std::int64_t longest_retry_ms = 5'000;
+  static constexpr std::int64_t max_retry_ms = 5'000;
 
-  void decode_stream_event(const json& said, events& out) {
-    const auto type = string_of(said, "type");
+  void decode_stream_event(const json& line, events& out) {
+    const auto type = string_of(line, "type");
     if (type == "message_start") {
-      if (accepted_) {
+      if (structured_.follows_schema == true) {
         finish_cut(out);
-        return add_unasked(json::object({{"event", said}}));
+        return add_unrequested(line);
       }
-      begin_message(member_of(said, "message"), true, out);
+      begin_message(member_of(line, "message"), true, out);
     }
     const bool starts = type == "content_block_start";
     if (starts || type == "content_block_delta") {
-      if (starts) ++api_index_;
-      if (integer_of(said, "index") != api_index_) return fail_disordered(out);
-      if (starts) return begin_block(member_of(said, "content_block"), out);
-      decode_delta(member_of(said, "delta"), out);
+      if (!blocks_.follow_index(integer_of(line, "index"), starts)) {
+        return fail(bad_answer("claude wrote the answer's blocks out of order"), out);
+      }
+      if (starts) return begin_block(member_of(line, "content_block"), out);
+      decode_delta(member_of(line, "delta"), out);
     }
     if (type == "message_delta") {
-      read_usage(member_of(said, "usage"), message_usage_);
-      const auto& delta = member_of(said, "delta");
+      meter_.update(member_of(line, "usage"));
+      const auto& delta = member_of(line, "delta");
       const auto reason = string_of(delta, "stop_reason");  // null when the CLI was interrupted
       if (reason.empty()) return;
-      api_end_ = delta;
+      message_.end = delta;
       end_message(reason, string_of(delta, "stop_sequence"), out);
     }
   }
@@ -5353,37 +6251,41 @@ class turn_decoder {
     if (type == "text_delta") add_text("text", string_of(delta, "text"), out);
     if (type == "thinking_delta") add_text("thinking", string_of(delta, "thinking"), out);
     if (type == "input_json_delta") add_text("tool_use", string_of(delta, "partial_json"), out);
-    if (type == "signature_delta" && incoming_) {
-      told_[*incoming_].signature = string_of(delta, "signature");
-    }
-    if (type == "citations_delta" && incoming_) {
-      told_[*incoming_].citations.push_back(member_of(delta, "citation"));
-    }
+    auto* block = blocks_.incoming();
+    if (block == nullptr) return;
+    if (type == "signature_delta") block->signature = string_of(delta, "signature");
+    if (type == "citations_delta") block->citations.push_back(member_of(delta, "citation"));
   }
 
-  /// Whole blocks: told already when they were streamed; else this line is all that comes.
+  /// Whole blocks: decoded already when they were streamed; else this line is all that comes.
   void decode_assistant(const json& line, events& out) {
     const auto& message = member_of(line, "message");
     if (string_of(message, "model") == "<synthetic>") return;
     const auto id = string_of(message, "id");
     const auto& content = member_of(message, "content");
-    if (id == message_id_ && streamed_) {  // the CLI tells a change of the model in no event
-      for (const auto& block : content) api_index_ += string_of(block, "type") == "fallback";
+    if (id == message_.id && message_.streamed) {
+      for (const auto& block : content) {
+        if (string_of(block, "type") == "fallback") blocks_.skip_index();
+      }
       return;
     }
-    if (id != message_id_) begin_message(message, false, out);
-    read_usage(member_of(message, "usage"), message_usage_);
+    if (id != message_.id) begin_message(message, false, out);
+    meter_.update(member_of(message, "usage"));
     if (!content.is_array()) return;
-    for (const auto& block : content) {
-      begin_block(block, out);
-      add_text("text", string_of(block, "text"), out);
-      add_text("thinking", string_of(block, "thinking"), out);
-      const auto& input = member_of(block, "input");
-      if (input.is_object() && !input.empty()) add_text("tool_use", dump(input), out);
-      if (incoming_) told_[*incoming_].signature = string_of(block, "signature");
-      const auto& citations = member_of(block, "citations");
-      if (incoming_ && citations.is_array()) told_[*incoming_].citations = citations;
-    }
+    for (const auto& block : content) decode_whole_block(block, out);
+  }
+
+  void decode_whole_block(const json& block, events& out) {
+    begin_block(block, out);
+    add_text("text", string_of(block, "text"), out);
+    add_text("thinking", string_of(block, "thinking"), out);
+    const auto& input = member_of(block, "input");
+    if (input.is_object() && !input.empty()) add_text("tool_use", dump(input), out);
+    auto* added = blocks_.incoming();
+    if (added == nullptr) return;
+    added->signature = string_of(block, "signature");
+    const auto& citations = member_of(block, "citations");
+    if (citations.is_array()) added->citations = citations;
   }
 
   /// What the CLI itself has answered to the tools that it runs.
@@ -5393,36 +6295,27 @@ class turn_decoder {
     for (const auto& block : content) {
       if (string_of(block, "type") != "tool_result") continue;
       const auto id = string_of(block, "tool_use_id");
-      if (shape_.structured && id == structured_id_) {
-        accepted_ = !boolean_of(block, "is_error");
-        rejected_ = !accepted_;
+      if (shape_.structured && id == structured_.call_id) {
+        structured_.follows_schema = !boolean_of(block, "is_error");
         continue;
       }
       const auto& own = shape_.answered;
       const bool foreign = std::find(own.begin(), own.end(), id) == own.end();
       if (foreign && shape_.shows_activity) {
-        results_.push_back(text_of(member_of(block, "content")));
+        results_.push_back(content_text(member_of(block, "content")));
       }
     }
-  }
-
-  static std::string text_of(const json& content) {
-    if (content.is_string()) return content.get<std::string>();
-    std::string words;
-    for (const auto& block : content) words += string_of(block, "text");
-    return words;
   }
 
   void decode_system(const json& line, events& out) {
     const auto subtype = string_of(line, "subtype");
     if (subtype == "api_retry") decode_retry(line, out);
     if (subtype == "thinking_tokens") {
-      message_thinking_ += integer_of(line, "estimated_tokens_delta");
+      meter_.add_thinking(integer_of(line, "estimated_tokens_delta"));
     }
     // Older CLIs ask the model again after it has given a structured answer.
-    if (subtype == "status" && string_of(line, "status") == "requesting" && accepted_) {
-      finish_cut(out);
-    }
+    const bool requests = subtype == "status" && string_of(line, "status") == "requesting";
+    if (requests && structured_.follows_schema == true) finish_cut(out);
     if (subtype != "init" || !shape_.structured) return;
     const auto& tools = member_of(line, "tools");
     if (std::find(tools.begin(), tools.end(), structured_tool) != tools.end()) return;
@@ -5434,7 +6327,7 @@ class turn_decoder {
   void decode_retry(const json& line, events& out) {
     const auto delay = integer_of(line, "retry_delay_ms");
     retry_after_ = std::chrono::milliseconds(delay);
-    if (delay <= longest_retry_ms) return;
+    if (delay <= max_retry_ms) return;
     auto error = upstream_error(integer_of(line, "error_status"),
                                 "the API asks to wait (" + string_of(line, "error") +
                                     "); try again in " + std::to_string(delay / 1000 + 1) + " s");
@@ -5443,21 +6336,17 @@ class turn_decoder {
   }
 
   void decode_result(const json& line, events& out) {
-    if (member_of(line, "total_cost_usd").is_number()) {
-      cost_ = member_of(line, "total_cost_usd").get<double>();
-      constexpr double precision = 1e12;  // the difference of sums shall not show their rounding
-      total_usage_.cost_usd = std::round((cost_ - cost_before_) * precision) / precision;
-    }
+    const auto& cost = member_of(line, "total_cost_usd");
+    if (cost.is_number()) meter_.report_cost(cost.get<double>());
     const auto subtype = string_of(line, "subtype");
     const bool limited = subtype == "error_max_turns" || subtype == "error_max_budget_usd";
     if (limited && started_) return end_at_limit(line, out);
     if (boolean_of(line, "is_error") || subtype != "success") return decode_failure(line, out);
     if (!started_) {
-      return fail(api_error(error_kind::bad_gateway,
-                            "claude answered without the model: " + string_of(line, "result")),
+      return fail(bad_answer("claude answered without the model: " + string_of(line, "result")),
                   out);
     }
-    if (!message_complete_) end_message(string_of(line, "stop_reason"), {}, out);
+    if (meter_.message_open()) end_message(string_of(line, "stop_reason"), {}, out);
     if (finished_) return;
     if (shape_.structured) return end_structured(member_of(line, "structured_output"), out);
     finish(out);
@@ -5465,15 +6354,10 @@ class turn_decoder {
 
   void decode_failure(const json& line, events& out) {
     const auto subtype = string_of(line, "subtype");
-    auto told = string_of(line, "result");
-    const auto& errors = member_of(line, "errors");
-    if (told.empty() && errors.is_array() && !errors.empty() && errors[0].is_string()) {
-      told = errors[0].get<std::string>();
-    }
-    if (text::starts_with(told, "[")) told.clear();  // a diagnosis of its own makers'
-    if (told.empty()) told = "claude ended with " + subtype;
-    if (subtype == "error_max_structured_output_retries") return fail_schema(told, out);
-    auto error = upstream_error(integer_of(line, "api_error_status"), told);
+    const auto message = failure_message(line);
+    if (subtype == "error_max_structured_output_retries")
+      return fail(schema_error(message, blocks_.last_text()), out);
+    auto error = upstream_error(integer_of(line, "api_error_status"), message);
     error.retry_after = retry_after_;
     // A refusal that the CLI does not retry is one whose Retry-After is over a minute.
     const bool refused =
@@ -5482,115 +6366,65 @@ class turn_decoder {
     fail(std::move(error), out);
   }
 
-  /// The agent was not done when it ran out of turns or money: what it has said stands, and why it
-  /// says no more.
+  /// The agent ran out of turns or money: its text stands, and ends with the reason.
   void end_at_limit(const json& line, events& out) {
-    const auto& errors = member_of(line, "errors");
-    const bool told = errors.is_array() && !errors.empty() && errors[0].is_string();
-    complete_message();
+    meter_.complete_message();
     cut_ = true;
     reason_ = stop_reason::turn_limit;
-    const auto why = told ? errors[0].get<std::string>() : string_of(line, "subtype");
-    const char* seam = has_told_text() ? "\n\n[" : "[";
-    if (!shape_.structured) tell_block(block_kind::text, seam + why + "]", out);
+    auto why = first_error_of(line);
+    if (why.empty()) why = string_of(line, "subtype");
+    const char* seam = blocks_.has_visible_text() ? "\n\n[" : "[";
+    if (!shape_.structured) blocks_.send(block_kind::text, seam + why + "]", out);
     finish(out);
   }
 
   void end_structured(const json& answer, events& out) {
     if (answer.is_null()) {
-      return fail_schema("the model did not answer in the JSON that was asked for", out);
+      const auto* problem = "the model did not answer in the JSON that was asked for";
+      return fail(schema_error(problem, blocks_.last_text()), out);
     }
-    if (!shape_.streamed) tell_block(block_kind::text, dump(answer), out);
+    if (!shape_.streamed) blocks_.send(block_kind::text, dump(answer), out);
     reason_ = stop_reason::end_turn;
     finish(out);
   }
 
-  /// Ends the turn with the model's last answer in the error: another try would cost a whole answer
-  /// again, so it is the client's to decide.
-  void fail_schema(const std::string& problem, events& out) {
-    constexpr std::size_t max_shown = 4'000;
-    api_error error(error_kind::bad_gateway, problem);
-    const auto last = std::find_if(told_.rbegin(), told_.rend(), [](const told_block& block) {
-      return block.kind == block_kind::text && !block.text.empty();
-    });
-    if (last != told_.rend()) {
-      error.message += "; its last answer: " + text::repair_utf8(last->text.substr(0, max_shown));
-    }
-    error.retry_is_futile = true;
-    fail(std::move(error), out);
-  }
-
-  /// The CLI has called the API again although the turn was cut: nobody asked for it, and it costs.
-  void add_unasked(const json& line) {
-    const auto& next = member_of(line, "event");
-    if (string_of(next, "type") != "message_start") return;
-    token_usage begun;
-    read_usage(member_of(member_of(next, "message"), "usage"), begun);
-    broken_ += estimate_cost(model_, begun);
+  /// The CLI has called the API again although the turn was cut, and that costs.
+  void add_unrequested(const json& line) {
+    if (string_of(line, "type") != "message_start") return;
+    meter_.add_unrequested(member_of(member_of(line, "message"), "usage"));
   }
 
   /// A structured answer was accepted, and the CLI goes on all the same.
   void finish_cut(events& out) {
     cut_ = true;
-    const auto answer = try_parse_json(structured_text());
+    const auto* last = blocks_.last_structured();
+    const auto answer = try_parse_json(last == nullptr      ? ""
+                                       : last->text.empty() ? std::string("{}")
+                                                            : last->text);
     end_structured(answer.is_discarded() ? json() : answer, out);
   }
 
-  /// The answer in JSON: the input of a tool to the CLI, a text to the client.
-  static bool is_structured(const told_block& block) {
-    return block.kind == block_kind::text && block.source == "tool_use";
-  }
-
-  std::string structured_text() const {
-    const auto block = std::find_if(told_.rbegin(), told_.rend(), is_structured);
-    if (block == told_.rend()) return {};
-    return block->text.empty() ? "{}" : block->text;
-  }
-
   void begin_message(const json& message, bool streamed, events& out) {
-    if (streamed_) broken_ += estimate_cost(model_, open_usage());
-    if (!message_complete_) forget_attempt(out);
-    message_id_ = string_of(message, "id");
-    model_ = string_of(message, "model");
-    streamed_ = streamed;
-    message_bytes_ = 0;
-    message_usage_ = {};
-    api_end_ = json::object();
-    read_usage(member_of(message, "usage"), message_usage_);
-    if (!started_) out.emplace_back(turn_started{model_, message_usage_});
+    const bool goes_on = started_ && !meter_.message_open();
+    if (!goes_on) blocks_.forget_attempt(shape_.streamed, out);
+    message_.id = string_of(message, "id");
+    const auto model = string_of(message, "model");
+    meter_.begin_message(model, member_of(message, "usage"), message_.streamed);
+    message_.streamed = streamed;
+    message_.end = json::object();
+    if (!started_) out.emplace_back(turn_started{model, meter_.message()});
     started_ = true;
-    if (message_complete_ || told_.empty()) tell_results(out);
-    if (message_complete_) {
-      first_ = told_.size();
-      separate_ = reason_ != stop_reason::max_tokens;
-    }
-    message_thinking_ = 0;
-    message_complete_ = false;
-    next_ = first_;
-    incoming_.reset();
-    api_index_ = -1;
+    if (goes_on || blocks_.empty()) send_results(out);
+    if (goes_on) blocks_.begin_message(reason_ != stop_reason::max_tokens);
+    blocks_.begin_attempt();
   }
 
-  /// Forgets what came of a message that the API broke off, if the client has seen nothing of it.
-  void forget_attempt(events& out) {
-    if (told_.size() == first_) return;
-    const auto shown = std::count_if(told_.begin() + static_cast<std::ptrdiff_t>(first_),
-                                     told_.end(), [](const auto& block) { return !block.hidden; });
-    if (shape_.streamed && shown > 0) return;
-    blocks_ -= static_cast<std::size_t>(shown);
-    told_.resize(first_);
-    calls_.clear();
-    open_ = unknown_tool_ = false;
-    cutter_ = stop_cutter(shape_.cut_at);
-    if (shown > 0) out.emplace_back(attempt_broken{blocks_});
-  }
-
-  /// A block of a kind that no dialect can tell is skipped with its deltas.
+  /// A block of a kind that no dialect has is skipped with its deltas.
   void begin_block(const json& block, events& out) {
-    settle(out);
-    incoming_.reset();
+    complete_block(out);
+    blocks_.end_incoming();
     const auto type = string_of(block, "type");
-    if (finished_ || !started_ || message_complete_) return;
+    if (finished_ || !meter_.message_open()) return;
     if (type == "text") add_block({block_kind::text, "text", shape_.structured}, block, out);
     const bool hidden = !shape_.shows_thinking;
     if (type == "thinking") add_block({block_kind::thinking, "thinking", hidden}, block, out);
@@ -5605,283 +6439,127 @@ class turn_decoder {
   void begin_tool(const json& block, events& out) {
     const auto name = string_of(block, "name");
     if (shape_.structured && name == structured_tool) {
-      if (shape_.streamed && (rejected_ || holds_structured())) return fail_unstructured(out);
-      structured_id_ = string_of(block, "id");
+      const bool refused = structured_.follows_schema == false;
+      if (shape_.streamed && (refused || blocks_.holds_structured())) {
+        cut_ = true;
+        return fail(
+            bad_answer("the model's answer does not follow the schema; ask again, or without "
+                       "a stream, where only an answer that follows it is sent"),
+            out);
+      }
+      structured_.call_id = string_of(block, "id");
       return add_block({block_kind::text, "tool_use", !shape_.streamed}, block, out);
     }
-    const bool foreign = shape_.names.find_client(name) == nullptr;
-    if (foreign && shape_.agent) {
+    if (shape_.agent && shape_.names.find_client(name) == nullptr) {
       return add_block({block_kind::activity, "tool_use", !shape_.shows_activity}, block, out);
     }
-    unknown_tool_ = unknown_tool_ || foreign;
     add_block({block_kind::tool_call, "tool_use", false}, block, out);
   }
 
-  /// The incoming message has begun with a structured answer, and now comes another.
-  bool holds_structured() const {
-    for (auto i = first_; i < std::min(next_, told_.size()); ++i) {
-      if (told_[i].name == structured_tool) return true;
-    }
-    return false;
-  }
-
-  /// A streamed answer that the schema refuses cannot be taken back.
-  void fail_unstructured(events& out) {
-    cut_ = true;
-    fail(api_error(error_kind::bad_gateway,
-                   "the model's answer does not follow the schema; ask again, or without a stream, "
-                   "where only an answer that follows it is told"),
-         out);
-  }
-
-  void add_block(told_block fresh, const json& block, events& out) {
-    incoming_ = next_++;
-    position_ = 0;
-    if (*incoming_ < told_.size()) {
-      auto& told = told_[*incoming_];
-      told.citations = json::array();
-      const bool same = told.kind == fresh.kind && told.hidden == fresh.hidden &&
-                        told.name == string_of(block, "name");
-      if (!same) fail_diverged(out);
-      if (told.kind == block_kind::tool_call) aliases_[string_of(block, "id")] = told.id;
-      return;
-    }
-    close_open_block(out);
-    open_ = true;
-    if (!fresh.hidden) fresh.index = blocks_++;
+  void add_block(answer_block fresh, const json& block, events& out) {
     fresh.id = string_of(block, "id");
     fresh.name = string_of(block, "name");
-    told_.push_back(fresh);
-    if (!fresh.hidden) tell_start(fresh, block, out);
+    const auto* client_name = shape_.names.find_client(fresh.name);
+    if (client_name != nullptr) fresh.client_name = *client_name;
+    if (!blocks_.add(std::move(fresh), out)) fail_diverged(out);
   }
 
-  void tell_start(const told_block& fresh, const json& block, events& out) {
-    const auto name = string_of(block, "name");
-    if (fresh.kind == block_kind::tool_call) {
-      const auto* own = shape_.names.find_client(name);
-      calls_.push_back(string_of(block, "id"));
-      out.emplace_back(
-          block_started{fresh.index, fresh.kind, calls_.back(), own == nullptr ? name : *own});
-      return;
-    }
-    out.emplace_back(block_started{fresh.index, fresh.kind, {}, {}});
-    if (fresh.kind == block_kind::activity) out.emplace_back(block_delta{fresh.index, name + " "});
-    if (fresh.kind == block_kind::text && separate_ && has_told_text()) {
-      out.emplace_back(block_delta{fresh.index, "\n\n"});  // words of two turns are not one word
-    }
-  }
-
-  /// More of the incoming block: the part that a broken attempt told already is only compared.
-  /// `source` is the kind of block that such a piece belongs to.
   void add_text(std::string_view source, std::string more, events& out) {
-    if (finished_ || !incoming_ || more.empty() || source != told_[*incoming_].source) return;
-    auto& told = told_[*incoming_];
-    message_bytes_ += more.size();
-    const auto known = std::min(more.size(), told.text.size() - position_);
-    if (told.text.compare(position_, known, more, 0, known) != 0) return fail_diverged(out);
-    position_ += more.size();
-    if (known == more.size()) return;
-    if (!open_ || *incoming_ + 1 != told_.size()) return fail_diverged(out);
-    more.erase(0, known);
-    told.text += more;
-    if (told.hidden) return;
-    const bool cuts = told.source == "text";
-    if (cuts) more = cutter_.feed(std::move(more));
-    if (!more.empty()) out.emplace_back(block_delta{told.index, std::move(more)});
-    if (cuts && !cutter_.found().empty()) end_at_stop(out);
+    if (finished_) return;
+    meter_.add_output(more.size());
+    if (!blocks_.append(source, std::move(more), out)) return fail_diverged(out);
+    if (!blocks_.stop_text().empty()) end_at_stop(out);
   }
 
-  /// The API would go on where the answer ends, and is charged for until it notices.
   void end_at_stop(events& out) {
-    token_usage unseen;
-    unseen.output = 64;  // half a second's
-    message_usage_ = open_usage();
-    estimated_thinking_ += message_thinking_;
-    complete_message();
-    broken_ += estimate_cost(model_, unseen);
-    reason_ = calls_.empty() ? stop_reason::stop_sequence : stop_reason::tool_use;
-    if (calls_.empty()) stop_sequence_ = cutter_.found();
+    meter_.cut_message();
+    reason_ = calls().empty() ? stop_reason::stop_sequence : stop_reason::tool_use;
+    if (calls().empty()) stop_sequence_ = blocks_.stop_text();
     cut_ = true;
     finish(out);
   }
 
-  /// The incoming block is complete: it must hold all that was told of it, and JSON that the model
-  /// wrote must be safe to parse.
-  void settle(events& out) {
-    if (finished_ || !incoming_) return;
-    const auto& told = told_[*incoming_];
-    if (position_ != told.text.size()) return fail_diverged(out);
-    if (told.source != "tool_use") return;
+  /// JSON that the model wrote must be safe to parse.
+  void complete_block(events& out) {
+    const auto* block = blocks_.incoming();
+    if (finished_ || block == nullptr) return;
+    if (!blocks_.incoming_is_whole()) return fail_diverged(out);
+    if (block->source != "tool_use") return;
     try {
-      check_json_bounds(told.text);
+      check_json_bounds(block->text);
     } catch (const api_error& bounds) {
       cut_ = true;
-      api_error error(error_kind::bad_gateway, "the model's answer is refused: " + bounds.message);
+      auto error = bad_answer("the model's answer is refused: " + bounds.message);
       error.retry_is_futile = true;
       fail(std::move(error), out);
     }
   }
 
-  void close_open_block(events& out) {
-    if (!open_) return;
-    open_ = false;
-    const auto& last = told_.back();
-    if (last.hidden) return;
-    if (auto rest = cutter_.flush(); !rest.empty()) {
-      out.emplace_back(block_delta{last.index, std::move(rest)});
-    }
-    // A call without arguments comes without a byte of them.
-    const bool called =
-        last.kind == block_kind::tool_call || (is_structured(last) && !is_cut_short());
-    if (called && last.text.empty()) out.emplace_back(block_delta{last.index, "{}"});
-    if (last.kind == block_kind::activity) out.emplace_back(block_delta{last.index, "\n"});
-    out.emplace_back(block_stopped{last.index, last.signature, last.citations});
-  }
-
-  /// A block of our own making, told at once. Only between messages.
-  void tell_block(block_kind kind, std::string words, events& out) {
-    close_open_block(out);
-    const auto index = blocks_++;
-    out.emplace_back(block_started{index, kind, {}, {}});
-    out.emplace_back(block_delta{index, std::move(words)});
-    out.emplace_back(block_stopped{index, {}});
-  }
-
-  void tell_results(events& out) {
-    for (auto& result : results_) tell_block(block_kind::activity, std::move(result) + "\n", out);
+  void send_results(events& out) {
+    for (auto& result : results_) blocks_.send(block_kind::activity, result + "\n", out);
     results_.clear();
   }
 
-  bool has_told_text() const {
-    return std::any_of(told_.begin(), told_.end(), [](const told_block& block) {
-      return block.kind == block_kind::text && !block.hidden && !block.text.empty();
-    });
-  }
-
   void end_message(const std::string& reason, const std::string& stop_sequence, events& out) {
-    settle(out);
-    if (finished_ || !started_ || message_complete_) return;
-    if (next_ != told_.size()) return fail_diverged(out);
-    reason_ = decode_reason(reason);
-    close_open_block(out);
-    estimated_thinking_ += message_thinking_;
-    complete_message();
+    complete_block(out);
+    if (finished_ || !meter_.message_open()) return;
+    if (!blocks_.message_is_whole()) return fail_diverged(out);
+    reason_ = decode_stop_reason(reason);
+    blocks_.close(is_cut_short(), out);
+    meter_.complete_message();
     stop_sequence_ = stop_sequence;
-    if (!calls_.empty() && !is_cut_short()) {
-      reason_ = stop_reason::tool_use;  // a stop sequence within the arguments is told as such
-      cut_ = unknown_tool_;             // the CLI itself tells the model that there is no such tool
+    if (!calls().empty() && !is_cut_short()) {
+      reason_ = stop_reason::tool_use;    // a stop sequence within the arguments is sent as such
+      cut_ = blocks_.has_unknown_call();  // the CLI itself tells the model that it has no such tool
       return finish(out);
     }
-    cut_ = goes_on_unasked();
+    cut_ = goes_on_unrequested();
     if (!cut_) return;
-    if (shape_.structured && !is_cut_short()) return end_structured({}, out);  // not a word of it
+    if (shape_.structured && !is_cut_short()) return end_structured({}, out);  // it wrote nothing
     finish(out);
-  }
-
-  void complete_message() {
-    if (!message_complete_) add_usage(total_usage_, message_usage_);
-    if (!message_complete_) estimate_ += estimate_cost(model_, message_usage_);
-    message_complete_ = true;
-  }
-
-  /// What the incoming message has used so far. The API tells its output at the end; until then
-  /// there is an estimate, rather too high.
-  token_usage open_usage() const {
-    if (!started_ || message_complete_) return {};
-    constexpr std::size_t bytes_of_token = 3;
-    const auto written = static_cast<std::int64_t>(message_bytes_ / bytes_of_token);
-    auto open = message_usage_;
-    open.output = std::max({open.output, written, message_thinking_});
-    return open;
   }
 
   bool is_cut_short() const {
     return reason_ == stop_reason::max_tokens || reason_ == stop_reason::refusal;
   }
 
-  /// The CLI would call the API again, for something that nobody asked for.
-  bool goes_on_unasked() const {
+  /// The CLI would call the API again, for something that no client requested.
+  bool goes_on_unrequested() const {
     if (reason_ == stop_reason::refusal) return true;
     if (shape_.agent) return false;
-    const auto says = [](const told_block& block) {
-      return !block.text.empty() || is_structured(block);
-    };
-    return reason_ == stop_reason::max_tokens || std::none_of(told_.begin(), told_.end(), says);
-  }
-
-  static stop_reason decode_reason(const std::string& reason) {
-    if (reason == "max_tokens" || reason == "model_context_window_exceeded") {
-      return stop_reason::max_tokens;
-    }
-    if (reason == "stop_sequence") return stop_reason::stop_sequence;
-    if (reason == "tool_use") return stop_reason::tool_use;
-    if (reason == "refusal") return stop_reason::refusal;
-    return stop_reason::end_turn;
+    return reason_ == stop_reason::max_tokens || !blocks_.has_content();
   }
 
   void finish(events& out) {
-    close_open_block(out);
-    tell_results(out);
+    blocks_.close(is_cut_short(), out);
+    send_results(out);
     finished_ = true;
-    if (reason_ == stop_reason::tool_use && calls_.empty()) reason_ = stop_reason::end_turn;
-    if (total_usage_.thinking == 0) total_usage_.thinking = estimated_thinking_;
-    if (decode_reason(string_of(api_end_, "stop_reason")) != reason_) api_end_ = json::object();
-    out.emplace_back(turn_stopped{reason_, stop_sequence_, total_usage_, std::move(api_end_)});
+    if (reason_ == stop_reason::tool_use && calls().empty()) reason_ = stop_reason::end_turn;
+    if (decode_stop_reason(string_of(message_.end, "stop_reason")) != reason_)
+      message_.end = json::object();
+    out.emplace_back(
+        turn_stopped{reason_, stop_sequence_, meter_.finish(), std::move(message_.end)});
   }
 
   void fail_diverged(events& out) {
-    fail(api_error(error_kind::bad_gateway,
-                   "the connection to the API broke within the answer, and the API's second answer "
+    fail(
+        bad_answer("the connection to the API broke within the answer, and the API's second answer "
                    "differs from what was already sent"),
-         out);
-  }
-
-  void fail_disordered(events& out) {
-    fail(api_error(error_kind::bad_gateway, "claude told the answer's blocks out of order"), out);
+        out);
   }
 
   answer_shape shape_;
-  stop_cutter cutter_;
-  double cost_before_;
-  double cost_;
-  double charged_before_;
-  double estimate_ = 0;  ///< the list price of the complete messages of this turn
-  double broken_ = 0;    ///< and of attempts that broke
+  usage_meter meter_;
+  block_writer blocks_;
   bool started_ = false;
   bool finished_ = false;
   bool cut_ = false;
-
-  std::string message_id_;  ///< the API message that is coming in
-  std::string model_;       ///< that writes it
-  std::size_t message_bytes_ = 0;
-  bool streamed_ = false;
-  bool message_complete_ = false;
-  token_usage message_usage_;
-  token_usage total_usage_;              ///< of the complete messages of this turn
-  std::int64_t message_thinking_ = 0;    ///< as the CLI estimates the incoming message's
-  std::int64_t estimated_thinking_ = 0;  ///< and that of the complete ones
+  api_message message_;
   stop_reason reason_ = stop_reason::end_turn;
   std::string stop_sequence_;
-  json api_end_ = json::object();  ///< the end of the latest message, as the API tells it
   std::optional<std::chrono::milliseconds> retry_after_;
-
-  std::vector<told_block> told_;         ///< all blocks of the turn
-  std::size_t blocks_ = 0;               ///< how many of them the client knows
-  bool open_ = false;                    ///< the last of them was not told as stopped
-  bool separate_ = false;                ///< the incoming message is not the first one
-  std::size_t first_ = 0;                ///< where the incoming message's blocks begin
-  std::size_t next_ = 0;                 ///< where its next block goes
-  std::optional<std::size_t> incoming_;  ///< the block that is coming in
-  std::int64_t api_index_ = -1;          ///< what the API calls it
-  std::size_t position_ = 0;             ///< how much of it came in
-
-  std::vector<std::string> calls_;              ///< ids of the tool calls that were told
-  std::map<std::string, std::string> aliases_;  ///< these, by their ids in a second attempt
-  bool unknown_tool_ = false;                   ///< one of them is of a tool that nobody has
-  std::string structured_id_;                   ///< the call that holds the structured answer
-  bool accepted_ = false;                       ///< and the CLI found that it follows the schema,
-  bool rejected_ = false;                       ///< or that it does not
-  std::vector<std::string> results_;  ///< of the agent's tools, to be told after this message
+  structured_answer structured_;
+  std::vector<std::string> results_;  ///< of the agent's tools, to be sent after this message
 };
 
 inline std::string encode_control_request(const std::string& id, const json& request) {
@@ -5920,7 +6598,7 @@ inline keyword_kind kind_of_keyword(std::string_view name) {
 
 /// An answer's schema in the words of draft 7, which the CLI's validator knows: for one keyword of
 /// another draft it would drop the whole schema without a word. What answers cannot be held against
-/// is left out, and told to the model if it is short.
+/// is left out, and described to the model if it is short.
 class schema_encoder {
  public:
   /// `for_api`: tuples stay as draft 2020-12 has them, since the API takes no others.
@@ -6081,7 +6759,7 @@ inline std::string encode_initialize(const std::string& id, const turn_request& 
   return encode_control_request(id, wanted);
 }
 
-/// What the API is to be told of the client's choice of tools; null when nothing.
+/// The client's choice of tools as the API takes it; null when it has none.
 inline json encode_tool_choice(const turn_request& request, const tool_names& names) {
   json choice;
   switch (request.choice.kind) {
@@ -6155,7 +6833,9 @@ inline std::string encode_settings(const std::string& id, const turn_request& re
     const bool least = request.effort == reasoning_effort::minimal;  // the CLI begins with low
     settings["effortLevel"] = least ? "low" : name_of(request.effort);
   }
-  settings["showThinkingSummaries"] = request.thinks;  // a setting stays until it is told anew
+  // A setting stays until it is sent anew; null takes it back.
+  settings["showThinkingSummaries"] = request.thinks;
+  settings["promptCacheTtl"] = request.cache_ttl.empty() ? json() : json(request.cache_ttl);
   return encode_control_request(
       id, json::object({{"subtype", "apply_flag_settings"}, {"settings", settings}}));
 }
@@ -6167,7 +6847,7 @@ inline std::string encode_thinking(const std::string& id, std::int64_t tokens) {
 
 /// Bytes of a tool's result that the CLI passes on whole; of larger ones it keeps the text in a
 /// file and tells the model so.
-constexpr std::size_t longest_tool_result = 400'000;
+constexpr std::size_t max_tool_result = 400'000;
 
 /// The CLI cuts longer descriptions without a word (at 2,048 characters up to 2.1.197). What is
 /// more goes into the description of the schema, which it does not touch.
@@ -6195,7 +6875,7 @@ inline json encode_tools(const std::vector<tool_definition>& tools, const tool_n
     spread_description(tool.description, schema, shown);
     shown["inputSchema"] = std::move(schema);
     shown["annotations"] = json::object({{"readOnlyHint", true}});
-    shown["_meta"] = json::object({{"anthropic/maxResultSizeChars", longest_tool_result}});
+    shown["_meta"] = json::object({{"anthropic/maxResultSizeChars", max_tool_result}});
     listed.push_back(std::move(shown));
   }
   return json::object({{"tools", listed}});
@@ -6205,8 +6885,8 @@ inline json encode_tools(const std::vector<tool_definition>& tools, const tool_n
 inline json encode_tool_result(const tool_result_part& result) {
   json content = json::array();
   for (const auto& part : result.content) {
-    if (const auto* said = std::get_if<text_part>(&part)) {
-      content.push_back(json::object({{"type", "text"}, {"text", said->text}}));
+    if (const auto* plain = std::get_if<text_part>(&part)) {
+      content.push_back(json::object({{"type", "text"}, {"text", plain->text}}));
     } else if (const auto* media = std::get_if<media_part>(&part)) {
       content.push_back(json::object(
           {{"type", "image"}, {"data", media->data}, {"mimeType", media->media_type}}));
@@ -6269,7 +6949,7 @@ inline json encode_part(const content_part& part, const tool_names& names) {
   if (const auto* result = std::get_if<tool_result_part>(&part); result && result->is_error) {
     std::vector<std::string> words;  // one text, as the CLI has a failure that a process waits for
     for (const auto& piece : result->content) {
-      if (const auto* said = std::get_if<text_part>(&piece)) words.push_back(said->text);
+      if (const auto* plain = std::get_if<text_part>(&piece)) words.push_back(plain->text);
     }
     const bool text_alone = !words.empty() && words.size() == result->content.size();
     if (text_alone) block["content"] = text::join(words, "\n");
@@ -6282,19 +6962,19 @@ inline json encode_part(const content_part& part, const tool_names& names) {
 inline void shield_slash_command(json& content) {
   for (auto block = content.rbegin(); block != content.rend(); ++block) {
     if (string_of(*block, "type") != "text") continue;
-    const auto said = string_of(*block, "text");
-    if (text::starts_with(said, "/")) (*block)["text"] = " " + said;
+    const auto words = string_of(*block, "text");
+    if (text::starts_with(words, "/")) (*block)["text"] = " " + words;
     return;
   }
 }
 
 /// The API refuses such a text beside what is none.
 inline bool is_blank(const content_part& part) {
-  const auto* said = std::get_if<text_part>(&part);
-  return said != nullptr && text::trim(said->text).empty();
+  const auto* plain = std::get_if<text_part>(&part);
+  return plain != nullptr && text::trim(plain->text).empty();
 }
 
-/// How a message is told to a process.
+/// How a message is written to a process.
 struct message_line {
   bool ask = true;     ///< the model answers; others are only remembered: a `result` acknowledges
   std::string uuid;    ///< of a user's, by which it can be taken back; a process's own
@@ -6303,21 +6983,21 @@ struct message_line {
 };
 
 /// One message of the conversation.
-inline std::string encode_message(const message& said, const tool_names& names,
+inline std::string encode_message(const message& entry, const tool_names& names,
                                   const message_line& how) {
   json content = json::array();
-  const bool all_blank = std::all_of(said.parts.begin(), said.parts.end(), is_blank);
-  for (const auto& part : said.parts) {
+  const bool all_blank = std::all_of(entry.parts.begin(), entry.parts.end(), is_blank);
+  for (const auto& part : entry.parts) {
     if (all_blank || !is_blank(part)) content.push_back(encode_part(part, names));
   }
-  const bool from_user = said.author == role::user;
+  const bool from_user = entry.author == role::user;
   if (from_user) shield_slash_command(content);
   const char* author = from_user ? "user" : "assistant";
-  json told = json::object({{"role", author}, {"content", std::move(content)}});
-  if (!from_user) told["id"] = "msg_past_" + std::to_string(how.number);
-  if (!from_user && !how.model.empty()) told["model"] = how.model;
+  json rendered = json::object({{"role", author}, {"content", std::move(content)}});
+  if (!from_user) rendered["id"] = "msg_past_" + std::to_string(how.number);
+  if (!from_user && !how.model.empty()) rendered["model"] = how.model;
   json line = json::object({{"type", author},
-                            {"message", std::move(told)},
+                            {"message", std::move(rendered)},
                             {"parent_tool_use_id", json()},
                             {"session_id", ""}});
   if (from_user && !how.uuid.empty()) line["uuid"] = how.uuid;
@@ -6326,7 +7006,7 @@ inline std::string encode_message(const message& said, const tool_names& names,
 }
 
 //================================================================================================
-// [16] cli_command - how `claude` is started
+// [17] cli_command - how `claude` is started
 // uses: text, options, conversation | pure
 //================================================================================================
 
@@ -6334,16 +7014,17 @@ inline std::string encode_message(const message& said, const tool_names& names,
 struct launch_profile {
   std::string model;
   std::optional<agent_request> agent = {};
+  bool fallback = false;  ///< by the account that answers while the plan is used up
 
   bool operator==(const launch_profile& other) const {
-    return model == other.model && words() == other.words();
+    return model == other.model && fallback == other.fallback && words() == other.words();
   }
 
  private:
   std::string words() const {
-    std::string told;
-    if (agent) append_agent(told, *agent);
-    return told;
+    std::string joined;
+    if (agent) append_agent(joined, *agent);
+    return joined;
   }
 };
 
@@ -6476,7 +7157,7 @@ inline environment_map child_environment(const options& settings) {
   // Without these two an `@/path` in a prompt is replaced by that file, and CLAUDE.md is read.
   variables["CLAUDE_CODE_DISABLE_ATTACHMENTS"] = "1";
   variables["CLAUDE_CODE_DISABLE_CLAUDE_MDS"] = "1";
-  variables["MAX_MCP_OUTPUT_TOKENS"] = "10000000";  // see `longest_tool_result`
+  variables["MAX_MCP_OUTPUT_TOKENS"] = "10000000";  // see `max_tool_result`
   variables["ENABLE_TOOL_SEARCH"] = "false";  // every tool of the client's reaches the API at once
   // Without these two (`tool_less_variables`) a long conversation is replaced by a summary of it,
   // at the cost of another call, or refused before the API has seen it.
@@ -6678,8 +7359,9 @@ inline void confine_commands(const options& settings, const agent_request& agent
     words.insert(words.end(), {"--bind", directory, directory});
   }
   hide_secrets(settings, directories, words);
-  // By this socket 2.1.330 takes messages from whoever knows the token in its children's variables.
-  // In its place for the directory where `claude` writes, in which each command leaves a file.
+  // By this socket 2.1.330 takes messages from anyone who knows the token in its children's
+  // variables. In its place for the directory where `claude` writes, in which each command leaves a
+  // file.
   words.insert(words.end(),
                {"--tmpfs", agent.private_directory + "/claude", "--tmpfs", home + "/cc-socks",
                 "--setenv", "HOME", home, "--chdir", agent.directory, "bash", "-c"});
@@ -6690,7 +7372,7 @@ inline void confine_commands(const options& settings, const agent_request& agent
   variables["CLAUDE_CODE_SHELL_PREFIX"] = confining_script_path(settings);
 }
 
-/// What an agent's process may do, beyond what every process is told.
+/// What an agent's process may do, beyond the settings of every process.
 inline void add_agent_arguments(const options& settings, const agent_request& agent,
                                 command& made) {
   auto& arguments = made.arguments;
@@ -6795,8 +7477,8 @@ inline command make_command(const options& settings, const launch_profile& profi
 }
 
 //================================================================================================
-// [17] process - child processes that cannot outlive us; the only section that makes them
-// uses: text, options, cli_command | thread-safe where told
+// [18] process - child processes that cannot outlive us; the only section that makes them
+// uses: text, options, cli_command | thread-safe where noted
 //================================================================================================
 
 using steady_time = std::chrono::steady_clock::time_point;
@@ -7299,7 +7981,7 @@ class write_buffer {
 
 constexpr std::size_t max_command_output = 8 * 1024 * 1024;
 
-/// What a short command said.
+/// The output of a short command.
 struct command_output {
   bool finished = false;  ///< false: it was killed, at the deadline or since it printed too much
   std::string ending;
@@ -7314,21 +7996,21 @@ inline command_output run_command(const command& what, const child_guard& guard,
   child_process child(what, guard);
   child.input.reset();
   const auto deadline = std::chrono::steady_clock::now() + timeout;
-  command_output said;
+  command_output result;
   while (std::chrono::steady_clock::now() < deadline && !stop.is_raised()) {
     std::array<pollfd, 2> fds{{{child.output.get(), POLLIN, 0}, {child.errors.get(), POLLIN, 0}}};
     ::poll(fds.data(), fds.size(), 10);
     const bool exited = child.has_exited();  // before the last read, so that nothing is missed
-    if (child.output && !read_available(child.output.get(), said.output)) child.output.reset();
-    if (child.errors && !read_available(child.errors.get(), said.errors)) child.errors.reset();
-    if (exited || said.output.size() + said.errors.size() > max_command_output) break;
+    if (child.output && !read_available(child.output.get(), result.output)) child.output.reset();
+    if (child.errors && !read_available(child.errors.get(), result.errors)) child.errors.reset();
+    if (exited || result.output.size() + result.errors.size() > max_command_output) break;
   }
-  said.finished = child.try_reap();
-  said.ending = child.ending();
-  return said;
+  result.finished = child.try_reap();
+  result.ending = child.ending();
+  return result;
 }
 
-/// Memory of the machine in bytes; 0 when it is not told.
+/// Memory of the machine in bytes; 0 when it is unknown.
 inline std::uint64_t physical_memory() {
   const long pages = ::sysconf(_SC_PHYS_PAGES);
   const long size = ::sysconf(_SC_PAGESIZE);
@@ -7338,11 +8020,11 @@ inline std::uint64_t physical_memory() {
 
 /// Memory that a process has in use, in bytes; 0 where the system does not tell.
 inline std::uint64_t resident_memory(pid_t pid) {
-  std::string told;
+  std::string contents;
   const auto path = "/proc/" + std::to_string(pid) + "/statm";
   const unique_fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (file) read_available(file.get(), told);
-  const auto fields = text::split(told, ' ');
+  if (file) read_available(file.get(), contents);
+  const auto fields = text::split(contents, ' ');
   const auto pages = fields.size() < 2 ? std::nullopt : text::try_number<std::uint64_t>(fields[1]);
   return pages.value_or(0) * static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
 }
@@ -7371,7 +8053,7 @@ inline std::string path_of_program(const std::string& name) {
 }
 
 //================================================================================================
-// [18] claude_process - one `claude`: what it holds of a conversation, and how it is told more
+// [19] claude_process - one `claude`: the conversation that it holds, and how it gets more
 // uses: text, errors, log, json_access, conversation, events, cli_protocol,
 //       process | one thread
 //================================================================================================
@@ -7390,7 +8072,7 @@ class cli_connection {
 
   const child_process& child() const { return *child_; }
 
-  /// Gives the process up: whoever holds the child ends it.
+  /// Gives the process up: the owner of the child ends it.
   std::unique_ptr<child_process> take_child() { return std::move(child_); }
 
   void send(std::string_view bytes) {
@@ -7413,40 +8095,40 @@ class cli_connection {
   std::string pump(Read read) {
     const bool exited = child_->has_exited();  // before the last read, so that nothing is missed
     send({});
-    read_complaints();
-    std::string said;
-    const bool open = child_->output && read_available(child_->output.get(), said);
-    splitter_.feed(said);
+    read_stderr();
+    std::string received;
+    const bool open = child_->output && read_available(child_->output.get(), received);
+    splitter_.feed(received);
     while (const auto line = splitter_.next()) read(*line);
     if (splitter_.overflowed()) return "claude printed an endless line";
-    if (!said.empty() || (open && !exited)) return {};
+    if (!received.empty() || (open && !exited)) return {};
     const bool reaped = child_->wait_for_exit(std::chrono::milliseconds(100)) && child_->try_reap();
-    read_complaints();
+    read_stderr();
     return "claude ended unexpectedly" + (reaped ? " (" + child_->ending() + ")" : std::string());
   }
 
   /// The reason, with the last of what `claude` wrote to its stderr.
   std::string explain(const std::string& reason) const {
-    const auto complaint = text::repair_utf8(text::trim(redact(complaints_)));
+    const auto complaint = text::repair_utf8(text::trim(redact(stderr_tail_)));
     return complaint.empty() ? reason : reason + ": " + complaint;
   }
 
  private:
-  static constexpr std::size_t longest_complaint = 2048;
+  static constexpr std::size_t max_stderr_tail = 2048;
 
-  void read_complaints() {
-    if (child_->errors && !read_available(child_->errors.get(), complaints_)) {
+  void read_stderr() {
+    if (child_->errors && !read_available(child_->errors.get(), stderr_tail_)) {
       child_->errors.reset();
     }
-    if (complaints_.size() > longest_complaint) {
-      complaints_.erase(0, complaints_.size() - longest_complaint);
+    if (stderr_tail_.size() > max_stderr_tail) {
+      stderr_tail_.erase(0, stderr_tail_.size() - max_stderr_tail);
     }
   }
 
   std::unique_ptr<child_process> child_;
   write_buffer outgoing_;
   line_splitter splitter_;
-  std::string complaints_;  ///< the last of its stderr
+  std::string stderr_tail_;  ///< the last of its stderr
 };
 
 /// The in-process MCP server by which a `claude` knows the client's tools. A call stays unanswered
@@ -7462,14 +8144,14 @@ class client_tools {
     results_.clear();
   }
 
-  bool lacks_calls() const { return !results_.empty(); }
+  bool has_unclaimed_results() const { return !results_.empty(); }
 
   /// The results that the client brings for these calls, which are those of the message `before`.
-  /// It may have renamed them, all alike even: a call's place tells which one it is.
-  void take_results(const message& said, const message& before,
+  /// Clients may rename call ids, even all to the same: results belong to calls by their places.
+  void take_results(const message& entry, const message& before,
                     const std::vector<std::string>& calls) {
     auto names = call_ids(before);
-    for (const auto& part : said.parts) {
+    for (const auto& part : entry.parts) {
       const auto* result = std::get_if<tool_result_part>(&part);
       if (result == nullptr) continue;
       const auto name = std::find(names.begin(), names.end(), result->call_id);
@@ -7523,9 +8205,9 @@ class client_tools {
   std::map<std::string, json> results_;  ///< that wait for their call, by its id
 };
 
-/// What a turn asks beside its messages, as a process is told it. It may change from turn to turn;
-/// by default what a fresh process does untold.
-struct turn_wishes {
+/// What a turn asks beside its messages, as it is sent to a process. It may change from turn to
+/// turn; the default is what a fresh process has.
+struct turn_settings {
   std::string settings = encode_settings(settings_id, turn_request(), tool_names());
   std::int64_t thinking = 0;
   bool acknowledged = true;  ///< the process has taken the settings
@@ -7534,7 +8216,7 @@ struct turn_wishes {
 /// A user's message that can be taken back, with all after it.
 struct turn_mark {
   std::size_t message = 0;  ///< its place in the conversation
-  std::string uuid;         ///< under which the process was told it
+  std::string uuid;         ///< under which the process got it
 };
 
 /// How a process is ended without harm.
@@ -7546,10 +8228,10 @@ struct stop_policy {
 /// What a process holds of a conversation.
 struct conversation_cursor {
   conversation_trace held;
-  std::size_t told = 0;          ///< messages of it that the process knows
+  std::size_t written = 0;       ///< messages of it that the process knows
   std::vector<turn_mark> marks;  ///< of these
   std::size_t keep = 0;          ///< messages that stay when the others are taken back
-  std::size_t lines = 0;         ///< told so far, with those taken back
+  std::size_t lines = 0;         ///< sent so far, with those taken back
   std::size_t steps = 0;         ///< back, that were asked for
   bool asked = false;            ///< the last of them is still to be confirmed
 };
@@ -7557,15 +8239,15 @@ struct conversation_cursor {
 /// What a process does for one request.
 struct process_turn {
   const turn_request* request = nullptr;  ///< null when nobody waits for the turn's end
-  conversation_trace trace;               ///< until the process is told
+  conversation_trace trace;               ///< until the process has the messages
   bool agent = false;
   turn_decoder decoder{0};
   tool_names names;
   int retries = 0;
   std::vector<usage_window> windows;
   std::deque<event> events;
-  bool told_event = false;
-  bool lost = false;
+  bool event_delivered = false;
+  bool failed_before_first_event = false;
 };
 
 /// How long a process has served.
@@ -7575,9 +8257,9 @@ struct service_record {
   int turns = 0;
 };
 
-/// The process's own id of the API for one of its models, where it has told it.
-inline std::string resolve_model(const json& introduction, const std::string& name) {
-  const auto& models = member_of(introduction, "models");
+/// The process's own id of the API for one of its models, where it has named it.
+inline std::string resolve_model(const json& initialize_response, const std::string& name) {
+  const auto& models = member_of(initialize_response, "models");
   if (!models.is_array()) return name;
   for (const auto& known : models) {
     if (string_of(known, "value") != name) continue;
@@ -7588,20 +8270,22 @@ inline std::string resolve_model(const json& introduction, const std::string& na
 }
 
 /// `claude` takes no message back that brings the results of its calls, but the one before.
-inline bool holds_results(const message& said) {
-  return std::any_of(said.parts.begin(), said.parts.end(), [](const content_part& part) {
+inline bool holds_results(const message& entry) {
+  return std::any_of(entry.parts.begin(), entry.parts.end(), [](const content_part& part) {
     return std::holds_alternative<tool_result_part>(part);
   });
 }
 
-/// Speaks with one `claude`. Whoever holds it moves its bytes with `pump`; it owns no thread.
+/// Speaks with one `claude`. Its owner moves its bytes with `pump`; it has no thread.
 ///
-/// It is a cursor in a conversation: `begin` takes back what the request has not, tells what is
-/// missing, and asks. Nothing is told before `claude` has confirmed that all is taken back.
+/// It is a cursor in a conversation: `begin` rewinds to the last message that both have, replays
+/// the messages that are missing, and sends the last one; nothing before `claude` has confirmed
+/// each rewind.
 class claude_process {
  public:
-  /// `starting` until it has answered once, then `ready`: it holds nothing and is nobody's yet.
-  /// `idle`: it holds whole pairs of a conversation, or none. `dead`: it must be ended.
+  /// `starting` until it has answered a probe, then `ready`: it holds no conversation and belongs
+  /// to no client yet. `idle`: each user message that it holds has its answer. `dead`: it must be
+  /// ended.
   enum class state {
     starting,
     ready,
@@ -7613,7 +8297,7 @@ class claude_process {
     dead
   };
 
-  /// What it would not take back, as older versions do.
+  /// The rewind that this CLI has refused. Older ones refuse some.
   enum class refusal { none, first_message, any_message };
 
   /// Throws `std::system_error` when the program cannot be started.
@@ -7623,11 +8307,11 @@ class claude_process {
 
   state now() const { return state_; }
 
-  /// Not ended unnoticed either.
+  /// Also looks for an exit that was not read yet.
   bool alive() const { return state_ != state::dead && !connection_.child().has_exited(); }
 
-  /// It ended, or said what nobody understands, before it told anything of the turn.
-  bool lost() const { return turn_.lost; }
+  /// It ended, or wrote an unknown message, before any event of the turn.
+  bool failed_before_first_event() const { return turn_.failed_before_first_event; }
 
   refusal refused() const { return refused_; }
   bool is_agent() const { return turn_.agent; }
@@ -7643,7 +8327,7 @@ class claude_process {
   const std::vector<turn_mark>& marks() const { return cursor_.marks; }
 
   /// What this turn has used so far.
-  token_usage usage() const { return turn_.decoder.usage(); }
+  token_usage usage() const { return turn_.decoder.meter().usage(); }
 
   /// See `turn_decoder`.
   bool was_cut() const { return turn_.decoder.was_cut(); }
@@ -7651,18 +8335,17 @@ class claude_process {
   /// How often the CLI has asked the API again in this turn.
   int retries() const { return turn_.retries; }
 
-  /// What the CLI has told in this turn of the subscription's limits: those that have changed.
+  /// The subscription's limits that the CLI reported in this turn: those that have changed.
   const std::vector<usage_window>& windows() const { return turn_.windows; }
 
-  /// The limits by name, each as it was told last, in this turn or before.
+  /// The limits by name, each as it was reported last, in this turn or before.
   const std::map<std::string, usage_window>& known_windows() const { return windows_; }
 
   /// It has served so many turns, or grown so much, that another serves better.
   bool is_worn() const {
-    constexpr int longest_service = 500;  // turns
-    constexpr std::uint64_t most_memory = 400ULL * 1024 * 1024;
-    return service_.turns >= longest_service ||
-           resident_memory(connection_.child().pid()) > most_memory;
+    constexpr int max_service = 500;  // turns
+    constexpr std::uint64_t max_memory = 400ULL * 1024 * 1024;
+    return service_.turns >= max_service || resident_memory(connection_.child().pid()) > max_memory;
   }
 
   /// An agent ends its own children on SIGINT only. A process that waits for the client's tools
@@ -7674,7 +8357,7 @@ class claude_process {
   }
 
   /// Brings the process to the request's conversation and asks; its answer comes as events. The
-  /// first `keep` messages are those that it holds; the others are taken back, or told. One that
+  /// first `keep` messages are those that it holds; the others are taken back, or sent. One that
   /// awaits the results of tools must be given these and nothing else, or be taken back. `request`
   /// must outlive the turn, which `accept` or `release` ends.
   void begin(const turn_request& request, conversation_trace trace, std::size_t keep) {
@@ -7695,12 +8378,12 @@ class claude_process {
     const bool whole = decoder.finished() && !decoder.was_cut() && turn_.events.empty();
     if (state_ != state::answering || !whole) return;
     append_message(cursor_.held, reply, {});
-    cursor_.told = cursor_.held.ends.size();
+    cursor_.written = cursor_.held.ends.size();
     turn_.request = nullptr;
     state_ = decoder.calls().empty() ? state::idle : state::awaiting_tool_results;
   }
 
-  /// Whoever began the turn wants no more of it. What it was told is taken back, where that may be;
+  /// The turn is abandoned. Its messages are taken back, where that may be;
   /// else the process is dead.
   void release(bool may_take_back) {
     turn_.request = nullptr;
@@ -7722,7 +8405,7 @@ class claude_process {
   }
 
   /// Only asks the process for its models and its account; see `introduction`.
-  void begin_introduction() {
+  void request_capabilities() {
     turn_request nothing;
     nothing.system = "-";
     connection_.send(encode_initialize(opening_id, nothing));
@@ -7730,14 +8413,14 @@ class claude_process {
   }
 
   /// What the process answered to `initialize`; null until then.
-  const json& introduction() const { return introduction_; }
+  const json& initialize_response() const { return initialize_response_; }
 
   /// The next event that is known already.
   std::optional<event> pop() {
     if (turn_.events.empty()) return std::nullopt;
     event next = std::move(turn_.events.front());
     turn_.events.pop_front();
-    turn_.told_event = true;
+    turn_.event_delivered = true;
     return next;
   }
 
@@ -7749,18 +8432,18 @@ class claude_process {
   /// Moves all bytes that can be moved without waiting, and reads what the process says.
   void pump() {
     const auto wrong = connection_.pump([this](std::string_view line) { read_line(line); });
-    if (!wrong.empty()) lose(wrong);
+    if (!wrong.empty()) fail(wrong);
     const auto waits = std::chrono::steady_clock::now() - waits_since_;
-    if (state_ == state::starting && waits > longest_start) lose("claude does not start");
-    if (state_ == state::taking_back && waits > longest_step) lose("claude takes nothing back");
+    if (state_ == state::starting && waits > start_timeout) fail("claude does not start");
+    if (state_ == state::taking_back && waits > max_step) fail("claude takes nothing back");
   }
 
-  /// Gives the process up: whoever holds the child ends it.
+  /// Gives the process up: the owner of the child ends it.
   std::unique_ptr<child_process> take_child() { return connection_.take_child(); }
 
  private:
-  static constexpr std::chrono::seconds longest_start{60};  // usual: 0.5 s
-  static constexpr std::chrono::seconds longest_step{3};    // to take one message back; usual: 3 ms
+  static constexpr std::chrono::seconds start_timeout{60};  // usual: 0.5 s
+  static constexpr std::chrono::seconds max_step{3};        // to take one message back; usual: 3 ms
 
   // ---- back -------------------------------------------------------------------------------------
 
@@ -7768,7 +8451,7 @@ class claude_process {
   void take_back(std::size_t keep) {
     cursor_.keep = keep;
     tools_.forget_calls();
-    // What is told as history ends by itself: it is acknowledged.
+    // A replayed message ends by itself: it is acknowledged.
     interrupting_ = runs_ && state_ != state::telling_history;
     if (interrupting_) connection_.send(encode_interrupt(interrupt_id));
     state_ = state::taking_back;
@@ -7784,7 +8467,7 @@ class claude_process {
       cursor_.asked = true;
       return connection_.send(encode_rewind(id_of_step(), cursor_.marks.back().uuid));
     }
-    cursor_.told = cursor_.keep;
+    cursor_.written = cursor_.keep;
     cursor_.held.ends.resize(cursor_.keep);
     cursor_.held.thoughts.resize(cursor_.keep);
     cursor_.held.words.resize(cursor_.keep == 0 ? 0 : cursor_.held.ends.back());
@@ -7805,7 +8488,7 @@ class claude_process {
     const bool first = string_of(answer, "error") == "no preceding assistant";
     if (first) refused_ = refusal::first_message;
     if (unknown) refused_ = refusal::any_message;
-    lose("claude did not take a message back: " + string_of(unknown ? response : answer, "error"));
+    fail("claude did not take a message back: " + string_of(unknown ? response : answer, "error"));
   }
 
   // ---- on ---------------------------------------------------------------------------------------
@@ -7819,18 +8502,18 @@ class claude_process {
       lines = encode_initialize(opening_id, *turn_.request);
       tools_.offer(turn_.request->tools, turn_.names);
     }
-    lines += tell_wishes({encode_settings(settings_id, *turn_.request, turn_.names),
-                          turn_.request->thinking_tokens.value_or(0)});
+    lines += encode_changed_settings({encode_settings(settings_id, *turn_.request, turn_.names),
+                                      turn_.request->thinking_tokens.value_or(0)});
     const bool brings_results = state_ == state::awaiting_tool_results;
-    const double charged = brings_results ? turn_.decoder.charged_ahead() : 0;
+    const double charged = brings_results ? turn_.decoder.meter().charged_ahead() : 0;
     if (brings_results) {
-      const auto said = turn_.request->messages.rbegin();
-      tools_.take_results(*said, *(said + 1), turn_.decoder.calls());
+      const auto entry = turn_.request->messages.rbegin();
+      tools_.take_results(*entry, *(entry + 1), turn_.decoder.calls());
     }
     turn_.decoder = turn_decoder(cost_, std::move(shape), charged);
     cursor_.held = std::move(turn_.trace);
     if (!brings_results) return tell_next(std::move(lines));
-    cursor_.told = cursor_.held.ends.size();
+    cursor_.written = cursor_.held.ends.size();
     state_ = state::answering;
     connection_.send(lines);
     answer_calls();
@@ -7839,39 +8522,40 @@ class claude_process {
   /// Sends what is untold up to the next user's message, which will be acknowledged or answered.
   void tell_next(std::string lines) {
     const auto& messages = turn_.request->messages;
-    for (bool asked = false; !asked && cursor_.told < messages.size(); ++cursor_.told) {
+    for (bool asked = false; !asked && cursor_.written < messages.size(); ++cursor_.written) {
       ++cursor_.lines;
-      const auto& said = messages[cursor_.told];
-      asked = said.author == role::user;
-      message_line line{cursor_.told + 1 == messages.size(), asked ? next_uuid() : std::string(),
-                        cursor_.lines, resolve_model(introduction_, turn_.request->model)};
-      if (asked && !holds_results(said)) cursor_.marks.push_back({cursor_.told, line.uuid});
+      const auto& entry = messages[cursor_.written];
+      asked = entry.author == role::user;
+      message_line line{cursor_.written + 1 == messages.size(), asked ? next_uuid() : std::string(),
+                        cursor_.lines, resolve_model(initialize_response_, turn_.request->model)};
+      if (asked && !holds_results(entry)) cursor_.marks.push_back({cursor_.written, line.uuid});
       if (line.ask && !turn_.request->nudge.empty()) {
-        auto nudged = said;
+        auto nudged = entry;
         nudged.parts.emplace_back(text_part{turn_.request->nudge});
         lines += encode_message(nudged, turn_.names, line);
       } else {
-        lines += encode_message(said, turn_.names, line);
+        lines += encode_message(entry, turn_.names, line);
       }
     }
-    state_ = cursor_.told == messages.size() ? state::answering : state::telling_history;
+    state_ = cursor_.written == messages.size() ? state::answering : state::telling_history;
     runs_ = true;
     connection_.send(lines);
   }
 
   /// The lines that tell the turn's wishes, where they differ from the last one's.
-  std::string tell_wishes(turn_wishes wishes) {
+  std::string encode_changed_settings(turn_settings wishes) {
     std::string lines;
-    wishes.acknowledged = wishes.settings == wishes_.settings;
-    if (wishes.thinking != wishes_.thinking) lines += encode_thinking("thinking", wishes.thinking);
+    wishes.acknowledged = wishes.settings == sent_settings_.settings;
+    if (wishes.thinking != sent_settings_.thinking)
+      lines += encode_thinking("thinking", wishes.thinking);
     if (!wishes.acknowledged) lines += wishes.settings;
-    wishes_ = std::move(wishes);
+    sent_settings_ = std::move(wishes);
     return lines;
   }
 
   /// Once the process knows what the client wishes of the API call that follows.
   void answer_calls() {
-    if (wishes_.acknowledged) connection_.send(tools_.answer_calls());
+    if (sent_settings_.acknowledged) connection_.send(tools_.answer_calls());
   }
 
   /// `claude` compares the first 24 characters only.
@@ -7887,7 +8571,7 @@ class claude_process {
     if (text::trim(text).empty()) return;
     const json line = try_parse_json(text, max_line_depth);
     if (!line.is_object()) {
-      return lose("claude printed a line that is not a JSON object, or one too deep or too large");
+      return fail("claude printed a line that is not a JSON object, or one too deep or too large");
     }
     const auto type = string_of(line, "type");
     if (type == "control_response") return read_control_response(member_of(line, "response"));
@@ -7906,10 +8590,10 @@ class claude_process {
       case state::answering: return read_answer(line, begins);
       case state::awaiting_tool_results:
       case state::idle:
-        if (begins) lose("claude went on by itself");
+        if (begins) fail("claude went on by itself");
         return;
       case state::taking_back:
-        if (begins && !runs_) return lose("claude went on by itself");
+        if (begins && !runs_) return fail("claude went on by itself");
         if (type == "result") take_back_next();
     }
   }
@@ -7922,7 +8606,7 @@ class claude_process {
 
   void read_answer(const json& line, bool begins) {
     const bool over = turn_.decoder.finished() && !was_cut();
-    if (begins && (over || tools_.lacks_calls())) return lose("claude went on by itself");
+    if (begins && (over || tools_.has_unclaimed_results())) return fail("claude went on by itself");
     if (string_of(line, "subtype") == "api_retry") ++turn_.retries;
     std::vector<event> decoded;
     turn_.decoder.decode(line, decoded);
@@ -7932,11 +8616,11 @@ class claude_process {
     }
   }
 
-  /// While history is told, each user message is acknowledged by a result.
+  /// While history is replayed, each user message is acknowledged by a result.
   void read_acknowledgement(const json& line) {
     if (string_of(line, "type") != "result") return;
     if (boolean_of(line, "is_error")) {
-      return lose("claude refused the history: " + string_of(line, "result"));
+      return fail("claude refused the history: " + string_of(line, "result"));
     }
     tell_next({});
   }
@@ -7951,24 +8635,24 @@ class claude_process {
     }
     if (id != opening_id && id != settings_id) return;
     if (string_of(response, "subtype") == "error") {
-      return lose("claude refused the conversation: " + string_of(response, "error"));
+      return fail("claude refused the conversation: " + string_of(response, "error"));
     }
-    if (id == opening_id) introduction_ = member_of(response, "response");
+    if (id == opening_id) initialize_response_ = member_of(response, "response");
     if (id != settings_id) return;
-    wishes_.acknowledged = true;
+    sent_settings_.acknowledged = true;
     answer_calls();
   }
 
   void answer_request(const json& asked) {
     connection_.send(tools_.take_request(
-        asked, [this](const std::string& id) { return turn_.decoder.told_id(id); }));
+        asked, [this](const std::string& id) { return turn_.decoder.client_call_id(id); }));
     answer_calls();
   }
 
-  void lose(const std::string& reason) {
+  void fail(const std::string& reason) {
     if (state_ == state::dead) return;
     state_ = state::dead;
-    turn_.lost = turn_.events.empty() && !turn_.told_event;
+    turn_.failed_before_first_event = turn_.events.empty() && !turn_.event_delivered;
     std::vector<event> decoded;
     turn_.decoder.fail(api_error(error_kind::bad_gateway, connection_.explain(reason)), decoded);
     for (auto& what : decoded) turn_.events.push_back(std::move(what));
@@ -7978,20 +8662,20 @@ class claude_process {
   service_record service_;
   state state_ = state::starting;
   steady_time waits_since_ = service_.started;  ///< for its start, or for a step back
-  json introduction_;
+  json initialize_response_;
   client_tools tools_;
   std::map<std::string, usage_window> windows_;
-  turn_wishes wishes_;         ///< that it was told last
-  bool runs_ = false;          ///< its `result` is still to come
-  bool interrupting_ = false;  ///< the interrupt is still to be acknowledged
+  turn_settings sent_settings_;  ///< that it got last
+  bool runs_ = false;            ///< its `result` is still to come
+  bool interrupting_ = false;    ///< the interrupt is still to be acknowledged
   conversation_cursor cursor_;
   process_turn turn_;
   refusal refused_ = refusal::none;
-  double cost_ = 0;  ///< in USD, as it has told
+  double cost_ = 0;  ///< in USD, as it reported
 };
 
 //================================================================================================
-// [19] pool - which process serves a request, the cap, the queue, and the end of processes
+// [20] pool - which process serves a request, the cap, the queue, and the end of processes
 // uses: text, errors, log, options, conversation, cli_protocol, cli_command, process,
 //       claude_process | thread-safe
 //================================================================================================
@@ -8004,7 +8688,7 @@ struct process_counts {
   int idle = 0;         ///< hold a conversation that may go on
   int parked = 0;       ///< of the idle: wait for the results of a client's tools
   int taking_back = 0;  ///< of the idle: take back what nobody wants any more
-  int stopping = 0;     ///< told to end, not yet gone
+  int stopping = 0;     ///< signalled to end, not yet gone
   int maximum = 0;
   std::uint64_t started = 0;             ///< since the proxy began
   int queued = 0;                        ///< requests that wait for a process
@@ -8024,15 +8708,15 @@ struct way {
   kind how = kind::start;
   std::size_t keep = 0;        ///< messages of the request that the process holds, and keeps
   std::size_t taken_back = 0;  ///< the user's messages that are taken back
-  std::size_t told = 0;        ///< messages that are told as history
-  std::size_t lost = 0;        ///< messages that are told anew when their conversation goes on
+  std::size_t replayed = 0;    ///< messages of the history that the process gets
+  std::size_t discarded = 0;   ///< messages of another conversation, to be replayed when it goes on
   bool parked = false;         ///< another conversation's calls are given up for it
 };
 
 /// What ways cost, in milliseconds, as measured on the real CLI.
 struct way_costs {
   static constexpr double step_back = 3;
-  static constexpr double message = 2.5;  ///< told as history
+  static constexpr double message = 2.5;  ///< of the history
   static constexpr double initialize = 50;
   static constexpr double start = 450;
   /// A process that awaits results is taken for another conversation only where there is nothing
@@ -8040,9 +8724,9 @@ struct way_costs {
   static constexpr double parked = 10'000;
 };
 
-/// What a way costs in milliseconds, with what it makes others tell anew.
+/// What a way costs in milliseconds, with the replays that it causes for other conversations.
 inline double cost_of(const way& one) {
-  double cost = way_costs::message * static_cast<double>(one.told + one.lost) +
+  double cost = way_costs::message * static_cast<double>(one.replayed + one.discarded) +
                 way_costs::step_back * static_cast<double>(one.taken_back);
   const bool fresh = one.how == way::kind::spare || one.how == way::kind::start;
   if (fresh) cost += way_costs::initialize;
@@ -8105,7 +8789,7 @@ inline std::optional<way> find_way(const conversation_trace& held,
   if (far || may == going_back::nowhere) return std::nullopt;
   back.keep = first->message;
   back.taken_back = static_cast<std::size_t>(first - marks.rbegin()) + 1;
-  back.told = history - back.keep;
+  back.replayed = history - back.keep;
   return back;
 }
 
@@ -8157,17 +8841,18 @@ struct kept_process {
   bool ends = false;  ///< and ends it then
 
   bool is_unused() const { return now == state::starting || now == state::ready; }
+  bool is_changing() const { return now == state::starting || now == state::taking_back; }
 
-  /// One that hangs holds up no other, and another is started in its place.
+  /// A start of over 5 s counts as hung: another may begin in its place.
   bool is_starting() const {
-    constexpr std::chrono::seconds longest_start{5};  // that takes a processor; usual: 0.5 s
-    return now == state::starting && std::chrono::steady_clock::now() - since < longest_start;
+    constexpr std::chrono::seconds slow_start{5};  // usual: 0.5 s
+    return now == state::starting && std::chrono::steady_clock::now() - since < slow_start;
   }
 
   /// On its way to where it may serve others; one that takes longer than a start is not waited for.
   bool returns_soon() const {
-    constexpr std::chrono::milliseconds longest_return{500};
-    return now == state::taking_back && std::chrono::steady_clock::now() - since < longest_return;
+    constexpr std::chrono::milliseconds max_return{500};
+    return now == state::taking_back && std::chrono::steady_clock::now() - since < max_return;
   }
 };
 
@@ -8204,8 +8889,8 @@ struct waiting_request {
 
   /// Others have been served before it for long enough.
   bool is_overtaken() const {
-    constexpr std::chrono::seconds longest_overtaking{3};
-    return std::chrono::steady_clock::now() - since > longest_overtaking;
+    constexpr std::chrono::seconds max_overtaking{3};
+    return std::chrono::steady_clock::now() - since > max_overtaking;
   }
 };
 
@@ -8365,7 +9050,7 @@ class spare_plan {
     if (now - oldest->asked >= hold) std::swap(*oldest, *known);
   }
 
-  /// Those of these clients' agents.
+  /// Removes the profiles of these clients' agents.
   void forget(const std::set<std::string>& clients) {
     profiles_.erase(
         std::remove_if(profiles_.begin(), profiles_.end(),
@@ -8428,7 +9113,7 @@ class spare_plan {
   steady_time not_before_{};
 };
 
-/// Processes that were told to end and are not yet gone. Guarded by the pool's lock.
+/// Processes that were signalled to end and are not yet gone. Guarded by the pool's lock.
 class stopping_processes {
  public:
   std::size_t size() const { return processes_.size(); }
@@ -8473,7 +9158,7 @@ struct start_counts {
 inline std::unique_ptr<claude_process> start_claude(const options& settings,
                                                     const launch_profile& profile,
                                                     const child_guard& guard) {
-  const auto what = make_command(settings, profile);
+  const auto what = make_command(profile.fallback ? with_fallback(settings) : settings, profile);
   try {
     return std::make_unique<claude_process>(what, guard);
   } catch (const std::system_error& failure) {
@@ -8522,7 +9207,7 @@ class pool {
     janitor_ = std::thread([this] { run_janitor(); });
   }
 
-  /// From now on, first of all of that model.
+  /// Starts to keep spares; this model has priority.
   void keep_spares(const std::string& model) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -8584,18 +9269,17 @@ class pool {
 
   // ---- the choice: needs the lock, as all below to the janitor's part ---------------------------
 
-  int total() const {
-    return queue_.busy() + starts_.under_way + static_cast<int>(kept_.size() + stopping_.size());
+  bool is_full() const {
+    const auto kept = static_cast<int>(kept_.size() + stopping_.size());
+    return queue_.busy() + starts_.under_way + kept >= queue_.max_processes();
   }
-
-  bool is_full() const { return total() >= queue_.max_processes(); }
 
   /// A process for the request, by the cheapest way; nullopt where that is to start or to wait.
   /// `before`: the first of those that wait longer, and for whom there was none.
   std::optional<grant> try_grant(const process_demand& demand, const waiting_request* before) {
     if (queue_.is_capped(demand.client)) return std::nullopt;
-    // At the cap a process that is free makes room for the first in line. To go on with one's own
-    // conversation takes it from nobody, but not for so long that the first one gets none.
+    // At the cap a free process goes to the first in line. Others may go on with their own
+    // conversations, until the first in line has waited for 3 s.
     const bool at_cap = before != nullptr && is_full();
     if (at_cap && before->is_overtaken()) return std::nullopt;
     const bool own_only = at_cap && before->demand->client != demand.client;
@@ -8704,11 +9388,11 @@ class pool {
   /// To start a process, and to make room for it, in milliseconds.
   double cost_of_start(const process_demand& demand) {
     way start;
-    start.told = demand.history();
+    start.replayed = demand.history();
     if (!is_full()) return cost_of(start);
     const auto ended = least_useful();
     if (ended == kept_.end()) return cost_of(start);
-    start.lost = ended->process->held().ends.size();
+    start.discarded = ended->process->held().ends.size();
     start.parked = ended->now == claude_process::state::awaiting_tool_results;
     return cost_of(start);
   }
@@ -8775,8 +9459,8 @@ class pool {
       if (kept.now != state::dead) continue;
       support_.learn(*kept.process);
       if (before != state::starting && before != state::ready) continue;
-      while (const auto told = kept.process->pop()) {
-        const auto* failed = std::get_if<turn_failed>(&*told);
+      while (const auto happened = kept.process->pop()) {
+        const auto* failed = std::get_if<turn_failed>(&*happened);
         if (failed) fail_start(kept.profile, failed->error, before == state::starting);
       }
     }
@@ -8785,8 +9469,7 @@ class pool {
   void end_unwanted() {
     const auto oldest = std::chrono::steady_clock::now() - settings_.idle_timeout;
     for (auto kept = kept_.begin(); kept != kept_.end();) {
-      const bool unwanted = closing_ || kept->ends || is_unwanted(*kept, oldest);
-      kept = unwanted ? end(kept) : std::next(kept);
+      kept = closing_ || kept->ends || is_unwanted(*kept, oldest) ? end(kept) : std::next(kept);
     }
   }
 
@@ -8832,11 +9515,11 @@ class pool {
       return now;
     }
     // A slow start is no reason to end a conversation for a second one.
-    const bool starts =
-        count_kept([&](const kept_process& kept) {
-          return kept.now == claude_process::state::starting && kept.profile == *profile;
-        }) > 0;
-    const auto ended = starts || stopping_.size() > 0 ? kept_.end() : least_useful();
+    const auto starts = [&](const kept_process& kept) {
+      return kept.now == claude_process::state::starting && kept.profile == *profile;
+    };
+    const bool waits = stopping_.size() > 0 || count_kept(starts) > 0;
+    const auto ended = waits ? kept_.end() : least_useful();
     if (ended == kept_.end()) return next;
     end(ended);
     return now + reap_interval;
@@ -8845,9 +9528,7 @@ class pool {
   steady_time next_look(steady_time now) const {
     auto next = now + (stopping_.size() == 0 ? std::chrono::minutes(1) : reap_interval);
     for (const auto& kept : kept_) {
-      const bool moves = kept.now == claude_process::state::starting ||
-                         kept.now == claude_process::state::taking_back;
-      if (moves) next = std::min(next, now + watch_interval);
+      if (kept.is_changing()) next = std::min(next, now + watch_interval);
       if (!kept.is_unused()) next = std::min(next, kept.since + settings_.idle_timeout);
     }
     return std::max(next, now + reap_interval);
@@ -8872,7 +9553,7 @@ class pool {
     kept_.push_back({profile, std::move(fresh), claude_process::state::starting});
   }
 
-  /// A `claude` that dies at its start would be started again without end, were it not told to a
+  /// A `claude` that dies at its start would be started again without end, were it not sent to a
   /// request that waits for one. `awaited`: one may; a spare is nobody's.
   void fail_start(const launch_profile& profile, const api_error& failure, bool awaited) {
     if (awaited && queue_.refuse(profile, failure)) return;
@@ -8939,7 +9620,7 @@ class pool::ticket {
     pool_.give_back(demand_, std::move(unclaimed->process));
   }
 
-  /// Readable when it may be worth to `try_take`; -1 when it is already.
+  /// Readable when `try_take` may succeed; -1 when it may already.
   int fd() const { return waiting_ ? waiting_->wake.fd() : -1; }
 
   /// The process, once there is one. Throws a 429 when the wait was too long, and a 503 when
@@ -8991,12 +9672,12 @@ class pool::ticket {
 };
 
 //================================================================================================
-// [20] sessions - histories that the proxy keeps for a client
+// [21] sessions - histories that the proxy keeps for a client
 // uses: text, log, json_access, options, conversation, fields, anthropic_messages, cli_protocol,
 //       process | thread-safe
 //================================================================================================
 
-/// What is told of a session.
+/// What is shown of a session.
 struct session_info {
   std::string id;
   std::chrono::system_clock::time_point created;
@@ -9038,29 +9719,29 @@ inline tool_result_part decode_tool_result(const json& block) {
 
 /// A message of a stored session, which `render_part` has written; nullopt when it is none.
 inline std::optional<message> decode_message(const json& stored) {
-  message said;
-  if (string_of(stored, "role") == "assistant") said.author = role::assistant;
+  message entry;
+  if (string_of(stored, "role") == "assistant") entry.author = role::assistant;
   const auto& content = member_of(stored, "content");
   if (!content.is_array()) return std::nullopt;
   for (const auto& block : content) {
     const auto type = string_of(block, "type");
     if (type == "text") {
-      said.parts.emplace_back(text_part{string_of(block, "text")});
+      entry.parts.emplace_back(text_part{string_of(block, "text")});
     }
     if (type == "image" || type == "document" || type == "search_result") {
-      said.parts.emplace_back(decode_media(block));
+      entry.parts.emplace_back(decode_media(block));
     }
     if (type == "tool_use") {
-      said.parts.emplace_back(tool_call_part{string_of(block, "id"), string_of(block, "name"),
-                                             member_of(block, "input")});
+      entry.parts.emplace_back(tool_call_part{string_of(block, "id"), string_of(block, "name"),
+                                              member_of(block, "input")});
     }
-    if (type == "tool_result") said.parts.emplace_back(decode_tool_result(block));
+    if (type == "tool_result") entry.parts.emplace_back(decode_tool_result(block));
     if (type == "thinking" || type == "redacted_thinking") {
-      said.parts.emplace_back(thinking_part{
+      entry.parts.emplace_back(thinking_part{
           string_of(block, "thinking"), string_of(block, "signature"), string_of(block, "data")});
     }
   }
-  return said;
+  return entry;
 }
 
 /// How much text and data the messages hold, roughly.
@@ -9069,10 +9750,10 @@ inline std::size_t bytes_of(const std::vector<message>& messages) {
   const auto of_media = [](const media_part& media) {
     return media.data.size() + (media.more.empty() ? 0 : memory_of(media.more));
   };
-  const auto of_text = [](const text_part& said) { return said.text.size(); };
+  const auto of_text = [](const text_part& plain) { return plain.text.size(); };
   std::size_t bytes = 0;
-  for (const auto& said : messages) {
-    for (const auto& part : said.parts) {
+  for (const auto& entry : messages) {
+    for (const auto& part : entry.parts) {
       bytes +=
           each +
           std::visit(overloaded{of_text, of_media,
@@ -9094,8 +9775,8 @@ inline std::size_t bytes_of(const std::vector<message>& messages) {
   return bytes;
 }
 
-/// What each client holds of a store that all share. Where that is too much, whoever holds most
-/// gives something up: nobody pushes out what is another's, as long as he holds less.
+/// What each client holds of a store that all share. Where that is too much, the client that holds
+/// most gives something up: nobody pushes out what is another's, as long as he holds less.
 class shared_store {
  public:
   shared_store(std::size_t max_entries, std::size_t max_bytes)
@@ -9145,7 +9826,7 @@ class shared_store {
 /// each. A session is used by one request at a time; others wait in order.
 class session_store {
  public:
-  class visit;
+  class session_lock;
   using system_time = std::chrono::system_clock::time_point;
 
   /// Reads what is stored, in a directory that is made unless it is there. Throws
@@ -9258,8 +9939,8 @@ class session_store {
  private:
   using client_and_id = std::pair<std::string, std::string>;
 
-  static constexpr std::size_t most_kept = 10'000;
-  static constexpr std::size_t most_bytes = 64 * 1024 * 1024;
+  static constexpr std::size_t max_kept = 10'000;
+  static constexpr std::size_t max_kept_bytes = 64 * 1024 * 1024;
 
   struct session {
     std::string client;
@@ -9298,7 +9979,7 @@ class session_store {
   /// of the client that holds most.
   void sweep() {
     const auto oldest = std::chrono::steady_clock::now() - settings_.session_ttl;
-    shared_store held(most_kept, most_bytes);
+    shared_store held(max_kept, max_kept_bytes);
     for (auto kept = sessions_.begin(); kept != sessions_.end();) {
       const bool expired = !kept->second->busy && kept->second->last_used < oldest;
       if (!expired) held.add(kept->first.first, kept->second->bytes);
@@ -9328,17 +10009,17 @@ class session_store {
   /// Not in the future, whatever the file says: clocks are set back, and files are written to.
   static system_time past_time(const json& stored, const char* name) {
     const auto now = std::chrono::system_clock::now();
-    const auto told = std::clamp<std::int64_t>(integer_of(stored, name), 0, to_ms(now));
-    return system_time(std::chrono::milliseconds(told));
+    const auto stored_ms = std::clamp<std::int64_t>(integer_of(stored, name), 0, to_ms(now));
+    return system_time(std::chrono::milliseconds(stored_ms));
   }
 
   static std::string encode(const session& kept) {
     json messages = json::array();
-    for (const auto& said : kept.history) {
+    for (const auto& entry : kept.history) {
       json content = json::array();
-      for (const auto& part : said.parts) content.push_back(render_part(part));
+      for (const auto& part : entry.parts) content.push_back(render_part(part));
       messages.push_back(json::object(
-          {{"role", said.author == role::user ? "user" : "assistant"}, {"content", content}}));
+          {{"role", entry.author == role::user ? "user" : "assistant"}, {"content", content}}));
     }
     return dump(json::object({{"version", 1},
                               {"client", kept.client},
@@ -9397,8 +10078,8 @@ class session_store {
     kept->last_used = std::chrono::steady_clock::now() -
                       std::max(age, std::chrono::system_clock::duration::zero());
     kept->bytes = bytes.size();
-    for (const auto& said : member_of(stored, "messages")) {
-      if (auto decoded = decode_message(said)) kept->history.push_back(std::move(*decoded));
+    for (const auto& entry : member_of(stored, "messages")) {
+      if (auto decoded = decode_message(entry)) kept->history.push_back(std::move(*decoded));
     }
     kept->tokens = anthropic_messages::estimate_tokens(kept->history);
     const bool ours = integer_of(stored, "version") == 1 &&
@@ -9446,11 +10127,11 @@ inline json render_session_stats(const std::vector<session_info>& all,
 
 /// One request's use of a session. Waits for its turn; its owner polls `fd` meanwhile. One thread;
 /// must not outlive the store.
-class session_store::visit {
+class session_store::session_lock {
  public:
   /// `tokens` is what the turn may add to the history, roughly.
-  visit(session_store& owner, const std::string& client, const std::string& id,
-        std::int64_t tokens = 0)
+  session_lock(session_store& owner, const std::string& client, const std::string& id,
+               std::int64_t tokens = 0)
       : store_(owner), tokens_(tokens) {
     const std::lock_guard<std::mutex> lock(store_.mutex_);
     store_.sweep();
@@ -9471,10 +10152,10 @@ class session_store::visit {
       session_->waiting.push_back(&wake_);
     }
   }
-  visit(const visit&) = delete;
-  visit& operator=(const visit&) = delete;
+  session_lock(const session_lock&) = delete;
+  session_lock& operator=(const session_lock&) = delete;
 
-  ~visit() {
+  ~session_lock() {
     const std::lock_guard<std::mutex> lock(store_.mutex_);
     auto& waiting = session_->waiting;
     session_->tokens -= tokens_;
@@ -9491,7 +10172,7 @@ class session_store::visit {
     }
   }
 
-  /// Readable when it may be worth to `try_enter`.
+  /// Readable when `try_enter` may succeed.
   int fd() const { return entered_ ? -1 : wake_.fd(); }
 
   /// True once the session is this request's alone.
@@ -9544,7 +10225,7 @@ class session_store::visit {
 };
 
 //================================================================================================
-// [21] responses - answers that clients of the Responses API may refer to
+// [22] responses - answers that clients of the Responses API may refer to
 // uses: text, errors, json_access, options, process, sessions | thread-safe
 //================================================================================================
 
@@ -9635,8 +10316,8 @@ class response_store {
   using client_and_id = std::pair<std::string, std::string>;
   using clock = std::chrono::steady_clock;
 
-  static constexpr std::size_t most_kept = 1000;
-  static constexpr std::size_t most_bytes = 64 * 1024 * 1024;
+  static constexpr std::size_t max_kept = 1000;
+  static constexpr std::size_t max_kept_bytes = 64 * 1024 * 1024;
 
   struct kept_response {
     json input = json::array();  ///< items
@@ -9664,7 +10345,7 @@ class response_store {
 
   void sweep() {
     const auto oldest = clock::now() - settings_.session_ttl;
-    shared_store held(most_kept, most_bytes);
+    shared_store held(max_kept, max_kept_bytes);
     for (auto one = kept_.begin(); one != kept_.end();) {
       const bool expired = one->second.since < oldest && one->second.cancel.expired();
       if (!expired) held.add(one->first.first, one->second.bytes);
@@ -9864,10 +10545,59 @@ inline json render_items(const json& items, bool newest_first, const std::string
 }
 
 //================================================================================================
-// [22] engine - one answer: sessions, processes, a deadline, a client who may leave
+// [23] engine - one answer: sessions, processes, a deadline, a client who may leave
 // uses: errors, options, json_access, conversation, fields, events, anthropic_messages, catalog,
 //       cli_command, process, claude_process, pool, sessions | thread-safe
 //================================================================================================
+
+/// Until a limit of the subscription begins anew; 0 or less: it has.
+inline std::chrono::seconds time_to(std::int64_t resets_at) {
+  using namespace std::chrono;
+  constexpr seconds max_wait{7 * 24 * 3600};  // the longest window there is
+  return std::min(
+      seconds(resets_at) - duration_cast<seconds>(system_clock::now().time_since_epoch()),
+      max_wait);
+}
+
+/// The subscription's limits, each as the CLI reported it last. Thread-safe.
+class limit_board {
+ public:
+  explicit limit_board(const logger& log) : log_(log) {}
+
+  void note(const usage_window& window) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    auto& known = windows_[window.name];
+    if (window.extra_usage && !known.extra_usage) {
+      log_.warning(
+          "the plan's limit " + window.name +
+          " is used up: answers are billed as extra usage (--no-extra-usage refuses them)");
+    } else if (window.status == "rejected" && known.status != "rejected") {
+      log_.warning("the plan's limit " + window.name + " is used up");
+    }
+    known = window;
+  }
+
+  /// A limit refuses until it begins anew. `extra_usage`: what is billed beyond it is no refusal.
+  bool is_spent(bool extra_usage) const {
+    const auto windows = all();
+    return std::any_of(windows.begin(), windows.end(), [&](const usage_window& window) {
+      const bool refuses = window.status == "rejected" && !(window.extra_usage && extra_usage);
+      return refuses && time_to(window.resets_at).count() > 0;
+    });
+  }
+
+  std::vector<usage_window> all() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::vector<usage_window> windows;
+    for (const auto& entry : windows_) windows.push_back(entry.second);
+    return windows;
+  }
+
+ private:
+  const logger& log_;
+  mutable std::mutex mutex_;
+  std::map<std::string, usage_window> windows_;
+};
 
 /// What a client without a system prompt gets, in place of Claude Code's persona.
 constexpr std::string_view neutral_system_prompt = "You are a helpful assistant.";
@@ -9876,38 +10606,38 @@ constexpr std::string_view neutral_system_prompt = "You are a helpful assistant.
 /// also where it cut or changed it. One that relies on its session sends only what the user says.
 inline bool holds_replies(const std::vector<message>& messages) {
   return std::any_of(messages.begin(), messages.end(),
-                     [](const message& said) { return said.author == role::assistant; });
+                     [](const message& entry) { return entry.author == role::assistant; });
 }
 
 /// What the client will send back as the assistant's message.
 inline message make_reply(const turn_result& result) {
-  message said{role::assistant, {}};
+  message entry{role::assistant, {}};
   std::string words;
   std::vector<content_part> calls;
   for (const auto& block : result.blocks) {
     if (block.kind == block_kind::text) words += block.text;
     if (block.kind == block_kind::thinking && !block.signature.empty()) {
-      said.parts.emplace_back(thinking_part{block.text, block.signature, {}});
+      entry.parts.emplace_back(thinking_part{block.text, block.signature, {}});
     }
     if (block.kind == block_kind::redacted_thinking) {
-      said.parts.emplace_back(thinking_part{{}, {}, block.text});
+      entry.parts.emplace_back(thinking_part{{}, {}, block.text});
     }
     if (block.kind != block_kind::tool_call) continue;
     const json input = try_parse_json(block.text);
     if (input.is_object()) calls.emplace_back(tool_call_part{block.id, block.name, input});
   }
-  if (!words.empty()) said.parts.emplace_back(text_part{words});
-  std::move(calls.begin(), calls.end(), std::back_inserter(said.parts));
-  return said;
+  if (!words.empty()) entry.parts.emplace_back(text_part{words});
+  std::move(calls.begin(), calls.end(), std::back_inserter(entry.parts));
+  return entry;
 }
 
-/// The API refuses tool calls in a history unless it is told the tools. A client that no longer
+/// The API refuses tool calls in a history unless it gets the tools. A client that no longer
 /// offers them gets stand-ins that the model may not call.
 inline void define_called_tools(turn_request& request) {
   if (!request.tools.empty()) return;
   std::set<std::string_view> defined;
-  for (const auto& said : request.messages) {
-    for (const auto& part : said.parts) {
+  for (const auto& entry : request.messages) {
+    for (const auto& part : entry.parts) {
       const auto* call = std::get_if<tool_call_part>(&part);
       if (!call || !defined.insert(call->name).second) continue;
       request.tools.push_back({call->name, {}, json::object({{"type", "object"}})});
@@ -9919,15 +10649,15 @@ inline void define_called_tools(turn_request& request) {
 /// True when a process can take the result by MCP as it is: images by their bytes only, and no more
 /// text than the CLI passes on. Of a failure it passes on the text alone, 10,000 characters of it.
 inline bool fits_mcp(const tool_result_part& result) {
-  constexpr std::size_t longest_failure = 10'000;
+  constexpr std::size_t max_failure = 10'000;
   std::size_t bytes = 0;
   for (const auto& piece : result.content) {
-    if (const auto* said = std::get_if<text_part>(&piece)) bytes += said->text.size();
+    if (const auto* plain = std::get_if<text_part>(&piece)) bytes += plain->text.size();
     const auto* media = std::get_if<media_part>(&piece);
     const bool image = media && media->kind == media_part::media_kind::image && media->url.empty();
     if (media && (!image || result.is_error)) return false;
   }
-  return bytes < (result.is_error ? longest_failure : longest_tool_result);
+  return bytes < (result.is_error ? max_failure : max_tool_result);
 }
 
 /// All that a request adds to its history are results for a process that waits for them.
@@ -9946,8 +10676,8 @@ inline bool lacks_thoughts(const turn_request& request) {
   if (messages.size() < 2) return false;
   const auto& results = messages.back().parts;
   if (results.empty() || !std::holds_alternative<tool_result_part>(results.front())) return false;
-  const auto& said = messages[messages.size() - 2].parts;
-  return said.empty() || !std::holds_alternative<thinking_part>(said.front());
+  const auto& last_parts = messages[messages.size() - 2].parts;
+  return last_parts.empty() || !std::holds_alternative<thinking_part>(last_parts.front());
 }
 
 /// How an answer came about; for figures and the log.
@@ -9958,9 +10688,10 @@ struct turn_facts {
 
   process_origin origin = process_origin::none;
   std::size_t taken_back = 0;           ///< the user's messages that were taken back for it
-  std::size_t told = 0;                 ///< messages that the process had to be told as history
+  std::size_t replayed = 0;             ///< messages of the history that the process got
   std::chrono::milliseconds queued{0};  ///< the wait for a process
   int retries = 0;                      ///< of the CLI at the API
+  bool on_fallback = false;             ///< see `options::fallback`
   std::vector<usage_window> windows;
 };
 
@@ -9975,12 +10706,13 @@ inline std::string_view name_of(turn_facts::process_origin origin) {
   return {};
 }
 
-/// One turn under way. It is pulled: whoever wants its next event lends the thread that moves the
-/// process's bytes, so that a slow client slows the process.
+/// One turn under way. It is pulled: the caller that wants its next event lends the thread that
+/// moves the process's bytes, so that a slow client slows the process.
 class turn {
  public:
-  turn(pool& processes, session_store& sessions, turn_request request, const options& settings)
-      : pool_(processes), settings_(settings), request_(std::move(request)) {
+  turn(pool& processes, session_store& sessions, limit_board& limits, turn_request request,
+       const options& settings)
+      : pool_(processes), limits_(limits), settings_(settings), request_(std::move(request)) {
     if (request_.session.empty()) return;
     const auto usual = likely_usage();
     session_.emplace(sessions, request_.client, request_.session, usual.prompt() + usual.output);
@@ -9991,7 +10723,7 @@ class turn {
     while (!ended()) {
       auto known = known_event();
       if (!known) return std::nullopt;
-      if (try_again(*known)) continue;
+      if (try_again(*known) || fall_back(*known)) continue;
       note(*known);
       return known;
     }
@@ -10005,14 +10737,14 @@ class turn {
   /// What it may use in all, roughly, before it has begun.
   budget likely_use() const {
     auto likely = likely_usage();
-    const bool told = session_ && !holds_replies(request_.messages);
-    if (told) likely.input += session_->history_tokens();
+    const bool adds_history = session_ && !holds_replies(request_.messages);
+    if (adds_history) likely.input += session_->history_tokens();
     return {1, likely.input + likely.output, estimate_cost(request_.model, likely)};
   }
 
   /// What it has used so far, whether it has ended or not. One that is given up after the API was
-  /// asked is charged for what that writes until it notices, and where it has told nothing yet for
-  /// an estimate of the input, rather too high.
+  /// asked is charged for what that writes until it notices, and where it has reported nothing yet
+  /// for an estimate of the input, rather too high.
   token_usage usage() const {
     if (!lease_) return usage_;
     auto used = lease_->process().usage();
@@ -10085,7 +10817,10 @@ class turn {
   }
 
   void queue(bool fresh) {
-    ticket_.emplace(pool_, process_demand{{request_.model, request_.agent},
+    if (request_.on_fallback && !settings_.fallback_model.empty()) {
+      request_.model = settings_.fallback_model;
+    }
+    ticket_.emplace(pool_, process_demand{{request_.model, request_.agent, request_.on_fallback},
                                           request_.client,
                                           &trace_,
                                           answers_calls(request_),
@@ -10106,10 +10841,11 @@ class turn {
                     : ready                         ? origin::spare
                                                     : origin::started;
     facts_.taken_back = how.taken_back;
-    facts_.told = how.told;
+    facts_.replayed = how.replayed;
+    facts_.on_fallback = request_.on_fallback;
     facts_.queued = std::chrono::duration_cast<std::chrono::milliseconds>(
         std::chrono::steady_clock::now() - queued_since_);
-    if (how.told > 0 && lacks_thoughts(request_)) drop_thinking();
+    if (how.replayed > 0 && lacks_thoughts(request_)) drop_thinking();
     lease_->process().begin(request_, std::move(trace_), how.keep);
   }
 
@@ -10130,7 +10866,7 @@ class turn {
         normalize(request_.messages);
       }
     }
-    settle_tool_calls(request_.messages, request_.messages_field);
+    match_tool_calls(request_.messages, request_.messages_field);
     define_called_tools(request_);
     given_system_ = request_.system;
     if (request_.model.empty()) request_.model = settings_.default_model;
@@ -10139,19 +10875,36 @@ class turn {
     queued_since_ = std::chrono::steady_clock::now();
   }
 
-  /// A process that waited may have died before the request came, or take nothing back; then
-  /// another answers, one that holds nothing.
+  /// A reused process may fail before it reads the request: retries once with an empty one.
   bool try_again(const event& what) {
-    const bool lost = std::holds_alternative<turn_failed>(what) && may_try_again_ && lease_ &&
-                      lease_->process().lost() &&
+    const bool lost = std::holds_alternative<turn_failed>(what) && silent_ && !retried_ && lease_ &&
+                      lease_->process().failed_before_first_event() &&
                       facts_.origin != turn_facts::process_origin::started;
     if (!lost) return false;
-    may_try_again_ = false;
+    retried_ = true;
+    return queue_again(true);
+  }
+
+  /// The plan is used up: the operator's other account answers. Nothing of an answer was sent, and
+  /// the plan's process keeps the conversation before this request.
+  bool fall_back(const event& what) {
+    const auto* failed = std::get_if<turn_failed>(&what);
+    const bool refused =
+        failed && failed->error.kind == error_kind::rate_limited && silent_ && lease_;
+    if (!refused || !settings_.fallback || request_.on_fallback) return false;
+    note_windows();
+    if (!limits_.is_spent(true)) return false;
+    request_.on_fallback = true;
+    return queue_again(false);
+  }
+
+  /// False when the queue is full: then the failure is reported.
+  bool queue_again(bool fresh) {
     lease_.reset();
     trace_ = make_trace(request_);
     try {
-      queue(true);
-    } catch (const api_error&) {  // the queue is full: then it is that failure which is told
+      queue(fresh);
+    } catch (const api_error&) {
       state_ = state::done;
       return false;
     }
@@ -10160,11 +10913,10 @@ class turn {
 
   /// Remembers the answer, and at its end lets session and process go on with it.
   void note(const event& what) {
-    may_try_again_ = false;
+    silent_ = false;
     if (lease_) {
       facts_.retries = lease_->process().retries();
-      const auto& windows = lease_->process().windows();
-      if (windows.size() != facts_.windows.size()) facts_.windows = windows;
+      note_windows();
       note_limits(what);
     }
     if (!std::holds_alternative<turn_failed>(what)) answer_.add(what);
@@ -10177,7 +10929,14 @@ class turn {
     session_.reset();
   }
 
-  /// The limit that refuses may have been told in an earlier turn.
+  void note_windows() {
+    const auto& windows = lease_->process().windows();
+    for (auto known = facts_.windows.size(); known < windows.size(); ++known) {
+      limits_.note(facts_.windows.emplace_back(windows[known]));
+    }
+  }
+
+  /// The limit that refuses may have been reported in an earlier turn.
   void note_limits(const event& what) {
     const auto* failed = std::get_if<turn_failed>(&what);
     if (failed == nullptr || failed->error.kind != error_kind::rate_limited) return;
@@ -10197,28 +10956,30 @@ class turn {
   }
 
   pool& pool_;
+  limit_board& limits_;
   const options& settings_;
   turn_request request_;
   std::string given_system_;  ///< the client's own, for the session
   conversation_trace trace_;
   state state_ = state::waiting_for_session;
-  std::optional<session_store::visit> session_;
+  std::optional<session_store::session_lock> session_;
   std::optional<pool::ticket> ticket_;
   std::optional<lease> lease_;  ///< of a process that reads the request
   steady_time queued_since_{};
   turn_facts facts_;
   token_usage usage_;
   collector answer_;
-  bool may_try_again_ = true;  ///< once, and before the client has seen anything
+  bool silent_ = true;  ///< the client has seen nothing of the answer
+  bool retried_ = false;
 };
 
 /// The answer to one request: a turn for each choice, all under way at once, with one deadline and
 /// one client, who may leave at any time. One thread.
 class answer {
  public:
-  /// `client_shut`, told again and again: the client sends no more, so that it may have left. If it
-  /// has, the next that is written to it ends it.
-  enum class pulled { arrived, silence, client_shut, client_left };
+  /// `client_half_closed`, reported again and again: the client sends no more, so that it may have
+  /// left. If it has, the next that is written to it ends it.
+  enum class pulled { arrived, silence, client_half_closed, client_left };
 
   /// One event of one choice.
   struct choice_event {
@@ -10266,7 +11027,7 @@ class answer {
 
   std::size_t choices() const { return turns_.size(); }
 
-  /// It holds its processes no longer.
+  /// When the answer times out and gives its processes back.
   steady_time deadline() const { return deadline_; }
 
   const std::vector<std::string>& ignored_params() const {
@@ -10280,7 +11041,7 @@ class answer {
       const auto& more = turns_[i]->facts();
       sum.retries += more.retries;
       sum.taken_back += more.taken_back;
-      sum.told += more.told;
+      sum.replayed += more.replayed;
       sum.windows.insert(sum.windows.end(), more.windows.begin(), more.windows.end());
     }
     return sum;
@@ -10298,7 +11059,7 @@ class answer {
     return sum;
   }
 
-  /// What all its choices have used so far, with what their processes have said and nobody pulled.
+  /// What all its choices have used so far, with what their processes wrote and nobody pulled.
   token_usage usage() {
     token_usage sum;
     for (const auto& one : turns_) {
@@ -10316,7 +11077,7 @@ class answer {
 
  private:
   /// Longest wait in one go: a process whose pipes a grandchild holds open ends without a sign.
-  static constexpr std::chrono::milliseconds longest_wait{100};
+  static constexpr std::chrono::milliseconds max_single_wait{100};
 
   choice_event fail(api_error error) {
     failed_ = true;
@@ -10346,22 +11107,23 @@ class answer {
     constexpr short shut = 0;
 #endif
     const auto now = std::chrono::steady_clock::now();
-    entries_.push_back({client_fd_, static_cast<short>(now < ask_again_ ? 0 : shut), 0});
-    const auto latest = std::chrono::steady_clock::now() + longest_wait;
+    entries_.push_back(
+        {client_fd_, static_cast<short>(now < next_half_close_check_ ? 0 : shut), 0});
+    const auto latest = std::chrono::steady_clock::now() + max_single_wait;
     ::poll(entries_.data(), static_cast<nfds_t>(entries_.size()),
            poll_timeout(std::min(until, latest)));
     const auto seen = entries_.back().revents;
     if ((seen & (POLLHUP | POLLERR | POLLNVAL)) != 0) return pulled::client_left;
     if ((seen & shut) == 0) return std::nullopt;
-    ask_again_ = now + std::chrono::seconds(1);
-    return pulled::client_shut;
+    next_half_close_check_ = now + std::chrono::seconds(1);
+    return pulled::client_half_closed;
   }
 
   std::vector<std::unique_ptr<turn>> turns_;
   std::chrono::milliseconds timeout_;
   steady_time deadline_;
   int client_fd_;
-  steady_time ask_again_{};  ///< whether a client is still there that has shut its end
+  steady_time next_half_close_check_{};  ///< whether a client is still there that has shut its end
   std::shared_ptr<const wake_signal> cancelled_;
   const wake_signal* cut_;
   bool failed_ = false;
@@ -10372,9 +11134,9 @@ class answer {
 class engine {
  public:
   /// `cut` ends all answers when it is raised; null for none.
-  engine(const options& settings, pool& processes, session_store& sessions,
+  engine(const options& settings, pool& processes, session_store& sessions, limit_board& limits,
          const wake_signal* cut = nullptr)
-      : settings_(settings), pool_(processes), sessions_(sessions), cut_(cut) {}
+      : settings_(settings), pool_(processes), sessions_(sessions), limits_(limits), cut_(cut) {}
 
   /// Nothing can fail before the answer is pulled. `client_fd` is the client's socket, watched for
   /// its end; -1 for none.
@@ -10382,7 +11144,8 @@ class engine {
                                 std::shared_ptr<const wake_signal> cancelled = nullptr) {
     std::vector<std::unique_ptr<turn>> turns;
     for (auto& request : requests) {
-      turns.push_back(std::make_unique<turn>(pool_, sessions_, std::move(request), settings_));
+      turns.push_back(
+          std::make_unique<turn>(pool_, sessions_, limits_, std::move(request), settings_));
     }
     return std::make_unique<answer>(std::move(turns), settings_.timeout, client_fd,
                                     std::move(cancelled), cut_);
@@ -10392,11 +11155,12 @@ class engine {
   const options& settings_;
   pool& pool_;
   session_store& sessions_;
+  limit_board& limits_;
   const wake_signal* cut_;
 };
 
 //================================================================================================
-// [23] agents - what Claude Code's own tools may do, and which MCP servers they have
+// [24] agents - what Claude Code's own tools may do, and which MCP servers they have
 // uses: text, errors, json_access, options, conversation, fields, cli_protocol, cli_command,
 //       process | thread-safe
 //================================================================================================
@@ -10475,7 +11239,7 @@ struct mcp_server {
   bool operators = false;  ///< from `options::mcp_config`; its command line is not shown
   bool enabled = true;     ///< agents are given it
   bool connected = false;  ///< it was tried, and has answered
-  std::size_t tools = 0;   ///< the counts that it told then
+  std::size_t tools = 0;   ///< the counts that it reported then
   std::size_t resources = 0;
   std::size_t prompts = 0;
 };
@@ -10566,7 +11330,7 @@ inline mcp_server parse_mcp_server(const reader& root) {
       server.config["env"][key] = variable.string();
     }
   }
-  if (const auto told = root.find("description")) server.description = told->string();
+  if (const auto description = root.find("description")) server.description = description->string();
   if (const auto enabled = root.find("enabled")) server.enabled = enabled->boolean();
   return server;
 }
@@ -10663,15 +11427,15 @@ class mcp_probe {
           {{child_.output.get(), POLLIN, 0}, {child_.errors.get(), POLLIN, 0}}};
       ::poll(fds.data(), fds.size(), 50);
       outgoing_.flush(child_.input.get());
-      std::string said;
+      std::string received;
       std::string ignored;
-      const bool open = read_available(child_.output.get(), said);
+      const bool open = read_available(child_.output.get(), received);
       if (!read_available(child_.errors.get(), ignored)) child_.errors.reset();
-      lines_.feed(said);
+      lines_.feed(received);
       if (lines_.overflowed()) {
         throw api_error(error_kind::bad_gateway, "the MCP server prints an endless line");
       }
-      if ((!open || child_.has_exited()) && said.empty()) break;
+      if ((!open || child_.has_exited()) && received.empty()) break;
     }
     throw api_error(error_kind::bad_gateway, "the MCP server does not answer '" + method + "'");
   }
@@ -10772,8 +11536,7 @@ inline std::vector<std::string> split_rules(const char* header, std::string_view
   return rules;
 }
 
-/// The rule for all tools of a server. Claude Code has it without signs that a tool's name cannot
-/// hold.
+/// The rule for all tools of a server. Claude Code writes `_` for the dots in its name.
 inline std::string rule_of(const mcp_server& server) {
   std::string rule = "mcp__" + server.name;
   std::replace(rule.begin(), rule.end(), '.', '_');
@@ -10816,15 +11579,14 @@ inline bool leaves_directory(const options& settings, const std::string& rule) {
          rule.find("..") != std::string::npos;
 }
 
-/// Throws a 403 for `Read(!x)`: the CLI would take x out of what the operator denies.
+/// Throws a 403 for `Read(!x)`, which would exempt x from the operator's deny rules.
 inline void refuse_exception(const std::string& rule) {
   if (!text::starts_with(rule, tool_of_rule(rule) + "(!") || tool_of_rule(rule) == "Bash") return;
   throw api_error(error_kind::permission,
                   "the rule '" + rule + "' allows what others deny; it can only deny");
 }
 
-inline void settle_mode(const options& settings, turn_request& request,
-                        const agent_headers& asked) {
+inline void apply_mode(const options& settings, turn_request& request, const agent_headers& asked) {
   auto& mode = request.agent->permission_mode;
   mode = "default";
   const auto most = rank_of_mode(settings.permission_mode).value_or(0);
@@ -10867,8 +11629,8 @@ inline void deny(agent_request& agent, const char* name) {
   agent.disallowed.emplace_back(name);
 }
 
-inline void settle_turns(const options& settings, agent_request& agent,
-                         const agent_headers& asked) {
+inline void apply_turn_limit(const options& settings, agent_request& agent,
+                             const agent_headers& asked) {
   constexpr int default_turns = 10;
   const int most = settings.max_turns;
   agent.max_turns = most > 0 ? std::min(default_turns, most) : default_turns;
@@ -10901,9 +11663,9 @@ inline void identify_places(const options& settings, agent_request& agent) {
   }
 }
 
-inline void settle_tools(const options& settings, agent_request& agent, const agent_headers& asked,
-                         const tool_configuration& configured,
-                         const std::vector<mcp_server>& servers) {
+inline void apply_tools(const options& settings, agent_request& agent, const agent_headers& asked,
+                        const tool_configuration& configured,
+                        const std::vector<mcp_server>& servers) {
   agent.disallowed = settings.disallowed_tools;
   agent.disallowed.insert(agent.disallowed.end(), configured.disallowed.begin(),
                           configured.disallowed.end());
@@ -11028,21 +11790,21 @@ class agent_registry {
   ///
   /// `has_budget`: what the client uses is limited, and so it gets no tools that call the model by
   /// themselves: of these calls the CLI does not tell all.
-  void settle(turn_request& request, const agent_headers& asked, bool has_budget = false) {
+  void authorize(turn_request& request, const agent_headers& asked, bool has_budget = false) {
     check_lent();
     auto& agent = *request.agent;
     agent.confined = confinement_here();
-    agent_rules::settle_mode(settings_, request, asked);
-    agent_rules::settle_turns(settings_, agent, asked);
-    settle_directory(request, asked);
+    agent_rules::apply_mode(settings_, request, asked);
+    agent_rules::apply_turn_limit(settings_, agent, asked);
+    apply_directory(request, asked);
     agent_rules::identify_places(settings_, agent);
     const std::lock_guard<std::mutex> lock(mutex_);
     std::vector<mcp_server> servers;
     for (const auto& server : servers_of(request.client)) {
       if (server.enabled) servers.push_back(server);
     }
-    agent_rules::settle_tools(settings_, agent, asked,
-                              configuration_of(request.client, request.session), servers);
+    agent_rules::apply_tools(settings_, agent, asked,
+                             configuration_of(request.client, request.session), servers);
     if (has_budget) {
       for (const char* name : {"Task", "WebFetch", "WebSearch"}) agent_rules::deny(agent, name);
     }
@@ -11266,7 +12028,7 @@ class agent_registry {
     if (!failed) agent.directory = real.string();
   }
 
-  void settle_directory(turn_request& request, const agent_headers& asked) const {
+  void apply_directory(turn_request& request, const agent_headers& asked) const {
     auto& agent = *request.agent;
     assign_places(agent, request.client);
     if (!asked.directory) return;
@@ -11371,7 +12133,7 @@ class agent_registry {
 };
 
 //================================================================================================
-// [24] demo - a stand-in for the CLI, in this program
+// [25] demo - a stand-in for the CLI, in this program
 // uses: text, errors, json_access, options, cli_protocol, process | one thread
 //================================================================================================
 //
@@ -11406,11 +12168,11 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 13> commands
 constexpr std::string_view separators = " ,\t\r\n";
 
 /// The words, each with what stands before it.
-inline std::vector<std::string_view> pieces_of(std::string_view said) {
+inline std::vector<std::string_view> pieces_of(std::string_view content) {
   std::vector<std::string_view> pieces;
-  for (std::size_t at = 0; at < said.size(); at += pieces.back().size()) {
-    const auto end = said.find_first_of(separators, said.find_first_not_of(separators, at));
-    pieces.push_back(said.substr(at, end - at));
+  for (std::size_t at = 0; at < content.size(); at += pieces.back().size()) {
+    const auto end = content.find_first_of(separators, content.find_first_not_of(separators, at));
+    pieces.push_back(content.substr(at, end - at));
   }
   return pieces;
 }
@@ -11418,10 +12180,10 @@ inline std::vector<std::string_view> pieces_of(std::string_view said) {
 /// The arguments by the command.
 using wishes = std::map<std::string_view, std::string>;
 
-inline wishes find_commands(std::string_view said) {
+inline wishes find_commands(std::string_view content) {
   wishes found;
   std::string* argument = nullptr;
-  for (const auto piece : pieces_of(said)) {
+  for (const auto piece : pieces_of(content)) {
     const auto word = piece.substr(std::min(piece.find_first_not_of(separators), piece.size()));
     const auto* command = std::find_if(commands.begin(), commands.end(), [&](const auto& one) {
       return word == one.first.substr(0, one.first.find(' '));
@@ -11482,10 +12244,11 @@ inline std::string sample_string(const json& schema) {
        {"email", "demo@example.com"},
        {"uri", "https://example.com/"},
        {"uuid", "00000000-0000-4000-8000-000000000000"}}};
-  const auto told =
+  const auto description =
       string_of(schema, "description") + "(format: " + string_of(schema, "format") + ")";
   for (const auto& [format, value] : formats) {  // where `encode_schema` tells it, or a tool's own
-    if (told.find("(format: " + std::string(format) + ")") != std::string::npos) return value;
+    if (description.find("(format: " + std::string(format) + ")") != std::string::npos)
+      return value;
   }
   const auto size = std::clamp<std::int64_t>(integer_of(schema, "minLength"), 4, 10'000);
   return "dem" + std::string(static_cast<std::size_t>(size - 3), 'o');
@@ -11544,14 +12307,6 @@ struct conversation {
   bool thinks = false;
 };
 
-/// Text of a message's or a tool result's content.
-inline std::string text_of(const json& content) {
-  if (content.is_string()) return content.get<std::string>();
-  std::string words;
-  for (const auto& block : content) words += string_of(block, "text");
-  return words;
-}
-
 inline std::vector<json> blocks_of(const json& message, std::string_view type) {
   std::vector<json> found;
   for (const auto& block : member_of(message, "content")) {
@@ -11561,23 +12316,23 @@ inline std::vector<json> blocks_of(const json& message, std::string_view type) {
 }
 
 /// Three words are four tokens.
-inline std::int64_t count_tokens(std::string_view said) {
-  return static_cast<std::int64_t>((pieces_of(said).size() * 4 + 2) / 3);
+inline std::int64_t count_tokens(std::string_view content) {
+  return static_cast<std::int64_t>((pieces_of(content).size() * 4 + 2) / 3);
 }
 
-/// What of a message the model would be told, but for ids and thoughts, which not every client
+/// What of a message the model would get, but for ids and thoughts, which not every client
 /// brings back.
 inline std::string substance_of(const json& message) {
   const auto& content = member_of(message, "content");
-  auto told = string_of(message, "role") + " " + text_of(content);
+  auto shown = string_of(message, "role") + " " + content_text(content);
   for (const auto& block : content) {
     for (const char* name : {"name", "input", "source"}) {
       const auto& member = member_of(block, name);
-      if (!member.is_null()) told += " " + dump(member);
+      if (!member.is_null()) shown += " " + dump(member);
     }
-    told += " " + text_of(member_of(block, "content"));
+    shown += " " + content_text(member_of(block, "content"));
   }
-  return told;
+  return shown;
 }
 
 /// 16 digits that stand for the conversation (FNV-1a).
@@ -11593,7 +12348,7 @@ inline std::string fingerprint_of(const conversation& now) {
 
 // ---- what it answers ----------------------------------------------------------------------------
 
-/// A content block, told word by word.
+/// A content block, sent word by word.
 struct block {
   json start;          ///< as the API begins it
   const char* delta;   ///< what it calls the pieces,
@@ -11663,18 +12418,18 @@ inline std::string list_commands() {
   return list;
 }
 
-inline std::string plain_answer(const conversation& now, const std::string& said) {
+inline std::string plain_answer(const conversation& now, const std::string& content) {
   constexpr std::size_t most = 400;
   const auto& last = now.messages.back();
   std::string results;
   for (const auto& result : blocks_of(last, "tool_result")) {
     results += (results.empty() ? "" : "\n") + std::string("The tool ") +
                (boolean_of(result, "is_error") ? "failed: " : "answered: ") +
-               text_of(member_of(result, "content"));
+               content_text(member_of(result, "content"));
   }
   if (!results.empty()) return results;
   return "This is the demo of claude-openai: no model has read this. You said: \"" +
-         text::repair_utf8(said.substr(0, most)) + (said.size() > most ? "..." : "") +
+         text::repair_utf8(content.substr(0, most)) + (content.size() > most ? "..." : "") +
          "\". Messages: " + std::to_string(now.messages.size()) +
          ", bytes of system prompt: " + std::to_string(now.system.size()) +
          ", tools: " + std::to_string(now.tools.size()) +
@@ -11683,15 +12438,16 @@ inline std::string plain_answer(const conversation& now, const std::string& said
          ". Say /help to see what the demo can do.";
 }
 
-inline std::string make_text(const conversation& now, const std::string& said, const plan& made) {
+inline std::string make_text(const conversation& now, const std::string& content,
+                             const plan& made) {
   if (made.structured || made.has("/json")) {
     const auto given = object_in(made.asked, "/json");
-    const auto shown = json::object({{"demo", said}});
+    const auto shown = json::object({{"demo", content}});
     return dump(!given.is_null() ? given : now.schema.is_null() ? shown : sample(now.schema));
   }
   if (made.has("/help")) return list_commands();
   if (made.has("/say")) return made.asked.at("/say");
-  if (!made.has("/long")) return plain_answer(now, said);
+  if (!made.has("/long")) return plain_answer(now, content);
   const auto count = text::try_number<std::size_t>(first_word(made.asked.at("/long")));
   constexpr std::size_t most = 1'000'000;
   return text::join(std::vector<std::string>(std::min(count.value_or(100), most), "word"), " ");
@@ -11720,9 +12476,9 @@ inline void limit_text(const json& body, plan& made) {
   made.stop_sequence = json();
 }
 
-inline void plan_text(const conversation& now, const std::string& said, plan& made) {
+inline void plan_text(const conversation& now, const std::string& content, plan& made) {
   made.structured = !now.schema.is_null();
-  if (made.text.empty() || made.structured) made.text = make_text(now, said, made);
+  if (made.text.empty() || made.structured) made.text = make_text(now, content, made);
   limit_text(now.body, made);
   if (made.structured) {
     const auto id = "toolu_" + fingerprint_of(now);
@@ -11736,26 +12492,26 @@ inline void plan_text(const conversation& now, const std::string& said, plan& ma
 /// What the model would answer to the conversation, whose last message is the user's.
 inline plan make_plan(const conversation& now) {
   plan made;
-  std::string said;
+  std::string content;
   for (const auto& message : now.messages) {  // results of tools alone leave the pace as it was
     if (string_of(message, "role") != "user") continue;
-    said = text::trim(text_of(member_of(message, "content")));
-    made.asked = find_commands(said);
-    if (!said.empty()) made.fast = made.has("/fast");
+    content = text::trim(content_text(member_of(message, "content")));
+    made.asked = find_commands(content);
+    if (!content.empty()) made.fast = made.has("/fast");
   }
   if (now.thinks || made.has("/think")) {
     const auto start = json::object({{"type", "thinking"}, {"thinking", ""}, {"signature", ""}});
-    const auto words = "Words of the user's: " + std::to_string(pieces_of(said).size()) +
+    const auto words = "Words of the user's: " + std::to_string(pieces_of(content).size()) +
                        ". No model is here to think about them, so this is all.";
     made.blocks.push_back({start, "thinking_delta", "thinking", words});
     made.thinking_tokens = count_tokens(words);
   }
   if (const auto tool = wanted_tool(now, made)) plan_calls(now, *tool, made);
-  if (made.calls.empty()) plan_text(now, said, made);
+  if (made.calls.empty()) plan_text(now, content, made);
   return made;
 }
 
-/// All before the last message is told as read from the API's cache.
+/// All before the last message is reported as read from the API's cache.
 inline json make_usage(const conversation& now, const plan& made) {
   auto input = count_tokens(now.system) + count_tokens(dump(now.tools));
   std::int64_t cached = 0;
@@ -11780,7 +12536,7 @@ class stand_in {
   /// `pace` is the time between two words.
   stand_in(int input, int output, std::string model, std::string tool_prefix,
            std::chrono::milliseconds pace)
-      : input_(input), output_(output), pace_(pace), model_(std::move(model)) {
+      : pipes_{input, output}, pace_(pace), model_(std::move(model)) {
     now_.tool_prefix = std::move(tool_prefix);
   }
 
@@ -11798,10 +12554,10 @@ class stand_in {
 
   /// Takes what comes within that many milliseconds; less than 0 is for ever.
   void wait(int timeout) {
-    pollfd entry{input_, POLLIN, 0};
+    pollfd entry{pipes_.input, POLLIN, 0};
     if (ended_ || ::poll(&entry, 1, timeout) <= 0) return;
     std::array<char, 65536> chunk;
-    const ssize_t count = ::read(input_, chunk.data(), chunk.size());
+    const ssize_t count = ::read(pipes_.input, chunk.data(), chunk.size());
     ended_ = count <= 0;
     if (ended_) return;
     lines_.feed({chunk.data(), static_cast<std::size_t>(count)});
@@ -11818,8 +12574,8 @@ class stand_in {
   /// The answer that is under way has no further lines.
   bool over() const { return interrupted_ || failed_; }
 
-  void take_line(std::string_view said) {
-    const json line = try_parse_json(said, max_line_depth);
+  void take_line(std::string_view received) {
+    const json line = try_parse_json(received, max_line_depth);
     if (!line.is_object()) return fail("a line is not a JSON object");
     const auto type = string_of(line, "type");
     if (type == "control_request") take_request(line);
@@ -11894,7 +12650,7 @@ class stand_in {
   }
 
   void write(const json& line) {
-    if (!write_all(output_, dump(line) + '\n')) failed_ = true;
+    if (!write_all(pipes_.output, dump(line) + '\n')) failed_ = true;
   }
 
   /// A line of the answer, unless that is over.
@@ -11963,33 +12719,33 @@ class stand_in {
   }
 
   void say_block(const plan& made, std::size_t index) {
-    const auto& said = made.blocks[index];
+    const auto& block = made.blocks[index];
     const auto say_delta = [&](const char* type, const char* member, std::string_view piece) {
       const auto delta = json::object({{"type", type}, {member, piece}});
       say_event("content_block_delta", json::object({{"index", index}, {"delta", delta}}));
     };
     say_event("content_block_start",
-              json::object({{"index", index}, {"content_block", said.start}}));
-    const auto pieces = pieces_of(said.words);
+              json::object({{"index", index}, {"content_block", block.start}}));
+    const auto pieces = pieces_of(block.words);
     const bool crashes = made.has("/crash") && index + 1 == made.blocks.size();
     for (std::size_t i = 0; i < pieces.size() && !over(); ++i) {
       pause(made.fast ? std::chrono::milliseconds(0) : pace_);
-      say_delta(said.delta, said.member, pieces[i]);
+      say_delta(block.delta, block.member, pieces[i]);
       if (crashes && i >= pieces.size() / 2) fail("it was asked to /crash");
     }
-    if (said.start["type"] == "thinking") say_delta("signature_delta", "signature", "ZGVtbw==");
+    if (block.start["type"] == "thinking") say_delta("signature_delta", "signature", "ZGVtbw==");
     say_event("content_block_stop", json::object({{"index", index}}));
   }
 
   /// Waits for the client, for as long as it takes, and adds the calls and their results to the
   /// conversation, as a client would tell them to a fresh process. False when none will come.
   bool await_results(const json& calls) {
-    json said = json::array();
-    json told = json::array();
+    json calls_sent = json::array();
+    json results = json::array();
     for (auto call : calls) {
       const auto id = string_of(call, "id");
-      said.push_back(make_tool_use(id, now_.tool_prefix + string_of(call, "name"), {}).start);
-      said.back()["input"] = call["arguments"];
+      calls_sent.push_back(make_tool_use(id, now_.tool_prefix + string_of(call, "name"), {}).start);
+      calls_sent.back()["input"] = call["arguments"];
       call["_meta"] = json::object({{"claudecode/toolUseId", id}});
       call.erase("id");
       ask_client(id, "tools/call", call);
@@ -11997,12 +12753,12 @@ class stand_in {
     for (const auto& call : calls) {
       const auto id = string_of(call, "id");
       while (results_.count(id) == 0 && !over() && !ended_) wait(-1);
-      told.push_back(json::object({{"type", "tool_result"},
-                                   {"content", member_of(results_[id], "content")},
-                                   {"is_error", boolean_of(results_[id], "isError")}}));
+      results.push_back(json::object({{"type", "tool_result"},
+                                      {"content", member_of(results_[id], "content")},
+                                      {"is_error", boolean_of(results_[id], "isError")}}));
     }
-    now_.messages.push_back(json::object({{"role", "assistant"}, {"content", said}}));
-    now_.messages.push_back(json::object({{"role", "user"}, {"content", told}}));
+    now_.messages.push_back(json::object({{"role", "assistant"}, {"content", calls_sent}}));
+    now_.messages.push_back(json::object({{"role", "user"}, {"content", results}}));
     return !ended_;
   }
 
@@ -12019,8 +12775,8 @@ class stand_in {
     say_result(made.text, more);
   }
 
-  void say_result(const std::string& told, const json& more) {
-    auto members = json::object({{"subtype", "success"}, {"is_error", false}, {"result", told}});
+  void say_result(const std::string& result, const json& more) {
+    auto members = json::object({{"subtype", "success"}, {"is_error", false}, {"result", result}});
     members["total_cost_usd"] = cost_;
     members.update(more);
     say("result", members);
@@ -12028,14 +12784,14 @@ class stand_in {
 
   /// As after the one retry that the proxy allows, where the API's failure is worth one.
   void say_failure(int status) {
-    const auto told = "API Error: " + std::to_string(status) + " the demo was asked to fail";
+    const auto failure = "API Error: " + std::to_string(status) + " the demo was asked to fail";
     if (status == 429 || status >= 500) {
       say("system", json::object({{"subtype", "api_retry"},
                                   {"retry_delay_ms", 500},
                                   {"error_status", status},
                                   {"error", "unknown"}}));
     }
-    say_result(told, json::object({{"is_error", true}, {"api_error_status", status}}));
+    say_result(failure, json::object({{"is_error", true}, {"api_error_status", status}}));
   }
 
   /// Ends the process.
@@ -12044,8 +12800,10 @@ class stand_in {
     failed_ = true;
   }
 
-  int input_;
-  int output_;
+  struct {
+    int input;
+    int output;
+  } pipes_;
   std::chrono::milliseconds pace_;
   std::string model_;
   conversation now_;
@@ -12108,7 +12866,7 @@ inline void use_demo(options& settings, int argc, char** argv) {
 }
 
 //================================================================================================
-// [25] guard - who may come in: client keys, Host and Origin
+// [26] guard - who may come in: client keys, Host and Origin
 // uses: text, errors, options | pure, but for client_names: thread-safe
 //================================================================================================
 
@@ -12166,8 +12924,8 @@ inline std::size_t number_of_key(std::string_view presented, const std::vector<s
   return number;
 }
 
-/// A name that a web page cannot make ours by DNS: an address, a loopback name, or the one we were
-/// told to listen on.
+/// A name that a web page cannot make ours by DNS: an address, a loopback name, or the host
+/// that the options name.
 inline bool is_own_host(std::string_view host, const options& settings) {
   const auto name = host_name(host);
   return name.empty() || is_ip_literal(name) || name == "localhost" ||
@@ -12270,7 +13028,7 @@ inline std::string refuse_tools(const credentials& shown, const options& setting
          "(--api-key) or --allow-keyless-tools";
 }
 
-/// Tells who the client is, or throws a 401 or 403 for whoever may not come in. A client with a key
+/// Tells who the client is, or throws a 401 or 403 if it may not come in. A client with a key
 /// proves more than its Host header does; without keys only names of this machine are answered (DNS
 /// rebinding), and only to the proxy's own user where the system tells users apart.
 inline visitor check_access(const credentials& shown, const options& settings, bool needs_key) {
@@ -12307,7 +13065,7 @@ inline visitor check_access(const credentials& shown, const options& settings, b
 }
 
 //================================================================================================
-// [26] limits - how often a client may ask, and how much it may use
+// [27] limits - how often a client may ask, and how much it may use
 // uses: text, errors, options, events, guard | thread-safe
 //================================================================================================
 
@@ -12333,7 +13091,8 @@ inline bool is_limited(const options& settings) {
   return settings.limits.enabled.value_or(!is_private(settings));
 }
 
-/// Whoever has one address of IPv6 has some 2^64 of them, so the network of 64 bits is what counts.
+/// A client with one address of IPv6 has some 2^64 of them, so the network of 64 bits is what
+/// counts.
 inline std::string network_of(const std::string& address) {
   in6_addr parsed{};
   if (::inet_pton(AF_INET6, address.c_str(), &parsed) != 1) return address;
@@ -12353,7 +13112,7 @@ class limiter {
     bool allowed = true;
   };
 
-  /// Counts a request of whoever that is: an address, or the name of a key's holder.
+  /// Counts a request by its client: an address, or the name of a key's holder.
   standing count(endpoint_group group, const std::string& who, const rate_limits& limits) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto reset = enter_minute();
@@ -12364,7 +13123,7 @@ class limiter {
     return {limit, limit - counted, reset, allowed};
   }
 
-  /// Counts the requests and reserves what they may use, roughly, until `settle`, which must
+  /// Counts the requests and reserves what they may use, roughly, until `charge`, which must
   /// follow. Throws a 429 when the client has used up what a key may use, or when others of its
   /// requests may still use up the rest: one alone may go over a budget, many at once may not.
   void reserve(const std::string& client, const budget& wanted, const options& settings) {
@@ -12382,7 +13141,7 @@ class limiter {
   }
 
   /// Charges what the requests have used in place of what was reserved for them.
-  void settle(const std::string& client, const budget& reserved, const token_usage& used) {
+  void charge(const std::string& client, const budget& reserved, const token_usage& used) {
     const std::lock_guard<std::mutex> lock(mutex_);
     enter_minute();
     enter_day();
@@ -12421,7 +13180,7 @@ class limiter {
     right_keys_.erase(std::min_element(right_keys_.begin(), right_keys_.end(), earlier));
   }
 
-  /// How long the answer to a wrong key shall wait: whoever guesses gets slower, up to two seconds
+  /// How long the answer to a wrong key waits: guessing gets slower, up to two seconds
   /// a guess.
   std::chrono::milliseconds wrong_key_delay(const std::string& address) {
     constexpr std::chrono::milliseconds longest{2'000};
@@ -12433,7 +13192,7 @@ class limiter {
 
  private:
   /// More addresses than this in one minute share a count.
-  static constexpr std::size_t most_names = 100'000;
+  static constexpr std::size_t max_kept_names = 100'000;
   static constexpr double least_usd = 1e-9;
   static constexpr int max_wrong_keys = 30;  ///< of one address in a minute
   static constexpr std::chrono::hours right_key_memory{1};
@@ -12469,7 +13228,7 @@ class limiter {
                       const typename std::map<Name, int>::key_type& others) {
     const auto known = counts.find(name);
     if (known != counts.end()) return known->second;
-    return counts[counts.size() < most_names ? name : others];
+    return counts[counts.size() < max_kept_names ? name : others];
   }
 
   static void add_up(budget& sum, const budget& more, int sign) {
@@ -12573,7 +13332,7 @@ inline std::string client_address(const std::string& peer, std::string_view forw
 }
 
 //================================================================================================
-// [27] metrics - what has happened, in figures for a monitor and in a line for the log
+// [28] metrics - what has happened, in figures for a monitor and in a line for the log
 // uses: text, json_access, options, events, cli_protocol, pool, engine | thread-safe
 //================================================================================================
 
@@ -12666,13 +13425,14 @@ inline json render_log_fields(const request_figures& record) {
   add("error", record.failure);
   add("stream", record.ending == nullptr ? "" : record.ending);
   add("process", std::string(name_of(record.facts.origin)));
+  if (record.facts.on_fallback) add("account", "fallback");
   if (record.dialect.empty()) return fields;
   if (record.first_token) {
     fields["first_token_seconds"] = seconds_between(record.started, *record.first_token);
   }
   fields["queue_seconds"] = std::chrono::duration<double>(record.facts.queued).count();
   fields["messages_taken_back"] = record.facts.taken_back;
-  fields["messages_told"] = record.facts.told;
+  fields["messages_told"] = record.facts.replayed;
   fields["retries"] = record.facts.retries;
   fields["input_tokens"] = record.usage.input;
   fields["output_tokens"] = record.usage.output;
@@ -12754,6 +13514,7 @@ struct gauges {
   process_counts processes;
   std::size_t sessions = 0;
   std::string cli_version;
+  std::vector<usage_window> windows = {};
 };
 
 /// Sums up the requests.
@@ -12767,7 +13528,6 @@ class metrics {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto model = known_model(record.model);
     ++requests_[{record.route, record.dialect, model, std::to_string(record.status)}];
-    for (const auto& window : record.facts.windows) windows_[window.name] = window;
     if (record.dialect.empty()) return;
     if (record.first_token) {
       first_tokens_.try_emplace(record.dialect, first_token_bounds())
@@ -12779,11 +13539,12 @@ class metrics {
     tokens_["output"] += static_cast<double>(record.usage.output);
     tokens_["cache_read"] += static_cast<double>(record.usage.cache_read);
     tokens_["cache_write"] += static_cast<double>(record.usage.cache_write);
-    charged_usd_ += record.usage.charge_usd;
-    cost_usd_ = std::max(cost_usd_, charged_usd_);  // a counter never falls
-    retries_ += record.facts.retries;
-    taken_back_ += static_cast<double>(record.facts.taken_back);
-    told_ += static_cast<double>(record.facts.told);
+    sums_.charged_usd += record.usage.charge_usd;
+    sums_.cost_usd = std::max(sums_.cost_usd, sums_.charged_usd);  // a counter never falls
+    sums_.retries += record.facts.retries;
+    sums_.fallbacks += record.facts.on_fallback ? 1 : 0;
+    sums_.taken_back += static_cast<double>(record.facts.taken_back);
+    sums_.replayed += static_cast<double>(record.facts.replayed);
     if (record.failure == "processes_busy") ++rejected_["queue_full"];
     if (record.upstream_failed) ++upstream_errors_[std::to_string(record.upstream_status)];
     const auto origin = name_of(record.facts.origin);
@@ -12798,21 +13559,13 @@ class metrics {
     ++rejected_[reason];
   }
 
-  /// The subscription's limits, as far as the CLI has told them.
-  std::vector<usage_window> windows() const {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    std::vector<usage_window> all;
-    for (const auto& entry : windows_) all.push_back(entry.second);
-    return all;
-  }
-
   std::string render(const gauges& now) const {
     exposition out;
     const std::lock_guard<std::mutex> lock(mutex_);
     render_requests(out);
     render_use(out);
     render_processes(out, now);
-    render_windows(out);
+    render_windows(out, now.windows);
     out.begin("sessions", "gauge", "Sessions that are kept.");
     out.add({}, static_cast<double>(now.sessions));
     out.begin("uptime_seconds", "gauge", "Time since the proxy began.");
@@ -12825,8 +13578,17 @@ class metrics {
  private:
   using tally = std::map<std::string, double>;
 
+  struct totals {
+    double charged_usd = 0;
+    double cost_usd = 0;
+    double retries = 0;
+    double fallbacks = 0;
+    double taken_back = 0;
+    double replayed = 0;
+  };
+
   /// Clients may make up any number of names.
-  static constexpr std::size_t most_models = 50;
+  static constexpr std::size_t max_models = 50;
 
   static std::vector<double> first_token_bounds() {
     return {0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60};
@@ -12836,7 +13598,7 @@ class metrics {
   }
 
   std::string known_model(const std::string& model) {
-    if (models_.size() >= most_models && models_.count(model) == 0) return "other";
+    if (models_.size() >= max_models && models_.count(model) == 0) return "other";
     models_.insert(model);
     return model;
   }
@@ -12867,18 +13629,21 @@ class metrics {
     render_counts(out, "kind", tokens_);
     out.begin("cost_usd_total", "counter",
               "What the answers cost: as the CLI tells it, or by the list price.");
-    out.add({}, cost_usd_);
+    out.add({}, sums_.cost_usd);
     out.begin("upstream_errors_total", "counter", "Answers that failed behind the proxy.");
     render_counts(out, "status", upstream_errors_);
     out.begin("upstream_retries_total", "counter", "Times that the CLI asked the API again.");
-    out.add({}, retries_);
+    out.add({}, sums_.retries);
+    out.begin("fallback_answers_total", "counter",
+              "Answers of the other account, while the plan was used up.");
+    out.add({}, sums_.fallbacks);
     out.begin("turns_total", "counter", "Answers, by the process that gave them.");
     render_counts(out, "process", turns_);
     out.begin("messages_taken_back_total", "counter",
               "Users' messages that a process took back to serve another conversation.");
-    out.add({}, taken_back_);
+    out.add({}, sums_.taken_back);
     out.begin("messages_told_total", "counter", "Messages that a process was told as history.");
-    out.add({}, told_);
+    out.add({}, sums_.replayed);
   }
 
   void render_processes(exposition& out, const gauges& now) const {
@@ -12904,15 +13669,15 @@ class metrics {
     queue_waits_.render(out, {});
   }
 
-  void render_windows(exposition& out) const {
+  static void render_windows(exposition& out, const std::vector<usage_window>& windows) {
     out.begin("subscription_utilization_ratio", "gauge", "Used share of a subscription's limit.");
-    for (const auto& [name, window] : windows_) {
-      if (window.utilization) out.add({{"window", name}}, *window.utilization);
+    for (const auto& window : windows) {
+      if (window.utilization) out.add({{"window", window.name}}, *window.utilization);
     }
     out.begin("subscription_reset_timestamp_seconds", "gauge", "When that limit begins anew.");
-    for (const auto& [name, window] : windows_) {
+    for (const auto& window : windows) {
       if (window.resets_at > 0) {
-        out.add({{"window", name}}, static_cast<double>(window.resets_at));
+        out.add({{"window", window.name}}, static_cast<double>(window.resets_at));
       }
     }
   }
@@ -12929,16 +13694,11 @@ class metrics {
   std::map<std::string, histogram> first_tokens_;
   std::map<std::string, histogram> durations_;
   histogram queue_waits_{{0.001, 0.01, 0.1, 0.5, 1, 5, 10, 30, 60}};
-  std::map<std::string, usage_window> windows_;
-  double charged_usd_ = 0;
-  double cost_usd_ = 0;
-  double retries_ = 0;
-  double taken_back_ = 0;
-  double told_ = 0;
+  totals sums_;
 };
 
 //================================================================================================
-// [28] status - what is known of the CLI and its login
+// [29] status - what is known of the CLI and its login
 // uses: text, json_access, options, events, cli_protocol, cli_command, process, claude_process,
 //       pool | thread-safe
 //================================================================================================
@@ -13026,13 +13786,13 @@ inline std::string credential_source(const options& settings) {
 inline void inspect_version(const options& settings, const child_guard& guard,
                             const wake_signal& stop, cli_facts& facts) {
   const command ask{claude_words(settings, {"--version"}), child_environment(settings), {}};
-  const auto said = run_command(ask, guard, std::chrono::seconds(10), stop);
-  const auto version = parse_version(said.output);
+  const auto result = run_command(ask, guard, std::chrono::seconds(10), stop);
+  const auto version = parse_version(result.output);
   if (!version) {
-    facts.problem = settings.claude_path + " does not tell its version (" + said.ending + ")";
+    facts.problem = settings.claude_path + " does not tell its version (" + result.ending + ")";
     return;
   }
-  facts.version = text::split(said.output, ' ').front();
+  facts.version = text::split(result.output, ' ').front();
   if (*version >= oldest_cli) return;
   facts.too_old = true;
   facts.problem = "claude " + facts.version +
@@ -13041,8 +13801,8 @@ inline void inspect_version(const options& settings, const child_guard& guard,
 }
 
 /// Reads models and login out of the CLI's answer to `initialize`.
-inline void read_introduction(const json& introduction, cli_facts& facts) {
-  const auto& models = member_of(introduction, "models");
+inline void read_initialize_response(const json& initialize_response, cli_facts& facts) {
+  const auto& models = member_of(initialize_response, "models");
   for (std::size_t i = 0; models.is_array() && i < models.size(); ++i) {
     for (const char* name : {"value", "resolvedModel"}) {
       const auto id = string_of(models[i], name);
@@ -13053,7 +13813,7 @@ inline void read_introduction(const json& introduction, cli_facts& facts) {
       if (off.is_boolean() && !off.get<bool>()) facts.always_thinking.push_back(id);
     }
   }
-  const auto& account = member_of(introduction, "account");
+  const auto& account = member_of(initialize_response, "account");
   const auto token = string_of(account, "tokenSource");
   const auto provider = string_of(account, "apiProvider");
   facts.logged_in = !string_of(account, "apiKeySource").empty() ||
@@ -13075,8 +13835,8 @@ inline void inspect_account(const options& settings, pool& processes, const wake
     if (!process) ::poll(&entry, 1, 50);
   }
   auto& asked = process->process();
-  asked.begin_introduction();
-  while (asked.introduction().is_null()) {
+  asked.request_capabilities();
+  while (asked.initialize_response().is_null()) {
     if (std::chrono::steady_clock::now() >= deadline || stop.is_raised()) return;
     if (const auto failure = asked.pop()) {
       if (const auto* failed = std::get_if<turn_failed>(&*failure)) {
@@ -13089,7 +13849,7 @@ inline void inspect_account(const options& settings, pool& processes, const wake
     ::poll(entries.data(), static_cast<nfds_t>(entries.size()), 50);
     asked.pump();
   }
-  read_introduction(asked.introduction(), facts);
+  read_initialize_response(asked.initialize_response(), facts);
   if (facts.logged_in == false) {
     facts.problem = not_logged_in;
   }
@@ -13131,9 +13891,9 @@ inline std::string problem_code(const cli_facts& facts) {
 /// code: its text names paths and what `claude` printed.
 inline json render_health(const process_counts& counts, const cli_facts& facts, bool details,
                           bool demo = false) {
-  constexpr std::chrono::seconds longest_stall{30};
+  constexpr std::chrono::seconds max_stall{30};
   auto problem = facts.problem;
-  if (problem.empty() && counts.stalled > longest_stall) {
+  if (problem.empty() && counts.stalled > max_stall) {
     problem = std::to_string(counts.queued) + " requests wait, and none has got a process for " +
               std::to_string(counts.stalled.count() / 1000) + " s";
   }
@@ -13155,7 +13915,7 @@ inline json render_health(const process_counts& counts, const cli_facts& facts, 
 }
 
 //================================================================================================
-// [29] http_head - the head and the body's framing of a request, held against RFC 9112
+// [30] http_head - the head and the body's framing of a request, held against RFC 9112
 // uses: text, errors | pure
 //================================================================================================
 //
@@ -13193,12 +13953,12 @@ inline bool is_token(std::string_view word) {
 
 /// False when this is the beginning of no request: of TLS, for one, which would wait for an answer.
 inline bool begins_well(std::string_view bytes) {
-  constexpr std::size_t longest_method = 32;
+  constexpr std::size_t max_method = 32;
   const auto line = bytes.substr(0, bytes.find('\r'));
-  const auto method = line.substr(0, std::min(line.find(' '), longest_method + 1));
+  const auto method = line.substr(0, std::min(line.find(' '), max_method + 1));
   const bool whole = line.size() < bytes.size();
   if (whole && line.find("HTTP/1.") == line.npos) return false;
-  return method.empty() ? bytes.empty() : method.size() <= longest_method && is_token(method);
+  return method.empty() ? bytes.empty() : method.size() <= max_method && is_token(method);
 }
 
 /// Visible characters, blanks and bytes above ASCII: no line end and no NUL hides in a value.
@@ -13335,12 +14095,12 @@ class chunk_decoder {
  private:
   enum class state { size, data, data_end, trailer, done };
 
-  static constexpr std::size_t longest_line = 4096;
+  static constexpr std::size_t max_line = 4096;
 
   /// One more byte of a line. True when the line is complete.
   bool take(char c) {
     line_ += c;
-    if (line_.size() > longest_line) throw http_head::broken("an endless line in a chunked body");
+    if (line_.size() > max_line) throw http_head::broken("an endless line in a chunked body");
     const bool ended = line_.size() >= 2 && line_.compare(line_.size() - 2, 2, "\r\n") == 0;
     if (!ended && c == '\n') throw http_head::broken("a bare line feed in a chunked body");
     if (state_ == state::data_end && line_.size() == 2 && !ended) {
@@ -13357,7 +14117,7 @@ class chunk_decoder {
     } else if (state_ == state::trailer) {
       const bool field = http_head::is_token(std::string_view(line).substr(0, line.find(':')));
       trailers_ += line.size();
-      if (trailers_ > 2 * longest_line || (length > 0 && !field)) {
+      if (trailers_ > 2 * max_line || (length > 0 && !field)) {
         throw http_head::broken("what follows a chunked body");
       }
       if (length == 0) state_ = state::done;
@@ -13387,7 +14147,7 @@ class chunk_decoder {
 };
 
 //================================================================================================
-// [30] transport - listening sockets, and the bytes of a connection, in the clear or through TLS
+// [31] transport - listening sockets, and the bytes of a connection, in the clear or through TLS
 // uses: text, process, guard | POSIX sockets and OpenSSL
 //================================================================================================
 
@@ -13532,14 +14292,14 @@ struct endpoint {
 
 /// `ask` is getpeername or getsockname.
 inline endpoint endpoint_of(int socket, int (*ask)(int, sockaddr*, socklen_t*)) {
-  sockaddr_storage told{};
-  socklen_t size = sizeof told;
-  if (ask(socket, reinterpret_cast<sockaddr*>(&told), &size) != 0) return {};
-  const auto* v4 = reinterpret_cast<const sockaddr_in*>(&told);
-  const auto* v6 = reinterpret_cast<const sockaddr_in6*>(&told);
-  endpoint end{told.ss_family, {}, v4->sin_port};  // both have the port in the same place
-  if (told.ss_family == AF_INET6) std::memcpy(end.address.data(), &v6->sin6_addr, 16);
-  if (told.ss_family == AF_INET) end.address[0] = v4->sin_addr.s_addr;
+  sockaddr_storage found{};
+  socklen_t size = sizeof found;
+  if (ask(socket, reinterpret_cast<sockaddr*>(&found), &size) != 0) return {};
+  const auto* v4 = reinterpret_cast<const sockaddr_in*>(&found);
+  const auto* v6 = reinterpret_cast<const sockaddr_in6*>(&found);
+  endpoint end{found.ss_family, {}, v4->sin_port};  // both have the port in the same place
+  if (found.ss_family == AF_INET6) std::memcpy(end.address.data(), &v6->sin6_addr, 16);
+  if (found.ss_family == AF_INET) end.address[0] = v4->sin_addr.s_addr;
   return end;
 }
 
@@ -13623,8 +14383,8 @@ inline std::optional<uid_t> uid_of_peer(int socket) {
   if (peer.family == AF_UNIX) {
     ucred holder{};
     socklen_t size = sizeof holder;
-    const bool told = ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &holder, &size) == 0;
-    if (!told) return std::nullopt;
+    const bool known = ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &holder, &size) == 0;
+    if (!known) return std::nullopt;
     return holder.uid;
   }
   const auto own = endpoint_of(socket, ::getsockname);
@@ -13642,8 +14402,8 @@ inline std::optional<uid_t> uid_of_peer(int socket) {
 #else
   uid_t user = 0;
   gid_t group = 0;
-  const bool told = peer_address(socket) == "unix" && ::getpeereid(socket, &user, &group) == 0;
-  if (!told) return std::nullopt;
+  const bool known = peer_address(socket) == "unix" && ::getpeereid(socket, &user, &group) == 0;
+  if (!known) return std::nullopt;
   return user;
 #endif
 }
@@ -13803,7 +14563,7 @@ class channel {
 };
 
 //================================================================================================
-// [31] page - the page at /
+// [32] page - the page at /
 // uses: nothing | pure
 //================================================================================================
 
@@ -15111,12 +15871,17 @@ POST /v1/messages Anthropic Messages {${hello},"max_tokens":1000,"stream":true}
 POST /v1/messages/count_tokens Counts the tokens of a Messages request {${hello}}
 POST /v1/completions OpenAI legacy completions {"prompt":"Once upon","stream":true}
 POST /v1/fim/completions Fills in the middle of a text {"prompt":"One, ","suffix":", three"}
+POST /api/chat Ollama's chat {${hello},"stream":false}
+POST /api/generate Ollama's completion {"prompt":"Say hello","stream":false}
 POST /v1/debug/request Shows how the server reads a request, and the faults found {${hello}}
 POST /v1/compatibility Tells which fields of a chat request count {${hello},"seed":42}
 
 Models and conversations
 GET /v1/models Lists the models
 GET /v1/models/{model} Describes a model
+GET /api/tags Lists the models for Ollama's clients
+POST /api/show Describes a model to Ollama's clients {}
+GET /api/ps Lists the models in memory: none
 GET /v1/sessions Lists the sessions
 GET /v1/sessions/stats Counts the sessions
 GET /v1/sessions/{session} Describes a session
@@ -15142,9 +15907,10 @@ GET /v1/auth/status Tells the auth method, and what is missing
 GET /metrics Shows figures for Prometheus
 GET /health Tells whether requests are answered
 GET /version Tells the version
+GET /api/version Tells the version of Ollama that is spoken
 GET / This page; plain text for curl`;
 
-/** The text that one event of a stream adds, in any of the four dialects. */
+/** The text that one event of a stream adds, in a dialect of events. */
 function deltaOf({ choices, type, delta }) {
   if (choices) return choices[0]?.delta?.content ?? choices[0]?.text;
   return type === 'response.output_text.delta' ? delta : delta?.text;
@@ -15317,7 +16083,7 @@ inline std::string content_security_policy(std::string_view nonce) {
 }  // namespace page
 
 //================================================================================================
-// [32] connection - one client's connection and the bodies of its requests, by httplib's parts
+// [33] connection - one client's connection and the bodies of its requests, by httplib's parts
 // uses: text, errors, json_access, options, cli_command, process, guard, http_head, transport
 //       | one thread, but for body_budget
 //================================================================================================
@@ -15326,7 +16092,7 @@ inline std::string content_security_policy(std::string_view nonce) {
 /// not add up.
 class body_budget {
  public:
-  explicit body_budget(std::size_t most) : most_(most) {}
+  explicit body_budget(std::size_t most) : max_(most) {}
 
   /// A body's share; it goes with it.
   class share {
@@ -15342,7 +16108,7 @@ class body_budget {
       constexpr std::size_t small = 64 * 1024;
       if (bytes <= std::max(bytes_, small)) return;
       const auto more = bytes - bytes_;
-      if ((owner_.used_ += more) > owner_.most_) {
+      if ((owner_.used_ += more) > owner_.max_) {
         owner_.used_ -= more;
         throw api_error(error_kind::unavailable, "too many large requests at once; try again");
       }
@@ -15355,7 +16121,7 @@ class body_budget {
   };
 
  private:
-  const std::size_t most_;
+  const std::size_t max_;
   std::atomic<std::size_t> used_{0};
 };
 
@@ -15631,33 +16397,62 @@ class connection final : public httplib::Stream {
   std::atomic<std::int64_t> waiting_since_{ticks_now()};
 };
 
+/// What another server has answered.
+struct remote_answer {
+  int status = 0;    ///< 0 when none has come
+  std::string body;  ///< or why none has come
+  std::string type;  ///< Content-Type
+  std::string id;    ///< X-Request-Id
+};
+
+/// Asks another server, over a connection of its own: POST with a body, GET without one. `base` is
+/// an address, perhaps with a path, or `unix:PATH`. Throws `std::invalid_argument` for a scheme
+/// that the installed httplib does not speak.
+inline remote_answer ask_server(const std::string& base, const std::string& path,
+                                const std::string& body,
+                                const std::vector<std::pair<std::string, std::string>>& headers,
+                                std::chrono::milliseconds timeout) {
+  const bool local = text::starts_with(base, "unix:");
+  const auto end =
+      std::min(local ? base.size() : base.find('/', base.find("://") + 3), base.size());
+  httplib::Client client(local ? base.substr(5) : base.substr(0, end));
+  if (!client.is_valid()) return {0, "httplib cannot reach such an address", {}, {}};
+  if (local) client.set_address_family(AF_UNIX);
+  client.set_connection_timeout(5);
+  client.set_read_timeout(timeout);
+  httplib::Request request;
+  request.method = body.empty() ? "GET" : "POST";
+  request.path = base.substr(end) + path;
+  request.headers = httplib::Headers(headers.begin(), headers.end());
+  if (local) request.set_header("Host", "localhost");
+  if (!body.empty()) request.set_header("Content-Type", "application/json");
+  request.body = body;
+  const auto answer = client.send(request);
+  if (!answer) return {0, httplib::to_string(answer.error()), {}, {}};
+  return {answer->status, answer->body, answer->get_header_value("Content-Type"),
+          answer->get_header_value("X-Request-Id")};
+}
+
 /// Asks the API for the true count, which takes an API key and no `claude`. Nullopt when it
 /// cannot be had: with other methods, aliases of models, or no TLS in the installed httplib.
 inline std::optional<std::int64_t> count_by_api(const options& settings, const json& body) {
   const auto& variables = settings.environment;
   const auto key = value_or(variables, "ANTHROPIC_API_KEY");
   if (resolve_auth(settings) != auth_method::api_key || key.empty()) return std::nullopt;
-  const auto base = value_or(variables, "ANTHROPIC_BASE_URL", "https://api.anthropic.com");
-  const auto path_begin = base.find('/', base.find("://") + 3);
-  httplib::Client api(base.substr(0, path_begin));
-  if (!api.is_valid()) return std::nullopt;
-  api.set_connection_timeout(5);
-  api.set_read_timeout(10);
-  const auto prefix = path_begin == std::string::npos ? std::string() : base.substr(path_begin);
-  const auto answer = api.Post(prefix + "/v1/messages/count_tokens",
-                               {{"x-api-key", key}, {"anthropic-version", "2023-06-01"}},
-                               dump(body), "application/json");
-  if (!answer || answer->status != 200) return std::nullopt;
-  const auto count = integer_of(try_parse_json(answer->body), "input_tokens");
-  return count > 0 ? std::optional<std::int64_t>(count) : std::nullopt;
+  const auto answer = ask_server(
+      value_or(variables, "ANTHROPIC_BASE_URL", "https://api.anthropic.com"),
+      "/v1/messages/count_tokens", dump(body),
+      {{"x-api-key", key}, {"anthropic-version", "2023-06-01"}}, std::chrono::seconds(10));
+  const auto count = integer_of(try_parse_json(answer.body), "input_tokens");
+  return answer.status == 200 && count > 0 ? std::optional<std::int64_t>(count) : std::nullopt;
 }
 
 //================================================================================================
-// [33] routes - what each path answers, who may ask it, and answers that are streamed
+// [34] routes - what each path answers, who may ask it, and answers that are streamed
 // uses: text, errors, log, json_access, options, conversation, fields, events, sse, openai_chat,
-//       anthropic_messages, openai_responses, openai_completions, catalog, process, pool, sessions,
-//       responses, engine, agents, guard, limits, metrics, status, http_head, page, connection
-//       | thread-safe
+//       anthropic_messages, openai_responses, openai_completions, catalog, ollama, process, pool,
+//       sessions, responses, engine, agents, guard, limits, metrics, status, http_head, page,
+//       connection | thread-safe
 //================================================================================================
 
 /// What the routes need. Owned by `server`, which outlives every connection.
@@ -15670,6 +16465,7 @@ struct proxy_parts {
   agent_registry& agents;
   status_board& status;
   limiter& limits;
+  limit_board& windows;
   metrics& figures;
   const wake_signal& stop;
   const std::function<void(const request_figures&)>& on_answer;
@@ -15750,7 +16546,10 @@ inline std::string printable(std::string value) {
   return value;
 }
 
-/// Whose words a client understands that has not reached an endpoint, or one of both.
+/// A path of Ollama's API, which has no `/v1`.
+inline bool is_ollama(std::string_view path) { return text::starts_with(path, "/api/"); }
+
+/// True when errors have Anthropic's format on a route that has no dialect of its own.
 inline bool speaks_anthropic(const request_context& now) {
   const bool messages = now.path == "/messages" || text::starts_with(now.path, "/messages/");
   const bool openai = now.path == "/chat/completions" || now.path == "/completions" ||
@@ -15760,9 +16559,13 @@ inline bool speaks_anthropic(const request_context& now) {
 
 // ---- who may ask ------------------------------------------------------------------------------
 
-/// What a route asks of its client: nothing; a key if there is one; that, and to be no foreign
-/// page; what `enable_tools` asks.
-enum class access { open, chat, own, tools };
+/// What a route asks of its client.
+enum class access {
+  open,   ///< nothing
+  chat,   ///< a key, if keys are set
+  own,    ///< that, and no page of another origin
+  tools,  ///< the right to `enable_tools`
+};
 
 /// Throws a 403 for a client that may not have what this is needed for.
 inline void check_rights(const request_context& now, access needed) {
@@ -15772,8 +16575,7 @@ inline void check_rights(const request_context& now, access needed) {
   }
 }
 
-/// Whom limits count: an address, and of this machine's own addresses each user for himself, so
-/// that nobody uses up what is another's.
+/// By what the rate limit counts a client: its address; on this machine the address and the user.
 inline std::string counted_name(request_context& now) {
   const auto& address = now.record->address;
   const bool own = address == "unix" || is_loopback_name(address);
@@ -15784,14 +16586,14 @@ inline std::string counted_name(request_context& now) {
 }
 
 /// Counts the request against the rate limit, tells how the client stands, and throws a 429 when
-/// it asks too often. The stricter of its two limits is told: its address's or its key's.
+/// it asks too often. The stricter of its two limits is reported: its address's or its key's.
 inline void count_request(request_context& now, endpoint_group group, const std::string& who) {
   if (group == endpoint_group::none || !is_limited(*now.settings)) return;
   const auto standing = now.proxy.limits.count(group, who, now.settings->limits);
   auto& headers = now.response.headers;
-  const auto told = headers.find("x-ratelimit-remaining-requests");
-  const bool stricter = told == headers.end() ||
-                        standing.remaining <= text::try_number<int>(told->second).value_or(0);
+  const auto header = headers.find("x-ratelimit-remaining-requests");
+  const bool stricter = header == headers.end() ||
+                        standing.remaining <= text::try_number<int>(header->second).value_or(0);
   if (stricter) {
     const auto seconds = std::chrono::ceil<std::chrono::seconds>(standing.reset).count();
     for (const char* name : {"limit", "remaining", "reset"}) {
@@ -15846,7 +16648,7 @@ inline void allow_origin(request_context& now, const credentials& shown) {
   response.set(
       "Access-Control-Expose-Headers",
       "x-request-id, request-id, openai-version, retry-after, retry-after-ms, x-should-retry, "
-      "x-ignored-params, x-model-alias, x-token-count, openai-processing-ms, "
+      "x-ignored-params, x-model-alias, x-claude-account, x-token-count, openai-processing-ms, "
       "x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
       "x-ratelimit-reset-requests");
   if (now.method != "OPTIONS") return;
@@ -15881,20 +16683,22 @@ inline json read_json(request_context& now) {
   return parse_body(bytes);
 }
 
-/// Until the limits of a subscription begin anew that have refused the request; else 0.
+/// Until the limits begin anew that have refused the request; else 0.
 inline std::chrono::milliseconds time_to_reset(const std::vector<usage_window>& windows) {
-  using namespace std::chrono;
-  constexpr std::int64_t max_wait = 7 * 24 * 3600;  // the longest window there is
-  const std::int64_t now = duration_cast<seconds>(system_clock::now().time_since_epoch()).count();
-  std::int64_t longest = 0;
+  std::chrono::seconds longest{0};
   for (const auto& window : windows) {
-    if (window.status == "rejected") longest = std::max(longest, window.resets_at - now);
+    if (window.status == "rejected") longest = std::max(longest, time_to(window.resets_at));
   }
-  return seconds(std::min(longest, max_wait));
+  return longest;
+}
+
+inline const dialect_functions& dialect_of(const request_context& now) {
+  if (is_ollama(now.path)) return ollama::chat_dialect;
+  return speaks_anthropic(now) ? anthropic_messages::dialect : openai_chat::dialect;
 }
 
 inline void answer_error(request_context& now, const api_error& error) {
-  const auto& dialect = speaks_anthropic(now) ? anthropic_messages::dialect : openai_chat::dialect;
+  const auto& dialect = dialect_of(now);
   now.response.status = dialect.status(error.kind);
   if (now.record->failure.empty()) now.record->failure = word_for(error);
   if (error.code == "budget_exceeded") now.proxy.figures.reject("budget");
@@ -15923,7 +16727,7 @@ inline void finish(proxy_parts& proxy, const logger& log, request_record& record
   record.ended = std::chrono::steady_clock::now();
   proxy.figures.finish(record);
   if (record.reserved.requests > 0) {
-    proxy.limits.settle(record.client_id, record.reserved, record.usage);
+    proxy.limits.charge(record.client_id, record.reserved, record.usage);
   }
   call_back(log, proxy.on_answer, record);
   if (!log.wants(log_level::info)) return;
@@ -15932,10 +16736,22 @@ inline void finish(proxy_parts& proxy, const logger& log, request_record& record
 
 // ---- routes that ask the model ----------------------------------------------------------------
 
+inline answer_times times_of(const request_record& record) {
+  const auto now = std::chrono::steady_clock::now();
+  const auto total = now - record.started;
+  answer_times times{std::chrono::system_clock::now(), total, record.facts.queued};
+  if (!record.first_token) return times;
+  times.first = *record.first_token - record.started - times.queued;
+  times.rest = now - *record.first_token;
+  return times;
+}
+
 inline reply_context make_context(const request_context& now) {
   using namespace std::chrono;
   const auto created = duration_cast<seconds>(system_clock::now().time_since_epoch()).count();
-  return {text::random_id("", 24), created, now.id(), {}};
+  return {text::random_id("", 24), created, now.id(), {}, [record = now.record] {
+            return times_of(*record);
+          }};
 }
 
 inline void reserve(request_context& now, const budget& wanted) {
@@ -15949,7 +16765,7 @@ inline bool is_strict(const request_context& now) {
 }
 
 /// What a client asks by headers of its agent; in vain where it asks for none.
-inline void settle_headers(const request_context& now, turn_request& turn) {
+inline void apply_headers(const request_context& now, turn_request& turn) {
   if (const auto tokens = now.find_header("X-Claude-Max-Thinking-Tokens")) {
     turn.thinking_tokens = text::try_number<std::int64_t>(text::trim(*tokens));
     if (turn.thinking_tokens.value_or(-1) < 0 || *turn.thinking_tokens > 1'000'000) {
@@ -15965,7 +16781,7 @@ inline void settle_headers(const request_context& now, turn_request& turn) {
   if (turn.agent) {
     check_rights(now, access::tools);
     const auto has_budget = [](const budget& limit) { return limit.tokens > 0 || limit.usd > 0; };
-    return now.proxy.agents.settle(
+    return now.proxy.agents.authorize(
         turn, asked,
         has_budget(now.settings->minute_budget) || has_budget(now.settings->day_budget));
   }
@@ -15976,16 +16792,41 @@ inline void settle_headers(const request_context& now, turn_request& turn) {
   if (asked.directory) name_ignored(turn, "X-Claude-Cwd");
 }
 
-/// The model that the operator means by the client's name for it, of which the client is told.
-inline std::string take_alias(request_context& now, const std::string& name) {
+/// The model that the operator means by the client's name for it; a header names both. Ollama's
+/// clients add `:latest`, also where they speak another API.
+inline std::string take_alias(request_context& now, std::string name) {
+  constexpr std::string_view tag = ":latest";
   const auto* alias = find_alias(*now.settings, name);
+  if (alias == nullptr && name.size() > tag.size() && text::ends_with(name, tag)) {
+    name.resize(name.size() - tag.size());
+    alias = find_alias(*now.settings, name);
+  }
   if (alias == nullptr) return released_model(name);
   now.response.set("x-model-alias", printable(name + "=" + alias->model));
   return alias->model;
 }
 
+/// Where the operator wants no bill beyond the plan, a limit that is used up refuses until it
+/// begins anew.
+inline void refuse_extra_usage(const request_context& now) {
+  if (now.settings->extra_usage || now.settings->fallback) return;
+  for (const auto& window : now.proxy.windows.all()) {
+    const auto left = time_to(window.resets_at);
+    if (!window.extra_usage || left.count() <= 0) continue;
+    api_error error(error_kind::rate_limited,
+                    "the plan's limit " + window.name + " is used up for another " +
+                        std::to_string(left.count()) +
+                        " s, and this proxy takes no extra usage (--no-extra-usage)");
+    error.code = "extra_usage_refused";
+    error.retry_after = left;
+    error.retry_is_futile = true;
+    throw error;
+  }
+}
+
 /// Puts in what is not in the body: who asks, in which session, and what the model takes.
-inline void settle_turn(request_context& now, turn_request& turn) {
+inline void complete_request(request_context& now, turn_request& turn) {
+  refuse_extra_usage(now);
   turn.client = now.client_id();
   // A page that may only chat shares no process with the programs of this user.
   if (now.who.key.empty() && !now.who.page_refusal.empty())
@@ -16003,8 +16844,14 @@ inline void settle_turn(request_context& now, turn_request& turn) {
     turn.session = parse_session_id(reader(id, "X-Session-Id"));
   }
   if (!turn.session.empty()) check_rights(now, access::own);
-  settle_headers(now, turn);
-  settle(turn, traits_of(turn.model, now.proxy.status.get().always_thinking));
+  apply_headers(now, turn);
+  const auto facts = now.proxy.status.get();
+  if (!turn.cache_ttl.empty() && !has_cache_ttl(facts.version)) {
+    name_ignored(turn, turn.cache_field);
+  }
+  apply_model_limits(turn, traits_of(turn.model, facts.always_thinking));
+  turn.on_fallback =
+      now.settings->fallback && now.proxy.windows.is_spent(now.settings->extra_usage);
 }
 
 inline void tell_ignored(request_context& now, const std::vector<std::string>& names) {
@@ -16024,16 +16871,19 @@ inline answer::pulled pull(request_context& now, answer& running, answer::choice
                            steady_time until) {
   for (;;) {
     const auto got = running.next(next, until);
-    if (got != answer::pulled::client_shut) return got;
+    if (got != answer::pulled::client_half_closed) return got;
     if (!now.client.head().http_1_0) now.client.write_all("HTTP/1.1 100 Continue\r\n\r\n");
   }
 }
 
-/// How much of the subscription is used, as far as it is known.
+/// Which account answers, where there are two; and how much of the subscription is used, as far as
+/// it is known.
 inline void tell_windows(request_context& now) {
-  auto windows = now.proxy.figures.windows();
-  for (const auto& window : now.record->facts.windows) windows.push_back(window);
-  for (const auto& window : windows) {
+  if (const auto& other = now.settings->fallback) {
+    const auto account = now.record->facts.on_fallback ? *other : resolve_auth(*now.settings);
+    now.response.set("x-claude-account", std::string(name_of(account)));
+  }
+  for (const auto& window : now.proxy.windows.all()) {
     auto& headers = now.response.headers;
     const auto tell = [&](const char* what, const std::string& value) {
       const auto name = "x-claude-ratelimit-" + window.name + "-" + what;
@@ -16044,6 +16894,7 @@ inline void tell_windows(request_context& now) {
     };
     if (!http_head::is_token(window.name)) continue;
     tell("status", window.status);
+    if (window.extra_usage) tell("extra-usage", "true");
     if (window.utilization) tell("utilization", exposition::number(*window.utilization));
     if (window.resets_at > 0) tell("reset", std::to_string(window.resets_at));
   }
@@ -16110,7 +16961,7 @@ inline void fill(request_context& now, const std::shared_ptr<open_stream>& strea
     note_use(*record, *running);
     finish(proxy, settings->log, *record);
   };
-  now.response.type = "text/event-stream";
+  now.response.type = stream->writer->stream_type();
   now.response.stream = [&proxy = now.proxy, stream](const http_response::write_bytes& write) {
     stream->on_abandoned = nullptr;
     auto& record = *stream->record;
@@ -16168,13 +17019,14 @@ inline void answer_whole(request_context& now, answer& running, const reply& wri
   now.response.set_body(std::move(body), json_type);
 }
 
-inline void ask(request_context& now, const surface& dialect, json body, reply_context context,
-                std::shared_ptr<const wake_signal> cancelled = nullptr) {
+inline void ask(request_context& now, const dialect_functions& dialect, json body,
+                reply_context context, std::shared_ptr<const wake_signal> cancelled = nullptr) {
   auto parsed = dialect.parse(body, context);
   body = nullptr;  // which may be large
+  if (parsed.turns.empty()) return now.response.set_body(parsed.reply->render({}), json_type);
   for (auto& turn : parsed.turns) {
-    settle_turn(now, turn);
-    if (turn.session.empty()) settle_tool_calls(turn.messages, turn.messages_field);
+    complete_request(now, turn);
+    if (turn.session.empty()) match_tool_calls(turn.messages, turn.messages_field);
   }
   if (parsed.turns.size() > 1 && !parsed.turns.front().session.empty()) {
     throw bad_field("X-Session-Id", "goes on with one answer, and several are asked for");
@@ -16194,7 +17046,7 @@ inline void ask(request_context& now, const surface& dialect, json body, reply_c
   }
 }
 
-inline void answer_turn(request_context& now, const surface& dialect) {
+inline void answer_turn(request_context& now, const dialect_functions& dialect) {
   ask(now, dialect, read_json(now), make_context(now));
 }
 
@@ -16204,6 +17056,8 @@ inline void handle_completions(request_context& now) {
   answer_turn(now, openai_completions::dialect);
 }
 inline void handle_fim(request_context& now) { answer_turn(now, openai_completions::fim_dialect); }
+inline void handle_ollama_chat(request_context& now) { answer_turn(now, ollama::chat_dialect); }
+inline void handle_generate(request_context& now) { answer_turn(now, ollama::generate_dialect); }
 
 /// A response may refer to earlier ones, and later ones to it.
 inline void handle_responses(request_context& now) {
@@ -16244,7 +17098,7 @@ inline std::string last_of_path(const request_context& now) {
   return now.path.substr(now.path.find('/', 1) + 1);
 }
 
-/// As far as the API can be asked, it counts; else the size is an estimate, and told as one. The
+/// As far as the API can be asked, it counts; else the size is an estimate, and marked as one. The
 /// body is the turn as a request of the Messages API.
 inline std::int64_t count_tokens(request_context& now, turn_request& turn, const json& body) {
   define_called_tools(turn);
@@ -16331,6 +17185,28 @@ inline void handle_model(request_context& now) {
   answer_json(now, speaks_anthropic(now) ? render_page_model(entry) : render_model(entry));
 }
 
+inline void handle_ollama_models(request_context& now) {
+  answer_json(now, ollama::render_models(catalog(now)));
+}
+
+inline void handle_ollama_model(request_context& now) {
+  const auto body = read_json(now);
+  const reader root(body);
+  const auto name = root.find("model");
+  const auto model = take_alias(now, parse_model(name ? *name : root.require("name")));
+  answer_json(now, ollama::render_model({model, release_time(model)},
+                                        traits_of(model, now.proxy.status.get().always_thinking)));
+}
+
+/// Which models this machine holds in its memory: none.
+inline void handle_loaded_models(request_context& now) {
+  answer_json(now, ollama::render_models({}));
+}
+
+inline void handle_ollama_version(request_context& now) {
+  answer_json(now, json::object({{"version", ollama::version}}));
+}
+
 inline void handle_sessions(request_context& now) {
   answer_json(now, render_sessions(now.proxy.sessions.list(now.client_id())));
 }
@@ -16358,7 +17234,7 @@ inline void handle_delete_session(request_context& now) {
 inline void handle_compatibility(request_context& now) {
   const auto body = read_json(now);
   auto turn = openai_chat::parse(body, {}).turns.front();
-  settle_turn(now, turn);
+  complete_request(now, turn);
   answer_json(now, openai_chat::render_compatibility(body, turn.ignored_params));
 }
 
@@ -16395,9 +17271,9 @@ inline void handle_mcp_stats(request_context& now) {
 inline void handle_add_mcp_server(request_context& now) {
   const auto body = read_json(now);
   auto server = parse_mcp_server(reader(body));
-  const auto told = "MCP server '" + server.name + "' registered successfully";
+  const auto confirmation = "MCP server '" + server.name + "' registered successfully";
   now.proxy.agents.add_server(now.client_id(), std::move(server));
-  answer_json(now, json::object({{"message", told}}));
+  answer_json(now, json::object({{"message", confirmation}}));
 }
 
 inline void handle_connect_mcp_server(request_context& now) {
@@ -16430,7 +17306,7 @@ inline void handle_health(request_context& now) {
 
 inline void handle_metrics(request_context& now) {
   const gauges state{now.proxy.processes.counts(), now.proxy.sessions.size(),
-                     now.proxy.status.get().version};
+                     now.proxy.status.get().version, now.proxy.windows.all()};
   now.response.set_body(now.proxy.figures.render(state),
                         "text/plain; version=0.0.4; charset=utf-8");
 }
@@ -16452,8 +17328,10 @@ inline void handle_debug(request_context& now) {
   answer_json(now, json::object({{"debug_info", info}}));
 }
 
-/// The page for a browser, and a word for whoever else looks whether somebody is there.
+/// The page for a browser, and a word for other clients that look whether somebody is there.
+/// Clients of Ollama wait for its own words.
 inline void handle_root(request_context& now) {
+  constexpr const char* plain = "text/plain; charset=utf-8";
   auto& response = now.response;
   if (now.header("Accept").find("text/html") != std::string::npos) {
     const auto nonce = text::random_id("", 24);
@@ -16464,6 +17342,10 @@ inline void handle_root(request_context& now) {
     return;
   }
   auto place = printable(now.client.head().authority);
+  const auto agent = text::to_lower(now.header("User-Agent"));
+  if (text::ends_with(place, ":11434") || agent.find("ollama") != agent.npos) {
+    return response.set_body("Ollama is running", plain);
+  }
   if (place.empty()) place = "HOST:PORT";
   response.set_body(
       "claude-openai " CLAUDE_OPENAI_VERSION
@@ -16472,8 +17354,9 @@ inline void handle_root(request_context& now) {
           std::string(now.settings->tls_certificate.empty() ? "http://" : "https://") + place +
           "/v1/chat/completions \\\n"
           "    -d '{\"messages\":[{\"role\":\"user\",\"content\":\"Say hello\"}]}'\n\n"
-          "With a client key: -H \"Authorization: Bearer KEY\". A browser gets a page here.\n",
-      "text/plain; charset=utf-8");
+          "With a client key: -H \"Authorization: Bearer KEY\". A browser gets a page here.\n"
+          "For clients that ask: Ollama is running.\n",
+      plain);
 }
 
 inline void handle_version(request_context& now) {
@@ -16494,10 +17377,11 @@ struct route {
   access needs = access::own;
 };
 
-inline const std::vector<route>& all_routes() {
+/// Those by which models are asked and described.
+inline std::vector<route> model_routes() {
   using group = endpoint_group;
-  constexpr auto open = access::open, chat = access::chat, tools = access::tools;
-  static const std::vector<route> table = {
+  constexpr auto open = access::open, chat = access::chat;
+  return {
       {"POST", "/chat/completions", group::chat, &handle_chat, chat},
       {"POST", "/responses", group::chat, &handle_responses, chat},
       {"POST", "/responses/input_tokens", group::other, &handle_input_tokens},
@@ -16509,8 +17393,21 @@ inline const std::vector<route>& all_routes() {
       {"POST", "/messages/count_tokens", group::other, &handle_count_tokens, chat},
       {"POST", "/completions", group::chat, &handle_completions, chat},
       {"POST", "/fim/completions", group::chat, &handle_fim, chat},
+      {"POST", "/api/chat", group::chat, &handle_ollama_chat, chat},
+      {"POST", "/api/generate", group::chat, &handle_generate, chat},
+      {"GET", "/api/tags", group::none, &handle_ollama_models, chat},
+      {"POST", "/api/show", group::none, &handle_ollama_model, chat},
+      {"GET", "/api/ps", group::none, &handle_loaded_models, chat},
+      {"GET", "/api/version", group::health, &handle_ollama_version, open},
       {"GET", "/models", group::none, &handle_models, chat},
       {"GET", "/models/*", group::none, &handle_model, chat},
+  };
+}
+
+inline std::vector<route> other_routes() {
+  using group = endpoint_group;
+  constexpr auto open = access::open, chat = access::chat, tools = access::tools;
+  return {
       {"GET", "/sessions", group::session, &handle_sessions},
       {"GET", "/sessions/stats", group::session, &handle_session_stats},
       {"GET", "/sessions/*", group::session, &handle_session},
@@ -16532,6 +17429,15 @@ inline const std::vector<route>& all_routes() {
       {"GET", "/version", group::health, &handle_version, open},
       {"GET", "/", group::none, &handle_root, open},
   };
+}
+
+inline const std::vector<route>& all_routes() {
+  static const auto table = [] {
+    auto rows = model_routes();
+    const auto others = other_routes();
+    rows.insert(rows.end(), others.begin(), others.end());
+    return rows;
+  }();
   return table;
 }
 
@@ -16547,16 +17453,30 @@ inline bool matches(const route& row, std::string_view path) {
   return rest.find('/') == rest.size() - tail.size() && rest.substr(rest.find('/')) == tail;
 }
 
+/// As clients write it.
+inline std::string public_path(std::string_view path) {
+  return (is_ollama(path) ? "" : "/v1") + std::string(path);
+}
+
 /// Endpoints of other servers that clients ask for, and what to do without them.
 inline std::string advice_for(std::string_view path) {
   constexpr std::string_view one_by_one = "send the requests one by one; they are queued";
   constexpr std::string_view within = "send images and PDF files within the request, as base64";
   constexpr std::string_view earlier =
       "use previous_response_id in /v1/responses, or session_id in /v1/chat/completions";
-  constexpr std::array<std::pair<std::string_view, std::string_view>, 12> advices = {{
-      {"/embeddings",
-       "Claude has no embedding model; run one beside this proxy, such as a local "
-       "sentence-transformers server"},
+  constexpr std::string_view no_vectors =
+      "Claude has no embedding model; run a local one beside this proxy, such as Ollama's";
+  constexpr std::string_view no_files = "models are no files here; /api/tags lists them";
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 20> advices = {{
+      {"/api/embed", no_vectors},
+      {"/api/embeddings", no_vectors},
+      {"/api/pull", no_files},
+      {"/api/push", no_files},
+      {"/api/create", no_files},
+      {"/api/copy", no_files},
+      {"/api/delete", no_files},
+      {"/api/blobs", no_files},
+      {"/embeddings", no_vectors},
       {"/images", "Claude makes no images; it reads them in /v1/chat/completions"},
       {"/audio",
        "Claude neither hears nor speaks; transcribe first and send the text to "
@@ -16575,7 +17495,7 @@ inline std::string advice_for(std::string_view path) {
   }};
   for (const auto& [stem, advice] : advices) {
     if (path != stem && !text::starts_with(path, std::string(stem) + "/")) continue;
-    return "/v1" + std::string(stem) + " is not offered here: " + std::string(advice);
+    return public_path(stem) + " is not offered here: " + std::string(advice);
   }
   return {};
 }
@@ -16593,7 +17513,7 @@ inline const route* find_route(std::string_view method, std::string_view path) {
   std::vector<std::string> known;
   for (const auto& row : all_routes()) {
     if (matches(row, now.path)) allowed.emplace_back(row.method);
-    known.push_back(std::string(row.method) + " /v1" + std::string(row.path));
+    known.push_back(std::string(row.method) + " " + public_path(row.path));
   }
   if (const auto advice = advice_for(now.path); !advice.empty()) {
     throw api_error(error_kind::not_found, advice);
@@ -16704,7 +17624,7 @@ inline void answer_request(request_context& now) {
 }  // namespace routes
 
 //================================================================================================
-// [34] http - httplib's parser and writer around the routes
+// [35] http - httplib's parser and writer around the routes
 // uses: text, errors, log, openai_chat, options, http_head, connection, routes | thread-safe
 //================================================================================================
 
@@ -16854,9 +17774,9 @@ class http_server : public httplib::Server {
 };
 
 //================================================================================================
-// [35] server - the whole proxy as one object
-// uses: text, log, options, cli_command, process, pool, sessions, responses, engine, agents,
-//       status, http | owns threads
+// [36] server - the whole proxy as one object
+// uses: text, log, options, ollama, cli_command, process, pool, sessions, responses, engine,
+//       agents, status, http | owns threads
 //================================================================================================
 
 /// The path without links, and absolute; what is not there yet at least without `.` and `..`.
@@ -16889,8 +17809,8 @@ inline void add_secret_paths(options& settings) {
   settings.secret_folders.assign(folders.begin(), folders.end());
 }
 
-/// Where a secret was not when the proxy started, bubblewrap leaves an empty file to hide it with.
-/// Those are removed here, after the last process.
+/// To hide a secret that does not exist yet, bubblewrap makes an empty file in its place. Removes
+/// those files at the end, after the last process.
 class hidden_files {
  public:
   explicit hidden_files(const std::vector<std::string>& paths) {
@@ -16925,6 +17845,14 @@ inline options complete(options settings, std::optional<temporary_directory>& sc
         "sessions name their client by an HMAC of its key");
   }
 #endif
+  if (settings.fallback) {
+    if (resolve_auth(settings) != auth_method::cli) {
+      problems.emplace_back("--fallback needs --auth-method cli: only a login has a plan");
+    }
+    for (const auto& one : missing_credentials(with_fallback(settings))) {
+      problems.push_back("--fallback: " + one);
+    }
+  }
   if (!problems.empty()) throw std::invalid_argument(text::join(problems, "; "));
   auto& variables = settings.environment;
   const auto name = settings.claude_path.empty() ? "claude" : settings.claude_path;
@@ -16994,6 +17922,209 @@ inline std::shared_ptr<const tls_context> make_tls(const options& settings) {
   return std::make_shared<const tls_context>(settings.tls_certificate, settings.tls_key);
 }
 
+/// Looks at the CLI in the background, since the port is open long before; and again as long as
+/// there is a problem, for the user may install it or log in meanwhile, until it has named its
+/// account, and when its program has changed.
+class cli_inspector {
+ public:
+  cli_inspector(const options& settings, const live_options& live, const child_guard& guard,
+                pool& processes, status_board& status)
+      : settings_(settings), live_(live), guard_(guard), pool_(processes), status_(status) {}
+
+  /// Until `closing` is raised. `on_news` gets the facts at first and when they have changed.
+  void run(const wake_signal& closing, const std::function<void(const cli_facts&)>& on_news) {
+    constexpr std::chrono::seconds pause{30};
+    file_state seen;
+    steady_time again{};
+    for (bool first = true;; first = false) {
+      const auto now = state_of(settings_.claude_path);
+      const auto before = status_.get();
+      const bool done = before.problem.empty() && before.logged_in;
+      const bool due = !done && std::chrono::steady_clock::now() >= again;
+      if (first || due || now != seen) {
+        const auto facts = inspect(closing);
+        status_.set(facts);
+        const bool news = first || facts.problem != before.problem ||
+                          facts.version != before.version || facts.logged_in != before.logged_in;
+        if (news) call_back(settings_.log, on_news, facts);
+        if (first && facts.too_old) return;
+        // A process that died while it was asked, or none in time, is soon asked again.
+        const bool unlucky = !facts.version.empty() && !facts.logged_in;
+        const std::chrono::seconds soon{facts.problem.empty() ? 10 : 2};
+        again = std::chrono::steady_clock::now() + (unlucky ? soon : pause);
+      }
+      seen = now;
+      pollfd entry{closing.fd(), POLLIN, 0};
+      if (::poll(&entry, 1, 2'000) > 0) return;
+    }
+  }
+
+ private:
+  /// When a program was written, and how large it is; of the program behind all links.
+  using file_state = std::pair<std::filesystem::file_time_type, std::uintmax_t>;
+
+  static file_state state_of(const std::string& path) {
+    std::error_code failed;
+    return {std::filesystem::last_write_time(path, failed),
+            std::filesystem::file_size(path, failed)};
+  }
+
+  cli_facts inspect(const wake_signal& closing) {
+    cli_facts facts;
+    try {
+      inspect_version(settings_, guard_, closing, facts);
+      if (!facts.problem.empty()) return facts;
+      const auto now = live_.get();
+      pool_.keep_spares(now->default_model);
+      inspect_account(*now, pool_, closing, facts);
+    } catch (const api_error& failure) {  // busy processes are no problem of the CLI's
+      if (failure.kind != error_kind::rate_limited) facts.problem = failure.message;
+    } catch (const std::system_error& failure) {
+      facts.problem = is_missing(failure) ? say_missing(settings_) : failure.what();
+    } catch (const std::exception& failure) {
+      facts.problem = failure.what();
+    }
+    return facts;
+  }
+
+  const options& settings_;
+  const live_options& live_;
+  const child_guard& guard_;
+  pool& pool_;
+  status_board& status_;
+};
+
+/// The connections that are served, each in a thread of its own.
+class connection_set {
+ public:
+  connection_set(const options& settings, http_server& http, metrics& figures)
+      : settings_(settings), http_(http), figures_(figures), tls_(make_tls(settings)) {}
+
+  /// For connections from now on.
+  void set_tls(std::shared_ptr<const tls_context> tls) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    tls_ = std::move(tls);
+  }
+
+  /// Accepts a connection and serves it, until it ends or `closing` is raised.
+  void accept(int listener, const wake_signal& closing) {
+    auto socket = accept_from(listener);
+    if (!socket) {
+      // Out of descriptors or memory: the connection stays in the queue, and is tried again.
+      if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      }
+      return;
+    }
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!make_room()) return figures_.reject("connections");
+    try {
+      // TLS is for the port: a user who can open the unix socket could read this memory, too.
+      const bool in_clear = peer_address(socket.get()) == "unix";
+      clients_.push_back(
+          std::make_unique<connection>(std::move(socket), in_clear ? nullptr : tls_, closing));
+    } catch (const std::exception& failure) {
+      return settings_.log.error(std::string("no connection: ") + failure.what());
+    }
+    const auto client = std::prev(clients_.end());
+    try {
+      std::thread([this, client] { serve(client); }).detach();
+    } catch (const std::exception& failure) {
+      clients_.erase(client);
+      settings_.log.error(std::string("no thread for a connection: ") + failure.what());
+    }
+  }
+
+  /// Waits for the threads. At the drain timeout, at a further `stop`, or now if `at_once`, `cut`
+  /// is raised, and answers end with an error; what is still there a moment later is shut, as if
+  /// the client had left.
+  void drain(bool at_once, wake_signal& stop, wake_signal& cut) {
+    constexpr std::chrono::milliseconds last_words{300};
+    if (!empty()) {
+      settings_.log.info("stopping; what still runs has " +
+                         std::to_string(settings_.drain_timeout.count() / 1000) +
+                         " s, or until a second signal");
+    }
+    auto deadline = std::chrono::steady_clock::now() + settings_.drain_timeout;
+    while (!empty()) {
+      const bool late = std::chrono::steady_clock::now() >= deadline;
+      if (at_once && late && cut.is_raised()) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        for (const auto& client : clients_) ::shutdown(client->fd(), SHUT_RDWR);
+      }
+      at_once = at_once || late;
+      if (at_once && !cut.is_raised()) {
+        cut.raise();
+        deadline = std::chrono::steady_clock::now() + last_words;
+      }
+      std::array<pollfd, 2> fds{{{stop.fd(), POLLIN, 0}, {all_gone_.fd(), POLLIN, 0}}};
+      ::poll(fds.data(), fds.size(), at_once ? 100 : poll_timeout(deadline));
+      all_gone_.clear();
+      at_once = stop.clear() > 0 || at_once;
+    }
+  }
+
+ private:
+  using client_list = std::list<std::unique_ptr<connection>>;
+
+  /// At max_connections, closes the connection that has been idle longest. Its thread is on its way
+  /// out for a moment, which is why the new one is let in. False when none is idle.
+  bool make_room() {
+    const auto most = static_cast<std::size_t>(settings_.max_connections);
+    if (clients_.size() < most) return true;
+    const auto longest =
+        std::min_element(clients_.begin(), clients_.end(), [](const auto& left, const auto& right) {
+          const auto order = [](const auto& one) {  // those at work come last
+            const auto since = one->waiting_since();
+            return since == 0 ? std::numeric_limits<std::int64_t>::max() : since;
+          };
+          return order(left) < order(right);
+        });
+    if ((*longest)->waiting_since() == 0 || clients_.size() >= 2 * most) return false;
+    ::shutdown((*longest)->fd(), SHUT_RDWR);
+    return true;
+  }
+
+  /// The whole life of a connection's thread.
+  void serve(client_list::iterator client) {
+    try {
+      http_.serve_connection(**client);
+    } catch (const std::exception& fault) {  // one connection's trouble is not the others'
+      settings_.log.error(std::string("a connection ended: ") + fault.what());
+    }
+    const std::lock_guard<std::mutex> lock(mutex_);
+    clients_.erase(client);
+    if (clients_.empty()) all_gone_.raise();
+  }
+
+  bool empty() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return clients_.empty();
+  }
+
+  const options& settings_;
+  http_server& http_;
+  metrics& figures_;
+  wake_signal all_gone_;
+  std::mutex mutex_;                        ///< guards all below
+  std::shared_ptr<const tls_context> tls_;  ///< null: none
+  client_list clients_;
+};
+
+struct server_signals {
+  wake_signal stop;     ///< `run` is to end
+  wake_signal reload;   ///< the options are to be loaded anew
+  wake_signal closing;  ///< raised once, for the connections
+  wake_signal cut;      ///< raised once: answers end with an error
+};
+
+struct open_listeners {
+  std::vector<unique_fd> sockets;
+  bool bound = false;
+  int port = 0;                   ///< 0: none yet, or a unix socket only
+  bool owns_socket_file = false;  ///< of the unix socket
+};
+
 /// The proxy. Construct, then `start` and `wait`, or `run`; `stop` from another thread or a signal
 /// handler. Callbacks are set before; what they throw is logged.
 class server {
@@ -17004,11 +18135,10 @@ class server {
   explicit server(options settings)
       : settings_(prepare(std::move(settings), scratch_)),
         live_(settings_),
-        tls_(make_tls(settings_)),
         guard_(std::make_shared<child_guard>(&*scratch_)),
         pool_(settings_, guard_),
         sessions_(settings_),
-        engine_(settings_, pool_, sessions_, &cut_),
+        engine_(settings_, pool_, sessions_, limit_board_, &signals_.cut),
         responses_(settings_),
         agents_(settings_, scratch_->path(), *guard_),
         parts_{live_,
@@ -17019,12 +18149,14 @@ class server {
                agents_,
                status_,
                limiter_,
+               limit_board_,
                figures_,
-               closing_,
+               signals_.closing,
                on_answer,
                client_names(sessions_.salt()),
                body_budget(std::max(max_body_memory, 2 * settings_.max_body_bytes))},
-        http_(parts_) {}
+        http_(parts_),
+        connections_(settings_, http_, figures_) {}
   server(const server&) = delete;
   server& operator=(const server&) = delete;
   /// Stops what `start` began, and waits for it.
@@ -17038,21 +18170,24 @@ class server {
   /// it was not done. Throws `std::system_error`, and `std::invalid_argument` when the API's
   /// address is this one.
   void bind() {
-    if (std::exchange(bound_, true)) throw std::logic_error("the server is bound already");
+    if (std::exchange(listening_.bound, true))
+      throw std::logic_error("the server is bound already");
     if (settings_.tcp) {
-      listeners_ = listen_on_free_port(settings_);
-      port_ = port_of(listeners_.front());
+      listening_.sockets = listen_on_free_port(settings_);
+      listening_.port = port_of(listening_.sockets.front());
     }
+    if (settings_.ollama) listen_for_ollama();
     require_other_api(settings_, port());
     if (settings_.unix_socket.empty()) return;
-    listeners_.push_back(listen_at(settings_.unix_socket));
-    bound_socket_ = true;
+    listening_.sockets.push_back(listen_at(settings_.unix_socket));
+    listening_.owns_socket_file = true;
   }
 
   /// The port that `bind` opened; 0 where there is none but the unix socket.
   int port() const {
-    if (settings_.tcp && port_ == 0) throw std::logic_error("the server has no port before `bind`");
-    return port_;
+    if (settings_.tcp && listening_.port == 0)
+      throw std::logic_error("the server has no port before `bind`");
+    return listening_.port;
   }
 
   /// `http://127.0.0.1:8000`, or the path of the unix socket when there is no port.
@@ -17096,7 +18231,7 @@ class server {
       throw std::invalid_argument(
           "without a client key the proxy would be open; restart it if that is meant");
     }
-    const auto tls = make_tls(settings_);
+    auto tls = make_tls(settings_);
     std::set<std::string> revoked;
     for (const auto& key : live_.get()->api_keys) revoked.insert(parts_.names.name_of(key));
     for (const auto& key : fresh.api_keys) revoked.erase(parts_.names.name_of(key));
@@ -17104,8 +18239,7 @@ class server {
     if (!revoked.empty()) forget(revoked);
     if (status_.get().logged_in) pool_.keep_spares(fresh.default_model);
     pool_.share_between(fresh.api_keys.size());
-    const std::lock_guard<std::mutex> lock(mutex_);
-    tls_ = tls;
+    connections_.set_tls(std::move(tls));
   }
 
   /// Serves until `stop`. Requests that run then are finished, for up to the drain timeout; a
@@ -17127,27 +18261,45 @@ class server {
   }
 
   /// Ends `run`, or what `start` began. Safe in a signal handler.
-  void stop() noexcept { stop_.raise(); }
+  void stop() noexcept { signals_.stop.raise(); }
 
   /// Asks for a call of `on_reload`. Safe in a signal handler.
-  void request_reload() noexcept { reload_.raise(); }
+  void request_reload() noexcept { signals_.reload.raise(); }
 
  private:
-  using client_list = std::list<std::unique_ptr<connection>>;
   static constexpr std::size_t max_body_memory = 40 * 1024 * 1024;
+
+  /// Another program may have the address: Ollama itself, or this proxy already.
+  void listen_for_ollama() {
+    const std::string place = "127.0.0.1:" + std::to_string(ollama::port);
+    try {
+      for (auto& socket : listen_on("127.0.0.1", ollama::port)) {
+        listening_.sockets.push_back(std::move(socket));
+      }
+      settings_.log.info("listening at " + place + ", too");
+    } catch (const std::system_error& failure) {
+      if (listening_.port == ollama::port) return;
+      settings_.log.warning("not listening at " + place + " (" + failure.code().message() +
+                            "): clients of Ollama need the address " + url());
+      return;
+    }
+    require_other_api(settings_, ollama::port);
+  }
 
   void begin() {
     if (std::exchange(begun_, true)) throw std::logic_error("a server runs only once");
-    if (!bound_) bind();
+    if (!listening_.bound) bind();
   }
 
   void serve() {
     pool_.start();
-    std::thread inspector([this] { inspect(); });
+    std::thread inspector([this] {
+      cli_inspector(settings_, live_, *guard_, pool_, status_).run(signals_.closing, on_inspected);
+    });
     const auto stops = accept_connections();
     close_listeners();
-    closing_.raise();
-    drain(stops > 1);
+    signals_.closing.raise();
+    connections_.drain(stops > 1, signals_.stop, signals_.cut);
     inspector.join();
   }
 
@@ -17161,8 +18313,8 @@ class server {
 
   /// The file goes first, and only once: the next proxy may have one of that name at any time.
   void close_listeners() {
-    if (std::exchange(bound_socket_, false)) ::unlink(settings_.unix_socket.c_str());
-    listeners_.clear();
+    if (std::exchange(listening_.owns_socket_file, false)) ::unlink(settings_.unix_socket.c_str());
+    listening_.sockets.clear();
   }
 
   static options prepare(options settings, std::optional<temporary_directory>& scratch) {
@@ -17173,75 +18325,10 @@ class server {
     return settings;
   }
 
-  /// Looks at the CLI in the background, the port is open long before; and again as long as there
-  /// is a problem, since the user may install it or log in meanwhile, or as it has not told its
-  /// account, or when its program has changed.
-  void inspect() {
-    constexpr std::chrono::seconds pause{30};
-    file_state seen;
-    steady_time again{};
-    for (bool first = true;; first = false) {
-      const auto now = state_of(settings_.claude_path);
-      const auto before = status_.get();
-      const bool done = before.problem.empty() && before.logged_in;
-      const bool due = !done && std::chrono::steady_clock::now() >= again;
-      if (first || due || now != seen) {
-        const auto facts = inspect_once();
-        status_.set(facts);
-        const bool news = first || facts.problem != before.problem ||
-                          facts.version != before.version || facts.logged_in != before.logged_in;
-        if (news) call_back(settings_.log, on_inspected, facts);
-        if (first && facts.too_old) return;
-        // A process that died while it was asked, or none in time, is soon asked again.
-        const bool unlucky = !facts.version.empty() && !facts.logged_in;
-        const std::chrono::seconds soon{facts.problem.empty() ? 10 : 2};
-        again = std::chrono::steady_clock::now() + (unlucky ? soon : pause);
-      }
-      seen = now;
-      pollfd entry{closing_.fd(), POLLIN, 0};
-      if (::poll(&entry, 1, 2'000) > 0) return;
-    }
-  }
-
-  /// When a program was written, and how large it is.
-  struct file_state {
-    std::filesystem::file_time_type written{};
-    std::uintmax_t size = 0;
-
-    bool operator!=(const file_state& other) const {
-      return written != other.written || size != other.size;
-    }
-  };
-
-  /// Of the program behind all links.
-  static file_state state_of(const std::string& path) {
-    std::error_code failed;
-    return {std::filesystem::last_write_time(path, failed),
-            std::filesystem::file_size(path, failed)};
-  }
-
-  cli_facts inspect_once() {
-    cli_facts facts;
-    try {
-      inspect_version(settings_, *guard_, closing_, facts);
-      if (!facts.problem.empty()) return facts;
-      const auto now = live_.get();
-      pool_.keep_spares(now->default_model);
-      inspect_account(*now, pool_, closing_, facts);
-    } catch (const api_error& failure) {  // busy processes are no problem of the CLI's
-      if (failure.kind != error_kind::rate_limited) facts.problem = failure.message;
-    } catch (const std::system_error& failure) {
-      facts.problem = is_missing(failure) ? say_missing(settings_) : failure.what();
-    } catch (const std::exception& failure) {
-      facts.problem = failure.what();
-    }
-    return facts;
-  }
-
   /// Returns how often `stop` was called.
   std::size_t accept_connections() {
-    std::vector<pollfd> entries{{stop_.fd(), POLLIN, 0}, {reload_.fd(), POLLIN, 0}};
-    for (const auto& listener : listeners_) entries.push_back({listener.get(), POLLIN, 0});
+    std::vector<pollfd> entries{{signals_.stop.fd(), POLLIN, 0}, {signals_.reload.fd(), POLLIN, 0}};
+    for (const auto& listener : listening_.sockets) entries.push_back({listener.get(), POLLIN, 0});
     constexpr std::chrono::minutes expiry_interval{1};
     auto expiry = std::chrono::steady_clock::now() + expiry_interval;
     for (;;) {
@@ -17254,135 +18341,37 @@ class server {
         expiry = std::chrono::steady_clock::now() + expiry_interval;
       }
       if (ready <= 0) continue;
-      if (const auto stops = entries[0].revents != 0 ? stop_.clear() : 0) return stops;
+      if (const auto stops = entries[0].revents != 0 ? signals_.stop.clear() : 0) return stops;
       if (entries[1].revents != 0) load_anew();
       for (std::size_t i = 2; i < entries.size(); ++i) {
-        if (entries[i].revents != 0) accept_one(entries[i].fd);
+        if (entries[i].revents != 0) connections_.accept(entries[i].fd, signals_.closing);
       }
     }
   }
 
   void load_anew() {
-    reload_.clear();
+    signals_.reload.clear();
     try {
       if (on_reload) on_reload();
       settings_.log.info(
-          "loaded anew: keys, limits, budgets, origins, proxies, default model, aliases, log level "
-          "and TLS files; other settings need a restart");
+          "loaded anew: keys, limits, budgets, extra usage, origins, proxies, default model, "
+          "aliases, log level and TLS files; other settings need a restart");
     } catch (const std::exception& failure) {
       settings_.log.error(std::string("the settings stay as they were: ") + failure.what());
     }
   }
 
-  void accept_one(int listener) {
-    auto socket = accept_from(listener);
-    if (!socket) {
-      // Out of descriptors or memory: the connection stays in the queue, and is tried again.
-      if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(10));
-      }
-      return;
-    }
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (!make_room()) return figures_.reject("connections");
-    try {
-      // TLS is for the port: whoever can open the unix socket could read this memory, too.
-      const bool in_clear = peer_address(socket.get()) == "unix";
-      clients_.push_back(
-          std::make_unique<connection>(std::move(socket), in_clear ? nullptr : tls_, closing_));
-    } catch (const std::exception& failure) {
-      return settings_.log.error(std::string("no connection: ") + failure.what());
-    }
-    const auto client = std::prev(clients_.end());
-    try {
-      std::thread([this, client] { serve_client(client); }).detach();
-    } catch (const std::exception& failure) {
-      clients_.erase(client);
-      settings_.log.error(std::string("no thread for a connection: ") + failure.what());
-    }
-  }
-
-  /// At the most connections, the one that has waited longest for a request of its client's goes:
-  /// silence shall shut nobody out. Its thread is on its way out for a moment, which is why the
-  /// newcomer is let in. False when all are at work.
-  bool make_room() {
-    const auto most = static_cast<std::size_t>(settings_.max_connections);
-    if (clients_.size() < most) return true;
-    const auto longest =
-        std::min_element(clients_.begin(), clients_.end(), [](const auto& left, const auto& right) {
-          const auto order = [](const auto& one) {  // those at work come last
-            const auto since = one->waiting_since();
-            return since == 0 ? std::numeric_limits<std::int64_t>::max() : since;
-          };
-          return order(left) < order(right);
-        });
-    if ((*longest)->waiting_since() == 0 || clients_.size() >= 2 * most) return false;
-    ::shutdown((*longest)->fd(), SHUT_RDWR);
-    return true;
-  }
-
-  /// The whole life of a connection's thread.
-  void serve_client(client_list::iterator client) {
-    try {
-      http_.serve_connection(**client);
-    } catch (const std::exception& fault) {  // one connection's trouble is not the others'
-      settings_.log.error(std::string("a connection ended: ") + fault.what());
-    }
-    const std::lock_guard<std::mutex> lock(mutex_);
-    clients_.erase(client);
-    if (clients_.empty()) all_gone_.raise();
-  }
-
-  bool has_clients() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    return !clients_.empty();
-  }
-
-  /// Waits for the connections' threads. At the timeout, or at a second `stop`, their answers end
-  /// with an error; what is still there a moment later is shut, as if the client had left.
-  void drain(bool cut) {
-    constexpr std::chrono::milliseconds last_words{300};
-    if (has_clients()) {
-      settings_.log.info("stopping; what still runs has " +
-                         std::to_string(settings_.drain_timeout.count() / 1000) +
-                         " s, or until a second signal");
-    }
-    auto deadline = std::chrono::steady_clock::now() + settings_.drain_timeout;
-    while (has_clients()) {
-      const bool late = std::chrono::steady_clock::now() >= deadline;
-      if (cut && late && cut_.is_raised()) {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        for (const auto& client : clients_) ::shutdown(client->fd(), SHUT_RDWR);
-      }
-      cut = cut || late;
-      if (cut && !cut_.is_raised()) {
-        cut_.raise();
-        deadline = std::chrono::steady_clock::now() + last_words;
-      }
-      std::array<pollfd, 2> fds{{{stop_.fd(), POLLIN, 0}, {all_gone_.fd(), POLLIN, 0}}};
-      ::poll(fds.data(), fds.size(), cut ? 100 : poll_timeout(deadline));
-      all_gone_.clear();
-      cut = stop_.clear() > 0 || cut;
-    }
-  }
-
-  bool bound_ = false;
+  open_listeners listening_;
   bool begun_ = false;
-  int port_ = 0;
-  bool bound_socket_ = false;  ///< the file of the unix socket is ours
   std::optional<temporary_directory> scratch_;
   const options settings_;
   const hidden_files hidden_{settings_.secret_paths};
   live_options live_;
-  std::shared_ptr<const tls_context> tls_;  ///< null: none
   std::shared_ptr<const child_guard> guard_;
-  wake_signal stop_;     ///< somebody wants `run` to end
-  wake_signal reload_;   ///< somebody wants the options to be loaded anew
-  wake_signal closing_;  ///< raised once, for the connections
-  wake_signal cut_;      ///< raised once: answers end with an error
-  wake_signal all_gone_;
+  server_signals signals_;
   status_board status_;
   limiter limiter_;
+  limit_board limit_board_{settings_.log};
   metrics figures_;
   pool pool_;
   session_store sessions_;
@@ -17391,14 +18380,12 @@ class server {
   agent_registry agents_;
   proxy_parts parts_;
   http_server http_;
-  std::vector<unique_fd> listeners_;
-  std::mutex mutex_;     ///< guards `tls_` and what is below
-  client_list clients_;  ///< connections that are served
-  std::thread runner_;   ///< of `start`
+  connection_set connections_;
+  std::thread runner_;  ///< of `start`
 };
 
 //================================================================================================
-// [36] doctor - is everything there that answers need?
+// [37] doctor - is everything there that answers need?
 // uses: text, errors, json_access, options, conversation, events, cli_command, process, pool,
 //       sessions, engine, status, transport, server | one thread
 //================================================================================================
@@ -17531,12 +18518,12 @@ class doctor {
     if (!check_cli()) return false;
     check_login();
     if (check_spare()) check_answer();
-    return well_;
+    return all_ok_;
   }
 
  private:
   void tell(const finding& found) {
-    well_ = well_ && found.good;
+    all_ok_ = all_ok_ && found.good;
     tell_(found);
   }
 
@@ -17644,10 +18631,10 @@ class doctor {
     const auto missing = missing_credentials(settings_);
     const command ask{
         claude_words(settings_, {"auth", "status"}), child_environment(settings_), {}};
-    const auto said = run_command(ask, *guard_, std::chrono::seconds(20), stop_);
-    const auto told = try_parse_json(said.output);
-    const bool logged_in = told.is_object() ? boolean_of(told, "loggedIn") : missing.empty();
-    const auto as = string_of(told, "authMethod");
+    const auto result = run_command(ask, *guard_, std::chrono::seconds(20), stop_);
+    const auto answer = try_parse_json(result.output);
+    const bool logged_in = answer.is_object() ? boolean_of(answer, "loggedIn") : missing.empty();
+    const auto as = string_of(answer, "authMethod");
     tell({"login", logged_in && missing.empty(),
           method + ", by " + credential_source(settings_) + (as.empty() ? "" : " (" + as + ")") +
               (missing.empty() ? "" : ": " + text::join(missing, "; ")),
@@ -17681,7 +18668,8 @@ class doctor {
     question.model = settings_.default_model;
     question.messages.push_back({role::user, {text_part{"Say OK and nothing else."}}});
     session_store sessions(settings_);
-    engine turns(settings_, *processes_, sessions);
+    limit_board limits(settings_.log);
+    engine turns(settings_, *processes_, sessions, limits);
     std::vector<turn_request> requests;
     requests.push_back(std::move(question));
     const auto begun = std::chrono::steady_clock::now();
@@ -17714,7 +18702,7 @@ class doctor {
   std::shared_ptr<const child_guard> guard_;
   wake_signal stop_;
   std::optional<pool> processes_;
-  bool well_ = true;
+  bool all_ok_ = true;
 };
 
 }  // namespace claude_openai

@@ -240,6 +240,38 @@ std::string describe(const CLI::Option& option) {
          (variable.empty() ? "" : " [" + variable + "]");
 }
 
+/// A flag as the help lists it and a shell completes it.
+struct flag_entry {
+  std::string name;   ///< with its dashes
+  std::string value;  ///< FILE, DIR or another type; empty for none
+  std::vector<std::string> choices;
+  std::string description;
+};
+
+/// Those of a command are its own: newer versions of the library list the program's among them.
+std::vector<flag_entry> flags_of(const CLI::App& app) {
+  std::vector<flag_entry> flags;
+  const auto* parent = app.get_parent();
+  for (const auto* option : app.get_options()) {
+    for (const auto& name : option->get_lnames()) {
+      if (parent != nullptr && parent->get_option_no_throw("--" + name) != nullptr) continue;
+      flags.push_back(
+          {"--" + name, value_name(*option), choices_of(*option), option->get_description()});
+    }
+  }
+  return flags;
+}
+
+/// The words that may follow a command.
+std::vector<std::string> words_of(const CLI::App& command) {
+  std::vector<std::string> words;
+  for (const auto* option : command.get_options()) {
+    if (!option->get_positional()) continue;
+    for (auto& choice : choices_of(*option)) words.push_back(std::move(choice));
+  }
+  return words;
+}
+
 /// `--help` in 100 columns: of each flag its value, what it does, its default and its variable.
 class help_formatter : public CLI::Formatter {
  public:
@@ -253,7 +285,12 @@ class help_formatter : public CLI::Formatter {
     }
     help += "\nCommands:\n";
     for (const auto* command : app->get_subcommands({})) {
-      help += make_row(command->get_name(), command->get_description());
+      const auto* word = words_of(*command).empty() ? "" : " [CLIENT]";
+      help += make_row(command->get_name() + word, command->get_description());
+      for (const auto& flag : flags_of(*command)) {
+        const auto value = flag.value.empty() ? "" : " " + flag.value;
+        help += make_row("  " + flag.name + value, flag.description);
+      }
     }
     return help + "\n" + app->get_footer() + "\n";
   }
@@ -355,6 +392,119 @@ std::string user_file(const proxy::environment_map& variables) {
   return home.empty() ? home : home + "/.config/claude-openai.env";
 }
 
+/// The address of a proxy as others are made of it: without the `/v1` that OpenAI clients add.
+std::string base_of(std::string url) {
+  const auto strip = [&url](std::string_view end) {
+    if (proxy::text::ends_with(url, end)) url.resize(url.size() - end.size());
+  };
+  strip("/");
+  strip("/v1");
+  strip("/");
+  for (const auto* scheme : {"http://", "https://", "unix:"}) {
+    if (proxy::text::starts_with(url, scheme) && url != scheme) return url;
+  }
+  throw CLI::ValidationError("'" + url + "' is no address such as http://127.0.0.1:8000");
+}
+
+/// What makes a client use this proxy, as docs/clients.md has it; {url}, {key} and {model} stand for
+/// the proxy's.
+struct client_recipe {
+  const char* name;
+  const char* file;  ///< below the home directory; empty where no file is for this client alone
+  const char* settings;
+  const char* start;  ///< the command line then; empty for none
+};
+
+// Claude Code's own file would turn the proxy's `claude` to the proxy too.
+constexpr std::array<client_recipe, 12> client_recipes{{
+    {"codex", ".codex/config.toml", R"(model = "{model}"
+model_provider = "claude"
+
+[model_providers.claude]
+name = "Claude"
+base_url = "{url}/v1"
+env_key = "CLAUDE_OPENAI_KEY"
+wire_api = "responses"
+)",
+     "CLAUDE_OPENAI_KEY={key} codex"},
+    {"opencode", ".config/opencode/opencode.json", R"({
+  "provider": {
+    "claude": {
+      "npm": "@ai-sdk/openai-compatible",
+      "options": { "baseURL": "{url}/v1", "apiKey": "{key}" },
+      "models": { "{model}": { "name": "Claude {model}" } }
+    }
+  }
+}
+)",
+     "opencode run --model claude/{model} \"Say hello\""},
+    {"claude", "", "ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY={key} claude\n", ""},
+    {"aider", ".aider.conf.yml", R"(openai-api-base: {url}/v1
+openai-api-key: "{key}"
+model: openai/{model}
+edit-format: diff
+)",
+     "aider"},
+    {"continue", ".continue/config.yaml", R"(name: Claude
+version: 1.0.0
+schema: v1
+models:
+  - name: Claude
+    provider: openai
+    model: {model}
+    apiBase: {url}/v1
+    apiKey: "{key}"
+    roles: [chat, edit, apply]
+    capabilities: [tool_use, image_input]
+)",
+     ""},
+    {"cline", "", "cline auth -p openai-compatible -k {key} -m {model} -b {url}/v1\n", ""},
+    {"zed", ".config/zed/settings.json", R"({
+  "language_models": {
+    "openai_compatible": {
+      "Claude": {
+        "api_url": "{url}/v1",
+        "available_models": [
+          {
+            "name": "{model}",
+            "display_name": "Claude {model}",
+            "max_tokens": 200000,
+            "max_output_tokens": 32000,
+            "capabilities": { "tools": true, "images": true, "parallel_tool_calls": true }
+          }
+        ]
+      }
+    }
+  }
+}
+)",
+     "CLAUDE_API_KEY={key} zed"},
+    {"pi", ".pi/agent/models.json", R"({
+  "providers": {
+    "claude": {
+      "baseUrl": "{url}/v1",
+      "api": "openai-completions",
+      "apiKey": "{key}",
+      "models": [{ "id": "{model}", "reasoning": true, "contextWindow": 200000, "maxTokens": 32000 }]
+    }
+  }
+}
+)",
+     "pi --provider claude --model {model}"},
+    {"qwen", "",
+     "OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={key} OPENAI_MODEL={model} qwen --auth-type openai\n",
+     ""},
+    {"copilot", "",
+     "COPILOT_PROVIDER_BASE_URL={url}/v1 COPILOT_PROVIDER_API_KEY={key} COPILOT_MODEL={model} "
+     "copilot\n",
+     ""},
+    {"open-webui", "", "OPENAI_API_BASE_URL={url}/v1 OPENAI_API_KEY={key}\n", ""},
+    {"env", "", R"(export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={key}
+export ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY={key}
+)",
+     ""},
+}};
+
 /// The flags, and what they set.
 struct command_line {
   proxy::options settings;
@@ -372,6 +522,8 @@ struct command_line {
   bool rate_limit = false;
   bool no_process_reuse = false;
   bool no_builtin_tools = false;
+  bool no_extra_usage = false;
+  std::string fallback;
   bool no_tcp = false;
   bool no_prompt = false;
   bool generate_key = false;
@@ -382,6 +534,12 @@ struct command_line {
                "claude-openai"};
   CLI::App* doctor = nullptr;
   bool security = false;
+  CLI::App* connect = nullptr;
+  std::string client;
+  bool write = false;
+  bool yes = false;
+  std::string url;         ///< of a running proxy; empty for this one's own
+  std::string client_key;  ///< for it
 
   /// `reads_config` false: only the flags themselves are wanted.
   explicit command_line(bool reads_config) {
@@ -400,21 +558,44 @@ struct command_line {
     app.get_help_ptr()->description("Show this help and end")->group("Help and files of settings");
     app.set_version_flag("--version", "claude-openai " CLAUDE_OPENAI_VERSION,
                          "Show the version and end");
-    doctor = app.add_subcommand("doctor",
-                                "Check everything that answers need; `doctor --security` says what "
-                                "the settings leave open");
-    doctor->fallthrough();
-    doctor->add_flag("--security", security, "Say what the settings leave open");
+    add_commands();
     app.add_subcommand("help", "Show this help")->callback([] { throw CLI::CallForHelp(); });
     add_settings_files(reads_config);
     add_transport();
     add_access();
     add_rate_limits();
+    add_accounts();
     add_claude_options();
     add_limits();
     add_sessions();
     add_agents();
     add_log_options();
+  }
+
+  void add_commands() {
+    doctor = app.add_subcommand("doctor", "Check everything that answers need");
+    doctor->fallthrough();
+    doctor->add_flag("--security", security, "Say what the settings leave open");
+    add_proxy_flags(*doctor, "Check a running proxy instead, from outside, with real answers");
+    doctor->get_option("--url")->excludes("--security");
+    doctor->get_option("--key")->needs("--url");
+    connect = app.add_subcommand(
+        "connect",
+        "Print the settings that make a client use the proxy and its --model, or list the clients");
+    connect->fallthrough();
+    std::vector<std::string> names;
+    for (const auto& recipe : client_recipes) names.push_back(recipe.name);
+    connect->add_option("client", client, "The client")->check(CLI::IsMember(names));
+    auto* into_file = connect->add_flag("--write", write, "Put them into the client's own file");
+    connect->add_flag("--yes", yes, "Do not ask before that")->needs(into_file);
+    add_proxy_flags(*connect, "The proxy's address (default: this machine's)");
+  }
+
+  /// Which proxy a command is about.
+  void add_proxy_flags(CLI::App& command, const char* help) {
+    command.add_option("--url", url, help)->type_name("URL")->transform(base_of);
+    command.add_option("--key", client_key, "Client key of that proxy [CLAUDE_OPENAI_KEY]")
+        ->type_name("KEY");
   }
 
   /// The flags that are added next stand under this heading in the help.
@@ -457,6 +638,9 @@ struct command_line {
         ->envname("CLAUDE_UNIX_SOCKET")
         ->type_name("FILE");
     app.add_flag("--no-tcp", no_tcp, "Listen on the unix socket only")->envname("CLAUDE_NO_TCP");
+    app.add_flag("--ollama", settings.ollama,
+                 "Listen at 127.0.0.1:11434 too, where Ollama's clients look")
+        ->envname("CLAUDE_OLLAMA");
     app.add_option("--max-connections", settings.max_connections,
                    "Most connections at once; then the one that is silent longest is closed")
         ->envname("CLAUDE_MAX_CONNECTIONS")
@@ -514,14 +698,30 @@ struct command_line {
         ->capture_default_str();
   }
 
-  void add_claude_options() {
-    begin_group("The model and its processes");
+  /// Who is billed.
+  void add_accounts() {
+    begin_group("The account");
     app.add_option("--auth-method", auth,
                    "How claude reaches a model: cli, api_key, bedrock or vertex (default: detect)")
         ->envname("CLAUDE_AUTH_METHOD")
         ->check(CLI::IsMember(
             {"cli", "api_key", "bedrock", "vertex", "claude_cli", "anthropic", "detect"},
             CLI::ignore_case));
+    app.add_option("--fallback", fallback,
+                   "Account that answers while the login's plan is used up: api_key, bedrock or "
+                   "vertex (default: none)")
+        ->envname("CLAUDE_FALLBACK")
+        ->check(CLI::IsMember({"api_key", "bedrock", "vertex"}, CLI::ignore_case));
+    app.add_option("--fallback-model", settings.fallback_model,
+                   "Model of that account's answers (default: the request's)")
+        ->envname("CLAUDE_FALLBACK_MODEL");
+    app.add_flag("--no-extra-usage", no_extra_usage,
+                 "Refuse requests while a subscription would bill them beyond its plan")
+        ->envname("CLAUDE_NO_EXTRA_USAGE");
+  }
+
+  void add_claude_options() {
+    begin_group("The model and its processes");
     app.add_option("--claude-path", settings.claude_path, "The claude program (default: on PATH)")
         ->envname("CLAUDE_CLI_PATH")
         ->type_name("FILE");
@@ -714,6 +914,8 @@ struct command_line {
     settings.auth = try_auth_method(auth).value_or(proxy::auth_method::detect);
     settings.timeout = parse_timeout(timeout);
     settings.builtin_tools = !no_builtin_tools;
+    settings.extra_usage = !no_extra_usage;
+    if (!fallback.empty()) settings.fallback = try_auth_method(fallback);
     settings.reuse_processes = !no_process_reuse;
     settings.sandbox = sandbox == "on"    ? proxy::sandbox_use::on
                        : sandbox == "off" ? proxy::sandbox_use::off
@@ -750,28 +952,6 @@ struct command_line {
   }
 };
 
-/// A flag as a shell completes it.
-struct flag_entry {
-  std::string name;   ///< with its dashes
-  std::string value;  ///< FILE, DIR or another type; empty for none
-  std::vector<std::string> choices;
-  std::string description;
-};
-
-/// Those of a command are its own: newer versions of the library list the program's among them.
-std::vector<flag_entry> flags_of(const CLI::App& app) {
-  std::vector<flag_entry> flags;
-  const auto* parent = app.get_parent();
-  for (const auto* option : app.get_options()) {
-    for (const auto& name : option->get_lnames()) {
-      if (parent != nullptr && parent->get_option_no_throw("--" + name) != nullptr) continue;
-      flags.push_back(
-          {"--" + name, value_name(*option), choices_of(*option), option->get_description()});
-    }
-  }
-  return flags;
-}
-
 std::string replace(std::string text, const char* from, const char* to) {
   return CLI::detail::find_and_replace(std::move(text), from, to);
 }
@@ -793,10 +973,10 @@ std::string bash_completion(const CLI::App& app) {
   }
   for (const auto* command : app.get_subcommands({})) {
     words.push_back(command->get_name());
-    for (const auto& flag : flags_of(*command)) {
-      commands += "  [[ \" ${COMP_WORDS[*]} \" != *' " + command->get_name() +
-                  " '* ]] || words+=' " + flag.name + "'\n";
-    }
+    auto own = words_of(*command);
+    for (const auto& flag : flags_of(*command)) own.push_back(flag.name);
+    commands += "  [[ \" ${COMP_WORDS[*]} \" != *' " + command->get_name() + " '* ]] || words+=' " +
+                proxy::text::join(own, " ") + "'\n";
   }
   return "_claude_openai_paths() {\n"
          "  local IFS=$'\\n'\n"
@@ -832,9 +1012,11 @@ std::string zsh_completion(const CLI::App& app) {
   std::vector<std::string> names;
   for (const auto* command : app.get_subcommands({})) {
     names.push_back(command->get_name());
-    for (const auto& flag : flags_of(*command)) {
-      more += "(( $words[(Ie)" + names.back() + "] )) && flags+=(\n" + specify(flag) + ")\n";
-    }
+    std::string own;
+    for (const auto& flag : flags_of(*command)) own += specify(flag);
+    const auto words = words_of(*command);
+    if (!words.empty()) own += "  '2:word:(" + proxy::text::join(words, " ") + ")'\n";
+    more += "(( $words[(Ie)" + names.back() + "] )) && flags+=(\n" + own + ")\n";
   }
   return "#compdef claude-openai\nlocal -a flags=(\n" + flags + ")\n" + more +
          "_arguments $flags '1:command:(" + proxy::text::join(names, " ") + ")'\n";
@@ -859,9 +1041,10 @@ std::string fish_completion(const CLI::App& app) {
     const auto& name = command->get_name();
     lines += begin + " -n __fish_use_subcommand -a " + name + " -d " +
              quote(command->get_description()) + "\n";
-    for (const auto& flag : flags_of(*command)) {
-      lines += begin + " -n '__fish_seen_subcommand_from " + name + "'" + specify(flag);
-    }
+    const auto after = begin + " -n '__fish_seen_subcommand_from " + name + "'";
+    const auto words = words_of(*command);
+    if (!words.empty()) lines += after + " -a " + quote(proxy::text::join(words, " ")) + "\n";
+    for (const auto& flag : flags_of(*command)) lines += after + specify(flag);
   }
   return lines;
 }
@@ -882,6 +1065,9 @@ std::string manual(const CLI::App& app) {
       escape(app.get_footer()) + "\n.SH COMMANDS\n";
   for (const auto* command : app.get_subcommands({})) {
     page += item(command->get_name(), command->get_description());
+    for (const auto& flag : flags_of(*command)) {
+      page += item(command->get_name() + " " + flag.name + " " + flag.value, flag.description);
+    }
   }
   page += ".SH FLAGS\n";
   for (const auto& group : app.get_groups()) {
@@ -1317,7 +1503,11 @@ void print_account(const proxy::options& settings) {
   std::cout << "  API                " << (address.empty() ? api : address) << "\n"
             << "  auth method        " << proxy::name_of(method) << ", by "
             << proxy::credential_source(settings) << "\n"
-            << "  billed to          " << payer << "\n";
+            << "  billed to          " << payer << "\n"
+            << (settings.fallback
+                    ? "  fallback           " + std::string(name_of(*settings.fallback)) +
+                          ", while the plan is used up\n"
+                    : "");
 }
 
 void print_start(const proxy::server& server, const std::string& key_path,
@@ -1328,6 +1518,7 @@ void print_start(const proxy::server& server, const std::string& key_path,
   if (settings.tcp) {
     std::cout << "  OpenAI base URL    " << url << "/v1\n"
               << "  Anthropic base URL " << url << "\n"
+              << "  Ollama base URL    " << url << "\n"
               << "  web page           " << url << "/\n";
   }
   if (!settings.unix_socket.empty()) {
@@ -1443,6 +1634,446 @@ int examine(const proxy::options& settings) {
   return doctor.run() ? 0 : 1;
 }
 
+/// One real answer in a dialect.
+struct dialect_trial {
+  const char* name;
+  const char* path;
+  const char* request;  ///< without the model
+  const char* end;      ///< what the last event of a stream holds
+};
+
+constexpr std::array<dialect_trial, 4> dialect_trials{{
+    {"chat completions", "/v1/chat/completions",
+     R"({"messages": [{"role": "user", "content": "Say OK and nothing else."}]})", "[DONE]"},
+    {"Responses", "/v1/responses", R"({"input": "Say OK and nothing else.", "store": false})",
+     "response.completed"},
+    {"Messages", "/v1/messages",
+     R"({"messages": [{"role": "user", "content": "Say OK and nothing else."}],
+         "max_tokens": 1000})",
+     "message_stop"},
+    {"completions", "/v1/completions", R"({"prompt": "One, two, three,", "max_tokens": 20})",
+     "[DONE]"},
+}};
+
+/// The first text of an answer in any dialect: chat's `content`, the others' `text`.
+std::string text_of(const proxy::json& value) {
+  if (!value.is_structured()) return {};
+  for (const char* name : {"content", "text"}) {
+    if (auto text = proxy::string_of(value, name); !text.empty()) return text;
+  }
+  for (const auto& member : value) {
+    if (auto text = text_of(member); !text.empty()) return text;
+  }
+  return {};
+}
+
+/// Looks at a running proxy as its clients do, and tells each finding as it comes.
+class remote_doctor {
+ public:
+  remote_doctor(std::string url, const std::string& key, const proxy::options& settings)
+      : url_(std::move(url)), model_(settings.default_model), timeout_(settings.timeout) {
+    if (!key.empty()) headers_.emplace_back("Authorization", "Bearer " + key);
+  }
+
+  /// True when nothing is wrong.
+  bool run() {
+    if (!check_server() || !check_models()) return false;
+    check_login();
+    ask("/v1/sessions");
+    tell("sessions", true, std::to_string(proxy::member_of(got_, "sessions").size()));
+    for (const auto& trial : dialect_trials) {
+      check_answer(trial);
+      check_stream(trial);
+    }
+    check_tools();
+    return well_;
+  }
+
+ private:
+  void ask(const std::string& path, const proxy::json& body = {}) {
+    const auto begun = std::chrono::steady_clock::now();
+    const auto limit = body.empty()
+                           ? std::min<std::chrono::milliseconds>(timeout_, std::chrono::seconds(10))
+                           : timeout_;
+    answer_ = proxy::ask_server(url_, path, body.empty() ? "" : proxy::dump(body), headers_, limit);
+    took_ += std::chrono::duration_cast<std::chrono::milliseconds>(
+        std::chrono::steady_clock::now() - begun);
+    got_ = proxy::try_parse_json(answer_.body);
+  }
+
+  /// What was found in the last answer, unless that is none: then the cause is told, and a remedy.
+  bool tell(const std::string& what, bool good, std::string detail, std::string remedy = {}) {
+    if (answer_.status != 200) {
+      good = false;
+      const auto message = proxy::string_of(proxy::member_of(got_, "error"), "message");
+      detail = answer_.status == 0 ? "no answer: " + answer_.body
+                                   : "HTTP " + std::to_string(answer_.status) + " " +
+                                         (message.empty() ? answer_.type : message);
+      remedy = remedy_for_status();
+    } else if (remedy.empty()) {
+      remedy = "look into the proxy's log" +
+               (answer_.id.empty() ? "" : " for the request " + answer_.id);
+    }
+    const auto time = ", " + std::to_string(std::exchange(took_, {}).count()) + " ms";
+    print_finding({what, good, proxy::routes::printable(detail + time), remedy}, "FAIL  ");
+    well_ = well_ && good;
+    return good;
+  }
+
+  std::string remedy_for_status() const {
+    switch (answer_.status) {
+      case 0:
+        return answer_.body.find("SSL") != std::string::npos
+                   ? "name the file with the certificate's issuer by SSL_CERT_FILE"
+                   : "start the proxy, or give the address that it prints at its start";
+      case 401:
+        return headers_.empty() ? "give the proxy's client key: --key KEY, or CLAUDE_OPENAI_KEY"
+                                : "the proxy has other client keys (its --api-key or API_KEY)";
+      case 404:
+        return "give the address that the proxy prints at its start, and a model that it lists";
+      case 429: return "wait a minute, or raise the proxy's limits (--rate-limit-chat, --budget)";
+      default: return "run `claude-openai doctor` where the proxy runs";
+    }
+  }
+
+  /// Whether it is there, is this program, and is well.
+  bool check_server() {
+    ask("/version");
+    const bool ours = proxy::string_of(got_, "service") == "claude-openai";
+    if (!tell("version", ours,
+              ours ? proxy::string_of(got_, "version") : "what answers is no claude-openai",
+              "give the address that the proxy prints at its start")) {
+      return false;
+    }
+    ask("/health");
+    const auto status = proxy::string_of(got_, "status");
+    const auto code = proxy::string_of(got_, "code");
+    const auto problem = proxy::string_of(got_, "problem");
+    tell("health", status == "healthy",
+         problem.empty() ? status + (code.empty() ? "" : ", " + code) : problem,
+         "run `claude-openai doctor` where the proxy runs");
+    return true;
+  }
+
+  bool check_models() {
+    ask("/v1/models");
+    const auto count = proxy::member_of(got_, "data").size();
+    return tell("models", count > 0, std::to_string(count));
+  }
+
+  void check_login() {
+    ask("/v1/auth/status");
+    const auto& status = proxy::member_of(proxy::member_of(got_, "claude_code_auth"), "status");
+    const auto& server = proxy::member_of(got_, "server_info");
+    const auto& errors = proxy::member_of(status, "errors");
+    tell("login", proxy::boolean_of(status, "valid"),
+         proxy::string_of(status, "method") +
+             (proxy::boolean_of(server, "api_key_required") ? ", client key set"
+                                                            : ", no client key") +
+             (errors.empty() ? "" : ": " + proxy::dump(errors)),
+         "run `claude auth login` as the proxy's user, or set ANTHROPIC_API_KEY there");
+  }
+
+  void ask_model(const dialect_trial& trial, bool streams) {
+    auto body = proxy::try_parse_json(trial.request);
+    body["model"] = model_;
+    body["stream"] = streams;
+    ask(trial.path, body);
+  }
+
+  void check_answer(const dialect_trial& trial) {
+    ask_model(trial, false);
+    const auto text = text_of(got_);
+    tell(trial.name, !text.empty(), text.empty() ? "an answer without a text" : "answered");
+  }
+
+  void check_stream(const dialect_trial& trial) {
+    ask_model(trial, true);
+    std::string last;
+    std::string problem;
+    std::size_t events = 0;
+    bool has_text = false;
+    for (const auto& line : proxy::text::split(answer_.body, '\n')) {
+      if (!proxy::text::starts_with(line, "data:")) continue;
+      ++events;
+      last = line;
+      const auto event = proxy::try_parse_json(last.substr(5));
+      has_text = has_text || !text_of(event).empty();
+      if (problem.empty()) problem = proxy::string_of(proxy::member_of(event, "error"), "message");
+    }
+    if (problem.empty() && !has_text) problem = "a stream without a text";
+    if (problem.empty() && last.find(trial.end) == std::string::npos) {
+      problem = "the stream breaks off after: " + last.substr(0, 200);
+    }
+    tell(std::string(trial.name) + ", streamed", problem.empty(),
+         problem.empty() ? std::to_string(events) + " events" : problem);
+  }
+
+  /// The model calls a tool, and answers once it has the result.
+  void check_tools() {
+    auto body = proxy::try_parse_json(R"({
+      "messages": [{"role": "user", "content": "What is the weather in Lisbon?"}],
+      "tools": [{"type": "function", "function": {
+        "name": "get_weather", "description": "The weather in a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}],
+      "tool_choice": "required"})");
+    body["model"] = model_;
+    ask("/v1/chat/completions", body);
+    const proxy::json::json_pointer message("/choices/0/message");
+    const auto call = message / "tool_calls" / 0;
+    if (answer_.status != 200 || !got_.contains(call)) {
+      tell("a tool round", false, "the model has called no tool", "try it with another --model");
+      return;
+    }
+    body["messages"].push_back(got_[message]);
+    body["messages"].push_back(
+        proxy::json::object({{"role", "tool"},
+                             {"tool_call_id", proxy::string_of(got_[call], "id")},
+                             {"content", "sunny, 24 degrees"}}));
+    body.erase("tool_choice");
+    ask("/v1/chat/completions", body);
+    const auto text = text_of(got_);
+    tell("a tool round", !text.empty(),
+         text.empty() ? "no answer to the result" : "called, and answered with its result");
+  }
+
+  std::string url_;
+  std::string model_;
+  std::chrono::milliseconds timeout_;
+  std::vector<std::pair<std::string, std::string>> headers_;
+  proxy::remote_answer answer_;
+  proxy::json got_;  ///< the answer's body
+  std::chrono::milliseconds took_{0};
+  bool well_ = true;
+};
+
+/// The key for the proxy of `--url`.
+std::string client_key(const command_line& line) {
+  return line.client_key.empty() ? proxy::value_or(line.settings.environment, "CLAUDE_OPENAI_KEY")
+                                 : line.client_key;
+}
+
+/// The text with the proxy's address, key and model in it.
+std::string fill_in(std::string text, const std::string& url, const std::string& key,
+                    const std::string& model) {
+  text = replace(std::move(text), "{url}", url.c_str());
+  text = replace(std::move(text), "{key}", key.empty() ? "none" : key.c_str());
+  return replace(std::move(text), "{model}", model.c_str());
+}
+
+/// Where a client reads its settings.
+std::string path_of(const client_recipe& client, const proxy::environment_map& variables) {
+  const std::string file = client.file;
+  for (const auto& [variable, folder] :
+       {std::pair{"CODEX_HOME", "codex/"}, std::pair{"XDG_CONFIG_HOME", "config/"}}) {
+    const auto place = proxy::value_or(variables, variable);
+    const auto usual = "." + std::string(folder);
+    if (place.empty() || !proxy::text::starts_with(file, usual)) continue;
+    return place + "/" + file.substr(usual.size());
+  }
+  const auto home = proxy::value_or(variables, "HOME");
+  if (home.empty()) throw std::invalid_argument("connect: HOME is not set");
+  return home + "/" + file;
+}
+
+/// Objects are merged member by member; a list gets what it does not hold yet.
+void merge(proxy::json& kept, const proxy::json& added) {
+  if (kept.is_object() && added.is_object()) {
+    for (const auto& member : added.items()) merge(kept[member.key()], member.value());
+  } else if (kept.is_array() && added.is_array()) {
+    for (const auto& one : added) {
+      if (std::find(kept.begin(), kept.end(), one) == kept.end()) kept.push_back(one);
+    }
+  } else {
+    kept = added;
+  }
+}
+
+/// The content of a client's file with its settings in it; nullopt with the reason where a program
+/// must not change it.
+std::optional<std::string> merge_json(const std::string& kept, const std::string& settings,
+                                      std::string& problem) {
+  auto all = proxy::try_parse_json(kept);
+  if (!all.is_object()) {
+    problem = "it is no plain JSON (a program would drop its comments)";
+    return std::nullopt;
+  }
+  const auto before = all;
+  merge(all, proxy::try_parse_json(settings));
+  return all == before ? kept : all.dump(2) + "\n";
+}
+
+/// What a TOML file (`name`, `table.name`), or the outermost mapping of a YAML file, sets. A table
+/// of TOML's ends in a dot.
+std::vector<std::string> names_in(const std::string& text, bool toml) {
+  std::vector<std::string> names;
+  std::string table;
+  for (auto line : CLI::detail::split(text, '\n')) {
+    if (toml) line = proxy::text::trim(line);
+    const bool opens = toml && proxy::text::starts_with(line, "[");
+    const auto end = line.find(opens ? ']' : toml ? '=' : ':');
+    if (end == std::string::npos || std::strchr("# -", line.front()) != nullptr) continue;
+    auto name = line.substr(0, end);
+    const auto is_mark = [](char c) { return std::strchr("[\"' \t", c) != nullptr; };
+    name.erase(std::remove_if(name.begin(), name.end(), is_mark), name.end());
+    if (opens) table = name + ".";
+    names.push_back(opens ? table : table + name);
+  }
+  return names;
+}
+
+/// The same for TOML and YAML, which are only added to. In TOML what is of no table comes first.
+std::optional<std::string> merge_lines(const std::string& kept, const std::string& settings,
+                                       bool toml, std::string& problem) {
+  if (proxy::text::is_blank(kept)) return settings;
+  const auto mark = [](const std::string& lines) {
+    return lines.empty()
+               ? lines
+               : "# claude-openai connect: begin\n" + lines + "# claude-openai connect: end\n";
+  };
+  const auto first_table = toml ? settings.find("\n[") + 1 : 0;
+  const auto head = mark(settings.substr(0, first_table));
+  const auto tail = mark(settings.substr(first_table));
+  const auto has = [&](const std::string& text) { return kept.find(text) != std::string::npos; };
+  if (has(settings) || (has(head) && has(tail))) return kept;
+  if (has("\"\"\"") || has("'''")) problem = "it holds texts of several lines";
+  for (const auto& theirs : names_in(kept, toml)) {
+    for (const auto& ours : names_in(settings, toml)) {
+      const bool within = proxy::text::ends_with(ours, ".") && theirs.find(ours) == 0;
+      const bool clash = theirs == ours || ours.find(theirs + ".") == 0 || within;
+      if (clash && problem.empty()) problem = "it sets `" + theirs + "` already";
+    }
+  }
+  if (!problem.empty()) return std::nullopt;
+  return head + kept + (kept.back() == '\n' ? "" : "\n") + tail;
+}
+
+/// Whole or not at all; it keeps the file's mode, and a new one is for this user alone.
+void replace_file(const std::string& path, const std::string& content) {
+  struct stat before {};
+  const mode_t mode = ::stat(path.c_str(), &before) == 0 ? before.st_mode & 07777 : 0600;
+  auto fresh = path + ".XXXXXX";
+  const proxy::unique_fd file(::mkstemp(fresh.data()));
+  const bool written = file && ::fchmod(file.get(), mode) == 0 &&
+                       proxy::write_all(file.get(), content) && ::fsync(file.get()) == 0 &&
+                       ::rename(fresh.c_str(), path.c_str()) == 0;
+  if (written) return;
+  const auto failure = proxy::last_system_error();
+  ::unlink(fresh.c_str());
+  throw std::system_error(failure, "cannot write " + path);
+}
+
+/// Copies the file beside itself, and returns the copy's path; empty where there is no file.
+std::string back_up(const std::string& path) {
+  namespace files = std::filesystem;
+  if (!files::exists(path)) return {};
+  auto copy = path + ".bak";
+  for (int number = 2; files::exists(copy); ++number) copy = path + ".bak" + std::to_string(number);
+  files::copy_file(path, copy);
+  return copy;
+}
+
+/// `claude-openai connect CLIENT --write`.
+int write_settings(const client_recipe& client, const std::string& settings,
+                   const std::string& usual_path, bool asks) {
+  namespace files = std::filesystem;
+  const auto path = files::weakly_canonical(usual_path).string();  // what a symlink leads to
+  if (files::is_symlink(path)) throw std::invalid_argument(path + " leads nowhere");
+  const auto kept = files::exists(path) ? read_file(path) : std::string();
+  std::string problem;
+  const bool json = proxy::text::ends_with(client.file, ".json");
+  const bool toml = proxy::text::ends_with(client.file, ".toml");
+  const auto merged = json && !proxy::text::is_blank(kept)
+                          ? merge_json(kept, settings, problem)
+                          : merge_lines(kept, settings, toml, problem);
+  if (merged == kept) {
+    std::cout << path << " has these settings already" << std::endl;
+    return 0;
+  }
+  if (!merged || asks) std::cout << settings << std::flush;
+  if (!merged) {
+    std::cerr << "claude-openai: " << path << " is left as it is: " << problem
+              << ". Add the lines above to it" << std::endl;
+    return 1;
+  }
+  if (asks && !says_yes("Write this into " + path + "?")) return 1;
+  files::create_directories(files::path(path).parent_path());
+  const auto copy = back_up(path);
+  replace_file(path, *merged);
+  std::cout << "written: " << path << (copy.empty() ? "" : " (before: " + copy + ")") << std::endl;
+  return 0;
+}
+
+void list_clients(const proxy::environment_map& variables) {
+  for (const auto& client : client_recipes) {
+    const std::string name = client.name;
+    const auto place = *client.file == '\0' ? "printed only" : path_of(client, variables);
+    std::cout << name << std::string(12 - name.size(), ' ') << place << "\n";
+  }
+  std::cout << std::flush;
+}
+
+/// In a shell's word, and between quotes in JSON, TOML and YAML, such a value stands as it is.
+void require_plain(const char* flag, const std::string& value) {
+  const bool plain = std::all_of(value.begin(), value.end(), [](unsigned char c) {
+    return std::isalnum(c) != 0 || std::strchr("-_.:/@%+=,[]", c) != nullptr;
+  });
+  if (!plain) {
+    throw std::invalid_argument(std::string(flag) +
+                                " has characters that not every client's settings take as they "
+                                "are: put it there by hand");
+  }
+}
+
+/// That of --url, else of a proxy with these settings on this machine.
+std::string address_for_clients(const command_line& line) {
+  const auto& settings = line.settings;
+  if (proxy::text::starts_with(line.url, "unix:")) {
+    throw std::invalid_argument("--url: clients need an address with http:// or https://");
+  }
+  if (!line.url.empty()) return line.url;
+  return (settings.tls_certificate.empty() ? "http" : "https") +
+         ("://127.0.0.1:" + std::to_string(settings.port));
+}
+
+/// `claude-openai connect`: the settings go to stdout, and what else there is to say to stderr.
+int connect(const command_line& line, const std::string& key) {
+  const auto& settings = line.settings;
+  if (line.client.empty()) {
+    list_clients(settings.environment);
+    return 0;
+  }
+  const auto client = std::find_if(client_recipes.begin(), client_recipes.end(),
+                                   [&](const auto& one) { return one.name == line.client; });
+  const auto url = address_for_clients(line);
+  require_plain("--url", url);
+  require_plain("--key", key);
+  require_plain("--model", settings.default_model);
+  const auto fill = [&](const char* text) {
+    return fill_in(text, url, key, settings.default_model);
+  };
+  const auto path = *client->file == '\0' ? "" : path_of(*client, settings.environment);
+  if (line.write && path.empty()) {
+    throw std::invalid_argument("--write: this client has no file for it; run what `connect " +
+                                line.client + "` prints");
+  }
+  if (line.write && !line.yes && !can_ask()) {
+    throw std::invalid_argument("--write asks on a terminal; elsewhere add --yes");
+  }
+  int status = 0;
+  if (line.write) {
+    status = write_settings(*client, fill(client->settings), path, !line.yes);
+  } else {
+    std::cout << fill(client->settings) << std::flush;
+    if (!path.empty()) std::cerr << "# for " << path << " (--write puts it there)\n";
+  }
+  if (status == 0 && *client->start != '\0') std::cerr << "# then: " << fill(client->start) << "\n";
+  if (key.empty() && !settings.api_keys.empty()) {
+    std::cerr << "# the proxy's client key goes there by --key, or CLAUDE_OPENAI_KEY\n";
+  }
+  return status;
+}
+
 /// `claude-openai doctor --security`: 0 when no more is open than needs be.
 int review(const proxy::options& settings) {
   bool all_good = true;
@@ -1455,12 +2086,13 @@ int review(const proxy::options& settings) {
 
 /// What others could read in the list of processes is wiped out.
 void hide_keys(int argc, char** argv) {
-  constexpr std::string_view flag = "--api-key";
   for (int i = 1; i < argc; ++i) {
     const std::string_view word = argv[i];
-    char* secret = nullptr;
-    if (word == flag && i + 1 < argc) secret = argv[i + 1];
-    if (word.substr(0, flag.size() + 1) == "--api-key=") secret = argv[i] + flag.size() + 1;
+    const auto equals = word.find('=');
+    const auto flag = word.substr(0, equals);
+    if (flag != "--api-key" && flag != "--key") continue;
+    char* const next = i + 1 < argc ? argv[i + 1] : nullptr;
+    char* const secret = equals == std::string_view::npos ? next : argv[i] + equals + 1;
     if (secret != nullptr) std::memset(secret, '*', std::strlen(secret));
   }
 }
@@ -1494,6 +2126,10 @@ int run(arguments& called) {
     print_configuration(*line, settings, called.sources);
     for (const auto& notice : called.notices) std::cout << "# " << notice << "\n";
     return 0;
+  }
+  if (line->connect->parsed()) return connect(*line, client_key(*line));
+  if (!line->url.empty()) {
+    return remote_doctor(line->url, client_key(*line), settings).run() ? 0 : 1;
   }
   for (const auto& notice : called.notices) std::cout << notice << std::endl;
   if (line->doctor->parsed()) return line->security ? review(settings) : examine(settings);

@@ -541,4 +541,55 @@ class completions_stream_reader {
   }
 };
 
+// ---- Ollama's streams --------------------------------------------------------------------------
+
+/// Gathers the lines of `/api/chat` into the whole object, as Ollama's clients do.
+class ollama_stream_reader {
+ public:
+  std::string problem;
+  json whole = {{"message", {{"role", "assistant"}, {"content", ""}}}, {"done", false}};
+  json error;
+
+  explicit ollama_stream_reader(std::string_view bytes) {
+    while (!bytes.empty() && problem.empty()) {
+      const auto end = bytes.find('\n');
+      expect(end != std::string_view::npos, "a line without an end");
+      if (problem.empty()) read(json::parse(bytes.substr(0, end), nullptr, false));
+      bytes.remove_prefix(std::min(end, bytes.size() - 1) + 1);
+    }
+    expect(whole["done"] == true || !error.is_null(), "no end");
+  }
+
+ private:
+  void expect(bool holds, const char* rule) {
+    if (!holds && problem.empty()) problem = rule;
+  }
+
+  void read(const json& line) {
+    expect(line.is_object(), "a line that is no JSON object");
+    expect(whole["done"] == false && error.is_null(), "a line after the end");
+    if (!problem.empty()) return;
+    if (line.contains("error")) {
+      error = line["error"];
+      return;
+    }
+    const auto message = line.value("message", json::object());
+    expect(message.value("role", "") == "assistant" && message.contains("content"), "no message");
+    if (!problem.empty()) return;
+    for (const auto& [name, value] : line.items()) {
+      if (name != "message") whole[name] = value;
+    }
+    auto& said = whole["message"];
+    for (const char* name : {"content", "thinking"}) {
+      if (message.contains(name)) {
+        said[name] = said.value(name, "") + message[name].get<std::string>();
+      }
+    }
+    for (const auto& call : message.value("tool_calls", json::array())) {
+      expect(call["function"]["index"] == said["tool_calls"].size(), "a call out of its place");
+      said["tool_calls"].push_back(call);
+    }
+  }
+};
+
 }  // namespace test

@@ -438,6 +438,8 @@ check('a shell completes flags, their values, files, directories, and the comman
     [['doc'], ['doctor']],
     [['doctor', '--sec'], ['--security']],
     [['--sec'], []],
+    [['connect', 'open'], ['open-webui', 'opencode']],
+    [['connect', 'codex', '--wr'], ['--write']],
   ];
   for (const [shell, script] of Object.entries(scripts)) {
     if ((await run(shell, ['-c', 'true'])).code === 'ENOENT') continue;
@@ -489,10 +491,11 @@ check('no tab and no space at a line end', () => {
   none(lines.flatMap((line, i) => (/\t|[ \r]$/.test(line) ? [`line ${i + 1}`] : [])), 'found');
 });
 
-// Four dialects, agents and what they keep are more than the 6,000 lines that were first thought of.
+// Five dialects, agents and what they keep are more than the 6,000 lines that were first thought of; Ollama's API has 640 of
+// them, what happens where a plan ends 150.
 // Growth shall be noticed: whoever raises this has looked for what can go first.
-check('the header is under 17,800 lines', () => {
-  if (lines.length >= 17_800) throw new Error(`${lines.length} lines`);
+check('the header is under 18,750 lines', () => {
+  if (lines.length >= 18_750) throw new Error(`${lines.length} lines`);
 });
 
 let functions;
@@ -517,6 +520,30 @@ check('no test captures a structured binding, which clang refuses in C++17', () 
 check('no function is over 40 lines', () => {
   const wrong = all_functions().filter((one) => one.lines > 40);
   none(wrong.map((one) => `${one.file}:${one.line}: ${one.name} has ${one.lines} lines`), 'too long');
+});
+
+// The server is the sum of its parts: it has one member for each of them.
+check('no class is over 400 lines or has over 14 members', () => {
+  const wrong = [];
+  lines.forEach((line, at) => {
+    const name = /^(?:class|struct) (\w+)[^;]*\{$/.exec(line)?.[1];
+    if (!name) return;
+    const body = lines.slice(at, lines.indexOf('};', at) + 1);
+    const members = body.filter((one) => /^  (?!return|static|\/)[^()=]*[\w>] \w+_(?: =.*|\{.*\})?;/.test(one)).length;
+    if (body.length > 400 || members > (name === 'server' ? 21 : 14)) wrong.push(`${name}: ${body.length} lines, ${members} members`);
+  });
+  none(wrong, 'too large');
+});
+
+// Words that stand for a noun, so that nobody can search for what is meant. The page has words of its own.
+const words_at_most = { told: 25, said: 20, whoever: 5, 'what is asked': 0, 'longest_\\w+': 0, 'most_\\w+': 0 };
+check(`few vague words: ${Object.keys(words_at_most).join(', ')}`, () => {
+  const page = sections.find(({ name }) => name === 'page');
+  const code = header.replace(header.slice(...[page.number, Number(page.number) + 1].map((n) => header.indexOf(`\n// [${n}] `))), '');
+  none(Object.entries(words_at_most).flatMap(([word, most]) => {
+    const found = code.match(new RegExp(`\\b${word}\\b`, 'gi'))?.length ?? 0;
+    return found > most ? [`${word}: ${found}, at most ${most}`] : [];
+  }), 'too many');
 });
 
 check('no function nests over 3 deep', () => {

@@ -22,7 +22,8 @@ const LEAVES = EVENTS.flatMap(({ name, type }) => types.leavesOf(type, name)).fi
 // ---- what does not arrive ------------------------------------------------------------------------
 
 const OPENAI = ['chat completions', 'responses', 'completions'];
-const ALL = [...OPENAI, 'messages'];
+const OTHERS = [...OPENAI, 'ollama'];
+const ALL = [...OTHERS, 'messages'];
 const START = 'message_start.message';
 const BLOCK = (kind) => `content_block_start.content_block(${kind})`;
 const DELTA = (kind) => `content_block_delta.delta(${kind})`;
@@ -40,20 +41,20 @@ const LOST = [
     of: ['input_tokens', 'output_tokens', 'output_tokens_details', 'cache_creation_input_tokens', 'cache_read_input_tokens', 'iterations', 'fallback_credit', 'server_tool_use'].map(
       (name) => `${START}.usage.${name}`,
     ),
-    in: [...OPENAI, 'messages whole'],
+    in: [...OTHERS, 'messages whole'],
     why: 'the end counts anew',
   },
   {
     of: ['message_delta.usage.iterations', 'message_delta.usage.fallback_credit', 'message_delta.usage.server_tool_use', 'message_delta.delta.container'],
-    in: OPENAI,
-    why: 'about tools and models of the API\'s own side, for which OpenAI has no field',
+    in: OTHERS,
+    why: 'about tools and models of the API\'s own side, for which the others have no field',
   },
   {
     of: [`${START}.usage.inference_geo`, `${START}.usage.service_tier`, `${START}.usage.speed`],
-    in: OPENAI,
-    why: 'places and tiers of Anthropic\'s, for which OpenAI has no names',
+    in: OTHERS,
+    why: 'places and tiers of Anthropic\'s, for which the others have no names',
   },
-  { of: [`${START}.usage.cache_creation`], in: ['responses'], why: 'the lifetimes of a cache have no field there' },
+  { of: [`${START}.usage.cache_creation`], in: ['responses', 'ollama'], why: 'the lifetimes of a cache have no field there' },
   {
     of: [`${START}.context_management`, 'message_delta.context_management', `${START}.diagnostics`],
     in: ALL,
@@ -64,13 +65,15 @@ const LOST = [
     in: ALL,
     why: 'of a beta that the CLI asks for, if anyone',
   },
-  { of: ['message_delta.delta.stop_sequence'], in: OPENAI, why: 'OpenAI tells that it stopped, not where' },
+  { of: ['message_delta.delta.stop_sequence'], in: OTHERS, why: 'the others tell that it stopped, not where' },
   { of: ['message_delta.delta.stop_details.fallback_credit_token'], in: ALL, why: 'the CLI keeps it to itself' },
   {
     of: ['category', 'fallback_has_prefill_claim', 'recommended_model'].map((name) => `message_delta.delta.stop_details.${name}`),
-    in: OPENAI,
-    why: 'OpenAI tells a refusal in words alone',
+    in: OTHERS,
+    why: 'the others tell a refusal in words alone',
   },
+  { of: ['message_delta.delta.stop_details.explanation'], in: ['ollama'], why: 'told by `done_reason` alone' },
+  { of: ['message_delta.usage.output_tokens_details'], in: ['ollama'], why: 'thoughts are counted with the output' },
   { of: ['message_delta.delta.stop_details.explanation'], in: ['completions'], why: 'a completion is text alone' },
   { of: ['message_delta.delta.stop_details.explanation'], in: ['responses'], why: 'told by `incomplete_details.reason` alone' },
   {
@@ -92,10 +95,10 @@ const LOST = [
     in: ALL,
     why: 'tells calls of a client\'s tool from those of the API\'s own, which there are none of',
   },
-  { of: [DELTA('citations_delta')], in: OPENAI, why: 'nothing in OpenAI\'s requests asks for citations' },
+  { of: [DELTA('citations_delta')], in: OTHERS, why: 'nothing in their requests asks for citations' },
   {
     of: [DELTA('signature_delta'), BLOCK('redacted_thinking')],
-    in: ['chat completions', 'completions'],
+    in: ['chat completions', 'completions', 'ollama'],
     why: 'no field takes it back in the next request',
   },
   {
@@ -243,6 +246,16 @@ const DIALECTS = {
       stream,
     }),
   },
+  ollama: {
+    path: '/api/chat',
+    body: (text, stream) => ({
+      model: MODEL,
+      messages: [{ role: 'user', content: text }],
+      tools: [{ type: 'function', function: { name: TOOL, parameters } }],
+      think: 'high',
+      stream,
+    }),
+  },
   completions: {
     path: '/v1/completions',
     body: (text, stream) => ({ model: MODEL, prompt: text, ...(stream ? { stream, stream_options: { include_usage: true } } : {}) }),
@@ -252,7 +265,7 @@ const DIALECTS = {
 /** All texts, numbers and flags of an answer with the last two of their names, sealed texts opened. */
 function scalarsOf(value, names = []) {
   const name = names.at(-1);
-  if (/^(created|created_at|cost)$/.test(name)) return [];
+  if (/^(created|created_at|cost|\w+_duration)$/.test(name)) return [];
   if (name === 'encrypted_content' && value) return [[name, Buffer.from(value, 'base64').toString()]];
   if (value && typeof value === 'object')
     return Object.entries(value).flatMap(([key, one]) => scalarsOf(one, Array.isArray(value) ? names : [...names, key]));
@@ -285,7 +298,8 @@ async function ask(t, { name, stream, way }, reason, blocks) {
   const result = await t.send({ path, body: body(t.text(`events of=${key}`), stream) }).done;
   assert.equal(result.status, 200, `${way}: ${result.text}`);
   assert.equal(result.error, undefined, way);
-  return result;
+  if (way !== 'ollama streamed') return result;
+  return { ...result, data: result.text.trimEnd().split('\n').map((line) => JSON.parse(line)) };
 }
 
 test('every field of the stream arrives, or stands in the table with its reason; and no row is out of date', async (t) => {
@@ -316,6 +330,7 @@ test('every reason why the API ends an answer reaches the client', async (t) => 
     'chat completions': (whole) => whole.choices[0].finish_reason,
     completions: (whole) => whole.choices[0].finish_reason,
     messages: (whole) => whole.stop_reason,
+    ollama: (whole) => whole.done_reason,
     responses: ({ status, incomplete_details: why }) => (why ? `${status} ${why.reason}` : status),
   };
   for (const [reason, { chat, responses }] of Object.entries(REASONS)) {
@@ -323,8 +338,8 @@ test('every reason why the API ends an answer reaches the client', async (t) => 
       const call = reason === 'tool_use';
       if (call && one.name === 'completions') return;
       const { data, json } = await ask(t, one, reason, call ? ['tool_use'] : ['text']);
-      const end = data?.filter((event) => event.choices?.[0]?.finish_reason || event.type === 'message_delta' || /^response\.(completed|incomplete)$/.test(event.type)).pop();
-      const expected = { messages: reason, responses }[one.name] ?? chat;
+      const end = data?.filter((event) => event.choices?.[0]?.finish_reason || event.done || event.type === 'message_delta' || /^response\.(completed|incomplete)$/.test(event.type)).pop();
+      const expected = { messages: reason, responses, ollama: call ? 'stop' : chat }[one.name] ?? chat;
       assert.equal(told[one.name](json ?? end.response ?? end.delta ?? end), expected, `${one.way}: ${reason}`);
     };
     await Promise.all(WAYS.map(check));

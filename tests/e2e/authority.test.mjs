@@ -79,7 +79,7 @@ testUser('without a key another user of the machine gets 401 on every route but 
   );
   assert.equal(told.length, routes.length);
   for (const { method, path: where, status, text } of told) {
-    if (/^(\/v1)?(\/|\/health|\/version)$/.test(where)) {
+    if (/^(\/v1)?(\/|\/health|(\/api)?\/version)$/.test(where)) {
       assert.equal(status, 200, `${method} ${where}`);
       assert.ok(!text.includes('processes'), `how it stands is no concern of others: ${text}`);
       continue;
@@ -268,15 +268,15 @@ test('a foreign page of this machine chats and no more: it neither sees, deletes
     assert.match(answer.text, /--cors-origin/);
     assert.ok(!answer.text.includes('Private'), answer.text);
   };
-  const open = /^(\/v1)?\/(chat\/completions|messages.*|(fim\/)?completions|models.*|compatibility|health|version|responses)?$/;
+  const open = /^(\/v1)?\/(chat\/completions|messages.*|(fim\/)?completions|models.*|compatibility|health|version|responses|api\/.*)?$/;
   const routes = (await routesOf(t, page)).map((one) => ({ ...one, path: one.path.replace(/(sessions)\/x$/, '$1/trip').replace(/(responses)\/x/, `$1/${first.id}`) }));
   const closed = routes.filter(({ path: where }) => !open.test(where));
   assert.ok(closed.length >= 20, 'sessions, responses, tools, MCP servers, figures, the login, what has arrived');
   for (const { method, path: where } of closed) await refused(method, where, method === 'POST' ? { messages: t.messages('plain') } : undefined);
   const planted = { model: 'sonnet', max_tokens: 9, messages: t.messages('plain') };
-  const dialects = { '/v1/chat/completions': planted, '/v1/messages': planted, '/v1/responses': { input: t.text('plain') }, '/v1/completions': { prompt: t.text('plain') }, '/v1/fim/completions': { prompt: t.text('plain') } };
+  const dialects = { '/v1/chat/completions': planted, '/v1/messages': planted, '/v1/responses': { input: t.text('plain') }, '/v1/completions': { prompt: t.text('plain') }, '/v1/fim/completions': { prompt: t.text('plain') }, '/api/chat': planted, '/api/generate': { prompt: t.text('plain') } };
   for (const [where, body] of Object.entries(dialects)) await refused('POST', where, body, { 'x-session-id': 'trip' });
-  for (const where of ['/v1/chat/completions', '/v1/messages']) await refused('POST', where, { ...planted, session_id: 'trip' });
+  for (const where of ['/v1/chat/completions', '/v1/messages', '/api/chat']) await refused('POST', where, { ...planted, session_id: 'trip' });
   await refused('POST', '/v1/responses', { input: t.text('plain'), previous_response_id: first.id });
   await refused('POST', '/v1/responses', { input: t.text('plain'), store: true });
   const named = await post(t, '/v1/responses', { input: [{ type: 'item_reference', id: first.output[0].id }] }, page);

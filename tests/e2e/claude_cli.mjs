@@ -1,5 +1,5 @@
 // Drives the real `claude` by hand over its stdin and stdout: what the proxy does, in the plainest form.
-// Also finds the pinned CLIs that `npm ci` put beside this file.
+// Also finds the pinned CLIs that npm put beside this file, and those that `make compat` has tried.
 
 import { spawn } from 'node:child_process';
 import { existsSync, mkdtempSync, rmSync } from 'node:fs';
@@ -14,12 +14,11 @@ export const CLI_VERSIONS = ['2.1.120', '2.1.197', '2.1.330'];
  * placeholder until an install script has run, and some npm versions and settings skip those.
  */
 export function claudePath(version) {
-  const alias = path.join(
-    import.meta.dirname ?? path.dirname(new URL(import.meta.url).pathname),
-    'node_modules',
-    `claude-${version.replaceAll('.', '-')}`,
-    'package.json',
+  const here = import.meta.dirname ?? path.dirname(new URL(import.meta.url).pathname);
+  const [pinned, tried] = [here, path.join(here, '../../build/compat')].map((place) =>
+    path.join(place, 'node_modules', `claude-${version.replaceAll('.', '-')}`, 'package.json'),
   );
+  const alias = existsSync(pinned) ? pinned : tried;
   const glibc = process.platform !== 'linux' || process.report.getReport().header.glibcVersionRuntime !== undefined;
   const platform = `${process.platform}-${process.arch}${glibc ? '' : '-musl'}`;
   const manifest = createRequire(alias).resolve(`@anthropic-ai/claude-code-${platform}/package.json`);

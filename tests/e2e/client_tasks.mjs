@@ -2,13 +2,23 @@
 
 import assert from 'node:assert/strict';
 import { z } from 'zod';
-import { call, conversationOf, processOf, say, steps } from './chat_client.mjs';
+import { call, conversationOf, processOf, say, steps, toolsOf } from './chat_client.mjs';
+import { eventually } from './harness.mjs';
 import { directive } from './messages_api.mjs';
 
 export const Person = z.object({ name: z.string(), age: z.number().int() });
 export const ADA = { name: 'Ada', age: 36 };
 export const City = z.object({ city: z.string() });
 export const structured = (value, options = {}) => directive('structured', { value, ...options });
+
+/** What the API got of a wish for a person: the schema, in each of the calls. */
+export function assertPersonAsked(calls) {
+  assert.ok(calls.length > 0);
+  for (const sent of calls) {
+    const properties = Object.entries(toolsOf(sent).StructuredOutput.input_schema.properties);
+    assert.deepEqual(Object.fromEntries(properties.map(([name, { type }]) => [name, type])), { name: 'string', age: 'integer' });
+  }
+}
 
 export const weatherOf = ({ city }) => `${city}: sunny`;
 export const inCity = (...cities) => call(cities.map((city) => ({ tool: 'get_weather', args: { city } })));
@@ -38,3 +48,9 @@ export function assertRounds(t) {
   for (const { call: id, input } of made) assert.equal(results[id], weatherOf(input));
   return calls;
 }
+
+/** The same for a check of a program. */
+export const roundsOf = (ran, check) => assertRounds({ calls: () => ran.calls(check) });
+
+/** The API is left in the middle of the one answer that a client has left. */
+export const clientLeaves = (calls) => eventually('the API is left', () => calls.length === 1 && calls[0].clientLeft);

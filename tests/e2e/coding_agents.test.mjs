@@ -3,7 +3,7 @@
 // nothing: what an agent asks of other hosts (plugins, updates) ends at a gate.
 
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import net from 'node:net';
@@ -12,8 +12,7 @@ import path from 'node:path';
 import { mcpServer } from './agents.test.mjs';
 import { conversationOf, processOf } from './chat_client.mjs';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
-import { recipeOf } from './documents.mjs';
-import { suite } from './harness.mjs';
+import { PROXY, suite } from './harness.mjs';
 import { startMessagesApi } from './messages_api.mjs';
 import { scrape } from './operate.mjs';
 
@@ -21,8 +20,6 @@ export const codingAgents = suite();
 const { test } = codingAgents;
 
 const KEY = 'sk-client-key-of-the-proxy';
-/** The proxy in the recipes of docs/clients.md. */
-const ADDRESS = 'http://127.0.0.1:8000';
 const PROMPT = 'Please make the file.';
 const COMMAND = 'echo marker-$((40+2)) > made.txt; cat made.txt';
 const SHELLS = {
@@ -115,6 +112,19 @@ async function run({ t, home, work, gate }, program, args, env) {
   return { code, lines, output: `${output}\n${complaints}`.slice(-4000) };
 }
 
+/** A client's own file, which a user has had before `claude-openai connect` puts the proxy into it. */
+function connect({ home, proxy }, client, name, before) {
+  const file = path.join(home, name);
+  mkdirSync(path.dirname(file), { recursive: true });
+  writeFileSync(file, before);
+  execFileSync(PROXY, ['connect', client, '--write', '--yes', '--url', proxy.url, '--model', MODEL], {
+    cwd: home,
+    env: { HOME: home, PATH: process.env.PATH, CLAUDE_OPENAI_KEY: KEY },
+    stdio: 'ignore',
+  });
+  return file;
+}
+
 const callsOf = ({ api }) => api.requests.filter(({ path: where }) => where === '/v1/messages');
 
 /** Those of the API calls that are the agent's own, not the titles it gives to its conversation; by their tools. */
@@ -167,10 +177,10 @@ const TRIPLES = {
   'darwin-arm64': 'aarch64-apple-darwin',
 };
 
-/** The recipe for ~/.codex/config.toml. Codex offers a search on the web all the same, which only OpenAI can run. */
-const codexConfig = ({ proxy }, { more = '' } = {}) => `
+/** Codex offers a search on the web all the same, which only OpenAI can run. */
+const codexConfig = ({ more = '' } = {}) => `
 check_for_update_on_startup = false
-${recipeOf('Codex', 'toml').replace(ADDRESS, proxy.url).replace('"sonnet"', `"${MODEL}"`)}
+
 [analytics]
 enabled = false
 ${more}`;
@@ -178,9 +188,7 @@ ${more}`;
 function codex(setting, args, options = {}) {
   const platform = `${process.platform}-${process.arch}`;
   const program = programOf('@openai/codex', `@openai/codex-${platform}`, 'vendor', TRIPLES[platform], 'bin', 'codex');
-  const folder = path.join(setting.home, '.codex');
-  mkdirSync(folder, { recursive: true });
-  writeFileSync(path.join(folder, 'config.toml'), codexConfig(setting, options));
+  connect(setting, 'codex', '.codex/config.toml', codexConfig(options));
   const flags = ['--json', '--skip-git-repo-check', '--dangerously-bypass-approvals-and-sandbox'];
   return run(setting, program, ['exec', ...flags, ...args], { CLAUDE_OPENAI_KEY: KEY });
 }
@@ -232,13 +240,11 @@ for (const [provider, npm] of [
 ])
   test(`opencode through an ${provider} provider`, { deadline: 120_000, slow: true }, async (t) => {
     const setting = await prepare(t);
-    const config = path.join(setting.scratch, 'opencode.json');
-    const recipe = JSON.parse(recipeOf('opencode', 'json').replace(ADDRESS, setting.proxy.url).replace('"none"', `"${KEY}"`));
-    Object.assign(recipe.provider.claude, { npm, models: { [MODEL]: recipe.provider.claude.models.sonnet } });
-    writeFileSync(config, JSON.stringify({ autoupdate: false, share: 'disabled', ...recipe }));
+    const before = JSON.stringify({ autoupdate: false, share: 'disabled' });
+    const file = connect(setting, 'opencode', '.config/opencode/opencode.json', before);
+    writeFileSync(file, readFileSync(file, 'utf8').replace('@ai-sdk/openai-compatible', npm));
     const program = programOf('opencode-ai', `opencode-${process.platform}-${process.arch}`, 'bin', 'opencode');
     const result = await run(setting, program, ['run', '--model', `claude/${MODEL}`, '--format', 'json', '--', PROMPT], {
-      OPENCODE_CONFIG: config,
       OPENCODE_DISABLE_AUTOUPDATE: '1',
       OPENCODE_DISABLE_MODELS_FETCH: '1',
       OPENCODE_DISABLE_LSP_DOWNLOAD: '1',

@@ -41,11 +41,12 @@ export const commandsOf = (page) => [
   ...[...proseOf(page).matchAll(INLINE)].map(([, command]) => command),
 ];
 
-/** The first code block of a language below a heading of docs/clients.md: what a user copies. */
-export function recipeOf(heading, language) {
+/** What docs/clients.md says of a client, below its heading. */
+export function recipeOf(heading) {
   const { text } = PAGES.find(({ name }) => name === 'docs/clients.md');
-  const section = text.slice(text.indexOf(`\n## ${heading}\n`)).split(/\n## /)[1];
-  return blocksOf({ text: section }).find((block) => block.language === language).text;
+  const at = text.indexOf(`\n## ${heading}\n`);
+  if (at < 0) throw new Error(`docs/clients.md has no ${heading}`);
+  return text.slice(at).split(/\n## /)[1];
 }
 
 /** The anchors that a Markdown page's headings get on GitHub. */

@@ -31,6 +31,7 @@ const NOT_RUN = [
   [/^(systemctl|loginctl) /, 'needs a running systemd; tests/build verifies the units'],
   [/^docker /, 'needs Docker'],
   [/^(npm install -g|npm install|pip install) /, 'installs on the machine'],
+  [/^(eval|export) /, 'commands.test.mjs has a shell take what `connect env` prints, which is compared with the page'],
   [/^(codex|opencode|claude -p)( |$)/, 'coding_agents.test.mjs runs these clients with their settings'],
   [/^(pi|copilot|qwen|cline|droid|grok|aider)( |$)/, 'a client that the tests do not install; tried by hand'],
 ];
@@ -72,8 +73,8 @@ const argumentsIn = (command) =>
 
 /** How it is run: what would serve or look at this machine's account says its settings, or looks at the demo. */
 function harmless(args) {
-  if (/^(help|generate|--version|--help)/.test(args)) return args;
-  if (/^doctor --security/.test(args)) return args;
+  if (/^(help|generate|connect|--version|--help|doctor --security)/.test(args)) return args;
+  if (args.startsWith('doctor --url')) return `${args} --print-config`; // commands.test.mjs has proxies for it
   return args.startsWith('doctor') ? `${args} --demo --port 0` : `${args} --print-config`;
 }
 

@@ -807,6 +807,39 @@ test('functions and function_call, as they were before tools', (t) => {
 
 // ---- images and files ----------------------------------------------------------------------------
 
+const EARLIER = [{ role: 'user', content: 'Well?' }, { role: 'assistant', content: 'Yes?' }];
+/** How each API asks that a cached prompt is kept for an hour, with the name that a CLI without that leaves unhonoured. */
+const CACHE_FIELDS = {
+  '/v1/chat/completions': [['prompt_cache_retention', { prompt_cache_retention: '24h' }], ['prompt_cache_options.ttl', { prompt_cache_options: { ttl: '30m' } }]],
+  '/v1/messages': [
+    ['cache_control.ttl', { cache_control: { type: 'ephemeral', ttl: '1h' } }],
+    ['cache_control.ttl', { system: [{ type: 'text', text: 'Be brief.', cache_control: { type: 'ephemeral', ttl: '1h' } }] }],
+    ['cache_control.ttl', { messages: [{ role: 'user', content: [{ type: 'text', text: 'Hm.', cache_control: { type: 'ephemeral', ttl: '1h' } }] }] }],
+  ],
+};
+
+everyVersion.test('a cached prompt is kept as long as its request asks, or that is named; the next one of its process is not', async (t) => {
+  const lifetimes = ({ body }) => new Set([...JSON.stringify(body).matchAll(/"cache_control":(\{[^}]*\})/g)].map(([, mark]) => JSON.parse(mark).ttl ?? 'default'));
+  const ask = async (path, text, more) => {
+    const said = { role: 'user', content: t.text('plain', text) };
+    const body = { model: MODEL, max_tokens: 100, ...more, messages: [...(more.messages ? [...more.messages, EARLIER[1]] : []), said] };
+    const { done } = t.send({ path, body });
+    const result = await done;
+    assert.equal(result.status, 200, result.text);
+    const call = t.calls().find(({ raw }) => raw.includes(text));
+    return [lifetimes(call), result.headers['x-ignored-params'] ?? '', Number(/cc_version=2\.1\.(\d+)/.exec(call.raw)[1]) >= 242];
+  };
+  for (const [path, rows] of Object.entries(CACHE_FIELDS)) {
+    for (const [at, [name, more]] of rows.entries()) {
+      const [kept, named, can] = await ask(path, `${path} ${at} asks.`, more);
+      assert.deepEqual([[...kept].join(), named], can ? ['1h', ''] : ['default', name]);
+      assert.deepEqual((await ask(path, `${path} ${at} does not.`, {})).slice(0, 2), [new Set(['default']), '']);
+    }
+  }
+  const bad = await t.send({ path: '/v1/messages', body: { model: MODEL, max_tokens: 9, cache_control: { type: 'ephemeral', ttl: '2h' }, messages: EARLIER.slice(0, 1) } }).done;
+  assert.deepEqual([bad.status, bad.json.error.message], [400, "'cache_control.ttl' must be '5m' or '1h'"]);
+});
+
 everyVersion.test('images and PDFs reach the API in their order, and stay in the conversation', (t) =>
   eachWay(t, async (client) => {
     const file = { type: 'file', file: { filename: 'a.pdf', file_data: `data:application/pdf;base64,${PDF}` } };
@@ -1682,7 +1715,7 @@ test('thoughts that nobody asked for are not told, and stay with the process for
       const second = await client.results('sunny').send();
       assert.deepEqual([second.reasoning, second.text, second.ignored], [undefined, 'I thought.', []]);
       const [, last] = client.assertCalls(2);
-      const alwaysThinks = t.cli === claudePath(CLI_VERSIONS.at(-1)); // its `sonnet`
+      const alwaysThinks = !CLI_VERSIONS.slice(0, -1).map(claudePath).includes(t.cli); // its `sonnet`
       assert.equal(last.body.thinking.type, alwaysThinks ? 'adaptive' : 'disabled');
       assert.deepEqual(
         conversationOf(last)[1].content.map((block) => block.type ?? 'told'),

@@ -25,10 +25,8 @@ const LABELS = {
   user: 'me',
   safety_identifier: 'me',
   store: true,
-  cache_control: { type: 'ephemeral', ttl: '1h' },
   prompt_cache_key: 'me',
-  prompt_cache_options: { ttl: '24h' },
-  prompt_cache_retention: '24h',
+  keep_alive: '10m',
 };
 
 /**
@@ -57,6 +55,8 @@ const DIALECTS = {
       parallel_tool_calls: [{ tools: [TOOL], parallel_tool_calls: false }, { tools: [TOOL] }],
       prediction: { prediction: { type: 'content', content: 'Hello' } },
       presence_penalty: { presence_penalty: 1 },
+      prompt_cache_options: { prompt_cache_options: { ttl: '30m' } },
+      prompt_cache_retention: { prompt_cache_retention: '24h' },
       reasoning_effort: { reasoning_effort: 'high' },
       response_format: { response_format: SCHEMA },
       seed: { seed: 7 },
@@ -117,6 +117,8 @@ const DIALECTS = {
       parallel_tool_calls: [{ tools: [FLAT_TOOL], parallel_tool_calls: false }, { tools: [FLAT_TOOL] }],
       previous_response_id: { previous_response_id: 'resp_none' },
       prompt: { prompt: { id: 'pmpt_1' } },
+      prompt_cache_options: { prompt_cache_options: { ttl: '30m' } },
+      prompt_cache_retention: { prompt_cache_retention: '24h' },
       reasoning: { reasoning: { effort: 'high' } },
       service_tier: { service_tier: 'flex' },
       store: { store: false },
@@ -140,6 +142,7 @@ const DIALECTS = {
       messages: (text) => ({ messages: [{ role: 'user', content: text }, { role: 'assistant', content: 'Yes?' }, { role: 'user', content: text }] }),
       model: { model: 'claude-haiku-4-5-20251001' },
       billing_policy: { billing_policy: { type: 'x' } },
+      cache_control: { cache_control: { type: 'ephemeral', ttl: '1h' } },
       compaction: { compaction: { enabled: true } },
       container: { container: 'container_1' },
       context_management: { context_management: { edits: [{ type: 'clear_tool_uses_20250919' }] } },
@@ -166,6 +169,47 @@ const DIALECTS = {
   },
 };
 
+/** Of both of Ollama's endpoints. */
+const OLLAMA = {
+  model: { model: 'claude-haiku-4-5-20251001' },
+  format: { format: parameters },
+  logprobs: { logprobs: true },
+  options: { options: { num_predict: 2 } },
+  stream: { stream: true },
+  think: { think: 'high' },
+  top_logprobs: [{ logprobs: true, top_logprobs: 3 }, { logprobs: true }],
+};
+Object.assign(DIALECTS, {
+  'ollama chat': {
+    path: '/api/chat',
+    types: () => fieldsOf('ollama', 'browser.d.ts', 'ChatRequest'),
+    base: (text) => ({ model: MODEL, stream: false, messages: [{ role: 'user', content: text }] }),
+    fields: {
+      ...OLLAMA,
+      messages: (text) => ({ messages: [{ role: 'system', content: 'Be brief.' }, { role: 'user', content: text }] }),
+      tools: { tools: [TOOL] },
+    },
+  },
+  'ollama generate': {
+    path: '/api/generate',
+    types: () => fieldsOf('ollama', 'browser.d.ts', 'GenerateRequest'),
+    base: (text) => ({ model: MODEL, stream: false, prompt: text }),
+    fields: {
+      ...OLLAMA,
+      context: { context: [1, 2, 3] },
+      height: { height: 512 },
+      images: { images: ['iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='] },
+      prompt: (text) => ({ prompt: `${text} Well?` }),
+      raw: { raw: true },
+      steps: { steps: 4 },
+      suffix: { suffix: 'and so on' },
+      system: { system: 'Be brief.' },
+      template: { template: '{{ .Prompt }}' },
+      width: { width: 512 },
+    },
+  },
+});
+
 /** What a response repeats of its request, whatever becomes of it. */
 const ECHOED = [
   'instructions', 'max_output_tokens', 'max_tool_calls', 'parallel_tool_calls', 'reasoning', 'service_tier', 'temperature', 'text',
@@ -178,14 +222,14 @@ function outcomeOf({ status, text, json, headers }, calls) {
   if (json?.object === 'response') ECHOED.forEach((name) => delete json[name]);
   const got = (json?.object === 'response' ? JSON.stringify(json) : text)
     .replace(/"(id|item_id|response_id|system_fingerprint|obfuscation)":"[^"]*"/g, '')
-    .replace(/"(created|created_at|completed_at|cost)":[\d.e-]+/g, '')
+    .replace(/"(created|created_at|completed_at|cost|\w+_duration)":(?:[\d.e-]+|"[\d:.TZ-]+")/g, '')
     .replace(/"x_[^}]*/g, '');
   return { sent: JSON.stringify(api), all: JSON.stringify({ status, type: headers['content-type'], api, got }) };
 }
 
 /** An error that names the field: as its parameter, or in its words. */
 function blames({ json }, field) {
-  const { param, message } = json?.error ?? {};
+  const { param, message } = typeof json?.error === 'string' ? { message: json.error } : (json?.error ?? {});
   return (param ?? '').split(/[.[\]]+/).includes(field) || new RegExp(`(^|['".])${field}(['":.[]|$)`).test(message ?? '') || (message ?? '').startsWith(`${field} `);
 }
 
@@ -285,6 +329,36 @@ const NESTED = {
     [CHAT, 'ChatCompletionStreamOptions', {}, { include_usage: true, include_obfuscation: true }, (stream_options) => ({ stream: true, stream_options })],
     [SHARED, 'ResponseFormatJSONSchema.JSONSchema', { name: 'x', schema: parameters, strict: true }, { description: 'A place.' }, (json_schema) => ({ ...says({ type: 'text', text: JSON_ANSWER }), response_format: { type: 'json_schema', json_schema } })],
   ],
+  'ollama chat': [
+    [
+      ['ollama', 'browser.d.ts'],
+      'Message',
+      { role: 'assistant', content: 'Yes?' },
+      { thinking: 'Hm.', images: [PNG], tool_calls: [{ function: { name: 'look', arguments: {} } }], tool_name: 'look' },
+      ({ tool_name, ...one }) => ({
+        tools: [TOOL],
+        messages: [
+          { role: 'user', content: 'Hi' },
+          tool_name ? { ...one, tool_calls: ['hear', 'look'].map((name) => ({ function: { name, arguments: {} } })) } : one,
+          ...(tool_name ? [{ role: 'tool', tool_name, content: 'x' }, { role: 'tool', content: 'y' }] : []),
+          ...(one.tool_calls ? [{ role: 'tool', content: 'x' }] : []),
+          { role: 'user', content: 'Well?' },
+        ],
+      }),
+    ],
+    [
+      ['ollama', 'browser.d.ts'],
+      'Options',
+      {},
+      {
+        ...Object.fromEntries(['numa', 'low_vram', 'f16_kv', 'logits_all', 'vocab_only', 'use_mmap', 'use_mlock', 'embedding_only', 'penalize_newline'].map((name) => [name, true])),
+        ...Object.fromEntries(['num_ctx', 'num_batch', 'num_gpu', 'main_gpu', 'num_thread', 'num_keep', 'seed', 'num_predict', 'top_k', 'repeat_last_n', 'mirostat'].map((name) => [name, 2])),
+        ...Object.fromEntries(['top_p', 'min_p', 'tfs_z', 'typical_p', 'temperature', 'repeat_penalty', 'presence_penalty', 'frequency_penalty', 'mirostat_tau', 'mirostat_eta'].map((name) => [name, 0.5])),
+        stop: ['loopback'],
+      },
+      (options) => ({ options }),
+    ],
+  ],
   responses: [
     [RESPONSES, 'EasyInputMessage', { role: 'assistant', content: 'Yes?' }, { phase: 'commentary' }, (one) => input(one)],
     [RESPONSES, 'ResponseOutputMessage', { role: 'assistant', content: [{ type: 'output_text', text: 'Yes?' }] }, { phase: 'commentary' }, (one) => input({ type: 'message', ...one })],
@@ -358,6 +432,7 @@ const EFFORTS = {
   'chat completions': { field: 'reasoning_effort', body: (reasoning_effort) => ({ reasoning_effort }) },
   completions: { field: 'reasoning_effort', body: (reasoning_effort) => ({ reasoning_effort }) },
   responses: { field: 'reasoning', body: (effort) => ({ reasoning: { effort } }) },
+  'ollama chat': { field: 'think', body: (think) => ({ think }) },
   messages: { field: 'output_config.effort', body: (effort) => ({ output_config: { effort } }) },
 };
 const BUDGETS = { low: 2048, high: 8192, xhigh: 16384, max: 31999 };

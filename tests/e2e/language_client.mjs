@@ -10,6 +10,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { DEFAULT_MODEL } from './claude_cli.mjs';
+import { directive } from './messages_api.mjs';
 
 const HERE = path.dirname(fileURLToPath(import.meta.url));
 export const CLIENTS = path.join(HERE, '..', '..', 'build', 'clients');
@@ -113,4 +114,19 @@ export async function runChecks(t, command, scenarios = {}, { more = {}, ...opti
   /** All that the program has told was looked at. */
   const assertAllSeen = () => assert.deepEqual(lines.map(({ check }) => check).filter((name) => !known.has(name)), []);
   return { ...result, value, calls, assertAllSeen };
+}
+
+/** An error that is over when it has come once. */
+export const heals = (text) => directive('error', { status: 500, should_retry: false, until: 'HEALED', text });
+
+/** A test of a program of checks, with what `make` installs into the folder `needs`; `more(t)` goes along on standard input. */
+export function testChecks(tests, name, { needs, command, scenarios, more }, body) {
+  tests.test(name, { skip: missing(needs), slow: true }, async (t) => {
+    const healed = (scenario) => scenario.replace('HEALED', t.token);
+    const own = Object.fromEntries(Object.entries(scenarios).map(([check, scenario]) => [check, healed(scenario)]));
+    t.api.waitFor(({ raw }) => raw?.includes(`until=\\"${t.token}`), 100_000).then(() => t.api.heal(t.token), () => {});
+    const ran = await runChecks(t, command, own, { more: more?.(t) });
+    await body({ t, ...ran });
+    ran.assertAllSeen();
+  });
 }

@@ -78,16 +78,16 @@ test(
     const post = (path) => ({ path, body: {} });
     const get = (path) => ({ method: 'GET', path });
     const expected = [
-      ['chat', [post('/v1/chat/completions'), post('/v1/messages'), post('/v1/responses'), post('/v1/completions')]],
+      ['chat', [post('/v1/chat/completions'), post('/v1/messages'), post('/v1/responses'), post('/v1/completions'), post('/api/chat'), post('/api/generate')]],
       ['session', [get('/v1/sessions'), get('/v1/sessions/stats'), get('/v1/sessions/x'), get('/v1/responses/x')]],
-      ['health', [get('/health'), get('/version'), get('/v1/health')]],
+      ['health', [get('/health'), get('/version'), get('/v1/health'), get('/api/version')]],
       ['auth', [get('/v1/auth/status')]],
       ['debug', [post('/v1/debug/request')]],
       [
         'other',
         [get('/v1/tools'), get('/v1/mcp/servers'), post('/v1/compatibility'), get('/nothing'), get('/v1/messages')],
       ],
-      [undefined, [get('/v1/models'), get('/v1/models/x'), get('/metrics'), get('/')]],
+      [undefined, [get('/v1/models'), get('/v1/models/x'), get('/api/tags'), post('/api/show'), get('/metrics'), get('/')]],
     ];
     for (const [group, requests] of expected)
       for (const request of requests) {

@@ -21,7 +21,7 @@
 // Options of every scenario that answers a message (times in ms):
 //   text, deltas (number of pieces), delay (between pieces), ttft (before the first byte), stop_reason, stop_sequence,
 //   input, output, thinking_tokens (part of output), cache_read, cache_creation, ephemeral_1h (part of cache_creation),
-//   ping=true, split (bytes per TCP write), together (wait until so many calls with this text have come)
+//   ping=true, split (bytes per TCP write), together (wait until so many calls with this text have come), headers (JSON object)
 // Scenarios:
 //   plain      the text
 //   echo       a JSON dump {model, system:[text], messages:[{role,text}], tools:[name]} of what arrived
@@ -499,6 +499,7 @@ class Exchange {
       'content-type': 'text/event-stream',
       'cache-control': 'no-cache',
       'request-id': this.record.id,
+      ...scenario.headers,
     });
     this.record.usage = { ...message.usage, output_tokens: 0 };
     let characters = 0;

@@ -72,6 +72,7 @@ const NAMES = {
   queue_wait_seconds: 'histogram',
   upstream_errors_total: 'counter',
   upstream_retries_total: 'counter',
+  fallback_answers_total: 'counter',
   rejected_total: 'counter',
   sessions: 'gauge',
   subscription_utilization_ratio: 'gauge',
@@ -169,6 +170,8 @@ test('figures of one chat, one stream, one message: requests, tokens, cost, time
   const others = [
     ['/v1/responses', { input: '[[text]] four' }, 'openai_responses'],
     ['/v1/completions', { prompt: '[[text]] five' }, 'openai_completions'],
+    ['/api/chat', ask('[[text]] six'), 'ollama'],
+    ['/api/generate', { prompt: '[[text]] seven' }, 'ollama'],
   ];
   for (const [where, body, name] of others) {
     const other = await changes(t, () => t.send({ path: where, body: { model: 'sonnet', ...body } }).done);

@@ -9,7 +9,7 @@ import { promisify } from 'node:util';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
 import { DEMO } from './demo.test.mjs';
 import { directive } from './messages_api.mjs';
-import { eventually, sleep, suite } from './harness.mjs';
+import { PROXY, eventually, sleep, suite } from './harness.mjs';
 
 export const page = suite();
 /** A browser beside the CLI takes its time on a busy machine. */
@@ -252,6 +252,8 @@ test('quick start: the snippets say what the clients read: Node runs its own, JS
   assert.deepEqual(claude, { npm: '@ai-sdk/openai-compatible', options: { baseURL: `${t.proxy.url}/v1`, apiKey: 'none' }, models: { [MODEL]: {} } });
   const { Claude } = JSON.parse(await snippet('Zed')).language_models.openai_compatible;
   assert.deepEqual(Claude, { api_url: `${t.proxy.url}/v1`, available_models: [{ name: MODEL, max_tokens: 200000 }] });
+  const connect = await promisify(execFile)(PROXY, ['connect', 'codex', '--url', t.proxy.url, '--model', MODEL], { env: { HOME: '/nonexistent' } });
+  assert.ok(`${await snippet('Codex')}\n`.endsWith(connect.stdout), 'as `claude-openai connect` has it');
   for (const [name, program, variables] of [
     ['aider', 'aider', { OPENAI_API_BASE: `${t.proxy.url}/v1`, OPENAI_API_KEY: 'none' }],
     ['Claude Code', 'claude', { ANTHROPIC_BASE_URL: t.proxy.url, ANTHROPIC_API_KEY: 'none' }],

@@ -1,5 +1,5 @@
 // Clients of Python, unmodified: the SDKs of OpenAI and Anthropic, and what is built upon them. The programs are in python/, and so are
-// the lock files; make e2e-python installs them.
+// the lock files; make installs them.
 
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
@@ -8,9 +8,9 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { call, callerSystem, conversationOf, say, steps, toolsOf } from './chat_client.mjs';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
-import { ADA, ANSWER, assertRounds, ROUNDS, structured } from './client_tasks.mjs';
-import { eventually, startProxy, suite } from './harness.mjs';
-import { CLIENTS, KEY, missing, PDF, PNG, runChecks, runProgram } from './language_client.mjs';
+import { ADA, ANSWER, assertPersonAsked, assertRounds, clientLeaves, ROUNDS, roundsOf, structured } from './client_tasks.mjs';
+import { PROXY, startProxy, suite } from './harness.mjs';
+import { CLIENTS, heals, KEY, missing, PDF, PNG, runProgram, testChecks } from './language_client.mjs';
 import { directive, startMessagesApi } from './messages_api.mjs';
 
 export const python = suite(240_000);
@@ -18,26 +18,11 @@ export const python = suite(240_000);
 /** A test of a program of python/ with the packages of one lock file. */
 function test(lock, file, what, scenarios, body, more) {
   const command = [path.join(CLIENTS, lock, 'bin', 'python'), path.join(import.meta.dirname, 'python', `${file}.py`)];
-  python.test(`python, ${what}`, { skip: missing(lock), slow: true }, async (t) => {
-    const healed = (scenario) => scenario.replace('HEALED', t.token);
-    const texts = Object.fromEntries(Object.entries(scenarios).map(([check, scenario]) => [check, healed(scenario)]));
-    t.api.waitFor(({ raw }) => raw?.includes(`until=\\"${t.token}`), 100_000).then(() => t.api.heal(t.token), () => {});
-    const ran = await runChecks(t, command, texts, { more: more?.(t) });
-    await body({ t, ...ran });
-    ran.assertAllSeen();
-  });
+  testChecks(python, `python, ${what}`, { needs: lock, command, scenarios, more }, body);
 }
 
 const thought = (text) => directive('thinking', { thinking: 'Let me think.', text, thinking_tokens: 5, output: 12 });
-const roundsOf = (ran, check) => assertRounds({ calls: () => ran.calls(check) });
-const assertPersonAsked = (calls) => {
-  assert.ok(calls.length > 0);
-  for (const sent of calls) assert.deepEqual(Object.keys(toolsOf(sent).StructuredOutput.input_schema.properties), ['name', 'age']);
-};
 const mediaOf = (sent) => Object.fromEntries(conversationOf(sent)[0].content.filter(({ source }) => source).map(({ type, source }) => [type, source.data]));
-const clientLeaves = (calls) => eventually('the API is left', () => calls.length === 1 && calls[0].clientLeft);
-/** An error that is over when it has come once. */
-const heals = (text) => directive('error', { status: 500, should_retry: false, until: 'HEALED', text });
 const WEATHER = call({ tool: 'get_weather', args: { city: 'Bern' } }, { before: 'Let me look.', deltas: 4 });
 
 // ---- openai --------------------------------------------------------------------------------------
@@ -351,6 +336,63 @@ test(
 
 test(
   'newest',
+  'ollama_clients',
+  "Ollama's client, and LangChain's ChatOllama",
+  {
+    chat: say('Hello.', { output: 9 }),
+    stream: say('One two three.', { deltas: 4, output: 9 }),
+    tools: ROUNDS,
+    parse: structured(ADA),
+    think: thought('Sunny.'),
+    images: say('I see.'),
+    generate: say('Once.'),
+    asynchronous: say('At once.', { deltas: 3 }),
+    abort: 'hang after=2',
+    errors: 'error status=400 message="not so"',
+    error_in_stream: 'error_event after=2',
+    langchain_invoke: say('Hello.', { output: 9 }),
+    langchain_stream: say('One two three.', { deltas: 4 }),
+    langchain_agent: ROUNDS,
+    langchain_parse: structured(ADA),
+    langchain_reasoning: thought('Sunny.'),
+  },
+  async (ran) => {
+    const { value, calls } = ran;
+    assert.match(value('version').join(), /^0\.6\.\d+,1\./);
+    assert.deepEqual(value('chat'), ['Hello.', 'stop', 9, MODEL]);
+    assert.equal(calls('chat')[0].body.temperature, 0.5);
+    assert.deepEqual(value('stream'), ['One two three.', 5, 9, true]);
+    assert.equal(value('tools'), ANSWER);
+    assert.match(roundsOf(ran, 'tools')[0].body.tools[0].description, /^The weather of a city/);
+    assert.deepEqual(value('parse'), ADA);
+    assertPersonAsked(calls('parse'));
+    assert.deepEqual(value('think'), ['Let me think.', 'Sunny.']);
+    assert.equal(value('images'), 'I see.');
+    assert.deepEqual(mediaOf(calls('images')[0]), { image: PNG });
+    assert.deepEqual(value('generate'), ['Once.', 'Once.']);
+    assert.equal(callerSystem(calls('generate')[0]), 'Be brief.');
+    assert.equal(value('asynchronous'), 'At once.');
+    assert.equal(value('abort'), true);
+    await clientLeaves(calls('abort'));
+    const errors = value('errors');
+    assert.deepEqual(errors.map(([status]) => status), [400, 401, 404]);
+    [/not so/, /^Missing API key/, /^\/api\/pull is not offered here: /].forEach((words, at) => assert.match(errors[at][1], words));
+    assert.match(value('error_in_stream'), /Overloaded/);
+    const [listed, capabilities, architecture, loaded] = value('models');
+    assert.ok(listed.includes(`${MODEL}:latest`), `${listed}`);
+    assert.deepEqual([capabilities.includes('tools'), architecture, loaded], [true, 'claude', []]);
+    assert.deepEqual(value('langchain_invoke'), ['Hello.', 9]);
+    assert.deepEqual(value('langchain_stream'), ['One two three.', 'stop']);
+    assert.equal(value('langchain_agent'), ANSWER);
+    assert.equal(callerSystem(roundsOf(ran, 'langchain_agent')[0]), 'Be brief.');
+    assert.deepEqual(value('langchain_parse'), ADA);
+    assertPersonAsked(calls('langchain_parse'));
+    assert.deepEqual(value('langchain_reasoning'), ['Let me think.', 'Sunny.']);
+  },
+);
+
+test(
+  'newest',
   'pydantic_agents',
   'pydantic-ai',
   {
@@ -563,21 +605,25 @@ print("Hallo")
 \`\`\`
 `;
 
-for (const [provider, environment] of [
-  ['openai', ({ url }) => ({ OPENAI_API_BASE: `${url}/v1`, OPENAI_API_KEY: KEY })],
-  ['anthropic', ({ url }) => ({ ANTHROPIC_API_BASE: url, ANTHROPIC_API_KEY: KEY })],
+for (const [how, provider, environment] of [
+  ['openai/', 'openai', ({ url }) => ({ OPENAI_API_BASE: `${url}/v1`, OPENAI_API_KEY: KEY })],
+  ['anthropic/', 'anthropic', ({ url }) => ({ ANTHROPIC_API_BASE: url, ANTHROPIC_API_KEY: KEY })],
+  ['the file that `claude-openai connect` writes', 'openai'],
 ])
-  python.test(`python, aider with ${provider}/ edits a file in a git repository and commits it`, { skip: missing('earlier'), slow: true }, async (t) => {
+  python.test(`python, aider with ${how} edits a file in a git repository and commits it`, { skip: missing('earlier'), slow: true }, async (t) => {
     const api = await startMessagesApi({ scenario: ({ system }) => directive('plain', { text: /commit message/i.test(system.join('\n')) ? 'feat: greet in German' : EDIT, deltas: 5 }) });
     t.defer(() => api.close());
     const proxy = await startProxy({ url: api.url, cli: t.cli, args: ['--api-key', KEY, '--spares', '0'] });
     t.defer(async () => assert.deepEqual((await proxy.stop()).faults, []));
     const git = (work, ...args) => execFileSync('git', ['-c', 'user.name=Ada', '-c', 'user.email=ada@example.org', ...args], { cwd: work, encoding: 'utf8' });
-    const flags = ['--yes-always', '--no-check-update', '--no-show-release-notes', '--analytics-disable', '--no-gitignore', '--no-pretty', '--no-show-model-warnings', '--map-tokens', '1024', '--edit-format', 'diff', '--no-suggest-shell-commands', '--disable-playwright', '--no-detect-urls'];
+    const flags = ['--yes-always', '--no-check-update', '--no-show-release-notes', '--analytics-disable', '--no-gitignore', '--no-pretty', '--no-show-model-warnings', '--map-tokens', '1024', '--no-suggest-shell-commands', '--disable-playwright', '--no-detect-urls'];
     const model = `${provider}/${MODEL}`;
-    const ran = await runProgram(t, [programOf('earlier', 'aider'), '--model', model, '--weak-model', model, ...flags, '--message', 'Please greet in German.', 'hello.py'], {
-      env: { ...environment(proxy), GIT_AUTHOR_NAME: 'Ada', GIT_AUTHOR_EMAIL: 'ada@example.org', GIT_COMMITTER_NAME: 'Ada', GIT_COMMITTER_EMAIL: 'ada@example.org' },
-      prepare: ({ work }) => {
+    const chosen = environment ? ['--model', model, '--edit-format', 'diff'] : [];
+    const connect = ['connect', 'aider', '--write', '--yes', '--url', proxy.url, '--model', MODEL, '--key', KEY];
+    const ran = await runProgram(t, [programOf('earlier', 'aider'), ...chosen, '--weak-model', model, ...flags, '--message', 'Please greet in German.', 'hello.py'], {
+      env: { ...environment?.(proxy), GIT_AUTHOR_NAME: 'Ada', GIT_AUTHOR_EMAIL: 'ada@example.org', GIT_COMMITTER_NAME: 'Ada', GIT_COMMITTER_EMAIL: 'ada@example.org' },
+      prepare: ({ home, work }) => {
+        if (!environment) execFileSync(PROXY, connect, { cwd: home, env: { HOME: home }, stdio: 'ignore' });
         git(work, 'init', '-q');
         writeFileSync(path.join(work, 'hello.py'), 'print("Hello")\n');
         git(work, 'add', '.');

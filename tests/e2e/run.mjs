@@ -12,6 +12,7 @@ import { authority } from './authority.test.mjs';
 import { chat, furnishHome } from './chat.test.mjs';
 import { clients } from './clients.test.mjs';
 import { codingAgents } from './coding_agents.test.mjs';
+import { commands } from './commands.test.mjs';
 import { confinement, prepareConfinement } from './confinement.test.mjs';
 import { conversations, everyVersion } from './conversations.test.mjs';
 import * as cursor from './cursor.test.mjs';
@@ -28,8 +29,11 @@ import { identity } from './identity.test.mjs';
 import { limits } from './limits.test.mjs';
 import { money } from './money.test.mjs';
 import { observe } from './observe.test.mjs';
+import { ollama } from './ollama.test.mjs';
 import { KEY } from './language_client.mjs';
+import { languages } from './languages.test.mjs';
 import { page } from './page.test.mjs';
+import { plan } from './plan.test.mjs';
 import { python } from './python.test.mjs';
 import { STAND_IN } from './raw_client.mjs';
 import { readme } from './readme.test.mjs';
@@ -41,7 +45,8 @@ import { transport } from './transport.test.mjs';
 import { Conversation, endProxies, runTest, startProxy } from './harness.mjs';
 import { startMessagesApi } from './messages_api.mjs';
 
-const TOGETHER = 3; // tests that run at a time; each takes a process or two
+const LANES = 2; // suites that run at a time, each beside a proxy of its own: most tests wait for something
+const TOGETHER = 2; // tests of a suite that run at a time; each takes a process or two
 
 function option(name) {
   const at = process.argv.indexOf(name);
@@ -121,6 +126,13 @@ async function runSuite({ version, tests, prepare = furnishHome, program, args =
 
 const newest = versions.at(-1);
 const suites = [
+  // The longest first, so that no lane ends long before the other. Where no CLI has a part the stand-in is fast.
+  { name: 'identity', version: newest, tests: identity.tests },
+  { name: 'hostile', version: newest, program: STAND_IN, tests: hostile.tests },
+  { name: 'coding_agents', version: newest, tests: codingAgents.tests },
+  { name: 'python', version: newest, args: ['--api-key', KEY], tests: python.tests },
+  { name: 'languages', version: newest, args: ['--api-key', KEY], tests: languages.tests },
+  { name: 'page', version: newest, tests: page.tests, skip: page.skip },
   // The oldest CLI is there for what must work everywhere.
   ...versions.map((version) => ({
     name: version,
@@ -134,7 +146,9 @@ const suites = [
   })),
   { name: 'server', version: newest, tests: server.tests },
   { name: 'settings', version: newest, tests: settings.tests },
+  { name: 'commands', version: newest, tests: commands.tests },
   { name: 'limits', version: newest, tests: limits.tests },
+  { name: 'plan', version: newest, tests: plan.tests },
   { name: 'money', version: newest, tests: money.tests },
   { name: 'transport', version: newest, tests: transport.tests },
   { name: 'observe', version: newest, tests: observe.tests },
@@ -143,15 +157,12 @@ const suites = [
     version,
     tests: [...cursor.everyVersion.tests, ...(version === newest ? cursor.once.tests : [])],
   })),
-  { name: 'identity', version: newest, tests: identity.tests },
   { name: 'reference', version: newest, tests: reference.tests },
   { name: 'readme', version: newest, tests: readme.tests },
   { name: 'documents', version: newest, tests: documents.tests },
-  // What no CLI has a part in: the stand-in is fast. Tests that need a real one take it.
   { name: 'histories', version: newest, tests: histories.tests },
   { name: 'fields', version: newest, tests: fields.tests },
   { name: 'answer_fields', version: newest, tests: answerFields.tests },
-  { name: 'hostile', version: newest, program: STAND_IN, tests: hostile.tests },
   { name: 'faults', version: newest, program: STAND_IN, tests: faults.tests },
   { name: 'authority', version: newest, tests: authority.tests },
   { name: 'confinement', version: newest, prepare: prepareConfinement, tests: confinement.tests },
@@ -173,27 +184,29 @@ const suites = [
       version,
       tests: [...dialect.dialects.tests, ...dialectClients.tests, ...(version === newest ? dialect.once.tests : [])],
     })),
+  { name: 'ollama', version: newest, tests: ollama.tests },
   { name: 'demo', version: 'without a CLI', options: DEMO, tests: demo.tests },
-  { name: 'coding_agents', version: newest, tests: codingAgents.tests },
-  { name: 'python', version: newest, args: ['--api-key', KEY], tests: python.tests },
-  { name: 'page', version: newest, tests: page.tests, skip: page.skip },
 ];
 const begin = performance.now();
 const names = option('--suite')?.split(',');
 const chosen = suites.filter(({ name }) => !names || names.includes(name));
 const labelOf = ({ name, version }) => `[${name === version ? '' : `${name} `}${version}] `;
+const unfinished = new Set(chosen);
 // Out of time: what ran is counted, and what did not is named.
 process.once('SIGTERM', () => {
   endProxies();
-  chosen.forEach((one) => console.log(`NOT RUN, or not to its end: ${labelOf(one)}`));
+  unfinished.forEach((one) => console.log(`NOT RUN, or not to its end: ${labelOf(one)}`));
   failures.forEach((name) => console.log(`failed: ${name}`));
   console.log(`${counts.passed} passed, ${counts.failed + 1} failed, ${counts.skipped} skipped`);
   process.exit(1);
 });
-while (chosen.length) {
-  await runSuite(chosen[0], labelOf(chosen[0]));
-  chosen.shift();
-}
+const lane = async () => {
+  for (let one = chosen.shift(); one; one = chosen.shift()) {
+    await runSuite(one, labelOf(one));
+    unfinished.delete(one);
+  }
+};
+await Promise.all(Array.from({ length: LANES }, lane));
 console.log(`${Math.round((performance.now() - begin) / 1000)} s`);
 failures.forEach((name) => console.log(`failed: ${name}`));
 if (counts.skipped) console.log(`SKIPPED: ${counts.skipped} tests, for the reasons above`);

@@ -12,6 +12,7 @@ import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
 import { assertError, assertKeys } from './chat.test.mjs';
 import { API_KEY_OF_CLAUDE, PROXY, descriptorsOf, eventually, madeKey, processesMarked, send, sleep, startAndExpectExit, suite } from './harness.mjs';
 import { directive } from './messages_api.mjs';
+import { QUESTIONS, SPOKEN, assertRefused } from './questions.mjs';
 
 export const server = suite();
 const { test } = server;
@@ -24,13 +25,6 @@ function fakeClaude(t, script) {
   writeFileSync(file, `#!/bin/sh\n${script}\n`);
   chmodSync(file, 0o755);
   return file;
-}
-
-function assertRefused(result, status, message = /./) {
-  assert.equal(result.status, status, result.text);
-  assertKeys(result.json, ['error']);
-  assertError(result.json.error);
-  assert.match(result.json.error.message, message);
 }
 
 // ---- routes --------------------------------------------------------------------------------------
@@ -112,16 +106,6 @@ test('chat works without /v1, with a last slash and with any content type', asyn
 });
 
 /** One question in each dialect, and the words of its answer. */
-const QUESTIONS = {
-  '/chat/completions': [(text) => ({ messages: [{ role: 'user', content: text }] }), (json) => json.choices[0].message.content],
-  '/completions': [(text) => ({ prompt: text }), (json) => json.choices[0].text],
-  '/responses': [(text) => ({ input: text, store: false }), (json) => json.output.at(-1).content[0].text],
-  '/messages': [
-    (text) => ({ max_tokens: 99, messages: [{ role: 'user', content: text }] }),
-    (json) => json.content.find(({ type }) => type === 'text').text,
-  ],
-};
-const SPOKEN = 'Hello from the loopback API.';
 
 /** The words of a stream, and what it says of its end. */
 function streamed({ data }) {
@@ -265,20 +249,6 @@ test('a 429 or 529 of the API is told in its words where the CLI tells them, and
     const late = await ask({ status, message, retry_after: 3600 });
     assertRefused(late, told, /^You may ask again at five$/);
     assert.equal(late.headers['retry-after'], '60', 'that it is over a minute is all that the CLI shows');
-  }
-});
-
-test("a subscription's limit is told in words, and with the time until it begins anew", { deadline: 60_000 }, async (t) => {
-  const env = { ANTHROPIC_API_KEY: undefined, CLAUDE_CODE_OAUTH_TOKEN: 'sk-ant-oat01-test' };
-  const proxy = await t.start({ cli: t.cli, env, args: ['--spares', '0'] });
-  const reset = String(Math.floor(Date.now() / 1000) + 3600);
-  const unified = Object.entries({ status: 'rejected', reset, 'representative-claim': 'five_hour', '5h-utilization': '1', '5h-reset': reset });
-  const headers = Object.fromEntries(unified.map(([name, value]) => [`anthropic-ratelimit-unified-${name}`, value]));
-  for (const stream of [false, true]) {
-    const result = await t.chat({ stream, messages: t.messages(directive('error', { status: 429, headers })) }, { proxy });
-    assertRefused(result, 429, /hit your .*limit.* resets /);
-    const wait = Number(result.headers['retry-after']);
-    assert.ok(wait > 3400 && wait <= 3600, result.headers['retry-after']);
   }
 });
 
@@ -754,7 +724,7 @@ test('the start tells where the page is, where the API is reached, and who is bi
   for (const [env, lines] of cases) {
     const proxy = await t.start({ cli: env.CLAUDE_DEMO ? undefined : '/nonexistent', args: ['--spares', '0'], env });
     await eventually('the start is told', () => /try it/.test(proxy.output));
-    for (const line of [...lines, `OpenAI base URL +${proxy.url}/v1$`, `Anthropic base URL +${proxy.url}$`, `web page +${proxy.url}/$`])
+    for (const line of [...lines, `OpenAI base URL +${proxy.url}/v1$`, `Anthropic base URL +${proxy.url}$`, `Ollama base URL +${proxy.url}$`, `web page +${proxy.url}/$`])
       assert.match(proxy.output, new RegExp(`^ +${line}`, 'm'));
     assert.doesNotMatch(proxy.output, /SECRET/);
     proxy.stopped = true;

@@ -341,6 +341,8 @@ test('--alias: a client that knows other names of models gets the one that is me
     '/v1/messages': [{ max_tokens: 99, messages: [question] }, ({ content }) => content[0].text],
     '/v1/responses': [{ input: '[[echo]]' }, ({ output }) => output.at(-1).content[0].text],
     '/v1/completions': [{ prompt: '[[echo]]' }, ({ choices }) => choices[0].text],
+    '/api/chat': [{ stream: false, messages: [question] }, ({ message }) => message.content],
+    '/api/generate': [{ stream: false, prompt: '[[echo]]' }, ({ response }) => response],
   };
   for (const [where, [body, words]] of Object.entries(dialects)) {
     for (const [name, meant] of [['gpt-4o', 'opus'], ['gpt-5-mini', 'haiku'], ['sonnet', undefined]]) {

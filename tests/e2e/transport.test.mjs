@@ -17,7 +17,7 @@ const { test } = transport;
 // ---- TLS -----------------------------------------------------------------------------------------
 
 /** A self-signed certificate of that name, for loopback: the paths of its two files. */
-function makeCertificate(folder, name) {
+export function makeCertificate(folder, name) {
   const files = { cert: path.join(folder, `${name}.pem`), key: path.join(folder, `${name}.key`) };
   execFileSync(
     'openssl',

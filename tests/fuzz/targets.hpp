@@ -48,13 +48,15 @@ inline bool is_json_line(std::string_view line) {
 }
 
 /// A request is told to the CLI in whole lines of JSON, or refused by a message in UTF-8.
-inline std::string parse_with(const surface& dialect, std::string_view bytes) {
+inline std::string parse_with(const dialect_functions& dialect, std::string_view bytes) {
   try {
     auto parsed = dialect.parse(parse_body(bytes), {"id", 1, "req_1", {}});
+    const bool loads = dialect.name == "ollama" && parsed.turns.empty();
+    if (loads) return json::accept(parsed.reply->render({})) ? "" : "a load that is no JSON";
     if (parsed.turns.empty() || !parsed.reply) return "a request without a turn or a writer";
     auto& turn = parsed.turns.front();
-    settle(turn, traits_of(turn.model.empty() ? "sonnet" : turn.model, {}));
-    settle_tool_calls(turn.messages);
+    apply_model_limits(turn, traits_of(turn.model.empty() ? "sonnet" : turn.model, {}));
+    match_tool_calls(turn.messages);
     define_called_tools(turn);
     const auto trace = make_trace(turn);
     const bool whole = trace.ends.size() == turn.messages.size();
@@ -150,16 +152,27 @@ inline std::string check_stream(std::string_view stream) {
   return {};
 }
 
+/// Every line of a stream of Ollama's is JSON.
+inline std::string check_lines(const std::string& stream) {
+  if (stream.empty() || stream.back() != '\n') return "a stream that ends within a line";
+  for (const auto& line : text::split(stream.substr(0, stream.size() - 1), '\n')) {
+    if (!json::accept(line)) return "a line that is no JSON: " + line;
+  }
+  return {};
+}
+
 /// Any turn is written as a stream and as one body, in all dialects.
 inline std::string write(std::string_view bytes) {
   choices input(bytes);
-  const std::array<std::pair<const surface*, const char*>, 4> dialects = {{
+  const std::array<std::pair<const dialect_functions*, const char*>, 6> dialects = {{
       {&openai_chat::dialect, R"({"messages":[{"role":"user","content":"x"}],"stream":true,
                                   "stream_options":{"include_usage":true}})"},
       {&anthropic_messages::dialect,
        R"({"model":"m","messages":[{"role":"user","content":"x"}],"max_tokens":9,"stream":true})"},
       {&openai_responses::dialect, R"({"input":"x","stream":true})"},
       {&openai_completions::dialect, R"({"prompt":"x","stream":true})"},
+      {&ollama::chat_dialect, R"({"messages":[{"role":"user","content":"x"}]})"},
+      {&ollama::generate_dialect, R"({"prompt":"x"})"},
   }};
   const auto turn = make_turn(input);
   if (auto fault = test::grammar_problem(turn); !fault.empty()) return "bad test: " + fault;
@@ -168,7 +181,9 @@ inline std::string write(std::string_view bytes) {
     std::string stream;
     collector whole;
     for (const auto& what : turn) parsed.reply->write(0, what, stream);
-    if (auto fault = check_stream(stream); !fault.empty()) return fault;
+    const bool lines = parsed.reply->stream_type() == std::string_view("application/x-ndjson");
+    auto fault = lines ? check_lines(stream) : check_stream(stream);
+    if (!fault.empty()) return fault;
     try {
       for (const auto& what : turn) whole.add(what);
       if (!json::accept(parsed.reply->render({whole.result()}))) return "a body that is no JSON";
@@ -236,7 +251,7 @@ struct target {
   std::string (*run)(std::string_view bytes);
 };
 
-constexpr std::array<target, 8> targets = {{
+constexpr std::array<target, 10> targets = {{
     {"chat", [](std::string_view bytes) { return parse_with(openai_chat::dialect, bytes); }},
     {"messages",
      [](std::string_view bytes) { return parse_with(anthropic_messages::dialect, bytes); }},
@@ -244,6 +259,9 @@ constexpr std::array<target, 8> targets = {{
      [](std::string_view bytes) { return parse_with(openai_responses::dialect, bytes); }},
     {"completions",
      [](std::string_view bytes) { return parse_with(openai_completions::dialect, bytes); }},
+    {"ollama", [](std::string_view bytes) { return parse_with(ollama::chat_dialect, bytes); }},
+    {"generate",
+     [](std::string_view bytes) { return parse_with(ollama::generate_dialect, bytes); }},
     {"decoder", decode},
     {"writers", write},
     {"http_head", read_head},

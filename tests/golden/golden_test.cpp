@@ -142,7 +142,7 @@ decoded decode(const transcript& one, const turn_lines& lines, double cost_befor
   turn_decoder decoder(cost_before, shape_of(one.scenario));
   for (const auto& line : lines) decoder.decode(line, all.told);
   all.cut = decoder.was_cut();
-  all.cost = decoder.cost();
+  all.cost = decoder.meter().cost();
   return all;
 }
 
@@ -584,7 +584,7 @@ TEST_CASE("golden: what the CLI answers to initialize tells the login and the mo
     CAPTURE(version);
     const auto answer = json::parse(read_file(folder() / ("initialize." + version + ".json")));
     cli_facts facts;
-    read_introduction(member_of(member_of(answer, "response"), "response"), facts);
+    read_initialize_response(member_of(member_of(answer, "response"), "response"), facts);
     CHECK(facts.logged_in == true);
     for (const auto& id : some) {
       CAPTURE(id);

@@ -463,7 +463,7 @@ TEST_CASE("cursor: a process that takes a message back wrongly is lost, before a
     const auto got = asked.ask(asking("text"));
     check_failed(got, error_kind::bad_gateway, each.words);
     CHECK(got.text.empty());
-    CHECK(asked->lost());
+    CHECK(asked->failed_before_first_event());
     CHECK(asked->now() == state::dead);
     CHECK(asked->refused() == each.learned);
     released.begin(asking("hang after=1"));
@@ -480,7 +480,7 @@ TEST_CASE("cursor: a process that fails at a later step back is lost too") {
     driven_process process(fault + " after=1\n");
     process.answer(chat({"q1", "a1", told("text")}));
     check_failed(process.ask(asking("text")), error_kind::bad_gateway, "");
-    CHECK(process->lost());
+    CHECK(process->failed_before_first_event());
     CHECK(process->now() == state::dead);
   }
 }
@@ -499,7 +499,7 @@ TEST_CASE("cursor: a process that never answers is dead 3 seconds after it was a
   check_failed(asked.finish(10s), error_kind::bad_gateway, "takes nothing back");
   CHECK(elapsed_since(start) > 2900ms);
   CHECK(elapsed_since(start) < 5s * slowness);
-  CHECK(asked->lost());
+  CHECK(asked->failed_before_first_event());
   check_failed(later.finish(10s), error_kind::bad_gateway, "takes nothing back");
   CHECK(stopped.reaches(state::dead));
 }

@@ -25,7 +25,7 @@ TEST_CASE("claude_process: it is ready when it has answered, and silent until it
   CHECK(process->now() == state::starting);
   CHECK(process.reaches(state::ready));
   CHECK(process->alive());
-  CHECK_FALSE(process->lost());
+  CHECK_FALSE(process->failed_before_first_event());
   CHECK_FALSE(process->pop());
   CHECK(process->held().identity.empty());
   CHECK(process->marks().empty());
@@ -215,15 +215,15 @@ TEST_CASE("claude_process: one that dies while history is told is an error, and 
   driven_process process("crash_in_replay after=1\n");
   check_failed(process.ask(chat({"1", "2", "3", "4", told("text")})), error_kind::bad_gateway,
                "exit code 1");
-  CHECK(process->lost());
+  CHECK(process->failed_before_first_event());
 }
 
 TEST_CASE("claude_process: it is lost only while nothing was told of its turn") {
   driven_process early, late;
   REQUIRE(early.ask(asking("crash")).error);
-  CHECK(early->lost());
+  CHECK(early->failed_before_first_event());
   REQUIRE(late.ask(asking("crash after=1")).error);
-  CHECK_FALSE(late->lost());
+  CHECK_FALSE(late->failed_before_first_event());
 }
 
 TEST_CASE("claude_process: what is no protocol ends the turn, what is only unknown does not") {

@@ -1,4 +1,4 @@
-// The four dialects over HTTP: each tells a failure in its own shape and status, wrong bodies are
+// The dialects over HTTP: each tells a failure in its own shape and status, wrong bodies are
 // shown the way, responses can be cancelled and referred to, tokens are counted.
 #include "proxy_support.hpp"
 
@@ -179,6 +179,62 @@ TEST_CASE("dialects: a failure after the first byte is told in the dialect's str
       CHECK(done);
     }
   }
+}
+
+TEST_CASE(
+    "dialects: a client of Ollama's is told a failure as a text, before a stream and within") {
+  const fixture given([](auto& settings) { settings.api_keys = {"k"}; });
+  const auto ask = [&](const std::string& path, const std::string& wish, bool stream,
+                       const std::string& key = "Authorization: Bearer k\r\n") {
+    json body{{"model", "claude-test"}, {"stream", stream}};
+    body["prompt"] = told(wish);
+    if (path == "/api/chat") {
+      body["messages"] = {{{"role", "user"}, {"content", told(wish)}}};
+    }
+    return given.post(path, body, key);
+  };
+  const auto told_error = [](const json& line) {
+    return line.size() == 1 ? line.value("error", "") : std::string();
+  };
+  for (const std::string path : {"/api/chat", "/api/generate"}) {
+    CAPTURE(path);
+    for (const bool stream : {false, true}) {
+      const auto got = ask(path, "api_error status=529", stream);
+      CHECK(got.status == 503);
+      CHECK(got.header("content-type") == "application/json");
+      CHECK_FALSE(got.header("retry-after").empty());
+      CHECK(told_error(got.parsed()).find("said 529") != std::string::npos);
+    }
+    const auto stranger = ask(path, "text", true, "");
+    CHECK(stranger.status == 401);
+    CHECK(told_error(stranger.parsed()).find("Missing API key") != std::string::npos);
+    const auto cut = ask(path, "crash after=2", true);
+    CHECK(cut.status == 200);
+    CHECK(cut.complete);
+    CHECK(cut.header("content-type") == "application/x-ndjson");
+    std::istringstream lines(cut.body);
+    json last;
+    for (std::string line; std::getline(lines, line);) last = json::parse(line, nullptr, false);
+    CHECK(told_error(last).find("exit code") != std::string::npos);
+  }
+  CHECK(given.program.gone(2s));
+}
+
+TEST_CASE("dialects: what only Ollama has is refused with advice, in its words") {
+  const fixture given;
+  for (const std::string path :
+       {"/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete", "/api/blobs/sha256:0",
+        "/api/embed", "/api/embeddings"}) {
+    CAPTURE(path);
+    const auto got = given.post(path, json::object());
+    CHECK(got.status == 404);
+    const auto error = got.parsed().value("error", "");
+    CHECK(error.find("/api/") == 0);
+    CHECK(error.find("is not offered here: ") != std::string::npos);
+  }
+  const auto unknown = given.post("/api/nothing", json::object());
+  CHECK(unknown.status == 404);
+  CHECK(unknown.parsed().value("error", "").find("unknown path") == 0);
 }
 
 TEST_CASE("dialects: a client without a key is told so in its own dialect") {

@@ -17,7 +17,8 @@ struct running_engine {
       : settings(std::move(chosen)),
         processes(settings, std::make_shared<child_guard>()),
         sessions(settings),
-        turns(settings, processes, sessions) {
+        limits(settings.log),
+        turns(settings, processes, sessions, limits) {
     processes.start();
     if (settings.spares > 0) {
       processes.keep_spares(settings.default_model);
@@ -27,6 +28,7 @@ struct running_engine {
   options settings;
   pool processes;
   claude_openai::session_store sessions;
+  claude_openai::limit_board limits;
   engine turns;
 };
 
@@ -344,7 +346,7 @@ TEST_CASE("engine: what was told of a conversation stays, when only its last ans
   chat.messages.back() = user_says(told("echo"));
   const auto after = echo(running, chat);
   CHECK(after.facts.origin == claude_openai::turn_facts::process_origin::continued);
-  CHECK(after.facts.told == 0);
+  CHECK(after.facts.replayed == 0);
   CHECK(after.known["history"].size() == 3);
   CHECK(program.started() == 1);
 }
@@ -462,15 +464,15 @@ TEST_CASE("engine: an answer tells how its process came to it, and what that too
   const auto on = echo(running, chat).facts;
   CHECK(on.origin == origin::continued);
   CHECK(on.taken_back == 0);
-  CHECK(on.told == 0);
+  CHECK(on.replayed == 0);
   chat.messages.front() = user_says("another beginning");
   const auto changed = echo(running, chat).facts;
   CHECK(changed.origin == origin::rewound);
   CHECK(changed.taken_back == 2);
-  CHECK(changed.told == 2);
+  CHECK(changed.replayed == 2);
   chat.model = "claude-other";
   const auto started = echo(running, chat).facts;
   CHECK(started.origin == origin::started);
-  CHECK(started.told == 2);
+  CHECK(started.replayed == 2);
   CHECK(started.taken_back == 0);
 }

@@ -70,13 +70,13 @@ TEST_CASE("pool: a changed conversation is told what is missing, by the process 
   const auto again = converse(running.processes, branch);
   CHECK(again.pid == pid);
   CHECK(again.taken.taken_back == 2);
-  CHECK(again.taken.told == 0);
+  CHECK(again.taken.replayed == 0);
   CHECK(again.history.size() == 3);
   chat.messages.push_back(user_says(told("echo") + "fourth"));
   const auto back = converse(running.processes, chat);
   CHECK(back.pid == pid);
   CHECK(back.taken.taken_back == 1);
-  CHECK(back.taken.told == 4);
+  CHECK(back.taken.replayed == 4);
   REQUIRE(back.history.size() == 7);
   CHECK(back.history[4].dump().find("third") != std::string::npos);
 }

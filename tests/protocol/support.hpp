@@ -220,14 +220,14 @@ class watcher {
 
   int most() {
     stop();
-    return most_;
+    return max_;
   }
   int rounds() const { return rounds_; }
 
  private:
   void watch(const stand_in& watched) {
     while (!stopping_) {
-      most_ = std::max(most_, static_cast<int>(watched.live().size()));
+      max_ = std::max(max_, static_cast<int>(watched.live().size()));
       ++rounds_;
       std::this_thread::sleep_for(1ms);
     }
@@ -239,7 +239,7 @@ class watcher {
 
   std::atomic<bool> stopping_{false};
   std::atomic<int> rounds_{0};
-  int most_ = 0;
+  int max_ = 0;
   std::thread thread_;
 };
 

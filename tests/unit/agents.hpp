@@ -75,7 +75,7 @@ struct fixture {
   agent_request settled(const agent_headers& asked = {}, const std::string& client = "me",
                         const std::string& session = "") {
     auto made = request(client, session);
-    agents().settle(made, asked);
+    agents().authorize(made, asked);
     return *made.agent;
   }
 

@@ -165,12 +165,12 @@ TEST_CASE("agents: neither root nor who is confined can do without permissions, 
     given.settings.sandbox = sandbox;
     given.settings.permission_mode = "bypassPermissions";
     auto made = given.request();
-    given.agents().settle(made, asking_mode("bypassPermissions"));
+    given.agents().authorize(made, asking_mode("bypassPermissions"));
     const bool lowered = ::geteuid() == 0 || sandbox == sandbox_use::automatic;
     CHECK(made.ignored_params == (lowered ? strings{"X-Claude-Permission-Mode"} : strings{}));
     CHECK(made.agent->permission_mode == (lowered ? "acceptEdits" : "bypassPermissions"));
     auto less = given.request();
-    given.agents().settle(less, asking_mode("acceptEdits"));
+    given.agents().authorize(less, asking_mode("acceptEdits"));
     CHECK(less.ignored_params.empty());
   }
 }
@@ -693,7 +693,7 @@ namespace {
 tree report_on(const std::string& body) {
   const auto given = parse_body(body);
   auto turn = openai_chat::parse(given, {}).turns.front();
-  settle(turn, {});
+  apply_model_limits(turn, {});
   return plain(openai_chat::render_compatibility(given, turn.ignored_params));
 }
 

@@ -593,7 +593,7 @@ TEST_CASE("messages request: an effort alone does not make the model think") {
   auto request = with(R"("output_config":{"effort":"max"})");
   CHECK(request.effort == reasoning_effort::max);
   CHECK(request.thinking_tokens == 0);
-  settle(request, {});
+  apply_model_limits(request, {});
   CHECK_FALSE(request.thinks);
   CHECK(param_of_fields(R"("output_config":{"effort":"huge"})") == "output_config.effort");
   CHECK(param_of_fields(R"("output_config":7)") == "output_config");
@@ -662,6 +662,26 @@ TEST_CASE("messages request: what cannot be honoured is named, what asks for not
                    "container":null,"betas":["x"],"unheard_of":1,"mcp_servers":[],
                    "speed":"standard","context_management":{"edits":[]})")
             .empty());
+}
+
+TEST_CASE(
+    "messages request: the longest lifetime of its cache marks counts, and shorter ones are "
+    "named") {
+  const auto kept = [](const std::string& fields) {
+    const auto turn = with(fields);
+    return std::pair(turn.cache_ttl, turn.ignored_params);
+  };
+  const std::string hour = R"("cache_control":{"type":"ephemeral","ttl":"1h"})";
+  const std::string short_mark = R"("cache_control":{"type":"ephemeral"})";
+  CHECK(kept(R"("max_tokens":9)") == std::pair(std::string(), strings{}));
+  CHECK(kept(short_mark) == std::pair(std::string(), strings{}));
+  CHECK(kept(hour) == std::pair(std::string("1h"), strings{}));
+  CHECK(kept(R"("cache_control":{"ttl":"5m"})") == std::pair(std::string("5m"), strings{}));
+  CHECK(kept(R"("system":[{"type":"text","text":"a",)" + hour + "}]," + short_mark) ==
+        std::pair(std::string("1h"), strings{"cache_control.ttl"}));
+  CHECK(kept(R"("tools":[{"name":"t","input_schema":{"type":"object"},)" + hour + "}]") ==
+        std::pair(std::string("1h"), strings{}));
+  CHECK(param_of_fields(R"("cache_control":{"ttl":"2h"})") == "cache_control.ttl");
 }
 
 // ---- counting -----------------------------------------------------------------------------------

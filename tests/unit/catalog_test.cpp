@@ -160,7 +160,7 @@ void check_settled(const std::vector<settled>& rows) {
   for (const auto& row : rows) {
     turn_request request;
     row.ask(request);
-    settle(request, row.model);
+    apply_model_limits(request, row.model);
     CAPTURE(std::string(row.what));
     CHECK(tell(request) == row.left);
   }
@@ -210,7 +210,7 @@ TEST_CASE("settle: each effort is a number of thinking tokens, and none is none"
   for (std::size_t i = 0; i < reasoning_effort_names.size(); ++i) {
     turn_request request;
     request.effort = static_cast<reasoning_effort>(i);
-    settle(request, new_model);
+    apply_model_limits(request, new_model);
     CAPTURE(name_of(request.effort));
     const auto tokens = request.thinking_tokens.value_or(0);
     CHECK(tokens > last);
@@ -227,7 +227,7 @@ TEST_CASE("settle: thoughts are shown to who asks for them, not to who gets them
   for (const bool asks : {false, true}) {
     turn_request request;
     if (asks) request.thinking_tokens = 2048;
-    settle(request, thinker);
+    apply_model_limits(request, thinker);
     CHECK(request.thinks);
     CHECK(request.shows_thinking == asks);
   }
@@ -315,7 +315,7 @@ TEST_CASE(
   turn_request request;
   const std::string wide = "\xC2\xA0\xE2\x80\x83\xE3\x80\x80\v\x1C";
   request.sampling.stop = {"a", " ", "\n\n", "b ", wide, "\xC2\xA1"};
-  settle(request, new_model);
+  apply_model_limits(request, new_model);
   CHECK(request.sampling.stop == strings{"a", "b ", "\xC2\xA1"});
   CHECK(request.sampling.cut_at == strings{" ", "\n\n", wide});
   CHECK(request.ignored_params.empty());
@@ -349,7 +349,7 @@ TEST_CASE("settle: an effort that a model does not have is a number of tokens, o
       request.effort_field = "output_config.effort";
       request.thinking_tokens = 0;
     }
-    settle(request, traits_of(model, {}));
+    apply_model_limits(request, traits_of(model, {}));
     return request.ignored_params;
   };
   using effort = reasoning_effort;
@@ -374,7 +374,7 @@ TEST_CASE("settle: a tool that must be called takes the thinking from a request,
   request.thinking_tokens = 2000;
   request.effort = reasoning_effort::low;
   request.choice.kind = tool_choice::how::any;
-  settle(request, traits_of("claude-opus-4-5-20251101", {}));
+  apply_model_limits(request, traits_of("claude-opus-4-5-20251101", {}));
   CHECK(request.ignored_params == strings{"thinking"});
   CHECK(request.effort == reasoning_effort::low);
 }
@@ -383,7 +383,7 @@ TEST_CASE("settle: a stop text that nobody can cut at is named") {
   for (const auto& stop : {std::string(), std::string(257, ' ')}) {
     turn_request request;
     request.sampling.stop = {stop};
-    settle(request, new_model);
+    apply_model_limits(request, new_model);
     CHECK(request.sampling.stop.empty());
     CHECK(request.sampling.cut_at.empty());
     CHECK(request.ignored_params == strings{"stop"});
@@ -391,7 +391,7 @@ TEST_CASE("settle: a stop text that nobody can cut at is named") {
   turn_request by_schema;
   by_schema.schema = claude_openai::json::object();
   by_schema.sampling.stop = {"\n"};
-  settle(by_schema, new_model);
+  apply_model_limits(by_schema, new_model);
   CHECK(by_schema.sampling.cut_at.empty());
   CHECK(by_schema.ignored_params == strings{"stop"});
 }
@@ -401,10 +401,10 @@ TEST_CASE("settle: what it has settled it leaves alone, and it names nothing twi
   request.ignored_params = {"seed", "temperature"};
   request.effort = reasoning_effort::high;
   request.sampling = {1.5, 0.9, {}, 4000, {"x", ""}};
-  settle(request, new_model);
+  apply_model_limits(request, new_model);
   const auto once = tell(request);
   CHECK(request.ignored_params == strings{"seed", "temperature", "top_p", "stop"});
-  settle(request, new_model);
+  apply_model_limits(request, new_model);
   CHECK(tell(request) == once);
 }
 
@@ -416,13 +416,13 @@ TEST_CASE("settle: no thinking, asked for of a model that always thinks, is name
     request.no_thinking = true;
     request.thinking_field = field;
     auto other = request;
-    settle(request, always);
+    apply_model_limits(request, always);
     CHECK(request.ignored_params == strings{field});
-    settle(other, {});
+    apply_model_limits(other, {});
     CHECK(other.ignored_params.empty());
   }
   turn_request silent;
-  settle(silent, always);
+  apply_model_limits(silent, always);
   CHECK(silent.ignored_params.empty());
 }
 
@@ -431,8 +431,8 @@ TEST_CASE("settle: an effort of none is the least effort of a model that always 
   always.always_thinks = true;
   turn_request none;
   none.no_thinking = true;
-  settle(none, always);
-  settle(none, always);  // as often as one likes
+  apply_model_limits(none, always);
+  apply_model_limits(none, always);  // as often as one likes
   CHECK(none.effort == reasoning_effort::minimal);
   CHECK_FALSE(none.thinking_tokens);
   CHECK_FALSE(none.shows_thinking);
@@ -441,7 +441,7 @@ TEST_CASE("settle: an effort of none is the least effort of a model that always 
   messages.thinking_tokens = 0;
   turn_request silent;
   for (auto* one : {&messages, &silent}) {
-    settle(*one, always);
+    apply_model_limits(*one, always);
     CHECK(one->effort == reasoning_effort::none);
   }
 }
@@ -455,7 +455,7 @@ TEST_CASE("settle: a model that thinks cannot be forced to call a tool, and is a
     request.choice.kind = kind;
     request.choice.name = "look";
     const bool forced = kind == how::any || kind == how::named;
-    settle(request, always);
+    apply_model_limits(request, always);
     CHECK(request.choice.kind == (forced ? how::automatic : kind));
     CHECK(request.nudge.empty() == !forced);
     CHECK((request.nudge.find("`look`") != std::string::npos) == (kind == how::named));
@@ -463,7 +463,7 @@ TEST_CASE("settle: a model that thinks cannot be forced to call a tool, and is a
           (forced ? std::vector<std::string>{"tool_choice"} : std::vector<std::string>{}));
     claude_openai::turn_request other;
     other.choice.kind = kind;
-    settle(other, {});
+    apply_model_limits(other, {});
     CHECK(other.choice.kind == kind);
     CHECK(other.nudge.empty());
   }

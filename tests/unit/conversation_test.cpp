@@ -438,7 +438,7 @@ TEST_CASE("tool results: each call has its result right after it, in any order")
   for (const auto& told : fine) {
     CAPTURE(claude_openai::text::join(told, "; "));
     auto messages = conversation_of(told);
-    CHECK_NOTHROW(settle_tool_calls(messages));
+    CHECK_NOTHROW(match_tool_calls(messages));
   }
 }
 
@@ -456,10 +456,10 @@ TEST_CASE("tool calls: each gets an id of its own that the API takes, and its re
     const auto shown = claude_openai::text::join(told, "; ");  // C++17 captures no binding
     CAPTURE(shown);
     auto messages = conversation_of(told);
-    settle_tool_calls(messages);
+    match_tool_calls(messages);
     const auto once = make_ids(messages);
     CHECK(once == expected);
-    settle_tool_calls(messages);  // what is settled stays
+    match_tool_calls(messages);  // what is settled stays
     CHECK(make_ids(messages) == once);
   }
 }
@@ -479,7 +479,7 @@ TEST_CASE("tool results: what has no call, or a call without result, is a 400 th
   for (const auto& each : refused) {
     CAPTURE(claude_openai::text::join(each.first, "; "));
     auto messages = conversation_of(each.first);
-    const auto error = test::error_of([&] { settle_tool_calls(messages); });
+    const auto error = test::error_of([&] { match_tool_calls(messages); });
     CHECK(error.kind == claude_openai::error_kind::invalid_request);
     CHECK(error.param == "messages");
     CHECK(error.message.find("'" + each.second + "'") != std::string::npos);

@@ -1,4 +1,4 @@
-// [10]-[13]: the four dialects tell one and the same turn, streamed and not. The turns are random;
+// The five dialects tell one and the same turn, streamed and not. The turns are random;
 // the streams are read by this test's own readers, which follow each vendor's rules.
 #include <array>
 #include <functional>
@@ -327,6 +327,25 @@ tree said_in_completion(const tree& whole, std::size_t index = 0) {
   return said;
 }
 
+tree said_in_ollama(const tree& whole) {
+  const auto& message = whole.at("message");
+  tree calls = tree::array();
+  for (const auto& call : message.value("tool_calls", tree::array())) {
+    const auto& function = call.at("function");
+    calls.push_back({{"id", call.at("id")},
+                     {"name", function.at("name")},
+                     {"arguments", function.at("arguments")}});
+  }
+  tree usage{{"prompt", whole.at("prompt_eval_count")}, {"output", whole.at("eval_count")}};
+  if (whole.contains("cost")) usage["cost"] = whole["cost"];
+  return {{"model", whole.at("model")},
+          {"text", message.at("content")},
+          {"thinking", message.value("thinking", "")},
+          {"calls", calls},
+          {"ending", whole.at("done_reason")},
+          {"usage", usage}};
+}
+
 tree without(tree said, const strings& members) {
   for (const auto& member : members) said.erase(member);
   return said;
@@ -342,6 +361,12 @@ tree as_message(tree said) {
 tree as_response(tree said) {
   if (said.value("ending", "") == "tool_calls") said["ending"] = "stop";
   return said;
+}
+
+/// Ollama counts what goes in and out, and tells calls beside the text.
+tree as_ollama(tree said) {
+  for (const char* name : {"cached", "written", "thinking"}) said["usage"].erase(name);
+  return as_response(std::move(said));
 }
 
 // ---- writing and reading -----------------------------------------------------------------------
@@ -371,6 +396,10 @@ std::unique_ptr<reply> responses_writer() {
 std::unique_ptr<reply> completions_writer(std::size_t n = 1) {
   return make_writer(openai_completions::parse,
                      "{" + with_usage + R"("prompt":"a","n":)" + std::to_string(n) + "}");
+}
+
+std::unique_ptr<reply> ollama_writer() {
+  return make_writer(ollama::parse_chat, "{" + messages + "}");
 }
 
 /// The turn's bytes for a client that streams, with silences in between.
@@ -403,7 +432,7 @@ bool fails(const test::events& told) { return test::failure_of(told).has_value()
 
 }  // namespace
 
-TEST_CASE("dialects: the four say the same of a turn, streamed and whole") {
+TEST_CASE("dialects: the five say the same of a turn, streamed and whole") {
   for_random_turns(101, 250, [](const test::events& told, test::generator& random) {
     if (fails(told)) return;
     const auto expected = expected_of(told);
@@ -427,10 +456,15 @@ TEST_CASE("dialects: the four say the same of a turn, streamed and whole") {
     REQUIRE_MESSAGE(text.problem.empty(), text.problem);
     CHECK(said_in_completion(text.whole) == without(expected, {"sealed", "thinking", "calls"}));
     CHECK(whole(*completions_writer(), told) == text.whole);
+
+    const test::ollama_stream_reader lines(streamed(*ollama_writer(), told, random));
+    REQUIRE_MESSAGE(lines.problem.empty(), lines.problem);
+    CHECK(said_in_ollama(lines.whole) == as_ollama(without(expected, {"sealed"})));
+    CHECK(whole(*ollama_writer(), told) == lines.whole);
   });
 }
 
-TEST_CASE("dialects: the four say the same of a turn that fails, and what came before") {
+TEST_CASE("dialects: the five say the same of a turn that fails, and what came before") {
   for_random_turns(102, 500, [](const test::events& told, test::generator& random) {
     if (!fails(told)) return;
     const auto failure = *test::failure_of(told);
@@ -459,6 +493,11 @@ TEST_CASE("dialects: the four say the same of a turn that fails, and what came b
     REQUIRE_MESSAGE(completion.problem.empty(), completion.problem);
     CHECK(completion.error == chat.error);
     CHECK((completion.whole.is_null() ? tree("") : completion.whole["choices"][0]["text"]) == text);
+
+    const test::ollama_stream_reader lines(streamed(*ollama_writer(), told, random));
+    REQUIRE_MESSAGE(lines.problem.empty(), lines.problem);
+    CHECK(lines.error == failure.message);
+    CHECK(lines.whole["message"]["content"] == text);
 
     const auto thrown = test::error_of([&] { whole(*chat_writer(), told); });
     CHECK(thrown.message == failure.message);

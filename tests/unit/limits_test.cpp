@@ -100,13 +100,13 @@ TEST_CASE("limits: a budget is each key's own, and spent by what answers have co
   settings.day_budget.tokens = 1000;
   const budget reserved{1, 100, 0.1};
   CHECK(refusal(limits, "a", settings).empty());
-  limits.settle("a", reserved, used(100, 100, 1.0));
+  limits.charge("a", reserved, used(100, 100, 1.0));
   CHECK(refusal(limits, "a", settings).empty());
-  limits.settle("a", reserved, used(0, 0, 0.5));
+  limits.charge("a", reserved, used(0, 0, 0.5));
   CHECK(refusal(limits, "a", settings).find("US dollars for one day is used up") !=
         std::string::npos);
   CHECK(refusal(limits, "b", settings).empty());
-  limits.settle("b", reserved, used(600, 400, 0));
+  limits.charge("b", reserved, used(600, 400, 0));
   CHECK(refusal(limits, "b", settings).find("tokens") != std::string::npos);
   settings.day_budget = {};
   CHECK(refusal(limits, "a", settings).empty());
@@ -135,7 +135,7 @@ TEST_CASE("limits: what runs is held back, so that many at once do not go over t
     CHECK(refusal(limits, "a", settings, {1, 100, 0.1}).empty());
     CHECK(refusal(limits, "b", settings, wanted).empty());
     // What was not used is free again.
-    limits.settle("a", wanted, used(5, 5, 0.01));
+    limits.charge("a", wanted, used(5, 5, 0.01));
     CHECK(refusal(limits, "a", settings, {1, 390, 0.39}).empty());
     CHECK(refusal(limits, "a", settings, {1, 390, 0.39}).find("under way") != std::string::npos);
   }
@@ -147,9 +147,9 @@ TEST_CASE("limits: one request alone may go over a budget that has something lef
   settings.day_budget = {0, 100, 0.1};
   const budget wanted{1, 50'000, 5};
   CHECK(refusal(limits, "a", settings, wanted).empty());
-  limits.settle("a", wanted, used(40, 40, 0.08));
+  limits.charge("a", wanted, used(40, 40, 0.08));
   CHECK(refusal(limits, "a", settings, wanted).empty());
-  limits.settle("a", wanted, used(4000, 40, 0.8));
+  limits.charge("a", wanted, used(4000, 40, 0.8));
   CHECK(refusal(limits, "a", settings, wanted).find("is used up") != std::string::npos);
 }
 
@@ -158,7 +158,7 @@ TEST_CASE("limits: what takes no tokens and no dollars is refused for none of th
   options settings;
   settings.day_budget = {0, 100, 0.1};
   CHECK(refusal(limits, "a", settings).empty());
-  limits.settle("a", {1, 100, 0.1}, used(100, 100, 1));
+  limits.charge("a", {1, 100, 0.1}, used(100, 100, 1));
   CHECK(refusal(limits, "a", settings, {1, 0, 0}).empty());
 }
 
@@ -167,12 +167,12 @@ TEST_CASE("limits: what was charged ahead and is told to be less comes back, dow
   options settings;
   settings.day_budget.usd = 1;
   CHECK(refusal(limits, "a", settings).empty());
-  limits.settle("a", {1, 100, 0.1}, used(0, 0, 1.5));
+  limits.charge("a", {1, 100, 0.1}, used(0, 0, 1.5));
   CHECK_FALSE(refusal(limits, "a", settings).empty());
-  limits.settle("a", {0, 0, 0}, used(0, 0, -0.75));
+  limits.charge("a", {0, 0, 0}, used(0, 0, -0.75));
   CHECK(refusal(limits, "a", settings).empty());
-  limits.settle("a", {1, 100, 0.1}, used(0, 0, -9));
-  limits.settle("a", {0, 0, 0}, used(0, 0, 1.0));
+  limits.charge("a", {1, 100, 0.1}, used(0, 0, -9));
+  limits.charge("a", {0, 0, 0}, used(0, 0, 1.0));
   CHECK_FALSE(refusal(limits, "a", settings).empty());
 }
 

@@ -87,10 +87,10 @@ TEST_CASE("metrics: answers are counted by how a process came to them, and by wh
     auto record = chat("m");
     record.facts.origin = how;
     record.facts.taken_back = how == origin::rewound ? 3 : 0;
-    record.facts.told = how == origin::rewound || how == origin::started ? 4 : 0;
+    record.facts.replayed = how == origin::rewound || how == origin::started ? 4 : 0;
     all.begin();
     all.finish(record);
-    CHECK(claude_openai::render_log_fields(record)["messages_told"] == record.facts.told);
+    CHECK(claude_openai::render_log_fields(record)["messages_told"] == record.facts.replayed);
     CHECK(claude_openai::render_log_fields(record)["messages_taken_back"] ==
           record.facts.taken_back);
   }
@@ -182,22 +182,47 @@ TEST_CASE("metrics: clients cannot make up more names than a monitor can bear") 
   CHECK(text.find(R"(model="model-499")") == std::string::npos);
 }
 
-TEST_CASE("metrics: a subscription's windows are known by what was told last") {
-  metrics all;
-  auto record = chat("m");
-  record.facts.windows = {{"five_hour", "allowed", 0.25, 1'800'000'000}};
-  all.begin();
-  all.finish(record);
-  record.facts.windows[0].utilization = 0.5;
-  all.begin();
-  all.finish(record);
-  const auto text = figures(all);
+TEST_CASE("metrics: a subscription's limits are shown as they were reported last") {
+  std::vector<std::string> lines;
+  const claude_openai::logger log(
+      claude_openai::log_level::info,
+      [&](claude_openai::log_level, std::string_view line) { lines.emplace_back(line); });
+  claude_openai::limit_board board(log);
+  board.note({"five_hour", "allowed", 0.25, 1'800'000'000});
+  board.note({"five_hour", "allowed", 0.5, 1'800'000'000});
+  CHECK(lines.empty());
+  const auto text = metrics().render(gauges{{}, 0, {}, board.all()});
   CHECK(value_of(text, R"(claude_openai_subscription_utilization_ratio{window="five_hour"})") ==
         0.5);
   CHECK(
       value_of(text, R"(claude_openai_subscription_reset_timestamp_seconds{window="five_hour"})") ==
       1'800'000'000);
-  CHECK(all.windows().size() == 1);
+  CHECK(board.all().size() == 1);
+  for (int i = 0; i < 2; ++i) board.note({"five_hour", "rejected", {}, 1'800'000'000, true});
+  REQUIRE(lines.size() == 1);
+  CHECK(lines[0].find("the plan's limit five_hour is used up") != std::string::npos);
+}
+
+TEST_CASE(
+    "limits of a plan: one that refuses is spent until it begins anew, extra usage as one takes "
+    "it") {
+  const auto now = std::chrono::duration_cast<std::chrono::seconds>(
+                       std::chrono::system_clock::now().time_since_epoch())
+                       .count();
+  const auto spent = [&](const claude_openai::usage_window& window, bool extra_usage) {
+    const claude_openai::logger log;
+    claude_openai::limit_board board(log);
+    board.note({"seven_day", "allowed_warning", 0.9, now + 500});
+    board.note(window);
+    return board.is_spent(extra_usage);
+  };
+  for (const bool extra : {false, true}) {
+    CHECK_FALSE(spent({"five_hour", "allowed", 1.0, now + 100}, extra));
+    CHECK_FALSE(spent({"five_hour", "rejected", {}, now - 1}, extra));
+    CHECK_FALSE(spent({"five_hour", "rejected", {}, 0}, extra));
+    CHECK(spent({"five_hour", "rejected", {}, now + 100}, extra));
+    CHECK(spent({"five_hour", "rejected", {}, now + 100, true}, extra) == !extra);
+  }
 }
 
 TEST_CASE("metrics: labels are escaped, whatever a client calls its model") {

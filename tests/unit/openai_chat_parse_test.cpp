@@ -314,7 +314,7 @@ TEST_CASE("chat request: calls without an id are given one, and results find the
       {"role":"tool","tool_call_id":"","content":"H"},
       {"role":"assistant","tool_calls":[{"id":"","function":{"name":"f","arguments":"{}"}}]},
       {"role":"tool","tool_call_id":"","content":"again"}])"));
-  CHECK_NOTHROW(settle_tool_calls(request.messages));
+  CHECK_NOTHROW(match_tool_calls(request.messages));
   std::map<std::string, std::string> said;
   for (const auto at : {2U, 4U}) {
     for (const auto& part : request.messages.at(at).parts) {
@@ -691,7 +691,7 @@ TEST_CASE("chat tools: a call and its result in the old form find each other") {
       R"([{"role":"user","content":"q"},
           {"role":"assistant","content":null,"function_call":{"name":"look","arguments":"{}"}},
           {"role":"function","name":"look","content":"sunny"}])"));
-  CHECK_NOTHROW(settle_tool_calls(request.messages));
+  CHECK_NOTHROW(match_tool_calls(request.messages));
   REQUIRE(request.messages.size() == 3);
   CHECK(std::get<tool_result_part>(request.messages[2].parts[0]).content.size() == 1);
   check_params({{with_messages(R"([{"role":"assistant","function_call":{"arguments":"{}"}}])"),
@@ -707,7 +707,7 @@ TEST_CASE("chat tools: two calls in the old form are two calls, with an id each"
           {"role":"function","name":"look","content":"sunny"},
           {"role":"assistant","function_call":{"name":"look","arguments":"{}"}},
           {"role":"function","name":"look","content":"warm"}])"));
-  REQUIRE_NOTHROW(settle_tool_calls(request.messages));
+  REQUIRE_NOTHROW(match_tool_calls(request.messages));
   REQUIRE(request.messages.size() == 5);
   // The API wants the ids of a conversation's calls to be unique.
   CHECK(call_ids(request.messages[1]) != call_ids(request.messages[3]));

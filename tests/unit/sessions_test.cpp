@@ -17,7 +17,7 @@
 using namespace claude_openai;
 namespace files = std::filesystem;
 using strings = std::vector<std::string>;
-using visit = session_store::visit;
+using session_lock = session_store::session_lock;
 
 namespace {
 
@@ -47,7 +47,7 @@ std::vector<message> exchange_of(const std::string& asked, const std::string& an
 
 void put(session_store& store, const std::string& client, const std::string& id,
          const std::string& words) {
-  visit here(store, client, id);
+  session_lock here(store, client, id);
   REQUIRE(here.try_enter());
   here.commit("system", exchange_of(words, "answer"));
 }
@@ -59,7 +59,7 @@ strings ids_of(session_store& store, const std::string& client) {
 }
 
 std::string first_words(session_store& store, const std::string& client, const std::string& id) {
-  const visit here(store, client, id);
+  const session_lock here(store, client, id);
   return here.history().empty() ? "" : std::get<text_part>(here.history()[0].parts[0]).text;
 }
 
@@ -97,13 +97,13 @@ TEST_CASE("sessions: what was committed is there at the next visit") {
   const options settings;
   session_store store(settings);
   {
-    visit here(store, "k", "chat");
+    session_lock here(store, "k", "chat");
     REQUIRE(here.try_enter());
     CHECK(here.history().empty());
     CHECK(here.system().empty());
     here.commit("Be brief.", exchange_of("Hi", "Hello"));
   }
-  visit again(store, "k", "chat");
+  session_lock again(store, "k", "chat");
   CHECK(again.system() == "Be brief.");
   REQUIRE(again.history().size() == 2);
   CHECK(again.history()[1].author == role::assistant);
@@ -112,7 +112,7 @@ TEST_CASE("sessions: what was committed is there at the next visit") {
 TEST_CASE("sessions: a turn that failed leaves no session behind") {
   const options settings;
   session_store store(settings);
-  { const visit here(store, "k", "chat"); }
+  { const session_lock here(store, "k", "chat"); }
   CHECK(ids_of(store, "k").empty());
   CHECK_FALSE(store.get("k", "chat"));
   CHECK_FALSE(store.remove("k", "chat"));
@@ -155,10 +155,10 @@ TEST_CASE("sessions: they are listed oldest first, with what is told of each") {
 TEST_CASE("sessions: a session is one request's at a time, and others get it in order") {
   const options settings;
   session_store store(settings);
-  auto first = std::make_unique<visit>(store, "k", "chat");
-  visit second(store, "k", "chat");
-  visit third(store, "k", "chat");
-  visit other(store, "k", "another chat");
+  auto first = std::make_unique<session_lock>(store, "k", "chat");
+  session_lock second(store, "k", "chat");
+  session_lock third(store, "k", "chat");
+  session_lock other(store, "k", "another chat");
   CHECK(first->try_enter());
   CHECK(other.try_enter());
   CHECK_FALSE(second.try_enter());
@@ -174,9 +174,9 @@ TEST_CASE("sessions: a session is one request's at a time, and others get it in 
 TEST_CASE("sessions: whoever gives up waiting is passed over") {
   const options settings;
   session_store store(settings);
-  auto first = std::make_unique<visit>(store, "k", "chat");
-  auto second = std::make_unique<visit>(store, "k", "chat");
-  visit third(store, "k", "chat");
+  auto first = std::make_unique<session_lock>(store, "k", "chat");
+  auto second = std::make_unique<session_lock>(store, "k", "chat");
+  session_lock third(store, "k", "chat");
   second.reset();
   CHECK_FALSE(third.try_enter());
   SUBCASE("after the one before it left") {
@@ -184,7 +184,7 @@ TEST_CASE("sessions: whoever gives up waiting is passed over") {
     CHECK(third.try_enter());
   }
   SUBCASE("when it was its turn") {
-    auto fourth = std::make_unique<visit>(store, "k", "chat");
+    auto fourth = std::make_unique<session_lock>(store, "k", "chat");
     first.reset();
     CHECK(third.try_enter());
     fourth.reset();
@@ -196,7 +196,7 @@ TEST_CASE("sessions: a session that is deleted within a turn stays deleted") {
   const auto settings = with_folder(folder.path);
   session_store store(settings);
   put(store, "k", "chat", "old");
-  visit here(store, "k", "chat");
+  session_lock here(store, "k", "chat");
   REQUIRE(here.try_enter());
   CHECK(store.remove("k", "chat"));
   here.commit("", exchange_of("new", "answer"));
@@ -211,7 +211,7 @@ TEST_CASE("sessions: unused for longer than they live, they are gone, file and a
   session_store store(settings);
   put(store, "k", "chat", "Hi");
   CHECK(files_in(folder.path).size() == 1);
-  const visit busy(store, "k", "busy");
+  const session_lock busy(store, "k", "busy");
   std::this_thread::sleep_for(std::chrono::milliseconds(600));
   CHECK(ids_of(store, "k").empty());
   CHECK_FALSE(store.get("k", "chat"));
@@ -223,7 +223,7 @@ TEST_CASE("sessions: a session in use does not expire") {
   settings.session_ttl = std::chrono::milliseconds(300);
   session_store store(settings);
   put(store, "k", "chat", "Hi");
-  visit here(store, "k", "chat");
+  session_lock here(store, "k", "chat");
   REQUIRE(here.try_enter());
   std::this_thread::sleep_for(std::chrono::milliseconds(600));
   CHECK(ids_of(store, "k") == strings{"chat"});
@@ -269,14 +269,14 @@ TEST_CASE("sessions: they survive a restart whole, tools and odd bytes included"
   const auto words = make_trace(request).words;
   {
     session_store store(settings);
-    visit here(store, "client", "../my chat");
+    session_lock here(store, "client", "../my chat");
     REQUIRE(here.try_enter());
     here.commit("Be \"brief\".", history);
   }
   session_store store(settings);
   CHECK(ids_of(store, "client") == strings{"../my chat"});
   CHECK(ids_of(store, "other").empty());
-  visit here(store, "client", "../my chat");
+  session_lock here(store, "client", "../my chat");
   CHECK(here.system() == "Be \"brief\".");
   request.messages = here.history();
   CHECK(make_trace(request).words == words);

@@ -11,9 +11,9 @@ using strings = std::vector<std::string>;
 
 namespace {
 
-cli_facts facts_of(const std::string& introduction) {
+cli_facts facts_of(const std::string& initialize_response) {
   cli_facts facts;
-  read_introduction(json::parse(introduction), facts);
+  read_initialize_response(json::parse(initialize_response), facts);
   return facts;
 }
 

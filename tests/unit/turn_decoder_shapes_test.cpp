@@ -250,8 +250,8 @@ TEST_CASE("decoder tools: a call that is made again under another id is known by
   for (const auto& line : broken_call("{\"a\"") + one_call("m2", "t2")) {
     decoder.decode(line, ignored);
   }
-  CHECK(decoder.told_id("t2") == "t1");
-  CHECK(decoder.told_id("t3") == "t3");
+  CHECK(decoder.client_call_id("t2") == "t1");
+  CHECK(decoder.client_call_id("t3") == "t3");
 }
 
 TEST_CASE("decoder tools: another tool in place of the one that was told is a failure") {

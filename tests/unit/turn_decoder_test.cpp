@@ -472,9 +472,9 @@ TEST_CASE("decoder: a turn costs what the process has cost since the last one") 
   events out;
   for (const auto& one : hello() + std::vector<json>{result()}) first.decode(one, out);
   CHECK(test::end_of(out).value().usage.cost_usd == 0.25);
-  CHECK(first.cost() == 0.5);
-  CHECK(turn_decoder(0.75).cost() == 0.75);
-  CHECK(turn_decoder().cost() == 0.0);
+  CHECK(first.meter().cost() == 0.5);
+  CHECK(turn_decoder(0.75).meter().cost() == 0.75);
+  CHECK(turn_decoder().meter().cost() == 0.0);
 }
 
 TEST_CASE("decoder: a turn that was cut or failed leaves the cost as it was known") {
@@ -484,7 +484,7 @@ TEST_CASE("decoder: a turn that was cut or failed leaves the cost as it was know
     events out;
     for (const auto& one : lines) decoder.decode(one, out);
     REQUIRE(decoder.finished());
-    CHECK(decoder.cost() == 0.25);
+    CHECK(decoder.meter().cost() == 0.25);
   }
 }
 
@@ -599,8 +599,8 @@ TEST_CASE("decoder: a text that is cut is charged as far as it was written, and 
   written.input = 1000;
   written.output = 2;
   const auto cost = estimate_cost("model-1", written);
-  CHECK(decoder.usage().charge_usd > cost);
-  CHECK(decoder.usage().charge_usd < 1.5 * cost);
+  CHECK(decoder.meter().usage().charge_usd > cost);
+  CHECK(decoder.meter().usage().charge_usd < 1.5 * cost);
 }
 
 TEST_CASE("decoder: a failure after some text keeps the text told and says the failure") {
@@ -700,7 +700,7 @@ constexpr double of_input = 0.015;  // a model that nobody knows: 15 and 75 USD 
 double charge_of(turn_decoder& decoder, const std::vector<json>& lines) {
   events ignored;
   for (const auto& one : lines) decoder.decode(one, ignored);
-  return decoder.usage().charge_usd;
+  return decoder.meter().usage().charge_usd;
 }
 
 answer_shape look_shape() {
@@ -720,7 +720,7 @@ std::vector<json> tool_call(const std::string& id) {
 TEST_CASE("charge: what the CLI tells, less what the process had cost before") {
   turn_decoder decoder(0.2);
   CHECK(charge_of(decoder, hello() + std::vector<json>{result()}) == doctest::Approx(0.3));
-  CHECK(decoder.charged_ahead() == 0);
+  CHECK(decoder.meter().charged_ahead() == 0);
 }
 
 TEST_CASE("charge: of a turn that is cut the list price, whatever ends it") {
@@ -742,7 +742,7 @@ TEST_CASE("charge: what the CLI begins by itself after a cut costs, too") {
                 message_start("unasked", price_usage), text_start(), text_delta("y")});
   CHECK(decoder.was_cut());
   CHECK(charge == doctest::Approx(2 * of_input + 0.0075 + 0.000075));
-  CHECK(decoder.usage().output == 100);
+  CHECK(decoder.meter().usage().output == 100);
 }
 
 TEST_CASE("charge: of an answer under way its input, and of its output at least what has come") {
@@ -752,28 +752,28 @@ TEST_CASE("charge: of an answer under way its input, and of its output at least 
   const auto later = charge_of(decoder, {text_delta(std::string(400, 'x'))});
   CHECK(later >= of_input + 100 * 75e-6);
   CHECK(later <= of_input + 134 * 75e-6);
-  CHECK(decoder.usage().output >= 100);
+  CHECK(decoder.meter().usage().output >= 100);
   events failed;
   decoder.fail(api_error(error_kind::bad_gateway, "gone"), failed);
-  CHECK(decoder.usage().charge_usd == later);
+  CHECK(decoder.meter().usage().charge_usd == later);
 }
 
 TEST_CASE("charge: a tool call is charged ahead, and not again when the CLI tells its cost") {
   turn_decoder first(0.5, look_shape());
   const double ahead = charge_of(first, tool_call("m1"));
   CHECK(ahead == doctest::Approx(of_input + 0.0075));
-  CHECK_FALSE(first.usage().cost_usd);
-  CHECK(first.charged_ahead() == ahead);
-  turn_decoder second(first.cost(), look_shape(), first.charged_ahead());
+  CHECK_FALSE(first.meter().usage().cost_usd);
+  CHECK(first.meter().charged_ahead() == ahead);
+  turn_decoder second(first.meter().cost(), look_shape(), first.meter().charged_ahead());
   const double more = charge_of(second, tool_call("m2"));
   CHECK(more == doctest::Approx(ahead));
-  turn_decoder third(second.cost(), look_shape(), second.charged_ahead());
+  turn_decoder third(second.meter().cost(), look_shape(), second.meter().charged_ahead());
   json told = result();
   told["total_cost_usd"] = 0.5 + 3 * ahead;
   const double rest = charge_of(third, hello() + std::vector<json>{told});
-  CHECK(third.usage().cost_usd == doctest::Approx(3 * ahead));  // as ever: of all three
+  CHECK(third.meter().usage().cost_usd == doctest::Approx(3 * ahead));  // as ever: of all three
   CHECK(ahead + more + rest == doctest::Approx(3 * ahead));
-  CHECK(third.charged_ahead() == 0);
+  CHECK(third.meter().charged_ahead() == 0);
 }
 
 TEST_CASE("charge: an attempt that broke counts, in the CLI's cost or not, and not twice") {

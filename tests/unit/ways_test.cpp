@@ -49,7 +49,7 @@ std::string told_of(const given& one) {
   CHECK(found->parked == (one.parked && common == 0));  // its own client gives up the calls
   std::ostringstream words;
   words << (found->how == way::kind::go_on ? "on" : "back") << ' ' << found->keep << ' '
-        << found->taken_back << ' ' << found->told << ' ' << found->lost;
+        << found->taken_back << ' ' << found->replayed << ' ' << found->discarded;
   return words.str();
 }
 
@@ -196,7 +196,7 @@ TEST_CASE("ways: a long history is told by no way for less, but where it is held
   const auto back = way_of(edited);
   REQUIRE(back);
   CHECK(back->keep == 200);
-  CHECK(back->told == 0);
+  CHECK(back->replayed == 0);
   CHECK(cost_of(*back) < cost_of(spare_for(0)));
   CHECK(cost_of(spare_for(200)) - cost_of(spare_for(0)) ==
         doctest::Approx(cost_of(start_for(200)) - cost_of(start_for(0))));

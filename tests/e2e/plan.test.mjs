@@ -1,0 +1,161 @@
+// What happens where a subscription's plan is used up: the refusal, extra usage, and the other account.
+
+import assert from 'node:assert/strict';
+import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
+import { API_KEY_OF_CLAUDE, eventually, startAndExpectExit, suite } from './harness.mjs';
+import { directive, startMessagesApi } from './messages_api.mjs';
+import { QUESTIONS, SPOKEN, assertRefused } from './questions.mjs';
+
+export const plan = suite();
+const { test } = plan;
+
+const SUBSCRIBED = { ANTHROPIC_API_KEY: undefined, CLAUDE_CODE_OAUTH_TOKEN: 'sk-ant-oat01-test' };
+
+/** The headers by which the API tells a subscription's limits; they begin anew in so many seconds. */
+function limitHeaders(seconds, more) {
+  const reset = String(Math.floor(Date.now() / 1000) + seconds);
+  const unified = Object.entries({ reset, 'representative-claim': 'five_hour', '5h-reset': reset, ...more });
+  return Object.fromEntries(unified.map(([name, value]) => [`anthropic-ratelimit-unified-${name}`, value]));
+}
+const EXTRA = { status: 'rejected', 'overage-status': 'allowed', 'overage-in-use': 'true' };
+
+test('--no-extra-usage: what a subscription bills beyond its plan is refused until the limit begins anew; else it is answered, and said', { deadline: 60_000 }, async (t) => {
+  const start = (...args) => t.start({ cli: t.cli, env: SUBSCRIBED, args: ['--spares', '0', ...args] });
+  const ask = (proxy, text, headers) => t.chat({ messages: t.messages(directive('plain', { headers })).map((one) => ({ ...one, content: `${one.content} ${text}` })) }, { proxy });
+  const asked = (text) => t.calls().filter(({ raw }) => raw.includes(text)).length;
+  for (const refuses of [false, true]) {
+    const proxy = await start(...(refuses ? ['--no-extra-usage'] : []));
+    const within = await ask(proxy, 'Within.', limitHeaders(3600, { status: 'allowed', '5h-utilization': '0.3' }));
+    assert.equal(within.headers['x-claude-ratelimit-five_hour-status'], 'allowed');
+    assert.equal(within.headers['x-claude-ratelimit-five_hour-extra-usage'], undefined);
+    const first = await ask(proxy, 'Beyond.', limitHeaders(3600, EXTRA));
+    assert.equal(first.status, 200, 'nobody could know');
+    assert.equal(first.headers['x-claude-ratelimit-five_hour-extra-usage'], 'true');
+    assert.match(proxy.output, /the plan's limit five_hour is used up: answers are billed as extra usage/);
+    const next = await ask(proxy, `Next, ${refuses}.`, limitHeaders(3600, EXTRA));
+    assert.equal(asked(`Next, ${refuses}.`), refuses ? 0 : 1);
+    if (!refuses) continue;
+    assertRefused(next, 429, /^the plan's limit five_hour is used up for another \d+ s, and this proxy takes no extra usage/);
+    assert.deepEqual([next.json.error.code, next.headers['x-should-retry']], ['extra_usage_refused', 'false']);
+    const wait = Number(next.headers['retry-after']);
+    assert.ok(wait > 3400 && wait <= 3600, next.headers['retry-after']);
+    for (const [path, [question]] of Object.entries(QUESTIONS)) {
+      const other = await t.send({ proxy, path: `/v1/${path}`, body: { model: MODEL, ...question(t.text('plain')) } }).done;
+      assert.equal(other.status, 429, `${path}: ${other.text}`);
+    }
+  }
+  const proxy = await start('--no-extra-usage');
+  assert.equal((await ask(proxy, 'Beyond.', limitHeaders(2, EXTRA))).status, 200);
+  await eventually('the limit begins anew', async () => (await ask(proxy, 'Later.', {})).status === 200, 20_000);
+});
+
+test('a model that needs a newer Claude Code is a 400 with the command that updates it, and is not tried again', async (t) => {
+  const message = 'Claude Code 2.1.330 does not support this model; version 2.1.400 or newer is required';
+  for (const stream of [false, true]) {
+    const result = await t.chat({ stream, messages: t.messages(directive('error', { status: 400, message })) });
+    assertRefused(result, 400, /version 2\.1\.400 or newer is required\. Update it: `claude update`/);
+    assert.deepEqual([result.json.error.code, result.headers['x-should-retry']], ['claude_too_old', 'false']);
+  }
+});
+
+/** The account that pays for a call: its key, or the login of a subscription. */
+const accountOf = ({ headers }) => (headers['x-api-key'] ? 'api_key' : 'cli');
+
+/** A proxy whose login's plan the returned API can end, for so many seconds; its other account never ends. */
+async function startWithFallback(t, args = []) {
+  const api = await startMessagesApi();
+  const plan = { ends: undefined, calls: 0 };
+  api.script(({ headers }) => {
+    if (headers['x-api-key'] || !(++plan.calls >= plan.ends)) return 'plain';
+    return { name: 'error', status: 429, headers: limitHeaders(plan.seconds ?? 3600, { status: 'rejected' }) };
+  });
+  t.defer(() => api.close());
+  const env = { ...SUBSCRIBED, ANTHROPIC_API_KEY: API_KEY_OF_CLAUDE };
+  const proxy = await t.start({ url: api.url, cli: t.cli, env, args: ['--auth-method', 'cli', '--fallback', 'api_key', '--spares', '1', ...args] });
+  return { api, plan, proxy };
+}
+
+test('--fallback: while the plan is used up the other account answers, in each dialect, and nothing is asked twice', { deadline: 120_000 }, async (t) => {
+  const { api, plan, proxy } = await startWithFallback(t);
+  const calls = (text) => api.requests.filter(({ body, raw }) => body?.messages && raw.includes(text)).map(accountOf);
+  const chat = (text) => t.chat({ model: MODEL, messages: [{ role: 'user', content: text }] }, { proxy });
+  const outcome = ({ status, headers, json }) => [status, headers['x-claude-account'], json?.choices?.[0].message.content];
+  assert.deepEqual(outcome(await chat('Within the plan.')), [200, 'cli', SPOKEN]);
+  plan.ends = 0;
+  assert.deepEqual(outcome(await chat('The first one beyond.')), [200, 'api_key', SPOKEN]);
+  assert.deepEqual(calls('The first one beyond.'), ['cli', 'api_key'], 'refused once, answered once');
+  assert.match(proxy.output, /the plan's limit five_hour is used up/);
+  for (const [path, [question, wordsOf]] of Object.entries(QUESTIONS)) {
+    for (const stream of [false, true]) {
+      const text = `(${path}) ${stream} beyond.`;
+      const result = await t.send({ proxy, path: `/v1/${path}`, body: { model: MODEL, stream, ...question(text) } }).done;
+      assert.deepEqual([result.status, result.headers['x-claude-account']], [200, 'api_key'], result.text);
+      if (!stream) assert.equal(wordsOf(result.json), SPOKEN);
+      assert.deepEqual(calls(text), ['api_key'], 'a plan that is known to be used up is not asked');
+    }
+  }
+  const metrics = await t.send({ proxy, method: 'GET', path: '/metrics' }).done;
+  assert.match(metrics.text, /^claude_openai_fallback_answers_total 9$/m);
+});
+
+test('--fallback: a limit of a minute is not the plan, and the plan answers again when it begins anew', { deadline: 60_000 }, async (t) => {
+  const { api, plan, proxy } = await startWithFallback(t);
+  const ask = (text) => t.chat({ model: MODEL, messages: [{ role: 'user', content: text }] }, { proxy });
+  api.script(({ headers }) => (headers['x-api-key'] ? 'plain' : { name: 'error', status: 429, retry_after: 1, should_retry: false }));
+  assertRefused(await ask('In a minute.'), 429, /./);
+  assert.equal(api.requests.filter((one) => accountOf(one) === 'api_key').length, 0);
+  let refused = 0;
+  api.script(({ headers }) => (headers['x-api-key'] || refused++ ? 'plain' : { name: 'error', status: 429, headers: limitHeaders(2, { status: 'rejected' }) }));
+  assert.equal((await ask('At the end of the plan.')).headers['x-claude-account'], 'api_key');
+  await eventually('the plan answers', async () => (await ask('Later.')).headers['x-claude-account'] === 'cli', 20_000);
+  assert.equal(plan.calls, 0);
+});
+
+test('--fallback: conversations go on where the plan ends at any moment, no answer is lost and none is paid twice', { deadline: 240_000 }, async (t) => {
+  const { api, plan, proxy } = await startWithFallback(t);
+  const chats = Array.from({ length: 10 }, (_, i) => ({ name: `chat ${i}`, messages: [] }));
+  const accounts = new Set();
+  const go = async (chat, turns, stream) => {
+    for (let turn = 0; turn < turns; ++turn) {
+      const text = `${chat.name}, turn ${turn}, ${chat.messages.length}.`;
+      chat.messages.push({ role: 'user', content: text });
+      const result = await t.chat({ model: MODEL, stream, messages: chat.messages }, { proxy });
+      assert.equal(result.status, 200, result.text);
+      assert.ok(!stream || result.text.includes('[DONE]'), result.text);
+      accounts.add(result.headers['x-claude-account']);
+      chat.messages.push({ role: 'assistant', content: SPOKEN });
+      const paid = api.requests.filter(({ body, raw, status }) => status === 200 && body?.messages && body.messages.at(-1).role === 'user' && JSON.stringify(body.messages.at(-1)).includes(text));
+      assert.equal(paid.length, 1, `${text}: ${paid.length} answers`);
+      assert.equal(paid[0].body.messages.filter(({ role }) => role === 'assistant').length, chat.messages.length / 2 - 1, 'with its history');
+    }
+  };
+  for (const [round, ends] of [3, 7, 12].entries()) {
+    Object.assign(plan, { calls: 0, ends, seconds: 2 });
+    await Promise.all(chats.map((chat, i) => go(chat, 3, (i + round) % 2 === 1)));
+    plan.ends = undefined;
+    await eventually('the plan begins anew', async () => (await t.chat({ model: MODEL, messages: [{ role: 'user', content: 'Well?' }] }, { proxy })).headers['x-claude-account'] === 'cli', 20_000);
+  }
+  assert.deepEqual([...accounts].sort(), ['api_key', 'cli']);
+});
+
+test('--fallback: what cannot be is a word at the start', { deadline: 60_000 }, async (t) => {
+  const fails = async (env, args, why) => {
+    const { exit, output } = await startAndExpectExit({ cli: t.cli, url: t.api.url, env: { ANTHROPIC_API_KEY: undefined, ...env }, args });
+    assert.equal(exit.code, 2, output);
+    assert.match(output, why);
+  };
+  await fails(SUBSCRIBED, ['--auth-method', 'cli', '--fallback', 'api_key'], /--fallback: ANTHROPIC_API_KEY/);
+  await fails({ ANTHROPIC_API_KEY: API_KEY_OF_CLAUDE }, ['--fallback', 'bedrock'], /--fallback needs --auth-method cli/);
+  await fails(SUBSCRIBED, ['--auth-method', 'cli', '--fallback', 'cli'], /--fallback/);
+});
+
+test("a subscription's limit is told in words, and with the time until it begins anew", { deadline: 60_000 }, async (t) => {
+  const proxy = await t.start({ cli: t.cli, env: SUBSCRIBED, args: ['--spares', '0'] });
+  const headers = limitHeaders(3600, { status: 'rejected', '5h-utilization': '1' });
+  for (const stream of [false, true]) {
+    const result = await t.chat({ stream, messages: t.messages(directive('error', { status: 429, headers })) }, { proxy });
+    assertRefused(result, 429, /hit your .*limit.* resets /);
+    const wait = Number(result.headers['retry-after']);
+    assert.ok(wait > 3400 && wait <= 3600, result.headers['retry-after']);
+  }
+});
