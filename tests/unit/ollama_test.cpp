@@ -160,7 +160,7 @@ TEST_CASE("ollama: results go to the calls that they name, by id or tool, else i
 TEST_CASE("ollama: a result without a call is a 400, and so is a call without a result") {
   const auto settled = [](const std::string& messages) {
     auto turn = chat_turn(messages);
-    return error_of([&] { settle_tool_calls(turn.messages, turn.messages_field); }).message;
+    return error_of([&] { match_tool_calls(turn.messages, turn.messages_field); }).message;
   };
   CHECK(settled(R"({"role":"user","content":"?"},{"role":"tool","content":"x"})")
             .find("did not make") != std::string::npos);
@@ -190,7 +190,7 @@ TEST_CASE("ollama: format is nothing, any JSON object, or a schema") {
 
 TEST_CASE("ollama: think is a wish to see thoughts, an effort, or none of it") {
   auto thinks = turn_with(R"("think":true)");
-  settle(thinks, {});
+  apply_model_limits(thinks, {});
   CHECK(thinks.shows_thinking);
   CHECK(thinks.thinking_tokens.value_or(0) > 0);
   CHECK(thinks.effort == reasoning_effort::none);  // the model's own
@@ -200,7 +200,7 @@ TEST_CASE("ollama: think is a wish to see thoughts, an effort, or none of it") {
   CHECK(silent.no_thinking);
   model_traits stubborn;
   stubborn.always_thinks = true;
-  settle(silent, stubborn);
+  apply_model_limits(silent, stubborn);
   CHECK(silent.ignored_params == strings{"think"});
   CHECK(param_of(R"("think":"very")") == "think");
   CHECK(param_of(R"("think":1)") == "think");
