@@ -124,7 +124,7 @@ export function testChecks(tests, name, { needs, command, scenarios, more }, bod
   tests.test(name, { skip: missing(needs), slow: true }, async (t) => {
     const healed = (scenario) => scenario.replace('HEALED', t.token);
     const own = Object.fromEntries(Object.entries(scenarios).map(([check, scenario]) => [check, healed(scenario)]));
-    t.api.waitFor(({ raw }) => raw?.includes(`until=\\"${t.token}`), 100_000).then(() => t.api.heal(t.token), () => {});
+    t.api.waitFor(({ raw }) => raw?.includes(`until=\\"${t.token}`), 240_000).then(() => t.api.heal(t.token), () => {});
     const ran = await runChecks(t, command, own, { more: more?.(t) });
     await body({ t, ...ran });
     ran.assertAllSeen();
