@@ -5375,7 +5375,7 @@ inline std::string tagged(const std::string& id) {
   return id.find(':') == std::string::npos ? id + ":latest" : id;
 }
 
-/// In the place of a file's hash: of which clients show a part, or tell models apart by it.
+/// In the place of a file's hash, of which clients show the first digits.
 inline std::string digest_of(const std::string& id) {
   auto digits = std::to_string(std::hash<std::string>()(id));
   digits.resize(64, '0');
