@@ -205,6 +205,7 @@ tests/e2e/node_modules/.package-lock.json: tests/e2e/package-lock.json
 
 # Client libraries of other languages, and the programs that use them: each lock file's in a folder of its own. What
 # cannot be installed here, or not in CLIENT_TIMEOUT seconds, is no error: the tests that need it are skipped, and counted so.
+# The long command is run by `exec`, so that `timeout` ends it and not only its shell.
 CLIENT_TIMEOUT ?= 1800
 python_clients := $(patsubst tests/e2e/python/%.txt,%,$(wildcard tests/e2e/python/*.txt))
 client-libraries: $(foreach client,$(python_clients) go rust java,build/clients/$(client)/installed) ; @:
@@ -212,16 +213,16 @@ install_client = rm -f $@ && mkdir -p $(@D) && { timeout --foreground $(CLIENT_T
                  echo "Not installed: $(@D). Tests that need it are SKIPPED." >&2
 
 $(python_clients:%=build/clients/%/installed): build/clients/%/installed: tests/e2e/python/%.txt | need-clients
-	$(call install_client,python3 -m venv --clear $(@D); $(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<)
+	$(call install_client,python3 -m venv --clear $(@D); exec $(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<)
 
 build/clients/go/installed: $(wildcard tests/e2e/go/go.* tests/e2e/go/*/*.go) | need-clients
-	$(call install_client,cd tests/e2e/go; go build -o "$(abspath $(@D))/" ./...)
+	$(call install_client,cd tests/e2e/go; exec go build -o "$(abspath $(@D))/" ./...)
 
 build/clients/rust/installed: $(wildcard tests/e2e/rust/*) | need-clients
-	$(call install_client,cargo build --locked --quiet --manifest-path tests/e2e/rust/Cargo.toml --target-dir $(@D))
+	$(call install_client,exec cargo build --locked --quiet --manifest-path tests/e2e/rust/Cargo.toml --target-dir $(@D))
 
 build/clients/java/installed: $(wildcard tests/e2e/java/*) | need-clients
-	$(call install_client,mvn --quiet --batch-mode -f tests/e2e/java/pom.xml -DbuildDirectory="$(abspath $(@D))" \
+	$(call install_client,exec mvn --quiet --batch-mode -f tests/e2e/java/pom.xml -DbuildDirectory="$(abspath $(@D))" \
 	  compiler:compile dependency:copy-dependencies)
 
 # ---- keeping -------------------------------------------------------------------------------------
