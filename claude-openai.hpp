@@ -16803,8 +16803,8 @@ inline void handle_ollama_models(request_context& now) {
 inline void handle_ollama_model(request_context& now) {
   const auto body = read_json(now);
   const reader root(body);
-  const auto name = root.find("model");
-  const auto model = take_alias(now, parse_model(name ? *name : root.require("name")));
+  const auto name = root.find(root.find("model") ? "model" : "name");  // as older clients call it
+  const auto model = take_alias(now, parse_model(name ? *name : root.require("model")));
   answer_json(now, ollama::render_model({model, release_time(model)},
                                         traits_of(model, now.proxy.status.get().always_thinking)));
 }
