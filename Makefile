@@ -1,7 +1,7 @@
 # claude-openai: `make run` is all that a user needs, `make test` all that a contributor needs.
 #
-# GNU make 4.3 or newer. CXX, CPPFLAGS, CXXFLAGS, LDFLAGS, PREFIX and DESTDIR are honoured. V=1 shows
-# whole commands. HTTPLIB_INCLUDE=dir takes a header-only httplib.h from there.
+# GNU make 4.3 or newer. CXX, CPPFLAGS, CXXFLAGS, LDFLAGS, LDLIBS, PREFIX and DESTDIR are honoured. V=1
+# shows whole commands. HTTPLIB_INCLUDE=dir takes a header-only httplib.h from there.
 
 PREFIX ?= /usr/local
 JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
@@ -30,7 +30,7 @@ export CXX CPPFLAGS CXXFLAGS HTTPLIB_INCLUDE
 pkg_config = $(foreach p,cpp-httplib nlohmann_json CLI11,$(shell pkg-config $1 $p 2>/dev/null))
 cflags     = $(if $(HTTPLIB_INCLUDE),-isystem "$(HTTPLIB_INCLUDE)",$(call pkg_config,--cflags))
 tls        = $(if $(findstring OPENSSL_SUPPORT,$(cflags) $(CPPFLAGS) $(CXXFLAGS)),-lssl -lcrypto)
-libs       = $(if $(HTTPLIB_INCLUDE),,$(call pkg_config,--libs)) $(tls)
+libs       = $(if $(HTTPLIB_INCLUDE),,$(call pkg_config,--libs)) $(tls) $(LDLIBS)
 compile    = $(CXX) -std=c++17 $(flags_$(CONFIG)) -Wall -Wextra -Wpedantic -Wconversion -Wshadow \
              -pthread -I. $(cflags) $(CPPFLAGS) $(CXXFLAGS)
 link       = $(CXX) $(flags_$(CONFIG)) -pthread $(CXXFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(libs)

@@ -552,6 +552,142 @@ check('no function nests over 3 deep', () => {
 });
 
 
+// ---- the forge, and packages --------------------------------------------------------------------
+
+const text_of = (path) => readFileSync(join(root, path), 'utf8');
+const forge_files = readdirSync(join(root, '.github'), { recursive: true }).filter((name) => /\.(yml|md)$/.test(name)).map((name) => `.github/${name}`);
+const workflows = forge_files.filter((path) => path.startsWith('.github/workflows/'));
+const forms = forge_files.filter((path) => path.startsWith('.github/ISSUE_TEMPLATE/'));
+
+// By Python's parser, as JSON: { path: content }.
+let parsed;
+const yaml_files = () => (parsed ??= (async () => {
+  const script = 'import json, sys, yaml\nprint(json.dumps({path: yaml.load(open(path), yaml.BaseLoader) for path in sys.argv[1:]}))';
+  const { code, out, err } = await run('python3', ['-c', script, ...forge_files.filter((path) => path.endsWith('.yml'))], { cwd: root });
+  if (code === 'ENOENT' || /No module named 'yaml'/.test(err)) skip('python3 with yaml is not here');
+  if (code !== 0) throw new Error(err);
+  return JSON.parse(out);
+})());
+
+check('every YAML file of the forge parses, and a shell takes each step of the workflows', async () => {
+  const files = await yaml_files();
+  const jobs = workflows.flatMap((path) => Object.entries(files[path].jobs).map(([name, job]) => ({ name: `${path}: ${name}`, ...job })));
+  const steps = jobs.flatMap(({ name, steps }) => steps.filter((step) => step.run).map((step) => ({ name, script: step.run })));
+  if (steps.length < 10) throw new Error(`${steps.length} steps`);
+  for (const { name, script } of steps) {
+    const { code, err } = await run('bash', ['-n', '-c', script.replace(/\$\{\{.*?\}\}/g, 'value')]);
+    if (code !== 0) throw new Error(`${name}: ${script}\n${err}`);
+  }
+  none(jobs.filter((job) => !job['timeout-minutes']).map(({ name }) => name), 'without a time limit');
+});
+
+check('workflows may read only, but for the release, and pin every action by its commit', async () => {
+  const files = await yaml_files();
+  none(workflows.filter((path) => JSON.stringify(files[path].permissions) !== '{"contents":"read"}'), 'may do more');
+  const more = workflows.flatMap((path) => Object.entries(files[path].jobs).filter(([, job]) => job.permissions).map(([name]) => `${path}: ${name}`));
+  if (`${more}` !== '.github/workflows/release.yml: release') throw new Error(`jobs with more permissions: ${more}`);
+  const used = workflows.flatMap((path) => text_of(path).match(/uses: .*/g));
+  none(used.filter((line) => !/^uses: [\w-]+\/[\w-]+@[0-9a-f]{40} # v[\d.]+$/.test(line)), 'not pinned');
+  none(workflows.filter((path) => /pull_request_target|secrets\./.test(text_of(path))), 'gives strangers more than they need');
+});
+
+check('workflows, forms and .github/CONTRIBUTING.md name only targets, files and commands that exist', () => {
+  const targets = [...text_of('Makefile').matchAll(/^([a-z][\w/ -]*):(?!=)/gm)].flatMap(([, names]) => words(names));
+  const main = text_of('main.cpp');
+  const values = (text, name) => [...text.matchAll(new RegExp(`\\b${name}: (?:\\[([^\\]]*)\\]|([^,}\\n]+))`, 'g'))].map(([, list, one]) => list?.replaceAll(/, */g, ' ') ?? one);
+  const wrong = forge_files.flatMap((path) => {
+    const text = text_of(path).replace(/\$\{\{ matrix\.(\w+) \}\}/g, (_, name) => values(text_of(path), name).join(' '));
+    const made = [...text.matchAll(/(?:^ *|`|run: |name: |&& )g?make((?: [a-z][\w/-]*)+)/gm)].flatMap(([, names]) => words(names));
+    const named = text.match(/(?<![\w/.-])(?:\.ci|\.github|docs|packaging|tests)\/[\w./-]*\w/g) ?? [];
+    const commands = [...text.matchAll(/`claude-openai ([a-z]+)/g)].map(([, name]) => name);
+    const flags = forms.includes(path) ? text.match(/(?<=[ `])--[a-z][a-z-]+/g) ?? [] : [];
+    return [
+      ...made.filter((name) => !targets.includes(name)).map((name) => `make ${name}`),
+      ...named.filter((name) => !existsSync(join(root, name))),
+      ...commands.filter((name) => !new RegExp(`add_subcommand\\(\\s*"${name}"`).test(main)),
+      ...flags.filter((flag) => !main.includes(`"${flag}`)),
+    ].map((what) => `${path}: ${what}`);
+  });
+  none(wrong, 'not there');
+  for (const form of ['bug', 'client'])
+    if (!text_of(`.github/ISSUE_TEMPLATE/${form}.yml`).includes('`claude-openai doctor`')) throw new Error(`${form}.yml does not ask for doctor's output`);
+});
+
+check('Dependabot looks where there is something to renew', async () => {
+  const { updates } = (await yaml_files())['.github/dependabot.yml'];
+  const manifests = { 'github-actions': '.github/workflows/ci.yml', npm: 'package.json', pip: 'newest.txt', gomod: 'go.mod', cargo: 'Cargo.toml', maven: 'pom.xml' };
+  none(Object.keys(manifests).filter((kind) => !updates.some((one) => one['package-ecosystem'] === kind)), 'without updates');
+  const looked_at = updates.flatMap((one) => [join(one.directory, manifests[one['package-ecosystem']]), ...(one['exclude-paths'] ?? [])]);
+  none(looked_at.filter((path) => !existsSync(join(root, path))), 'not there');
+});
+
+check('formula, PKGBUILD and flake have the version of the header', () => {
+  const version = /^#define CLAUDE_OPENAI_VERSION "(.*)"$/m.exec(header)[1];
+  const versions = {
+    'packaging/claude-openai.rb': /\/download\/v(.*)\/claude-openai-\1\.tar\.gz"/,
+    'packaging/PKGBUILD': /^pkgver=(.*)$/m,
+    'packaging/flake.nix': /^ *version = "(.*)";$/m,
+  };
+  none(Object.entries(versions).filter(([path, pattern]) => pattern.exec(text_of(path))?.[1] !== version).map(([path]) => path), `not ${version}`);
+});
+
+for (const [tool, flag, path] of [['ruby', '-c', 'packaging/claude-openai.rb'], ['bash', '-n', 'packaging/PKGBUILD'], ['nix-instantiate', '--parse', 'packaging/flake.nix']])
+  check(`${tool} takes ${path}`, () => done(tool, [flag, join(root, path)]));
+
+check('make links with LDLIBS, after what needs them', async () => {
+  const { out, err } = await run('make', ['-n', '-W', 'main.cpp', 'build/claude-openai', 'LDLIBS=-lone -ltwo'], { cwd: root });
+  if (!/ -o build\/claude-openai build\/obj\/main\.o .*-lone -ltwo$/m.test(out)) throw new Error(head(out + err));
+});
+
+check('.ci/release packs program and sources, lists what the program consists of, and fills in the checksum of the sources', async () => {
+  const doc = '/usr/share/doc/libcpp-httplib-dev/copyright';
+  if (process.platform !== 'linux' || !existsSync(doc)) skip(`there is no ${doc}`);
+  const folder = join(scratch, 'a release');
+  const put = (path, text, mode = 0o644) => {
+    mkdirSync(dirname(join(folder, path)), { recursive: true });
+    writeFileSync(join(folder, path), text, { mode });
+  };
+  for (const path of ['.ci', '.gitignore', 'LICENSE', 'claude-openai.hpp', 'packaging']) cpSync(join(root, path), join(folder, path), { recursive: true });
+  const machine = (await done('uname', ['-m'])).trim();
+  const portable = 'build/portable';
+  put(`${portable}/claude-openai-${machine}-linux-musl`, '#!/bin/sh\necho "$*"\n', 0o755);
+  put(`${portable}/include/httplib.h`, '#define CPPHTTPLIB_VERSION "0.18.7"\n#define CPPHTTPLIB_VERSION_NUM "0x001207"\n');
+  put(`${portable}/include/nlohmann/detail/abi_macros.hpp`, ['MAJOR 3   // why', 'MINOR 11  // why', 'PATCH 2'].map((line) => `#define NLOHMANN_JSON_VERSION_${line}\n`).join(''));
+  put(`${portable}/include/CLI/Version.hpp`, '#define CLI11_VERSION_MAJOR 2\n#define CLI11_VERSION "2.4.1"\n');
+  for (const path of ['libc/musl/COPYRIGHT', 'libcxx/LICENSE.TXT', 'libunwind/LICENSE.TXT']) put(`${portable}/zig/ziglang/lib/${path}`, `${path}\n`);
+  const identity = ['-c', 'user.name=n', '-c', 'user.email=e@x', '-c', 'commit.gpgsign=false'];
+  for (const command of [['init', '-q'], ['add', '.'], [...identity, 'commit', '-qm', 'all']]) await done('git', command, { cwd: folder });
+
+  const release = (what, more) => run('.ci/release', [what], { cwd: folder, env: { PATH: process.env.PATH, ...more } });
+  const version = /^#define CLAUDE_OPENAI_VERSION "(.*)"$/m.exec(header)[1];
+  const another = await release('program', { GITHUB_REF_TYPE: 'tag', GITHUB_REF_NAME: 'v9.9.9' });
+  if (another.code !== 1 || !another.err.includes('v9.9.9')) throw new Error(`a tag of another version: ${another.code} ${another.err}`);
+  for (const what of ['program', 'sources']) {
+    const { code, out, err } = await release(what, { GITHUB_REF_TYPE: 'tag', GITHUB_REF_NAME: `v${version}` });
+    if (code !== 0) throw new Error(`${what}: ${out}${err}`);
+  }
+  const made = join(folder, 'build/release');
+  const program = `claude-openai-${version}-linux-${machine}`;
+  const files = ['PKGBUILD', 'SHA256SUMS', `${program}.spdx.json`, `${program}.tar.gz`, `claude-openai-${version}.tar.gz`, 'claude-openai.rb'].sort();
+  if (`${readdirSync(made).sort()}` !== `${files}`) throw new Error(`${readdirSync(made)}`);
+  const checked = await done('sha256sum', ['--check', 'SHA256SUMS'], { cwd: made });
+  if (checked.match(/: OK$/gm).length !== files.length - 1) throw new Error(checked);
+
+  const sum = new RegExp(`^(\\w{64})  claude-openai-${version}\\.tar\\.gz$`, 'm').exec(readFileSync(join(made, 'SHA256SUMS'), 'utf8'))[1];
+  for (const [path, line] of [['claude-openai.rb', `\n  sha256 "${sum}"\n`], ['PKGBUILD', `\nsha256sums=('${sum}')\n`]])
+    if (!readFileSync(join(made, path), 'utf8').includes(line)) throw new Error(`${path} is without ${line}`);
+  const packed = async (name) => (await done('tar', ['-tzf', join(made, name)])).split('\n').filter((path) => /[^/]$/.test(path));
+  if (!(await packed(`claude-openai-${version}.tar.gz`)).includes(`claude-openai-${version}/claude-openai.hpp`)) throw new Error('other sources');
+  const inside = (await packed(`${program}.tar.gz`)).map((path) => path.slice(program.length + 1)).sort();
+  if (`${inside}` !== 'LICENSE,LICENSES-OF-OTHERS,claude-openai,claude-openai.1') throw new Error(`${inside}`);
+
+  const bill = JSON.parse(readFileSync(join(made, `${program}.spdx.json`), 'utf8'));
+  const parts = bill.packages.map(({ name, versionInfo }) => `${name} ${versionInfo}`);
+  const wanted = [`claude-openai ${version}`, 'cpp-httplib 0.18.7', 'nlohmann-json 3.11.2', 'CLI11 2.4.1', 'musl-of-zig', 'libcxx-of-zig', 'libunwind-of-zig'];
+  none(wanted.filter((part) => !parts.some((one) => one.startsWith(part))), `not in ${parts}`);
+  if (bill.spdxVersion !== 'SPDX-2.3' || bill.relationships.length !== bill.packages.length) throw new Error(JSON.stringify(bill));
+});
+
 // ---- the documents' snippet ---------------------------------------------------------------------
 
 check('the program of docs/embedding.md that includes the header compiles and runs', async () => {

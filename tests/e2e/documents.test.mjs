@@ -209,7 +209,7 @@ test('TOML is TOML, and YAML is YAML', { skip: parsing.skip }, async () => {
 });
 
 test('every link and every anchor leads somewhere', async () => {
-  const others = ['.github/SECURITY.md'].map((name) => ({ name, text: readFileSync(path.join(ROOT, name), 'utf8') }));
+  const others = ['.github/CONTRIBUTING.md', '.github/SECURITY.md'].map((name) => ({ name, text: readFileSync(path.join(ROOT, name), 'utf8') }));
   const pages = [...PAGES, ...others];
   const broken = [];
   for (const page of pages)
