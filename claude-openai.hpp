@@ -156,11 +156,11 @@ inline bool starts_with(std::string_view value, std::string_view prefix) {
   return value.substr(0, prefix.size()) == prefix;
 }
 
-/// The value without leading and trailing spaces, tabs and line ends.
 inline bool ends_with(std::string_view value, std::string_view suffix) {
   return value.size() >= suffix.size() && value.substr(value.size() - suffix.size()) == suffix;
 }
 
+/// The value without leading and trailing spaces, tabs and line ends.
 inline std::string_view trim(std::string_view value) {
   constexpr std::string_view blanks = " \t\r\n";
   const auto first = value.find_first_not_of(blanks);
@@ -15879,9 +15879,9 @@ POST /v1/compatibility Tells which fields of a chat request count {${hello},"see
 Models and conversations
 GET /v1/models Lists the models
 GET /v1/models/{model} Describes a model
-GET /api/tags Lists the models for Ollama's clients
-POST /api/show Describes a model to Ollama's clients {}
-GET /api/ps Lists the models in memory: none
+GET /api/tags Lists the models, for Ollama
+POST /api/show Describes a model, for Ollama {}
+GET /api/ps Lists loaded models: none
 GET /v1/sessions Lists the sessions
 GET /v1/sessions/stats Counts the sessions
 GET /v1/sessions/{session} Describes a session
@@ -15907,7 +15907,7 @@ GET /v1/auth/status Tells the auth method, and what is missing
 GET /metrics Shows figures for Prometheus
 GET /health Tells whether requests are answered
 GET /version Tells the version
-GET /api/version Tells the version of Ollama that is spoken
+GET /api/version Tells Ollama's version
 GET / This page; plain text for curl`;
 
 /** The text that one event of a stream adds, in a dialect of events. */
