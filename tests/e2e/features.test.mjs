@@ -818,7 +818,7 @@ const CACHE_FIELDS = {
   ],
 };
 
-everyVersion.test('a cached prompt is kept as long as its request asks, or that is named; the next one of its process is not', async (t) => {
+everyVersion.test('a cached prompt is kept as long as its request asks, or that is named; the next one of its process is not', { deadline: 120_000 }, async (t) => {
   const lifetimes = ({ body }) => new Set([...JSON.stringify(body).matchAll(/"cache_control":(\{[^}]*\})/g)].map(([, mark]) => JSON.parse(mark).ttl ?? 'default'));
   const ask = async (path, text, more) => {
     const said = { role: 'user', content: t.text('plain', text) };
