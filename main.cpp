@@ -709,7 +709,7 @@ struct command_line {
             CLI::ignore_case));
     app.add_option("--fallback", fallback,
                    "Account that answers while the login's plan is used up: api_key, bedrock or "
-                   "vertex (default: none)")
+                   "vertex")
         ->envname("CLAUDE_FALLBACK")
         ->check(CLI::IsMember({"api_key", "bedrock", "vertex"}, CLI::ignore_case));
     app.add_option("--fallback-model", settings.fallback_model,
