@@ -1383,7 +1383,7 @@ once.test('responses: calls and outputs that do not fit together are a 400 that 
 
 once.test('responses: what is not honoured is named', async (t) => {
   const client = new ResponsesClient(t, { stream: true });
-  const fields = { truncation: 'auto', top_logprobs: 3, max_tool_calls: 2, background: true, service_tier: 'flex', prompt_cache_retention: '24h' };
+  const fields = { truncation: 'auto', top_logprobs: 3, max_tool_calls: 2, background: true, service_tier: 'flex' };
   assert.deepEqual((await client.ask(say('Fine.'), fields)).ignored, Object.keys(fields).sort());
   const neutral = { truncation: 'disabled', background: false, service_tier: 'auto', prompt_cache_key: 'k', client_metadata: {}, safety_identifier: 's' };
   assert.deepEqual((await client.ask(say('Fine.'), neutral)).ignored, []);
