@@ -1286,11 +1286,15 @@ inline nlohmann::json canonical(const json& value) {
   return nlohmann::json(value);
 }
 
+/// Clients may write the members of an object in another order each time, as Go's do.
+inline void append_json(std::string& words, char kind, const json& value) {
+  constexpr auto replace = nlohmann::json::error_handler_t::replace;
+  append_field(words, kind, canonical(value).dump(-1, ' ', false, replace));
+}
+
 inline void append_call(std::string& words, const tool_call_part& call) {
   append_field(words, 'n', call.name);
-  append_field(
-      words, 'i',
-      canonical(call.input).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+  append_json(words, 'i', call.input);
 }
 
 /// The place of a call among those of a message; their number when it is none of them.
@@ -1614,7 +1618,7 @@ inline conversation_trace make_trace(const turn_request& request) {
   for (const auto& tool : request.tools) {
     append_field(trace.identity, 'o', tool.name);
     append_field(trace.identity, 'p', tool.description);
-    append_field(trace.identity, 'q', dump(tool.schema));
+    append_json(trace.identity, 'q', tool.schema);
   }
   if (request.schema) append_field(trace.identity, 'j', dump(*request.schema));
   append_field(trace.identity, 'x', name_of(request.effort));

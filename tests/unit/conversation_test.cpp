@@ -594,6 +594,22 @@ TEST_CASE("trace: tools, schema, effort, agent and media each make another conve
   CHECK(traces.size() == changes.size());
 }
 
+TEST_CASE(
+    "trace: the order of an object's members in a tool's schema makes no other conversation") {
+  using claude_openai::turn_request;
+  const auto sorted = trace_after([](turn_request& r) {
+    r.tools[0].schema = json::parse(R"({"properties":{"a":{},"b":{"x":1,"y":2}},"type":"object"})");
+  });
+  const auto turned = trace_after([](turn_request& r) {
+    r.tools[0].schema = json::parse(R"({"type":"object","properties":{"b":{"y":2,"x":1},"a":{}}})");
+  });
+  const auto other = trace_after([](turn_request& r) {
+    r.tools[0].schema = json::parse(R"({"type":"object","properties":{"b":{"y":1,"x":2},"a":{}}})");
+  });
+  CHECK(sorted == turned);
+  CHECK(sorted != other);
+}
+
 TEST_CASE("trace: what a running process can be told anew makes no other conversation") {
   using claude_openai::turn_request;
   const std::vector<change> changes = {
