@@ -7,7 +7,7 @@ import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
 import { suite } from './harness.mjs';
 import { Declarations } from './sdk_types.mjs';
 
-export const answerFields = suite(120_000);
+export const answerFields = suite();
 const { test } = answerFields;
 
 const types = new Declarations('@anthropic-ai/sdk', 'resources/beta/messages/messages.d.ts');

@@ -13,7 +13,7 @@ import { PROXY, descriptorsOf, eventually, processesMarked, startAndExpectExit, 
 import { NO_CLI, reload, scratchFolder, standIn, waitForWindow } from './operate.mjs';
 import { browser } from './page.test.mjs';
 
-export const authority = suite(90_000);
+export const authority = suite();
 const { test } = authority;
 
 const AGENT = { enable_tools: true };

@@ -131,7 +131,7 @@ export class ClaudeCli {
   }
 
   /** The first line from index `from` on that matches; rejects when the process ends or the time is up. */
-  waitFor(matches, { from = 0, ms = 20_000 } = {}) {
+  waitFor(matches, { from = 0, ms = 60_000 } = {}) {
     return new Promise((resolve, reject) => {
       const finish = (settle, value) => {
         clearTimeout(timer);

@@ -195,7 +195,7 @@ function codex(setting, args, options = {}) {
 
 const itemsOf = ({ lines }, kind) => lines.filter(({ type, item }) => type === 'item.completed' && item.type === kind).map(({ item }) => item);
 
-test('Codex runs a command that the model asks for, and goes on another day', { deadline: 120_000 }, async (t) => {
+test('Codex runs a command that the model asks for, and goes on another day', async (t) => {
   const setting = await prepare(t);
   const result = await codex(setting, [PROMPT]);
   const turns = assertMade(setting, result, /coding agent running in the Codex CLI/);
@@ -219,7 +219,7 @@ test('Codex runs a command that the model asks for, and goes on another day', { 
   assert.equal(turns.length + 1, turnsOf(setting).length);
 });
 
-test('Codex calls a tool of an MCP server, which it offers in a namespace', { deadline: 120_000 }, async (t) => {
+test('Codex calls a tool of an MCP server, which it offers in a namespace', async (t) => {
   const setting = await prepare(t, { lookup: { key: 'sky' } });
   const { command, args } = mcpServer(setting.scratch, 'today');
   const more = `[mcp_servers.words]\ncommand = ${JSON.stringify(command)}\nargs = ${JSON.stringify(args)}\n`;
@@ -238,7 +238,7 @@ for (const [provider, npm] of [
   ['openai-compatible', '@ai-sdk/openai-compatible'],
   ['anthropic', '@ai-sdk/anthropic'],
 ])
-  test(`opencode through an ${provider} provider`, { deadline: 120_000, slow: true }, async (t) => {
+  test(`opencode through an ${provider} provider`, { slow: true }, async (t) => {
     const setting = await prepare(t);
     const before = JSON.stringify({ autoupdate: false, share: 'disabled' });
     const file = connect(setting, 'opencode', '.config/opencode/opencode.json', before);
@@ -284,7 +284,7 @@ for (const [how, credentials] of [
   ['ANTHROPIC_API_KEY', { ANTHROPIC_API_KEY: KEY }],
   ['ANTHROPIC_AUTH_TOKEN', { ANTHROPIC_AUTH_TOKEN: KEY }],
 ])
-  test(`Claude Code itself, with ANTHROPIC_BASE_URL and ${how}`, { deadline: 120_000 }, async (t) => {
+  test(`Claude Code itself, with ANTHROPIC_BASE_URL and ${how}`, async (t) => {
     const setting = await prepare(t);
     const flags = ['--model', MODEL, '--allowedTools', 'Bash'];
     const result = await runClaudeCode(setting, flags, credentials);
@@ -301,7 +301,7 @@ for (const [how, credentials] of [
     assert.ok(tagged.every(({ text }) => text.length < 200), 'its billing tag is not taken for the whole prompt');
   });
 
-test('Claude Code finds and calls a tool of an MCP server that it has deferred', { deadline: 120_000 }, async (t) => {
+test('Claude Code finds and calls a tool of an MCP server that it has deferred', async (t) => {
   const setting = await prepare(t);
   const { command, args, env } = mcpServer(setting.scratch, 'today');
   const file = path.join(setting.scratch, 'mcp.json');

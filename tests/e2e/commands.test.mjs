@@ -14,7 +14,7 @@ import { startMessagesApi } from './messages_api.mjs';
 import { NO_CLI, scratchFolder, startLight, startOwn } from './operate.mjs';
 import { makeCertificate } from './transport.test.mjs';
 
-export const commands = suite(60_000);
+export const commands = suite();
 const { test } = commands;
 
 /** Runs the program to its end, without a terminal: {code, stdout, stderr}. */

@@ -14,7 +14,7 @@ import { CLI_VERSIONS, claudePath } from './claude_cli.mjs';
 import { API_KEY_OF_CLAUDE, eventually, processesMarked, suite } from './harness.mjs';
 import { scratchFolder } from './operate.mjs';
 
-export const confinement = suite(90_000);
+export const confinement = suite();
 const works = await promisify(execFile)('bwrap', ['--unshare-all', '--ro-bind', '/', '/', 'true']).then(() => true, () => false);
 const test = (name, options, body = options) =>
   confinement.test(name, { skip: works ? undefined : 'bubblewrap does not work here', ...(body === options ? {} : options) }, body);
@@ -230,7 +230,7 @@ const fileAttacks = (outside, work) => [
 ];
 
 for (const version of CLI_VERSIONS)
-  test(`${version}: file tools reach the agent's directories and no others`, { deadline: 120_000 }, async (t) => {
+  test(`${version}: file tools reach the agent's directories and no others`, async (t) => {
     const folder = realpathSync(mkdtempSync(path.join(tmpdir(), 'claude-openai-confined-')));
     t.defer(async () => rmSync(folder, { recursive: true, force: true }));
     const [work, outside, lent] = ['work', 'outside', 'lent'].map((name) => path.join(folder, name));
@@ -372,7 +372,7 @@ test("two keys' agents have directories of their own; those of one key share the
 
 // 2.1.120 and 2.1.197 ask git for the state of their directory when they start, and git asks the program that core.fsmonitor names.
 for (const version of CLI_VERSIONS)
-  test(`${version}: a repository that an agent has made runs no command at the next start, of an agent or a chat`, { deadline: 120_000 }, async (t) => {
+  test(`${version}: a repository that an agent has made runs no command at the next start, of an agent or a chat`, async (t) => {
     const folder = realpathSync(mkdtempSync(path.join(tmpdir(), 'claude-openai-confined-')));
     t.defer(async () => rmSync(folder, { recursive: true, force: true }));
     const work = path.join(folder, 'work');
@@ -392,7 +392,7 @@ git config core.fsmonitor "$PWD/hook.sh" && git config core.pager "$PWD/hook.sh"
   });
 
 for (const version of CLI_VERSIONS)
-  test(`${version}: no link of an agent's leads what the CLI itself writes out of the directories, nor keeps it from work`, { deadline: 120_000 }, async (t) => {
+  test(`${version}: no link of an agent's leads what the CLI itself writes out of the directories, nor keeps it from work`, async (t) => {
     const folder = realpathSync(mkdtempSync(path.join(tmpdir(), 'claude-openai-confined-')));
     t.defer(async () => rmSync(folder, { recursive: true, force: true }));
     const proxy = await t.start({ cli: claudePath(version), args: ['--spares', '0', '--sandbox', 'on'] });
@@ -588,11 +588,7 @@ test('an account of Bedrock: no AWS variable reaches a command', async (t) => {
   await proxy.inspected();
   const exchange = t.send({ proxy, body: { enable_tools: true, model: 'sonnet', messages: t.messages('plain') } });
   t.defer(async () => exchange.abort());
-  const agent = await eventually(
-    'an agent runs',
-    () => proxy.claudes().find(({ environment }) => environment.CLAUDE_OPENAI_CONFINE),
-    30_000,
-  );
+  const agent = await eventually('an agent runs', () => proxy.claudes().find(({ environment }) => environment.CLAUDE_OPENAI_CONFINE));
   // What the CLI does with each command, with the environment that it has.
   const env = agent.environment;
   assert.equal(env.AWS_SECRET_ACCESS_KEY, aws.AWS_SECRET_ACCESS_KEY, 'the CLI itself needs it');
@@ -609,7 +605,7 @@ test('nothing of an agent is left when its client goes', async (t) => {
   const exchange = client.user(steps(call(bash('sleep 87.6')), say('Never.'))).sendRaw();
   t.defer(async () => exchange.abort());
   const sleeping = () => processesMarked(t.proxy.scratch).filter(({ argv }) => argv.includes('87.6'));
-  await eventually('it runs', () => sleeping().length > 0, 30_000);
+  await eventually('it runs', () => sleeping().length > 0);
   exchange.abort();
   await eventually('nothing of it is left', () => sleeping().length === 0);
 });

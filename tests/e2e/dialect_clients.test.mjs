@@ -131,7 +131,7 @@ test('anthropic: countTokens and models', async (t) => {
   assert.equal((await client.models.retrieve(MODEL)).type, 'model');
 });
 
-test('anthropic: its error classes, before a stream and within', { slow: true, deadline: 60_000 }, async (t) => {
+test('anthropic: its error classes, before a stream and within', { slow: true }, async (t) => {
   const client = anthropic(t);
   const raised = (promise) =>
     promise.then(

@@ -14,7 +14,7 @@ import { NO_CLI, scratchFolder } from './operate.mjs';
 import { browser } from './page.test.mjs';
 import { PICTURE, PICTURED, SIZE, takePicture } from './picture.mjs';
 
-export const documents = suite(120_000);
+export const documents = suite();
 const { test } = documents;
 const run = (program, args, options) => promisify(execFile)(program, args, { timeout: 100_000, ...options });
 

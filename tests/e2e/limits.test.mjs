@@ -6,7 +6,7 @@ import path from 'node:path';
 import { eventually, sleep, startAndExpectExit, suite } from './harness.mjs';
 import { ask, reload, scrape, startLight, startOwn, waitForWindow } from './operate.mjs';
 
-export const limits = suite(90_000);
+export const limits = suite();
 const { test } = limits;
 
 const writeEnv = (proxy, text) => writeFileSync(path.join(proxy.scratch, '.env'), text);

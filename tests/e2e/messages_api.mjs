@@ -739,7 +739,7 @@ export async function startMessagesApi({ port = 0, scenario: initial = 'plain' }
     },
 
     /** Resolves to the first record for which `matches` holds; rejects after `ms`. */
-    waitFor(matches, ms = 5000) {
+    waitFor(matches, ms = 60_000) {
       return new Promise((resolve, reject) => {
         const finish = (settle, value) => {
           clearTimeout(timer);

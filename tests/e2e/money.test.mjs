@@ -7,7 +7,7 @@ import { eventually, suite } from './harness.mjs';
 import { directive } from './messages_api.mjs';
 import { ask, scrape, startLight } from './operate.mjs';
 
-export const money = suite(90_000);
+export const money = suite();
 const { test } = money;
 
 /** Anthropic's list price of Sonnet 4.5, in USD per million tokens. */
@@ -197,10 +197,10 @@ async function sums(t, proxy) {
     const figures = await scrape(t, { proxy });
     return figures('requests_in_flight') === 1 && figures;
   };
-  const figures = await eventually('all requests are over', idle, 30_000);
+  const figures = await eventually('all requests are over', idle);
   const calls = t.api.requests.filter(({ path }) => path === '/v1/messages');
   const over = () => calls.every(({ done, clientLeft, leftAt }) => done || clientLeft || leftAt !== undefined);
-  await eventually('the API is left', over, 30_000);
+  await eventually('the API is left', over);
   const used = calls.filter(({ usage }) => usage);
   const sum = (some) => some.reduce((all, { usage }) => all + priceOf(usage), 0);
   // After `max_tokens` the CLI calls the API again, and is killed for it. Whether the API had begun to answer is a race.

@@ -20,7 +20,7 @@ import {
 } from './operate.mjs';
 import { connectRaw } from './raw_client.mjs';
 
-export const observe = suite(90_000);
+export const observe = suite();
 const { test } = observe;
 
 // ---- figures -------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ test('figures: how a process came to each answer, what it took back and what it 
 
   await startLight(t, { args: ['--spares', '1'] });
   const model = t.proxy.environment.DEFAULT_MODEL;
-  await eventually('a spare is ready', async () => (await scrape(t))('processes', { state: 'spare' }) === 1, 8000);
+  await eventually('a spare is ready', async () => (await scrape(t))('processes', { state: 'spare' }) === 1);
   const spare = await changes(t, () => t.chat({ model, ...ask('[[text]]') }));
   assert.equal(spare.delta('turns_total', { process: 'spare' }), 1);
 });
@@ -569,14 +569,10 @@ test('doctor: all is well with the real CLI', { slow: true }, async (t) => {
 
 async function statusOf(t, options) {
   await startOwn(t, options);
-  return eventually(
-    'the status tells it',
-    async () => {
-      const { json } = await t.get('/v1/auth/status');
-      return json.claude_code_auth.status.errors.length && json.claude_code_auth.status;
-    },
-    15_000,
-  );
+  return eventually('the status tells it', async () => {
+    const { json } = await t.get('/v1/auth/status');
+    return json.claude_code_auth.status.errors.length && json.claude_code_auth.status;
+  });
 }
 
 test('doctor and status: claude is missing', async (t) => {
@@ -677,7 +673,7 @@ test('doctor takes the settings of files and variables, and its flags on either 
     ['doctor', '--port', String(port)],
     ['doctor', '--no-prompt', '--port', String(port)],
   ]) {
-    const { exit, output } = await startAndExpectExit({ url: t.api.url, cli, args }, 15_000);
+    const { exit, output } = await startAndExpectExit({ url: t.api.url, cli, args });
     assert.equal(exit?.code, 1, output);
     assert.match(output, new RegExp(`FAIL +port: .*${port}`));
   }

@@ -171,9 +171,5 @@ export const logObjects = (proxy) =>
 export async function reload(proxy) {
   const before = proxy.output.length;
   proxy.kill('SIGHUP');
-  return eventually(
-    'the reload is told',
-    () => /loaded anew: keys|settings stay as they were: [^\n]*/.exec(proxy.output.slice(before))?.[0],
-    5000,
-  );
+  return eventually('the reload is told', () => /loaded anew: keys|settings stay as they were: [^\n]*/.exec(proxy.output.slice(before))?.[0]);
 }

@@ -14,7 +14,7 @@ import { PROXY, eventually, sleep, suite } from './harness.mjs';
 export const page = suite();
 /** A browser beside the CLI takes its time on a busy machine. */
 const test = (name, options, body = options) =>
-  page.test(name, { deadline: 90_000, ...(body === options ? {} : options) }, body);
+  page.test(name, { ...(body === options ? {} : options) }, body);
 
 const PLACES = [process.env.CHROMIUM, '/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'];
 const executablePath = PLACES.find((place) => place && existsSync(place));
@@ -55,9 +55,9 @@ async function open(t, { proxy = t.proxy, refusals = false, prepare = () => {}, 
 
 const text = (view, selector) => view.locator(selector).first().textContent();
 const is = (view, selector, expected) =>
-  eventually(`${selector} says ${expected}`, async () => new RegExp(expected).test(await text(view, selector)), 30_000);
+  eventually(`${selector} says ${expected}`, async () => new RegExp(expected).test(await text(view, selector)));
 const clipboard = (view) => view.evaluate(() => navigator.clipboard.readText());
-const idle = (view) => eventually('the answer has ended', async () => (await text(view, '#send')) === 'Send', 30_000);
+const idle = (view) => eventually('the answer has ended', async () => (await text(view, '#send')) === 'Send');
 
 /** What the user types so that the API plays this. The token tells its calls from others'. */
 const typed = (t, scenario, options) => t.text(directive(scenario, options));
@@ -301,7 +301,7 @@ test('explorer: every route of the server is there', async (t) => {
     assert.ok(entries.some(([verb, at]) => verb === method && plain(at) === plain(where)), `${method} ${where} is on the page`);
 });
 
-test('explorer: every entry opens, asks and shows the answer', { deadline: 120_000, alone: true }, async (t) => {
+test('explorer: every entry opens, asks and shows the answer', { alone: true }, async (t) => {
   const proxy = await t.start({ cli: t.cli, args: ['--spares', '1'] });
   await t.chat({ session_id: 'from the test', messages: t.messages('plain') }, { proxy });
   const view = await open(t, { proxy, refusals: true });
@@ -312,7 +312,7 @@ test('explorer: every entry opens, asks and shows the answer', { deadline: 120_0
     const name = `${method} ${where}`;
     await entry.locator('> summary').click();
     if (method !== 'GET') await entry.getByRole('button', { name: 'Send' }).click();
-    await eventually(`${name} is answered`, async () => /in all/.test(await entry.getByRole('status').textContent()), 30_000);
+    await eventually(`${name} is answered`, async () => /in all/.test(await entry.getByRole('status').textContent()));
     const told = await entry.getByRole('status').textContent();
     assert.ok(told.startsWith(String(ANSWERS[name] ?? 200)), `${name}: ${told} ${await entry.locator('.answer').textContent()}`);
     assert.match(told, /\d (ms|s) in all$/, name);
@@ -329,7 +329,7 @@ test('explorer: a stream comes token by token and can be stopped, which leaves t
   const proxy = await t.start({ cli: t.cli, args: ['--spares', '0'] });
   const view = await open(t, { proxy });
   await is(view, '#default-model', MODEL);
-  await eventually('the first look at the CLI is over', () => proxy.claudes().length === 0, 20_000);
+  await eventually('the first look at the CLI is over', () => proxy.claudes().length === 0);
   const entry = entryOf(view, 'POST', '/v1/messages');
   await entry.locator('> summary').click();
   const content = typed(t, 'plain', { text: 'word '.repeat(40), deltas: 40, delay: 150 });
@@ -339,7 +339,7 @@ test('explorer: a stream comes token by token and can be stopped, which leaves t
   await eventually('the text grows', async () => {
     lengths.add((await entry.locator('pre.flow').textContent({ timeout: 30_000 })).length);
     return lengths.size > 4;
-  }, 30_000);
+  });
   assert.equal(proxy.claudes().length, 1);
   await entry.getByRole('button', { name: 'Stop' }).click();
   await is(entry, '[role="status"]', '^Stopped');
@@ -485,7 +485,7 @@ test('playground: stopping in mid-stream leaves the API, and the chat goes on', 
   const proxy = await t.start({ cli: t.cli, args: ['--spares', '0'] });
   const view = await open(t, { proxy, reducedMotion: 'no-preference' });
   await is(view, '#default-model', MODEL);
-  await eventually('the first look at the CLI is over', () => proxy.claudes().length === 0, 20_000);
+  await eventually('the first look at the CLI is over', () => proxy.claudes().length === 0);
   await say(view, typed(t, 'plain', { text: 'word '.repeat(60), deltas: 60, delay: 100 }));
   await is(view, '.markdown', 'word word word');
   const caret = () => view.evaluate(() => getComputedStyle(document.querySelector('.running .text > *'), '::after').animationName);
@@ -758,7 +758,7 @@ test('what a model says stays text, however hostile', async (t) => {
     if (stream) await entry.locator('> summary').click();
     await entry.getByLabel('Body').fill(JSON.stringify({ model: MODEL, stream, messages: [{ role: 'user', content: t.token }] }));
     await entry.getByRole('button', { name: 'Send' }).click();
-    await eventually('the answer', async () => /in all/.test(await entry.getByRole('status').textContent()), 30_000);
+    await eventually('the answer', async () => /in all/.test(await entry.getByRole('status').textContent()));
     await assertHarmless(view, '.endpoint[open] .answer');
     assert.ok((await entry.locator('.answer').textContent()).includes('<script>pwned = 1</script>'));
   }
@@ -809,14 +809,14 @@ test('live: the figures of /metrics, and how they move', async (t) => {
   assert.equal(slots.join(' '), `spare spare busy idle idle idle parked${' free'.repeat(5)}`);
   assert.match(await text(view, '#bars-most'), /^none/);
   now = { requests: 1010, counts: [1000, 1005, 1010, 1010] };
-  await eventually('ten more', async () => (await tile(view, 'Requests'))[0] === '10', 20_000);
+  await eventually('ten more', async () => (await tile(view, 'Requests'))[0] === '10');
   assert.deepEqual(await tile(view, 'First token'), ['1.00 s', 'p95 1.90 s']); // of the new ones alone
   assert.equal(await text(view, '#bars-most'), 'at most 10 in 10 s');
   const heights = await view.locator('#bars i').evaluateAll((all) => all.map((one) => one.getBoundingClientRect().height));
   assert.equal(heights.length, 60);
   assert.ok(heights.at(-1) > 50 && heights.slice(0, -1).every((height) => height === 0), String(heights));
   now = { requests: 2, counts: [2, 2, 2, 2] };
-  await eventually('the server was restarted', async () => (await tile(view, 'First token'))[0] === '250 ms', 20_000);
+  await eventually('the server was restarted', async () => (await tile(view, 'First token'))[0] === '250 ms');
 });
 
 test('live: the figures are those of this server', async (t) => {
@@ -826,7 +826,7 @@ test('live: the figures are those of this server', async (t) => {
   const before = Number((await tile(view, 'Requests'))[0]);
   await say(view, typed(t, 'plain', { output: 40 }));
   await idle(view);
-  await eventually('the request is counted', async () => Number((await tile(view, 'Requests'))[0]) > before, 20_000);
+  await eventually('the request is counted', async () => Number((await tile(view, 'Requests'))[0]) > before);
   assert.match((await tile(view, 'First token'))[0], /^\d+ ms$|^\d+\.\d\d s$/);
 });
 

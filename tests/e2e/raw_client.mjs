@@ -115,7 +115,7 @@ export class RawClient {
   }
 
   /** Waits for so many whole responses, or the end. */
-  async answers(count = 1, ms = 10_000) {
+  async answers(count = 1, ms = 30_000) {
     const enough = () =>
       this.closed || this.responses.filter(({ status, whole }) => status >= 200 && whole).length >= count;
     await eventually(`${count} answers; got ${JSON.stringify(this.got.slice(0, 300))}`, enough, ms);
@@ -174,26 +174,22 @@ export function resources(proxy) {
 }
 
 /** Waits until the proxy is at rest and says what it then holds. */
-export async function restingResources(proxy, ms = 3000) {
+export async function restingResources(proxy) {
   let last = '';
   let since = performance.now();
-  await eventually(
-    'the proxy rests',
-    () => {
-      const now = JSON.stringify(resources(proxy));
-      if (now !== last) since = performance.now();
-      last = now;
-      return performance.now() - since > 400;
-    },
-    ms,
-  );
+  await eventually('the proxy rests', () => {
+    const now = JSON.stringify(resources(proxy));
+    if (now !== last) since = performance.now();
+    last = now;
+    return performance.now() - since > 400;
+  });
   return resources(proxy);
 }
 
 /** Nothing more than before is left. */
-export async function assertNothingLeft(proxy, before, ms = 8000) {
+export async function assertNothingLeft(proxy, before) {
   const isBack = () => Object.entries(resources(proxy)).every(([name, count]) => count <= before[name]);
-  await eventually('everything is as before', isBack, ms).catch((error) =>
+  await eventually('everything is as before', isBack).catch((error) =>
     assert.fail(`${error.message}: before ${JSON.stringify(before)}, now ${JSON.stringify(resources(proxy))}`),
   );
 }

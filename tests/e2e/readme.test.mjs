@@ -6,7 +6,7 @@ import { ALL_TEXT } from './documents.mjs';
 import { startAndExpectExit, suite } from './harness.mjs';
 import { ask, scrape, startLight, startOwn, waitForWindow } from './operate.mjs';
 
-export const readme = suite(90_000);
+export const readme = suite();
 const { test } = readme;
 
 /** The rows of every table of the pages whose first column has this name, as lists of cells. */

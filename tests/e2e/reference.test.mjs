@@ -8,7 +8,7 @@ import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
 import { send, startAndExpectExit, suite } from './harness.mjs';
 import { NO_CLI, ask, startLight, startOwn } from './operate.mjs';
 
-export const reference = suite(90_000);
+export const reference = suite();
 const { test } = reference;
 
 const OLD_MODELS = ['claude-3-5-haiku-20241022', 'claude-3-5-sonnet-20241022', 'claude-3-7-sonnet-20250219'];

@@ -206,7 +206,7 @@ test('no answer is sniffed into another type, nor kept by a cache', async (t) =>
   }
 });
 
-test('guessing keys is slow, and does not slow who has one', { deadline: 40_000 }, async (t) => {
+test('guessing keys is slow, and does not slow who has one', async (t) => {
   const proxy = await t.start({ cli: t.cli, args: ['--api-key', KEY, '--spares', '0'] });
   const guess = (i) => t.get('/v1/models', { proxy, headers: { 'x-api-key': `guess-${i}` } });
   const started = performance.now();
@@ -542,7 +542,7 @@ for (const form of [['--api-key', SECRET_KEY], [`--api-key=${SECRET_KEY}`]]) {
       headers: { 'x-api-key': SECRET_KEY },
       body: chatBody(`${SAID} [[hang after=1]]`, { stream: true }),
     });
-    await eventually('the spare and the busy one', () => proxy.claudes().length >= 2, 10_000);
+    await eventually('the spare and the busy one', () => proxy.claudes().length >= 2);
     const secrets = [SECRET_KEY, 'sk-second-31337', ...Object.values(ENVIRONMENT), API_KEY_OF_CLAUDE, SAID];
     const processes = processesMarked(proxy.scratch);
     assert.ok(processes.length >= 4, 'the proxy, its guard and two');

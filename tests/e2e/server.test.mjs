@@ -53,11 +53,7 @@ test('health, version and auth status, with and without /v1', async (t) => {
 
 test("the model list holds the CLI's models and the well-known ids", async (t) => {
   const listed = async (where) => (await t.get(where)).json;
-  await eventually(
-    'the CLI has reported',
-    async () => (await listed('/v1/models')).data.some(({ id }) => id === 'opus'),
-    25_000,
-  );
+  await eventually('the CLI has reported', async () => (await listed('/v1/models')).data.some(({ id }) => id === 'opus'));
   for (const where of ['/models', '/v1/models']) {
     const list = await listed(where);
     assertKeys(list, ['object', 'data']);
@@ -115,7 +111,7 @@ function streamed({ data }) {
 }
 
 for (const stream of [false, true]) {
-  test(`a stop text of white space ends the answer in every dialect, without the API${stream ? ', streamed' : ''}`, { deadline: 60_000 }, async (t) => {
+  test(`a stop text of white space ends the answer in every dialect, without the API${stream ? ', streamed' : ''}`, async (t) => {
     const scenario = directive('hang', { text: 'One.\n\nTwo.', deltas: 10, after: 8 });
     const stop = ['\n\n', 'END', '\u3000'];
     for (const [path, fields, end] of [
@@ -139,7 +135,7 @@ for (const stream of [false, true]) {
   });
 }
 
-test('a conversation goes on after a stop text of white space, from where it was cut', { deadline: 60_000 }, async (t) => {
+test('a conversation goes on after a stop text of white space, from where it was cut', async (t) => {
   const session_id = t.token;
   const ask = (scenario) => t.chat({ session_id, stop: ' \n', messages: t.messages(scenario) });
   const first = await ask(directive('plain', { text: 'One  \n Two.', deltas: 11 }));
@@ -149,7 +145,7 @@ test('a conversation goes on after a stop text of white space, from where it was
   assert.deepEqual(messages.map(({ role, text }) => [role, role === 'user' || text]), [['user', true], ['assistant', 'One '], ['user', true]]);
 });
 
-test('white space that is no stop text in the end is told, and so is an answer of n that goes on', { deadline: 60_000 }, async (t) => {
+test('white space that is no stop text in the end is told, and so is an answer of n that goes on', async (t) => {
   const text = 'One.\n \n.\n';
   const whole = await t.chat({ n: 2, stop: ['\n\n'], messages: t.messages(directive('plain', { text, deltas: 9 })) });
   assert.deepEqual(whole.json.choices.map(({ message }) => message.content), [text, text]);
@@ -157,17 +153,17 @@ test('white space that is no stop text in the end is told, and so is an answer o
   assert.deepEqual(streamed(stream), [text, 'stop']);
 });
 
-test('of n answers that a client leaves, all are charged', { deadline: 60_000 }, async (t) => {
+test('of n answers that a client leaves, all are charged', async (t) => {
   const proxy = await t.start({ cli: t.cli, args: ['--spares', '2'] });
   const exchange = t.send({ proxy, body: { model: MODEL, n: 2, messages: t.messages('hang after=2') } });
-  await eventually('both are under way', () => t.calls().length === 2, 25_000);
+  await eventually('both are under way', () => t.calls().length === 2);
   const counted = async () => /tokens_total\{kind="input"\} (\d+)/.exec((await t.get('/metrics', { proxy })).text)?.[1];
   await Promise.all(t.calls().map((call) => eventually('the API has counted its input', () => call.usage)));
   exchange.abort();
   await eventually('they are counted', async () => Number(await counted()) >= 22);
 });
 
-test("Mistral's fill-in-the-middle is a completion with the answer of a chat", { deadline: 60_000 }, async (t) => {
+test("Mistral's fill-in-the-middle is a completion with the answer of a chat", async (t) => {
   const body = { model: MODEL, prompt: t.text('plain'), suffix: 'the end', max_tokens: 50, random_seed: 1 };
   const whole = await t.send({ path: '/v1/fim/completions', body }).done;
   assert.deepEqual([whole.status, whole.json?.object, whole.headers['x-ignored-params']], [200, 'chat.completion', 'random_seed']);
@@ -181,7 +177,7 @@ test("Mistral's fill-in-the-middle is a completion with the answer of a chat", {
 
 // ---- what the API refuses ------------------------------------------------------------------------
 
-test('a conversation that is too long is context_length_exceeded, in the words of the API', { deadline: 60_000 }, async (t) => {
+test('a conversation that is too long is context_length_exceeded, in the words of the API', async (t) => {
   for (const message of [
     'prompt is too long: 250000 tokens > 200000 maximum',
     'input length and `max_tokens` exceed context limit: 190000 + 20000 > 200000, decrease input length',
@@ -214,7 +210,7 @@ const STRUCTURED = {
   '/messages': { output_config: { format: { type: 'json_schema', schema: TOWN } } },
 };
 for (const [path, format] of Object.entries(STRUCTURED))
-  test(`${path}: an answer that misses its schema holds the last one, and no client asks again by itself`, { deadline: 60_000 }, async (t) => {
+  test(`${path}: an answer that misses its schema holds the last one, and no client asks again by itself`, async (t) => {
     const [ask] = QUESTIONS[path];
     const wrong = 'structured value={"town":"Bern"}';
     const plain = 'plain text="Never." | plain text="Never!"';
@@ -236,7 +232,7 @@ for (const [path, format] of Object.entries(STRUCTURED))
       }
   });
 
-test('a 429 or 529 of the API is told in its words where the CLI tells them, and with the time to wait', { deadline: 60_000 }, async (t) => {
+test('a 429 or 529 of the API is told in its words where the CLI tells them, and with the time to wait', async (t) => {
   const message = 'You may ask again at five';
   const ask = (options) => t.chat({ messages: t.messages(directive('error', options)) });
   for (const [status, told] of [
@@ -252,7 +248,7 @@ test('a 429 or 529 of the API is told in its words where the CLI tells them, and
   }
 });
 
-test('slashes in a row are one, wherever they stand in a path, in every dialect', { deadline: 60_000 }, async (t) => {
+test('slashes in a row are one, wherever they stand in a path, in every dialect', async (t) => {
   for (const [path, [ask, wordsOf]] of Object.entries(QUESTIONS)) {
     const result = await t.send({ path: `//v1//${path}//`, body: { model: MODEL, ...ask(t.text('plain')) } }).done;
     assert.equal(result.status, 200, result.text);
@@ -264,7 +260,7 @@ test('slashes in a row are one, wherever they stand in a path, in every dialect'
   assert.equal((await t.get('/v1/models?after_id=a//b', { headers: { 'anthropic-version': '2023-06-01' } })).status, 200);
 });
 
-test("Azure's paths are the same routes, and their deployment is the model where the body names none", { deadline: 60_000 }, async (t) => {
+test("Azure's paths are the same routes, and their deployment is the model where the body names none", async (t) => {
   const version = '?api-version=2024-10-21';
   for (const [prefix, path, model, expected] of [
     ['/openai/deployments/claude-haiku-4-5-20251001', '/chat/completions', undefined, 'claude-haiku-4-5-20251001'],
@@ -285,7 +281,7 @@ test("Azure's paths are the same routes, and their deployment is the model where
   assertRefused(await t.send({ path: `/openai/deployments/x/embeddings${version}`, body: {} }).done, 404, /no embedding model/);
 });
 
-test('a body of gzip or deflate is decoded, chunked too, in every dialect', { deadline: 60_000 }, async (t) => {
+test('a body of gzip or deflate is decoded, chunked too, in every dialect', async (t) => {
   const chunked = { 'content-length': undefined, 'transfer-encoding': 'chunked' };
   for (const [path, coding, encode, headers] of [
     ['/chat/completions', 'gzip', gzipSync, {}],
@@ -317,7 +313,7 @@ test('a body in another coding is a 415 that names those that are taken; one tha
   assert.equal(t.calls().length, 0);
 });
 
-test('a compressed body is bounded by what it becomes: a bomb is a 413', { deadline: 60_000 }, async (t) => {
+test('a compressed body is bounded by what it becomes: a bomb is a 413', async (t) => {
   const proxy = await t.start({ cli: t.cli, args: ['--spares', '0', '--max-request-size', '1000000'] });
   const ask = (size) => gzipSync(JSON.stringify({ messages: [{ role: 'user', content: 'x'.repeat(size) }], model: 5 }));
   const send = (body) => t.send({ proxy, body, headers: { 'content-encoding': 'gzip' } }).done;
@@ -334,7 +330,7 @@ test('memory for a body is taken as it comes, not as it is announced', async (t)
   assert.match(await got, /^HTTP\/1.1 400 [^]*did not arrive whole/);
 });
 
-test('a stream that is silent for 15 s says `: keep-alive`', { slow: true, deadline: 60_000 }, async (t) => {
+test('a stream that is silent for 15 s says `: keep-alive`', { slow: true }, async (t) => {
   const result = await t.chat({ stream: true, messages: t.messages('plain ttft=17000') });
   assert.deepEqual(
     result.frames.slice(0, 1).map(({ comment }) => comment),
@@ -566,15 +562,11 @@ test('a claude gets no secret but its own, the prompt is in no argv, and the log
     headers: { 'x-api-key': 'client-secret-one' },
     body: { stream: true, messages: [{ role: 'system', content: `system ${t.token}` }, ...t.messages('hang after=2')] },
   });
-  await t.waitForCall(20_000);
-  const children = await eventually(
-    'the spare and the busy one',
-    () => {
-      const all = proxy.claudes();
-      return all.length === 2 && all;
-    },
-    20_000,
-  );
+  await t.waitForCall();
+  const children = await eventually('the spare and the busy one', () => {
+    const all = proxy.claudes();
+    return all.length === 2 && all;
+  });
   for (const { environment, argv } of children) {
     const values = JSON.stringify(environment);
     for (const secret of Object.values(SECRETS)) assert.ok(!values.includes(secret), `${secret} in ${values}`);
@@ -591,14 +583,10 @@ test('a claude gets no secret but its own, the prompt is in no argv, and the log
 
 test("with the CLI's login no API key reaches it", async (t) => {
   const proxy = await t.start({ cli: t.cli, args: ['--auth-method', 'cli', '--spares', '1'] });
-  const [{ environment }] = await eventually(
-    'a spare',
-    () => {
-      const all = proxy.claudes();
-      return all.length > 0 && all;
-    },
-    20_000,
-  );
+  const [{ environment }] = await eventually('a spare', () => {
+    const all = proxy.claudes();
+    return all.length > 0 && all;
+  });
   assert.equal(environment.ANTHROPIC_API_KEY, undefined);
   assert.equal(environment.HOME, proxy.home, 'its login lies there');
 });
@@ -613,11 +601,7 @@ test('not logged in is 503 with the command', async (t) => {
     assert.match(result.headers['retry-after'] ?? '', /^\d+$/);
   }
   assert.equal(t.calls().length, 0);
-  await eventually(
-    'the status tells it',
-    async () => (await t.get('/v1/auth/status', { proxy })).json.claude_code_auth.status.valid === false,
-    20_000,
-  );
+  await eventually('the status tells it', async () => (await t.get('/v1/auth/status', { proxy })).json.claude_code_auth.status.valid === false);
 });
 
 test('a missing claude is 503 with the command that installs it', async (t) => {
@@ -772,7 +756,7 @@ test('a start whose ANTHROPIC_BASE_URL is its own address is refused, however th
 
 test('the start tells what a user wants to know', async (t) => {
   const proxy = await t.start({ cli: t.cli, args: ['--spares', '1'] });
-  await eventually('the version', () => proxy.output.includes('2.1.'), 25_000);
+  await eventually('the version', () => proxy.output.includes('2.1.'));
   for (const fact of [proxy.url, t.cli, /api_key/, /spares\W+1/, /login|auth/, /curl /])
     assert.match(proxy.output, fact instanceof RegExp ? fact : new RegExp(fact.replaceAll('.', '\\.')));
   const [private_] = readdirSync(proxy.temporary);
@@ -795,12 +779,12 @@ test('--timeout ends a request with 504, and its process serves the next', { alo
   await proxy.inspected();
   const whole = await t.chat({ messages: t.messages('hang') }, { proxy });
   assertRefused(whole, 504);
-  await eventually('the API is left', () => t.calls()[0].clientLeft, 1000);
+  await eventually('the API is left', () => t.calls()[0].clientLeft);
   const streamed = await t.chat({ stream: true, messages: t.messages('hang after=2') }, { proxy });
   assert.equal(streamed.status, 200);
   const last = streamed.data.filter((one) => one !== '[DONE]').at(-1);
   assertError(last.error);
-  await eventually('the API is left', () => t.calls()[1].clientLeft, 1000);
+  await eventually('the API is left', () => t.calls()[1].clientLeft);
   assert.equal((await t.chat({ messages: t.messages('plain') }, { proxy })).status, 200);
   assert.equal(new Set(t.calls().map(({ headers }) => headers['x-claude-code-session-id'])).size, 1);
 });
@@ -869,8 +853,8 @@ test('a busy default port gives way to the next free one, which is told; so is t
 test('SIGKILL of the proxy leaves no claude behind', async (t) => {
   const proxy = await t.start({ cli: t.cli, args: ['--spares', '2'] });
   t.send({ proxy, body: { stream: true, messages: t.messages('hang after=2') } });
-  await t.waitForCall(20_000);
-  await eventually('spares and a busy one', () => proxy.claudes().length >= 2, 20_000);
+  await t.waitForCall();
+  await eventually('spares and a busy one', () => proxy.claudes().length >= 2);
   const { faults } = await proxy.stop('SIGKILL');
   proxy.stopped = true;
   assert.deepEqual(faults, []);
@@ -893,8 +877,8 @@ for (const signal of ['SIGTERM', 'SIGINT']) {
 test('a second SIGTERM ends it while an answer hangs', async (t) => {
   const proxy = await t.start({ cli: t.cli, args: ['--spares', '0'] });
   const exchange = t.send({ proxy, body: { stream: true, messages: t.messages('hang after=2') } });
-  await t.waitForCall(20_000);
-  await eventually('the first delta', () => exchange.chunks.length > 0, 20_000);
+  await t.waitForCall();
+  await eventually('the first delta', () => exchange.chunks.length > 0);
   proxy.kill('SIGTERM');
   await sleep(300);
   const { faults, took } = await proxy.stop();
@@ -906,7 +890,7 @@ test('a second SIGTERM ends it while an answer hangs', async (t) => {
 test('an answer under way at SIGTERM is finished', async (t) => {
   const proxy = await t.start({ cli: t.cli, args: ['--spares', '0'] });
   const exchange = t.send({ proxy, body: { stream: true, messages: t.messages('plain deltas=6 delay=200') } });
-  await eventually('the first delta', () => exchange.chunks.length > 0, 20_000);
+  await eventually('the first delta', () => exchange.chunks.length > 0);
   proxy.kill('SIGTERM');
   const result = await exchange.done;
   assert.equal(result.data?.at(-1), '[DONE]', result.text);
@@ -923,7 +907,7 @@ test('thirty aborted requests leave nothing behind', { alone: true }, async (t) 
     return warm === 1 && busy + idle + stopping === 0 && proxy.claudes().length === 1;
   };
   await proxy.inspected(); // by a process of its own
-  await eventually('the spare', alone, 20_000);
+  await eventually('the spare', alone);
   await sleep(500);
   const before = [descriptors(), threads()];
   for (let i = 0; i < 30; i++) {
@@ -931,10 +915,6 @@ test('thirty aborted requests leave nothing behind', { alone: true }, async (t) 
     await sleep(20 + (i % 3) * 60);
     exchange.abort();
   }
-  await eventually('one spare is left', alone, 20_000);
-  await eventually(
-    'descriptors and threads are as before',
-    () => descriptors() <= before[0] && threads() <= before[1],
-    3000,
-  ).catch((error) => assert.fail(`${error.message}; before ${before}, now ${threads()} and ${descriptorsOf(proxy.pid).join()}`));
+  await eventually('one spare is left', alone);
+  await eventually('descriptors and threads are as before', () => descriptors() <= before[0] && threads() <= before[1]).catch((error) => assert.fail(`${error.message}; before ${before}, now ${threads()} and ${descriptorsOf(proxy.pid).join()}`));
 });

@@ -8,7 +8,7 @@ import { promisify } from 'node:util';
 import { PROXY, eventually, madeKey, processesMarked, startAndExpectExit, suite } from './harness.mjs';
 import { NO_CLI, STAND_IN, ask, logLines, reload, scratchFolder, standIn, startLight, startOwn } from './operate.mjs';
 
-export const settings = suite(90_000);
+export const settings = suite();
 const { test } = settings;
 
 const QUESTION = /Enable API key protection\? \(y\/N\)/;
@@ -263,7 +263,7 @@ test('a flag that is none, and a value that is none, are told', async (t) => {
   for (const [options, message] of wrong) assert.match(await refusal(t, options), message);
 });
 
-test('a bad value of a variable is reported by the name of the variable, and of the file that holds it', { deadline: 60_000 }, async (t) => {
+test('a bad value of a variable is reported by the name of the variable, and of the file that holds it', async (t) => {
   const help = await startAndExpectExit({ url: t.api.url, args: ['--help'] });
   const variables = [...help.output.matchAll(/\[([A-Z][A-Z_]+)\]/g)].map(([, name]) => name);
   assert.ok(variables.length > 40, help.output);
@@ -509,7 +509,7 @@ async function typed(t, answers, options = {}) {
   });
   started.catch(() => {});
   for (const [i, answer] of answers.entries()) {
-    await eventually('it asks', () => made?.output.split('(y/N): ').length > i + 1 || made?.exit, 8000);
+    await eventually('it asks', () => made?.output.split('(y/N): ').length > i + 1 || made?.exit);
     made.keys.write(answer);
   }
   const proxy = (t.proxy = await started);

@@ -11,7 +11,7 @@ import OpenAI from 'openai';
 import { descriptorsOf, eventually, linkOf, processesMarked, send, sleep, startAndExpectExit, suite } from './harness.mjs';
 import { NO_CLI, ask, reload, scratchFolder, startLight, startOwn } from './operate.mjs';
 
-export const transport = suite(90_000);
+export const transport = suite();
 const { test } = transport;
 
 // ---- TLS -----------------------------------------------------------------------------------------
