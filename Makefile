@@ -135,8 +135,9 @@ e2e: build/claude-openai stand-in e2e-modules client-libraries ## run the real s
 	@.ci/deps browser sandbox
 	@tests/run e2e
 
-e2e-clients: build/claude-openai stand-in e2e-modules client-libraries ## run coding agents and clients of Python, Go, Rust and Java against the real server
-	@cd tests/e2e && node run.mjs --suite coding_agents,python,languages
+# The large clients of npm are installed by this command alone: `make test` skips and counts their tests.
+e2e-clients: build/claude-openai stand-in e2e-modules client-libraries build/clients/npm_large/installed ## run coding agents and clients of npm, Python, Go, Rust and Java
+	@cd tests/e2e && node run.mjs --suite coding_agents,npm,python,languages
 
 header: stand-in ## check the header itself (linkage, macros, warnings, sections, shape)
 	@.ci/deps build test node
@@ -208,12 +209,15 @@ tests/e2e/node_modules/.package-lock.json: tests/e2e/package-lock.json
 # The long command is run by `exec`, so that `timeout` ends it and not only its shell.
 CLIENT_TIMEOUT ?= 1800
 python_clients := $(patsubst tests/e2e/python/%.txt,%,$(wildcard tests/e2e/python/*.txt))
-client-libraries: $(foreach client,$(python_clients) go rust java,build/clients/$(client)/installed) ; @:
+client-libraries: $(foreach client,$(python_clients) npm go rust java,build/clients/$(client)/installed) ; @:
 install_client = rm -f $@ && mkdir -p $(@D) && { timeout --foreground $(CLIENT_TIMEOUT) sh -ec '$1' && touch $@; } || \
                  echo "Not installed: $(@D). Tests that need it are SKIPPED." >&2
 
 $(python_clients:%=build/clients/%/installed): build/clients/%/installed: tests/e2e/python/%.txt | need-clients
 	$(call install_client,python3 -m venv --clear $(@D); exec $(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps -r $<)
+
+build/clients/npm/installed build/clients/npm_large/installed: build/clients/%/installed: tests/e2e/%/package-lock.json $(wildcard tests/e2e/npm/*.mjs) | need-clients
+	$(call install_client,cp tests/e2e/npm/*.mjs tests/e2e/$*/package*.json tests/e2e/$*/.npmrc $(@D); cd $(@D); exec npm install --no-save --loglevel=error)
 
 build/clients/go/installed: $(wildcard tests/e2e/go/go.* tests/e2e/go/*/*.go) | need-clients
 	$(call install_client,cd tests/e2e/go; exec go build -o "$(abspath $(@D))/" ./...)
@@ -285,7 +289,7 @@ need-build:
 need-test: need-build
 	@.ci/deps build test
 need-clients:
-	@.ci/deps clients
+	@.ci/deps clients node
 
 help: ## say this
 	@echo "make TARGET, where TARGET is one of:"

@@ -19,9 +19,9 @@ import { scrape } from './operate.mjs';
 export const codingAgents = suite();
 const { test } = codingAgents;
 
-const KEY = 'sk-client-key-of-the-proxy';
-const PROMPT = 'Please make the file.';
-const COMMAND = 'echo marker-$((40+2)) > made.txt; cat made.txt';
+export const KEY = 'sk-client-key-of-the-proxy';
+export const PROMPT = 'Please make the file.';
+export const COMMAND = 'echo marker-$((40+2)) > made.txt; cat made.txt';
 const SHELLS = {
   Bash: { command: COMMAND, description: 'Makes the file' },
   bash: { command: COMMAND, description: 'Makes the file' },
@@ -30,7 +30,7 @@ const SHELLS = {
 const blocksOf = ({ content }) => (typeof content === 'string' ? [] : content);
 
 /** The model: asks for the tool once, and is done when it has the result; to who offers none it is a maker of titles. */
-const playing =
+export const playing =
   (tools) =>
   ({ body }) => {
     const at = body.messages.findLastIndex(({ role }) => role === 'user');
@@ -55,7 +55,7 @@ async function startGate(t) {
 }
 
 /** A proxy with an API and a client key of its own, and an agent's folders. */
-async function prepare(t, tools = SHELLS) {
+export async function prepare(t, tools = SHELLS) {
   const api = await startMessagesApi({ scenario: playing(tools) });
   t.defer(() => api.close());
   const proxy = await t.start({ url: api.url, cli: t.cli, args: ['--api-key', KEY, '--spares', '1', '--model', MODEL] });
@@ -67,7 +67,7 @@ async function prepare(t, tools = SHELLS) {
 }
 
 /** Runs an agent to its end; resolves to {code, lines, output}, `lines` being those of its JSON. */
-async function run({ t, home, work, gate }, program, args, env) {
+export async function run({ t, home, work, gate }, program, args, env) {
   const child = spawn(program, args, {
     cwd: work,
     detached: true,
@@ -113,7 +113,7 @@ async function run({ t, home, work, gate }, program, args, env) {
 }
 
 /** A client's own file, which a user has had before `claude-openai connect` puts the proxy into it. */
-function connect({ home, proxy }, client, name, before) {
+export function connect({ home, proxy }, client, name, before) {
   const file = path.join(home, name);
   mkdirSync(path.dirname(file), { recursive: true });
   writeFileSync(file, before);
@@ -125,18 +125,17 @@ function connect({ home, proxy }, client, name, before) {
   return file;
 }
 
-const callsOf = ({ api }) => api.requests.filter(({ path: where }) => where === '/v1/messages');
+export const callsOf = ({ api }) => api.requests.filter(({ path: where }) => where === '/v1/messages');
 
 /** Those of the API calls that are the agent's own, not the titles it gives to its conversation; by their tools. */
-const turnsOf = (setting) => callsOf(setting).filter(({ body }) => body.tools?.length);
+export const turnsOf = (setting) => callsOf(setting).filter(({ body }) => body.tools?.length);
 
-/** What holds for each agent: the command ran, and the API got its result from the process that waited. */
-function assertMade(setting, { code, output }, system) {
+/** What holds for each agent: the command ran, and the API got its result from the process that waited; `turns`: its calls of the API. */
+export function assertMade(setting, { code, output }, system, turns = turnsOf(setting)) {
   assert.equal(code, 0, output);
   assert.equal(readFileSync(path.join(setting.work, 'made.txt'), 'utf8'), 'marker-42\n', output);
   const refused = callsOf(setting).find(({ refusal }) => refusal);
   assert.equal(refused, undefined, refused?.refusal);
-  const turns = turnsOf(setting);
   assert.equal(turns.length, 2, `${turns.length} turns; ${output}`);
   assert.equal(processOf(turns[0]), processOf(turns[1]), 'the process that waits goes on');
   const [asked, ...more] = conversationOf(turns[0]);

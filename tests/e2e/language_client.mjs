@@ -49,8 +49,11 @@ async function startGate(t) {
   return { asked, url: `http://127.0.0.1:${gate.address().port}` };
 }
 
-/** Runs a program to its end, in a scratch folder that holds its HOME; resolves to {code, output, home, work, asked}. */
-export async function runProgram(t, [program, ...args], { env = {}, input = '', prepare = () => {} } = {}) {
+/**
+ * Starts a program in a scratch folder that holds its HOME; resolves to {ended, output(), complaints(), home, work, asked}, `ended` being
+ * a promise of its status. It ends with the test at the latest.
+ */
+export async function startProgram(t, [program, ...args], { env = {}, input = '', prepare = () => {} } = {}) {
   const scratch = mkdtempSync(path.join(tmpdir(), 'claude-openai-client-'));
   t.defer(async () => rmSync(scratch, { recursive: true, force: true, maxRetries: 3 }));
   const [home, work] = ['home', 'work'].map((name) => path.join(scratch, name));
@@ -64,12 +67,16 @@ export async function runProgram(t, [program, ...args], { env = {}, input = '', 
     detached: true,
     env: { HOME: home, TMPDIR: home, PATH: process.env.PATH, LANG: 'C.UTF-8', ...OFF, ...proxies, ...local, ...env },
   });
+  const ended = new Promise((resolve, reject) => {
+    child.once('error', reject).once('close', resolve);
+  });
   t.defer(async () => {
     try {
       process.kill(-child.pid, 'SIGKILL'); // its own group
     } catch {
       /* it has ended */
     }
+    await ended.catch(() => {});
   });
   let output = '';
   let complaints = '';
@@ -80,10 +87,14 @@ export async function runProgram(t, [program, ...args], { env = {}, input = '', 
     complaints += text;
   });
   child.stdin.on('error', () => {}).end(input);
-  const code = await new Promise((resolve, reject) => {
-    child.once('error', reject).once('close', resolve);
-  });
-  return { code, output, complaints, home, work, asked };
+  return { ended, output: () => output, complaints: () => complaints, home, work, asked };
+}
+
+/** Runs a program to its end; resolves to {code, output, complaints, home, work, asked}. */
+export async function runProgram(t, command, options) {
+  const { ended, output, complaints, ...program } = await startProgram(t, command, options);
+  const code = await ended;
+  return { ...program, code, output: output(), complaints: complaints() };
 }
 
 /**

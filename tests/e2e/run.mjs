@@ -23,11 +23,14 @@ import { documents } from './documents.test.mjs';
 import { faults } from './faults.test.mjs';
 import * as asked from './features.test.mjs';
 import { fields } from './fields.test.mjs';
+import { gateway } from './gateway.test.mjs';
 import { histories } from './histories.test.mjs';
 import { hostile } from './hostile_http.test.mjs';
 import { identity } from './identity.test.mjs';
 import { limits } from './limits.test.mjs';
 import { money } from './money.test.mjs';
+import { npm } from './npm.test.mjs';
+import { npmAgents } from './npm_agents.test.mjs';
 import { observe } from './observe.test.mjs';
 import { ollama } from './ollama.test.mjs';
 import { KEY } from './language_client.mjs';
@@ -130,8 +133,9 @@ const suites = [
   { name: 'identity', version: newest, tests: identity.tests },
   { name: 'hostile', version: newest, program: STAND_IN, tests: hostile.tests },
   { name: 'coding_agents', version: newest, tests: codingAgents.tests },
-  { name: 'python', version: newest, args: ['--api-key', KEY], tests: python.tests },
+  { name: 'python', version: newest, args: ['--api-key', KEY], tests: [...python.tests, ...gateway.tests] },
   { name: 'languages', version: newest, args: ['--api-key', KEY], tests: languages.tests },
+  { name: 'npm', version: newest, args: ['--api-key', KEY], tests: [...npm.tests, ...npmAgents.tests] },
   { name: 'page', version: newest, tests: page.tests, skip: page.skip },
   // The oldest CLI is there for what must work everywhere.
   ...versions.map((version) => ({

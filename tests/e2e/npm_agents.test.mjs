@@ -1,0 +1,122 @@
+// Terminal agents from npm, unmodified, with the settings that `claude-openai connect` or docs/clients.md has for them: a command that
+// changes a file, and a second turn of the same session. Their lock files are in npm/ and npm_large/.
+
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { mkdirSync, renameSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import { conversationOf } from './chat_client.mjs';
+import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
+import { assertMade, COMMAND, connect, KEY, playing, prepare, PROMPT, run, turnsOf } from './coding_agents.test.mjs';
+import { PROXY, suite } from './harness.mjs';
+import { CLIENTS, missing } from './language_client.mjs';
+
+export const npmAgents = suite(240_000);
+
+/** What `connect` prints for a client: the beginning of a command line. */
+const recipe = ({ proxy, home }, client) =>
+  execFileSync(PROXY, ['connect', client, '--url', proxy.url, '--model', MODEL, '--key', KEY], { env: { HOME: home }, encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }).trim();
+
+/** Puts a file of a client's own into its home. */
+function put({ home }, name, settings) {
+  const file = path.join(home, name);
+  mkdirSync(path.dirname(file), { recursive: true });
+  writeFileSync(file, JSON.stringify(settings));
+  return file;
+}
+
+/**
+ * A test of an agent. `shell`: the tool by which it runs commands, and its arguments. `begin(setting)` resolves to the command lines of
+ * a first turn and of one that goes on with it, without what the user says; `system`: what its own system prompt says; its helpers, which name a
+ * session or remember it, have others.
+ */
+function test(name, needs, { shell, system, begin }) {
+  npmAgents.test(`npm, ${name} runs a command that changes a file, and goes on`, { skip: missing(needs), slow: true }, async (t) => {
+    const setting = await prepare(t);
+    const isOwn = (request) => system.test(request.system.join('\n'));
+    const play = playing({ [shell]: { command: COMMAND, description: 'Makes the file' } });
+    setting.api.script((request) => (isOwn(request) ? play(request) : { name: 'plain', text: 'A title' }));
+    const turns = () => turnsOf(setting).filter(isOwn);
+    const environment = { PATH: `${path.join(CLIENTS, needs, 'node_modules', '.bin')}:${process.env.PATH}`, CI: '1' };
+    const say = (command, text) => run(setting, 'sh', ['-c', `${command} '${text}'`], environment);
+    const [first, again] = await begin(setting);
+    const made = await say(first, PROMPT);
+    assertMade(setting, made, system, turns());
+    assert.match(made.output, /All done\./);
+    const more = await say(again, 'And now?');
+    assert.equal(more.code, 0, more.output);
+    assert.match(more.output, /Once more\./);
+    const [, , third, ...others] = turns();
+    assert.equal(others.length, 0);
+    const told = conversationOf(third);
+    assert.deepEqual(
+      told.map(({ role }) => role),
+      ['user', 'assistant', 'user', 'assistant', 'user'],
+    );
+    assert.match(JSON.stringify(told[2]), /marker-42/);
+    assert.match(JSON.stringify(told[4]), /And now\?/);
+  });
+}
+
+// ---- Continue ------------------------------------------------------------------------------------
+
+for (const [provider, settings] of [
+  ['the file that `connect` writes', (setting) => connect(setting, 'continue', '.continue/config.yaml', '')],
+  [
+    'its ollama provider',
+    (setting) => {
+      const model = { name: 'Claude', provider: 'ollama', model: MODEL, apiBase: setting.proxy.url, apiKey: KEY, capabilities: ['tool_use'] };
+      return put(setting, '.continue/config.yaml', { name: 'Claude', version: '1.0.0', schema: 'v1', models: [model] });
+    },
+  ],
+])
+  test(`Continue's cn with ${provider}`, 'npm', {
+    shell: 'Bash',
+    system: /You are an agent in the Continue CLI/,
+    begin: (setting) => {
+      const cn = `cn --config ${settings(setting)} --auto`;
+      return [`${cn} -p`, `${cn} --resume -p`];
+    },
+  });
+
+// ---- the large ones ------------------------------------------------------------------------------
+
+test('pi', 'npm_large', {
+  shell: 'bash',
+  system: /You are an expert coding assistant operating inside pi/,
+  begin: (setting) => {
+    connect(setting, 'pi', '.pi/agent/models.json', '{}');
+    const pi = `pi --provider claude --model ${MODEL}`;
+    return [`${pi} -p`, `${pi} --continue -p`];
+  },
+});
+
+test('Qwen Code', 'npm_large', {
+  shell: 'run_shell_command',
+  system: /You are Qwen Code/,
+  begin: (setting) => {
+    const qwen = `${recipe(setting, 'qwen')} --yolo`;
+    return [`${qwen} -p`, `${qwen} --continue -p`];
+  },
+});
+
+test('Copilot CLI', 'npm_large', {
+  shell: 'bash',
+  system: /You are the GitHub Copilot CLI/,
+  begin: (setting) => {
+    const copilot = `COPILOT_OFFLINE=true ${recipe(setting, 'copilot')} --allow-all-tools`;
+    return [`${copilot} -p`, `${copilot} --continue -p`];
+  },
+});
+
+test('Kilo', 'npm_large', {
+  shell: 'bash',
+  system: /You are Kilo/,
+  begin: (setting) => {
+    const file = connect(setting, 'opencode', '.config/opencode/opencode.json', '{}');
+    mkdirSync(path.join(setting.home, '.config/kilo'));
+    renameSync(file, path.join(setting.home, '.config/kilo/kilo.json')); // the same settings
+    const kilo = `kilo run --auto --model claude/${MODEL}`;
+    return [kilo, `${kilo} --continue`];
+  },
+});
