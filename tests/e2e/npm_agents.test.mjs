@@ -26,23 +26,24 @@ function put({ home }, name, settings) {
 }
 
 /**
- * A test of an agent. `shell`: the tool by which it runs commands, and its arguments. `begin(setting)` resolves to the command lines of
- * a first turn and of one that goes on with it, without what the user says; `system`: what its own system prompt says; its helpers, which name a
- * session or remember it, have others.
+ * A test of an agent. `shell`: the tool by which it runs commands, `args` what the tool wants beside the command. `begin(setting)` has
+ * the command lines of a first turn and of one that goes on with it, without what the user says. `system`: what its own system prompt
+ * says; its helpers, which name a session or remember it, have others.
  */
-function test(name, needs, { shell, system, begin }) {
+function test(name, needs, { shell, args = { description: 'Makes the file' }, system, begin }) {
   npmAgents.test(`npm, ${name} runs a command that changes a file, and goes on`, { skip: missing(needs), slow: true }, async (t) => {
     const setting = await prepare(t);
     const isOwn = (request) => system.test(request.system.join('\n'));
-    const play = playing({ [shell]: { command: COMMAND, description: 'Makes the file' } });
+    const play = playing({ [shell]: { command: COMMAND, ...args } });
     setting.api.script((request) => (isOwn(request) ? play(request) : { name: 'plain', text: 'A title' }));
     const turns = () => turnsOf(setting).filter(isOwn);
     const environment = { PATH: `${path.join(CLIENTS, needs, 'node_modules', '.bin')}:${process.env.PATH}`, CI: '1' };
     const say = (command, text) => run(setting, 'sh', ['-c', `${command} '${text}'`], environment);
-    const [first, again] = await begin(setting);
+    const [first, again] = begin(setting);
     const made = await say(first, PROMPT);
     assertMade(setting, made, system, turns());
     assert.match(made.output, /All done\./);
+    if (!again) return;
     const more = await say(again, 'And now?');
     assert.equal(more.code, 0, more.output);
     assert.match(more.output, /Once more\./);
@@ -118,5 +119,17 @@ test('Kilo', 'npm_large', {
     renameSync(file, path.join(setting.home, '.config/kilo/kilo.json')); // the same settings
     const kilo = `kilo run --auto --model claude/${MODEL}`;
     return [kilo, `${kilo} --continue`];
+  },
+});
+
+// Its second turn fails here: a session is not found again.
+test('Droid', 'npm_large', {
+  shell: 'Execute',
+  args: { summary: 'Makes the wanted file' },
+  system: /You are Droid/,
+  begin: (setting) => {
+    const model = { model: MODEL, displayName: 'Sonnet', baseUrl: setting.proxy.url, apiKey: KEY, provider: 'anthropic', maxOutputTokens: 16000 };
+    put(setting, '.factory/settings.json', { customModels: [model] });
+    return ['droid exec --skip-permissions-unsafe -m custom:Sonnet-0'];
   },
 });
