@@ -37,7 +37,7 @@ async function startGateway(t) {
     litellm_params: { model: `${model_name}/${MODEL}`, api_base, api_key: KEY },
   }));
   const settings = JSON.stringify({ model_list, litellm_settings: { num_retries: 0 }, general_settings: { master_key: GATEWAY_KEY } });
-  const command = [path.join(CLIENTS, 'gateway', 'bin', 'litellm'), '--config', 'config.yaml', '--host', '127.0.0.1', '--port', `${port}`];
+  const command = [path.join(CLIENTS, 'earlier', 'bin', 'litellm'), '--config', 'config.yaml', '--host', '127.0.0.1', '--port', `${port}`];
   const program = await startProgram(t, command, { prepare: ({ work }) => writeFileSync(path.join(work, 'config.yaml'), settings) });
   const url = `http://127.0.0.1:${port}`;
   const said = () => `${program.output()}\n${program.complaints()}`.slice(-4000);
@@ -48,7 +48,7 @@ async function startGateway(t) {
   return url;
 }
 
-gateway.test('python, litellm as a gateway in front: chat completions and messages, over both dialects', { skip: missing('gateway'), slow: true }, async (t) => {
+gateway.test('python, litellm as a gateway in front: chat completions and messages, over both dialects', { skip: missing('earlier'), slow: true }, async (t) => {
   const url = await startGateway(t);
   const openai = new OpenAI({ baseURL: `${url}/v1`, apiKey: GATEWAY_KEY, maxRetries: 0 });
   const anthropic = new Anthropic({ baseURL: url, apiKey: GATEWAY_KEY, maxRetries: 0 });

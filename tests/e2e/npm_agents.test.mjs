@@ -3,7 +3,7 @@
 
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { mkdirSync, renameSync, writeFileSync } from 'node:fs';
+import { mkdirSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { conversationOf } from './chat_client.mjs';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
@@ -110,19 +110,7 @@ test('Copilot CLI', 'npm_large', {
   },
 });
 
-test('Kilo', 'npm_large', {
-  shell: 'bash',
-  system: /You are Kilo/,
-  begin: (setting) => {
-    const file = connect(setting, 'opencode', '.config/opencode/opencode.json', '{}');
-    mkdirSync(path.join(setting.home, '.config/kilo'));
-    renameSync(file, path.join(setting.home, '.config/kilo/kilo.json')); // the same settings
-    const kilo = `kilo run --auto --model claude/${MODEL}`;
-    return [kilo, `${kilo} --continue`];
-  },
-});
-
-// Its second turn fails here: a session is not found again.
+// Its second turn ends with status 1 where nothing but loopback is there.
 test('Droid', 'npm_large', {
   shell: 'Execute',
   args: { summary: 'Makes the wanted file' },
@@ -133,3 +121,9 @@ test('Droid', 'npm_large', {
     return ['droid exec --skip-permissions-unsafe -m custom:Sonnet-0'];
   },
 });
+
+for (const [name, why] of [
+  ['Kilo', '7.7.7 sends nothing where nothing but loopback is there'],
+  ['Cline', '3.0.65 did not end without a terminal'],
+])
+  npmAgents.test(`npm, ${name} runs a command that changes a file, and goes on`, { skip: why }, () => {});
