@@ -326,7 +326,7 @@ test('Claude Code finds and calls a tool of an MCP server that it has deferred',
   assert.equal(processOf(found), processOf(called), 'the process that waits goes on');
 });
 
-test('Claude Code on a model with late system messages calls fifteen tools, and no history is told again', { deadline: 180_000 }, async (t) => {
+test('Claude Code on a model with late system messages calls fifteen tools, and no history is told again', async (t) => {
   const setting = await prepare(t);
   const asked = [];
   setting.api.script(({ body: { tools = [], messages } }) => {

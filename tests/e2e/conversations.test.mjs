@@ -820,7 +820,7 @@ function randomFrom(seed) {
 const SOAK = process.env.SOAK === '1';
 const size = SOAK
   ? { chats: 50, turns: 12, kills: 150, processes: 24, pause: 4000, minutes: 20 }
-  : { chats: 8, turns: 4, kills: 6, processes: 8, pause: 200, minutes: 3 };
+  : { chats: 8, turns: 4, kills: 6, processes: 8, pause: 200, minutes: 5 };
 
 test(
   `${size.chats} conversations at once with kills and disconnects never mix`,

@@ -9,7 +9,7 @@ import path from 'node:path';
 import { DEFAULT_MODEL } from './claude_cli.mjs';
 import { eventually, send, startProxy, suite } from './harness.mjs';
 
-export const identity = suite(180_000);
+export const identity = suite();
 const { test } = identity;
 
 const PNG = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==';

@@ -75,7 +75,7 @@ async function runSuite({ version, tests, prepare = furnishHome, program, args =
   if (!wanted.length) return;
   const api = await startMessagesApi();
   const cli = options ? undefined : (program ?? claudePath(version));
-  const shared = { name: 'a proxy starts', deadline: 60_000 };
+  const shared = { name: 'a proxy starts', deadline: 300_000 };
   let proxy;
   const started = await runTest(
     {
@@ -110,7 +110,7 @@ async function runSuite({ version, tests, prepare = furnishHome, program, args =
     const ended = await runTest(
       {
         name: 'SIGTERM ends the proxy and leaves nothing behind',
-        deadline: 60_000,
+        deadline: 300_000,
         body: async () => {
           const { faults } = await proxy.stop();
           if (faults.length) throw new Error(faults.join('; '));
