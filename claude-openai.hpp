@@ -1263,38 +1263,34 @@ inline void append_result(std::string& words, const tool_result_part& result, st
   }
 }
 
-/// The same text for the same value, however a client has written it down again: members sorted,
-/// whole numbers without a fraction.
-inline nlohmann::json canonical(const json& value) {
-  if (value.is_object()) {
-    nlohmann::json sorted = nlohmann::json::object();
-    for (const auto& [name, member] : value.items()) sorted[name] = canonical(member);
-    return sorted;
-  }
-  if (value.is_array()) {
-    nlohmann::json same = nlohmann::json::array();
-    for (const auto& element : value) same.push_back(canonical(element));
-    return same;
-  }
-  if (value.is_number_float()) {
-    const auto number = value.get<double>();
-    constexpr double exact = 9'007'199'254'740'992.0;  // 2^53
-    if (std::abs(number) < exact && std::trunc(number) == number) {
-      return static_cast<std::int64_t>(number);
-    }
-  }
-  return nlohmann::json(value);
-}
-
-/// Clients may write the members of an object in another order each time, as Go's do.
-inline void append_json(std::string& words, char kind, const json& value) {
+/// The same for the same value, however a client has written it down again: a whole number may have
+/// a fraction, and the members of an object another order each time, as Go's clients write them.
+inline void append_json(std::string& words, const json& value) {
   constexpr auto replace = nlohmann::json::error_handler_t::replace;
-  append_field(words, kind, canonical(value).dump(-1, ' ', false, replace));
+  constexpr double exact = 9'007'199'254'740'992.0;  // 2^53
+  if (value.is_object()) {
+    std::map<std::string_view, const json*> members;
+    for (const auto& [name, member] : value.items()) members.emplace(name, &member);
+    append_field(words, 'O', std::to_string(members.size()));
+    for (const auto& [name, member] : members) {
+      append_field(words, 'N', name);
+      append_json(words, *member);
+    }
+  } else if (value.is_array()) {
+    append_field(words, 'L', std::to_string(value.size()));
+    for (const auto& element : value) append_json(words, element);
+  } else {
+    const double number = value.is_number_float() ? value.get<double>() : exact;
+    const bool whole = std::abs(number) < exact && std::trunc(number) == number;
+    append_field(words, 'V',
+                 whole ? std::to_string(static_cast<std::int64_t>(number))
+                       : value.dump(-1, ' ', false, replace));
+  }
 }
 
 inline void append_call(std::string& words, const tool_call_part& call) {
   append_field(words, 'n', call.name);
-  append_json(words, 'i', call.input);
+  append_json(words, call.input);
 }
 
 /// The place of a call among those of a message; their number when it is none of them.
@@ -1618,7 +1614,7 @@ inline conversation_trace make_trace(const turn_request& request) {
   for (const auto& tool : request.tools) {
     append_field(trace.identity, 'o', tool.name);
     append_field(trace.identity, 'p', tool.description);
-    append_json(trace.identity, 'q', tool.schema);
+    append_json(trace.identity, tool.schema);
   }
   if (request.schema) append_field(trace.identity, 'j', dump(*request.schema));
   append_field(trace.identity, 'x', name_of(request.effort));
@@ -1666,6 +1662,12 @@ inline std::string parse_model(const reader& field) {
     field.fail("is not a model id");
   }
   return model;
+}
+
+/// What the dialects have alike; `model` may be left out.
+inline void parse_model_and_stream(const reader& root, turn_request& turn) {
+  if (const auto model = root.find("model")) turn.model = parse_model(*model);
+  if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
 }
 
 /// The bytes of a `data:TYPE;base64,…` URI (RFC 2397), or nullopt when it is none.
@@ -2971,9 +2973,8 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   }
   parse_sampling(root, turn);
   parse_prompt_cache(root, turn);
-  if (const auto model = root.find("model")) turn.model = parse_model(*model);
+  parse_model_and_stream(root, turn);
   if (const auto session = root.find("session_id")) turn.session = parse_session_id(*session);
-  if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
   parse_agent(root, turn);
   parse_style(root, turn, style);
   for (const auto& field : ignored_fields) {
@@ -4489,8 +4490,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   parse_sampling(root, turn);
   parse_prompt_cache(root, turn);
   turn.thinking_field = turn.effort_field = "reasoning";
-  if (const auto model = root.find("model")) turn.model = parse_model(*model);
-  if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
+  parse_model_and_stream(root, turn);
   parse_agent(root, turn);
   parse_stream_options(root, turn);
   for (const auto& [name, neutral] : ignored_fields) {
@@ -4661,8 +4661,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   refuse_foreign_body(root, "prompt");
   const auto prompts = parse_prompts(root.require("prompt"));
   openai_chat::parse_sampling(root, turn);
-  if (const auto model = root.find("model")) turn.model = parse_model(*model);
-  if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
+  parse_model_and_stream(root, turn);
   std::size_t n = 1;
   if (const auto wanted = root.find("n")) n = static_cast<std::size_t>(wanted->integer(1, 8));
   if (prompts.size() * n > 32) root.require("prompt").fail("asks for more than 32 completions");
@@ -5057,7 +5056,7 @@ inline std::string render_error(const api_error& error, const std::string& = {})
   return dump(json::object({{"error", error.message}}));
 }
 
-/// Ollama has no word for calls: they are told beside the text.
+/// Ollama has no reason for calls: they stand beside the text.
 inline const char* done_reason(stop_reason reason) {
   return reason == stop_reason::tool_use ? "stop" : openai_chat::finish_reason(reason);
 }
@@ -5132,7 +5131,7 @@ class ollama_reply final : public reply {
     return object;
   }
 
-  /// One that the token limit has cut has no input that could be told; the end tells the limit.
+  /// One that the token limit has cut has no whole input; `done_reason` says so.
   void add_call(const block& call, json& calls) const {
     const bool nothing = text::trim(call.text).empty();
     json input = nothing ? json::object() : try_parse_json(call.text);
@@ -5163,7 +5162,7 @@ class ollama_reply final : public reply {
     return object;
   }
 
-  /// The open block so far, which is then told.
+  /// Writes the open block as far as it has come.
   void write_block(std::string& out) {
     const auto object = object_of({block_});
     if (block_.kind == block_kind::tool_call) ++calls_;
@@ -5175,8 +5174,8 @@ class ollama_reply final : public reply {
   bool is_chat_;
   std::string model_;
   const char* load_reason_;
-  block block_;            ///< that is open, with what of it was not told
-  std::size_t calls_ = 0;  ///< that were told
+  block block_;            ///< that is open, with what of it was not written
+  std::size_t calls_ = 0;  ///< that were written
 };
 
 /// A call that waits for its result: its id, and the name of the tool.
@@ -5304,8 +5303,7 @@ inline void parse_options(const reader& options, turn_request& request) {
 inline turn_request parse_common(const reader& root) {
   turn_request turn;
   turn.stream = true;
-  if (const auto model = root.find("model")) turn.model = parse_model(*model);
-  if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
+  parse_model_and_stream(root, turn);
   if (const auto format = root.find("format")) parse_format(*format, turn);
   if (const auto think = root.find("think")) parse_think(*think, turn);
   if (const auto options = root.find("options")) parse_options(*options, turn);
@@ -9162,7 +9160,8 @@ struct start_counts {
 inline std::unique_ptr<claude_process> start_claude(const options& settings,
                                                     const launch_profile& profile,
                                                     const child_guard& guard) {
-  const auto what = make_command(profile.fallback ? with_fallback(settings) : settings, profile);
+  const auto what = profile.fallback ? make_command(with_fallback(settings), profile)
+                                     : make_command(settings, profile);
   try {
     return std::make_unique<claude_process>(what, guard);
   } catch (const std::system_error& failure) {
@@ -10583,8 +10582,9 @@ class limit_board {
 
   /// A limit refuses until it begins anew. `extra_usage`: what is billed beyond it is no refusal.
   bool is_spent(bool extra_usage) const {
-    const auto windows = all();
-    return std::any_of(windows.begin(), windows.end(), [&](const usage_window& window) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return std::any_of(windows_.begin(), windows_.end(), [&](const auto& entry) {
+      const usage_window& window = entry.second;
       const bool refuses = window.status == "rejected" && !(window.extra_usage && extra_usage);
       return refuses && time_to(window.resets_at).count() > 0;
     });
@@ -10682,6 +10682,12 @@ inline bool lacks_thoughts(const turn_request& request) {
   if (results.empty() || !std::holds_alternative<tool_result_part>(results.front())) return false;
   const auto& last_parts = messages[messages.size() - 2].parts;
   return last_parts.empty() || !std::holds_alternative<thinking_part>(last_parts.front());
+}
+
+/// The operator's other account answers, see `options::fallback`.
+inline void use_fallback(turn_request& request, const options& settings) {
+  request.on_fallback = true;
+  if (!settings.fallback_model.empty()) request.model = settings.fallback_model;
 }
 
 /// How an answer came about; for figures and the log.
@@ -10821,9 +10827,6 @@ class turn {
   }
 
   void queue(bool fresh) {
-    if (request_.on_fallback && !settings_.fallback_model.empty()) {
-      request_.model = settings_.fallback_model;
-    }
     ticket_.emplace(pool_, process_demand{{request_.model, request_.agent, request_.on_fallback},
                                           request_.client,
                                           &trace_,
@@ -10898,7 +10901,7 @@ class turn {
     if (!refused || !settings_.fallback || request_.on_fallback) return false;
     note_windows();
     if (!limits_.is_spent(true)) return false;
-    request_.on_fallback = true;
+    use_fallback(request_, settings_);
     return queue_again(false);
   }
 
@@ -16853,9 +16856,10 @@ inline void complete_request(request_context& now, turn_request& turn) {
   if (!turn.cache_ttl.empty() && !has_cache_ttl(facts.version)) {
     name_ignored(turn, turn.cache_field);
   }
+  if (now.settings->fallback && now.proxy.windows.is_spent(now.settings->extra_usage)) {
+    use_fallback(turn, *now.settings);
+  }
   apply_model_limits(turn, traits_of(turn.model, facts.always_thinking));
-  turn.on_fallback =
-      now.settings->fallback && now.proxy.windows.is_spent(now.settings->extra_usage);
 }
 
 inline void tell_ignored(request_context& now, const std::vector<std::string>& names) {
