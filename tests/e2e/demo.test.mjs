@@ -472,8 +472,8 @@ for (const dialect of ALL)
     assert.equal(proxy.claudes().length, 1);
     const processes = async () => (await t.get('/health', { proxy })).json.processes;
     const isFree = async () => {
-      const { busy, idle, taking_back } = await processes();
-      return busy === 0 && idle === 1 && taking_back === 0;
+      const { busy, idle, rewinding } = await processes();
+      return busy === 0 && idle === 1 && rewinding === 0;
     };
     exchange.abort();
     await eventually('the process is free', isFree);

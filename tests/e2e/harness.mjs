@@ -369,8 +369,8 @@ export class Conversation {
 
   /** How many processes answer, or take back what nobody waits for any more. */
   async busyProcesses(options = {}) {
-    const { busy, taking_back } = (await this.get('/health', options)).json.processes;
-    return busy + taking_back;
+    const { busy, rewinding } = (await this.get('/health', options)).json.processes;
+    return busy + rewinding;
   }
 
   /** The calls of this test that reached the API. */

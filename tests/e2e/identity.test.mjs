@@ -39,7 +39,7 @@ const health = async (proxy) => (await send(proxy, { method: 'GET', path: '/heal
 const rests = (proxy) =>
   eventually('nothing is under way', async () => {
     const now = await health(proxy);
-    return now.busy === 0 && now.taking_back === 0 && now.stopping === 0;
+    return now.busy === 0 && now.rewinding === 0 && now.stopping === 0;
   });
 
 const ask = (proxy, body) => send(proxy, { path: '/v1/messages', body });
