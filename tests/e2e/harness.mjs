@@ -1,5 +1,6 @@
 // Starts the proxy under test, talks to it, and proves afterwards that nothing of it is left. And a small test runner.
 
+import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs';
 import http from 'node:http';
@@ -232,6 +233,12 @@ export async function startAndExpectExit(options, ms = 30_000) {
 }
 
 // ---- HTTP ----------------------------------------------------------------------------------------
+
+/** Five deltas that left within 600 ms came so: what is gathered first comes all at once. */
+export function assertSpread(times) {
+  const after = times.map((at) => Math.round(at - times[0]));
+  assert.ok(after.length === 5 && after.at(-1) > 300, `they came after ${after} ms`);
+}
 
 /** The frames of an event stream: {at, comment} or {at, event, data}. */
 function parseFrames(chunks) {

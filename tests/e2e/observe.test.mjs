@@ -657,7 +657,7 @@ test('doctor looks at TLS files and the unix socket too, and waits for no answer
   const silent = await examined(t, { cli: standIn(t, 'answer hang'), args: ['--timeout', '1s'] });
   assert.equal(silent.code, 1, silent.output);
   assert.equal(silent.findings['an answer'].good, false);
-  assert.ok(performance.now() - begun < 8000);
+  assert.ok(performance.now() - begun < 30_000);
 });
 
 test('doctor takes the settings of files and variables, and its flags on either side', async (t) => {
