@@ -11,7 +11,8 @@ Q      := $(if $(V),,@)
 CONFIG ?= plain
 B      := build$(if $(filter-out plain,$(CONFIG)),/$(CONFIG))
 
-flags_plain := -O2
+# Compiles in two thirds of the time of -O2; the proxy's own work, a few milliseconds a request, takes a seventh more.
+flags_plain := -O1
 flags_asan  := -O1 -g -fno-omit-frame-pointer -D_GLIBCXX_ASSERTIONS \
                -fsanitize=address,undefined -fno-sanitize-recover=all
 flags_tsan  := -O1 -g -fno-omit-frame-pointer -fsanitize=thread

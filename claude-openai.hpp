@@ -52,7 +52,7 @@
 //   process         a living `claude`; it holds one conversation at a time
 //   spare           a process that has started and holds no conversation yet (pre-warmed)
 //   cursor, mark    where a process is in its conversation; a mark is where it can go back to
-//   to tell         to write a history to a process that does not hold it (replay)
+//   replay          to write a history to a process that does not hold it
 //   parked          waiting for the results of the client's tools
 //   lease, ticket   a process lent to one request; the place of a request in the queue for one
 //   janitor         the thread that starts spares, reads idle processes and ends them (LRU, TTL)
@@ -1263,8 +1263,8 @@ inline void append_result(std::string& words, const tool_result_part& result, st
   }
 }
 
-/// The same for the same value, however a client has written it down again: a whole number may have
-/// a fraction, and the members of an object another order each time, as Go's clients write them.
+/// Appends the same bytes for equal values, however a client has written them down: a whole number
+/// may have a fraction, and the members of an object another order each time, as in Go's clients.
 inline void append_json(std::string& words, const json& value) {
   constexpr auto replace = nlohmann::json::error_handler_t::replace;
   constexpr double exact = 9'007'199'254'740'992.0;  // 2^53
@@ -1280,7 +1280,7 @@ inline void append_json(std::string& words, const json& value) {
     append_field(words, 'L', std::to_string(value.size()));
     for (const auto& element : value) append_json(words, element);
   } else {
-    const double number = value.is_number_float() ? value.get<double>() : exact;
+    const double number = value.is_number_float() ? value.get<double>() : 0.5;
     const bool whole = std::abs(number) < exact && std::trunc(number) == number;
     append_field(words, 'V',
                  whole ? std::to_string(static_cast<std::int64_t>(number))
@@ -1664,7 +1664,7 @@ inline std::string parse_model(const reader& field) {
   return model;
 }
 
-/// What the dialects have alike; `model` may be left out.
+/// The fields `model`, which may be left out, and `stream`.
 inline void parse_model_and_stream(const reader& root, turn_request& turn) {
   if (const auto model = root.find("model")) turn.model = parse_model(*model);
   if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
@@ -1975,12 +1975,12 @@ inline text_part make_note(const std::string& kind, const json& members) {
 
 /// A part that nobody here can read: in the latest message a 400, since the answer would miss it.
 /// An earlier one never ends a conversation; it is named, and sent in a neutral form.
-inline text_part parse_foreign_part(const reader& part, turn_request& request, bool is_told,
+inline text_part parse_foreign_part(const reader& part, turn_request& request, bool as_text,
                                     bool is_latest, std::string_view taken) {
   const auto type = part.require("type");
   if (is_latest || !endpoint_of_part(type.string()).empty()) refuse_part(type, taken);
   name_ignored_kind(request, request.messages_field, type.string());
-  if (!is_told) return {};
+  if (!as_text) return {};
   return make_note(type.string(), readable(part.value()));
 }
 
@@ -4353,7 +4353,7 @@ class input_parser {
   void parse_foreign_item(const reader& item, const std::string& kind) {
     if (kind == "additional_tools" || kind == "tool_search_output") return offer_tools(item);
     const bool output = text::ends_with(kind, "_output");
-    if (output && told_outputs_.count(&item.value()) > 0) return;
+    if (output && shown_outputs_.count(&item.value()) > 0) return;
     if (output || kind == "program" || text::ends_with(kind, "_call")) {
       const auto name_end = std::min(kind.rfind("_call"), kind.rfind("_output"));
       return add_call(item, kind.substr(0, name_end), output);
@@ -4384,7 +4384,7 @@ class input_parser {
     if (!is_output && later != outputs_.end() && !later->second.empty()) {
       output = later->second.back();
       later->second.pop_back();
-      told_outputs_.insert(&output.value());
+      shown_outputs_.insert(&output.value());
     }
     auto input = is_output ? json::object() : members_of(item.value(), false);
     history_.add_finished_call(std::move(name), std::move(input), parse_outcome(output));
@@ -4437,7 +4437,7 @@ class input_parser {
   response_style& style_;
   history_builder history_;
   std::map<std::string, std::vector<reader>> outputs_;  ///< by call, the first one last
-  std::set<const json*> told_outputs_;                  ///< with their calls
+  std::set<const json*> shown_outputs_;                 ///< with their calls
 };
 
 /// Fields that are known and never honoured, and the values of each that ask for nothing.
@@ -8234,7 +8234,7 @@ struct conversation_cursor {
   std::vector<turn_mark> marks;  ///< the user's messages among these that it can take back
   std::size_t lines = 0;         ///< sent so far, with those taken back
 
-  /// Only the first messages are left.
+  /// Only the first messages are left; the marks of the others are gone already.
   void shorten(std::size_t keep) {
     written = keep;
     held.ends.resize(keep);
@@ -8247,7 +8247,7 @@ struct conversation_cursor {
 struct rewind_state {
   std::size_t keep = 0;       ///< messages that stay
   bool interrupting = false;  ///< the interrupt before the first step is not acknowledged yet
-  std::size_t steps = 0;      ///< that were asked for, by this process
+  std::size_t steps = 0;      ///< of this process so far, so that each has an id of its own
   bool asked = false;         ///< the last of them is still to be confirmed
 
   std::string id() const { return "rewind-" + std::to_string(steps); }
@@ -8382,7 +8382,7 @@ class claude_process {
     turn_.trace = std::move(trace);
     turn_.agent = request.agent.has_value();
     ++service_.turns;
-    if (keep == cursor_.held.ends.size()) return ask();
+    if (keep >= cursor_.held.ends.size()) return ask();
     decoder_ = turn_decoder(0);
     rewind_to(keep);
   }
@@ -8502,7 +8502,7 @@ class claude_process {
 
   // ---- on ---------------------------------------------------------------------------------------
 
-  /// Tells the process what it does not hold of the request, and asks.
+  /// Sends the process what it does not hold of the request, and asks.
   void ask() {
     auto shape = make_answer_shape(*turn_.request);
     turn_.names = shape.names;
@@ -8528,7 +8528,8 @@ class claude_process {
     answer_calls();
   }
 
-  /// Sends what is untold up to the next user's message, which will be acknowledged or answered.
+  /// Sends what the process lacks up to the next user's message, which will be acknowledged or
+  /// answered.
   void replay_next(std::string lines) {
     const auto& messages = turn_.request->messages;
     for (bool asked = false; !asked && cursor_.written < messages.size(); ++cursor_.written) {
@@ -8711,8 +8712,9 @@ inline int default_max_processes(std::uint64_t memory_bytes) {
   return static_cast<int>(std::clamp<std::uint64_t>(memory_bytes / each, 2, 32));
 }
 
-/// How a process came to a request. `continued`: it held the conversation; `rewound`: messages
-/// were taken back; `spare`: it was ready; `started`: it was not.
+/// How a process came to a request. `none`: it has none. `continued`: it held the conversation;
+/// `rewound`: messages were taken back; `spare`: it held nothing; `started`: it was started for the
+/// request.
 enum class process_origin { none, continued, rewound, spare, started };
 
 inline std::string_view name_of(process_origin origin) {
@@ -8728,7 +8730,7 @@ inline std::string_view name_of(process_origin origin) {
 
 /// A way to bring a process to a request's conversation.
 struct way {
-  process_origin how = process_origin::started;
+  process_origin origin = process_origin::started;
   std::size_t keep = 0;       ///< messages of the request that the process holds, and keeps
   std::size_t rewound = 0;    ///< the user's messages that are taken back
   std::size_t replayed = 0;   ///< messages of the history that the process gets
@@ -8751,9 +8753,9 @@ struct way_costs {
 inline double cost_of(const way& one) {
   double cost = way_costs::message * static_cast<double>(one.replayed + one.discarded) +
                 way_costs::step_back * static_cast<double>(one.rewound);
-  const bool fresh = one.how == process_origin::spare || one.how == process_origin::started;
+  const bool fresh = one.origin == process_origin::spare || one.origin == process_origin::started;
   if (fresh) cost += way_costs::initialize;
-  if (one.how == process_origin::started) cost += way_costs::start;
+  if (one.origin == process_origin::started) cost += way_costs::start;
   if (one.parked) cost += way_costs::parked;
   return cost;
 }
@@ -9058,9 +9060,9 @@ class spare_plan {
     const auto known = find_or_add(profile, profile.agent ? client : std::string());
     known->asked = std::chrono::steady_clock::now();
     const auto first = profiles_.begin();
-    const auto poorer = first + wanted_ % static_cast<std::ptrdiff_t>(profiles_.size());
-    if (known < poorer || poorer == first) return;
-    const auto oldest = std::min_element(first, poorer, asked_earlier);
+    const auto without_extra = first + wanted_ % static_cast<std::ptrdiff_t>(profiles_.size());
+    if (known < without_extra || without_extra == first) return;
+    const auto oldest = std::min_element(first, without_extra, asked_earlier);
     if (known->asked - oldest->asked >= hold) std::swap(*oldest, *known);
   }
 
@@ -9123,8 +9125,8 @@ class spare_plan {
     const auto known = profiles_.begin() + place_of(profile);
     if (known != profiles_.end()) return known;
     if (profiles_.size() == max_profiles) {
-      const auto poorer = profiles_.begin() + wanted_ % static_cast<int>(max_profiles);
-      profiles_.erase(std::min_element(poorer, profiles_.end(), asked_earlier));
+      const auto without_extra = profiles_.begin() + wanted_ % static_cast<int>(max_profiles);
+      profiles_.erase(std::min_element(without_extra, profiles_.end(), asked_earlier));
     }
     return profiles_.insert(profiles_.end(), asked_profile{profile, client, {}});
   }
@@ -9319,7 +9321,7 @@ class pool {
     grant found;
     for (auto kept = kept_.begin(); kept != kept_.end(); ++kept) {
       const auto one = way_of(*kept, demand, support_.now());
-      if (!one || cost_of(*one) >= least || (own_only && one->how != process_origin::continued))
+      if (!one || cost_of(*one) >= least || (own_only && one->origin != process_origin::continued))
         continue;
       if (!kept->read && !kept->process->alive()) continue;
       least = cost_of(*one);
@@ -9330,7 +9332,7 @@ class pool {
     found.process = std::move(best->process);
     kept_.erase(best);
     queue_.note_taken(demand.client);
-    if (found.taken.how == process_origin::spare) spares_.note_taken();
+    if (found.taken.origin == process_origin::spare) spares_.note_taken();
     wake_.raise();
     return found;
   }
@@ -9392,7 +9394,7 @@ class pool {
   }
 
   /// What is ended to make room: the conversation that was asked for least recently costs only that
-  /// it is told anew, least of all one that no request waits for; one whose calls wait for results
+  /// it is replayed, least of all one that no request waits for; one whose calls wait for results
   /// costs more; a spare of another model goes last. The end of the list when there is nothing.
   kept_processes::iterator least_useful() {
     using state = claude_process::state;
@@ -9626,7 +9628,7 @@ class pool::ticket {
     const std::lock_guard<std::mutex> lock(pool_.mutex_);
     const auto line = pool_.queue_.in_line();
     granted_ = pool_.try_grant(demand_, line.empty() ? nullptr : line.front());
-    const bool goes_on = granted_ && granted_->taken.how == process_origin::continued;
+    const bool goes_on = granted_ && granted_->taken.origin == process_origin::continued;
     if (!goes_on) {
       pool_.spares_.remember(demand_.profile, demand_.client, pool_.settings_.spare_hold);
     }
@@ -10855,9 +10857,10 @@ class turn {
     lease_.emplace(std::move(taken));
     state_ = state::running;
     const auto& how = lease_->taken();
-    facts_.origin = how.how;
-    const bool for_this = lease_->process().started() >= queued_since_;
-    if (how.how == process_origin::spare && for_this) facts_.origin = process_origin::started;
+    facts_.origin = how.origin;
+    const bool started_for_this = lease_->process().started() >= queued_since_;
+    if (how.origin == process_origin::spare && started_for_this)
+      facts_.origin = process_origin::started;
     facts_.rewound = how.rewound;
     facts_.replayed = how.replayed;
     facts_.on_fallback = request_.on_fallback;
@@ -10934,7 +10937,7 @@ class turn {
     silent_ = false;
     const auto* failed = std::get_if<turn_failed>(&what);
     if (lease_) note_facts();
-    if (lease_ && failed && failed->error.kind == error_kind::rate_limited) note_known_windows();
+    if (lease_ && failed && failed->error.kind == error_kind::rate_limited) note_all_windows();
     if (!failed) answer_.add(what);
     if (!ends_turn(what)) return;
     if (!failed) commit();
@@ -10954,7 +10957,7 @@ class turn {
   }
 
   /// The limit that refuses may have been reported in an earlier turn.
-  void note_known_windows() {
+  void note_all_windows() {
     facts_.windows.clear();
     for (const auto& [name, window] : lease_->process().known_windows()) {
       facts_.windows.push_back(window);
@@ -11523,9 +11526,7 @@ inline std::string describe_confinement(const options& settings, const std::stri
              : "files are confined, commands are NOT: " + problem;
 }
 
-// What an agent may have, by the operator's options and the client's headers.
-
-// What an agent may use: no more than the operator's `--allowed-tools` (`may_have`); within them what
+// What an agent may use: no more than the operator's `--allowed-tools` (`may_have`); of these what
 // the client's header names, else the tools that its key has chosen and its servers; and nothing
 // that either side denies (`apply_tools`). Confined, no rule may name a path (`leaves_directory`).
 namespace agent_rules {
@@ -12320,7 +12321,7 @@ inline json sample(const json& schema) {
   return sample(schema, schema, left);
 }
 
-// ---- what it is told ----------------------------------------------------------------------------
+// ---- what it reads ------------------------------------------------------------------------------
 
 /// All that an answer depends on.
 struct conversation {
@@ -13668,7 +13669,8 @@ class metrics {
     out.begin("messages_rewound_total", "counter",
               "Users' messages that a process took back to serve another conversation.");
     out.add({}, sums_.rewound);
-    out.begin("messages_replayed_total", "counter", "Messages that a process was told as history.");
+    out.begin("messages_replayed_total", "counter",
+              "Messages of a history that a process was given.");
     out.add({}, sums_.replayed);
   }
 
@@ -15801,7 +15803,7 @@ function showProcesses(counts, most) {
   while (slots.length < most) slots.push('free');
   tell('slots', ...slots.map((kind) => make(`li.${kind}`)));
   tell('legend', ...kinds.map((kind) => make(`li.${kind}`,
-    `${counts[kind] ?? 0} ${kind.replace('_', ' ')} `, muted(meanings[kind]))));
+    `${counts[kind] ?? 0} ${kind} `, muted(meanings[kind]))));
 }
 
 function showFigures(figures) {
@@ -16950,21 +16952,27 @@ class open_stream {
   open_stream(const open_stream&) = delete;
   open_stream& operator=(const open_stream&) = delete;
 
-  /// Of a stream of which nothing was ever written.
+  /// Finishes the request of a stream that was never written.
   ~open_stream() { finish_request(client_left); }
 
   /// Writes it to its end. False when the client has left.
   bool write_all(const http_response::write_bytes& write) {
-    finish_request(write_events(write));
+    try {
+      finish_request(write_events(write));
+    } catch (...) {
+      finish_request("failed");
+      throw;
+    }
     return record_->ending != client_left;
   }
 
  private:
   void finish_request(const char* ending) {
-    if (!running_) return;
+    auto running = std::move(running_);  // once, also where something throws
+    if (!running) return;
     record_->ending = ending;
-    note_use(*record_, *running_);
-    running_.reset();
+    note_use(*record_, *running);
+    running.reset();
     finish(proxy_, settings_->log, *record_);
   }
 
@@ -16996,7 +17004,7 @@ class open_stream {
   proxy_parts& proxy_;
   std::shared_ptr<const options> settings_;
   std::shared_ptr<request_record> record_;
-  std::unique_ptr<answer> running_;
+  std::unique_ptr<answer> running_;  ///< null once the request is finished
   std::unique_ptr<reply> writer_;
   std::optional<answer::choice_event> first_;
 };
@@ -18071,26 +18079,28 @@ class connection_set {
     settings_.log.info("stopping; what still runs has " +
                        std::to_string(settings_.drain_timeout.count() / 1000) +
                        " s, or until a second signal");
-    if (!at_once) wait_until_empty(settings_.drain_timeout, stop);
+    if (!at_once) wait_until_empty(settings_.drain_timeout, &stop);
+    if (empty()) return;
     cut.raise();
-    wait_until_empty(std::chrono::milliseconds(300), stop);
+    wait_until_empty(std::chrono::milliseconds(300));
     while (!empty()) {
       shut_all();
-      wait_until_empty(std::chrono::milliseconds(100), stop);
+      wait_until_empty(std::chrono::milliseconds(100));
     }
   }
 
  private:
   using client_list = std::list<std::unique_ptr<connection>>;
 
-  /// But for so long, and not beyond a `stop`.
-  void wait_until_empty(std::chrono::milliseconds most, wake_signal& stop) {
+  /// At most so long; a `stop` ends the wait, and is taken back.
+  void wait_until_empty(std::chrono::milliseconds most, wake_signal* stop = nullptr) {
     const auto until = std::chrono::steady_clock::now() + most;
     while (!empty() && std::chrono::steady_clock::now() < until) {
-      std::array<pollfd, 2> fds{{{stop.fd(), POLLIN, 0}, {all_gone_.fd(), POLLIN, 0}}};
+      std::array<pollfd, 2> fds{
+          {{all_gone_.fd(), POLLIN, 0}, {stop == nullptr ? -1 : stop->fd(), POLLIN, 0}}};
       ::poll(fds.data(), fds.size(), poll_timeout(until));
       all_gone_.clear();
-      if (stop.clear() > 0) return;
+      if (stop != nullptr && stop->clear() > 0) return;
     }
   }
 

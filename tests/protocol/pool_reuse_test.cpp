@@ -48,7 +48,7 @@ TEST_CASE("pool: one-off questions of one client are served by one process, whic
   for (const std::string words : {"secret-2", "secret-3", "secret-4"}) {
     const auto next = serve(running.processes, question(words));
     CHECK(next.pid == first.pid);
-    CHECK(next.taken.how == process_origin::rewound);
+    CHECK(next.taken.origin == process_origin::rewound);
     CHECK(next.taken.rewound == 1);
     REQUIRE(next.history.size() == 1);
     CHECK(next.history.dump().find(words) != std::string::npos);
@@ -63,7 +63,7 @@ TEST_CASE("pool: a changed conversation is told what is missing, by the process 
   const auto pid = converse(running.processes, chat).pid;
   for (const auto* words : {"second", "third"}) {
     chat.messages.push_back(user_says(told("echo") + words));
-    CHECK(converse(running.processes, chat).taken.how == process_origin::continued);
+    CHECK(converse(running.processes, chat).taken.origin == process_origin::continued);
   }
   auto branch = chat;
   branch.messages.resize(3);  // "second" is asked anew
@@ -129,7 +129,7 @@ TEST_CASE("pool: without process reuse a process serves one conversation") {
   CHECK(serve(running.processes, question("another")).pid != held.pid);
   CHECK(serve(running.processes, again).pid != held.pid);
   chat.messages.push_back(user_says(told("echo")));
-  CHECK(converse(running.processes, chat).taken.how == process_origin::continued);
+  CHECK(converse(running.processes, chat).taken.origin == process_origin::continued);
   CHECK(program.started() == 3);
 }
 
@@ -276,7 +276,7 @@ TEST_CASE("pool: a request that waits for a start takes a process that is free b
   held.reset();
   next.join();
   REQUIRE(next.got.stopped);
-  CHECK(next.taken->how == process_origin::rewound);
+  CHECK(next.taken->origin == process_origin::rewound);
   CHECK(json::parse(next.got.text)["pid"] == pid);
 }
 

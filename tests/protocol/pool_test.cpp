@@ -34,7 +34,7 @@ TEST_CASE("pool: a request adopts a warm spare, and another takes its place") {
   REQUIRE(spare.size() == 1);
   {
     const auto taken = take(running.processes, usual);
-    CHECK(taken.taken().how == process_origin::spare);
+    CHECK(taken.taken().origin == process_origin::spare);
     CHECK(pid_of(taken) == spare.front());
     CHECK(running.processes.counts().busy == 1);
     CHECK(has_warm(running.processes, 1));
@@ -252,7 +252,7 @@ TEST_CASE("pool: a conversation that waits gets its own process before a new one
     return taken.has_value();
   }));
   REQUIRE(taken);
-  CHECK(taken->taken().how == process_origin::continued);
+  CHECK(taken->taken().origin == process_origin::continued);
   CHECK_FALSE(fresh.try_take());
   taken.reset();  // it makes room: the new one gets a process of its own
   CHECK(eventually([&] { return fresh.try_take().has_value(); }));

@@ -49,7 +49,7 @@ std::string told_of(const given& one) {
   const auto common = std::min(count_common(trace_of(one.held), asked), asked.ends.size() - 1);
   CHECK(found->parked == (one.parked && common == 0));  // its own client gives up the calls
   std::ostringstream words;
-  words << (found->how == process_origin::continued ? "on" : "back") << ' ' << found->keep << ' '
+  words << (found->origin == process_origin::continued ? "on" : "back") << ' ' << found->keep << ' '
         << found->rewound << ' ' << found->replayed << ' ' << found->discarded;
   return words.str();
 }
@@ -180,7 +180,7 @@ TEST_CASE("ways: a spare is cheaper than a long way back, and even a start than 
   const auto cost_back = [](std::size_t pairs, const char* asked) {
     const auto found = way_of(with_pairs(pairs, asked));
     REQUIRE(found);
-    REQUIRE(found->how == process_origin::rewound);
+    REQUIRE(found->origin == process_origin::rewound);
     return cost_of(*found);
   };
   CHECK(cost_back(3, "x1") < cost_of(spare_for(0)));
