@@ -14591,9 +14591,109 @@ class channel {
 };
 
 //================================================================================================
-// [32] page - the page at /
-// uses: nothing | pure
+// [32] page - the page at /, and the settings of clients that it shows
+// uses: text, json_access | pure
 //================================================================================================
+
+/// What makes a client use this proxy; {url}, {key} and {model} stand for the proxy's. The page and
+/// `claude-openai connect` show it, and docs/clients.md says the same.
+struct client_recipe {
+  const char* name;
+  const char* title;
+  const char* file;  ///< below the home directory; empty where no file is for this client alone
+  const char* settings;
+  const char* start;  ///< the command line then; empty for none
+};
+
+// Claude Code's own file would turn the proxy's `claude` to the proxy too.
+constexpr std::array<client_recipe, 12> client_recipes{{
+    {"codex", "Codex", ".codex/config.toml", R"(model = "{model}"
+model_provider = "claude"
+
+[model_providers.claude]
+name = "Claude"
+base_url = "{url}/v1"
+env_key = "CLAUDE_OPENAI_KEY"
+wire_api = "responses"
+)",
+     "CLAUDE_OPENAI_KEY={key} codex"},
+    {"opencode", "opencode", ".config/opencode/opencode.json", R"({
+  "provider": {
+    "claude": {
+      "npm": "@ai-sdk/openai-compatible",
+      "options": { "baseURL": "{url}/v1", "apiKey": "{key}" },
+      "models": { "{model}": { "name": "Claude {model}" } }
+    }
+  }
+}
+)",
+     "opencode run --model claude/{model} \"Say hello\""},
+    {"claude", "Claude Code", "", "ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY={key} claude\n", ""},
+    {"aider", "aider", ".aider.conf.yml", R"(openai-api-base: {url}/v1
+openai-api-key: "{key}"
+model: openai/{model}
+edit-format: diff
+)",
+     "aider"},
+    {"continue", "Continue", ".continue/config.yaml", R"(name: Claude
+version: 1.0.0
+schema: v1
+models:
+  - name: Claude
+    provider: openai
+    model: {model}
+    apiBase: {url}/v1
+    apiKey: "{key}"
+    roles: [chat, edit, apply]
+    capabilities: [tool_use, image_input]
+)",
+     ""},
+    {"cline", "Cline", "", "cline auth -p openai-compatible -k {key} -m {model} -b {url}/v1\n", ""},
+    {"zed", "Zed", ".config/zed/settings.json", R"({
+  "language_models": {
+    "openai_compatible": {
+      "Claude": {
+        "api_url": "{url}/v1",
+        "available_models": [
+          {
+            "name": "{model}",
+            "display_name": "Claude {model}",
+            "max_tokens": 200000,
+            "max_output_tokens": 32000,
+            "capabilities": { "tools": true, "images": true, "parallel_tool_calls": true }
+          }
+        ]
+      }
+    }
+  }
+}
+)",
+     "CLAUDE_API_KEY={key} zed"},
+    {"pi", "pi", ".pi/agent/models.json", R"({
+  "providers": {
+    "claude": {
+      "baseUrl": "{url}/v1",
+      "api": "openai-completions",
+      "apiKey": "{key}",
+      "models": [{ "id": "{model}", "reasoning": true, "contextWindow": 200000, "maxTokens": 32000 }]
+    }
+  }
+}
+)",
+     "pi --provider claude --model {model}"},
+    {"qwen", "Qwen Code", "",
+     "OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={key} OPENAI_MODEL={model} qwen --auth-type openai\n",
+     ""},
+    {"copilot", "Copilot CLI", "",
+     "COPILOT_PROVIDER_BASE_URL={url}/v1 COPILOT_PROVIDER_API_KEY={key} COPILOT_MODEL={model} "
+     "copilot\n",
+     ""},
+    {"open-webui", "Open WebUI", "", "OPENAI_API_BASE_URL={url}/v1 OPENAI_API_KEY={key}\n", ""},
+    {"env", "Environment", "", R"(export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={key}
+export ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY={key}
+)",
+     ""},
+}};
 
 namespace page {
 
@@ -15211,12 +15311,13 @@ for (const id of ['openai-url', 'anthropic-url']) {
   $(id).after(copyButton(`Copy ${id.replace('-', ' ')}`, () => $(id).textContent));
 }
 
+/** Of each client: its title, and its settings for the server's address, key and model. */
+const recipes = {{recipes}};
+
 function snippets() {
   const word = keyed ? 'YOUR_KEY' : 'none';
   const v1 = `${url}/v1`;
   const python = `model="${model}", messages=[{"role": "user", "content": "Say hello"}]`;
-  const environment = (name, base) =>
-    `export ${name}_BASE_URL="${base}"\nexport ${name}_API_KEY="${word}"\n`;
   return {
     curl: curlOf({
       path: '/v1/chat/completions',
@@ -15244,45 +15345,8 @@ const answer = await client.chat.completions.create({
   model: '${model}', messages: [{ role: 'user', content: 'Say hello' }],
 });
 console.log(answer.choices[0].message.content);`,
-    aider: `export OPENAI_API_BASE="${v1}"
-export OPENAI_API_KEY="${word}"
-aider --model "openai/${model}"`,
-    'Claude Code': `${environment('ANTHROPIC', url)}claude --model "${model}"`,
-    Cline: `# In VS Code: API provider "OpenAI Compatible", with these values
-cline auth -p openai-compatible -b "${v1}" -k "${word}" -m "${model}"`,
-    Codex: `# In ~/.codex/config.toml; then: CLAUDE_OPENAI_KEY=${word} codex
-model = "${model}"
-model_provider = "claude"
-
-[model_providers.claude]
-name = "Claude"
-base_url = "${v1}"
-env_key = "CLAUDE_OPENAI_KEY"
-wire_api = "responses"`,
-    Continue: `# In ~/.continue/config.yaml
-name: claude-openai
-version: 0.0.1
-schema: v1
-models:
-  - name: Claude
-    provider: openai
-    model: ${model}
-    apiBase: ${v1}
-    apiKey: ${word}
-    roles: [chat, edit, apply]
-    capabilities: [tool_use, image_input]`,
-    opencode: `// In opencode.json; then: opencode --model claude/${model}
-{ "provider": { "claude": {
-  "npm": "@ai-sdk/openai-compatible",
-  "options": { "baseURL": "${v1}", "apiKey": "${word}" },
-  "models": { "${model}": {} }
-} } }`,
-    Zed: `// In settings.json; then: CLAUDE_API_KEY=${word} zed
-{ "language_models": { "openai_compatible": { "Claude": {
-  "api_url": "${v1}",
-  "available_models": [{ "name": "${model}", "max_tokens": 200000 }]
-} } } }`,
-    Environment: `${environment('OPENAI', v1)}\n${environment('ANTHROPIC', url)}`,
+    ...Object.fromEntries(recipes.map(([title, text]) => [title,
+      text.replaceAll('{url}', url).replaceAll('{key}', word).replaceAll('{model}', model)])),
   };
 }
 
@@ -16092,11 +16156,26 @@ inline std::string fill_in(std::string_view text, std::string_view name, std::st
   }
 }
 
+/// The page's form of `client_recipes`: settings with the file that they are for.
+inline std::string render_recipes() {
+  json rows = json::array();
+  for (const auto& client : client_recipes) {
+    const std::string_view settings = client.settings;
+    std::string text;
+    if (*client.file != '\0') text = "In ~/" + std::string(client.file);
+    if (*client.start != '\0') text += "; then: " + std::string(client.start);
+    if (!text.empty()) text = (settings.front() == '{' ? "// " : "# ") + text + "\n";
+    rows.push_back(json::array({client.title, text + std::string(text::trim(settings))}));
+  }
+  return dump(rows);
+}
+
 /// The page, with a nonce of this answer's own. No secret is in it.
 inline std::string render(std::string_view nonce, bool key_required) {
   auto filled = fill_in(document, "nonce", nonce);
   filled = fill_in(filled, "version", CLAUDE_OPENAI_VERSION);
   filled = fill_in(filled, "repository", repository);
+  filled = fill_in(filled, "recipes", render_recipes());
   return fill_in(filled, "key_required", key_required ? "true" : "false");
 }
 

@@ -406,105 +406,6 @@ std::string base_of(std::string url) {
   throw CLI::ValidationError("'" + url + "' is no address such as http://127.0.0.1:8000");
 }
 
-/// What makes a client use this proxy, as docs/clients.md has it; {url}, {key} and {model} stand for
-/// the proxy's.
-struct client_recipe {
-  const char* name;
-  const char* file;  ///< below the home directory; empty where no file is for this client alone
-  const char* settings;
-  const char* start;  ///< the command line then; empty for none
-};
-
-// Claude Code's own file would turn the proxy's `claude` to the proxy too.
-constexpr std::array<client_recipe, 12> client_recipes{{
-    {"codex", ".codex/config.toml", R"(model = "{model}"
-model_provider = "claude"
-
-[model_providers.claude]
-name = "Claude"
-base_url = "{url}/v1"
-env_key = "CLAUDE_OPENAI_KEY"
-wire_api = "responses"
-)",
-     "CLAUDE_OPENAI_KEY={key} codex"},
-    {"opencode", ".config/opencode/opencode.json", R"({
-  "provider": {
-    "claude": {
-      "npm": "@ai-sdk/openai-compatible",
-      "options": { "baseURL": "{url}/v1", "apiKey": "{key}" },
-      "models": { "{model}": { "name": "Claude {model}" } }
-    }
-  }
-}
-)",
-     "opencode run --model claude/{model} \"Say hello\""},
-    {"claude", "", "ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY={key} claude\n", ""},
-    {"aider", ".aider.conf.yml", R"(openai-api-base: {url}/v1
-openai-api-key: "{key}"
-model: openai/{model}
-edit-format: diff
-)",
-     "aider"},
-    {"continue", ".continue/config.yaml", R"(name: Claude
-version: 1.0.0
-schema: v1
-models:
-  - name: Claude
-    provider: openai
-    model: {model}
-    apiBase: {url}/v1
-    apiKey: "{key}"
-    roles: [chat, edit, apply]
-    capabilities: [tool_use, image_input]
-)",
-     ""},
-    {"cline", "", "cline auth -p openai-compatible -k {key} -m {model} -b {url}/v1\n", ""},
-    {"zed", ".config/zed/settings.json", R"({
-  "language_models": {
-    "openai_compatible": {
-      "Claude": {
-        "api_url": "{url}/v1",
-        "available_models": [
-          {
-            "name": "{model}",
-            "display_name": "Claude {model}",
-            "max_tokens": 200000,
-            "max_output_tokens": 32000,
-            "capabilities": { "tools": true, "images": true, "parallel_tool_calls": true }
-          }
-        ]
-      }
-    }
-  }
-}
-)",
-     "CLAUDE_API_KEY={key} zed"},
-    {"pi", ".pi/agent/models.json", R"({
-  "providers": {
-    "claude": {
-      "baseUrl": "{url}/v1",
-      "api": "openai-completions",
-      "apiKey": "{key}",
-      "models": [{ "id": "{model}", "reasoning": true, "contextWindow": 200000, "maxTokens": 32000 }]
-    }
-  }
-}
-)",
-     "pi --provider claude --model {model}"},
-    {"qwen", "",
-     "OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={key} OPENAI_MODEL={model} qwen --auth-type openai\n",
-     ""},
-    {"copilot", "",
-     "COPILOT_PROVIDER_BASE_URL={url}/v1 COPILOT_PROVIDER_API_KEY={key} COPILOT_MODEL={model} "
-     "copilot\n",
-     ""},
-    {"open-webui", "", "OPENAI_API_BASE_URL={url}/v1 OPENAI_API_KEY={key}\n", ""},
-    {"env", "", R"(export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={key}
-export ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY={key}
-)",
-     ""},
-}};
-
 /// The flags, and what they set.
 struct command_line {
   proxy::options settings;
@@ -584,7 +485,7 @@ struct command_line {
         "Print the settings that make a client use the proxy and its --model, or list the clients");
     connect->fallthrough();
     std::vector<std::string> names;
-    for (const auto& recipe : client_recipes) names.push_back(recipe.name);
+    for (const auto& recipe : proxy::client_recipes) names.push_back(recipe.name);
     connect->add_option("client", client, "The client")->check(CLI::IsMember(names));
     auto* into_file = connect->add_flag("--write", write, "Put them into the client's own file");
     connect->add_flag("--yes", yes, "Do not ask before that")->needs(into_file);
@@ -1862,7 +1763,7 @@ std::string fill_in(std::string text, const std::string& url, const std::string&
 }
 
 /// Where a client reads its settings.
-std::string path_of(const client_recipe& client, const proxy::environment_map& variables) {
+std::string path_of(const proxy::client_recipe& client, const proxy::environment_map& variables) {
   const std::string file = client.file;
   for (const auto& [variable, folder] :
        {std::pair{"CODEX_HOME", "codex/"}, std::pair{"XDG_CONFIG_HOME", "config/"}}) {
@@ -1974,7 +1875,7 @@ std::string back_up(const std::string& path) {
 }
 
 /// `claude-openai connect CLIENT --write`.
-int write_settings(const client_recipe& client, const std::string& settings,
+int write_settings(const proxy::client_recipe& client, const std::string& settings,
                    const std::string& usual_path, bool asks) {
   namespace files = std::filesystem;
   const auto path = files::weakly_canonical(usual_path).string();  // what a symlink leads to
@@ -2005,7 +1906,7 @@ int write_settings(const client_recipe& client, const std::string& settings,
 }
 
 void list_clients(const proxy::environment_map& variables) {
-  for (const auto& client : client_recipes) {
+  for (const auto& client : proxy::client_recipes) {
     const std::string name = client.name;
     const auto place = *client.file == '\0' ? "printed only" : path_of(client, variables);
     std::cout << name << std::string(12 - name.size(), ' ') << place << "\n";
@@ -2043,7 +1944,7 @@ int connect(const command_line& line, const std::string& key) {
     list_clients(settings.environment);
     return 0;
   }
-  const auto client = std::find_if(client_recipes.begin(), client_recipes.end(),
+  const auto client = std::find_if(proxy::client_recipes.begin(), proxy::client_recipes.end(),
                                    [&](const auto& one) { return one.name == line.client; });
   const auto url = address_for_clients(line);
   require_plain("--url", url);
