@@ -1263,38 +1263,34 @@ inline void append_result(std::string& words, const tool_result_part& result, st
   }
 }
 
-/// The same text for the same value, however a client has written it down again: members sorted,
-/// whole numbers without a fraction.
-inline nlohmann::json canonical(const json& value) {
-  if (value.is_object()) {
-    nlohmann::json sorted = nlohmann::json::object();
-    for (const auto& [name, member] : value.items()) sorted[name] = canonical(member);
-    return sorted;
-  }
-  if (value.is_array()) {
-    nlohmann::json same = nlohmann::json::array();
-    for (const auto& element : value) same.push_back(canonical(element));
-    return same;
-  }
-  if (value.is_number_float()) {
-    const auto number = value.get<double>();
-    constexpr double exact = 9'007'199'254'740'992.0;  // 2^53
-    if (std::abs(number) < exact && std::trunc(number) == number) {
-      return static_cast<std::int64_t>(number);
-    }
-  }
-  return nlohmann::json(value);
-}
-
-/// Clients may write the members of an object in another order each time, as Go's do.
-inline void append_json(std::string& words, char kind, const json& value) {
+/// The same for the same value, however a client has written it down again: a whole number may have
+/// a fraction, and the members of an object another order each time, as Go's clients write them.
+inline void append_json(std::string& words, const json& value) {
   constexpr auto replace = nlohmann::json::error_handler_t::replace;
-  append_field(words, kind, canonical(value).dump(-1, ' ', false, replace));
+  constexpr double exact = 9'007'199'254'740'992.0;  // 2^53
+  if (value.is_object()) {
+    std::map<std::string_view, const json*> members;
+    for (const auto& [name, member] : value.items()) members.emplace(name, &member);
+    append_field(words, 'O', std::to_string(members.size()));
+    for (const auto& [name, member] : members) {
+      append_field(words, 'N', name);
+      append_json(words, *member);
+    }
+  } else if (value.is_array()) {
+    append_field(words, 'L', std::to_string(value.size()));
+    for (const auto& element : value) append_json(words, element);
+  } else {
+    const double number = value.is_number_float() ? value.get<double>() : exact;
+    const bool whole = std::abs(number) < exact && std::trunc(number) == number;
+    append_field(words, 'V',
+                 whole ? std::to_string(static_cast<std::int64_t>(number))
+                       : value.dump(-1, ' ', false, replace));
+  }
 }
 
 inline void append_call(std::string& words, const tool_call_part& call) {
   append_field(words, 'n', call.name);
-  append_json(words, 'i', call.input);
+  append_json(words, call.input);
 }
 
 /// The place of a call among those of a message; their number when it is none of them.
@@ -1618,7 +1614,7 @@ inline conversation_trace make_trace(const turn_request& request) {
   for (const auto& tool : request.tools) {
     append_field(trace.identity, 'o', tool.name);
     append_field(trace.identity, 'p', tool.description);
-    append_json(trace.identity, 'q', tool.schema);
+    append_json(trace.identity, tool.schema);
   }
   if (request.schema) append_field(trace.identity, 'j', dump(*request.schema));
   append_field(trace.identity, 'x', name_of(request.effort));
@@ -1666,6 +1662,12 @@ inline std::string parse_model(const reader& field) {
     field.fail("is not a model id");
   }
   return model;
+}
+
+/// What the dialects have alike; `model` may be left out.
+inline void parse_model_and_stream(const reader& root, turn_request& turn) {
+  if (const auto model = root.find("model")) turn.model = parse_model(*model);
+  if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
 }
 
 /// The bytes of a `data:TYPE;base64,…` URI (RFC 2397), or nullopt when it is none.
@@ -2971,9 +2973,8 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   }
   parse_sampling(root, turn);
   parse_prompt_cache(root, turn);
-  if (const auto model = root.find("model")) turn.model = parse_model(*model);
+  parse_model_and_stream(root, turn);
   if (const auto session = root.find("session_id")) turn.session = parse_session_id(*session);
-  if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
   parse_agent(root, turn);
   parse_style(root, turn, style);
   for (const auto& field : ignored_fields) {
@@ -4489,8 +4490,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   parse_sampling(root, turn);
   parse_prompt_cache(root, turn);
   turn.thinking_field = turn.effort_field = "reasoning";
-  if (const auto model = root.find("model")) turn.model = parse_model(*model);
-  if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
+  parse_model_and_stream(root, turn);
   parse_agent(root, turn);
   parse_stream_options(root, turn);
   for (const auto& [name, neutral] : ignored_fields) {
@@ -4661,8 +4661,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   refuse_foreign_body(root, "prompt");
   const auto prompts = parse_prompts(root.require("prompt"));
   openai_chat::parse_sampling(root, turn);
-  if (const auto model = root.find("model")) turn.model = parse_model(*model);
-  if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
+  parse_model_and_stream(root, turn);
   std::size_t n = 1;
   if (const auto wanted = root.find("n")) n = static_cast<std::size_t>(wanted->integer(1, 8));
   if (prompts.size() * n > 32) root.require("prompt").fail("asks for more than 32 completions");
@@ -5057,7 +5056,7 @@ inline std::string render_error(const api_error& error, const std::string& = {})
   return dump(json::object({{"error", error.message}}));
 }
 
-/// Ollama has no word for calls: they are told beside the text.
+/// Ollama has no reason for calls: they stand beside the text.
 inline const char* done_reason(stop_reason reason) {
   return reason == stop_reason::tool_use ? "stop" : openai_chat::finish_reason(reason);
 }
@@ -5132,7 +5131,7 @@ class ollama_reply final : public reply {
     return object;
   }
 
-  /// One that the token limit has cut has no input that could be told; the end tells the limit.
+  /// One that the token limit has cut has no whole input; `done_reason` says so.
   void add_call(const block& call, json& calls) const {
     const bool nothing = text::trim(call.text).empty();
     json input = nothing ? json::object() : try_parse_json(call.text);
@@ -5163,7 +5162,7 @@ class ollama_reply final : public reply {
     return object;
   }
 
-  /// The open block so far, which is then told.
+  /// Writes the open block as far as it has come.
   void write_block(std::string& out) {
     const auto object = object_of({block_});
     if (block_.kind == block_kind::tool_call) ++calls_;
@@ -5175,8 +5174,8 @@ class ollama_reply final : public reply {
   bool is_chat_;
   std::string model_;
   const char* load_reason_;
-  block block_;            ///< that is open, with what of it was not told
-  std::size_t calls_ = 0;  ///< that were told
+  block block_;            ///< that is open, with what of it was not written
+  std::size_t calls_ = 0;  ///< that were written
 };
 
 /// A call that waits for its result: its id, and the name of the tool.
@@ -5304,8 +5303,7 @@ inline void parse_options(const reader& options, turn_request& request) {
 inline turn_request parse_common(const reader& root) {
   turn_request turn;
   turn.stream = true;
-  if (const auto model = root.find("model")) turn.model = parse_model(*model);
-  if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
+  parse_model_and_stream(root, turn);
   if (const auto format = root.find("format")) parse_format(*format, turn);
   if (const auto think = root.find("think")) parse_think(*think, turn);
   if (const auto options = root.find("options")) parse_options(*options, turn);
@@ -8233,11 +8231,26 @@ struct stop_policy {
 struct conversation_cursor {
   conversation_trace held;
   std::size_t written = 0;       ///< messages of it that the process knows
-  std::vector<turn_mark> marks;  ///< of these
-  std::size_t keep = 0;          ///< messages that stay when the others are taken back
+  std::vector<turn_mark> marks;  ///< the user's messages among these that it can take back
   std::size_t lines = 0;         ///< sent so far, with those taken back
-  std::size_t steps = 0;         ///< back, that were asked for
-  bool asked = false;            ///< the last of them is still to be confirmed
+
+  /// Only the first messages are left.
+  void shorten(std::size_t keep) {
+    written = keep;
+    held.ends.resize(keep);
+    held.thoughts.resize(keep);
+    held.words.resize(keep == 0 ? 0 : held.ends.back());
+  }
+};
+
+/// The way back, a message at a time.
+struct rewind_state {
+  std::size_t keep = 0;       ///< messages that stay
+  bool interrupting = false;  ///< the interrupt before the first step is not acknowledged yet
+  std::size_t steps = 0;      ///< that were asked for, by this process
+  bool asked = false;         ///< the last of them is still to be confirmed
+
+  std::string id() const { return "rewind-" + std::to_string(steps); }
 };
 
 /// What a process does for one request.
@@ -8245,7 +8258,6 @@ struct process_turn {
   const turn_request* request = nullptr;  ///< null when nobody waits for the turn's end
   conversation_trace trace;               ///< until the process has the messages
   bool agent = false;
-  turn_decoder decoder{0};
   tool_names names;
   int retries = 0;
   std::vector<usage_window> windows;
@@ -8293,11 +8305,11 @@ class claude_process {
   enum class state {
     starting,
     ready,
-    telling_history,
+    replaying,
     answering,
     awaiting_tool_results,
     idle,
-    taking_back,
+    rewinding,
     dead
   };
 
@@ -8324,17 +8336,17 @@ class claude_process {
   /// It began on this day: without `--bare` a prompt names the date.
   bool is_of_today() const { return service_.day == text::local_day(); }
 
+  /// Where it is in which conversation.
+  const conversation_cursor& cursor() const { return cursor_; }
+
   /// The conversation that it holds; its identity is empty until a first turn.
   const conversation_trace& held() const { return cursor_.held; }
 
-  /// The user's messages of that conversation that can be taken back, last one last.
-  const std::vector<turn_mark>& marks() const { return cursor_.marks; }
-
   /// What this turn has used so far.
-  token_usage usage() const { return turn_.decoder.meter().usage(); }
+  token_usage usage() const { return decoder_.meter().usage(); }
 
   /// See `turn_decoder`.
-  bool was_cut() const { return turn_.decoder.was_cut(); }
+  bool was_cut() const { return decoder_.was_cut(); }
 
   /// How often the CLI has asked the API again in this turn.
   int retries() const { return turn_.retries; }
@@ -8356,7 +8368,7 @@ class claude_process {
   /// would answer for them on any signal that it can catch, and ask the model again.
   stop_policy ending() const {
     if (turn_.agent) return {SIGINT, false};  // older ones leave them alone when their input ends
-    const bool waits = runs_ && (turn_.decoder.finished() || state_ == state::taking_back);
+    const bool waits = runs_ && (decoder_.finished() || state_ == state::rewinding);
     return {waits ? SIGKILL : SIGTERM, true};
   }
 
@@ -8365,31 +8377,29 @@ class claude_process {
   /// awaits the results of tools must be given these and nothing else, or be taken back. `request`
   /// must outlive the turn, which `accept` or `release` ends.
   void begin(const turn_request& request, conversation_trace trace, std::size_t keep) {
-    auto decoder = std::move(turn_.decoder);
     turn_ = {};
     turn_.request = &request;
     turn_.trace = std::move(trace);
     turn_.agent = request.agent.has_value();
     ++service_.turns;
-    if (keep < cursor_.held.ends.size()) return take_back(keep);
-    turn_.decoder = std::move(decoder);
-    ask();
+    if (keep == cursor_.held.ends.size()) return ask();
+    decoder_ = turn_decoder(0);
+    rewind_to(keep);
   }
 
   /// The turn has ended, and this is what the client will send back of it.
   void accept(const message& reply) {
-    const auto& decoder = turn_.decoder;
-    const bool whole = decoder.finished() && !decoder.was_cut() && turn_.events.empty();
+    const bool whole = decoder_.finished() && !was_cut() && turn_.events.empty();
     if (state_ != state::answering || !whole) return;
     append_message(cursor_.held, reply, {});
     cursor_.written = cursor_.held.ends.size();
     turn_.request = nullptr;
-    state_ = decoder.calls().empty() ? state::idle : state::awaiting_tool_results;
+    state_ = decoder_.calls().empty() ? state::idle : state::awaiting_tool_results;
   }
 
   /// The turn is abandoned. Its messages are taken back, where that may be;
   /// else the process is dead.
-  void release(bool may_take_back) {
+  void release(bool may_rewind) {
     turn_.request = nullptr;
     turn_.events.clear();
     switch (state_) {
@@ -8398,14 +8408,14 @@ class claude_process {
       case state::awaiting_tool_results:
       case state::idle:
       case state::dead: return;
-      case state::taking_back: break;
-      case state::telling_history:
+      case state::rewinding: break;
+      case state::replaying:
       case state::answering:
         // After a cut an interrupt comes too late to stop the CLI's own next call.
         if (turn_.agent || was_cut() || cursor_.marks.empty()) break;
-        take_back(cursor_.marks.back().message);
+        rewind_to(cursor_.marks.back().message);
     }
-    if (!may_take_back || state_ != state::taking_back) state_ = state::dead;
+    if (!may_rewind || state_ != state::rewinding) state_ = state::dead;
   }
 
   /// Only asks the process for its models and its account; see `introduction`.
@@ -8439,7 +8449,7 @@ class claude_process {
     if (!wrong.empty()) fail(wrong);
     const auto waits = std::chrono::steady_clock::now() - waits_since_;
     if (state_ == state::starting && waits > start_timeout) fail("claude does not start");
-    if (state_ == state::taking_back && waits > max_step) fail("claude takes nothing back");
+    if (state_ == state::rewinding && waits > max_step) fail("claude takes nothing back");
   }
 
   /// Gives the process up: the owner of the child ends it.
@@ -8447,46 +8457,41 @@ class claude_process {
 
  private:
   static constexpr std::chrono::seconds start_timeout{60};  // usual: 0.5 s
-  static constexpr std::chrono::seconds max_step{3};        // to take one message back; usual: 3 ms
+  static constexpr std::chrono::seconds max_step{6};        // to take one message back; usual: 3 ms
 
   // ---- back -------------------------------------------------------------------------------------
 
   /// Takes back all but the first `keep` messages: an answer under way is interrupted first.
-  void take_back(std::size_t keep) {
-    cursor_.keep = keep;
+  void rewind_to(std::size_t keep) {
     tools_.forget_calls();
+    rewind_.keep = keep;
     // A replayed message ends by itself: it is acknowledged.
-    interrupting_ = runs_ && state_ != state::telling_history;
-    if (interrupting_) connection_.send(encode_interrupt(interrupt_id));
-    state_ = state::taking_back;
-    take_back_next();
+    rewind_.interrupting = runs_ && state_ != state::replaying;
+    if (rewind_.interrupting) connection_.send(encode_interrupt(interrupt_id));
+    state_ = state::rewinding;
+    rewind_step();
   }
 
   /// `claude` takes back only the last of the messages, so there is a step for each.
-  void take_back_next() {
+  void rewind_step() {
     waits_since_ = std::chrono::steady_clock::now();
-    if (runs_ || interrupting_) return;
-    if (!cursor_.marks.empty() && cursor_.marks.back().message >= cursor_.keep) {
-      ++cursor_.steps;
-      cursor_.asked = true;
-      return connection_.send(encode_rewind(id_of_step(), cursor_.marks.back().uuid));
+    if (runs_ || rewind_.interrupting) return;
+    if (!cursor_.marks.empty() && cursor_.marks.back().message >= rewind_.keep) {
+      ++rewind_.steps;
+      rewind_.asked = true;
+      return connection_.send(encode_rewind(rewind_.id(), cursor_.marks.back().uuid));
     }
-    cursor_.written = cursor_.keep;
-    cursor_.held.ends.resize(cursor_.keep);
-    cursor_.held.thoughts.resize(cursor_.keep);
-    cursor_.held.words.resize(cursor_.keep == 0 ? 0 : cursor_.held.ends.back());
+    cursor_.shorten(rewind_.keep);
     state_ = state::idle;
     if (turn_.request != nullptr) ask();
   }
 
-  std::string id_of_step() const { return "rewind-" + std::to_string(cursor_.steps); }
-
   void read_rewound(const json& response) {
-    if (!std::exchange(cursor_.asked, false) || state_ != state::taking_back) return;
+    if (!std::exchange(rewind_.asked, false) || state_ != state::rewinding) return;
     const auto& answer = member_of(response, "response");
     if (boolean_of(answer, "rewound")) {
       cursor_.marks.pop_back();
-      return take_back_next();
+      return rewind_step();
     }
     const bool unknown = string_of(response, "subtype") == "error";
     const bool first = string_of(answer, "error") == "no preceding assistant";
@@ -8509,14 +8514,14 @@ class claude_process {
     lines += encode_changed_settings({encode_settings(settings_id, *turn_.request, turn_.names),
                                       turn_.request->thinking_tokens.value_or(0)});
     const bool brings_results = state_ == state::awaiting_tool_results;
-    const double charged = brings_results ? turn_.decoder.meter().charged_ahead() : 0;
+    const double charged = brings_results ? decoder_.meter().charged_ahead() : 0;
     if (brings_results) {
       const auto entry = turn_.request->messages.rbegin();
-      tools_.take_results(*entry, *(entry + 1), turn_.decoder.calls());
+      tools_.take_results(*entry, *(entry + 1), decoder_.calls());
     }
-    turn_.decoder = turn_decoder(cost_, std::move(shape), charged);
+    decoder_ = turn_decoder(cost_, std::move(shape), charged);
     cursor_.held = std::move(turn_.trace);
-    if (!brings_results) return tell_next(std::move(lines));
+    if (!brings_results) return replay_next(std::move(lines));
     cursor_.written = cursor_.held.ends.size();
     state_ = state::answering;
     connection_.send(lines);
@@ -8524,7 +8529,7 @@ class claude_process {
   }
 
   /// Sends what is untold up to the next user's message, which will be acknowledged or answered.
-  void tell_next(std::string lines) {
+  void replay_next(std::string lines) {
     const auto& messages = turn_.request->messages;
     for (bool asked = false; !asked && cursor_.written < messages.size(); ++cursor_.written) {
       ++cursor_.lines;
@@ -8541,7 +8546,7 @@ class claude_process {
         lines += encode_message(entry, turn_.names, line);
       }
     }
-    state_ = cursor_.written == messages.size() ? state::answering : state::telling_history;
+    state_ = cursor_.written == messages.size() ? state::answering : state::replaying;
     runs_ = true;
     connection_.send(lines);
   }
@@ -8590,15 +8595,15 @@ class claude_process {
       case state::starting:
       case state::ready:
       case state::dead: return;
-      case state::telling_history: return read_acknowledgement(line);
+      case state::replaying: return read_acknowledgement(line);
       case state::answering: return read_answer(line, begins);
       case state::awaiting_tool_results:
       case state::idle:
         if (begins) fail("claude went on by itself");
         return;
-      case state::taking_back:
+      case state::rewinding:
         if (begins && !runs_) return fail("claude went on by itself");
-        if (type == "result") take_back_next();
+        if (type == "result") rewind_step();
     }
   }
 
@@ -8609,11 +8614,11 @@ class claude_process {
   }
 
   void read_answer(const json& line, bool begins) {
-    const bool over = turn_.decoder.finished() && !was_cut();
+    const bool over = decoder_.finished() && !was_cut();
     if (begins && (over || tools_.has_unclaimed_results())) return fail("claude went on by itself");
     if (string_of(line, "subtype") == "api_retry") ++turn_.retries;
     std::vector<event> decoded;
-    turn_.decoder.decode(line, decoded);
+    decoder_.decode(line, decoded);
     for (auto& what : decoded) turn_.events.push_back(std::move(what));
     if (was_cut()) {  // or it goes on
       connection_.child().signal_group(turn_.agent ? SIGINT : SIGKILL);
@@ -8626,16 +8631,16 @@ class claude_process {
     if (boolean_of(line, "is_error")) {
       return fail("claude refused the history: " + string_of(line, "result"));
     }
-    tell_next({});
+    replay_next({});
   }
 
   void read_control_response(const json& response) {
     if (state_ == state::starting) state_ = state::ready;
     const auto id = string_of(response, "request_id");
-    if (id == id_of_step()) return read_rewound(response);
+    if (id == rewind_.id()) return read_rewound(response);
     if (id == interrupt_id) {
-      interrupting_ = false;
-      if (state_ == state::taking_back) take_back_next();
+      rewind_.interrupting = false;
+      if (state_ == state::rewinding) rewind_step();
     }
     if (id != opening_id && id != settings_id) return;
     if (string_of(response, "subtype") == "error") {
@@ -8649,7 +8654,7 @@ class claude_process {
 
   void answer_request(const json& asked) {
     connection_.send(tools_.take_request(
-        asked, [this](const std::string& id) { return turn_.decoder.client_call_id(id); }));
+        asked, [this](const std::string& id) { return decoder_.client_call_id(id); }));
     answer_calls();
   }
 
@@ -8658,7 +8663,7 @@ class claude_process {
     state_ = state::dead;
     turn_.failed_before_first_event = turn_.events.empty() && !turn_.event_delivered;
     std::vector<event> decoded;
-    turn_.decoder.fail(api_error(error_kind::bad_gateway, connection_.explain(reason)), decoded);
+    decoder_.fail(api_error(error_kind::bad_gateway, connection_.explain(reason)), decoded);
     for (auto& what : decoded) turn_.events.push_back(std::move(what));
   }
 
@@ -8671,9 +8676,10 @@ class claude_process {
   std::map<std::string, usage_window> windows_;
   turn_settings sent_settings_;  ///< that it got last
   bool runs_ = false;            ///< its `result` is still to come
-  bool interrupting_ = false;    ///< the interrupt is still to be acknowledged
   conversation_cursor cursor_;
+  rewind_state rewind_;
   process_turn turn_;
+  turn_decoder decoder_{0};  ///< stays for the calls that await their results
   refusal refused_ = refusal::none;
   double cost_ = 0;  ///< in USD, as it reported
 };
@@ -8686,13 +8692,13 @@ class claude_process {
 
 /// Processes by state. Their sum never exceeds the cap.
 struct process_counts {
-  int spare = 0;        ///< ready, or soon
-  int warm = 0;         ///< of the spares: have answered already
-  int busy = 0;         ///< serve a request
-  int idle = 0;         ///< hold a conversation that may go on
-  int parked = 0;       ///< of the idle: wait for the results of a client's tools
-  int taking_back = 0;  ///< of the idle: take back what nobody wants any more
-  int stopping = 0;     ///< signalled to end, not yet gone
+  int spare = 0;      ///< ready, or soon
+  int warm = 0;       ///< of the spares: have answered already
+  int busy = 0;       ///< serve a request
+  int idle = 0;       ///< hold a conversation that may go on
+  int parked = 0;     ///< of the idle: wait for the results of a client's tools
+  int rewinding = 0;  ///< of the idle: take back what nobody wants any more
+  int stopping = 0;   ///< signalled to end, not yet gone
   int maximum = 0;
   std::uint64_t started = 0;             ///< since the proxy began
   int queued = 0;                        ///< requests that wait for a process
@@ -8705,16 +8711,29 @@ inline int default_max_processes(std::uint64_t memory_bytes) {
   return static_cast<int>(std::clamp<std::uint64_t>(memory_bytes / each, 2, 32));
 }
 
+/// How a process came to a request. `continued`: it held the conversation; `rewound`: messages
+/// were taken back; `spare`: it was ready; `started`: it was not.
+enum class process_origin { none, continued, rewound, spare, started };
+
+inline std::string_view name_of(process_origin origin) {
+  switch (origin) {
+    case process_origin::continued: return "continued";
+    case process_origin::rewound: return "rewound";
+    case process_origin::spare: return "spare";
+    case process_origin::started: return "started";
+    case process_origin::none: break;
+  }
+  return {};
+}
+
 /// A way to bring a process to a request's conversation.
 struct way {
-  enum class kind { go_on, go_back, spare, start };
-
-  kind how = kind::start;
-  std::size_t keep = 0;        ///< messages of the request that the process holds, and keeps
-  std::size_t taken_back = 0;  ///< the user's messages that are taken back
-  std::size_t replayed = 0;    ///< messages of the history that the process gets
-  std::size_t discarded = 0;   ///< messages of another conversation, to be replayed when it goes on
-  bool parked = false;         ///< another conversation's calls are given up for it
+  process_origin how = process_origin::started;
+  std::size_t keep = 0;       ///< messages of the request that the process holds, and keeps
+  std::size_t rewound = 0;    ///< the user's messages that are taken back
+  std::size_t replayed = 0;   ///< messages of the history that the process gets
+  std::size_t discarded = 0;  ///< messages of another conversation, to be replayed when it goes on
+  bool parked = false;        ///< another conversation's calls are given up for it
 };
 
 /// What ways cost, in milliseconds, as measured on the real CLI.
@@ -8731,35 +8750,37 @@ struct way_costs {
 /// What a way costs in milliseconds, with the replays that it causes for other conversations.
 inline double cost_of(const way& one) {
   double cost = way_costs::message * static_cast<double>(one.replayed + one.discarded) +
-                way_costs::step_back * static_cast<double>(one.taken_back);
-  const bool fresh = one.how == way::kind::spare || one.how == way::kind::start;
+                way_costs::step_back * static_cast<double>(one.rewound);
+  const bool fresh = one.how == process_origin::spare || one.how == process_origin::started;
   if (fresh) cost += way_costs::initialize;
-  if (one.how == way::kind::start) cost += way_costs::start;
+  if (one.how == process_origin::started) cost += way_costs::start;
   if (one.parked) cost += way_costs::parked;
   return cost;
 }
 
 /// How far a process may be taken back.
-enum class going_back { anywhere, to_an_answer, nowhere };
+enum class rewind_reach { anywhere, to_an_answer, nowhere };
 
 /// How far this `claude` takes messages back: an older one does less, and all its processes alike.
 /// Thread-safe.
-class going_back_support {
+class rewind_support {
  public:
-  explicit going_back_support(const options& settings) : settings_(settings) { reset(); }
+  explicit rewind_support(const options& settings) : settings_(settings) { reset(); }
 
-  going_back now() const { return now_; }
+  rewind_reach now() const { return now_; }
 
   /// The program may have become another.
-  void reset() { now_ = settings_.reuse_processes ? going_back::anywhere : going_back::nowhere; }
+  void reset() {
+    now_ = settings_.reuse_processes ? rewind_reach::anywhere : rewind_reach::nowhere;
+  }
 
   /// Learns from a process that would not take a message back.
   void learn(const claude_process& process) {
     using refusal = claude_process::refusal;
-    if (process.refused() == refusal::none || now_ == going_back::nowhere) return;
+    if (process.refused() == refusal::none || now_ == rewind_reach::nowhere) return;
     const bool first = process.refused() == refusal::first_message;
-    if (first && now_ == going_back::to_an_answer) return;
-    now_ = first ? going_back::to_an_answer : going_back::nowhere;
+    if (first && now_ == rewind_reach::to_an_answer) return;
+    now_ = first ? rewind_reach::to_an_answer : rewind_reach::nowhere;
     settings_.log.info(first
                            ? "this claude does not take back the first message of a conversation: "
                              "each conversation has a process of its own"
@@ -8769,45 +8790,44 @@ class going_back_support {
 
  private:
   const options& settings_;
-  std::atomic<going_back> now_{going_back::nowhere};
+  std::atomic<rewind_reach> now_{rewind_reach::nowhere};
 };
-
-/// The way by which a process that holds a conversation of the request's identity can serve it;
-/// nullopt when there is none. `brings_results`: all that is new are results for a process that
-/// awaits them.
-inline std::optional<way> find_way(const conversation_trace& held,
-                                   const std::vector<turn_mark>& marks, bool parked,
-                                   const conversation_trace& asked, bool brings_results,
-                                   going_back may) {
-  const auto history = asked.ends.size() - 1;
-  const auto common = std::min(count_common(held, asked), history);
-  const bool whole = common == held.ends.size();
-  if (whole && common > 0 && (!parked || (brings_results && common == history))) {
-    return way{way::kind::go_on, common, 0, history - common, 0, false};
-  }
-  way back{way::kind::go_back, 0, 0, history, held.ends.size() - common, parked && common == 0};
-  if (held.ends.empty()) return back;
-  const auto first = std::find_if(marks.rbegin(), marks.rend(),
-                                  [&](const turn_mark& mark) { return mark.message <= common; });
-  const bool far = first == marks.rend() || (first->message == 0 && may != going_back::anywhere);
-  if (far || may == going_back::nowhere) return std::nullopt;
-  back.keep = first->message;
-  back.taken_back = static_cast<std::size_t>(first - marks.rbegin()) + 1;
-  back.replayed = history - back.keep;
-  return back;
-}
 
 /// What a request wants of the pool. Owned by the request's turn.
 struct process_demand {
   launch_profile profile;
   std::string client;                         ///< the queue is fair between clients
   const conversation_trace* trace = nullptr;  ///< of the request; null: no conversation
-  bool brings_results = false;                ///< see `find_way`
+  bool brings_results = false;                ///< all that is new are results of parked calls
   bool fresh = false;                         ///< of a process that holds nothing
   steady_time asked = std::chrono::steady_clock::now();
 
   std::size_t history() const { return trace == nullptr ? 0 : trace->ends.size() - 1; }
 };
+
+/// The way by which a process that holds a conversation of the demand's identity can serve it;
+/// nullopt when there is none. `parked`: it waits for the results of tools.
+inline std::optional<way> find_way(const conversation_cursor& cursor, bool parked,
+                                   const process_demand& demand, rewind_reach reach) {
+  const auto& held = cursor.held;
+  const auto history = demand.history();
+  const auto common = std::min(count_common(held, *demand.trace), history);
+  const bool whole = common == held.ends.size();
+  if (whole && common > 0 && (!parked || (demand.brings_results && common == history))) {
+    return way{process_origin::continued, common, 0, history - common, 0, false};
+  }
+  way back{process_origin::rewound, 0, 0, history, held.ends.size() - common,
+           parked && common == 0};
+  if (held.ends.empty()) return back;
+  const auto first = std::find_if(cursor.marks.rbegin(), cursor.marks.rend(),
+                                  [&](const turn_mark& mark) { return mark.message <= common; });
+  const bool none = first == cursor.marks.rend() || reach == rewind_reach::nowhere;
+  if (none || (first->message == 0 && reach == rewind_reach::to_an_answer)) return std::nullopt;
+  back.keep = first->message;
+  back.rewound = static_cast<std::size_t>(first - cursor.marks.rbegin()) + 1;
+  back.replayed = history - back.keep;
+  return back;
+}
 
 class pool;
 
@@ -8845,7 +8865,7 @@ struct kept_process {
   bool ends = false;  ///< and ends it then
 
   bool is_unused() const { return now == state::starting || now == state::ready; }
-  bool is_changing() const { return now == state::starting || now == state::taking_back; }
+  bool is_changing() const { return now == state::starting || now == state::rewinding; }
 
   /// A start of over 5 s counts as hung: another may begin in its place.
   bool is_starting() const {
@@ -8856,7 +8876,7 @@ struct kept_process {
   /// On its way to where it may serve others; one that takes longer than a start is not waited for.
   bool returns_soon() const {
     constexpr std::chrono::milliseconds max_return{500};
-    return now == state::taking_back && std::chrono::steady_clock::now() - since < max_return;
+    return now == state::rewinding && std::chrono::steady_clock::now() - since < max_return;
   }
 };
 
@@ -8869,19 +8889,19 @@ struct grant {
 
 /// How a process could serve the request, if it can.
 inline std::optional<way> way_of(const kept_process& kept, const process_demand& demand,
-                                 going_back may) {
+                                 rewind_reach reach) {
   using state = claude_process::state;
   const auto& process = *kept.process;
   const bool parked = kept.now == state::awaiting_tool_results;
   if (kept.ends || !(kept.profile == demand.profile)) return std::nullopt;
-  if (kept.now == state::ready) return way{way::kind::spare, 0, 0, demand.history(), 0, false};
+  if (kept.now == state::ready) return way{process_origin::spare, 0, 0, demand.history(), 0, false};
   const bool holds = kept.now == state::idle || parked;
   if (!holds || demand.fresh || demand.trace == nullptr) return std::nullopt;
   if (process.held().identity != demand.trace->identity) return std::nullopt;
+  // What an agent did to files is not taken back, nor the day that the prompt names.
   const bool stays = process.is_agent() || !process.is_of_today();
   if (stays && process.held().ends.empty()) return std::nullopt;
-  return find_way(process.held(), process.marks(), parked, *demand.trace, demand.brings_results,
-                  stays ? going_back::nowhere : may);
+  return find_way(process.cursor(), parked, demand, stays ? rewind_reach::nowhere : reach);
 }
 
 /// A request that waits for a process. Owned by its ticket.
@@ -9035,23 +9055,13 @@ class spare_plan {
                 std::chrono::milliseconds hold) {
     // A server that a client has registered runs as long as that client uses it, not as a spare.
     if (profile.agent && profile.agent->client_servers) return;
-    const auto now = std::chrono::steady_clock::now();
-    const auto earlier = [](const auto& a, const auto& b) { return a.asked < b.asked; };
-    auto known = profiles_.begin() + place_of(profile);
-    if (known == profiles_.end()) {
-      if (profiles_.size() == max_profiles) {
-        const auto poorer = profiles_.begin() + wanted_ % static_cast<int>(max_profiles);
-        profiles_.erase(std::min_element(poorer, profiles_.end(), earlier));
-      }
-      const auto owner = profile.agent ? client : std::string();
-      known = profiles_.insert(profiles_.end(), asked_profile{profile, owner, now});
-    }
-    known->asked = now;
+    const auto known = find_or_add(profile, profile.agent ? client : std::string());
+    known->asked = std::chrono::steady_clock::now();
     const auto first = profiles_.begin();
-    const auto richer = wanted_ % static_cast<std::ptrdiff_t>(profiles_.size());
-    if (richer == 0 || known - first < richer) return;
-    const auto oldest = std::min_element(first, first + richer, earlier);
-    if (now - oldest->asked >= hold) std::swap(*oldest, *known);
+    const auto poorer = first + wanted_ % static_cast<std::ptrdiff_t>(profiles_.size());
+    if (known < poorer || poorer == first) return;
+    const auto oldest = std::min_element(first, poorer, asked_earlier);
+    if (known->asked - oldest->asked >= hold) std::swap(*oldest, *known);
   }
 
   /// Removes the profiles of these clients' agents.
@@ -9102,6 +9112,22 @@ class spare_plan {
   };
 
   static constexpr std::size_t max_profiles = 4;
+
+  static bool asked_earlier(const asked_profile& a, const asked_profile& b) {
+    return a.asked < b.asked;
+  }
+
+  /// A new one takes the place of the one without a further spare that was asked for longest ago.
+  std::deque<asked_profile>::iterator find_or_add(const launch_profile& profile,
+                                                  const std::string& client) {
+    const auto known = profiles_.begin() + place_of(profile);
+    if (known != profiles_.end()) return known;
+    if (profiles_.size() == max_profiles) {
+      const auto poorer = profiles_.begin() + wanted_ % static_cast<int>(max_profiles);
+      profiles_.erase(std::min_element(poorer, profiles_.end(), asked_earlier));
+    }
+    return profiles_.insert(profiles_.end(), asked_profile{profile, client, {}});
+  }
 
   /// The number of profiles for an unknown one.
   std::ptrdiff_t place_of(const launch_profile& profile) const {
@@ -9162,7 +9188,8 @@ struct start_counts {
 inline std::unique_ptr<claude_process> start_claude(const options& settings,
                                                     const launch_profile& profile,
                                                     const child_guard& guard) {
-  const auto what = make_command(profile.fallback ? with_fallback(settings) : settings, profile);
+  const auto what = profile.fallback ? make_command(with_fallback(settings), profile)
+                                     : make_command(settings, profile);
   try {
     return std::make_unique<claude_process>(what, guard);
   } catch (const std::system_error& failure) {
@@ -9252,7 +9279,7 @@ class pool {
       ++(kept.is_unused() ? now.spare : now.idle);
       now.warm += kept.now == state::ready ? 1 : 0;
       now.parked += kept.now == state::awaiting_tool_results ? 1 : 0;
-      now.taking_back += kept.now == state::taking_back ? 1 : 0;
+      now.rewinding += kept.now == state::rewinding ? 1 : 0;
     }
     now.spare += starts_.under_way;
     now.busy = queue_.busy();
@@ -9292,7 +9319,8 @@ class pool {
     grant found;
     for (auto kept = kept_.begin(); kept != kept_.end(); ++kept) {
       const auto one = way_of(*kept, demand, support_.now());
-      if (!one || cost_of(*one) >= least || (own_only && one->how != way::kind::go_on)) continue;
+      if (!one || cost_of(*one) >= least || (own_only && one->how != process_origin::continued))
+        continue;
       if (!kept->read && !kept->process->alive()) continue;
       least = cost_of(*one);
       best = kept;
@@ -9302,7 +9330,7 @@ class pool {
     found.process = std::move(best->process);
     kept_.erase(best);
     queue_.note_taken(demand.client);
-    if (found.taken.how == way::kind::spare) spares_.note_taken();
+    if (found.taken.how == process_origin::spare) spares_.note_taken();
     wake_.raise();
     return found;
   }
@@ -9321,7 +9349,7 @@ class pool {
 
   void give_back(const process_demand& demand, std::unique_ptr<claude_process> process) {
     using state = claude_process::state;
-    process->release(support_.now() != going_back::nowhere);
+    process->release(support_.now() != rewind_reach::nowhere);
     const bool worn = process->now() == state::idle && process->is_worn();
     const std::lock_guard<std::mutex> lock(mutex_);
     queue_.note_returned(demand.client);
@@ -9490,8 +9518,8 @@ class pool {
       }
       case state::awaiting_tool_results:
       case state::idle: return kept.since < oldest;
-      case state::taking_back: return false;
-      case state::telling_history:
+      case state::rewinding: return false;
+      case state::replaying:
       case state::answering:
       case state::dead: return true;
     }
@@ -9573,7 +9601,7 @@ class pool {
   stopping_processes stopping_;
   fair_queue queue_;
   spare_plan spares_;
-  going_back_support support_;
+  rewind_support support_;
   start_counts starts_;
   std::map<std::string, steady_time> ended_;  ///< by client: what began before does not go on
   bool closing_ = false;
@@ -9598,7 +9626,7 @@ class pool::ticket {
     const std::lock_guard<std::mutex> lock(pool_.mutex_);
     const auto line = pool_.queue_.in_line();
     granted_ = pool_.try_grant(demand_, line.empty() ? nullptr : line.front());
-    const bool goes_on = granted_ && granted_->taken.how == way::kind::go_on;
+    const bool goes_on = granted_ && granted_->taken.how == process_origin::continued;
     if (!goes_on) {
       pool_.spares_.remember(demand_.profile, demand_.client, pool_.settings_.spare_hold);
     }
@@ -10583,8 +10611,9 @@ class limit_board {
 
   /// A limit refuses until it begins anew. `extra_usage`: what is billed beyond it is no refusal.
   bool is_spent(bool extra_usage) const {
-    const auto windows = all();
-    return std::any_of(windows.begin(), windows.end(), [&](const usage_window& window) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return std::any_of(windows_.begin(), windows_.end(), [&](const auto& entry) {
+      const usage_window& window = entry.second;
       const bool refuses = window.status == "rejected" && !(window.extra_usage && extra_usage);
       return refuses && time_to(window.resets_at).count() > 0;
     });
@@ -10684,31 +10713,22 @@ inline bool lacks_thoughts(const turn_request& request) {
   return last_parts.empty() || !std::holds_alternative<thinking_part>(last_parts.front());
 }
 
+/// The operator's other account answers, see `options::fallback`.
+inline void use_fallback(turn_request& request, const options& settings) {
+  request.on_fallback = true;
+  if (!settings.fallback_model.empty()) request.model = settings.fallback_model;
+}
+
 /// How an answer came about; for figures and the log.
 struct turn_facts {
-  /// `continued`: the process held the conversation; `rewound`: messages were taken back; `spare`:
-  /// it was ready; `started`: it was not.
-  enum class process_origin { none, continued, rewound, spare, started };
-
   process_origin origin = process_origin::none;
-  std::size_t taken_back = 0;           ///< the user's messages that were taken back for it
+  std::size_t rewound = 0;              ///< the user's messages that were taken back for it
   std::size_t replayed = 0;             ///< messages of the history that the process got
   std::chrono::milliseconds queued{0};  ///< the wait for a process
   int retries = 0;                      ///< of the CLI at the API
   bool on_fallback = false;             ///< see `options::fallback`
   std::vector<usage_window> windows;
 };
-
-inline std::string_view name_of(turn_facts::process_origin origin) {
-  switch (origin) {
-    case turn_facts::process_origin::continued: return "continued";
-    case turn_facts::process_origin::rewound: return "rewound";
-    case turn_facts::process_origin::spare: return "spare";
-    case turn_facts::process_origin::started: return "started";
-    case turn_facts::process_origin::none: break;
-  }
-  return {};
-}
 
 /// One turn under way. It is pulled: the caller that wants its next event lends the thread that
 /// moves the process's bytes, so that a slow client slows the process.
@@ -10821,9 +10841,6 @@ class turn {
   }
 
   void queue(bool fresh) {
-    if (request_.on_fallback && !settings_.fallback_model.empty()) {
-      request_.model = settings_.fallback_model;
-    }
     ticket_.emplace(pool_, process_demand{{request_.model, request_.agent, request_.on_fallback},
                                           request_.client,
                                           &trace_,
@@ -10834,17 +10851,14 @@ class turn {
   }
 
   void begin(lease taken) {
-    using origin = turn_facts::process_origin;
     ticket_.reset();
     lease_.emplace(std::move(taken));
     state_ = state::running;
     const auto& how = lease_->taken();
-    const bool ready = lease_->process().started() < queued_since_;
-    facts_.origin = how.how == way::kind::go_on     ? origin::continued
-                    : how.how == way::kind::go_back ? origin::rewound
-                    : ready                         ? origin::spare
-                                                    : origin::started;
-    facts_.taken_back = how.taken_back;
+    facts_.origin = how.how;
+    const bool for_this = lease_->process().started() >= queued_since_;
+    if (how.how == process_origin::spare && for_this) facts_.origin = process_origin::started;
+    facts_.rewound = how.rewound;
     facts_.replayed = how.replayed;
     facts_.on_fallback = request_.on_fallback;
     facts_.queued = std::chrono::duration_cast<std::chrono::milliseconds>(
@@ -10883,7 +10897,7 @@ class turn {
   bool try_again(const event& what) {
     const bool lost = std::holds_alternative<turn_failed>(what) && silent_ && !retried_ && lease_ &&
                       lease_->process().failed_before_first_event() &&
-                      facts_.origin != turn_facts::process_origin::started;
+                      facts_.origin != process_origin::started;
     if (!lost) return false;
     retried_ = true;
     return queue_again(true);
@@ -10898,7 +10912,7 @@ class turn {
     if (!refused || !settings_.fallback || request_.on_fallback) return false;
     note_windows();
     if (!limits_.is_spent(true)) return false;
-    request_.on_fallback = true;
+    use_fallback(request_, settings_);
     return queue_again(false);
   }
 
@@ -10918,19 +10932,18 @@ class turn {
   /// Remembers the answer, and at its end lets session and process go on with it.
   void note(const event& what) {
     silent_ = false;
-    if (lease_) {
-      facts_.retries = lease_->process().retries();
-      note_windows();
-      note_limits(what);
-    }
-    if (!std::holds_alternative<turn_failed>(what)) answer_.add(what);
+    const auto* failed = std::get_if<turn_failed>(&what);
+    if (lease_) note_facts();
+    if (lease_ && failed && failed->error.kind == error_kind::rate_limited) note_known_windows();
+    if (!failed) answer_.add(what);
     if (!ends_turn(what)) return;
-    if (std::holds_alternative<turn_stopped>(what)) commit();
-    state_ = state::done;
-    if (lease_) usage_ = lease_->process().usage();
-    lease_.reset();
-    ticket_.reset();
-    session_.reset();
+    if (!failed) commit();
+    end();
+  }
+
+  void note_facts() {
+    facts_.retries = lease_->process().retries();
+    note_windows();
   }
 
   void note_windows() {
@@ -10941,9 +10954,7 @@ class turn {
   }
 
   /// The limit that refuses may have been reported in an earlier turn.
-  void note_limits(const event& what) {
-    const auto* failed = std::get_if<turn_failed>(&what);
-    if (failed == nullptr || failed->error.kind != error_kind::rate_limited) return;
+  void note_known_windows() {
     facts_.windows.clear();
     for (const auto& [name, window] : lease_->process().known_windows()) {
       facts_.windows.push_back(window);
@@ -10957,6 +10968,14 @@ class turn {
     if (!session_) return;
     request_.messages.push_back(std::move(reply));
     session_->commit(given_system_, std::move(request_.messages));
+  }
+
+  void end() {
+    state_ = state::done;
+    if (lease_) usage_ = lease_->process().usage();
+    lease_.reset();
+    ticket_.reset();
+    session_.reset();
   }
 
   pool& pool_;
@@ -11044,7 +11063,7 @@ class answer {
     for (std::size_t i = 1; i < turns_.size(); ++i) {
       const auto& more = turns_[i]->facts();
       sum.retries += more.retries;
-      sum.taken_back += more.taken_back;
+      sum.rewound += more.rewound;
       sum.replayed += more.replayed;
       sum.windows.insert(sum.windows.end(), more.windows.begin(), more.windows.end());
     }
@@ -11506,6 +11525,9 @@ inline std::string describe_confinement(const options& settings, const std::stri
 
 // What an agent may have, by the operator's options and the client's headers.
 
+// What an agent may use: no more than the operator's `--allowed-tools` (`may_have`); within them what
+// the client's header names, else the tools that its key has chosen and its servers; and nothing
+// that either side denies (`apply_tools`). Confined, no rule may name a path (`leaves_directory`).
 namespace agent_rules {
 
 inline void check_names(const std::vector<std::string>& names) {
@@ -13435,8 +13457,8 @@ inline json render_log_fields(const request_figures& record) {
     fields["first_token_seconds"] = seconds_between(record.started, *record.first_token);
   }
   fields["queue_seconds"] = std::chrono::duration<double>(record.facts.queued).count();
-  fields["messages_taken_back"] = record.facts.taken_back;
-  fields["messages_told"] = record.facts.replayed;
+  fields["messages_rewound"] = record.facts.rewound;
+  fields["messages_replayed"] = record.facts.replayed;
   fields["retries"] = record.facts.retries;
   fields["input_tokens"] = record.usage.input;
   fields["output_tokens"] = record.usage.output;
@@ -13547,7 +13569,7 @@ class metrics {
     sums_.cost_usd = std::max(sums_.cost_usd, sums_.charged_usd);  // a counter never falls
     sums_.retries += record.facts.retries;
     sums_.fallbacks += record.facts.on_fallback ? 1 : 0;
-    sums_.taken_back += static_cast<double>(record.facts.taken_back);
+    sums_.rewound += static_cast<double>(record.facts.rewound);
     sums_.replayed += static_cast<double>(record.facts.replayed);
     if (record.failure == "processes_busy") ++rejected_["queue_full"];
     if (record.upstream_failed) ++upstream_errors_[std::to_string(record.upstream_status)];
@@ -13587,7 +13609,7 @@ class metrics {
     double cost_usd = 0;
     double retries = 0;
     double fallbacks = 0;
-    double taken_back = 0;
+    double rewound = 0;
     double replayed = 0;
   };
 
@@ -13643,10 +13665,10 @@ class metrics {
     out.add({}, sums_.fallbacks);
     out.begin("turns_total", "counter", "Answers, by the process that gave them.");
     render_counts(out, "process", turns_);
-    out.begin("messages_taken_back_total", "counter",
+    out.begin("messages_rewound_total", "counter",
               "Users' messages that a process took back to serve another conversation.");
-    out.add({}, sums_.taken_back);
-    out.begin("messages_told_total", "counter", "Messages that a process was told as history.");
+    out.add({}, sums_.rewound);
+    out.begin("messages_replayed_total", "counter", "Messages that a process was told as history.");
     out.add({}, sums_.replayed);
   }
 
@@ -13658,8 +13680,8 @@ class metrics {
         {"spare", counts.warm},
         {"busy", counts.busy},
         {"parked", counts.parked},
-        {"taking_back", counts.taking_back},
-        {"idle", counts.idle - counts.parked - counts.taking_back},
+        {"rewinding", counts.rewinding},
+        {"idle", counts.idle - counts.parked - counts.rewinding},
         {"stopping", counts.stopping},
     }};
     for (const auto& [state, count] : states) out.add({{"state", state}}, count);
@@ -13910,7 +13932,7 @@ inline json render_health(const process_counts& counts, const cli_facts& facts, 
                                                          {"warm", counts.warm},
                                                          {"busy", counts.busy},
                                                          {"idle", counts.idle},
-                                                         {"taking_back", counts.taking_back},
+                                                         {"rewinding", counts.rewinding},
                                                          {"stopping", counts.stopping},
                                                          {"maximum", counts.maximum}})},
                              {"queued", counts.queued}}));
@@ -14732,7 +14754,7 @@ th, td { padding: .45rem 1rem .45rem 0; text-align: left; }
   background: var(--state); }
 .busy { --state: var(--accent); } .parked { --state: var(--warn); }
 .idle { --state: var(--blue); } .spare { --state: var(--good); }
-.starting, .taking_back { --state: var(--line); }
+.starting, .rewinding { --state: var(--line); }
 .sessions table { width: 100%; margin-top: .5rem; }
 .sessions td:first-child { max-width: 9rem; overflow: hidden; text-overflow: ellipsis; }
 
@@ -15769,7 +15791,7 @@ const showTiles = (tiles) => tell('tiles', ...tiles.map(([name, value, note]) =>
 const meanings = {
   spare: 'ready for a new conversation',
   busy: 'answering', idle: 'keeping a conversation', parked: 'waiting for tool results',
-  taking_back: '', starting: '',
+  rewinding: '', starting: '',
 };
 
 function showProcesses(counts, most) {
@@ -16853,9 +16875,10 @@ inline void complete_request(request_context& now, turn_request& turn) {
   if (!turn.cache_ttl.empty() && !has_cache_ttl(facts.version)) {
     name_ignored(turn, turn.cache_field);
   }
+  if (now.settings->fallback && now.proxy.windows.is_spent(now.settings->extra_usage)) {
+    use_fallback(turn, *now.settings);
+  }
   apply_model_limits(turn, traits_of(turn.model, facts.always_thinking));
-  turn.on_fallback =
-      now.settings->fallback && now.proxy.windows.is_spent(now.settings->extra_usage);
 }
 
 inline void tell_ignored(request_context& now, const std::vector<std::string>& names) {
@@ -16912,95 +16935,96 @@ inline void abandon(request_context& now) {
 
 constexpr const char* client_left = "client left";
 
-/// A stream under way, owned by the response that it fills.
-struct open_stream {
-  std::unique_ptr<answer> running;
-  std::unique_ptr<reply> writer;
-  std::shared_ptr<const options> settings;
-  std::shared_ptr<request_record> record;
-  std::optional<answer::choice_event> first;  ///< what came before the status line was sent
-  std::function<void()> on_abandoned;         ///< when nothing of it was ever written
+/// A stream under way, owned by the response that it fills. It finishes its request, once.
+class open_stream {
+ public:
+  /// `first`: what came before the status line was sent.
+  open_stream(request_context& now, std::unique_ptr<answer> running, std::unique_ptr<reply> writer,
+              std::optional<answer::choice_event> first)
+      : proxy_(now.proxy),
+        settings_(now.settings),
+        record_(now.record),
+        running_(std::move(running)),
+        writer_(std::move(writer)),
+        first_(std::move(first)) {}
+  open_stream(const open_stream&) = delete;
+  open_stream& operator=(const open_stream&) = delete;
 
-  ~open_stream() {
-    if (on_abandoned) on_abandoned();
-  }
-};
+  /// Of a stream of which nothing was ever written.
+  ~open_stream() { finish_request(client_left); }
 
-/// Writes events until the answer ends. What is known already goes out in one piece.
-inline const char* run_stream(open_stream& stream, const http_response::write_bytes& write) {
-  answer::choice_event next;
-  auto got = answer::pulled::silence;
-  bool noted = false;
-  if (stream.first) {
-    next = std::move(*stream.first);
-    got = answer::pulled::arrived;
-    noted = true;
+  /// Writes it to its end. False when the client has left.
+  bool write_all(const http_response::write_bytes& write) {
+    finish_request(write_events(write));
+    return record_->ending != client_left;
   }
-  const auto& settings = *stream.settings;
-  for (bool ended = false; !ended;) {
-    std::string out;
-    if (got != answer::pulled::arrived) stream.writer->write_keep_alive(out);
-    while (got == answer::pulled::arrived && !ended) {
-      if (!std::exchange(noted, false)) stream.record->note(next.what);
-      stream.writer->write(next.choice, next.what, out);
-      ended = stream.running->ended();
-      if (!ended) got = stream.running->next(next, steady_time::min());
+
+ private:
+  void finish_request(const char* ending) {
+    if (!running_) return;
+    record_->ending = ending;
+    note_use(*record_, *running_);
+    running_.reset();
+    finish(proxy_, settings_->log, *record_);
+  }
+
+  /// Until the answer ends. What is known already goes out in one piece.
+  const char* write_events(const http_response::write_bytes& write) {
+    auto got = first_ ? answer::pulled::arrived : answer::pulled::silence;
+    auto next = first_ ? std::move(*first_) : answer::choice_event();
+    bool noted = first_.has_value();
+    for (bool ended = false; !ended;) {
+      std::string out;
+      if (got != answer::pulled::arrived) writer_->write_keep_alive(out);
+      while (got == answer::pulled::arrived && !ended) {
+        if (!std::exchange(noted, false)) record_->note(next.what);
+        writer_->write(next.choice, next.what, out);
+        ended = running_->ended();
+        if (!ended) got = running_->next(next, steady_time::min());
+      }
+      if (settings_->log_bodies) {
+        settings_->log.debug(record_->id + " stream: " + mask_fields(out));
+      }
+      if (!out.empty() && !write(out)) return client_left;
+      if (ended) break;
+      got = running_->next(next, std::chrono::steady_clock::now() + settings_->keep_alive_interval);
+      if (got == answer::pulled::client_left) return client_left;
     }
-    if (settings.log_bodies) settings.log.debug(stream.record->id + " stream: " + mask_fields(out));
-    if (!out.empty() && !write(out)) return client_left;
-    if (ended) break;
-    got =
-        stream.running->next(next, std::chrono::steady_clock::now() + settings.keep_alive_interval);
-    if (got == answer::pulled::client_left) return client_left;
+    return record_->failure.empty() ? "done" : "failed";
   }
-  return stream.record->failure.empty() ? "done" : "failed";
-}
 
-/// Makes the stream the body of the response.
-inline void fill(request_context& now, const std::shared_ptr<open_stream>& stream) {
-  now.client.write_until(stream->running->deadline());
-  stream->on_abandoned = [&proxy = now.proxy, record = stream->record, settings = now.settings,
-                          running = stream->running.get()] {
-    record->ending = client_left;
-    note_use(*record, *running);
-    finish(proxy, settings->log, *record);
-  };
-  now.response.type = stream->writer->stream_type();
-  now.response.stream = [&proxy = now.proxy, stream](const http_response::write_bytes& write) {
-    stream->on_abandoned = nullptr;
-    auto& record = *stream->record;
-    record.ending = run_stream(*stream, write);
-    note_use(record, *stream->running);
-    stream->running.reset();
-    finish(proxy, stream->settings->log, record);
-    return record.ending != client_left;
-  };
-}
+  proxy_parts& proxy_;
+  std::shared_ptr<const options> settings_;
+  std::shared_ptr<request_record> record_;
+  std::unique_ptr<answer> running_;
+  std::unique_ptr<reply> writer_;
+  std::optional<answer::choice_event> first_;
+};
 
 /// Waits for the first event before the status line, so that a failure is a real status; but not
 /// longer than a client's patience with silence.
 inline void answer_stream(request_context& now, std::unique_ptr<answer> running,
                           std::unique_ptr<reply> writer) {
-  const auto stream = std::make_shared<open_stream>();
-  stream->running = std::move(running);
-  stream->writer = std::move(writer);
-  stream->settings = now.settings;
-  stream->record = now.record;
-  answer::choice_event first;
+  std::optional<answer::choice_event> first;
+  answer::choice_event next;
   const auto patience = std::chrono::steady_clock::now() + now.settings->keep_alive_interval;
-  const auto got = pull(now, *stream->running, first, patience);
-  note_use(*now.record, *stream->running);
+  const auto got = pull(now, *running, next, patience);
+  note_use(*now.record, *running);
   if (got == answer::pulled::client_left) return abandon(now);
   if (got == answer::pulled::arrived) {
-    now.record->note(first.what);
-    if (const auto* failed = std::get_if<turn_failed>(&first.what)) throw failed->error;
-    stream->first = std::move(first);
+    now.record->note(next.what);
+    if (const auto* failed = std::get_if<turn_failed>(&next.what)) throw failed->error;
+    first = std::move(next);
   }
-  tell_ignored(now, stream->running->ignored_params());
+  tell_ignored(now, running->ignored_params());
   tell_windows(now);
   now.response.set("Cache-Control", "no-cache, no-store");
   now.response.set("X-Accel-Buffering", "no");
-  fill(now, stream);
+  now.client.write_until(running->deadline());
+  now.response.type = writer->stream_type();
+  const auto stream =
+      std::make_shared<open_stream>(now, std::move(running), std::move(writer), std::move(first));
+  now.response.stream = [stream](const auto& write) { return stream->write_all(write); };
 }
 
 inline void answer_whole(request_context& now, answer& running, const reply& writer) {
@@ -18043,33 +18067,37 @@ class connection_set {
   /// is raised, and answers end with an error; what is still there a moment later is shut, as if
   /// the client had left.
   void drain(bool at_once, wake_signal& stop, wake_signal& cut) {
-    constexpr std::chrono::milliseconds last_words{300};
-    if (!empty()) {
-      settings_.log.info("stopping; what still runs has " +
-                         std::to_string(settings_.drain_timeout.count() / 1000) +
-                         " s, or until a second signal");
-    }
-    auto deadline = std::chrono::steady_clock::now() + settings_.drain_timeout;
+    if (empty()) return;
+    settings_.log.info("stopping; what still runs has " +
+                       std::to_string(settings_.drain_timeout.count() / 1000) +
+                       " s, or until a second signal");
+    if (!at_once) wait_until_empty(settings_.drain_timeout, stop);
+    cut.raise();
+    wait_until_empty(std::chrono::milliseconds(300), stop);
     while (!empty()) {
-      const bool late = std::chrono::steady_clock::now() >= deadline;
-      if (at_once && late && cut.is_raised()) {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        for (const auto& client : clients_) ::shutdown(client->fd(), SHUT_RDWR);
-      }
-      at_once = at_once || late;
-      if (at_once && !cut.is_raised()) {
-        cut.raise();
-        deadline = std::chrono::steady_clock::now() + last_words;
-      }
-      std::array<pollfd, 2> fds{{{stop.fd(), POLLIN, 0}, {all_gone_.fd(), POLLIN, 0}}};
-      ::poll(fds.data(), fds.size(), at_once ? 100 : poll_timeout(deadline));
-      all_gone_.clear();
-      at_once = stop.clear() > 0 || at_once;
+      shut_all();
+      wait_until_empty(std::chrono::milliseconds(100), stop);
     }
   }
 
  private:
   using client_list = std::list<std::unique_ptr<connection>>;
+
+  /// But for so long, and not beyond a `stop`.
+  void wait_until_empty(std::chrono::milliseconds most, wake_signal& stop) {
+    const auto until = std::chrono::steady_clock::now() + most;
+    while (!empty() && std::chrono::steady_clock::now() < until) {
+      std::array<pollfd, 2> fds{{{stop.fd(), POLLIN, 0}, {all_gone_.fd(), POLLIN, 0}}};
+      ::poll(fds.data(), fds.size(), poll_timeout(until));
+      all_gone_.clear();
+      if (stop.clear() > 0) return;
+    }
+  }
+
+  void shut_all() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const auto& client : clients_) ::shutdown(client->fd(), SHUT_RDWR);
+  }
 
   /// At max_connections, closes the connection that has been idle longest. Its thread is on its way
   /// out for a moment, which is why the new one is let in. False when none is idle.

@@ -155,7 +155,7 @@ for file in sys.argv[1:]:
     exec(compile(open(file).read(), file, "exec"), {"__name__": "__main__"})
 `;
 
-test('every Python program works as it is', { skip: noPython, deadline: 240_000 }, async (t) => {
+test('every Python program works as it is', { skip: noPython }, async (t) => {
   const { api, proxy, environment, here } = await startExamples(t);
   const programs = PAGES.flatMap(blocksOf).filter(({ language }) => language === 'python');
   assert.ok(programs.length > 6);

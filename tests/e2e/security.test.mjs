@@ -224,7 +224,7 @@ test('guessing keys is slow, and does not slow who has one', async (t) => {
   }
   const took = performance.now() - started;
   assert.ok(took > 1000 || turnedAway > 0, `twelve guesses took ${Math.round(took)} ms`);
-  assert.ok(slowest < 1000, `who has a key waited ${Math.round(slowest)} ms`);
+  assert.ok(slowest < 3000, `who has a key waited ${Math.round(slowest)} ms`);
   const many = performance.now();
   const statuses = await Promise.all(Array.from({ length: 40 }, (_, i) => guess(i).then(({ status }) => status)));
   assert.ok(

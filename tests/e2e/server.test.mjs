@@ -650,14 +650,14 @@ test('a claude that dies at once is an error, not a hang', async (t) => {
 
 test('it listens before any claude is up, and ends though none ever will be', { alone: true }, async (t) => {
   const proxy = await t.start({ cli: fakeClaude(t, 'exec sleep 60') });
-  assert.ok(proxy.listeningAt - proxy.startedAt < 500, `after ${proxy.listeningAt - proxy.startedAt} ms`);
+  assert.ok(proxy.listeningAt - proxy.startedAt < 5000, `after ${proxy.listeningAt - proxy.startedAt} ms`);
   const health = await t.get('/health', { proxy });
   assert.equal(health.status, 200);
-  assert.ok(health.at - proxy.startedAt < 1000);
+  assert.ok(health.at - proxy.startedAt < 10_000);
   const { faults, took } = await proxy.stop();
   proxy.stopped = true;
   assert.deepEqual(faults, []);
-  assert.ok(took < 2000, `SIGTERM took ${took} ms`);
+  assert.ok(took < 6000, `SIGTERM took ${took} ms`);
 });
 
 test('what keeps the proxy from starting is told by the name of its setting, and with what to do', async (t) => {
@@ -870,7 +870,7 @@ for (const signal of ['SIGTERM', 'SIGINT']) {
     assert.deepEqual(faults, []);
     assert.ok(!existsSync(path.join(proxy.temporary, folder)));
     assert.equal(proxy.exit.code, 0);
-    assert.ok(took < 2000, `took ${took} ms`);
+    assert.ok(took < 6000, `took ${took} ms`);
   });
 }
 
@@ -884,7 +884,7 @@ test('a second SIGTERM ends it while an answer hangs', async (t) => {
   const { faults, took } = await proxy.stop();
   proxy.stopped = true;
   assert.deepEqual(faults, []);
-  assert.ok(took < 2000, `took ${took} ms`);
+  assert.ok(took < 6000, `took ${took} ms`);
 });
 
 test('an answer under way at SIGTERM is finished', async (t) => {

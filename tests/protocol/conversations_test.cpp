@@ -187,7 +187,7 @@ TEST_CASE("conversations: one-off questions are one process's, which forgets eac
   CHECK(program.started() == before + 1);
   const auto figures = proxy.get("/metrics").body;
   CHECK(figures.find("turns_total{process=\"rewound\"} 9\n") != std::string::npos);
-  CHECK(figures.find("messages_taken_back_total 9\n") != std::string::npos);
+  CHECK(figures.find("messages_rewound_total 9\n") != std::string::npos);
 }
 
 TEST_CASE("conversations: changed messages are taken back; all else that changes another's") {

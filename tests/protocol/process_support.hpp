@@ -101,7 +101,7 @@ class driven_process {
   /// The places of the messages that can be taken back.
   std::vector<std::size_t> marks() const {
     std::vector<std::size_t> places;
-    for (const auto& mark : process_.marks()) places.push_back(mark.message);
+    for (const auto& mark : process_.cursor().marks) places.push_back(mark.message);
     return places;
   }
 

@@ -52,6 +52,9 @@ constexpr int slowness = 1;
 constexpr int slowness = 1;
 #endif
 
+/// By how much later than on a quiet machine something may come.
+constexpr int patience = 4 * slowness;
+
 /// True as soon as `holds` is; false when it is not within the time (longer under a sanitizer).
 template <typename Condition>
 bool eventually(Condition holds, milliseconds within = 5s) {
