@@ -707,6 +707,10 @@ async function release_folder() {
   put(`${portable}/include/nlohmann/detail/abi_macros.hpp`, ['MAJOR 3   // why', 'MINOR 11  // why', 'PATCH 2'].map((line) => `#define NLOHMANN_JSON_VERSION_${line}\n`).join(''));
   put(`${portable}/include/CLI/Version.hpp`, '#define CLI11_VERSION_MAJOR 2\n#define CLI11_VERSION "2.4.1"\n');
   for (const path of ['libc/musl/COPYRIGHT', 'libcxx/LICENSE.TXT', 'libunwind/LICENSE.TXT']) put(`${portable}/zig/ziglang/lib/${path}`, `${path}\n`);
+  const libraries = `${portable}/libraries-${(await done('uname', ['-m'])).trim()}`;
+  put(`${libraries}/openssl/include/openssl/opensslv.h`, '# define OPENSSL_VERSION_MAJOR  3\n# define OPENSSL_FULL_VERSION_STR "3.0.22"\n');
+  put(`${libraries}/zlib/zlib.h`, '#define ZLIB_VERSION "1.2.13"\n#define ZLIB_VERNUM 0x12d0\n');
+  for (const path of ['openssl/LICENSE.txt', 'zlib/LICENSE']) put(`${libraries}/${path}`, `${path}\n`);
   const identity = ['-c', 'user.name=n', '-c', 'user.email=e@x', '-c', 'commit.gpgsign=false'];
   for (const command of [['init', '-q'], ['add', '.'], [...identity, 'commit', '-qm', 'all']]) await done('git', command, { cwd: folder });
   return folder;
@@ -789,7 +793,7 @@ check('each package has the program for its machine, the manual, completions and
 
     const bill = JSON.parse(readFileSync(join(made, `${name}.spdx.json`), 'utf8'));
     const parts = bill.packages.map(({ name, versionInfo }) => `${name} ${versionInfo}`);
-    const wanted = [`claude-openai ${version}`, 'cpp-httplib 0.18.7', 'nlohmann-json 3.11.2', 'CLI11 2.4.1', 'musl-of-zig', 'libcxx-of-zig', 'libunwind-of-zig'];
+    const wanted = [`claude-openai ${version}`, 'cpp-httplib 0.18.7', 'nlohmann-json 3.11.2', 'CLI11 2.4.1', 'OpenSSL 3.0.22', 'zlib 1.2.13', 'musl-of-zig', 'libcxx-of-zig', 'libunwind-of-zig'];
     none(wanted.filter((part) => !parts.some((one) => one.startsWith(part))), `not in ${parts}`);
     if (bill.spdxVersion !== 'SPDX-2.3' || bill.relationships.length !== bill.packages.length) throw new Error(JSON.stringify(bill));
   }

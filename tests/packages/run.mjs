@@ -5,10 +5,13 @@
 
 import assert from 'node:assert/strict';
 import { execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { cpSync, existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs';
+import https from 'node:https';
 import { dirname, join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
+import { gzipSync } from 'node:zlib';
 
 const root = resolve(dirname(fileURLToPath(import.meta.url)), '../..');
 const dist = resolve(process.env.DIST ?? join(root, 'build/dist'));
@@ -35,8 +38,24 @@ const done = (command, args, options = {}) =>
     });
   });
 
+const question = { method: 'POST', headers: { authorization: 'Bearer a-key-of-16-characters' } };
+const question_body = JSON.stringify({ messages: [{ role: 'user', content: 'Say hello' }] });
+
+const ask_in_clear = async (url) => {
+  const response = await fetch(url, { ...question, body: question_body });
+  return { status: response.status, answer: await response.json() };
+};
+
+/** Trusts that one certificate. The question is compressed. */
+const ask_by_tls = async (url, ca) => {
+  const headers = { ...question.headers, 'content-encoding': 'gzip' };
+  const request = https.request(url, { ...question, headers, ca }).end(gzipSync(question_body));
+  const [response] = await once(request, 'response');
+  return { status: response.statusCode, answer: JSON.parse(Buffer.concat(await response.toArray())) };
+};
+
 /** Starts the demo, asks it one question as a client would, and ends it by SIGTERM; `pid_of` says whom to signal. */
-async function play_demo(command, args, { env = user_environment, pid_of = (child) => child.pid } = {}) {
+async function play_demo(command, args, { env = user_environment, pid_of = (child) => child.pid, ask = ask_in_clear } = {}) {
   const child = spawn(command, args, { cwd: scratch, env, stdio: ['ignore', 'pipe', 'pipe'] });
   let err = '';
   child.stderr.on('data', (data) => (err += data));
@@ -47,16 +66,11 @@ async function play_demo(command, args, { env = user_environment, pid_of = (chil
   try {
     const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
     const first = (await lines.next()).value ?? '';
-    const url = /^claude-openai (\S+) is listening on (http:\S+)/.exec(first);
+    const url = /^claude-openai (\S+) is listening on (https?:\S+)/.exec(first);
     assert.ok(url, `${first}\n${err}`);
     assert.equal(url[1], version);
-    const response = await fetch(`${url[2]}/v1/chat/completions`, {
-      method: 'POST',
-      headers: { authorization: 'Bearer a-key-of-16-characters' },
-      body: JSON.stringify({ messages: [{ role: 'user', content: 'Say hello' }] }),
-    });
-    const answer = await response.json();
-    assert.equal(response.status, 200, JSON.stringify(answer));
+    const { status, answer } = await ask(`${url[2]}/v1/chat/completions`);
+    assert.equal(status, 200, JSON.stringify(answer));
     assert.ok(answer.choices[0].message.content.length > 0);
     assert.equal(answer.choices[0].finish_reason, 'stop');
     process.kill(pid_of(child), 'SIGTERM');
@@ -86,17 +100,30 @@ for (const [kind, name] of [[0x3e, 'x86_64'], [0xb7, 'aarch64']])
   test(`the program for ${name} is one, needs no library, and does not hold the folder that it was built in`, async () => {
     const program = readFileSync(join(await unpack(`claude-openai-${version}-linux-${name}`), 'claude-openai'));
     assert.equal(program.readUInt16LE(18), kind);
-    const [offset, size, count] = [Number(program.readBigUInt64LE(32)), program.readUInt16LE(54), program.readUInt16LE(56)];
-    const kinds = Array.from({ length: count }, (_, at) => program.readUInt32LE(offset + at * size));
-    assert.ok(!kinds.includes(3), 'it names an interpreter');
+    // Program headers and section headers of a 64-bit ELF file: where, how large, how many; the kind is the first or second word.
+    const kinds = (at, sizes, word) => {
+      const [offset, size, count] = [Number(program.readBigUInt64LE(at)), program.readUInt16LE(sizes), program.readUInt16LE(sizes + 2)];
+      return Array.from({ length: count }, (_, one) => program.readUInt32LE(offset + one * size + word));
+    };
+    const [interpreter, symbols] = [3, 2];
+    assert.ok(!kinds(32, 54, 0).includes(interpreter), 'it names an interpreter');
+    assert.ok(!kinds(40, 58, 4).includes(symbols), 'it is not stripped');
     assert.ok(!program.includes(`${root}/`), 'it holds the folder');
-    assert.ok(!program.includes('.debug_info'), 'it is not stripped');
   });
 
 test('the unpacked archive says its version, and its demo answers', async () => {
   const program = join(await unpack(`claude-openai-${version}-linux-${machine}`), 'claude-openai');
   assert.match(await done(program, ['--version'], { env: user_environment }), new RegExp(`^claude-openai ${version.replaceAll('.', '\\.')} \\(commit \\w`));
   await play_demo(program, demo);
+});
+
+test('the program speaks TLS, takes compressed requests, and stores sessions', async () => {
+  const program = join(await unpack(`claude-openai-${version}-linux-${machine}`), 'claude-openai');
+  assert.match(await done(program, ['--version'], { env: user_environment }), /^TLS: OpenSSL 3/m);
+  const [certificate, key] = [join(scratch, 'cert.pem'), join(scratch, 'key.pem')];
+  await done('openssl', ['req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-subj', '/CN=127.0.0.1', '-addext', 'subjectAltName=IP:127.0.0.1', '-keyout', key, '-out', certificate]);
+  const args = [...demo, '--tls-cert', certificate, '--tls-key', key, '--session-dir', join(scratch, 'sessions')];
+  await play_demo(program, args, { ask: (url) => ask_by_tls(url, readFileSync(certificate)) });
 });
 
 test('npm installs the package without a network; its command, and npx, start the program', async () => {
