@@ -647,10 +647,13 @@ check('each file that names the version has the header\'s, and `make version` wr
   if (!readFileSync(join(folder, 'claude-openai.hpp'), 'utf8').includes('\n#define CLAUDE_OPENAI_VERSION_NUMBER 120340  //')) throw new Error('another number');
 });
 
-check('--version names the newest CLI that the end-to-end tests run with', () => {
+check('--version names version, commit, TLS, and the oldest and the newest CLI that the end-to-end tests run with', async () => {
   const tested = Object.values(JSON.parse(text_of('tests/e2e/package.json')).dependencies).flatMap((one) => /claude-code@(.*)/.exec(one)?.[1] ?? []);
-  const newest = tested.sort((one, other) => one.localeCompare(other, 'en', { numeric: true })).at(-1);
-  if (!text_of('main.cpp').includes(`newest_tested_cli = "${newest}"`)) throw new Error(`not ${newest}`);
+  tested.sort((one, other) => one.localeCompare(other, 'en', { numeric: true }));
+  const [first, tls, clis] = (await done(proxy, ['--version'])).split('\n');
+  if (!/^claude-openai (\S+) \(commit (?:unknown|[0-9a-f]{12}(?:-dirty)?)\)$/.test(first) || !first.includes(` ${header_version} `)) throw new Error(first);
+  if (!/^TLS: (?:OpenSSL \d|none, )/.test(tls)) throw new Error(tls);
+  is(clis, `Claude Code: tested with ${tested[0]} to ${tested.at(-1)}`);
 });
 
 check('a new commit compiles commit.o alone, and sources without a repository of their own have none', async () => {
@@ -661,7 +664,7 @@ check('a new commit compiles commit.o alone, and sources without a repository of
   for (const name of ['main.cpp', '.gitignore']) writeFileSync(join(folder, name), name === 'main.cpp' ? 'extern const char claude_openai_commit[];\n#include <cstdio>\nint main() { std::puts(claude_openai_commit); }\n' : 'build\n');
   const built = async () => {
     const out = await done('make', ['--no-print-directory', 'build/claude-openai', 'cflags=', 'libs='], { cwd: folder });
-    return [out.includes('main.cpp'), (await done(join(folder, 'build/claude-openai'), [])).trim()];
+    return [out.includes('c++  main.cpp (takes one to two minutes)\n'), (await done(join(folder, 'build/claude-openai'), [])).trim()];
   };
   const commit = async () => {
     const identity = ['-c', 'user.name=n', '-c', 'user.email=e@x', '-c', 'commit.gpgsign=false'];
