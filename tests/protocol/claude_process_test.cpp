@@ -28,7 +28,7 @@ TEST_CASE("claude_process: it is ready when it has answered, and silent until it
   CHECK_FALSE(process->failed_before_first_event());
   CHECK_FALSE(process->pop());
   CHECK(process->held().identity.empty());
-  CHECK(process->marks().empty());
+  CHECK(process->cursor().marks.empty());
 }
 
 TEST_CASE("claude_process: one that reads nothing is not ready, and not dead either") {

@@ -406,7 +406,7 @@ TEST_CASE("engine: a process that never stops what nobody wants any more is ende
         return running.processes.counts().busy == 1;
       }));
     }
-    CHECK(program.gone(6s));
+    CHECK(program.gone(20s));
     CHECK(running.processes.counts().idle == 0);
   }
 }

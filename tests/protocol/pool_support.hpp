@@ -8,6 +8,7 @@ namespace protocol_test {
 using claude_openai::launch_profile;
 using claude_openai::lease;
 using claude_openai::pool;
+using claude_openai::process_origin;
 using claude_openai::turn_request;
 using claude_openai::way;
 

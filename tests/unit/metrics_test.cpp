@@ -32,7 +32,7 @@ request_record chat(const std::string& model, int status = 200) {
   record.usage.output = 7;
   record.usage.cost_usd = 0.25;
   record.usage.charge_usd = 0.25;
-  record.facts.origin = process_origin::spare;
+  record.facts.origin = claude_openai::process_origin::spare;
   return record;
 }
 
@@ -80,7 +80,7 @@ TEST_CASE("metrics: a chat is counted in all that it was") {
 }
 
 TEST_CASE("metrics: answers are counted by how a process came to them, and by what that took") {
-  using origin = process_origin;
+  using origin = claude_openai::process_origin;
   metrics all;
   for (const auto how : {origin::continued, origin::continued, origin::rewound, origin::spare,
                          origin::started, origin::none}) {
@@ -102,8 +102,8 @@ TEST_CASE("metrics: answers are counted by how a process came to them, and by wh
   CHECK(turns("spare") == 1);
   CHECK(turns("started") == 1);
   CHECK(turns("") == -1);
-  CHECK(value_of(text, "claude_openai_messages_taken_back_total") == 3);
-  CHECK(value_of(text, "claude_openai_messages_told_total") == 8);
+  CHECK(value_of(text, "claude_openai_messages_rewound_total") == 3);
+  CHECK(value_of(text, "claude_openai_messages_replayed_total") == 8);
 }
 
 TEST_CASE("metrics: each process is in one state, and all of them are the processes there are") {
