@@ -18,6 +18,10 @@
 #include <numeric>
 #include <sstream>
 
+/// The commit that was built. The Makefile links a definition that replaces this weak one, so that a
+/// new commit does not compile all of this again.
+[[gnu::weak]] extern const char claude_openai_commit[] = "unknown";
+
 namespace {
 
 namespace proxy = claude_openai;
@@ -406,6 +410,23 @@ std::string base_of(std::string url) {
   throw CLI::ValidationError("'" + url + "' is no address such as http://127.0.0.1:8000");
 }
 
+/// The newest Claude Code that the tests run with; the oldest is the oldest that is accepted.
+constexpr auto newest_tested_cli = "2.1.330";
+
+/// What `--version` prints. The first line begins with the name and the version.
+std::string about_this_build() {
+#ifdef CPPHTTPLIB_OPENSSL_SUPPORT
+  const std::string tls = OPENSSL_VERSION_TEXT;
+#else
+  const std::string tls = "none, so no --tls-cert and no --session-dir; a build from source has it";
+#endif
+  const auto& [major, minor, patch] = proxy::oldest_cli;
+  const auto oldest =
+      std::to_string(major) + '.' + std::to_string(minor) + '.' + std::to_string(patch);
+  return std::string("claude-openai " CLAUDE_OPENAI_VERSION " (commit ") + claude_openai_commit +
+         ")\nTLS: " + tls + "\nClaude Code: tested with " + oldest + " to " + newest_tested_cli;
+}
+
 /// The flags, and what they set.
 struct command_line {
   proxy::options settings;
@@ -457,8 +478,7 @@ struct command_line {
     app.validate_positionals();  // a word that is no port is a command
     begin_group("Help and files of settings");
     app.get_help_ptr()->description("Show this help and end")->group("Help and files of settings");
-    app.set_version_flag("--version", "claude-openai " CLAUDE_OPENAI_VERSION,
-                         "Show the version and end");
+    app.set_version_flag("--version", about_this_build, "Show the version and end");
     add_commands();
     app.add_subcommand("help", "Show this help")->callback([] { throw CLI::CallForHelp(); });
     add_settings_files(reads_config);
