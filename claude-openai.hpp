@@ -16407,6 +16407,7 @@ GET /v1/mcp/stats Counts the MCP servers
 The server
 GET /v1/auth/status Tells the auth method, and what is missing
 GET /metrics Shows figures for Prometheus
+GET /v1/usage Sums up what answers have used, with --store
 GET /health Tells whether requests are answered
 GET /version Tells the version
 GET /api/version Tells Ollama's version

@@ -797,7 +797,8 @@ struct command_line {
     add_duration("--session-ttl", settings.session_ttl, "How long an unused session is kept",
                  "CLAUDE_SESSION_TTL");
     app.add_option("--store", settings.store,
-                   "File where sessions survive a restart (default: memory alone)")
+                   "File where sessions, responses, budgets and usage survive a restart "
+                   "(default: memory alone)")
         ->envname("CLAUDE_STORE")
         ->type_name("FILE");
     app.add_option("--session-dir", settings.session_directory,

@@ -225,7 +225,7 @@ const temporaryFolder = (t) => {
 
 const modeOf = (file) => (statSync(file).mode & 0o777).toString(8);
 
-test('20 turns go on after restarts with --session-dir', async (t) => {
+test('20 turns go on after restarts with --session-dir', { slow: true }, async (t) => {
   const folder = path.join(temporaryFolder(t), 'sessions');
   const start = () => startQuiet(t, ['--session-dir', folder]);
   const described = async (client) => (await t.get(sessionPath(client.id), { proxy: client.proxy })).json;

@@ -7,7 +7,7 @@ import { writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { CLI_VERSIONS, DEFAULT_MODEL, claudePath } from './claude_cli.mjs';
 import { PROXY, eventually, suite } from './harness.mjs';
-import { directive, textOf } from './messages_api.mjs';
+import { directive } from './messages_api.mjs';
 import { ask, scratchFolder, standIn } from './operate.mjs';
 
 export const store = suite();
@@ -35,35 +35,39 @@ const query = (file, statement) => {
   return JSON.parse(execFileSync('python3', ['-c', script, file, statement], { encoding: 'utf8' }));
 };
 
-const say = (t, text) => t.text(directive('plain', { text }));
-const repliesIn = ({ body }) => body.messages.filter(({ role }) => role === 'assistant').map(({ content }) => textOf(content));
+/** The text of an answer of Responses. */
+const textOf = ({ output }) => output.find(({ type }) => type === 'message').content[0].text;
 
 test('a session and a chain of responses go on after the proxy was killed', async (t) => {
   const { start } = stored(t);
-  let proxy = await start();
-  const respond = async (text, previous) => {
-    const body = { model: DEFAULT_MODEL, input: say(t, text), ...(previous && { previous_response_id: previous }) };
-    const { status, json, text: told } = await t.send({ proxy, path: '/v1/responses', body }).done;
-    assert.equal(status, 200, told);
-    return json.id;
+  const cli = standIn(t);
+  let proxy = await start({ cli });
+  // The stand-in answers with the secrets in all that it was sent.
+  const respond = async (secret, previous) => {
+    const body = { input: `${secret} [[who]]`, ...(previous && { previous_response_id: previous }) };
+    const { status, json, text } = await t.send({ proxy, path: '/v1/responses', body }).done;
+    assert.equal(status, 200, text);
+    return { id: json.id, ...JSON.parse(textOf(json)) };
   };
-  const chat = async (text) => {
-    const result = await t.send({ proxy, body: { model: DEFAULT_MODEL, session_id: 'mine', ...ask(say(t, text)) } }).done;
-    assert.equal(result.status, 200, result.text);
+  const chat = async (secret) => {
+    const { status, json, text } = await t.send({ proxy, body: ask(`${secret} [[who]]`, { session_id: 'mine' }) }).done;
+    assert.equal(status, 200, text);
+    return JSON.parse(json.choices[0].message.content);
   };
-  const second = await respond('B.', await respond('A.'));
-  await chat('One.');
-  const gone = await respond('Gone.');
-  assert.equal((await t.send({ proxy, method: 'DELETE', path: `/v1/responses/${gone}` }).done).status, 200);
+  const first = await respond('secret-1');
+  const second = await respond('secret-2', first.id);
+  await chat('secret-4');
+  const gone = await respond('secret-5');
+  assert.equal((await t.send({ proxy, method: 'DELETE', path: `/v1/responses/${gone.id}` }).done).status, 200);
   await stop(proxy, 'SIGKILL');
 
-  proxy = await start();
-  await respond('C.', second);
-  assert.deepEqual(repliesIn(t.calls().at(-1)), ['A.', 'B.'], 'the API was sent what was answered before');
-  await chat('Two.');
-  assert.deepEqual(repliesIn(t.calls().at(-1)), ['One.']);
-  assert.equal((await t.get(`/v1/responses/${second}`, { proxy })).json.status, 'completed');
-  assert.equal((await t.get(`/v1/responses/${gone}`, { proxy })).status, 404);
+  proxy = await start({ cli });
+  const third = await respond('secret-3', second.id);
+  assert.deepEqual([third.messages, third.secrets], [5, ['secret-1', 'secret-2', 'secret-3']], 'it was sent all that was before');
+  const again = await chat('secret-6');
+  assert.deepEqual([again.messages, again.secrets], [3, ['secret-4', 'secret-6']]);
+  assert.equal((await t.get(`/v1/responses/${second.id}`, { proxy })).json.status, 'completed');
+  assert.equal((await t.get(`/v1/responses/${gone.id}`, { proxy })).status, 404);
 });
 
 test('a day’s budget of a key holds after the proxy was killed', async (t) => {
@@ -118,7 +122,7 @@ test('the sums of /v1/usage are what the API counted, by each way to sum up, aft
   const today = new Date().toISOString().slice(0, 10);
   for (const [by, names] of [
     ['key', ['key-1', 'key-2']],
-    ['dialect', ['chat', 'messages', 'responses']],
+    ['dialect', ['anthropic_messages', 'openai_chat', 'openai_responses']],
     ['model', [DEFAULT_MODEL]],
     ['day', [today]],
   ]) {
