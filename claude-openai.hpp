@@ -1055,6 +1055,8 @@ void require_access(const options& settings, Require require) {
     require(origin != "*" || !settings.api_keys.empty(),
             "--cors-origin '*' lets every web page in; it needs a client key (--api-key)");
   }
+  require(settings.store.empty() || settings.session_directory.empty(),
+          "--session-dir is a --store in that directory; name one of them");
   for (const auto* rules : {&settings.allowed_tools, &settings.disallowed_tools}) {
     require(std::all_of(rules->begin(), rules->end(), is_rule),
             "a tool is a name or a rule, such as Bash or Bash(git:*), with no other parentheses");
@@ -1105,8 +1107,6 @@ inline std::vector<std::string> validate(const options& settings) {
   require(settings.max_budget_usd >= 0, "max-budget-usd must not be negative");
   require(settings.tcp || !settings.unix_socket.empty(), "without TCP a unix socket is needed");
   require(settings.tcp || !settings.ollama, "--ollama listens by TCP, which --no-tcp turns off");
-  require(settings.store.empty() || settings.session_directory.empty(),
-          "--session-dir is a --store in that directory; name one of them");
   require(settings.tls_certificate.empty() == settings.tls_key.empty(),
           "TLS needs both a certificate and its key");
   for (const auto& network : settings.trusted_proxies) {
@@ -9873,7 +9873,8 @@ class sqlite_store final : public state_store {
     attempt("usage", "stored", [&] {
       run("DELETE FROM usage WHERE hour < ?", {row.hour - 90 * 24});
       run("INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
-          "ON CONFLICT DO UPDATE SET answers = answers + excluded.answers,"
+          "ON CONFLICT (hour, key, model, dialect) DO UPDATE SET"
+          " answers = answers + excluded.answers,"
           " input = input + excluded.input, output = output + excluded.output,"
           " cache_read = cache_read + excluded.cache_read,"
           " cache_write = cache_write + excluded.cache_write, usd = usd + excluded.usd",
@@ -10037,7 +10038,7 @@ class sqlite_store final : public state_store {
       work();
       run_script("COMMIT");
       return true;
-    } catch (const std::runtime_error& failure) {
+    } catch (const std::exception& failure) {
       log_.error(std::string(kind) + " not " + done + ": " + failure.what());
       ::sqlite3_exec(database_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
       return false;

@@ -6,6 +6,7 @@ import { execFileSync } from 'node:child_process';
 import {
   chmodSync,
   chownSync,
+  cpSync,
   existsSync,
   mkdirSync,
   readFileSync,
@@ -19,7 +20,7 @@ import {
 import path from 'node:path';
 import { CLI_VERSIONS, DEFAULT_MODEL, claudePath } from './claude_cli.mjs';
 import { PROXY, descriptorsOf, eventually, processesMarked, sleep, suite } from './harness.mjs';
-import { scrape } from './operate.mjs';
+import { queryStore, scrape } from './operate.mjs';
 import {
   MODEL,
   assertNothingLeft,
@@ -393,7 +394,13 @@ test('a full disk costs the stored session, not the proxy', async (t) => {
   const folder = tinyDisk(t);
   if (!folder) return;
   const sessions = path.join(folder, 'sessions');
-  await assertSurvivesFullDisk(await proxyWith(t, STAND_IN_CLI, { args: ['--session-dir', sessions] }));
+  const got = await proxyWith(t, STAND_IN_CLI, { args: ['--session-dir', sessions] });
+  await assertSurvivesFullDisk(got);
+  await got.proxy.stop();
+  got.proxy.stopped = true;
+  const copy = path.join(scratch(t), 'copy'); // to look at it takes room
+  cpSync(sessions, copy, { recursive: true });
+  assert.deepEqual(queryStore(path.join(copy, 'claude-openai.sqlite'), 'PRAGMA integrity_check'), [['ok']]);
 });
 
 test('a full disk for temporary files is told at the start, or does no harm', async (t) => {

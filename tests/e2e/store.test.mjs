@@ -8,7 +8,7 @@ import path from 'node:path';
 import { CLI_VERSIONS, DEFAULT_MODEL, claudePath } from './claude_cli.mjs';
 import { PROXY, eventually, suite } from './harness.mjs';
 import { directive } from './messages_api.mjs';
-import { ask, scratchFolder, standIn } from './operate.mjs';
+import { ask, queryStore, scratchFolder, standIn } from './operate.mjs';
 
 export const store = suite();
 const { test } = store;
@@ -28,12 +28,6 @@ async function stop(proxy, signal) {
   proxy.stopped = true;
   assert.deepEqual(faults, []);
 }
-
-/** What another program finds in the file while no proxy has it. */
-const query = (file, statement) => {
-  const script = 'import json, sqlite3, sys; print(json.dumps(sqlite3.connect(sys.argv[1]).execute(sys.argv[2]).fetchall()))';
-  return JSON.parse(execFileSync('python3', ['-c', script, file, statement], { encoding: 'utf8' }));
-};
 
 /** The text of an answer of Responses. */
 const textOf = ({ output }) => output.find(({ type }) => type === 'message').content[0].text;
@@ -189,7 +183,7 @@ test('a store that another proxy has, that is damaged, or that a newer version w
   const newer = await start({ cli });
   await assertServesTheRest(t, newer, 'a newer version');
   await stop(newer);
-  assert.deepEqual(query(file, 'SELECT id FROM records WHERE kind = "session"'), [['x']], 'it was not changed');
+  assert.deepEqual(queryStore(file, 'SELECT id FROM records WHERE kind = "session"'), [['x']], 'it was not changed');
   writeFileSync(file, 'x'.repeat(5000));
   const damaged = await start({ cli });
   await assertServesTheRest(t, damaged, 'not a database');
@@ -233,8 +227,8 @@ test(`${KILLS} kills under load lose at most the turn under way, and never half 
   const last = await start({ cli });
   await check(last);
   await stop(last);
-  assert.deepEqual(query(file, 'PRAGMA integrity_check'), [['ok']]);
-  const rows = query(file, "SELECT id, count(*), max(position) + 1, sum(body LIKE '{\"role\":\"user\"%') FROM items WHERE kind = 'session' GROUP BY id ORDER BY id");
+  assert.deepEqual(queryStore(file, 'PRAGMA integrity_check'), [['ok']]);
+  const rows = queryStore(file, "SELECT id, count(*), max(position) + 1, sum(body LIKE '{\"role\":\"user\"%') FROM items WHERE kind = 'session' GROUP BY id ORDER BY id");
   const whole = sessions.map((id) => [id, 2 * known.get(id), 2 * known.get(id), known.get(id)]);
   assert.deepEqual(rows, whole, 'each message once, in its place');
 });

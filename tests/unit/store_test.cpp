@@ -23,7 +23,8 @@ struct fixture {
     files::create_directories(folder);
     files::permissions(folder, files::perms::owner_all);
     settings.store = (folder / "state").string();
-    settings.log = logger(log_level::debug, [this](log_level, const std::string& line) { log += line; });
+    settings.log =
+        logger(log_level::debug, [this](log_level, const std::string& line) { log += line; });
   }
   fixture(const fixture&) = delete;
   fixture& operator=(const fixture&) = delete;
