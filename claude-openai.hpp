@@ -23,12 +23,12 @@
 //                [15] ollama
 //   the CLI      [16] cli_protocol       [17] cli_command
 //   processes    [18] process            [19] claude_process      [20] pool
-//   state        [21] sessions           [22] responses           [23] engine
-//                [24] agents             [25] demo
-//   edge         [26] guard              [27] limits              [28] metrics
-//                [29] status             [30] http_head           [31] transport
-//                [32] page               [33] connection          [34] routes
-//                [35] http               [36] server              [37] doctor
+//   state        [21] store              [22] sessions            [23] responses
+//                [24] engine             [25] agents              [26] demo
+//   edge         [27] guard              [28] limits              [29] metrics
+//                [30] status             [31] http_head           [32] transport
+//                [33] page               [34] connection          [35] routes
+//                [36] http               [37] server              [38] doctor
 //
 // The way a request goes:
 //
@@ -135,6 +135,10 @@
 
 #include <httplib.h>
 #include <nlohmann/json.hpp>
+
+#ifdef CLAUDE_OPENAI_SQLITE
+#include <sqlite3.h>
+#endif
 
 #ifdef CPPHTTPLIB_OPENSSL_SUPPORT
 #include <openssl/evp.h>
@@ -980,7 +984,8 @@ struct options {
   std::chrono::milliseconds queue_timeout{60'000};   ///< longest wait for a process
   std::chrono::milliseconds idle_timeout{600'000};   ///< of a conversation's process; 0: none stays
   std::chrono::milliseconds session_ttl{3'600'000};  ///< of a session nobody uses
-  std::string session_directory;  ///< where sessions survive a restart; empty: in memory alone
+  std::string store;              ///< file of state that survives a restart; empty: memory alone
+  std::string session_directory;  ///< the same, as `claude-openai.sqlite` in this directory
   std::chrono::milliseconds keep_alive_interval{15'000};  ///< of silence in a stream
   std::chrono::milliseconds stop_grace{500};     ///< between SIGTERM and SIGKILL of a `claude`
   std::chrono::milliseconds spare_hold{20'000};  ///< unasked, a model keeps a spare of few so long
@@ -1050,6 +1055,8 @@ void require_access(const options& settings, Require require) {
     require(origin != "*" || !settings.api_keys.empty(),
             "--cors-origin '*' lets every web page in; it needs a client key (--api-key)");
   }
+  require(settings.store.empty() || settings.session_directory.empty(),
+          "--session-dir is a --store in that directory; name one of them");
   for (const auto* rules : {&settings.allowed_tools, &settings.disallowed_tools}) {
     require(std::all_of(rules->begin(), rules->end(), is_rule),
             "a tool is a name or a rule, such as Bash or Bash(git:*), with no other parentheses");
@@ -7585,16 +7592,16 @@ inline std::string privacy_problem(const struct stat& path) {
   return {};
 }
 
-/// Makes the directory of sessions for this user alone, and those above it as need be; one that is
-/// there stays as it is. Throws `std::system_error`.
-inline void make_private_directory(std::string path) {
+/// Makes a directory for this user alone, and those above it as need be; one that is there stays as
+/// it is. Throws `std::system_error`, which names the flag.
+inline void make_private_directory(std::string path, const std::string& flag) {
   while (path.size() > 1 && path.back() == '/') path.pop_back();
   std::error_code failed;
   std::filesystem::create_directories(std::filesystem::absolute(path).parent_path(), failed);
   if (!failed && (::mkdir(path.c_str(), 0700) == 0 || errno == EEXIST)) return;
   throw std::system_error(
       failed ? failed : last_system_error(),
-      "--session-dir: " + path + " cannot be made; choose a directory that you may write to");
+      flag + ": " + path + " cannot be made; choose a directory that you may write to");
 }
 
 /// Opens a file for reading that no other user but root can have written; `flags` are more of
@@ -9706,9 +9713,389 @@ class pool::ticket {
 };
 
 //================================================================================================
-// [21] sessions - histories that the proxy keeps for a client
+// [21] store - what outlasts the process, and where it lies
+// uses: text, errors, json_access, log, options, process | thread-safe
+//================================================================================================
+
+/// What is kept under a client's name and an id.
+struct stored_record {
+  std::string client;
+  std::string id;
+  json head;                     ///< written anew each time
+  std::vector<json> items = {};  ///< appended to
+};
+
+/// What answers have used, in an hour or in all.
+struct usage_row {
+  std::int64_t hour = 0;  ///< since 1970
+  std::string key;        ///< `key-1` is the first key's holder; of a sum, what it is the sum of
+  std::string model;
+  std::string dialect;
+  std::int64_t answers = 0;
+  std::array<std::int64_t, 4> tokens{};  ///< see `token_kinds`
+  double usd = 0;
+};
+
+constexpr std::array<const char*, 4> token_kinds = {"input", "output", "cache_read", "cache_write"};
+
+constexpr std::int64_t ms_per_hour = 3'600'000;
+
+/// Of the clock on the wall: the other begins anew with the machine.
+inline std::int64_t now_ms() {
+  using namespace std::chrono;
+  return duration_cast<milliseconds>(system_clock::now().time_since_epoch()).count();
+}
+
+/// Where state lies that outlasts the process. This one keeps nothing: all is in memory alone.
+class state_store {
+ public:
+  state_store() = default;
+  state_store(const state_store&) = delete;
+  state_store& operator=(const state_store&) = delete;
+  virtual ~state_store() = default;
+
+  /// Why it cannot be used, found at the start; empty when it can.
+  virtual std::string problem() const { return {}; }
+
+  /// All records of a kind.
+  virtual std::vector<stored_record> read(const char* /*kind*/) { return {}; }
+
+  /// Writes the head, and the items in place of those from position `first` on: all or nothing.
+  /// Logs why it cannot; then returns false.
+  virtual bool write(const char* /*kind*/, const stored_record& /*record*/,
+                     std::size_t /*first*/ = 0) {
+    return true;
+  }
+  virtual void remove(const char* /*kind*/, const std::string& /*client*/,
+                      const std::string& /*id*/) {}
+
+  /// False when usage is not kept.
+  virtual bool keeps_usage() const { return false; }
+
+  /// Adds the row to its hour's, and forgets hours of more than 90 days ago.
+  virtual void add_usage(const usage_row& /*row*/) {}
+
+  /// Sums since an hour, for each `key`, `model`, `dialect` or `day`, in their order.
+  virtual std::vector<usage_row> sum_usage(const std::string& /*by*/, std::int64_t /*from*/) {
+    return {};
+  }
+
+  /// Throws a 503 when it cannot be used: what a request refers to may lie there.
+  void require() const {
+    const auto why = problem();
+    if (why.empty()) return;
+    api_error error(error_kind::unavailable, "the proxy's store cannot be used: " + why);
+    error.code = "store_unavailable";
+    error.retry_is_futile = true;
+    throw error;
+  }
+};
+
+/// The names of files in a directory for sessions.
+namespace session_files {
+constexpr const char* salt = "salt";
+constexpr const char* store = "claude-openai.sqlite";
+constexpr std::size_t name_length = 24;
+constexpr std::string_view session = ".json";         ///< as older versions stored them
+constexpr std::string_view unfinished = ".json.new";  ///< a write of theirs that was cut short
+
+/// Of a name that they gave; other files that end so may be anybody's.
+inline bool is_own(std::string_view name, std::string_view ending) {
+  return name.size() == name_length + ending.size() && text::ends_with(name, ending);
+}
+
+/// The names of all files in a directory for sessions; none where it does not exist. Changes
+/// nothing. Throws `std::invalid_argument` for a directory that other users can use, or that
+/// holds only files of something else.
+inline std::vector<std::string> list(const std::string& directory) {
+  std::vector<std::string> names;
+  struct stat info {};
+  if (::stat(directory.c_str(), &info) != 0) return names;
+  auto problem = privacy_problem(info);
+  bool used = false;
+  if (problem.empty()) {
+    for (const auto& file : std::filesystem::directory_iterator(directory)) {
+      names.push_back(file.path().filename().string());
+      const auto& name = names.back();
+      used = used || name == salt || name == store || is_own(name, session) ||
+             is_own(name, unfinished);
+    }
+    if (!used && !names.empty()) problem = "holds other files and no session; name an empty one";
+  }
+  if (problem.empty()) return names;
+  throw std::invalid_argument("--session-dir: " + directory + " " + problem);
+}
+}  // namespace session_files
+
+/// The file of `--store`, or the one in the directory for sessions; empty for neither.
+inline std::string store_path(const options& settings) {
+  if (settings.session_directory.empty()) return settings.store;
+  return settings.session_directory + "/" + session_files::store;
+}
+
+#ifdef CLAUDE_OPENAI_SQLITE
+
+/// A file of SQLite's that this process alone uses. What was written survives a kill at any moment;
+/// a failure of the whole machine may cost what was written in the seconds before.
+class sqlite_store final : public state_store {
+ public:
+  /// Throws `std::invalid_argument` for a file or directory that other users can write to or read,
+  /// `std::system_error` when the file cannot be made. Any other trouble is logged, and `problem`.
+  explicit sqlite_store(const options& settings) : path_(store_path(settings)), log_(settings.log) {
+    const auto directory = std::filesystem::path(path_).parent_path().string();
+    const std::string flag = settings.session_directory.empty() ? "--store" : "--session-dir";
+    make_private_directory(directory, flag);
+    if (!settings.session_directory.empty()) session_files::list(directory);
+    require_private(directory, flag);
+    try {
+      open();
+    } catch (const std::runtime_error& failure) {
+      problem_ = failure.what();
+      database_.reset();
+      log_.error(path_ + " cannot be used: " + problem_ +
+                 "; sessions and responses are refused until a restart, other requests are served");
+    }
+  }
+
+  std::string problem() const override { return problem_; }
+
+  std::vector<stored_record> read(const char* kind) override {
+    std::vector<stored_record> records;
+    const bool whole = attempt(kind, "read", [&] {
+      run("SELECT r.client, r.id, r.head, i.body FROM records r LEFT JOIN items i "
+          "ON i.kind = r.kind AND i.client = r.client AND i.id = r.id "
+          "WHERE r.kind = ? ORDER BY r.client, r.id, i.position",
+          {std::string(kind)}, [&](sqlite3_stmt* row) {
+            const auto client = text_of(row, 0);
+            const auto id = text_of(row, 1);
+            if (records.empty() || records.back().client != client || records.back().id != id) {
+              records.push_back({client, id, try_parse_json(text_of(row, 2), max_line_depth)});
+            }
+            if (::sqlite3_column_type(row, 3) == SQLITE_NULL) return;
+            records.back().items.push_back(try_parse_json(text_of(row, 3), max_line_depth));
+          });
+    });
+    if (!whole && problem_.empty()) problem_ = "it cannot be read";
+    return records;
+  }
+
+  bool write(const char* kind, const stored_record& record, std::size_t first) override {
+    return attempt(kind, "stored", [&] {
+      const std::vector<value> key = {std::string(kind), record.client, record.id};
+      const auto with = [&](std::initializer_list<value> more) {
+        auto all = key;
+        all.insert(all.end(), more);
+        return all;
+      };
+      run("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)", with({dump(record.head)}));
+      auto position = static_cast<std::int64_t>(first);
+      run("DELETE FROM items WHERE kind = ? AND client = ? AND id = ? AND position >= ?",
+          with({position}));
+      for (const auto& item : record.items) {
+        run("INSERT INTO items VALUES (?, ?, ?, ?, ?)", with({position++, dump(item)}));
+      }
+    });
+  }
+
+  bool keeps_usage() const override { return true; }
+
+  void add_usage(const usage_row& row) override {
+    attempt("usage", "stored", [&] {
+      run("DELETE FROM usage WHERE hour < ?", {row.hour - 90 * 24});
+      run("INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+          "ON CONFLICT (hour, key, model, dialect) DO UPDATE SET"
+          " answers = answers + excluded.answers,"
+          " input = input + excluded.input, output = output + excluded.output,"
+          " cache_read = cache_read + excluded.cache_read,"
+          " cache_write = cache_write + excluded.cache_write, usd = usd + excluded.usd",
+          {row.hour, row.key, row.model, row.dialect, row.answers, row.tokens[0], row.tokens[1],
+           row.tokens[2], row.tokens[3], row.usd});
+    });
+  }
+
+  std::vector<usage_row> sum_usage(const std::string& by, std::int64_t from) override {
+    const auto of = by == "day" ? "date(hour * 3600, 'unixepoch')" : by;
+    std::vector<usage_row> sums;
+    attempt("usage", "read", [&] {
+      run("SELECT " + of +
+              ", sum(answers), sum(input), sum(output), sum(cache_read),"
+              " sum(cache_write), sum(usd) FROM usage WHERE hour >= ? GROUP BY 1 ORDER BY 1",
+          {from}, [&](sqlite3_stmt* row) {
+            const auto at = [&](int column) { return ::sqlite3_column_int64(row, column); };
+            sums.push_back({0,
+                            text_of(row, 0),
+                            "",
+                            "",
+                            at(1),
+                            {at(2), at(3), at(4), at(5)},
+                            ::sqlite3_column_double(row, 6)});
+          });
+    });
+    return sums;
+  }
+
+  void remove(const char* kind, const std::string& client, const std::string& id) override {
+    attempt(kind, "removed", [&] {
+      for (const auto* table : {"records", "items"}) {
+        run("DELETE FROM " + std::string(table) + " WHERE kind = ? AND client = ? AND id = ?",
+            {std::string(kind), client, id});
+      }
+    });
+  }
+
+ private:
+  using value = std::variant<std::int64_t, double, std::string>;
+
+  struct closer {
+    void operator()(sqlite3* database) const { ::sqlite3_close_v2(database); }
+    void operator()(sqlite3_stmt* statement) const { ::sqlite3_finalize(statement); }
+  };
+
+  /// The steps from each version of the schema to the next; `PRAGMA user_version` counts those that
+  /// a file has taken. A step that was released is never changed.
+  static const std::vector<const char*>& schema_steps() {
+    static const std::vector<const char*> steps = {
+        "CREATE TABLE records (kind TEXT, client TEXT, id TEXT, head TEXT NOT NULL,"
+        " PRIMARY KEY (kind, client, id)) WITHOUT ROWID;"
+        "CREATE TABLE items (kind TEXT, client TEXT, id TEXT, position INTEGER, body TEXT NOT NULL,"
+        " PRIMARY KEY (kind, client, id, position)) WITHOUT ROWID;",
+        "CREATE TABLE usage (hour INTEGER, key TEXT, model TEXT, dialect TEXT, answers INTEGER,"
+        " input INTEGER, output INTEGER, cache_read INTEGER, cache_write INTEGER, usd REAL,"
+        " PRIMARY KEY (hour, key, model, dialect)) WITHOUT ROWID;",
+    };
+    return steps;
+  }
+
+  /// SQLite gives its other files the mode of this one.
+  void require_private(const std::string& directory, const std::string& flag) const {
+    struct stat info {};
+    if (::stat(directory.c_str(), &info) == 0 && (info.st_mode & (S_IWGRP | S_IWOTH)) != 0) {
+      throw std::invalid_argument(flag + ": other users may write to " + directory);
+    }
+    const unique_fd file(
+        ::open(path_.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0600));
+    if (!file || ::fstat(file.get(), &info) != 0) {
+      throw std::system_error(last_system_error(), flag + ": " + path_ + " cannot be used");
+    }
+    const bool is_own = S_ISREG(info.st_mode) && info.st_uid == ::geteuid();
+    if (is_own && (info.st_mode & 077U) == 0) return;
+    throw std::invalid_argument(flag + ": " + path_ +
+                                (is_own ? " is open to other users; `chmod 600` makes it private"
+                                        : " is no regular file of this user"));
+  }
+
+  void open() {
+    sqlite3* opened = nullptr;
+    const int result = ::sqlite3_open_v2(path_.c_str(), &opened, SQLITE_OPEN_READWRITE, nullptr);
+    database_.reset(opened);
+    check(result);
+    ::sqlite3_busy_timeout(opened, 2'000);  // a proxy that is just ending still has it
+    for (const auto* setting : {"locking_mode = EXCLUSIVE", "journal_mode = WAL",
+                                "synchronous = NORMAL", "secure_delete = ON"}) {
+      run("PRAGMA " + std::string(setting));
+    }
+    run("PRAGMA quick_check(1)", {}, [](sqlite3_stmt* row) {
+      if (text_of(row, 0) != "ok") throw std::runtime_error("it is damaged: " + text_of(row, 0));
+    });
+    const auto& steps = schema_steps();
+    const auto version = static_cast<std::size_t>(number("PRAGMA user_version"));
+    if (version > steps.size()) throw std::runtime_error("a newer version of the proxy wrote it");
+    if (version == 0 && number("SELECT count(*) FROM sqlite_master") > 0) {
+      throw std::runtime_error("it belongs to another program");
+    }
+    for (auto next = version; next < steps.size(); ++next) {
+      run_script("BEGIN;" + std::string(steps[next]) +
+                 "PRAGMA user_version = " + std::to_string(next + 1) + "; COMMIT");
+    }
+  }
+
+  void check(int result) const {
+    if (result == SQLITE_OK || result == SQLITE_ROW || result == SQLITE_DONE) return;
+    if (result == SQLITE_BUSY) throw std::runtime_error("another process uses it");
+    throw std::runtime_error(::sqlite3_errmsg(database_.get()));
+  }
+
+  void run_script(const std::string& statements) {
+    check(::sqlite3_exec(database_.get(), statements.c_str(), nullptr, nullptr, nullptr));
+  }
+
+  /// Runs one statement, and calls `take` for each row that it yields.
+  void run(
+      const std::string& statement, const std::vector<value>& values = {},
+      const std::function<void(sqlite3_stmt*)>& take = [](sqlite3_stmt*) {}) {
+    sqlite3_stmt* compiled = nullptr;
+    check(::sqlite3_prepare_v2(database_.get(), statement.c_str(), -1, &compiled, nullptr));
+    const std::unique_ptr<sqlite3_stmt, closer> owner(compiled);
+    int at = 0;
+    for (const auto& one : values) {
+      ++at;
+      check(std::visit(
+          overloaded{[&](std::int64_t given) { return ::sqlite3_bind_int64(compiled, at, given); },
+                     [&](double given) { return ::sqlite3_bind_double(compiled, at, given); },
+                     [&](const std::string& given) {
+                       return ::sqlite3_bind_text64(compiled, at, given.data(), given.size(),
+                                                    nullptr, SQLITE_UTF8);
+                     }},
+          one));
+    }
+    for (;;) {
+      const int result = ::sqlite3_step(compiled);
+      check(result);
+      if (result != SQLITE_ROW) return;
+      take(compiled);
+    }
+  }
+
+  std::int64_t number(const std::string& statement) {
+    std::int64_t found = 0;
+    run(statement, {}, [&](sqlite3_stmt* row) { found = ::sqlite3_column_int64(row, 0); });
+    return found;
+  }
+
+  static std::string text_of(sqlite3_stmt* row, int column) {
+    const auto* bytes = static_cast<const char*>(::sqlite3_column_blob(row, column));
+    const auto size = static_cast<std::size_t>(::sqlite3_column_bytes(row, column));
+    return bytes == nullptr ? std::string() : std::string(bytes, size);
+  }
+
+  /// Does the work in one transaction. Logs what goes wrong: `session not stored: …`.
+  template <class Work>
+  bool attempt(const char* kind, const char* done, Work work) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!problem_.empty()) return false;
+    try {
+      run_script("BEGIN");
+      work();
+      run_script("COMMIT");
+      return true;
+    } catch (const std::exception& failure) {
+      log_.error(std::string(kind) + " not " + done + ": " + failure.what());
+      ::sqlite3_exec(database_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
+      return false;
+    }
+  }
+
+  const std::string path_;
+  logger log_;
+  std::string problem_;
+  std::mutex mutex_;
+  std::unique_ptr<sqlite3, closer> database_;
+};
+
+#endif
+
+/// The store that the options name. Throws as `sqlite_store` does.
+inline std::shared_ptr<state_store> open_store([[maybe_unused]] const options& settings) {
+#ifdef CLAUDE_OPENAI_SQLITE
+  if (!store_path(settings).empty()) return std::make_shared<sqlite_store>(settings);
+#endif
+  return std::make_shared<state_store>();
+}
+
+//================================================================================================
+// [22] sessions - histories that the proxy keeps for a client
 // uses: text, log, json_access, options, conversation, fields, anthropic_messages, cli_protocol,
-//       process | thread-safe
+//       process, store | thread-safe
 //================================================================================================
 
 /// What is shown of a session.
@@ -9776,6 +10163,24 @@ inline std::optional<message> decode_message(const json& stored) {
     }
   }
   return entry;
+}
+
+inline bool operator==(const text_part& a, const text_part& b) { return a.text == b.text; }
+inline bool operator==(const media_part& a, const media_part& b) {
+  return std::tie(a.kind, a.media_type, a.data, a.url, a.title, a.more) ==
+         std::tie(b.kind, b.media_type, b.data, b.url, b.title, b.more);
+}
+inline bool operator==(const thinking_part& a, const thinking_part& b) {
+  return std::tie(a.text, a.signature, a.redacted) == std::tie(b.text, b.signature, b.redacted);
+}
+inline bool operator==(const tool_call_part& a, const tool_call_part& b) {
+  return std::tie(a.id, a.name, a.input) == std::tie(b.id, b.name, b.input);
+}
+inline bool operator==(const tool_result_part& a, const tool_result_part& b) {
+  return std::tie(a.call_id, a.content, a.is_error) == std::tie(b.call_id, b.content, b.is_error);
+}
+inline bool operator==(const message& a, const message& b) {
+  return std::tie(a.author, a.parts) == std::tie(b.author, b.parts);
 }
 
 /// How much text and data the messages hold, roughly.
@@ -9856,73 +10261,55 @@ class shared_store {
   std::map<std::string, holding> clients_;
 };
 
-/// Keeps sessions by client and id, in memory and, with `options::session_directory`, in a file
-/// each. A session is used by one request at a time; others wait in order.
+/// Keeps sessions by client and id, in memory and in a store: each turn is added to it. A session
+/// is used by one request at a time; others wait in order.
 class session_store {
  public:
   class session_lock;
   using system_time = std::chrono::system_clock::time_point;
 
-  /// Reads what is stored, in a directory that is made unless it is there. Throws
-  /// `std::system_error` when it cannot be made, and as `list_files`.
-  explicit session_store(const options& settings) : settings_(settings) {
+  /// Reads what is stored, and takes over what older versions stored in files of a directory.
+  explicit session_store(const options& settings,
+                         std::shared_ptr<state_store> state = std::make_shared<state_store>())
+      : settings_(settings), state_(std::move(state)) {
+    for (auto& record : state_->read(kind)) load(std::move(record));
     const auto& directory = settings_.session_directory;
-    if (directory.empty()) return;
-    make_private_directory(directory);
-    for (const auto& name : list_files(directory)) {
+    if (directory.empty() || !state_->problem().empty()) return;
+    for (const auto& name : session_files::list(directory)) {
       const auto path = directory + "/" + name;
-      if (ends_with(name, finished)) load(path);
-      if (is_own_file(name, unfinished)) ::unlink(path.c_str());
+      if (text::ends_with(name, session_files::session)) take_over(path);
+      if (session_files::is_own(name, session_files::unfinished)) ::unlink(path.c_str());
     }
-  }
-
-  /// The names of all files in a directory for sessions; none where it does not exist. Changes
-  /// nothing. Throws `std::invalid_argument` for a directory that other users can use, or that
-  /// holds only files of something else.
-  static std::vector<std::string> list_files(const std::string& directory) {
-    std::vector<std::string> names;
-    struct stat info {};
-    if (::stat(directory.c_str(), &info) != 0) return names;
-    auto problem = privacy_problem(info);
-    bool used = false;
-    if (problem.empty()) {
-      for (const auto& file : std::filesystem::directory_iterator(directory)) {
-        names.push_back(file.path().filename().string());
-        const auto& name = names.back();
-        used = used || name == salt_name || is_own_file(name, finished) ||
-               is_own_file(name, unfinished);
-      }
-      if (!used && !names.empty()) problem = "holds other files and no session; name an empty one";
-    }
-    if (problem.empty()) return names;
-    throw std::invalid_argument("--session-dir: " + directory + " " + problem);
   }
   session_store(const session_store&) = delete;
   session_store& operator=(const session_store&) = delete;
 
-  /// The salt of the names that clients have in sessions: stored with them, else made for this run.
-  /// Throws `std::runtime_error` for a stored one that cannot be used.
+  /// The salt of the names that clients have in the store: in a file beside it, since a copy of the
+  /// store alone shall tell nothing of keys; else made for this run. Throws `std::runtime_error`
+  /// for a stored one that cannot be used.
   std::string salt() const {
     auto fresh = text::random_id("", salt_length);
-    if (settings_.session_directory.empty()) return fresh;
-    const auto path = settings_.session_directory + "/" + salt_name;
+    if (store_path(settings_).empty()) return fresh;
+    const auto& directory = settings_.session_directory;
+    const auto path =
+        directory.empty() ? settings_.store + ".salt" : directory + "/" + session_files::salt;
     const unique_fd made(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
     if (made && write_all(made.get(), fresh) && ::fsync(made.get()) == 0) return fresh;
     std::string problem;
     const auto kept = read_all(open_own_file(path, problem, O_NOFOLLOW));
     if (kept.size() == salt_length) return kept;
     throw std::runtime_error(path +
-                             " is damaged; without it nobody finds the stored sessions of "
-                             "client keys again: restore it, or remove it");
+                             " is damaged; without it nobody finds again what is stored of "
+                             "client keys: restore it, or remove it");
   }
 
-  /// Forgets the sessions that nobody has used for too long, with their files.
+  /// Forgets the sessions that nobody has used for too long.
   void expire() {
     const std::lock_guard<std::mutex> lock(mutex_);
     sweep();
   }
 
-  /// Forgets the sessions of these clients, with their files.
+  /// Forgets the sessions of these clients.
   void forget(const std::set<std::string>& clients) {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (auto kept = sessions_.begin(); kept != sessions_.end();) {
@@ -9938,6 +10325,7 @@ class session_store {
 
   /// The client's sessions, oldest first.
   std::vector<session_info> list(const std::string& client) {
+    state_->require();
     const std::lock_guard<std::mutex> lock(mutex_);
     sweep();
     std::vector<session_info> found;
@@ -9952,6 +10340,7 @@ class session_store {
 
   /// One of them; asking for it counts as use.
   std::optional<session_info> get(const std::string& client, const std::string& id) {
+    state_->require();
     const std::lock_guard<std::mutex> lock(mutex_);
     sweep();
     const auto found = sessions_.find({client, id});
@@ -9962,6 +10351,7 @@ class session_store {
 
   /// False when there is none. A request that is using it ends as if nothing had happened.
   bool remove(const std::string& client, const std::string& id) {
+    state_->require();
     const std::lock_guard<std::mutex> lock(mutex_);
     sweep();
     const auto found = sessions_.find({client, id});
@@ -9979,9 +10369,9 @@ class session_store {
   struct session {
     std::string client;
     std::string id;
-    std::string file;  ///< empty: not stored
     std::string system;
     std::vector<message> history;
+    std::size_t stored = 0;  ///< messages of it that the store holds
     system_time created;
     system_time last_accessed;
     steady_time last_used;    ///< the same by a clock that does not jump: this one decides
@@ -9997,7 +10387,7 @@ class session_store {
   };
   using sessions = std::map<client_and_id, std::shared_ptr<session>>;
 
-  // Everything below needs the lock, but for the files, which only their user writes.
+  // Everything below needs the lock.
 
   session_info describe(const session& kept) const {
     return {kept.id, kept.created, kept.last_accessed, kept.last_accessed + settings_.session_ttl,
@@ -10005,7 +10395,7 @@ class session_store {
   }
 
   sessions::iterator forget(sessions::iterator gone) {
-    if (!gone->second->file.empty()) ::unlink(gone->second->file.c_str());
+    state_->remove(kind, gone->first.first, gone->first.second);
     return sessions_.erase(gone);
   }
 
@@ -10047,49 +10437,29 @@ class session_store {
     return system_time(std::chrono::milliseconds(stored_ms));
   }
 
-  static std::string encode(const session& kept) {
-    json messages = json::array();
-    for (const auto& entry : kept.history) {
-      json content = json::array();
-      for (const auto& part : entry.parts) content.push_back(render_part(part));
-      messages.push_back(json::object(
-          {{"role", entry.author == role::user ? "user" : "assistant"}, {"content", content}}));
+  static json encode(const message& entry) {
+    json content = json::array();
+    for (const auto& part : entry.parts) content.push_back(render_part(part));
+    return json::object(
+        {{"role", entry.author == role::user ? "user" : "assistant"}, {"content", content}});
+  }
+
+  /// Adds what the store does not hold yet, or no longer holds so. Where that fails, the next turn
+  /// tries it again.
+  void save(session& kept, std::size_t unchanged) {
+    const auto first = std::min(kept.stored, unchanged);
+    stored_record record{kept.client, kept.id,
+                         json::object({{"system", kept.system},
+                                       {"created_ms", to_ms(kept.created)},
+                                       {"last_accessed_ms", to_ms(kept.last_accessed)}})};
+    for (auto at = first; at < kept.history.size(); ++at) {
+      record.items.push_back(encode(kept.history[at]));
     }
-    return dump(json::object({{"version", 1},
-                              {"client", kept.client},
-                              {"id", kept.id},
-                              {"system", kept.system},
-                              {"created_ms", to_ms(kept.created)},
-                              {"last_accessed_ms", to_ms(kept.last_accessed)},
-                              {"messages", messages}}));
+    kept.stored = state_->write(kind, record, first) ? kept.history.size() : first;
   }
 
-  static constexpr const char* salt_name = "salt";
+  static constexpr const char* kind = "session";
   static constexpr std::size_t salt_length = 43;
-  static constexpr std::size_t name_length = 24;
-  static constexpr std::string_view finished = ".json";
-  static constexpr std::string_view unfinished = ".json.new";  ///< `write_file` was cut short
-
-  static bool ends_with(std::string_view name, std::string_view ending) {
-    return name.size() > ending.size() && name.substr(name.size() - ending.size()) == ending;
-  }
-
-  /// Of a name that the store gives; other files that end so may be anybody's.
-  static bool is_own_file(std::string_view name, std::string_view ending) {
-    return name.size() == name_length + ending.size() && ends_with(name, ending);
-  }
-
-  /// Whole or not at all: written beside the file, then put in its place. Needs no lock.
-  void write_file(const std::string& path, const std::string& bytes) const {
-    const auto fresh = path + ".new";
-    constexpr int flags = O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC;
-    unique_fd file(::open(fresh.c_str(), flags, 0600));
-    const bool written = file && write_all(file.get(), bytes) && ::fsync(file.get()) == 0 &&
-                         ::rename(fresh.c_str(), path.c_str()) == 0;
-    if (written) return;
-    settings_.log.error("session not stored: " + last_system_error().message());
-    ::unlink(fresh.c_str());
-  }
 
   /// The session is still the one that its id names.
   bool is_kept(const std::shared_ptr<session>& asked) const {
@@ -10097,37 +10467,50 @@ class session_store {
     return found != sessions_.end() && found->second == asked;
   }
 
-  void load(const std::string& path) {
-    std::string problem;
-    const auto bytes = read_all(open_own_file(path, problem, O_NOFOLLOW));
-    const json stored = try_parse_json(bytes, max_line_depth);
+  /// Null for a record that is no session.
+  std::shared_ptr<session> load(stored_record record) {
     const auto kept = std::make_shared<session>();
-    kept->client = string_of(stored, "client");
-    kept->id = string_of(stored, "id");
-    kept->file = path;
-    kept->system = string_of(stored, "system");
-    kept->created = past_time(stored, "created_ms");
-    kept->last_accessed = past_time(stored, "last_accessed_ms");
+    kept->client = std::move(record.client);
+    kept->id = std::move(record.id);
+    kept->system = string_of(record.head, "system");
+    kept->created = past_time(record.head, "created_ms");
+    kept->last_accessed = past_time(record.head, "last_accessed_ms");
     const auto age = std::chrono::system_clock::now() - kept->last_accessed;
     kept->last_used = std::chrono::steady_clock::now() -
                       std::max(age, std::chrono::system_clock::duration::zero());
-    kept->bytes = bytes.size();
-    for (const auto& entry : member_of(stored, "messages")) {
+    for (const auto& entry : record.items) {
       if (auto decoded = decode_message(entry)) kept->history.push_back(std::move(*decoded));
     }
+    kept->stored = kept->history.size() == record.items.size() ? record.items.size() : 0;
+    kept->bytes = bytes_of(kept->history);
     kept->tokens = anthropic_messages::estimate_tokens(kept->history);
+    if (kept->id.empty() || kept->history.empty()) return nullptr;
+    return sessions_[{kept->client, kept->id}] = kept;
+  }
+
+  /// A file of an older version's becomes a record; what is stored already is newer.
+  void take_over(const std::string& path) {
+    std::string problem;
+    const auto bytes = read_all(open_own_file(path, problem, O_NOFOLLOW));
+    const json stored = try_parse_json(bytes, max_line_depth);
+    stored_record record{string_of(stored, "client"), string_of(stored, "id"), stored};
+    for (const auto& entry : member_of(stored, "messages")) record.items.push_back(entry);
     const bool ours = integer_of(stored, "version") == 1 &&
                       member_of(stored, "client").is_string() &&
                       integer_of(stored, "last_accessed_ms") > 0;
-    if (!ours || kept->id.empty() || kept->history.empty()) {
+    const bool known = sessions_.count({record.client, record.id}) > 0;
+    const auto kept = ours && !known ? load(std::move(record)) : nullptr;
+    if (!kept && !known) {
       settings_.log.warning("session file skipped, " +
                             (problem.empty() ? "it is not whole, or none" : problem) + ": " + path);
       return;
     }
-    sessions_[{kept->client, kept->id}] = kept;
+    if (kept) save(*kept, std::exchange(kept->stored, 0));
+    if (known || kept->stored > 0) ::unlink(path.c_str());
   }
 
   const options& settings_;
+  const std::shared_ptr<state_store> state_;
   mutable std::mutex mutex_;
   sessions sessions_;
 };
@@ -10167,6 +10550,7 @@ class session_store::session_lock {
   session_lock(session_store& owner, const std::string& client, const std::string& id,
                std::int64_t tokens = 0)
       : store_(owner), tokens_(tokens) {
+    store_.state_->require();
     const std::lock_guard<std::mutex> lock(store_.mutex_);
     store_.sweep();
     auto& slot = store_.sessions_[{client, id}];
@@ -10228,25 +10612,18 @@ class session_store::session_lock {
 
   /// The session as it is after a turn that went well. One that was deleted meanwhile stays so.
   void commit(std::string system, std::vector<message> history) {
-    std::string bytes;
-    {
-      const std::lock_guard<std::mutex> lock(store_.mutex_);
-      session_->system = std::move(system);
-      session_->tokens -= anthropic_messages::estimate_tokens(session_->history);
-      session_->history = std::move(history);
-      session_->tokens += anthropic_messages::estimate_tokens(session_->history);
-      session_->bytes = bytes_of(session_->history);
-      session_->touch();
-      const auto& directory = store_.settings_.session_directory;
-      if (directory.empty() || !store_.is_kept(session_)) return;
-      if (session_->file.empty()) {
-        session_->file = directory + "/" + text::random_id("", name_length) + std::string(finished);
-      }
-      bytes = encode(*session_);
-    }
-    store_.write_file(session_->file, bytes);
     const std::lock_guard<std::mutex> lock(store_.mutex_);
-    if (!store_.is_kept(session_)) ::unlink(session_->file.c_str());
+    const auto& before = session_->history;
+    const auto changed =
+        std::mismatch(before.begin(), before.end(), history.begin(), history.end()).first;
+    const auto unchanged = static_cast<std::size_t>(changed - before.begin());
+    session_->system = std::move(system);
+    session_->tokens -= anthropic_messages::estimate_tokens(session_->history);
+    session_->history = std::move(history);
+    session_->tokens += anthropic_messages::estimate_tokens(session_->history);
+    session_->bytes = bytes_of(session_->history);
+    session_->touch();
+    if (store_.is_kept(session_)) store_.save(*session_, unchanged);
   }
 
  private:
@@ -10259,18 +10636,34 @@ class session_store::session_lock {
 };
 
 //================================================================================================
-// [22] responses - answers that clients of the Responses API may refer to
-// uses: text, errors, json_access, options, process, sessions | thread-safe
+// [23] responses - answers that clients of the Responses API may refer to
+// uses: text, errors, json_access, options, process, store, sessions | thread-safe
 //================================================================================================
 
-/// Keeps responses by client and id, in memory, the latest thousand and for as long as sessions: so
-/// that `previous_response_id` and items by their id can be answered for.
+/// Keeps responses by client and id, in memory and those that have ended in a store, the latest
+/// thousand and for as long as sessions: so that `previous_response_id` and items by their id can
+/// be answered for.
 class response_store {
  public:
   /// A response under way, until it is kept or given up.
   class running;
 
-  explicit response_store(const options& settings) : settings_(settings) {}
+  /// Reads what is stored. A response that another refers to was in use when that one was.
+  explicit response_store(const options& settings,
+                          std::shared_ptr<state_store> state = std::make_shared<state_store>())
+      : settings_(settings), state_(std::move(state)) {
+    std::multimap<clock::time_point, client_and_id, std::greater<>> newest_first;
+    for (auto& record : state_->read(kind)) {
+      const client_and_id key{record.client, record.id};
+      kept_[key] = decode(std::move(record));
+      newest_first.emplace(kept_[key].since, key);
+    }
+    for (const auto& [since, key] : newest_first) {
+      const auto before = kept_.find({key.first, kept_[key].previous});
+      if (before == kept_.end()) continue;
+      before->second.since = std::max(before->second.since, kept_[key].since);
+    }
+  }
   response_store(const response_store&) = delete;
   response_store& operator=(const response_store&) = delete;
 
@@ -10306,7 +10699,7 @@ class response_store {
   std::optional<json> get(const std::string& client, const std::string& id) {
     const std::lock_guard<std::mutex> lock(mutex_);
     sweep();
-    const auto found = kept_.find({client, id});
+    const auto found = find(client, id);
     if (found == kept_.end()) return std::nullopt;
     return found->second.response;
   }
@@ -10315,7 +10708,7 @@ class response_store {
   std::optional<json> input_items(const std::string& client, const std::string& id) {
     const std::lock_guard<std::mutex> lock(mutex_);
     sweep();
-    const auto found = kept_.find({client, id});
+    const auto found = find(client, id);
     if (found == kept_.end()) return std::nullopt;
     return found->second.input;
   }
@@ -10323,21 +10716,24 @@ class response_store {
   bool remove(const std::string& client, const std::string& id) {
     const std::lock_guard<std::mutex> lock(mutex_);
     sweep();
-    return kept_.erase({client, id}) > 0;
+    const auto found = find(client, id);
+    if (found == kept_.end()) return false;
+    forget(found);
+    return true;
   }
 
   /// Forgets the responses of these clients.
   void forget(const std::set<std::string>& clients) {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (auto kept = kept_.begin(); kept != kept_.end();) {
-      kept = clients.count(kept->first.first) > 0 ? kept_.erase(kept) : std::next(kept);
+      kept = clients.count(kept->first.first) > 0 ? forget(kept) : std::next(kept);
     }
   }
 
   /// Ends the answer if it is still under way; one that has ended stays as it is.
   std::optional<json> cancel(const std::string& client, const std::string& id) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = kept_.find({client, id});
+    const auto found = find(client, id);
     if (found == kept_.end()) return std::nullopt;
     if (const auto signal = found->second.cancel.lock()) {
       signal->raise();
@@ -10350,6 +10746,7 @@ class response_store {
   using client_and_id = std::pair<std::string, std::string>;
   using clock = std::chrono::steady_clock;
 
+  static constexpr const char* kind = "response";
   static constexpr std::size_t max_kept = 1000;
   static constexpr std::size_t max_kept_bytes = 64 * 1024 * 1024;
 
@@ -10375,7 +10772,42 @@ class response_store {
     }
   };
 
+  using responses = std::map<client_and_id, kept_response>;
+
   // All below needs the lock.
+
+  static kept_response decode(stored_record record) {
+    kept_response kept;
+    for (auto& item : record.items) kept.input.push_back(std::move(item));
+    kept.response = member_of(record.head, "response");
+    kept.previous = string_of(record.head, "previous");
+    kept.bytes = memory_of(kept.input) + memory_of(kept.response);
+    const auto age = std::max<std::int64_t>(0, now_ms() - integer_of(record.head, "used_ms"));
+    kept.since = clock::now() - std::chrono::milliseconds(age);
+    return kept;
+  }
+
+  /// Of a response that has ended.
+  void save(const client_and_id& key, const kept_response& kept) {
+    state_->write(kind, {key.first,
+                         key.second,
+                         json::object({{"response", kept.response},
+                                       {"previous", kept.previous},
+                                       {"used_ms", now_ms()}}),
+                         {kept.input.begin(), kept.input.end()}});
+  }
+
+  responses::iterator forget(responses::iterator gone) {
+    state_->remove(kind, gone->first.first, gone->first.second);
+    return kept_.erase(gone);
+  }
+
+  /// Throws when there is none here, and the store, where it may be, cannot be used.
+  responses::iterator find(const std::string& client, const std::string& id) {
+    const auto found = kept_.find({client, id});
+    if (found == kept_.end()) state_->require();
+    return found;
+  }
 
   void sweep() {
     const auto oldest = clock::now() - settings_.session_ttl;
@@ -10383,7 +10815,7 @@ class response_store {
     for (auto one = kept_.begin(); one != kept_.end();) {
       const bool expired = one->second.since < oldest && one->second.cancel.expired();
       if (!expired) held.add(one->first.first, one->second.bytes);
-      one = expired ? kept_.erase(one) : std::next(one);
+      one = expired ? forget(one) : std::next(one);
     }
     while (held.is_full()) {
       const auto& client = held.largest_client();
@@ -10394,17 +10826,16 @@ class response_store {
           std::min_element(kept_.begin(), kept_.end(),
                            [&](const auto& a, const auto& b) { return order(a) < order(b); });
       held.remove(client, first->second.bytes);
-      kept_.erase(first);
+      forget(first);
     }
   }
 
   kept_response& require(const std::string& client, const std::string& id) {
-    const auto found = kept_.find({client, id});
+    const auto found = find(client, id);
     if (found != kept_.end()) return found->second;
     api_error error(error_kind::not_found,
                     "Previous response with id '" + text::repair_utf8(id) +
-                        "' not found; this server keeps the latest ones "
-                        "in memory, for " +
+                        "' not found; this server keeps the latest ones, for " +
                         std::to_string(settings_.session_ttl.count() / 1000) + " s");
     error.param = "previous_response_id";
     error.code = "previous_response_not_found";
@@ -10464,8 +10895,9 @@ class response_store {
   }
 
   const options& settings_;
+  const std::shared_ptr<state_store> state_;
   std::mutex mutex_;
-  std::map<client_and_id, kept_response> kept_;
+  responses kept_;
 };
 
 /// One response under way. Its owner is the request that it answers. One whose client leaves is
@@ -10484,6 +10916,7 @@ class response_store::running {
     const auto found = store_.kept_.find(key_);
     if (ended_ || found == store_.kept_.end()) return;
     found->second.response["status"] = "cancelled";
+    if (is_id_known_) store_.save(key_, found->second);
     if (!is_id_known_) store_.kept_.erase(found);
   }
 
@@ -10502,6 +10935,7 @@ class response_store::running {
     found->second.response = response;
     found->second.bytes += memory_of(response);
     found->second.cancel.reset();
+    store_.save(key_, found->second);
   }
 
  private:
@@ -10579,7 +11013,7 @@ inline json render_items(const json& items, bool newest_first, const std::string
 }
 
 //================================================================================================
-// [23] engine - one answer: sessions, processes, a deadline, a client who may leave
+// [24] engine - one answer: sessions, processes, a deadline, a client who may leave
 // uses: errors, options, json_access, conversation, fields, events, anthropic_messages, catalog,
 //       cli_command, process, claude_process, pool, sessions | thread-safe
 //================================================================================================
@@ -11186,7 +11620,7 @@ class engine {
 };
 
 //================================================================================================
-// [24] agents - what Claude Code's own tools may do, and which MCP servers they have
+// [25] agents - what Claude Code's own tools may do, and which MCP servers they have
 // uses: text, errors, json_access, options, conversation, fields, cli_protocol, cli_command,
 //       process | thread-safe
 //================================================================================================
@@ -12160,7 +12594,7 @@ class agent_registry {
 };
 
 //================================================================================================
-// [25] demo - a stand-in for the CLI, in this program
+// [26] demo - a stand-in for the CLI, in this program
 // uses: text, errors, json_access, options, cli_protocol, process | one thread
 //================================================================================================
 //
@@ -12893,7 +13327,7 @@ inline void use_demo(options& settings, int argc, char** argv) {
 }
 
 //================================================================================================
-// [26] guard - who may come in: client keys, Host and Origin
+// [27] guard - who may come in: client keys, Host and Origin
 // uses: text, errors, options | pure, but for client_names: thread-safe
 //================================================================================================
 
@@ -13092,8 +13526,8 @@ inline visitor check_access(const credentials& shown, const options& settings, b
 }
 
 //================================================================================================
-// [27] limits - how often a client may ask, and how much it may use
-// uses: text, errors, options, events, guard | thread-safe
+// [28] limits - how often a client may ask, and how much it may use
+// uses: text, errors, json_access, options, events, store, guard | thread-safe
 //================================================================================================
 
 /// Endpoints that are counted together. `none` is not counted: pages, models and figures.
@@ -13128,9 +13562,24 @@ inline std::string network_of(const std::string& address) {
 }
 
 /// Counts requests in fixed windows of a minute, what keys have used in a minute and in a day, and
-/// wrong keys. In memory alone.
+/// wrong keys. In memory alone, but for a day's use of a key.
 class limiter {
  public:
+  explicit limiter(std::shared_ptr<state_store> state = std::make_shared<state_store>())
+      : state_(std::move(state)) {
+    enter_day();
+    for (const auto& record : state_->read(kind)) {
+      if (integer_of(record.head, "day") != day_) {
+        state_->remove(kind, record.client, record.id);
+        continue;
+      }
+      const auto& usd = member_of(record.head, "usd");
+      day_use_[record.client] = {integer_of(record.head, "requests"),
+                                 integer_of(record.head, "tokens"),
+                                 usd.is_number() ? usd.get<double>() : 0};
+    }
+  }
+
   /// How a client stands; what the headers tell.
   struct standing {
     int limit = 0;
@@ -13179,6 +13628,12 @@ class limiter {
     }
     add_up(reserved_[client], reserved, -1);
     if (reserved_[client].requests <= 0) reserved_.erase(client);
+    const auto& today = day_use_[client];
+    state_->write(kind, {client, "day",
+                         json::object({{"day", day_},
+                                       {"requests", today.requests},
+                                       {"tokens", today.tokens},
+                                       {"usd", today.usd}})});
   }
 
   /// Counts a key as wrong before it is compared; `note_right_key` takes that back. Returns how
@@ -13218,6 +13673,7 @@ class limiter {
   }
 
  private:
+  static constexpr const char* kind = "budget";
   /// More addresses than this in one minute share a count.
   static constexpr std::size_t max_kept_names = 100'000;
   static constexpr double least_usd = 1e-9;
@@ -13298,6 +13754,7 @@ class limiter {
     throw error;
   }
 
+  const std::shared_ptr<state_store> state_;
   std::mutex mutex_;
   std::int64_t minute_ = 0;
   std::int64_t day_ = 0;
@@ -13359,8 +13816,8 @@ inline std::string client_address(const std::string& peer, std::string_view forw
 }
 
 //================================================================================================
-// [28] metrics - what has happened, in figures for a monitor and in a line for the log
-// uses: text, json_access, options, events, cli_protocol, pool, engine | thread-safe
+// [29] metrics - what has happened, in figures for a monitor and in a line for the log
+// uses: text, json_access, options, events, cli_protocol, pool, store, engine | thread-safe
 //================================================================================================
 
 /// One request: what it was, and what came of it.
@@ -13544,9 +14001,40 @@ struct gauges {
   std::vector<usage_window> windows = {};
 };
 
-/// Sums up the requests.
+/// `{"object":"usage","by":…,"data":[…],"total":{…}}`
+inline json render_usage(const std::string& by, std::int64_t from,
+                         const std::vector<usage_row>& rows) {
+  usage_row all;
+  const auto render = [](const usage_row& row) {
+    json shown = json::object({{"answers", row.answers}});
+    for (std::size_t i = 0; i < token_kinds.size(); ++i) {
+      shown[std::string(token_kinds[i]) + "_tokens"] = row.tokens[i];
+    }
+    shown["cost_usd"] = row.usd;
+    return shown;
+  };
+  json data = json::array();
+  for (const auto& row : rows) {
+    data.push_back(json::object({{by.c_str(), row.key}}));
+    data.back().update(render(row));
+    all.answers += row.answers;
+    all.usd += row.usd;
+    for (std::size_t i = 0; i < token_kinds.size(); ++i) all.tokens[i] += row.tokens[i];
+  }
+  const std::chrono::system_clock::time_point since{std::chrono::hours(from)};
+  return json::object({{"object", "usage"},
+                       {"by", by},
+                       {"from", text::iso_time(since)},
+                       {"data", data},
+                       {"total", render(all)}});
+}
+
+/// Sums up the requests, and what they have used in a store.
 class metrics {
  public:
+  explicit metrics(std::shared_ptr<state_store> state = std::make_shared<state_store>())
+      : state_(std::move(state)) {}
+
   /// A request has begun; `finish` must follow.
   void begin() { ++in_flight_; }
 
@@ -13554,6 +14042,16 @@ class metrics {
     --in_flight_;
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto model = known_model(record.model);
+    const auto& used = record.usage;
+    if (used.prompt() + used.output > 0) {
+      state_->add_usage({now_ms() / ms_per_hour,
+                         record.client,
+                         model,
+                         record.dialect,
+                         1,
+                         {used.input, used.output, used.cache_read, used.cache_write},
+                         used.charge_usd});
+    }
     ++requests_[{record.route, record.dialect, model, std::to_string(record.status)}];
     if (record.dialect.empty()) return;
     if (record.first_token) {
@@ -13710,6 +14208,7 @@ class metrics {
     }
   }
 
+  const std::shared_ptr<state_store> state_;
   const steady_time begun_ = std::chrono::steady_clock::now();
   std::atomic<int> in_flight_{0};
   mutable std::mutex mutex_;
@@ -13726,7 +14225,7 @@ class metrics {
 };
 
 //================================================================================================
-// [29] status - what is known of the CLI and its login
+// [30] status - what is known of the CLI and its login
 // uses: text, json_access, options, events, cli_protocol, cli_command, process, claude_process,
 //       pool | thread-safe
 //================================================================================================
@@ -13943,7 +14442,7 @@ inline json render_health(const process_counts& counts, const cli_facts& facts, 
 }
 
 //================================================================================================
-// [30] http_head - the head and the body's framing of a request, held against RFC 9112
+// [31] http_head - the head and the body's framing of a request, held against RFC 9112
 // uses: text, errors | pure
 //================================================================================================
 //
@@ -14175,7 +14674,7 @@ class chunk_decoder {
 };
 
 //================================================================================================
-// [31] transport - listening sockets, and the bytes of a connection, in the clear or through TLS
+// [32] transport - listening sockets, and the bytes of a connection, in the clear or through TLS
 // uses: text, process, guard | POSIX sockets and OpenSSL
 //================================================================================================
 
@@ -14591,7 +15090,7 @@ class channel {
 };
 
 //================================================================================================
-// [32] page - the page at /, and the settings of clients that it shows
+// [33] page - the page at /, and the settings of clients that it shows
 // uses: text, json_access | pure
 //================================================================================================
 
@@ -15997,6 +16496,7 @@ GET /v1/mcp/stats Counts the MCP servers
 The server
 GET /v1/auth/status Tells the auth method, and what is missing
 GET /metrics Shows figures for Prometheus
+GET /v1/usage Sums up what answers have used, with --store
 GET /health Tells whether requests are answered
 GET /version Tells the version
 GET /api/version Tells Ollama's version
@@ -16190,7 +16690,7 @@ inline std::string content_security_policy(std::string_view nonce) {
 }  // namespace page
 
 //================================================================================================
-// [33] connection - one client's connection and the bodies of its requests, by httplib's parts
+// [34] connection - one client's connection and the bodies of its requests, by httplib's parts
 // uses: text, errors, json_access, options, cli_command, process, guard, http_head, transport
 //       | one thread, but for body_budget
 //================================================================================================
@@ -16555,11 +17055,11 @@ inline std::optional<std::int64_t> count_by_api(const options& settings, const j
 }
 
 //================================================================================================
-// [34] routes - what each path answers, who may ask it, and answers that are streamed
+// [35] routes - what each path answers, who may ask it, and answers that are streamed
 // uses: text, errors, log, json_access, options, conversation, fields, events, sse, openai_chat,
 //       anthropic_messages, openai_responses, openai_completions, catalog, ollama, process, pool,
-//       sessions, responses, engine, agents, guard, limits, metrics, status, http_head, page,
-//       connection | thread-safe
+//       store, sessions, responses, engine, agents, guard, limits, metrics, status, http_head,
+//       page, connection | thread-safe
 //================================================================================================
 
 /// What the routes need. Owned by `server`, which outlives every connection.
@@ -16574,6 +17074,7 @@ struct proxy_parts {
   limiter& limits;
   limit_board& windows;
   metrics& figures;
+  state_store& state;
   const wake_signal& stop;
   const std::function<void(const request_figures&)>& on_answer;
   client_names names;
@@ -17426,6 +17927,32 @@ inline void handle_metrics(request_context& now) {
                         "text/plain; version=0.0.4; charset=utf-8");
 }
 
+/// `2026-11-30`, of UTC, as hours since 1970; nullopt for anything else.
+inline std::optional<std::int64_t> try_day(const std::string& text) {
+  std::tm day{};
+  const char* end = ::strptime(text.c_str(), "%Y-%m-%d", &day);
+  if (end == nullptr || *end != '\0') return std::nullopt;
+  return ::timegm(&day) / 3'600;
+}
+
+inline void handle_usage(request_context& now) {
+  now.proxy.state.require();
+  if (!now.proxy.state.keeps_usage()) {
+    api_error error(error_kind::not_found, "usage is kept with --store only");
+    error.code = "no_store";
+    throw error;
+  }
+  const auto given = now.parameter("by");
+  const auto by = given.empty() ? std::string("day") : given;
+  if (by != "key" && by != "model" && by != "dialect" && by != "day") {
+    throw bad_field("by", "must be key, model, dialect or day");
+  }
+  const auto day = now.parameter("from");
+  const auto from = day.empty() ? now_ms() / ms_per_hour - 90 * 24 : try_day(day);
+  if (!from) throw bad_field("from", "must be a day, such as 2026-11-30");
+  answer_json(now, render_usage(by, *from, now.proxy.state.sum_usage(by, *from)));
+}
+
 /// What has arrived, and whether it would be taken as a chat request.
 inline void handle_debug(request_context& now) {
   const auto safe = redact(mask_fields(read_body(now)));
@@ -17540,6 +18067,7 @@ inline std::vector<route> other_routes() {
       {"GET", "/mcp/stats", group::other, &handle_mcp_stats, tools},
       {"GET", "/auth/status", group::auth, &handle_auth_status},
       {"GET", "/metrics", group::none, &handle_metrics},
+      {"GET", "/usage", group::none, &handle_usage},
       {"GET", "/health", group::health, &handle_health, open},
       {"GET", "/version", group::health, &handle_version, open},
       {"GET", "/", group::none, &handle_root, open},
@@ -17739,7 +18267,7 @@ inline void answer_request(request_context& now) {
 }  // namespace routes
 
 //================================================================================================
-// [35] http - httplib's parser and writer around the routes
+// [36] http - httplib's parser and writer around the routes
 // uses: text, errors, log, openai_chat, options, http_head, connection, routes | thread-safe
 //================================================================================================
 
@@ -17889,9 +18417,9 @@ class http_server : public httplib::Server {
 };
 
 //================================================================================================
-// [36] server - the whole proxy as one object
-// uses: text, log, options, ollama, cli_command, process, pool, sessions, responses, engine,
-//       agents, status, http | owns threads
+// [37] server - the whole proxy as one object
+// uses: text, log, options, ollama, cli_command, process, pool, store, sessions, responses,
+//       engine, agents, status, http | owns threads
 //================================================================================================
 
 /// The path without links, and absolute; what is not there yet at least without `.` and `..`.
@@ -17907,7 +18435,9 @@ inline void add_secret_paths(options& settings) {
   const auto folder = value_or(settings.environment, "CLAUDE_CONFIG_DIR", home + "/.claude");
   auto& paths = settings.secret_paths;
   for (const auto& path :
-       {settings.tls_key, settings.mcp_config, settings.session_directory, settings.unix_socket,
+       {settings.tls_key, settings.mcp_config, settings.session_directory, settings.store,
+        settings.store + (settings.store.empty() ? "" : "-wal"),
+        settings.store + (settings.store.empty() ? "" : ".salt"), settings.unix_socket,
         std::string("/proc"), home + "/.claude.json", folder + "/.credentials.json",
         folder + "/settings.json", folder + "/projects"}) {
     if (!path.empty()) paths.push_back(path);
@@ -17953,11 +18483,11 @@ class hidden_files {
 /// options that cannot be run with.
 inline options complete(options settings, std::optional<temporary_directory>& scratch) {
   auto problems = validate(settings);
-#ifndef CPPHTTPLIB_OPENSSL_SUPPORT
-  if (!settings.session_directory.empty()) {
+#if !defined(CPPHTTPLIB_OPENSSL_SUPPORT) || !defined(CLAUDE_OPENAI_SQLITE)
+  if (!store_path(settings).empty()) {
     problems.emplace_back(
-        "a session directory needs a build with OpenSSL (CPPHTTPLIB_OPENSSL_SUPPORT): stored "
-        "sessions name their client by an HMAC of its key");
+        "--store and --session-dir need a build with SQLite (CLAUDE_OPENAI_SQLITE) and OpenSSL "
+        "(CPPHTTPLIB_OPENSSL_SUPPORT), which names clients by an HMAC of their keys");
   }
 #endif
   if (settings.fallback) {
@@ -17975,7 +18505,7 @@ inline options complete(options settings, std::optional<temporary_directory>& sc
   settings.claude_path = path.empty() ? name : std::filesystem::absolute(path).string();
   scratch.emplace(real_path(value_or(variables, "TMPDIR", "/tmp")));
   if (settings.working_directory.empty()) settings.working_directory = scratch->path();
-  for (auto* place : {&settings.working_directory, &settings.session_directory}) {
+  for (auto* place : {&settings.working_directory, &settings.session_directory, &settings.store}) {
     if (!place->empty()) *place = real_path(*place);
   }
   for (auto& directory : settings.agent_directories) directory = real_path(directory);
@@ -18258,9 +18788,9 @@ class server {
         live_(settings_),
         guard_(std::make_shared<child_guard>(&*scratch_)),
         pool_(settings_, guard_),
-        sessions_(settings_),
+        sessions_(settings_, state_),
         engine_(settings_, pool_, sessions_, limit_board_, &signals_.cut),
-        responses_(settings_),
+        responses_(settings_, state_),
         agents_(settings_, scratch_->path(), *guard_),
         parts_{live_,
                pool_,
@@ -18272,6 +18802,7 @@ class server {
                limiter_,
                limit_board_,
                figures_,
+               *state_,
                signals_.closing,
                on_answer,
                client_names(sessions_.salt()),
@@ -18487,13 +19018,14 @@ class server {
   std::optional<temporary_directory> scratch_;
   const options settings_;
   const hidden_files hidden_{settings_.secret_paths};
+  const std::shared_ptr<state_store> state_{open_store(settings_)};
   live_options live_;
   std::shared_ptr<const child_guard> guard_;
   server_signals signals_;
   status_board status_;
-  limiter limiter_;
+  limiter limiter_{state_};
   limit_board limit_board_{settings_.log};
-  metrics figures_;
+  metrics figures_{state_};
   pool pool_;
   session_store sessions_;
   engine engine_;
@@ -18506,9 +19038,9 @@ class server {
 };
 
 //================================================================================================
-// [37] doctor - is everything there that answers need?
+// [38] doctor - is everything there that answers need?
 // uses: text, errors, json_access, options, conversation, events, cli_command, process, pool,
-//       sessions, engine, status, transport, server | one thread
+//       store, sessions, engine, status, transport, server | one thread
 //================================================================================================
 
 /// One thing that was looked at.
@@ -18634,7 +19166,7 @@ class doctor {
     check_port();
     check_transport();
     check_temporary_directory();
-    check_session_directory();
+    check_store();
     check_sandbox();
     if (!check_cli()) return false;
     check_login();
@@ -18667,23 +19199,28 @@ class doctor {
           "install bubblewrap, or choose --sandbox auto"});
   }
 
-  void check_session_directory() {
-    if (settings_.session_directory.empty()) return;
+  /// Only looks: a proxy may be using the store, and the trial below stores nothing.
+  void check_store() {
+    const auto path = store_path(settings_);
+    if (path.empty()) return;
     try {
-      const auto files = session_store::list_files(settings_.session_directory).size();
-      auto above = std::filesystem::absolute(settings_.session_directory);  // or where it is made
+      if (!settings_.session_directory.empty()) session_files::list(settings_.session_directory);
+      auto above = std::filesystem::path(path);  // or where it is made
       while (!std::filesystem::exists(above)) above = above.parent_path();
-      if (::access(above.c_str(), W_OK | X_OK) != 0) {
+      if (::access(above.c_str(), W_OK) != 0) {
         throw std::system_error(last_system_error(), above.string() + " cannot be written to");
       }
-      tell({"session directory",
+      const bool made = above == path;
+      tell({"store",
             true,
-            settings_.session_directory + ", " + std::to_string(files) + " files",
+            path + (made ? ", " + std::to_string(std::filesystem::file_size(path) / 1024) + " KiB"
+                         : ", made at the start"),
             {}});
     } catch (const std::exception& failure) {
-      tell({"session directory", false, failure.what(), "choose another --session-dir"});
+      tell({"store", false, failure.what(), "choose another --store or --session-dir"});
     }
-    settings_.session_directory.clear();  // only looked at: the trial below stores nothing
+    settings_.store.clear();
+    settings_.session_directory.clear();
   }
 
   void check_transport() {

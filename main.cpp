@@ -13,6 +13,7 @@
 #include <atomic>
 #include <chrono>
 #include <fstream>
+#include <iomanip>
 #include <iostream>
 #include <new>
 #include <numeric>
@@ -460,6 +461,9 @@ struct command_line {
   std::string client;
   bool write = false;
   bool yes = false;
+  CLI::App* usage = nullptr;
+  std::string usage_by = "day";
+  std::string usage_from;
   std::string url;         ///< of a running proxy; empty for this one's own
   std::string client_key;  ///< for it
 
@@ -510,6 +514,14 @@ struct command_line {
     auto* into_file = connect->add_flag("--write", write, "Put them into the client's own file");
     connect->add_flag("--yes", yes, "Do not ask before that")->needs(into_file);
     add_proxy_flags(*connect, "The proxy's address (default: this machine's)");
+    usage = app.add_subcommand("usage", "Print what the answers of a running proxy have used");
+    usage->fallthrough();
+    usage->add_option("--by", usage_by, "A line for each key, model, dialect or day")
+        ->check(CLI::IsMember({"key", "model", "dialect", "day"}))
+        ->capture_default_str();
+    usage->add_option("--from", usage_from, "First day, as 2026-11-30 (default: all, 90 days)")
+        ->type_name("DAY");
+    add_proxy_flags(*usage, "The proxy's address (default: this machine's)");
   }
 
   /// Which proxy a command is about.
@@ -705,8 +717,13 @@ struct command_line {
     begin_group("Sessions");
     add_duration("--session-ttl", settings.session_ttl, "How long an unused session is kept",
                  "CLAUDE_SESSION_TTL");
+    app.add_option("--store", settings.store,
+                   "File where sessions, responses, budgets and usage survive a restart "
+                   "(default: memory alone)")
+        ->envname("CLAUDE_STORE")
+        ->type_name("FILE");
     app.add_option("--session-dir", settings.session_directory,
-                   "Directory where sessions survive a restart (default: memory alone)")
+                   "The same as --store DIR/claude-openai.sqlite")
         ->envname("CLAUDE_SESSION_DIR")
         ->type_name("DIR");
   }
@@ -1995,6 +2012,47 @@ int connect(const command_line& line, const std::string& key) {
   return status;
 }
 
+void print_usage_row(const std::string& name, const proxy::json& row) {
+  std::cout << std::left << std::setw(32) << proxy::routes::printable(name) << std::right
+            << std::setw(9) << proxy::integer_of(row, "answers");
+  for (const auto* kind : proxy::token_kinds) {
+    std::cout << std::setw(13) << proxy::integer_of(row, (kind + std::string("_tokens")).c_str());
+  }
+  const auto& usd = proxy::member_of(row, "cost_usd");
+  std::cout << std::setw(12) << std::fixed << std::setprecision(4)
+            << (usd.is_number() ? usd.get<double>() : 0) << "\n";
+}
+
+/// `claude-openai usage`: what `GET /v1/usage` tells, as a table.
+int print_usage(const command_line& line) {
+  const auto& keys = line.settings.api_keys;
+  auto key = client_key(line);
+  if (key.empty() && line.url.empty() && !keys.empty()) key = keys.front();
+  std::vector<std::pair<std::string, std::string>> headers;
+  if (!key.empty()) headers.emplace_back("Authorization", "Bearer " + key);
+  const auto answer =
+      proxy::ask_server(line.url.empty() ? address_for_clients(line) : line.url,
+                        "/v1/usage?by=" + line.usage_by + "&from=" + line.usage_from, "", headers,
+                        std::chrono::seconds(10));
+  const auto usage = proxy::try_parse_json(answer.body);
+  if (answer.status != 200) {
+    const auto message = proxy::string_of(proxy::member_of(usage, "error"), "message");
+    throw std::runtime_error(answer.status == 0 ? "no answer: " + answer.body
+                                                : "HTTP " + std::to_string(answer.status) + " " +
+                                                      proxy::routes::printable(message));
+  }
+  std::cout << std::left << std::setw(32) << line.usage_by << std::right << std::setw(9)
+            << "answers";
+  for (const auto* kind : proxy::token_kinds) std::cout << std::setw(13) << kind;
+  std::cout << std::setw(12) << "USD"
+            << "\n";
+  for (const auto& row : proxy::member_of(usage, "data")) {
+    print_usage_row(proxy::string_of(row, line.usage_by.c_str()), row);
+  }
+  print_usage_row("total", proxy::member_of(usage, "total"));
+  return 0;
+}
+
 /// `claude-openai doctor --security`: 0 when no more is open than needs be.
 int review(const proxy::options& settings) {
   bool all_good = true;
@@ -2049,6 +2107,7 @@ int run(arguments& called) {
     return 0;
   }
   if (line->connect->parsed()) return connect(*line, client_key(*line));
+  if (line->usage->parsed()) return print_usage(*line);
   if (!line->url.empty()) {
     return remote_doctor(line->url, client_key(*line), settings).run() ? 0 : 1;
   }

@@ -5,7 +5,7 @@
 // TEST_SEED repeats the random interleaving of the isolation test, SOAK=1 runs it at its large size.
 
 import assert from 'node:assert/strict';
-import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import http from 'node:http';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -225,10 +225,9 @@ const temporaryFolder = (t) => {
 
 const modeOf = (file) => (statSync(file).mode & 0o777).toString(8);
 
-test('20 turns go on after restarts with --session-dir', async (t) => {
+test('20 turns go on after restarts with --session-dir', { slow: true }, async (t) => {
   const folder = path.join(temporaryFolder(t), 'sessions');
   const start = () => startQuiet(t, ['--session-dir', folder]);
-  const stored = () => readdirSync(folder).filter((name) => name !== 'salt').sort(); // of clients' names
   const described = async (client) => (await t.get(sessionPath(client.id), { proxy: client.proxy })).json;
   let proxy = await start();
   const clients = ['session_id', 'session_id and whole history'].map(
@@ -236,22 +235,27 @@ test('20 turns go on after restarts with --session-dir', async (t) => {
   );
   await Promise.all(clients.map((client) => client.askTimes(7)));
   assert.equal(modeOf(folder), '700');
-  assert.equal(stored().length, 2);
-  for (const file of stored()) {
+  for (const file of readdirSync(folder)) {
     assert.equal(modeOf(path.join(folder, file)), '600');
-    assert.match(file, /^[\w-]+\.json$/, 'no part of an id');
+    assert.match(file, /^salt$|^claude-openai\.sqlite(-wal)?$/, 'no part of an id');
   }
   const before = await Promise.all(clients.map(described));
   await stop(proxy);
 
-  // Torn in every way: half of a whole one, nothing, no object, an object of something else, and a write that did not end.
-  const whole = readFileSync(path.join(folder, stored()[0]), 'utf8');
+  // Files as older versions wrote them: one is taken over; others are torn in every way: half of a whole one, nothing, no object,
+  // an object of something else, and a write that did not end.
+  const content = (text) => [{ type: 'text', text }];
+  const messages = [{ role: 'user', content: content('Hi') }, { role: 'assistant', content: content('Hello') }];
+  const times = { created_ms: Date.now(), last_accessed_ms: Date.now() };
+  const whole = JSON.stringify({ version: 1, client: '', id: 'old', system: '', ...times, messages });
   const torn = {
     'half.json': whole.slice(0, whole.length / 2),
     'empty.json': '',
     'list.json': '[1]',
     'other.json': '{"id":"x"}',
   };
+  const taken = path.join(folder, `${'y'.repeat(24)}.json`);
+  writeFileSync(taken, whole, { mode: 0o600 });
   Object.entries(torn).forEach(([name, text]) => writeFileSync(path.join(folder, name), text, { mode: 0o600 }));
   writeFileSync(path.join(folder, `${'x'.repeat(24)}.json.new`), whole.slice(0, 40), { mode: 0o600 });
 
@@ -263,7 +267,9 @@ test('20 turns go on after restarts with --session-dir', async (t) => {
     assert.equal(session.message_count, 14);
     assert.equal(session.created_at, before[i].created_at);
   });
-  assert.equal((await t.get('/v1/sessions', { proxy })).json.total, 2);
+  assert.equal((await t.get('/v1/sessions/old', { proxy })).json.message_count, 2);
+  assert.equal(existsSync(taken), false, 'it is in the store now');
+  assert.equal((await t.get('/v1/sessions', { proxy })).json.total, 3);
   await Promise.all(clients.map((client) => client.askTimes(7)));
   await stop(proxy, 'SIGKILL'); // what was answered is stored, however it ends
 
@@ -273,7 +279,10 @@ test('20 turns go on after restarts with --session-dir', async (t) => {
   clients.forEach((client) => client.assertProcesses(3));
   assert.equal(t.calls().length, 40);
   assert.equal((await t.send({ proxy, method: 'DELETE', path: sessionPath(clients[0].id) }).done).status, 200);
-  assert.equal(stored().filter((name) => name.endsWith('.json') && !(name in torn)).length, 1, 'its file is gone');
+  await stop(proxy);
+  proxy = await start();
+  const left = (await t.get('/v1/sessions', { proxy })).json.sessions.map(({ session_id }) => session_id);
+  assert.deepEqual(left.sort(), [clients[1].id, 'old'].sort(), 'it does not come back');
 });
 
 test(
@@ -294,7 +303,9 @@ test(
     await expired.ask(); // starts afresh
     await sleep(2100);
     assert.equal((await t.get('/v1/sessions', { proxy })).json.total, 0);
-    assert.deepEqual(readdirSync(folder), ['salt']);
+    await stop(proxy);
+    proxy = await startQuiet(t, ['--session-dir', folder]);
+    assert.equal((await t.get('/v1/sessions', { proxy })).json.total, 0, 'it does not come back');
   },
 );
 

@@ -41,6 +41,7 @@ import { reference } from './reference.test.mjs';
 import { security } from './security.test.mjs';
 import { server } from './server.test.mjs';
 import { settings } from './settings.test.mjs';
+import { store } from './store.test.mjs';
 import { transport } from './transport.test.mjs';
 import { Conversation, endProxies, runTest, startProxy } from './harness.mjs';
 import { startMessagesApi } from './messages_api.mjs';
@@ -151,6 +152,7 @@ const suites = [
   { name: 'limits', version: newest, tests: limits.tests },
   { name: 'plan', version: newest, tests: plan.tests },
   { name: 'money', version: newest, tests: money.tests },
+  { name: 'store', version: newest, tests: store.tests },
   { name: 'transport', version: newest, tests: transport.tests },
   { name: 'observe', version: newest, tests: observe.tests },
   ...versions.map((version) => ({
