@@ -172,6 +172,11 @@ inline std::string_view trim(std::string_view value) {
   return value.substr(first, value.find_last_not_of(blanks) - first + 1);
 }
 
+inline std::size_t count_characters(std::string_view utf8) {
+  const auto begins = [](char c) { return (static_cast<unsigned char>(c) & 0xC0U) != 0x80U; };
+  return static_cast<std::size_t>(std::count_if(utf8.begin(), utf8.end(), begins));
+}
+
 /// The trimmed, non-empty pieces between separators.
 inline std::vector<std::string> split(std::string_view value, char separator) {
   std::vector<std::string> pieces;
@@ -959,6 +964,7 @@ struct options {
   bool extra_usage = true;      ///< false: no answer that is billed beyond a subscription's plan
   std::optional<auth_method> fallback;  ///< answers while the plan of the login is used up
   std::string fallback_model;           ///< of such answers; empty: the request's
+  bool web = false;           ///< the API may search the web for clients, and bill each search
   bool builtin_tools = true;  ///< clients may ask for Claude Code's own tools (`enable_tools`)
   sandbox_use sandbox = sandbox_use::automatic;  ///< of agents; see `confinement`
   bool sandbox_network = false;                  ///< commands in the sandbox may reach the network
@@ -1230,8 +1236,14 @@ struct thinking_part {
   std::string redacted;
 };
 
-using content_part =
-    std::variant<text_part, media_part, thinking_part, tool_call_part, tool_result_part>;
+/// A block of the model's that goes back to the API as it is: its search of the web, what that has
+/// found, or a text that cites it.
+struct api_block_part {
+  json block;
+};
+
+using content_part = std::variant<text_part, media_part, thinking_part, tool_call_part,
+                                  tool_result_part, api_block_part>;
 
 struct message {
   role author = role::user;
@@ -1312,8 +1324,8 @@ inline std::size_t place_of_call(const message& entry, const std::string& id) {
 }
 
 /// An assistant's texts count as one, without blanks at the ends: clients join and trim them.
-/// Thoughts do not count: most clients never see them. Nor do the ids of calls, which some clients
-/// rename: that of a result stands for a call of the message `before`.
+/// Thoughts and searches do not count: most clients never see them whole. Nor do the ids of calls,
+/// which some clients rename: that of a result stands for a call of the message `before`.
 inline void append_message(conversation_trace& trace, const message& entry, const message& before) {
   std::string reply;
   std::string thoughts;
@@ -1328,6 +1340,7 @@ inline void append_message(conversation_trace& trace, const message& entry, cons
       [&](const tool_result_part& part) {
         append_result(trace.words, part, place_of_call(before, part.call_id));
       },
+      [&](const api_block_part& part) { reply += string_of(part.block, "text"); },
   };
   for (const auto& part : entry.parts) std::visit(append, part);
   if (entry.author == role::assistant) append_field(trace.words, 'a', text::trim(reply));
@@ -1429,7 +1442,8 @@ struct turn_request {
   std::string system;   ///< empty: none
   std::vector<message> messages;
   std::vector<tool_definition> tools;
-  tool_choice choice;  ///< of the tools
+  json web = json::array();  ///< the API's own tools that search or read the web, in its words
+  tool_choice choice;        ///< of the tools
   std::string
       nudge;  ///< sent after the last message to this turn's process; not part of the history
   std::optional<json> schema;  ///< of the answer, which is JSON then
@@ -1624,6 +1638,7 @@ inline conversation_trace make_trace(const turn_request& request) {
     append_json(trace.identity, tool.schema);
   }
   if (request.schema) append_field(trace.identity, 'j', dump(*request.schema));
+  if (!request.web.empty()) append_field(trace.identity, 'w', dump(request.web));
   append_field(trace.identity, 'x', name_of(request.effort));
   if (request.agent) append_agent(trace.identity, *request.agent);
   const message nothing;
@@ -1651,10 +1666,7 @@ inline bool is_trace_of(const conversation_trace& trace, const std::string& clie
 inline std::string parse_session_id(const reader& field) {
   const auto& id = field.string();
   const auto is_control = [](char c) { return static_cast<unsigned char>(c) < ' ' || c == '\x7f'; };
-  const auto begins_character = [](char c) {
-    return (static_cast<unsigned char>(c) & 0xC0U) != 0x80U;
-  };
-  const auto characters = std::count_if(id.begin(), id.end(), begins_character);
+  const auto characters = text::count_characters(id);
   if (characters < 1 || characters > 256) field.fail("must be 1 to 256 characters long");
   if (std::any_of(id.begin(), id.end(), is_control)) field.fail("holds a control character");
   return id;
@@ -1909,6 +1921,14 @@ inline void take_instructions(const reader& content, turn_request& request) {
 /// More tools than the API takes, and few enough for checks of each against each.
 constexpr std::size_t max_tools = 1024;
 
+/// The request has a tool of that name.
+inline bool has_tool(const turn_request& request, std::string_view name) {
+  const auto is_it = [&](const tool_definition& tool) { return tool.name == name; };
+  const auto is_web = [&](const json& tool) { return string_of(tool, "name") == name; };
+  return std::any_of(request.tools.begin(), request.tools.end(), is_it) ||
+         std::any_of(request.web.begin(), request.web.end(), is_web);
+}
+
 inline void add_tool(const reader& source, tool_definition tool, turn_request& request) {
   if (request.tools.size() >= max_tools) {
     throw bad_field("tools", "must be at most " + std::to_string(max_tools));
@@ -1916,14 +1936,45 @@ inline void add_tool(const reader& source, tool_definition tool, turn_request& r
   if (tool.name.empty() || tool.name.size() > 256) {
     source.require("name").fail("must be 1 to 256 characters long");
   }
-  const auto same = [&](const tool_definition& other) { return other.name == tool.name; };
-  if (std::any_of(request.tools.begin(), request.tools.end(), same)) {
+  if (has_tool(request, tool.name)) {
     source.fail("has the name '" + tool.name + "', as another one has");
   }
   name_members(source, "tools", {"defer_loading", "allowed_callers", "async", "output_schema"},
                request, R"([false,["direct"]])");
   if (!tool.more.contains("strict")) name_members(source, "tools", {"strict"}, request);
   request.tools.push_back(std::move(tool));
+}
+
+/// Adds a tool that the API itself runs.
+inline void add_web_tool(const reader& source, json tool, turn_request& request) {
+  const auto name = string_of(tool, "name");
+  if (has_tool(request, name)) source.fail("has the name '" + name + "', as another one has");
+  tool.erase("cache_control");  // the CLI sets its own
+  request.web.push_back(std::move(tool));
+}
+
+/// OpenAI's search of the web as the API's own, in the version and with the limit that Claude
+/// Code's WebSearch asks for. Wishes that the API does not know are named.
+inline void add_web_search(const reader& source, const std::string& field, turn_request& request) {
+  json tool =
+      json::object({{"type", "web_search_20250305"}, {"name", "web_search"}, {"max_uses", 8}});
+  const auto filters = source.find("filters");
+  for (const char* list : {"allowed_domains", "blocked_domains"}) {
+    const auto domains = filters ? filters->find(list) : std::nullopt;
+    if (!domains || domains->elements().empty()) continue;
+    for (const auto& domain : domains->elements()) tool[list].push_back(domain.string());
+  }
+  if (const auto location = source.find("user_location")) {
+    const auto place = location->find("approximate").value_or(*location);
+    for (const char* part : {"city", "region", "country", "timezone"}) {
+      if (const auto value = place.find(part)) tool["user_location"][part] = value->string();
+    }
+    if (tool.contains("user_location")) tool["user_location"]["type"] = "approximate";
+  }
+  name_members(source, field,
+               {"search_context_size", "external_web_access", "search_content_types"}, request,
+               R"(["medium",true,["text"]])");
+  add_web_tool(source, std::move(tool), request);
 }
 
 /// What a model has called a tool with: an object or its text. A history may hold any: one that the
@@ -1948,11 +1999,10 @@ inline void check_tool_choice(const reader& choice, const turn_request& request)
   auto names = wanted.allowed;
   if (wanted.kind == tool_choice::how::named) names.push_back(wanted.name);
   for (const auto& name : names) {
-    const auto is_it = [&](const tool_definition& tool) { return tool.name == name; };
-    if (std::any_of(request.tools.begin(), request.tools.end(), is_it)) continue;
+    if (has_tool(request, name)) continue;
     choice.fail("names '" + name + "', which is not among the tools");
   }
-  if (wanted.kind == tool_choice::how::any && request.tools.empty()) {
+  if (wanted.kind == tool_choice::how::any && request.tools.empty() && request.web.empty()) {
     choice.fail("needs tools to choose from");
   }
 }
@@ -2101,6 +2151,9 @@ inline void parse_agent(const reader& root, turn_request& request) {
   if (enabled && enabled->boolean()) request.agent.emplace();
   if (shown && shown->boolean() && request.agent) request.agent->show_activity = true;
   if (!request.agent) return;
+  for (const auto& tool : std::exchange(request.web, json::array())) {  // it has the CLI's own
+    name_ignored_kind(request, "tools", string_of(tool, "name"));
+  }
   if (!request.choice.allowed.empty()) name_ignored(request, "tool_choice");
   for (const auto& tool : request.tools) {  // beside an agent's own ones they go by MCP
     for (const auto& member : tool.more.items()) name_ignored(request, "tools." + member.key());
@@ -2158,6 +2211,7 @@ inline json render_part(const content_part& part) {
                                  {"input", call.input}});
           },
           [](const tool_result_part& result) { return render_result(result); },
+          [](const api_block_part& kept) { return kept.block; },
       },
       part);
 }
@@ -2173,8 +2227,9 @@ inline json render_part(const content_part& part) {
 //   block := block_started(i) block_delta(i)* block_stopped(i)     i = 0, 1, 2, never interleaved
 //            | attempt_broken(i)                                   goes back to i
 
-/// `activity` is what Claude Code's own tools were asked and have answered.
-enum class block_kind { text, thinking, redacted_thinking, tool_call, activity };
+/// `activity` is what Claude Code's own tools were asked and have answered; `search` a call that
+/// the API itself answers, such as a search of the web, and `found` the whole block of its result.
+enum class block_kind { text, thinking, redacted_thinking, tool_call, activity, search, found };
 
 /// Why the model stopped, in the Messages API's names. `turn_limit`: the agent was not done.
 enum class stop_reason { end_turn, max_tokens, stop_sequence, tool_use, refusal, turn_limit };
@@ -2216,8 +2271,8 @@ struct turn_started {
 struct block_started {
   std::size_t index = 0;
   block_kind kind = block_kind::text;
-  std::string id;    ///< of a tool call
-  std::string name;  ///< of a tool call
+  std::string id;    ///< of a call
+  std::string name;  ///< of a call
 };
 
 struct block_delta {
@@ -2335,6 +2390,7 @@ struct reply_context {
   std::string request_id = {};
   std::function<void(const json&)> keep = {};  ///< takes the whole answer, where it is kept
   std::function<answer_times()> times = [] { return answer_times(); };
+  bool web = false;  ///< this client may have the API search the web
 };
 
 /// Writes the answer to one request in one dialect: whole, or event by event. An answer may hold
@@ -2456,6 +2512,21 @@ inline const json& refusal_of(const json& end) {
   return member_of(member_of(end, "stop_details"), "explanation");
 }
 
+/// The pages that the API cites for a piece of text, which has this place in the whole; in Unicode
+/// characters.
+inline json url_citations(const json& citations, std::size_t begin, std::size_t end) {
+  json cited = json::array();
+  for (const auto& page : citations) {
+    if (string_of(page, "url").empty()) continue;  // of a document
+    cited.push_back(json::object({{"type", "url_citation"},
+                                  {"start_index", begin},
+                                  {"end_index", end},
+                                  {"url", page["url"]},
+                                  {"title", string_of(page, "title")}}));
+  }
+  return cited;
+}
+
 /// How a client wants its answer written.
 struct reply_style {
   bool include_usage = false;     ///< in a stream; the whole answer always has it
@@ -2479,11 +2550,14 @@ class chat_reply final : public reply {
                    [&](const turn_started& e) { write_start(choice, e, out); },
                    [&](const block_started& e) { write_block(choice, e, out); },
                    [&](const block_delta& e) {
-                     if (state.kind == block_kind::redacted_thinking) return;
+                     const auto kind = state.kind;
+                     if (kind == block_kind::redacted_thinking || kind >= block_kind::search)
+                       return;
+                     if (kind == block_kind::text) state.end += text::count_characters(e.text);
                      if (state.freeform) state.arguments += e.text;
                      if (!state.freeform) write_choice(choice, delta_of(state, e.text), out);
                    },
-                   [&](const block_stopped&) { write_block_end(choice, out); },
+                   [&](const block_stopped& e) { write_block_end(choice, e, out); },
                    [](const attempt_broken&) {},  // of answers that are not streamed
                    [&](const turn_stopped& e) { write_stop(choice, e, out); },
                    [&](const turn_failed& e) {
@@ -2517,7 +2591,18 @@ class chat_reply final : public reply {
     std::size_t calls = 0;
     bool freeform = false;  ///< the block is a custom tool's call: its text is known at its end
     std::string arguments;  ///< of such a call
+    std::size_t begin = 0;  ///< of the block in the content
+    std::size_t end = 0;    ///< of the content, so far
   };
+
+  static json annotations_of(const json& citations, std::size_t begin, std::size_t end) {
+    json annotations = url_citations(citations, begin, end);
+    for (auto& one : annotations) {
+      one.erase("type");
+      one = json::object({{"type", "url_citation"}, {"url_citation", one}});
+    }
+    return annotations;
+  }
 
   bool is_freeform(const std::string& name) const {
     return std::find(style_.freeform.begin(), style_.freeform.end(), name) != style_.freeform.end();
@@ -2543,11 +2628,20 @@ class chat_reply final : public reply {
     std::string content;
     std::string reasoning;
     json calls = json::array();
+    json annotations = json::array();
+    std::size_t end = 0;
     for (const auto& block : result.blocks) {
       switch (block.kind) {
-        case block_kind::text: content += block.text; break;
+        case block_kind::text: {
+          const auto begin = std::exchange(end, end + text::count_characters(block.text));
+          content += block.text;
+          for (auto& one : annotations_of(block.citations, begin, end)) annotations.push_back(one);
+          break;
+        }
         case block_kind::thinking:
         case block_kind::activity: reasoning += block.text; break;
+        case block_kind::search:
+        case block_kind::found:
         case block_kind::redacted_thinking: break;
         case block_kind::tool_call: calls.push_back(call_of(block.id, block.name, block.text));
       }
@@ -2556,7 +2650,7 @@ class chat_reply final : public reply {
     json message = json::object({{"role", "assistant"},
                                  {"content", only_calls ? json() : json(content)},
                                  {"refusal", refusal_of(result.api)},
-                                 {"annotations", json::array()}});
+                                 {"annotations", std::move(annotations)}});
     if (!reasoning.empty()) message["reasoning_content"] = std::move(reasoning);
     if (calls.empty()) return message;
     if (style_.legacy_functions) {
@@ -2588,6 +2682,7 @@ class chat_reply final : public reply {
   void write_block(std::size_t choice, const block_started& started, std::string& out) {
     auto& state = choices_.at(choice);
     state.kind = started.kind;
+    state.begin = state.end;
     state.freeform = started.kind == block_kind::tool_call && is_freeform(started.name);
     state.arguments.clear();
     if (started.kind != block_kind::tool_call) return;
@@ -2600,8 +2695,12 @@ class chat_reply final : public reply {
     write_choice(choice, dump(delta), out);
   }
 
-  void write_block_end(std::size_t choice, std::string& out) {
+  void write_block_end(std::size_t choice, const block_stopped& stopped, std::string& out) {
     auto& state = choices_.at(choice);
+    const json annotations = annotations_of(stopped.citations, state.begin, state.end);
+    if (!annotations.empty()) {
+      write_choice(choice, dump(json::object({{"annotations", annotations}})), out);
+    }
     if (!std::exchange(state.freeform, false)) return;
     const json input = json::object({{"input", freeform_input(state.arguments)}});
     const json call = json::object({{"index", state.calls - 1}, {"custom", input}});
@@ -2614,6 +2713,8 @@ class chat_reply final : public reply {
       case block_kind::text: return R"({"content":)" + quoted + "}";
       case block_kind::thinking:
       case block_kind::activity: return R"({"reasoning_content":)" + quoted + "}";
+      case block_kind::search:
+      case block_kind::found:
       case block_kind::redacted_thinking:
       case block_kind::tool_call: break;
     }
@@ -2661,7 +2762,7 @@ struct ignored_field {
   const char* neutral;
 };
 
-constexpr std::array<ignored_field, 14> ignored_fields = {{
+constexpr std::array<ignored_field, 13> ignored_fields = {{
     {"presence_penalty", ignored_field::shape::number, -2, 2, "[0]"},
     {"frequency_penalty", ignored_field::shape::number, -2, 2, "[0]"},
     {"seed", ignored_field::shape::integer, -9.2e18, 9.2e18, "[]"},
@@ -2673,7 +2774,6 @@ constexpr std::array<ignored_field, 14> ignored_fields = {{
     {"prediction", ignored_field::shape::any, 0, 0, "[]"},
     {"moderation", ignored_field::shape::any, 0, 0, "[]"},
     {"verbosity", ignored_field::shape::any, 0, 0, R"(["medium"])"},
-    {"web_search_options", ignored_field::shape::any, 0, 0, "[]"},
     {"service_tier", ignored_field::shape::any, 0, 0, R"(["auto","default"])"},
     {"reasoning", ignored_field::shape::any, 0, 0, "[]"},
 }};
@@ -2684,7 +2784,7 @@ constexpr const char* known_fields =
     R"("n","max_completion_tokens","tools","functions","tool_choice","function_call",)"
     R"("parallel_tool_calls","user","metadata","store","response_format","prompt_cache_options",)"
     R"("prompt_cache_retention","session_id","enable_tools","show_activity","reasoning_effort",)"
-    R"("safety_identifier"])";
+    R"("safety_identifier","web_search_options"])";
 
 /// True when the value is not neutral: the field has to be named as ignored.
 inline bool check_ignored(const ignored_field& field, const reader& value) {
@@ -2892,6 +2992,12 @@ inline reader definition_of(const reader& tool) {
   return held ? *held : tool.find("custom").value_or(tool);
 }
 
+/// A search of the web has no name of its own.
+inline std::string chosen_name(const reader& tool) {
+  const bool search = text::starts_with(string_of(tool.value(), "type"), "web_search");
+  return search ? "web_search" : definition_of(tool).require("name").string();
+}
+
 /// A word, alone or as a type, the tools that may be called, or the one that must be.
 inline void parse_tool_choice(const reader& choice, turn_request& request) {
   auto& wanted = request.choice;
@@ -2899,7 +3005,7 @@ inline void parse_tool_choice(const reader& choice, turn_request& request) {
   if (word == "allowed_tools") {
     const auto allowed = choice.find("allowed_tools").value_or(choice);
     for (const auto& tool : allowed.require("tools").elements()) {
-      wanted.allowed.push_back(definition_of(tool).require("name").string());
+      wanted.allowed.push_back(chosen_name(tool));
     }
     word = string_of(allowed.value(), "mode");
   }
@@ -2911,7 +3017,7 @@ inline void parse_tool_choice(const reader& choice, turn_request& request) {
     choice.fail("must be auto, none, required or a tool");
   } else if (word != "auto" && wanted.allowed.empty()) {
     wanted.kind = tool_choice::how::named;
-    wanted.name = definition_of(choice).require("name").string();
+    wanted.name = chosen_name(choice);
   }
   check_tool_choice(choice, request);
 }
@@ -2974,6 +3080,10 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   normalize(turn.messages);
   reply_style style;
   parse_tools(root, turn, style);
+  if (const auto search = root.find("web_search_options")) {
+    if (context.web) add_web_search(*search, "web_search_options", turn);
+    if (!context.web) name_ignored(turn, "web_search_options");
+  }
   parse_tool_choices(root, turn);
   if (const auto format = root.find("response_format")) {
     parse_answer_format(*format, turn, "json_schema");
@@ -3128,6 +3238,33 @@ inline json render_usage(const token_usage& usage) {
   return rendered;
 }
 
+/// The agent's activity is sent as thinking without a signature, what the API's own tools have
+/// found as it came.
+inline json render_block(const turn_result::block& block) {
+  switch (block.kind) {
+    case block_kind::text: {
+      json text = json::object({{"type", "text"}, {"text", block.text}});
+      if (!block.citations.empty()) text["citations"] = block.citations;
+      return text;
+    }
+    case block_kind::thinking:
+    case block_kind::activity:
+      return json::object(
+          {{"type", "thinking"}, {"thinking", block.text}, {"signature", block.signature}});
+    case block_kind::redacted_thinking:
+      return json::object({{"type", "redacted_thinking"}, {"data", block.text}});
+    case block_kind::found: return try_parse_json(block.text, max_line_depth);
+    case block_kind::search:
+    case block_kind::tool_call: break;
+  }
+  const json input = try_parse_json(block.text);
+  const bool own = block.kind == block_kind::search;
+  return json::object({{"type", own ? "server_tool_use" : "tool_use"},
+                       {"id", block.id},
+                       {"name", block.name},
+                       {"input", input.is_object() ? input : json::object()}});
+}
+
 /// Writes a `message`, or its events.
 class messages_reply final : public reply {
  public:
@@ -3183,29 +3320,6 @@ class messages_reply final : public reply {
     return reason == stop_reason::stop_sequence ? json(words) : json();
   }
 
-  /// The agent's activity is sent as thinking without a signature.
-  static json render_block(const turn_result::block& block) {
-    switch (block.kind) {
-      case block_kind::text: {
-        json text = json::object({{"type", "text"}, {"text", block.text}});
-        if (!block.citations.empty()) text["citations"] = block.citations;
-        return text;
-      }
-      case block_kind::thinking:
-      case block_kind::activity:
-        return json::object(
-            {{"type", "thinking"}, {"thinking", block.text}, {"signature", block.signature}});
-      case block_kind::redacted_thinking:
-        return json::object({{"type", "redacted_thinking"}, {"data", block.text}});
-      case block_kind::tool_call: break;
-    }
-    const json input = try_parse_json(block.text);
-    return json::object({{"type", "tool_use"},
-                         {"id", block.id},
-                         {"name", block.name},
-                         {"input", input.is_object() ? input : json::object()}});
-  }
-
   static void write_event(const char* type, const char* name, const json& value, std::string& out) {
     out += std::string("event: ") + type + "\n" +
            sse_data(dump(json::object({{"type", type}, {name, value}})));
@@ -3218,10 +3332,10 @@ class messages_reply final : public reply {
     out += std::string("event: ") + type + "\n" + sse_data(dump(data));
   }
 
-  /// A redacted thought comes whole, so its start waits for its only delta.
+  /// A redacted thought and a result come whole, so their start waits for their only delta.
   void write_block(const block_started& started, std::string& out) {
     kind_ = started.kind;
-    begun_ = kind_ != block_kind::redacted_thinking;
+    begun_ = kind_ != block_kind::redacted_thinking && kind_ != block_kind::found;
     if (!begun_) return;
     const turn_result::block empty{kind_, {}, started.id, started.name, {}};
     write_indexed("content_block_start", started.index, "content_block", render_block(empty), out);
@@ -3237,14 +3351,15 @@ class messages_reply final : public reply {
       case block_kind::activity:
         rendered = json::object({{"type", "thinking_delta"}, {"thinking", delta.text}});
         break;
+      case block_kind::search:
       case block_kind::tool_call:
         rendered = json::object({{"type", "input_json_delta"}, {"partial_json", delta.text}});
         break;
+      case block_kind::found:
       case block_kind::redacted_thinking:
         begun_ = true;
         return write_indexed("content_block_start", delta.index, "content_block",
-                             json::object({{"type", "redacted_thinking"}, {"data", delta.text}}),
-                             out);
+                             render_block({kind_, delta.text, {}, {}, {}}), out);
     }
     write_indexed("content_block_delta", delta.index, "delta", rendered, out);
   }
@@ -3419,7 +3534,8 @@ inline void parse_block(const reader& block, message& entry) {
 }
 
 /// What the API knows and takes from no client but its own: tools that it ran itself, whose results
-/// stand in the assistant's message, and blocks that nobody here knows.
+/// stand in the assistant's message, and blocks that nobody here knows. Where the model has such
+/// tools again, the API gets its blocks back as they are.
 class server_blocks {
  public:
   server_blocks(history_builder& history, turn_request& request)
@@ -3432,14 +3548,14 @@ class server_blocks {
     const bool is_own = kind == "text" || text::ends_with(kind, "thinking") ||
                         (kind == "search_result" && entry.author == role::user);
     if (kind == "server_tool_use" || kind == "mcp_tool_use") {
-      const auto& input = member_of(value, "input");
-      open_[string_of(value, "id")] = {
-          {}, string_of(value, "name"), input.is_object() ? input : json::object()};
+      open_[string_of(value, "id")] = value;
     } else if (text::ends_with(kind, "_tool_result")) {
       const auto call = open_.extract(string_of(value, "tool_use_id"));
-      finish_call(call ? call.mapped()
-                       : tool_call_part{{}, kind.substr(0, kind.rfind("_tool")), json::object()},
-                  value, entry);
+      finish_call(
+          call ? call.mapped() : json::object({{"name", kind.substr(0, kind.rfind("_tool"))}}),
+          value, entry);
+    } else if (kind == "text" && takes_back(entry) && !member_of(value, "citations").empty()) {
+      keep(value, entry);
     } else if (endpoint_of_part(kind).empty() && !is_own) {
       history_.add_note(kind, readable(value));
       name_ignored_kind(request_, "messages", kind);
@@ -3451,24 +3567,41 @@ class server_blocks {
 
   /// Adds the message. Calls whose results never came (`pause_turn`) end without one.
   void finish(message entry) {
-    for (auto& [id, call] : std::exchange(open_, {})) finish_call(std::move(call), {}, entry);
+    for (auto& [id, call] : std::exchange(open_, {})) finish_call(call, {}, entry);
     history_.add(std::move(entry));
   }
 
  private:
-  void finish_call(tool_call_part call, const json& result_block, message& entry) {
+  /// The API gets back what is its own.
+  bool takes_back(const message& entry) const {
+    return !request_.web.empty() && entry.author == role::assistant;
+  }
+
+  static void keep(json block, message& entry) {
+    block.erase("cache_control");
+    entry.parts.emplace_back(api_block_part{std::move(block)});
+  }
+
+  void finish_call(const json& call, const json& result_block, message& entry) {
+    if (takes_back(entry) && string_of(call, "type") == "server_tool_use" &&
+        !result_block.is_null()) {
+      keep(call, entry);
+      return keep(result_block, entry);
+    }
+    const auto& input = member_of(call, "input");
     const auto& content = member_of(result_block, "content");
     tool_result_part result;
     if (!content.is_null()) result.content.emplace_back(text_part{dump(readable(content))});
     result.is_error =
         boolean_of(result_block, "is_error") || !string_of(content, "error_code").empty();
     history_.add(std::exchange(entry, {entry.author, {}}));
-    history_.add_finished_call(std::move(call.name), std::move(call.input), std::move(result));
+    history_.add_finished_call(string_of(call, "name"), input.is_object() ? input : json::object(),
+                               std::move(result));
   }
 
   history_builder& history_;
   turn_request& request_;
-  std::map<std::string, tool_call_part> open_;  ///< by id, until their results come
+  std::map<std::string, json> open_;  ///< calls by id, until their results come
 };
 
 inline void parse_message(const reader& source, history_builder& history, turn_request& request,
@@ -3491,7 +3624,9 @@ inline void parse_message(const reader& source, history_builder& history, turn_r
     if (!content.string().empty()) entry.parts.emplace_back(text_part{content.string()});
   } else {
     for (const auto& block : content.elements()) {
-      name_members(block, "messages", {"citations", "transformations", "toolset_name", "caller"},
+      const bool keeps = !request.web.empty() && entry.author == role::assistant;
+      name_members(block, "messages",
+                   {keeps ? "caller" : "citations", "transformations", "toolset_name", "caller"},
                    request, R"([{"type":"direct"},[],{"enabled":true},{"enabled":false}])");
       const bool is_asked = entry.author == role::user && is_latest;
       if (is_asked || !foreign.take(block, entry)) parse_block(block, entry);
@@ -3510,12 +3645,20 @@ inline void parse_tool_members(const reader& source, tool_definition& tool) {
   }
 }
 
-/// Tools of the client's. Those that only the API can run would be another account's business.
-inline void parse_tools(const reader& root, turn_request& request) {
+/// Tools of the client's. Those that only the API can run are refused, but for the web where the
+/// client may use it (`web`).
+inline void parse_tools(const reader& root, turn_request& request, bool web) {
   const auto tools = root.find("tools");
   if (!tools) return;
   for (const auto& tool : tools->elements()) {
     refuse_foreign_tool(tool);
+    const auto kind = string_of(tool.value(), "type");
+    if (web &&
+        (text::starts_with(kind, "web_search_2") || text::starts_with(kind, "web_fetch_2"))) {
+      tool.require("name").string();
+      add_web_tool(tool, tool.value(), request);
+      continue;
+    }
     if (const auto type = tool.find("type")) {
       if (type->string() != "custom") {
         type->fail("'" + type->string() + "' is a tool of the API's own, which is not supported");
@@ -3631,10 +3774,11 @@ inline void parse_cache_ttl(const json& body, turn_request& turn) {
   if (!turn.cache_ttl.empty() && lifetimes.size() > 1) name_ignored(turn, turn.cache_field);
 }
 
-inline turn_request parse_request(const json& body, bool counts_only) {
+inline turn_request parse_request(const json& body, bool counts_only, bool web = false) {
   const reader root(body);
   turn_request turn;
   refuse_foreign_body(root, "messages");
+  parse_tools(root, turn, web);
   const auto messages = root.require("messages");
   const auto all = messages.elements();
   if (all.empty()) messages.fail("must hold at least one message");
@@ -3647,7 +3791,6 @@ inline turn_request parse_request(const json& body, bool counts_only) {
     last.require("content").fail("must not be empty in the last message");
   }
   normalize(turn.messages);
-  parse_tools(root, turn);
   if (const auto choice = root.find("tool_choice")) parse_tool_choice(*choice, turn);
   if (!counts_only) parse_sampling(root, turn);
   parse_output(root, turn);
@@ -3673,7 +3816,7 @@ inline turn_request parse_request(const json& body, bool counts_only) {
 
 inline parsed_request parse(const json& body, const reply_context& context) {
   parsed_request parsed;
-  parsed.turns.push_back(parse_request(body, false));
+  parsed.turns.push_back(parse_request(body, false, context.web));
   parsed.reply = std::make_unique<messages_reply>(context);
   return parsed;
 }
@@ -3743,6 +3886,7 @@ inline std::int64_t estimate_tokens(const std::vector<message>& messages) {
           if (const auto* media = std::get_if<media_part>(&piece)) weigh_media(*media);
         }
       },
+      [&](const api_block_part& part) { bytes += dump(part.block).size(); },
   };
   for (const auto& entry : messages) {
     tokens += 4;
@@ -3823,6 +3967,8 @@ struct response_style {
   bool seals = false;                 ///< and given along for the client to bring back
   std::vector<std::string> freeform;  ///< names of custom tools, whose input is plain text
   std::map<std::string, qualified_name> spaced;  ///< tools of a namespace, by our name of them
+  bool may_search = false;                       ///< the web, see `reply_context`
+  bool joins_texts = false;  ///< a text that cites pages comes in pieces, which are one item
 };
 
 /// What the response object repeats of the request, with OpenAI's defaults.
@@ -3882,7 +4028,9 @@ inline void set_failure(json& response, const api_error& error) {
       json::object({{"code", code.is_null() ? body["type"] : code}, {"message", error.message}});
 }
 
-/// Builds the response object, and the events that tell it. Each block is an item of its own.
+/// Builds the response object, and the events that tell it. Each block is an item of its own, but
+/// for pieces of a text (`joins_texts`) and for what a search has found, which is part of its call.
+/// Of a block that is written, `citations` are annotations, or the result of a search.
 class response_reply final : public reply {
  public:
   response_reply(const reply_context& context, response_style style)
@@ -3893,10 +4041,7 @@ class response_reply final : public reply {
                    [&](const turn_started& e) { write_start(e, out); },
                    [&](const block_started& e) { write_block(e, out); },
                    [&](const block_delta& e) { write_delta(e, out); },
-                   [&](const block_stopped& e) {
-                     block_.signature = e.signature;
-                     awaits_end_ = true;
-                   },
+                   [&](const block_stopped& e) { end_block(e, out); },
                    [](const attempt_broken&) {},  // of answers that are not streamed
                    [&](const turn_stopped& e) { write_stop(e, out); },
                    [&](const turn_failed& e) { write_failure(e.error, out); },
@@ -3908,14 +4053,15 @@ class response_reply final : public reply {
 
   std::string render(const std::vector<turn_result>& results) const override {
     const auto& result = results.front();
-    json output = json::array();
+    response_reply writer(context_, style_);
+    std::string unsent;
     for (const auto& block : result.blocks) {
-      output.push_back(finished_item(block, item_id(block, output.size())));
+      writer.write_block({0, block.kind, block.id, block.name}, unsent);
+      writer.write_delta({0, block.text}, unsent);
+      writer.end_block({0, block.signature, block.citations}, unsent);
     }
-    if (!output.empty() && cuts(result.reason, result.blocks.back())) {
-      output.back()["status"] = "incomplete";
-    }
-    const json whole = finished(result.model, output, result.reason, result.usage);
+    writer.write_block_end(result.reason, unsent);
+    const json whole = finished(result.model, writer.output_, result.reason, result.usage);
     if (context_.keep) context_.keep(whole);
     return dump(whole);
   }
@@ -3929,6 +4075,7 @@ class response_reply final : public reply {
     const char* prefix = "rs_";
     if (block.kind == block_kind::text) prefix = "msg_";
     if (block.kind == block_kind::tool_call) prefix = is_freeform(block.name) ? "ctc_" : "fc_";
+    if (block.kind == block_kind::search) prefix = "ws_";
     return prefix + context_.id + "_" + std::to_string(index);
   }
 
@@ -3954,11 +4101,29 @@ class response_reply final : public reply {
     return whole;
   }
 
-  static json text_content(const std::string& words) {
+  static json text_content(const std::string& words, json annotations = json::array()) {
     return json::object({{"type", "output_text"},
                          {"text", words},
-                         {"annotations", json::array()},
+                         {"annotations", std::move(annotations)},
                          {"logprobs", json::array()}});
+  }
+
+  static json search_item(const turn_result::block& block, const std::string& id) {
+    const auto& found = member_of(block.citations, "content");
+    const char* status = found.is_array()    ? "completed"
+                         : found.is_object() ? "failed"
+                                             : "incomplete";
+    json sources = json::array();
+    for (const auto& page : found) {
+      const auto url = string_of(page, "url");
+      if (!url.empty()) sources.push_back(json::object({{"type", "url"}, {"url", url}}));
+    }
+    const auto query = string_of(try_parse_json(block.text), "query");
+    return json::object(
+        {{"id", id},
+         {"type", "web_search_call"},
+         {"status", status},
+         {"action", json::object({{"type", "search"}, {"query", query}, {"sources", sources}})}});
   }
 
   json reasoning_item(const turn_result::block& block, const std::string& id) const {
@@ -3979,14 +4144,17 @@ class response_reply final : public reply {
   json finished_item(const turn_result::block& block, const std::string& id) const {
     switch (block.kind) {
       case block_kind::text:
-        return json::object({{"id", id},
-                             {"type", "message"},
-                             {"status", "completed"},
-                             {"role", "assistant"},
-                             {"content", json::array({text_content(block.text)})}});
+        return json::object(
+            {{"id", id},
+             {"type", "message"},
+             {"status", "completed"},
+             {"role", "assistant"},
+             {"content", json::array({text_content(block.text, block.citations)})}});
       case block_kind::thinking:
       case block_kind::redacted_thinking:
       case block_kind::activity: return reasoning_item(block, id);
+      case block_kind::search: return search_item(block, id);
+      case block_kind::found:  // part of its search, see `write_block`
       case block_kind::tool_call: break;
     }
     const bool freeform = is_freeform(block.name);
@@ -4046,12 +4214,21 @@ class response_reply final : public reply {
   }
 
   void write_block(const block_started& started, std::string& out) {
+    const bool both = started.kind == block_kind::text && block_.kind == block_kind::text;
+    in_result_ = started.kind == block_kind::found;
+    piece_begins_ = text::count_characters(block_.text);
+    if (in_result_ || (awaits_end_ && both && style_.joins_texts)) return;
     write_block_end(stop_reason::end_turn, out);
     block_ = {started.kind, {}, started.id, started.name, {}};
     item_ = item_id(block_, output_.size());
+    piece_begins_ = 0;
     emit("response.output_item.added",
          json::object({{"output_index", output_.size()}, {"item", empty_item(block_, item_)}}),
          out);
+    if (block_.kind == block_kind::search) {
+      emit("response.web_search_call.in_progress", place(false), out);
+      emit("response.web_search_call.searching", place(false), out);
+    }
     if (block_.kind == block_kind::text) {
       emit("response.content_part.added", with(place(true), "part", text_content({})), out);
     }
@@ -4061,7 +4238,23 @@ class response_reply final : public reply {
     }
   }
 
+  void end_block(const block_stopped& stopped, std::string& out) {
+    block_.signature = stopped.signature;
+    awaits_end_ = true;
+    const auto end = text::count_characters(block_.text);
+    for (const auto& one : openai_chat::url_citations(stopped.citations, piece_begins_, end)) {
+      emit("response.output_text.annotation.added",
+           with(with(place(true), "annotation_index", block_.citations.size()), "annotation", one),
+           out);
+      block_.citations.push_back(one);
+    }
+  }
+
   void write_delta(const block_delta& delta, std::string& out) {
+    if (in_result_) {
+      block_.citations = try_parse_json(delta.text, max_line_depth);
+      return;
+    }
     block_.text += delta.text;
     if (block_.kind == block_kind::text) {
       emit("response.output_text.delta",
@@ -4093,6 +4286,9 @@ class response_reply final : public reply {
       emit("response.reasoning_summary_part.done", with(summary_place(), "part", part), out);
     }
     if (block_.kind == block_kind::tool_call && !cut) write_call_end(item, out);
+    if (block_.kind == block_kind::search && item["status"] == "completed") {
+      emit("response.web_search_call.completed", place(false), out);
+    }
     emit("response.output_item.done",
          json::object({{"output_index", output_.size()}, {"item", item}}), out);
     output_.push_back(item);
@@ -4129,10 +4325,12 @@ class response_reply final : public reply {
   response_style style_;
   std::string model_;
   std::int64_t sequence_ = 0;
-  json output_ = json::array();  ///< the finished items
-  turn_result::block block_;     ///< the one that is being sent
-  std::string item_;             ///< and its id
-  bool awaits_end_ = false;      ///< it has ended, and that is not sent yet
+  json output_ = json::array();   ///< the finished items
+  turn_result::block block_;      ///< the one that is being sent
+  std::string item_;              ///< and its id
+  bool awaits_end_ = false;       ///< it has ended, and that is not sent yet
+  bool in_result_ = false;        ///< what comes in is what its search has found
+  std::size_t piece_begins_ = 0;  ///< where the piece of its text that comes in begins
 };
 
 /// Items may be parts of a message or whole: text, images and files alike.
@@ -4231,10 +4429,15 @@ inline void parse_reasoning_item(const reader& item, history_builder& history,
   history.add({role::assistant, {std::move(thought)}});
 }
 
-/// Takes a tool in any endpoint's form. One that only OpenAI can run is left out and named.
+/// Takes a tool in any endpoint's form. One that only OpenAI can run is left out and named, but for
+/// the search of the web where the client may use it.
 inline void parse_tool(const reader& tool, const qualified_name& in, turn_request& request,
                        response_style& style) {
   const auto kind = tool.find("input_schema") ? "function" : tool.require("type").string();
+  if (style.may_search && in.space.empty() && text::starts_with(kind, "web_search")) {
+    style.joins_texts = true;
+    return add_web_search(tool, "tools.web_search", request);
+  }
   const bool freeform = kind == "custom";
   if (!freeform && kind != "function") return name_ignored_kind(request, "tools", kind);
   const auto own = openai_chat::definition_of(tool);
@@ -4267,7 +4470,9 @@ inline void parse_tools(const reader& holder, turn_request& request, response_st
 inline void parse_tool_choice(const reader& root, turn_request& request) {
   if (const auto choice = root.find("tool_choice")) {
     const auto type = string_of(choice->value(), "type");
-    if (!type.empty() && type != "function" && type != "custom" && type != "allowed_tools") {
+    const bool search = text::starts_with(type, "web_search") && !request.web.empty();
+    if (!type.empty() && type != "function" && type != "custom" && type != "allowed_tools" &&
+        !search) {
       choice->fail("forces '" + type + "', a tool that only OpenAI can run");
     }
     openai_chat::parse_tool_choice(*choice, request);
@@ -4307,6 +4512,10 @@ inline void parse_sampling(const reader& root, turn_request& request) {
   if (const auto value = root.find("top_p")) sampling.top_p = value->number(0, 1);
   if (const auto value = root.find("max_output_tokens")) {
     sampling.max_tokens = value->integer(1, 1'000'000'000);
+  }
+  if (const auto most = root.find("max_tool_calls")) {  // of OpenAI's own tools
+    for (auto& tool : request.web) tool["max_uses"] = most->integer(1, 1'000);
+    if (request.web.empty()) name_ignored(request, "max_tool_calls");
   }
 }
 
@@ -4359,6 +4568,7 @@ class input_parser {
 
   void parse_foreign_item(const reader& item, const std::string& kind) {
     if (kind == "additional_tools" || kind == "tool_search_output") return offer_tools(item);
+    if (kind == "web_search_call" && !request_.web.empty()) return;  // its process knows more
     const bool output = text::ends_with(kind, "_output");
     if (output && shown_outputs_.count(&item.value()) > 0) return;
     if (output || kind == "program" || text::ends_with(kind, "_call")) {
@@ -4380,6 +4590,9 @@ class input_parser {
       const auto same = [&](const tool_definition& one) { return one.name == tool.name; };
       known.erase(std::remove_if(known.begin(), known.end(), same), known.end());
       add_tool(item, std::move(tool), request_);
+    }
+    for (auto& tool : offer.web) {
+      if (!has_tool(request_, string_of(tool, "name"))) request_.web.push_back(std::move(tool));
     }
     for (const auto& name : offer.ignored_params) name_ignored(request_, name);
   }
@@ -4448,16 +4661,16 @@ class input_parser {
 };
 
 /// Fields that are known and never honoured, and the values of each that ask for nothing.
-constexpr std::array<std::pair<const char*, const char*>, 10> ignored_fields = {
+constexpr std::array<std::pair<const char*, const char*>, 9> ignored_fields = {
     {{"truncation", R"(["disabled"])"},
      {"top_logprobs", "[0]"},
-     {"max_tool_calls", "[]"},
      {"background", "[false]"},
      {"service_tier", R"(["auto","default"])"},
      {"access_programs", "[]"},
      {"context_management", "[[]]"},
      {"image", "[{}]"},
-     {"include", R"([[],["reasoning.encrypted_content"]])"},
+     {"include", R"([[],["reasoning.encrypted_content"],["web_search_call.action.sources"],)"
+                 R"(["reasoning.encrypted_content","web_search_call.action.sources"]])"},
      {"moderation", "[]"}}};
 
 /// Throws a 400 for what would have to be kept under an id that this server never gave.
@@ -4476,6 +4689,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   turn_request turn;
   response_style style;
   turn.messages_field = "input";
+  style.may_search = context.web;
   refuse_foreign_body(root, "input");
   refuse_kept(root);
   if (const auto instructions = root.find("instructions")) append_instructions(*instructions, turn);
@@ -4877,7 +5091,10 @@ inline double estimate_cost(const std::string& model, const token_usage& used) {
                      2 * static_cast<double>(written - used.cache_write_5m);
   const double cost = input * price.input + static_cast<double>(used.output) * price.output +
                       static_cast<double>(used.cache_read) * price.cache_read;
-  return cost * (used.prompt() > 100'000 ? price.long_factor : 1) / million;
+  constexpr double of_search = 0.01;
+  const auto searches = integer_of(member_of(used.api, "server_tool_use"), "web_search_requests");
+  return cost * (used.prompt() > 100'000 ? price.long_factor : 1) / million +
+         static_cast<double>(searches) * of_search;
 }
 
 /// Whether, and how much, the model will think.
@@ -5121,6 +5338,8 @@ class ollama_reply final : public reply {
         case block_kind::text: content += one.text; break;
         case block_kind::thinking:
         case block_kind::activity: thinking += one.text; break;
+        case block_kind::search:  // nobody can ask for them here
+        case block_kind::found:
         case block_kind::redacted_thinking: break;
         case block_kind::tool_call: add_call(one, calls);
       }
@@ -5730,6 +5949,7 @@ struct answer_shape {
   bool shows_activity = false;      ///< and their activity is sent
   std::vector<std::string> cut_at;  ///< stop texts that the API does not get
   bool shows_thinking = true;
+  bool searches = false;              ///< the API may search the web meanwhile
   std::vector<std::string> answered;  ///< ids of the calls whose results the client has brought
 };
 
@@ -5743,6 +5963,7 @@ inline answer_shape make_answer_shape(const turn_request& request) {
   shape.shows_activity = request.agent && request.agent->show_activity;
   shape.cut_at = request.sampling.cut_at;
   shape.shows_thinking = request.shows_thinking;
+  shape.searches = !request.web.empty();
   if (request.messages.empty()) return shape;
   for (const auto& part : request.messages.back().parts) {
     const auto* result = std::get_if<tool_result_part>(&part);
@@ -6021,8 +6242,8 @@ class block_writer {
     if (auto rest = cutter_.flush(); !rest.empty()) {
       out.emplace_back(block_delta{last.index, std::move(rest)});
     }
-    const bool is_object =
-        last.kind == block_kind::tool_call || (last.is_structured() && !cut_short);
+    const bool is_object = last.kind == block_kind::tool_call || last.kind == block_kind::search ||
+                           (last.is_structured() && !cut_short);
     if (is_object && last.text.empty()) out.emplace_back(block_delta{last.index, "{}"});
     if (last.kind == block_kind::activity) out.emplace_back(block_delta{last.index, "\n"});
     out.emplace_back(block_stopped{last.index, last.signature, last.citations});
@@ -6084,8 +6305,8 @@ class block_writer {
   }
 
   void start(const answer_block& block, events& out) {
-    if (block.kind == block_kind::tool_call) {
-      calls_.push_back(block.id);
+    if (block.kind == block_kind::tool_call) calls_.push_back(block.id);
+    if (block.kind == block_kind::tool_call || block.kind == block_kind::search) {
       const auto& name = block.client_name.empty() ? block.name : block.client_name;
       out.emplace_back(block_started{block.index, block.kind, block.id, name});
       return;
@@ -6442,6 +6663,12 @@ class turn_decoder {
       add_text("data", string_of(block, "data"), out);
     }
     if (type == "tool_use") begin_tool(block, out);
+    if (!shape_.searches) return;
+    if (type == "server_tool_use") add_block({block_kind::search, "tool_use"}, block, out);
+    if (text::ends_with(type, "_tool_result")) {
+      add_block({block_kind::found, "data"}, block, out);
+      if (!finished_ && !blocks_.append("data", dump(block), out)) fail_diverged(out);
+    }
   }
 
   /// A call is the client's to answer, unless it is a tool of the process's own.
@@ -6798,6 +7025,11 @@ inline json encode_offered_tools(const turn_request& request, const tool_names& 
                                     {"input_schema", tool.schema}}));
     offered.back().update(tool.more);
   }
+  for (const auto& tool : request.web) {
+    const auto name = string_of(tool, "name");
+    const bool offers = std::find(allowed.begin(), allowed.end(), name) != allowed.end();
+    if (allowed.empty() || offers) offered.push_back(tool);
+  }
   if (request.schema) {
     offered.push_back(json::object({{"name", structured_tool},
                                     {"description", "Return the final response as structured JSON"},
@@ -6816,8 +7048,9 @@ inline json encode_body(const turn_request& request, const tool_names& names) {
   if (sampling.top_k) body["top_k"] = *sampling.top_k;
   if (sampling.max_tokens) body["max_tokens"] = *sampling.max_tokens;
   if (!sampling.stop.empty()) body["stop_sequences"] = sampling.stop;
-  json choice = request.tools.empty() ? json() : encode_tool_choice(request, names);
-  const bool no_calls = request.tools.empty() || request.choice.kind == tool_choice::how::none;
+  const bool has_tools = !request.tools.empty() || !request.web.empty();
+  json choice = has_tools ? encode_tool_choice(request, names) : json();
+  const bool no_calls = !has_tools || request.choice.kind == tool_choice::how::none;
   if (request.schema && no_calls) {
     choice = json();
     if (!request.thinks) choice = json::object({{"type", "tool"}, {"name", structured_tool}});
@@ -6826,7 +7059,7 @@ inline json encode_body(const turn_request& request, const tool_names& names) {
   // The CLI would give the API the words of draft 7.
   const bool differs =
       request.schema && encode_schema(*request.schema, true) != encode_schema(*request.schema);
-  const bool offers = differs || !request.tools.empty();
+  const bool offers = differs || has_tools;
   if (offers && !request.agent) {  // an agent has the CLI's own ones as well
     body["tools"] = encode_offered_tools(request, names);
   }
@@ -10201,6 +10434,7 @@ inline std::size_t bytes_of(const std::vector<message>& messages) {
                                          thought.redacted.size();
                                 },
                                 [](const tool_call_part& call) { return memory_of(call.input); },
+                                [](const api_block_part& part) { return memory_of(part.block); },
                                 [&](const tool_result_part& result) {
                                   std::size_t sum = 0;
                                   for (const auto& piece : result.content) {
@@ -11103,7 +11337,7 @@ inline message make_reply(const turn_result& result) {
 /// The API refuses tool calls in a history unless it gets the tools. A client that no longer
 /// offers them gets stand-ins that the model may not call.
 inline void define_called_tools(turn_request& request) {
-  if (!request.tools.empty()) return;
+  if (!request.tools.empty() || !request.web.empty()) return;
   std::set<std::string_view> defined;
   for (const auto& entry : request.messages) {
     for (const auto& part : entry.parts) {
@@ -17354,12 +17588,15 @@ inline answer_times times_of(const request_record& record) {
   return times;
 }
 
+/// The operator pays for each search of the web (`--web`): no page or stranger may have them.
 inline reply_context make_context(const request_context& now) {
   using namespace std::chrono;
   const auto created = duration_cast<seconds>(system_clock::now().time_since_epoch()).count();
-  return {text::random_id("", 24), created, now.id(), {}, [record = now.record] {
-            return times_of(*record);
-          }};
+  reply_context context{text::random_id("", 24), created, now.id(), {}, [record = now.record] {
+                          return times_of(*record);
+                        }};
+  context.web = now.settings->web && now.who.tools_refusal.empty();
+  return context;
 }
 
 inline void reserve(request_context& now, const budget& wanted) {
@@ -17731,7 +17968,7 @@ inline std::int64_t count_tokens(request_context& now, turn_request& turn, const
 
 inline void handle_count_tokens(request_context& now) {
   const auto body = read_json(now);
-  auto turn = anthropic_messages::parse_request(body, true);
+  auto turn = anthropic_messages::parse_request(body, true, make_context(now).web);
   answer_json(now, json::object({{"input_tokens", count_tokens(now, turn, body)}}));
 }
 
@@ -17849,7 +18086,7 @@ inline void handle_delete_session(request_context& now) {
 /// What of a chat request would be honoured.
 inline void handle_compatibility(request_context& now) {
   const auto body = read_json(now);
-  auto turn = openai_chat::parse(body, {}).turns.front();
+  auto turn = openai_chat::parse(body, make_context(now)).turns.front();
   complete_request(now, turn);
   answer_json(now, openai_chat::render_compatibility(body, turn.ignored_params));
 }
@@ -18497,6 +18734,10 @@ inline options complete(options settings, std::optional<temporary_directory>& sc
     for (const auto& one : missing_credentials(with_fallback(settings))) {
       problems.push_back("--fallback: " + one);
     }
+  }
+  const auto bedrock = auth_method::bedrock;
+  if (settings.web && (resolve_auth(settings) == bedrock || settings.fallback == bedrock)) {
+    problems.emplace_back("--web: Amazon Bedrock does not search the web");
   }
   if (!problems.empty()) throw std::invalid_argument(text::join(problems, "; "));
   auto& variables = settings.environment;

@@ -648,6 +648,9 @@ struct command_line {
     app.add_option("--fallback-model", settings.fallback_model,
                    "Model of that account's answers (default: the request's)")
         ->envname("CLAUDE_FALLBACK_MODEL");
+    app.add_flag("--web", settings.web,
+                 "Let clients have the API search the web; it bills each search")
+        ->envname("CLAUDE_WEB");
     app.add_flag("--no-extra-usage", no_extra_usage,
                  "Refuse requests while a subscription would bill them beyond its plan")
         ->envname("CLAUDE_NO_EXTRA_USAGE");
@@ -1445,7 +1448,8 @@ void print_account(const proxy::options& settings) {
             << (settings.fallback
                     ? "  fallback           " + std::string(name_of(*settings.fallback)) +
                           ", while the plan is used up\n"
-                    : "");
+                    : "")
+            << (settings.web ? "  web search         on (--web): the API bills each search\n" : "");
 }
 
 void print_start(const proxy::server& server, const std::string& key_path,

@@ -44,6 +44,7 @@ import { settings } from './settings.test.mjs';
 import { store } from './store.test.mjs';
 import { transport } from './transport.test.mjs';
 import { Conversation, endProxies, runTest, startProxy } from './harness.mjs';
+import * as searches from './web.test.mjs';
 import { startMessagesApi } from './messages_api.mjs';
 
 const LANES = 2; // suites that run at a time, each beside a proxy of its own: most tests wait for something
@@ -186,6 +187,14 @@ const suites = [
       name: 'dialects',
       version,
       tests: [...dialect.dialects.tests, ...(everything(version) ? [...dialectClients.tests, ...dialect.once.tests] : [])],
+    })),
+  ...versions
+    .filter((version) => version !== CLI_VERSIONS[0])
+    .map((version) => ({
+      name: 'web',
+      version,
+      args: ['--web'],
+      tests: [...searches.everyVersion.tests, ...(version === newest ? searches.web.tests : [])],
     })),
   { name: 'ollama', version: newest, tests: ollama.tests },
   { name: 'demo', version: 'without a CLI', options: DEMO, tests: demo.tests },
