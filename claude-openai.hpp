@@ -10412,6 +10412,9 @@ inline bool operator==(const tool_call_part& a, const tool_call_part& b) {
 inline bool operator==(const tool_result_part& a, const tool_result_part& b) {
   return std::tie(a.call_id, a.content, a.is_error) == std::tie(b.call_id, b.content, b.is_error);
 }
+inline bool operator==(const api_block_part& a, const api_block_part& b) {
+  return a.block == b.block;
+}
 inline bool operator==(const message& a, const message& b) {
   return std::tie(a.author, a.parts) == std::tie(b.author, b.parts);
 }
@@ -10434,7 +10437,7 @@ inline std::size_t bytes_of(const std::vector<message>& messages) {
                                          thought.redacted.size();
                                 },
                                 [](const tool_call_part& call) { return memory_of(call.input); },
-                                [](const api_block_part& part) { return memory_of(part.block); },
+                                [](const api_block_part& kept) { return memory_of(kept.block); },
                                 [&](const tool_result_part& result) {
                                   std::size_t sum = 0;
                                   for (const auto& piece : result.content) {
