@@ -287,7 +287,7 @@ TEST_CASE("conversations: what a client leaves in mid-answer is taken back, and 
                 json{{"model", "claude-test"}, {"stream", true}, {"messages", messages}}.dump());
     REQUIRE(client.wait_for("w1"));
   }
-  REQUIRE(eventually([&] { return proxy.get("/health").parsed()["processes"]["idle"] == 2; }, 1s));
+  REQUIRE(eventually([&] { return proxy.get("/health").parsed()["processes"]["idle"] == 2; }));
   const auto known = chat.who();
   CHECK(known["pid"] == pid);
   CHECK(known["messages"] == 3);
@@ -302,7 +302,7 @@ TEST_CASE("conversations: idle processes end after the idle timeout, and cost a 
   stateless_chat chat(proxy);
   const auto pid = chat.who()["pid"].get<pid_t>();
   CHECK(process_state(pid) != '\0');
-  CHECK(eventually([&] { return process_state(pid) == '\0'; }, 2s));
+  CHECK(eventually([&] { return process_state(pid) == '\0'; }));
   CHECK(chat.who()["messages"] == 3);
 }
 
@@ -466,7 +466,7 @@ TEST_CASE("queue: a client that leaves while it waits leaves the queue, streamed
     waiting.post("/v1/chat/completions", chat_asking("text", stream).dump());
     REQUIRE(eventually([&] { return proxy.get("/health").parsed()["queued"] == 1; }));
     waiting.close();
-    CHECK(eventually([&] { return proxy.get("/health").parsed()["queued"] == 0; }, 1s));
+    CHECK(eventually([&] { return proxy.get("/health").parsed()["queued"] == 0; }));
   }
   holder.close();
   CHECK(proxy.chat(chat_asking("text")).status == 200);

@@ -287,7 +287,7 @@ TEST_CASE("pool: a start that nobody waits for any more is ended, and makes room
     const pool::ticket waiting(running.processes, {usual, "a"});
     REQUIRE(eventually([&] { return program.started() == 1; }));
   }
-  CHECK(program.gone(2s));
+  CHECK(program.gone());
   CHECK(finish_turn(take(running.processes, usual), asking("text")).stopped);
 }
 
@@ -412,7 +412,7 @@ TEST_CASE("pool: at the cap a client may go on with its own, but lets nobody wai
     const auto trace = claude_openai::make_trace(chat);
     pool::ticket place(running.processes, {usual, "b", &trace});
     held.reset();
-    const auto deadline = steady::now() + 10s * slowness;
+    const auto deadline = steady::now() + 30s;
     while (steady::now() < deadline) {
       if (auto mine = place.try_take()) {
         held = std::make_unique<lease>(std::move(*mine));

@@ -80,7 +80,7 @@ struct fixture {
 
   /// No process, zombie, descriptor or thread more than before, within a moment.
   void check_nothing_left() const {
-    CHECK(program.gone(2s));
+    CHECK(program.gone());
     CHECK(eventually([&] {
       const auto now = resources_now();
       return now.descriptors <= before.descriptors && now.threads <= before.threads;
