@@ -23,12 +23,12 @@
 //                [15] ollama
 //   the CLI      [16] cli_protocol       [17] cli_command
 //   processes    [18] process            [19] claude_process      [20] pool
-//   state        [21] sessions           [22] responses           [23] engine
-//                [24] agents             [25] demo
-//   edge         [26] guard              [27] limits              [28] metrics
-//                [29] status             [30] http_head           [31] transport
-//                [32] page               [33] connection          [34] routes
-//                [35] http               [36] server              [37] doctor
+//   state        [21] store              [22] sessions            [23] responses
+//                [24] engine             [25] agents              [26] demo
+//   edge         [27] guard              [28] limits              [29] metrics
+//                [30] status             [31] http_head           [32] transport
+//                [33] page               [34] connection          [35] routes
+//                [36] http               [37] server              [38] doctor
 //
 // The way a request goes:
 //
@@ -52,7 +52,7 @@
 //   process         a living `claude`; it holds one conversation at a time
 //   spare           a process that has started and holds no conversation yet (pre-warmed)
 //   cursor, mark    where a process is in its conversation; a mark is where it can go back to
-//   to tell         to write a history to a process that does not hold it (replay)
+//   replay          to write a history to a process that does not hold it
 //   parked          waiting for the results of the client's tools
 //   lease, ticket   a process lent to one request; the place of a request in the queue for one
 //   janitor         the thread that starts spares, reads idle processes and ends them (LRU, TTL)
@@ -136,6 +136,10 @@
 #include <httplib.h>
 #include <nlohmann/json.hpp>
 
+#ifdef CLAUDE_OPENAI_SQLITE
+#include <sqlite3.h>
+#endif
+
 #ifdef CPPHTTPLIB_OPENSSL_SUPPORT
 #include <openssl/evp.h>
 #include <openssl/hmac.h>
@@ -166,6 +170,11 @@ inline std::string_view trim(std::string_view value) {
   const auto first = value.find_first_not_of(blanks);
   if (first == std::string_view::npos) return {};
   return value.substr(first, value.find_last_not_of(blanks) - first + 1);
+}
+
+inline std::size_t count_characters(std::string_view utf8) {
+  const auto begins = [](char c) { return (static_cast<unsigned char>(c) & 0xC0U) != 0x80U; };
+  return static_cast<std::size_t>(std::count_if(utf8.begin(), utf8.end(), begins));
 }
 
 /// The trimmed, non-empty pieces between separators.
@@ -955,6 +964,7 @@ struct options {
   bool extra_usage = true;      ///< false: no answer that is billed beyond a subscription's plan
   std::optional<auth_method> fallback;  ///< answers while the plan of the login is used up
   std::string fallback_model;           ///< of such answers; empty: the request's
+  bool web = false;           ///< the API may search the web for clients, and bill each search
   bool builtin_tools = true;  ///< clients may ask for Claude Code's own tools (`enable_tools`)
   sandbox_use sandbox = sandbox_use::automatic;  ///< of agents; see `confinement`
   bool sandbox_network = false;                  ///< commands in the sandbox may reach the network
@@ -980,7 +990,8 @@ struct options {
   std::chrono::milliseconds queue_timeout{60'000};   ///< longest wait for a process
   std::chrono::milliseconds idle_timeout{600'000};   ///< of a conversation's process; 0: none stays
   std::chrono::milliseconds session_ttl{3'600'000};  ///< of a session nobody uses
-  std::string session_directory;  ///< where sessions survive a restart; empty: in memory alone
+  std::string store;              ///< file of state that survives a restart; empty: memory alone
+  std::string session_directory;  ///< the same, as `claude-openai.sqlite` in this directory
   std::chrono::milliseconds keep_alive_interval{15'000};  ///< of silence in a stream
   std::chrono::milliseconds stop_grace{500};     ///< between SIGTERM and SIGKILL of a `claude`
   std::chrono::milliseconds spare_hold{20'000};  ///< unasked, a model keeps a spare of few so long
@@ -1050,6 +1061,8 @@ void require_access(const options& settings, Require require) {
     require(origin != "*" || !settings.api_keys.empty(),
             "--cors-origin '*' lets every web page in; it needs a client key (--api-key)");
   }
+  require(settings.store.empty() || settings.session_directory.empty(),
+          "--session-dir is a --store in that directory; name one of them");
   for (const auto* rules : {&settings.allowed_tools, &settings.disallowed_tools}) {
     require(std::all_of(rules->begin(), rules->end(), is_rule),
             "a tool is a name or a rule, such as Bash or Bash(git:*), with no other parentheses");
@@ -1223,8 +1236,14 @@ struct thinking_part {
   std::string redacted;
 };
 
-using content_part =
-    std::variant<text_part, media_part, thinking_part, tool_call_part, tool_result_part>;
+/// A block of the model's that goes back to the API as it is: its search of the web, what that has
+/// found, or a text that cites it.
+struct api_block_part {
+  json block;
+};
+
+using content_part = std::variant<text_part, media_part, thinking_part, tool_call_part,
+                                  tool_result_part, api_block_part>;
 
 struct message {
   role author = role::user;
@@ -1263,38 +1282,34 @@ inline void append_result(std::string& words, const tool_result_part& result, st
   }
 }
 
-/// The same text for the same value, however a client has written it down again: members sorted,
-/// whole numbers without a fraction.
-inline nlohmann::json canonical(const json& value) {
-  if (value.is_object()) {
-    nlohmann::json sorted = nlohmann::json::object();
-    for (const auto& [name, member] : value.items()) sorted[name] = canonical(member);
-    return sorted;
-  }
-  if (value.is_array()) {
-    nlohmann::json same = nlohmann::json::array();
-    for (const auto& element : value) same.push_back(canonical(element));
-    return same;
-  }
-  if (value.is_number_float()) {
-    const auto number = value.get<double>();
-    constexpr double exact = 9'007'199'254'740'992.0;  // 2^53
-    if (std::abs(number) < exact && std::trunc(number) == number) {
-      return static_cast<std::int64_t>(number);
-    }
-  }
-  return nlohmann::json(value);
-}
-
-/// Clients may write the members of an object in another order each time, as Go's do.
-inline void append_json(std::string& words, char kind, const json& value) {
+/// Appends the same bytes for equal values, however a client has written them down: a whole number
+/// may have a fraction, and the members of an object another order each time, as in Go's clients.
+inline void append_json(std::string& words, const json& value) {
   constexpr auto replace = nlohmann::json::error_handler_t::replace;
-  append_field(words, kind, canonical(value).dump(-1, ' ', false, replace));
+  constexpr double exact = 9'007'199'254'740'992.0;  // 2^53
+  if (value.is_object()) {
+    std::map<std::string_view, const json*> members;
+    for (const auto& [name, member] : value.items()) members.emplace(name, &member);
+    append_field(words, 'O', std::to_string(members.size()));
+    for (const auto& [name, member] : members) {
+      append_field(words, 'N', name);
+      append_json(words, *member);
+    }
+  } else if (value.is_array()) {
+    append_field(words, 'L', std::to_string(value.size()));
+    for (const auto& element : value) append_json(words, element);
+  } else {
+    const double number = value.is_number_float() ? value.get<double>() : 0.5;
+    const bool whole = std::abs(number) < exact && std::trunc(number) == number;
+    append_field(words, 'V',
+                 whole ? std::to_string(static_cast<std::int64_t>(number))
+                       : value.dump(-1, ' ', false, replace));
+  }
 }
 
 inline void append_call(std::string& words, const tool_call_part& call) {
   append_field(words, 'n', call.name);
-  append_json(words, 'i', call.input);
+  append_json(words, call.input);
 }
 
 /// The place of a call among those of a message; their number when it is none of them.
@@ -1309,8 +1324,8 @@ inline std::size_t place_of_call(const message& entry, const std::string& id) {
 }
 
 /// An assistant's texts count as one, without blanks at the ends: clients join and trim them.
-/// Thoughts do not count: most clients never see them. Nor do the ids of calls, which some clients
-/// rename: that of a result stands for a call of the message `before`.
+/// Thoughts and searches do not count: most clients never see them whole. Nor do the ids of calls,
+/// which some clients rename: that of a result stands for a call of the message `before`.
 inline void append_message(conversation_trace& trace, const message& entry, const message& before) {
   std::string reply;
   std::string thoughts;
@@ -1325,6 +1340,7 @@ inline void append_message(conversation_trace& trace, const message& entry, cons
       [&](const tool_result_part& part) {
         append_result(trace.words, part, place_of_call(before, part.call_id));
       },
+      [&](const api_block_part& part) { reply += string_of(part.block, "text"); },
   };
   for (const auto& part : entry.parts) std::visit(append, part);
   if (entry.author == role::assistant) append_field(trace.words, 'a', text::trim(reply));
@@ -1426,7 +1442,8 @@ struct turn_request {
   std::string system;   ///< empty: none
   std::vector<message> messages;
   std::vector<tool_definition> tools;
-  tool_choice choice;  ///< of the tools
+  json web = json::array();  ///< the API's own tools that search or read the web, in its words
+  tool_choice choice;        ///< of the tools
   std::string
       nudge;  ///< sent after the last message to this turn's process; not part of the history
   std::optional<json> schema;  ///< of the answer, which is JSON then
@@ -1618,9 +1635,10 @@ inline conversation_trace make_trace(const turn_request& request) {
   for (const auto& tool : request.tools) {
     append_field(trace.identity, 'o', tool.name);
     append_field(trace.identity, 'p', tool.description);
-    append_json(trace.identity, 'q', tool.schema);
+    append_json(trace.identity, tool.schema);
   }
   if (request.schema) append_field(trace.identity, 'j', dump(*request.schema));
+  if (!request.web.empty()) append_field(trace.identity, 'w', dump(request.web));
   append_field(trace.identity, 'x', name_of(request.effort));
   if (request.agent) append_agent(trace.identity, *request.agent);
   const message nothing;
@@ -1648,10 +1666,7 @@ inline bool is_trace_of(const conversation_trace& trace, const std::string& clie
 inline std::string parse_session_id(const reader& field) {
   const auto& id = field.string();
   const auto is_control = [](char c) { return static_cast<unsigned char>(c) < ' ' || c == '\x7f'; };
-  const auto begins_character = [](char c) {
-    return (static_cast<unsigned char>(c) & 0xC0U) != 0x80U;
-  };
-  const auto characters = std::count_if(id.begin(), id.end(), begins_character);
+  const auto characters = text::count_characters(id);
   if (characters < 1 || characters > 256) field.fail("must be 1 to 256 characters long");
   if (std::any_of(id.begin(), id.end(), is_control)) field.fail("holds a control character");
   return id;
@@ -1666,6 +1681,12 @@ inline std::string parse_model(const reader& field) {
     field.fail("is not a model id");
   }
   return model;
+}
+
+/// The fields `model`, which may be left out, and `stream`.
+inline void parse_model_and_stream(const reader& root, turn_request& turn) {
+  if (const auto model = root.find("model")) turn.model = parse_model(*model);
+  if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
 }
 
 /// The bytes of a `data:TYPE;base64,…` URI (RFC 2397), or nullopt when it is none.
@@ -1900,6 +1921,14 @@ inline void take_instructions(const reader& content, turn_request& request) {
 /// More tools than the API takes, and few enough for checks of each against each.
 constexpr std::size_t max_tools = 1024;
 
+/// The request has a tool of that name.
+inline bool has_tool(const turn_request& request, std::string_view name) {
+  const auto is_it = [&](const tool_definition& tool) { return tool.name == name; };
+  const auto is_web = [&](const json& tool) { return string_of(tool, "name") == name; };
+  return std::any_of(request.tools.begin(), request.tools.end(), is_it) ||
+         std::any_of(request.web.begin(), request.web.end(), is_web);
+}
+
 inline void add_tool(const reader& source, tool_definition tool, turn_request& request) {
   if (request.tools.size() >= max_tools) {
     throw bad_field("tools", "must be at most " + std::to_string(max_tools));
@@ -1907,14 +1936,45 @@ inline void add_tool(const reader& source, tool_definition tool, turn_request& r
   if (tool.name.empty() || tool.name.size() > 256) {
     source.require("name").fail("must be 1 to 256 characters long");
   }
-  const auto same = [&](const tool_definition& other) { return other.name == tool.name; };
-  if (std::any_of(request.tools.begin(), request.tools.end(), same)) {
+  if (has_tool(request, tool.name)) {
     source.fail("has the name '" + tool.name + "', as another one has");
   }
   name_members(source, "tools", {"defer_loading", "allowed_callers", "async", "output_schema"},
                request, R"([false,["direct"]])");
   if (!tool.more.contains("strict")) name_members(source, "tools", {"strict"}, request);
   request.tools.push_back(std::move(tool));
+}
+
+/// Adds a tool that the API itself runs.
+inline void add_web_tool(const reader& source, json tool, turn_request& request) {
+  const auto name = string_of(tool, "name");
+  if (has_tool(request, name)) source.fail("has the name '" + name + "', as another one has");
+  tool.erase("cache_control");  // the CLI sets its own
+  request.web.push_back(std::move(tool));
+}
+
+/// OpenAI's search of the web as the API's own, in the version and with the limit that Claude
+/// Code's WebSearch asks for. Wishes that the API does not know are named.
+inline void add_web_search(const reader& source, const std::string& field, turn_request& request) {
+  json tool =
+      json::object({{"type", "web_search_20250305"}, {"name", "web_search"}, {"max_uses", 8}});
+  const auto filters = source.find("filters");
+  for (const char* list : {"allowed_domains", "blocked_domains"}) {
+    const auto domains = filters ? filters->find(list) : std::nullopt;
+    if (!domains || domains->elements().empty()) continue;
+    for (const auto& domain : domains->elements()) tool[list].push_back(domain.string());
+  }
+  if (const auto location = source.find("user_location")) {
+    const auto place = location->find("approximate").value_or(*location);
+    for (const char* part : {"city", "region", "country", "timezone"}) {
+      if (const auto value = place.find(part)) tool["user_location"][part] = value->string();
+    }
+    if (tool.contains("user_location")) tool["user_location"]["type"] = "approximate";
+  }
+  name_members(source, field,
+               {"search_context_size", "external_web_access", "search_content_types"}, request,
+               R"(["medium",true,["text"]])");
+  add_web_tool(source, std::move(tool), request);
 }
 
 /// What a model has called a tool with: an object or its text. A history may hold any: one that the
@@ -1939,11 +1999,10 @@ inline void check_tool_choice(const reader& choice, const turn_request& request)
   auto names = wanted.allowed;
   if (wanted.kind == tool_choice::how::named) names.push_back(wanted.name);
   for (const auto& name : names) {
-    const auto is_it = [&](const tool_definition& tool) { return tool.name == name; };
-    if (std::any_of(request.tools.begin(), request.tools.end(), is_it)) continue;
+    if (has_tool(request, name)) continue;
     choice.fail("names '" + name + "', which is not among the tools");
   }
-  if (wanted.kind == tool_choice::how::any && request.tools.empty()) {
+  if (wanted.kind == tool_choice::how::any && request.tools.empty() && request.web.empty()) {
     choice.fail("needs tools to choose from");
   }
 }
@@ -1973,12 +2032,12 @@ inline text_part make_note(const std::string& kind, const json& members) {
 
 /// A part that nobody here can read: in the latest message a 400, since the answer would miss it.
 /// An earlier one never ends a conversation; it is named, and sent in a neutral form.
-inline text_part parse_foreign_part(const reader& part, turn_request& request, bool is_told,
+inline text_part parse_foreign_part(const reader& part, turn_request& request, bool as_text,
                                     bool is_latest, std::string_view taken) {
   const auto type = part.require("type");
   if (is_latest || !endpoint_of_part(type.string()).empty()) refuse_part(type, taken);
   name_ignored_kind(request, request.messages_field, type.string());
-  if (!is_told) return {};
+  if (!as_text) return {};
   return make_note(type.string(), readable(part.value()));
 }
 
@@ -2092,6 +2151,9 @@ inline void parse_agent(const reader& root, turn_request& request) {
   if (enabled && enabled->boolean()) request.agent.emplace();
   if (shown && shown->boolean() && request.agent) request.agent->show_activity = true;
   if (!request.agent) return;
+  for (const auto& tool : std::exchange(request.web, json::array())) {  // it has the CLI's own
+    name_ignored_kind(request, "tools", string_of(tool, "name"));
+  }
   if (!request.choice.allowed.empty()) name_ignored(request, "tool_choice");
   for (const auto& tool : request.tools) {  // beside an agent's own ones they go by MCP
     for (const auto& member : tool.more.items()) name_ignored(request, "tools." + member.key());
@@ -2149,6 +2211,7 @@ inline json render_part(const content_part& part) {
                                  {"input", call.input}});
           },
           [](const tool_result_part& result) { return render_result(result); },
+          [](const api_block_part& kept) { return kept.block; },
       },
       part);
 }
@@ -2164,8 +2227,9 @@ inline json render_part(const content_part& part) {
 //   block := block_started(i) block_delta(i)* block_stopped(i)     i = 0, 1, 2, never interleaved
 //            | attempt_broken(i)                                   goes back to i
 
-/// `activity` is what Claude Code's own tools were asked and have answered.
-enum class block_kind { text, thinking, redacted_thinking, tool_call, activity };
+/// `activity` is what Claude Code's own tools were asked and have answered; `search` a call that
+/// the API itself answers, such as a search of the web, and `found` the whole block of its result.
+enum class block_kind { text, thinking, redacted_thinking, tool_call, activity, search, found };
 
 /// Why the model stopped, in the Messages API's names. `turn_limit`: the agent was not done.
 enum class stop_reason { end_turn, max_tokens, stop_sequence, tool_use, refusal, turn_limit };
@@ -2207,8 +2271,8 @@ struct turn_started {
 struct block_started {
   std::size_t index = 0;
   block_kind kind = block_kind::text;
-  std::string id;    ///< of a tool call
-  std::string name;  ///< of a tool call
+  std::string id;    ///< of a call
+  std::string name;  ///< of a call
 };
 
 struct block_delta {
@@ -2326,6 +2390,7 @@ struct reply_context {
   std::string request_id = {};
   std::function<void(const json&)> keep = {};  ///< takes the whole answer, where it is kept
   std::function<answer_times()> times = [] { return answer_times(); };
+  bool web = false;  ///< this client may have the API search the web
 };
 
 /// Writes the answer to one request in one dialect: whole, or event by event. An answer may hold
@@ -2447,6 +2512,21 @@ inline const json& refusal_of(const json& end) {
   return member_of(member_of(end, "stop_details"), "explanation");
 }
 
+/// The pages that the API cites for a piece of text, which has this place in the whole; in Unicode
+/// characters.
+inline json url_citations(const json& citations, std::size_t begin, std::size_t end) {
+  json cited = json::array();
+  for (const auto& page : citations) {
+    if (string_of(page, "url").empty()) continue;  // of a document
+    cited.push_back(json::object({{"type", "url_citation"},
+                                  {"start_index", begin},
+                                  {"end_index", end},
+                                  {"url", page["url"]},
+                                  {"title", string_of(page, "title")}}));
+  }
+  return cited;
+}
+
 /// How a client wants its answer written.
 struct reply_style {
   bool include_usage = false;     ///< in a stream; the whole answer always has it
@@ -2470,11 +2550,14 @@ class chat_reply final : public reply {
                    [&](const turn_started& e) { write_start(choice, e, out); },
                    [&](const block_started& e) { write_block(choice, e, out); },
                    [&](const block_delta& e) {
-                     if (state.kind == block_kind::redacted_thinking) return;
+                     const auto kind = state.kind;
+                     if (kind == block_kind::redacted_thinking || kind >= block_kind::search)
+                       return;
+                     if (kind == block_kind::text) state.end += text::count_characters(e.text);
                      if (state.freeform) state.arguments += e.text;
                      if (!state.freeform) write_choice(choice, delta_of(state, e.text), out);
                    },
-                   [&](const block_stopped&) { write_block_end(choice, out); },
+                   [&](const block_stopped& e) { write_block_end(choice, e, out); },
                    [](const attempt_broken&) {},  // of answers that are not streamed
                    [&](const turn_stopped& e) { write_stop(choice, e, out); },
                    [&](const turn_failed& e) {
@@ -2508,7 +2591,18 @@ class chat_reply final : public reply {
     std::size_t calls = 0;
     bool freeform = false;  ///< the block is a custom tool's call: its text is known at its end
     std::string arguments;  ///< of such a call
+    std::size_t begin = 0;  ///< of the block in the content
+    std::size_t end = 0;    ///< of the content, so far
   };
+
+  static json annotations_of(const json& citations, std::size_t begin, std::size_t end) {
+    json annotations = url_citations(citations, begin, end);
+    for (auto& one : annotations) {
+      one.erase("type");
+      one = json::object({{"type", "url_citation"}, {"url_citation", one}});
+    }
+    return annotations;
+  }
 
   bool is_freeform(const std::string& name) const {
     return std::find(style_.freeform.begin(), style_.freeform.end(), name) != style_.freeform.end();
@@ -2534,11 +2628,20 @@ class chat_reply final : public reply {
     std::string content;
     std::string reasoning;
     json calls = json::array();
+    json annotations = json::array();
+    std::size_t end = 0;
     for (const auto& block : result.blocks) {
       switch (block.kind) {
-        case block_kind::text: content += block.text; break;
+        case block_kind::text: {
+          const auto begin = std::exchange(end, end + text::count_characters(block.text));
+          content += block.text;
+          for (auto& one : annotations_of(block.citations, begin, end)) annotations.push_back(one);
+          break;
+        }
         case block_kind::thinking:
         case block_kind::activity: reasoning += block.text; break;
+        case block_kind::search:
+        case block_kind::found:
         case block_kind::redacted_thinking: break;
         case block_kind::tool_call: calls.push_back(call_of(block.id, block.name, block.text));
       }
@@ -2547,7 +2650,7 @@ class chat_reply final : public reply {
     json message = json::object({{"role", "assistant"},
                                  {"content", only_calls ? json() : json(content)},
                                  {"refusal", refusal_of(result.api)},
-                                 {"annotations", json::array()}});
+                                 {"annotations", std::move(annotations)}});
     if (!reasoning.empty()) message["reasoning_content"] = std::move(reasoning);
     if (calls.empty()) return message;
     if (style_.legacy_functions) {
@@ -2579,6 +2682,7 @@ class chat_reply final : public reply {
   void write_block(std::size_t choice, const block_started& started, std::string& out) {
     auto& state = choices_.at(choice);
     state.kind = started.kind;
+    state.begin = state.end;
     state.freeform = started.kind == block_kind::tool_call && is_freeform(started.name);
     state.arguments.clear();
     if (started.kind != block_kind::tool_call) return;
@@ -2591,8 +2695,12 @@ class chat_reply final : public reply {
     write_choice(choice, dump(delta), out);
   }
 
-  void write_block_end(std::size_t choice, std::string& out) {
+  void write_block_end(std::size_t choice, const block_stopped& stopped, std::string& out) {
     auto& state = choices_.at(choice);
+    const json annotations = annotations_of(stopped.citations, state.begin, state.end);
+    if (!annotations.empty()) {
+      write_choice(choice, dump(json::object({{"annotations", annotations}})), out);
+    }
     if (!std::exchange(state.freeform, false)) return;
     const json input = json::object({{"input", freeform_input(state.arguments)}});
     const json call = json::object({{"index", state.calls - 1}, {"custom", input}});
@@ -2605,6 +2713,8 @@ class chat_reply final : public reply {
       case block_kind::text: return R"({"content":)" + quoted + "}";
       case block_kind::thinking:
       case block_kind::activity: return R"({"reasoning_content":)" + quoted + "}";
+      case block_kind::search:
+      case block_kind::found:
       case block_kind::redacted_thinking:
       case block_kind::tool_call: break;
     }
@@ -2652,7 +2762,7 @@ struct ignored_field {
   const char* neutral;
 };
 
-constexpr std::array<ignored_field, 14> ignored_fields = {{
+constexpr std::array<ignored_field, 13> ignored_fields = {{
     {"presence_penalty", ignored_field::shape::number, -2, 2, "[0]"},
     {"frequency_penalty", ignored_field::shape::number, -2, 2, "[0]"},
     {"seed", ignored_field::shape::integer, -9.2e18, 9.2e18, "[]"},
@@ -2664,7 +2774,6 @@ constexpr std::array<ignored_field, 14> ignored_fields = {{
     {"prediction", ignored_field::shape::any, 0, 0, "[]"},
     {"moderation", ignored_field::shape::any, 0, 0, "[]"},
     {"verbosity", ignored_field::shape::any, 0, 0, R"(["medium"])"},
-    {"web_search_options", ignored_field::shape::any, 0, 0, "[]"},
     {"service_tier", ignored_field::shape::any, 0, 0, R"(["auto","default"])"},
     {"reasoning", ignored_field::shape::any, 0, 0, "[]"},
 }};
@@ -2675,7 +2784,7 @@ constexpr const char* known_fields =
     R"("n","max_completion_tokens","tools","functions","tool_choice","function_call",)"
     R"("parallel_tool_calls","user","metadata","store","response_format","prompt_cache_options",)"
     R"("prompt_cache_retention","session_id","enable_tools","show_activity","reasoning_effort",)"
-    R"("safety_identifier"])";
+    R"("safety_identifier","web_search_options"])";
 
 /// True when the value is not neutral: the field has to be named as ignored.
 inline bool check_ignored(const ignored_field& field, const reader& value) {
@@ -2883,6 +2992,12 @@ inline reader definition_of(const reader& tool) {
   return held ? *held : tool.find("custom").value_or(tool);
 }
 
+/// A search of the web has no name of its own.
+inline std::string chosen_name(const reader& tool) {
+  const bool search = text::starts_with(string_of(tool.value(), "type"), "web_search");
+  return search ? "web_search" : definition_of(tool).require("name").string();
+}
+
 /// A word, alone or as a type, the tools that may be called, or the one that must be.
 inline void parse_tool_choice(const reader& choice, turn_request& request) {
   auto& wanted = request.choice;
@@ -2890,7 +3005,7 @@ inline void parse_tool_choice(const reader& choice, turn_request& request) {
   if (word == "allowed_tools") {
     const auto allowed = choice.find("allowed_tools").value_or(choice);
     for (const auto& tool : allowed.require("tools").elements()) {
-      wanted.allowed.push_back(definition_of(tool).require("name").string());
+      wanted.allowed.push_back(chosen_name(tool));
     }
     word = string_of(allowed.value(), "mode");
   }
@@ -2902,7 +3017,7 @@ inline void parse_tool_choice(const reader& choice, turn_request& request) {
     choice.fail("must be auto, none, required or a tool");
   } else if (word != "auto" && wanted.allowed.empty()) {
     wanted.kind = tool_choice::how::named;
-    wanted.name = definition_of(choice).require("name").string();
+    wanted.name = chosen_name(choice);
   }
   check_tool_choice(choice, request);
 }
@@ -2965,15 +3080,18 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   normalize(turn.messages);
   reply_style style;
   parse_tools(root, turn, style);
+  if (const auto search = root.find("web_search_options")) {
+    if (context.web) add_web_search(*search, "web_search_options", turn);
+    if (!context.web) name_ignored(turn, "web_search_options");
+  }
   parse_tool_choices(root, turn);
   if (const auto format = root.find("response_format")) {
     parse_answer_format(*format, turn, "json_schema");
   }
   parse_sampling(root, turn);
   parse_prompt_cache(root, turn);
-  if (const auto model = root.find("model")) turn.model = parse_model(*model);
+  parse_model_and_stream(root, turn);
   if (const auto session = root.find("session_id")) turn.session = parse_session_id(*session);
-  if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
   parse_agent(root, turn);
   parse_style(root, turn, style);
   for (const auto& field : ignored_fields) {
@@ -3120,6 +3238,33 @@ inline json render_usage(const token_usage& usage) {
   return rendered;
 }
 
+/// The agent's activity is sent as thinking without a signature, what the API's own tools have
+/// found as it came.
+inline json render_block(const turn_result::block& block) {
+  switch (block.kind) {
+    case block_kind::text: {
+      json text = json::object({{"type", "text"}, {"text", block.text}});
+      if (!block.citations.empty()) text["citations"] = block.citations;
+      return text;
+    }
+    case block_kind::thinking:
+    case block_kind::activity:
+      return json::object(
+          {{"type", "thinking"}, {"thinking", block.text}, {"signature", block.signature}});
+    case block_kind::redacted_thinking:
+      return json::object({{"type", "redacted_thinking"}, {"data", block.text}});
+    case block_kind::found: return try_parse_json(block.text, max_line_depth);
+    case block_kind::search:
+    case block_kind::tool_call: break;
+  }
+  const json input = try_parse_json(block.text);
+  const bool own = block.kind == block_kind::search;
+  return json::object({{"type", own ? "server_tool_use" : "tool_use"},
+                       {"id", block.id},
+                       {"name", block.name},
+                       {"input", input.is_object() ? input : json::object()}});
+}
+
 /// Writes a `message`, or its events.
 class messages_reply final : public reply {
  public:
@@ -3175,29 +3320,6 @@ class messages_reply final : public reply {
     return reason == stop_reason::stop_sequence ? json(words) : json();
   }
 
-  /// The agent's activity is sent as thinking without a signature.
-  static json render_block(const turn_result::block& block) {
-    switch (block.kind) {
-      case block_kind::text: {
-        json text = json::object({{"type", "text"}, {"text", block.text}});
-        if (!block.citations.empty()) text["citations"] = block.citations;
-        return text;
-      }
-      case block_kind::thinking:
-      case block_kind::activity:
-        return json::object(
-            {{"type", "thinking"}, {"thinking", block.text}, {"signature", block.signature}});
-      case block_kind::redacted_thinking:
-        return json::object({{"type", "redacted_thinking"}, {"data", block.text}});
-      case block_kind::tool_call: break;
-    }
-    const json input = try_parse_json(block.text);
-    return json::object({{"type", "tool_use"},
-                         {"id", block.id},
-                         {"name", block.name},
-                         {"input", input.is_object() ? input : json::object()}});
-  }
-
   static void write_event(const char* type, const char* name, const json& value, std::string& out) {
     out += std::string("event: ") + type + "\n" +
            sse_data(dump(json::object({{"type", type}, {name, value}})));
@@ -3210,10 +3332,10 @@ class messages_reply final : public reply {
     out += std::string("event: ") + type + "\n" + sse_data(dump(data));
   }
 
-  /// A redacted thought comes whole, so its start waits for its only delta.
+  /// A redacted thought and a result come whole, so their start waits for their only delta.
   void write_block(const block_started& started, std::string& out) {
     kind_ = started.kind;
-    begun_ = kind_ != block_kind::redacted_thinking;
+    begun_ = kind_ != block_kind::redacted_thinking && kind_ != block_kind::found;
     if (!begun_) return;
     const turn_result::block empty{kind_, {}, started.id, started.name, {}};
     write_indexed("content_block_start", started.index, "content_block", render_block(empty), out);
@@ -3229,14 +3351,15 @@ class messages_reply final : public reply {
       case block_kind::activity:
         rendered = json::object({{"type", "thinking_delta"}, {"thinking", delta.text}});
         break;
+      case block_kind::search:
       case block_kind::tool_call:
         rendered = json::object({{"type", "input_json_delta"}, {"partial_json", delta.text}});
         break;
+      case block_kind::found:
       case block_kind::redacted_thinking:
         begun_ = true;
         return write_indexed("content_block_start", delta.index, "content_block",
-                             json::object({{"type", "redacted_thinking"}, {"data", delta.text}}),
-                             out);
+                             render_block({kind_, delta.text, {}, {}, {}}), out);
     }
     write_indexed("content_block_delta", delta.index, "delta", rendered, out);
   }
@@ -3411,7 +3534,8 @@ inline void parse_block(const reader& block, message& entry) {
 }
 
 /// What the API knows and takes from no client but its own: tools that it ran itself, whose results
-/// stand in the assistant's message, and blocks that nobody here knows.
+/// stand in the assistant's message, and blocks that nobody here knows. Where the model has such
+/// tools again, the API gets its blocks back as they are.
 class server_blocks {
  public:
   server_blocks(history_builder& history, turn_request& request)
@@ -3424,14 +3548,14 @@ class server_blocks {
     const bool is_own = kind == "text" || text::ends_with(kind, "thinking") ||
                         (kind == "search_result" && entry.author == role::user);
     if (kind == "server_tool_use" || kind == "mcp_tool_use") {
-      const auto& input = member_of(value, "input");
-      open_[string_of(value, "id")] = {
-          {}, string_of(value, "name"), input.is_object() ? input : json::object()};
+      open_[string_of(value, "id")] = value;
     } else if (text::ends_with(kind, "_tool_result")) {
       const auto call = open_.extract(string_of(value, "tool_use_id"));
-      finish_call(call ? call.mapped()
-                       : tool_call_part{{}, kind.substr(0, kind.rfind("_tool")), json::object()},
-                  value, entry);
+      finish_call(
+          call ? call.mapped() : json::object({{"name", kind.substr(0, kind.rfind("_tool"))}}),
+          value, entry);
+    } else if (kind == "text" && takes_back(entry) && !member_of(value, "citations").empty()) {
+      keep(value, entry);
     } else if (endpoint_of_part(kind).empty() && !is_own) {
       history_.add_note(kind, readable(value));
       name_ignored_kind(request_, "messages", kind);
@@ -3443,24 +3567,41 @@ class server_blocks {
 
   /// Adds the message. Calls whose results never came (`pause_turn`) end without one.
   void finish(message entry) {
-    for (auto& [id, call] : std::exchange(open_, {})) finish_call(std::move(call), {}, entry);
+    for (auto& [id, call] : std::exchange(open_, {})) finish_call(call, {}, entry);
     history_.add(std::move(entry));
   }
 
  private:
-  void finish_call(tool_call_part call, const json& result_block, message& entry) {
+  /// The API gets back what is its own.
+  bool takes_back(const message& entry) const {
+    return !request_.web.empty() && entry.author == role::assistant;
+  }
+
+  static void keep(json block, message& entry) {
+    block.erase("cache_control");
+    entry.parts.emplace_back(api_block_part{std::move(block)});
+  }
+
+  void finish_call(const json& call, const json& result_block, message& entry) {
+    if (takes_back(entry) && string_of(call, "type") == "server_tool_use" &&
+        !result_block.is_null()) {
+      keep(call, entry);
+      return keep(result_block, entry);
+    }
+    const auto& input = member_of(call, "input");
     const auto& content = member_of(result_block, "content");
     tool_result_part result;
     if (!content.is_null()) result.content.emplace_back(text_part{dump(readable(content))});
     result.is_error =
         boolean_of(result_block, "is_error") || !string_of(content, "error_code").empty();
     history_.add(std::exchange(entry, {entry.author, {}}));
-    history_.add_finished_call(std::move(call.name), std::move(call.input), std::move(result));
+    history_.add_finished_call(string_of(call, "name"), input.is_object() ? input : json::object(),
+                               std::move(result));
   }
 
   history_builder& history_;
   turn_request& request_;
-  std::map<std::string, tool_call_part> open_;  ///< by id, until their results come
+  std::map<std::string, json> open_;  ///< calls by id, until their results come
 };
 
 inline void parse_message(const reader& source, history_builder& history, turn_request& request,
@@ -3483,7 +3624,9 @@ inline void parse_message(const reader& source, history_builder& history, turn_r
     if (!content.string().empty()) entry.parts.emplace_back(text_part{content.string()});
   } else {
     for (const auto& block : content.elements()) {
-      name_members(block, "messages", {"citations", "transformations", "toolset_name", "caller"},
+      const bool keeps = !request.web.empty() && entry.author == role::assistant;
+      name_members(block, "messages",
+                   {keeps ? "caller" : "citations", "transformations", "toolset_name", "caller"},
                    request, R"([{"type":"direct"},[],{"enabled":true},{"enabled":false}])");
       const bool is_asked = entry.author == role::user && is_latest;
       if (is_asked || !foreign.take(block, entry)) parse_block(block, entry);
@@ -3502,12 +3645,20 @@ inline void parse_tool_members(const reader& source, tool_definition& tool) {
   }
 }
 
-/// Tools of the client's. Those that only the API can run would be another account's business.
-inline void parse_tools(const reader& root, turn_request& request) {
+/// Tools of the client's. Those that only the API can run are refused, but for the web where the
+/// client may use it (`web`).
+inline void parse_tools(const reader& root, turn_request& request, bool web) {
   const auto tools = root.find("tools");
   if (!tools) return;
   for (const auto& tool : tools->elements()) {
     refuse_foreign_tool(tool);
+    const auto kind = string_of(tool.value(), "type");
+    if (web &&
+        (text::starts_with(kind, "web_search_2") || text::starts_with(kind, "web_fetch_2"))) {
+      tool.require("name").string();
+      add_web_tool(tool, tool.value(), request);
+      continue;
+    }
     if (const auto type = tool.find("type")) {
       if (type->string() != "custom") {
         type->fail("'" + type->string() + "' is a tool of the API's own, which is not supported");
@@ -3623,10 +3774,11 @@ inline void parse_cache_ttl(const json& body, turn_request& turn) {
   if (!turn.cache_ttl.empty() && lifetimes.size() > 1) name_ignored(turn, turn.cache_field);
 }
 
-inline turn_request parse_request(const json& body, bool counts_only) {
+inline turn_request parse_request(const json& body, bool counts_only, bool web = false) {
   const reader root(body);
   turn_request turn;
   refuse_foreign_body(root, "messages");
+  parse_tools(root, turn, web);
   const auto messages = root.require("messages");
   const auto all = messages.elements();
   if (all.empty()) messages.fail("must hold at least one message");
@@ -3639,7 +3791,6 @@ inline turn_request parse_request(const json& body, bool counts_only) {
     last.require("content").fail("must not be empty in the last message");
   }
   normalize(turn.messages);
-  parse_tools(root, turn);
   if (const auto choice = root.find("tool_choice")) parse_tool_choice(*choice, turn);
   if (!counts_only) parse_sampling(root, turn);
   parse_output(root, turn);
@@ -3665,7 +3816,7 @@ inline turn_request parse_request(const json& body, bool counts_only) {
 
 inline parsed_request parse(const json& body, const reply_context& context) {
   parsed_request parsed;
-  parsed.turns.push_back(parse_request(body, false));
+  parsed.turns.push_back(parse_request(body, false, context.web));
   parsed.reply = std::make_unique<messages_reply>(context);
   return parsed;
 }
@@ -3735,6 +3886,7 @@ inline std::int64_t estimate_tokens(const std::vector<message>& messages) {
           if (const auto* media = std::get_if<media_part>(&piece)) weigh_media(*media);
         }
       },
+      [&](const api_block_part& part) { bytes += dump(part.block).size(); },
   };
   for (const auto& entry : messages) {
     tokens += 4;
@@ -3815,6 +3967,8 @@ struct response_style {
   bool seals = false;                 ///< and given along for the client to bring back
   std::vector<std::string> freeform;  ///< names of custom tools, whose input is plain text
   std::map<std::string, qualified_name> spaced;  ///< tools of a namespace, by our name of them
+  bool may_search = false;                       ///< the web, see `reply_context`
+  bool joins_texts = false;  ///< a text that cites pages comes in pieces, which are one item
 };
 
 /// What the response object repeats of the request, with OpenAI's defaults.
@@ -3874,7 +4028,9 @@ inline void set_failure(json& response, const api_error& error) {
       json::object({{"code", code.is_null() ? body["type"] : code}, {"message", error.message}});
 }
 
-/// Builds the response object, and the events that tell it. Each block is an item of its own.
+/// Builds the response object, and the events that tell it. Each block is an item of its own, but
+/// for pieces of a text (`joins_texts`) and for what a search has found, which is part of its call.
+/// Of a block that is written, `citations` are annotations, or the result of a search.
 class response_reply final : public reply {
  public:
   response_reply(const reply_context& context, response_style style)
@@ -3885,10 +4041,7 @@ class response_reply final : public reply {
                    [&](const turn_started& e) { write_start(e, out); },
                    [&](const block_started& e) { write_block(e, out); },
                    [&](const block_delta& e) { write_delta(e, out); },
-                   [&](const block_stopped& e) {
-                     block_.signature = e.signature;
-                     awaits_end_ = true;
-                   },
+                   [&](const block_stopped& e) { end_block(e, out); },
                    [](const attempt_broken&) {},  // of answers that are not streamed
                    [&](const turn_stopped& e) { write_stop(e, out); },
                    [&](const turn_failed& e) { write_failure(e.error, out); },
@@ -3900,14 +4053,15 @@ class response_reply final : public reply {
 
   std::string render(const std::vector<turn_result>& results) const override {
     const auto& result = results.front();
-    json output = json::array();
+    response_reply writer(context_, style_);
+    std::string unsent;
     for (const auto& block : result.blocks) {
-      output.push_back(finished_item(block, item_id(block, output.size())));
+      writer.write_block({0, block.kind, block.id, block.name}, unsent);
+      writer.write_delta({0, block.text}, unsent);
+      writer.end_block({0, block.signature, block.citations}, unsent);
     }
-    if (!output.empty() && cuts(result.reason, result.blocks.back())) {
-      output.back()["status"] = "incomplete";
-    }
-    const json whole = finished(result.model, output, result.reason, result.usage);
+    writer.write_block_end(result.reason, unsent);
+    const json whole = finished(result.model, writer.output_, result.reason, result.usage);
     if (context_.keep) context_.keep(whole);
     return dump(whole);
   }
@@ -3921,6 +4075,7 @@ class response_reply final : public reply {
     const char* prefix = "rs_";
     if (block.kind == block_kind::text) prefix = "msg_";
     if (block.kind == block_kind::tool_call) prefix = is_freeform(block.name) ? "ctc_" : "fc_";
+    if (block.kind == block_kind::search) prefix = "ws_";
     return prefix + context_.id + "_" + std::to_string(index);
   }
 
@@ -3946,11 +4101,29 @@ class response_reply final : public reply {
     return whole;
   }
 
-  static json text_content(const std::string& words) {
+  static json text_content(const std::string& words, json annotations = json::array()) {
     return json::object({{"type", "output_text"},
                          {"text", words},
-                         {"annotations", json::array()},
+                         {"annotations", std::move(annotations)},
                          {"logprobs", json::array()}});
+  }
+
+  static json search_item(const turn_result::block& block, const std::string& id) {
+    const auto& found = member_of(block.citations, "content");
+    const char* status = found.is_array()    ? "completed"
+                         : found.is_object() ? "failed"
+                                             : "incomplete";
+    json sources = json::array();
+    for (const auto& page : found) {
+      const auto url = string_of(page, "url");
+      if (!url.empty()) sources.push_back(json::object({{"type", "url"}, {"url", url}}));
+    }
+    const auto query = string_of(try_parse_json(block.text), "query");
+    return json::object(
+        {{"id", id},
+         {"type", "web_search_call"},
+         {"status", status},
+         {"action", json::object({{"type", "search"}, {"query", query}, {"sources", sources}})}});
   }
 
   json reasoning_item(const turn_result::block& block, const std::string& id) const {
@@ -3971,14 +4144,17 @@ class response_reply final : public reply {
   json finished_item(const turn_result::block& block, const std::string& id) const {
     switch (block.kind) {
       case block_kind::text:
-        return json::object({{"id", id},
-                             {"type", "message"},
-                             {"status", "completed"},
-                             {"role", "assistant"},
-                             {"content", json::array({text_content(block.text)})}});
+        return json::object(
+            {{"id", id},
+             {"type", "message"},
+             {"status", "completed"},
+             {"role", "assistant"},
+             {"content", json::array({text_content(block.text, block.citations)})}});
       case block_kind::thinking:
       case block_kind::redacted_thinking:
       case block_kind::activity: return reasoning_item(block, id);
+      case block_kind::search: return search_item(block, id);
+      case block_kind::found:  // part of its search, see `write_block`
       case block_kind::tool_call: break;
     }
     const bool freeform = is_freeform(block.name);
@@ -4038,12 +4214,21 @@ class response_reply final : public reply {
   }
 
   void write_block(const block_started& started, std::string& out) {
+    const bool both = started.kind == block_kind::text && block_.kind == block_kind::text;
+    in_result_ = started.kind == block_kind::found;
+    piece_begins_ = text::count_characters(block_.text);
+    if (in_result_ || (awaits_end_ && both && style_.joins_texts)) return;
     write_block_end(stop_reason::end_turn, out);
     block_ = {started.kind, {}, started.id, started.name, {}};
     item_ = item_id(block_, output_.size());
+    piece_begins_ = 0;
     emit("response.output_item.added",
          json::object({{"output_index", output_.size()}, {"item", empty_item(block_, item_)}}),
          out);
+    if (block_.kind == block_kind::search) {
+      emit("response.web_search_call.in_progress", place(false), out);
+      emit("response.web_search_call.searching", place(false), out);
+    }
     if (block_.kind == block_kind::text) {
       emit("response.content_part.added", with(place(true), "part", text_content({})), out);
     }
@@ -4053,7 +4238,23 @@ class response_reply final : public reply {
     }
   }
 
+  void end_block(const block_stopped& stopped, std::string& out) {
+    block_.signature = stopped.signature;
+    awaits_end_ = true;
+    const auto end = text::count_characters(block_.text);
+    for (const auto& one : openai_chat::url_citations(stopped.citations, piece_begins_, end)) {
+      emit("response.output_text.annotation.added",
+           with(with(place(true), "annotation_index", block_.citations.size()), "annotation", one),
+           out);
+      block_.citations.push_back(one);
+    }
+  }
+
   void write_delta(const block_delta& delta, std::string& out) {
+    if (in_result_) {
+      block_.citations = try_parse_json(delta.text, max_line_depth);
+      return;
+    }
     block_.text += delta.text;
     if (block_.kind == block_kind::text) {
       emit("response.output_text.delta",
@@ -4085,6 +4286,9 @@ class response_reply final : public reply {
       emit("response.reasoning_summary_part.done", with(summary_place(), "part", part), out);
     }
     if (block_.kind == block_kind::tool_call && !cut) write_call_end(item, out);
+    if (block_.kind == block_kind::search && item["status"] == "completed") {
+      emit("response.web_search_call.completed", place(false), out);
+    }
     emit("response.output_item.done",
          json::object({{"output_index", output_.size()}, {"item", item}}), out);
     output_.push_back(item);
@@ -4121,10 +4325,12 @@ class response_reply final : public reply {
   response_style style_;
   std::string model_;
   std::int64_t sequence_ = 0;
-  json output_ = json::array();  ///< the finished items
-  turn_result::block block_;     ///< the one that is being sent
-  std::string item_;             ///< and its id
-  bool awaits_end_ = false;      ///< it has ended, and that is not sent yet
+  json output_ = json::array();   ///< the finished items
+  turn_result::block block_;      ///< the one that is being sent
+  std::string item_;              ///< and its id
+  bool awaits_end_ = false;       ///< it has ended, and that is not sent yet
+  bool in_result_ = false;        ///< what comes in is what its search has found
+  std::size_t piece_begins_ = 0;  ///< where the piece of its text that comes in begins
 };
 
 /// Items may be parts of a message or whole: text, images and files alike.
@@ -4223,10 +4429,15 @@ inline void parse_reasoning_item(const reader& item, history_builder& history,
   history.add({role::assistant, {std::move(thought)}});
 }
 
-/// Takes a tool in any endpoint's form. One that only OpenAI can run is left out and named.
+/// Takes a tool in any endpoint's form. One that only OpenAI can run is left out and named, but for
+/// the search of the web where the client may use it.
 inline void parse_tool(const reader& tool, const qualified_name& in, turn_request& request,
                        response_style& style) {
   const auto kind = tool.find("input_schema") ? "function" : tool.require("type").string();
+  if (style.may_search && in.space.empty() && text::starts_with(kind, "web_search")) {
+    style.joins_texts = true;
+    return add_web_search(tool, "tools.web_search", request);
+  }
   const bool freeform = kind == "custom";
   if (!freeform && kind != "function") return name_ignored_kind(request, "tools", kind);
   const auto own = openai_chat::definition_of(tool);
@@ -4259,7 +4470,9 @@ inline void parse_tools(const reader& holder, turn_request& request, response_st
 inline void parse_tool_choice(const reader& root, turn_request& request) {
   if (const auto choice = root.find("tool_choice")) {
     const auto type = string_of(choice->value(), "type");
-    if (!type.empty() && type != "function" && type != "custom" && type != "allowed_tools") {
+    const bool search = text::starts_with(type, "web_search") && !request.web.empty();
+    if (!type.empty() && type != "function" && type != "custom" && type != "allowed_tools" &&
+        !search) {
       choice->fail("forces '" + type + "', a tool that only OpenAI can run");
     }
     openai_chat::parse_tool_choice(*choice, request);
@@ -4299,6 +4512,10 @@ inline void parse_sampling(const reader& root, turn_request& request) {
   if (const auto value = root.find("top_p")) sampling.top_p = value->number(0, 1);
   if (const auto value = root.find("max_output_tokens")) {
     sampling.max_tokens = value->integer(1, 1'000'000'000);
+  }
+  if (const auto most = root.find("max_tool_calls")) {  // of OpenAI's own tools
+    for (auto& tool : request.web) tool["max_uses"] = most->integer(1, 1'000);
+    if (request.web.empty()) name_ignored(request, "max_tool_calls");
   }
 }
 
@@ -4351,8 +4568,9 @@ class input_parser {
 
   void parse_foreign_item(const reader& item, const std::string& kind) {
     if (kind == "additional_tools" || kind == "tool_search_output") return offer_tools(item);
+    if (kind == "web_search_call" && !request_.web.empty()) return;  // its process knows more
     const bool output = text::ends_with(kind, "_output");
-    if (output && told_outputs_.count(&item.value()) > 0) return;
+    if (output && shown_outputs_.count(&item.value()) > 0) return;
     if (output || kind == "program" || text::ends_with(kind, "_call")) {
       const auto name_end = std::min(kind.rfind("_call"), kind.rfind("_output"));
       return add_call(item, kind.substr(0, name_end), output);
@@ -4373,6 +4591,9 @@ class input_parser {
       known.erase(std::remove_if(known.begin(), known.end(), same), known.end());
       add_tool(item, std::move(tool), request_);
     }
+    for (auto& tool : offer.web) {
+      if (!has_tool(request_, string_of(tool, "name"))) request_.web.push_back(std::move(tool));
+    }
     for (const auto& name : offer.ignored_params) name_ignored(request_, name);
   }
 
@@ -4383,7 +4604,7 @@ class input_parser {
     if (!is_output && later != outputs_.end() && !later->second.empty()) {
       output = later->second.back();
       later->second.pop_back();
-      told_outputs_.insert(&output.value());
+      shown_outputs_.insert(&output.value());
     }
     auto input = is_output ? json::object() : members_of(item.value(), false);
     history_.add_finished_call(std::move(name), std::move(input), parse_outcome(output));
@@ -4436,20 +4657,20 @@ class input_parser {
   response_style& style_;
   history_builder history_;
   std::map<std::string, std::vector<reader>> outputs_;  ///< by call, the first one last
-  std::set<const json*> told_outputs_;                  ///< with their calls
+  std::set<const json*> shown_outputs_;                 ///< with their calls
 };
 
 /// Fields that are known and never honoured, and the values of each that ask for nothing.
-constexpr std::array<std::pair<const char*, const char*>, 10> ignored_fields = {
+constexpr std::array<std::pair<const char*, const char*>, 9> ignored_fields = {
     {{"truncation", R"(["disabled"])"},
      {"top_logprobs", "[0]"},
-     {"max_tool_calls", "[]"},
      {"background", "[false]"},
      {"service_tier", R"(["auto","default"])"},
      {"access_programs", "[]"},
      {"context_management", "[[]]"},
      {"image", "[{}]"},
-     {"include", R"([[],["reasoning.encrypted_content"]])"},
+     {"include", R"([[],["reasoning.encrypted_content"],["web_search_call.action.sources"],)"
+                 R"(["reasoning.encrypted_content","web_search_call.action.sources"]])"},
      {"moderation", "[]"}}};
 
 /// Throws a 400 for what would have to be kept under an id that this server never gave.
@@ -4468,6 +4689,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   turn_request turn;
   response_style style;
   turn.messages_field = "input";
+  style.may_search = context.web;
   refuse_foreign_body(root, "input");
   refuse_kept(root);
   if (const auto instructions = root.find("instructions")) append_instructions(*instructions, turn);
@@ -4489,8 +4711,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   parse_sampling(root, turn);
   parse_prompt_cache(root, turn);
   turn.thinking_field = turn.effort_field = "reasoning";
-  if (const auto model = root.find("model")) turn.model = parse_model(*model);
-  if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
+  parse_model_and_stream(root, turn);
   parse_agent(root, turn);
   parse_stream_options(root, turn);
   for (const auto& [name, neutral] : ignored_fields) {
@@ -4661,8 +4882,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   refuse_foreign_body(root, "prompt");
   const auto prompts = parse_prompts(root.require("prompt"));
   openai_chat::parse_sampling(root, turn);
-  if (const auto model = root.find("model")) turn.model = parse_model(*model);
-  if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
+  parse_model_and_stream(root, turn);
   std::size_t n = 1;
   if (const auto wanted = root.find("n")) n = static_cast<std::size_t>(wanted->integer(1, 8));
   if (prompts.size() * n > 32) root.require("prompt").fail("asks for more than 32 completions");
@@ -4871,7 +5091,10 @@ inline double estimate_cost(const std::string& model, const token_usage& used) {
                      2 * static_cast<double>(written - used.cache_write_5m);
   const double cost = input * price.input + static_cast<double>(used.output) * price.output +
                       static_cast<double>(used.cache_read) * price.cache_read;
-  return cost * (used.prompt() > 100'000 ? price.long_factor : 1) / million;
+  constexpr double of_search = 0.01;
+  const auto searches = integer_of(member_of(used.api, "server_tool_use"), "web_search_requests");
+  return cost * (used.prompt() > 100'000 ? price.long_factor : 1) / million +
+         static_cast<double>(searches) * of_search;
 }
 
 /// Whether, and how much, the model will think.
@@ -5057,7 +5280,7 @@ inline std::string render_error(const api_error& error, const std::string& = {})
   return dump(json::object({{"error", error.message}}));
 }
 
-/// Ollama has no word for calls: they are told beside the text.
+/// Ollama has no reason for calls: they stand beside the text.
 inline const char* done_reason(stop_reason reason) {
   return reason == stop_reason::tool_use ? "stop" : openai_chat::finish_reason(reason);
 }
@@ -5115,6 +5338,8 @@ class ollama_reply final : public reply {
         case block_kind::text: content += one.text; break;
         case block_kind::thinking:
         case block_kind::activity: thinking += one.text; break;
+        case block_kind::search:  // nobody can ask for them here
+        case block_kind::found:
         case block_kind::redacted_thinking: break;
         case block_kind::tool_call: add_call(one, calls);
       }
@@ -5132,7 +5357,7 @@ class ollama_reply final : public reply {
     return object;
   }
 
-  /// One that the token limit has cut has no input that could be told; the end tells the limit.
+  /// One that the token limit has cut has no whole input; `done_reason` says so.
   void add_call(const block& call, json& calls) const {
     const bool nothing = text::trim(call.text).empty();
     json input = nothing ? json::object() : try_parse_json(call.text);
@@ -5163,7 +5388,7 @@ class ollama_reply final : public reply {
     return object;
   }
 
-  /// The open block so far, which is then told.
+  /// Writes the open block as far as it has come.
   void write_block(std::string& out) {
     const auto object = object_of({block_});
     if (block_.kind == block_kind::tool_call) ++calls_;
@@ -5175,8 +5400,8 @@ class ollama_reply final : public reply {
   bool is_chat_;
   std::string model_;
   const char* load_reason_;
-  block block_;            ///< that is open, with what of it was not told
-  std::size_t calls_ = 0;  ///< that were told
+  block block_;            ///< that is open, with what of it was not written
+  std::size_t calls_ = 0;  ///< that were written
 };
 
 /// A call that waits for its result: its id, and the name of the tool.
@@ -5304,8 +5529,7 @@ inline void parse_options(const reader& options, turn_request& request) {
 inline turn_request parse_common(const reader& root) {
   turn_request turn;
   turn.stream = true;
-  if (const auto model = root.find("model")) turn.model = parse_model(*model);
-  if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
+  parse_model_and_stream(root, turn);
   if (const auto format = root.find("format")) parse_format(*format, turn);
   if (const auto think = root.find("think")) parse_think(*think, turn);
   if (const auto options = root.find("options")) parse_options(*options, turn);
@@ -5725,6 +5949,7 @@ struct answer_shape {
   bool shows_activity = false;      ///< and their activity is sent
   std::vector<std::string> cut_at;  ///< stop texts that the API does not get
   bool shows_thinking = true;
+  bool searches = false;              ///< the API may search the web meanwhile
   std::vector<std::string> answered;  ///< ids of the calls whose results the client has brought
 };
 
@@ -5738,6 +5963,7 @@ inline answer_shape make_answer_shape(const turn_request& request) {
   shape.shows_activity = request.agent && request.agent->show_activity;
   shape.cut_at = request.sampling.cut_at;
   shape.shows_thinking = request.shows_thinking;
+  shape.searches = !request.web.empty();
   if (request.messages.empty()) return shape;
   for (const auto& part : request.messages.back().parts) {
     const auto* result = std::get_if<tool_result_part>(&part);
@@ -6016,8 +6242,8 @@ class block_writer {
     if (auto rest = cutter_.flush(); !rest.empty()) {
       out.emplace_back(block_delta{last.index, std::move(rest)});
     }
-    const bool is_object =
-        last.kind == block_kind::tool_call || (last.is_structured() && !cut_short);
+    const bool is_object = last.kind == block_kind::tool_call || last.kind == block_kind::search ||
+                           (last.is_structured() && !cut_short);
     if (is_object && last.text.empty()) out.emplace_back(block_delta{last.index, "{}"});
     if (last.kind == block_kind::activity) out.emplace_back(block_delta{last.index, "\n"});
     out.emplace_back(block_stopped{last.index, last.signature, last.citations});
@@ -6079,8 +6305,8 @@ class block_writer {
   }
 
   void start(const answer_block& block, events& out) {
-    if (block.kind == block_kind::tool_call) {
-      calls_.push_back(block.id);
+    if (block.kind == block_kind::tool_call) calls_.push_back(block.id);
+    if (block.kind == block_kind::tool_call || block.kind == block_kind::search) {
       const auto& name = block.client_name.empty() ? block.name : block.client_name;
       out.emplace_back(block_started{block.index, block.kind, block.id, name});
       return;
@@ -6437,6 +6663,12 @@ class turn_decoder {
       add_text("data", string_of(block, "data"), out);
     }
     if (type == "tool_use") begin_tool(block, out);
+    if (!shape_.searches) return;
+    if (type == "server_tool_use") add_block({block_kind::search, "tool_use"}, block, out);
+    if (text::ends_with(type, "_tool_result")) {
+      add_block({block_kind::found, "data"}, block, out);
+      if (!finished_ && !blocks_.append("data", dump(block), out)) fail_diverged(out);
+    }
   }
 
   /// A call is the client's to answer, unless it is a tool of the process's own.
@@ -6793,6 +7025,11 @@ inline json encode_offered_tools(const turn_request& request, const tool_names& 
                                     {"input_schema", tool.schema}}));
     offered.back().update(tool.more);
   }
+  for (const auto& tool : request.web) {
+    const auto name = string_of(tool, "name");
+    const bool offers = std::find(allowed.begin(), allowed.end(), name) != allowed.end();
+    if (allowed.empty() || offers) offered.push_back(tool);
+  }
   if (request.schema) {
     offered.push_back(json::object({{"name", structured_tool},
                                     {"description", "Return the final response as structured JSON"},
@@ -6811,8 +7048,9 @@ inline json encode_body(const turn_request& request, const tool_names& names) {
   if (sampling.top_k) body["top_k"] = *sampling.top_k;
   if (sampling.max_tokens) body["max_tokens"] = *sampling.max_tokens;
   if (!sampling.stop.empty()) body["stop_sequences"] = sampling.stop;
-  json choice = request.tools.empty() ? json() : encode_tool_choice(request, names);
-  const bool no_calls = request.tools.empty() || request.choice.kind == tool_choice::how::none;
+  const bool has_tools = !request.tools.empty() || !request.web.empty();
+  json choice = has_tools ? encode_tool_choice(request, names) : json();
+  const bool no_calls = !has_tools || request.choice.kind == tool_choice::how::none;
   if (request.schema && no_calls) {
     choice = json();
     if (!request.thinks) choice = json::object({{"type", "tool"}, {"name", structured_tool}});
@@ -6821,7 +7059,7 @@ inline json encode_body(const turn_request& request, const tool_names& names) {
   // The CLI would give the API the words of draft 7.
   const bool differs =
       request.schema && encode_schema(*request.schema, true) != encode_schema(*request.schema);
-  const bool offers = differs || !request.tools.empty();
+  const bool offers = differs || has_tools;
   if (offers && !request.agent) {  // an agent has the CLI's own ones as well
     body["tools"] = encode_offered_tools(request, names);
   }
@@ -7587,16 +7825,16 @@ inline std::string privacy_problem(const struct stat& path) {
   return {};
 }
 
-/// Makes the directory of sessions for this user alone, and those above it as need be; one that is
-/// there stays as it is. Throws `std::system_error`.
-inline void make_private_directory(std::string path) {
+/// Makes a directory for this user alone, and those above it as need be; one that is there stays as
+/// it is. Throws `std::system_error`, which names the flag.
+inline void make_private_directory(std::string path, const std::string& flag) {
   while (path.size() > 1 && path.back() == '/') path.pop_back();
   std::error_code failed;
   std::filesystem::create_directories(std::filesystem::absolute(path).parent_path(), failed);
   if (!failed && (::mkdir(path.c_str(), 0700) == 0 || errno == EEXIST)) return;
   throw std::system_error(
       failed ? failed : last_system_error(),
-      "--session-dir: " + path + " cannot be made; choose a directory that you may write to");
+      flag + ": " + path + " cannot be made; choose a directory that you may write to");
 }
 
 /// Opens a file for reading that no other user but root can have written; `flags` are more of
@@ -8233,11 +8471,26 @@ struct stop_policy {
 struct conversation_cursor {
   conversation_trace held;
   std::size_t written = 0;       ///< messages of it that the process knows
-  std::vector<turn_mark> marks;  ///< of these
-  std::size_t keep = 0;          ///< messages that stay when the others are taken back
+  std::vector<turn_mark> marks;  ///< the user's messages among these that it can take back
   std::size_t lines = 0;         ///< sent so far, with those taken back
-  std::size_t steps = 0;         ///< back, that were asked for
-  bool asked = false;            ///< the last of them is still to be confirmed
+
+  /// Only the first messages are left; the marks of the others are gone already.
+  void shorten(std::size_t keep) {
+    written = keep;
+    held.ends.resize(keep);
+    held.thoughts.resize(keep);
+    held.words.resize(keep == 0 ? 0 : held.ends.back());
+  }
+};
+
+/// The way back, a message at a time.
+struct rewind_state {
+  std::size_t keep = 0;       ///< messages that stay
+  bool interrupting = false;  ///< the interrupt before the first step is not acknowledged yet
+  std::size_t steps = 0;      ///< of this process so far, so that each has an id of its own
+  bool asked = false;         ///< the last of them is still to be confirmed
+
+  std::string id() const { return "rewind-" + std::to_string(steps); }
 };
 
 /// What a process does for one request.
@@ -8245,7 +8498,6 @@ struct process_turn {
   const turn_request* request = nullptr;  ///< null when nobody waits for the turn's end
   conversation_trace trace;               ///< until the process has the messages
   bool agent = false;
-  turn_decoder decoder{0};
   tool_names names;
   int retries = 0;
   std::vector<usage_window> windows;
@@ -8293,11 +8545,11 @@ class claude_process {
   enum class state {
     starting,
     ready,
-    telling_history,
+    replaying,
     answering,
     awaiting_tool_results,
     idle,
-    taking_back,
+    rewinding,
     dead
   };
 
@@ -8324,17 +8576,17 @@ class claude_process {
   /// It began on this day: without `--bare` a prompt names the date.
   bool is_of_today() const { return service_.day == text::local_day(); }
 
+  /// Where it is in which conversation.
+  const conversation_cursor& cursor() const { return cursor_; }
+
   /// The conversation that it holds; its identity is empty until a first turn.
   const conversation_trace& held() const { return cursor_.held; }
 
-  /// The user's messages of that conversation that can be taken back, last one last.
-  const std::vector<turn_mark>& marks() const { return cursor_.marks; }
-
   /// What this turn has used so far.
-  token_usage usage() const { return turn_.decoder.meter().usage(); }
+  token_usage usage() const { return decoder_.meter().usage(); }
 
   /// See `turn_decoder`.
-  bool was_cut() const { return turn_.decoder.was_cut(); }
+  bool was_cut() const { return decoder_.was_cut(); }
 
   /// How often the CLI has asked the API again in this turn.
   int retries() const { return turn_.retries; }
@@ -8356,7 +8608,7 @@ class claude_process {
   /// would answer for them on any signal that it can catch, and ask the model again.
   stop_policy ending() const {
     if (turn_.agent) return {SIGINT, false};  // older ones leave them alone when their input ends
-    const bool waits = runs_ && (turn_.decoder.finished() || state_ == state::taking_back);
+    const bool waits = runs_ && (decoder_.finished() || state_ == state::rewinding);
     return {waits ? SIGKILL : SIGTERM, true};
   }
 
@@ -8365,31 +8617,29 @@ class claude_process {
   /// awaits the results of tools must be given these and nothing else, or be taken back. `request`
   /// must outlive the turn, which `accept` or `release` ends.
   void begin(const turn_request& request, conversation_trace trace, std::size_t keep) {
-    auto decoder = std::move(turn_.decoder);
     turn_ = {};
     turn_.request = &request;
     turn_.trace = std::move(trace);
     turn_.agent = request.agent.has_value();
     ++service_.turns;
-    if (keep < cursor_.held.ends.size()) return take_back(keep);
-    turn_.decoder = std::move(decoder);
-    ask();
+    if (keep >= cursor_.held.ends.size()) return ask();
+    decoder_ = turn_decoder(0);
+    rewind_to(keep);
   }
 
   /// The turn has ended, and this is what the client will send back of it.
   void accept(const message& reply) {
-    const auto& decoder = turn_.decoder;
-    const bool whole = decoder.finished() && !decoder.was_cut() && turn_.events.empty();
+    const bool whole = decoder_.finished() && !was_cut() && turn_.events.empty();
     if (state_ != state::answering || !whole) return;
     append_message(cursor_.held, reply, {});
     cursor_.written = cursor_.held.ends.size();
     turn_.request = nullptr;
-    state_ = decoder.calls().empty() ? state::idle : state::awaiting_tool_results;
+    state_ = decoder_.calls().empty() ? state::idle : state::awaiting_tool_results;
   }
 
   /// The turn is abandoned. Its messages are taken back, where that may be;
   /// else the process is dead.
-  void release(bool may_take_back) {
+  void release(bool may_rewind) {
     turn_.request = nullptr;
     turn_.events.clear();
     switch (state_) {
@@ -8398,14 +8648,14 @@ class claude_process {
       case state::awaiting_tool_results:
       case state::idle:
       case state::dead: return;
-      case state::taking_back: break;
-      case state::telling_history:
+      case state::rewinding: break;
+      case state::replaying:
       case state::answering:
         // After a cut an interrupt comes too late to stop the CLI's own next call.
         if (turn_.agent || was_cut() || cursor_.marks.empty()) break;
-        take_back(cursor_.marks.back().message);
+        rewind_to(cursor_.marks.back().message);
     }
-    if (!may_take_back || state_ != state::taking_back) state_ = state::dead;
+    if (!may_rewind || state_ != state::rewinding) state_ = state::dead;
   }
 
   /// Only asks the process for its models and its account; see `introduction`.
@@ -8439,7 +8689,7 @@ class claude_process {
     if (!wrong.empty()) fail(wrong);
     const auto waits = std::chrono::steady_clock::now() - waits_since_;
     if (state_ == state::starting && waits > start_timeout) fail("claude does not start");
-    if (state_ == state::taking_back && waits > max_step) fail("claude takes nothing back");
+    if (state_ == state::rewinding && waits > max_step) fail("claude takes nothing back");
   }
 
   /// Gives the process up: the owner of the child ends it.
@@ -8447,46 +8697,41 @@ class claude_process {
 
  private:
   static constexpr std::chrono::seconds start_timeout{60};  // usual: 0.5 s
-  static constexpr std::chrono::seconds max_step{3};        // to take one message back; usual: 3 ms
+  static constexpr std::chrono::seconds max_step{6};        // to take one message back; usual: 3 ms
 
   // ---- back -------------------------------------------------------------------------------------
 
   /// Takes back all but the first `keep` messages: an answer under way is interrupted first.
-  void take_back(std::size_t keep) {
-    cursor_.keep = keep;
+  void rewind_to(std::size_t keep) {
     tools_.forget_calls();
+    rewind_.keep = keep;
     // A replayed message ends by itself: it is acknowledged.
-    interrupting_ = runs_ && state_ != state::telling_history;
-    if (interrupting_) connection_.send(encode_interrupt(interrupt_id));
-    state_ = state::taking_back;
-    take_back_next();
+    rewind_.interrupting = runs_ && state_ != state::replaying;
+    if (rewind_.interrupting) connection_.send(encode_interrupt(interrupt_id));
+    state_ = state::rewinding;
+    rewind_step();
   }
 
   /// `claude` takes back only the last of the messages, so there is a step for each.
-  void take_back_next() {
+  void rewind_step() {
     waits_since_ = std::chrono::steady_clock::now();
-    if (runs_ || interrupting_) return;
-    if (!cursor_.marks.empty() && cursor_.marks.back().message >= cursor_.keep) {
-      ++cursor_.steps;
-      cursor_.asked = true;
-      return connection_.send(encode_rewind(id_of_step(), cursor_.marks.back().uuid));
+    if (runs_ || rewind_.interrupting) return;
+    if (!cursor_.marks.empty() && cursor_.marks.back().message >= rewind_.keep) {
+      ++rewind_.steps;
+      rewind_.asked = true;
+      return connection_.send(encode_rewind(rewind_.id(), cursor_.marks.back().uuid));
     }
-    cursor_.written = cursor_.keep;
-    cursor_.held.ends.resize(cursor_.keep);
-    cursor_.held.thoughts.resize(cursor_.keep);
-    cursor_.held.words.resize(cursor_.keep == 0 ? 0 : cursor_.held.ends.back());
+    cursor_.shorten(rewind_.keep);
     state_ = state::idle;
     if (turn_.request != nullptr) ask();
   }
 
-  std::string id_of_step() const { return "rewind-" + std::to_string(cursor_.steps); }
-
   void read_rewound(const json& response) {
-    if (!std::exchange(cursor_.asked, false) || state_ != state::taking_back) return;
+    if (!std::exchange(rewind_.asked, false) || state_ != state::rewinding) return;
     const auto& answer = member_of(response, "response");
     if (boolean_of(answer, "rewound")) {
       cursor_.marks.pop_back();
-      return take_back_next();
+      return rewind_step();
     }
     const bool unknown = string_of(response, "subtype") == "error";
     const bool first = string_of(answer, "error") == "no preceding assistant";
@@ -8497,7 +8742,7 @@ class claude_process {
 
   // ---- on ---------------------------------------------------------------------------------------
 
-  /// Tells the process what it does not hold of the request, and asks.
+  /// Sends the process what it does not hold of the request, and asks.
   void ask() {
     auto shape = make_answer_shape(*turn_.request);
     turn_.names = shape.names;
@@ -8509,22 +8754,23 @@ class claude_process {
     lines += encode_changed_settings({encode_settings(settings_id, *turn_.request, turn_.names),
                                       turn_.request->thinking_tokens.value_or(0)});
     const bool brings_results = state_ == state::awaiting_tool_results;
-    const double charged = brings_results ? turn_.decoder.meter().charged_ahead() : 0;
+    const double charged = brings_results ? decoder_.meter().charged_ahead() : 0;
     if (brings_results) {
       const auto entry = turn_.request->messages.rbegin();
-      tools_.take_results(*entry, *(entry + 1), turn_.decoder.calls());
+      tools_.take_results(*entry, *(entry + 1), decoder_.calls());
     }
-    turn_.decoder = turn_decoder(cost_, std::move(shape), charged);
+    decoder_ = turn_decoder(cost_, std::move(shape), charged);
     cursor_.held = std::move(turn_.trace);
-    if (!brings_results) return tell_next(std::move(lines));
+    if (!brings_results) return replay_next(std::move(lines));
     cursor_.written = cursor_.held.ends.size();
     state_ = state::answering;
     connection_.send(lines);
     answer_calls();
   }
 
-  /// Sends what is untold up to the next user's message, which will be acknowledged or answered.
-  void tell_next(std::string lines) {
+  /// Sends what the process lacks up to the next user's message, which will be acknowledged or
+  /// answered.
+  void replay_next(std::string lines) {
     const auto& messages = turn_.request->messages;
     for (bool asked = false; !asked && cursor_.written < messages.size(); ++cursor_.written) {
       ++cursor_.lines;
@@ -8541,7 +8787,7 @@ class claude_process {
         lines += encode_message(entry, turn_.names, line);
       }
     }
-    state_ = cursor_.written == messages.size() ? state::answering : state::telling_history;
+    state_ = cursor_.written == messages.size() ? state::answering : state::replaying;
     runs_ = true;
     connection_.send(lines);
   }
@@ -8590,15 +8836,15 @@ class claude_process {
       case state::starting:
       case state::ready:
       case state::dead: return;
-      case state::telling_history: return read_acknowledgement(line);
+      case state::replaying: return read_acknowledgement(line);
       case state::answering: return read_answer(line, begins);
       case state::awaiting_tool_results:
       case state::idle:
         if (begins) fail("claude went on by itself");
         return;
-      case state::taking_back:
+      case state::rewinding:
         if (begins && !runs_) return fail("claude went on by itself");
-        if (type == "result") take_back_next();
+        if (type == "result") rewind_step();
     }
   }
 
@@ -8609,11 +8855,11 @@ class claude_process {
   }
 
   void read_answer(const json& line, bool begins) {
-    const bool over = turn_.decoder.finished() && !was_cut();
+    const bool over = decoder_.finished() && !was_cut();
     if (begins && (over || tools_.has_unclaimed_results())) return fail("claude went on by itself");
     if (string_of(line, "subtype") == "api_retry") ++turn_.retries;
     std::vector<event> decoded;
-    turn_.decoder.decode(line, decoded);
+    decoder_.decode(line, decoded);
     for (auto& what : decoded) turn_.events.push_back(std::move(what));
     if (was_cut()) {  // or it goes on
       connection_.child().signal_group(turn_.agent ? SIGINT : SIGKILL);
@@ -8626,16 +8872,16 @@ class claude_process {
     if (boolean_of(line, "is_error")) {
       return fail("claude refused the history: " + string_of(line, "result"));
     }
-    tell_next({});
+    replay_next({});
   }
 
   void read_control_response(const json& response) {
     if (state_ == state::starting) state_ = state::ready;
     const auto id = string_of(response, "request_id");
-    if (id == id_of_step()) return read_rewound(response);
+    if (id == rewind_.id()) return read_rewound(response);
     if (id == interrupt_id) {
-      interrupting_ = false;
-      if (state_ == state::taking_back) take_back_next();
+      rewind_.interrupting = false;
+      if (state_ == state::rewinding) rewind_step();
     }
     if (id != opening_id && id != settings_id) return;
     if (string_of(response, "subtype") == "error") {
@@ -8649,7 +8895,7 @@ class claude_process {
 
   void answer_request(const json& asked) {
     connection_.send(tools_.take_request(
-        asked, [this](const std::string& id) { return turn_.decoder.client_call_id(id); }));
+        asked, [this](const std::string& id) { return decoder_.client_call_id(id); }));
     answer_calls();
   }
 
@@ -8658,7 +8904,7 @@ class claude_process {
     state_ = state::dead;
     turn_.failed_before_first_event = turn_.events.empty() && !turn_.event_delivered;
     std::vector<event> decoded;
-    turn_.decoder.fail(api_error(error_kind::bad_gateway, connection_.explain(reason)), decoded);
+    decoder_.fail(api_error(error_kind::bad_gateway, connection_.explain(reason)), decoded);
     for (auto& what : decoded) turn_.events.push_back(std::move(what));
   }
 
@@ -8671,9 +8917,10 @@ class claude_process {
   std::map<std::string, usage_window> windows_;
   turn_settings sent_settings_;  ///< that it got last
   bool runs_ = false;            ///< its `result` is still to come
-  bool interrupting_ = false;    ///< the interrupt is still to be acknowledged
   conversation_cursor cursor_;
+  rewind_state rewind_;
   process_turn turn_;
+  turn_decoder decoder_{0};  ///< stays for the calls that await their results
   refusal refused_ = refusal::none;
   double cost_ = 0;  ///< in USD, as it reported
 };
@@ -8686,13 +8933,13 @@ class claude_process {
 
 /// Processes by state. Their sum never exceeds the cap.
 struct process_counts {
-  int spare = 0;        ///< ready, or soon
-  int warm = 0;         ///< of the spares: have answered already
-  int busy = 0;         ///< serve a request
-  int idle = 0;         ///< hold a conversation that may go on
-  int parked = 0;       ///< of the idle: wait for the results of a client's tools
-  int taking_back = 0;  ///< of the idle: take back what nobody wants any more
-  int stopping = 0;     ///< signalled to end, not yet gone
+  int spare = 0;      ///< ready, or soon
+  int warm = 0;       ///< of the spares: have answered already
+  int busy = 0;       ///< serve a request
+  int idle = 0;       ///< hold a conversation that may go on
+  int parked = 0;     ///< of the idle: wait for the results of a client's tools
+  int rewinding = 0;  ///< of the idle: take back what nobody wants any more
+  int stopping = 0;   ///< signalled to end, not yet gone
   int maximum = 0;
   std::uint64_t started = 0;             ///< since the proxy began
   int queued = 0;                        ///< requests that wait for a process
@@ -8705,16 +8952,30 @@ inline int default_max_processes(std::uint64_t memory_bytes) {
   return static_cast<int>(std::clamp<std::uint64_t>(memory_bytes / each, 2, 32));
 }
 
+/// How a process came to a request. `none`: it has none. `continued`: it held the conversation;
+/// `rewound`: messages were taken back; `spare`: it held nothing; `started`: it was started for the
+/// request.
+enum class process_origin { none, continued, rewound, spare, started };
+
+inline std::string_view name_of(process_origin origin) {
+  switch (origin) {
+    case process_origin::continued: return "continued";
+    case process_origin::rewound: return "rewound";
+    case process_origin::spare: return "spare";
+    case process_origin::started: return "started";
+    case process_origin::none: break;
+  }
+  return {};
+}
+
 /// A way to bring a process to a request's conversation.
 struct way {
-  enum class kind { go_on, go_back, spare, start };
-
-  kind how = kind::start;
-  std::size_t keep = 0;        ///< messages of the request that the process holds, and keeps
-  std::size_t taken_back = 0;  ///< the user's messages that are taken back
-  std::size_t replayed = 0;    ///< messages of the history that the process gets
-  std::size_t discarded = 0;   ///< messages of another conversation, to be replayed when it goes on
-  bool parked = false;         ///< another conversation's calls are given up for it
+  process_origin origin = process_origin::started;
+  std::size_t keep = 0;       ///< messages of the request that the process holds, and keeps
+  std::size_t rewound = 0;    ///< the user's messages that are taken back
+  std::size_t replayed = 0;   ///< messages of the history that the process gets
+  std::size_t discarded = 0;  ///< messages of another conversation, to be replayed when it goes on
+  bool parked = false;        ///< another conversation's calls are given up for it
 };
 
 /// What ways cost, in milliseconds, as measured on the real CLI.
@@ -8731,35 +8992,37 @@ struct way_costs {
 /// What a way costs in milliseconds, with the replays that it causes for other conversations.
 inline double cost_of(const way& one) {
   double cost = way_costs::message * static_cast<double>(one.replayed + one.discarded) +
-                way_costs::step_back * static_cast<double>(one.taken_back);
-  const bool fresh = one.how == way::kind::spare || one.how == way::kind::start;
+                way_costs::step_back * static_cast<double>(one.rewound);
+  const bool fresh = one.origin == process_origin::spare || one.origin == process_origin::started;
   if (fresh) cost += way_costs::initialize;
-  if (one.how == way::kind::start) cost += way_costs::start;
+  if (one.origin == process_origin::started) cost += way_costs::start;
   if (one.parked) cost += way_costs::parked;
   return cost;
 }
 
 /// How far a process may be taken back.
-enum class going_back { anywhere, to_an_answer, nowhere };
+enum class rewind_reach { anywhere, to_an_answer, nowhere };
 
 /// How far this `claude` takes messages back: an older one does less, and all its processes alike.
 /// Thread-safe.
-class going_back_support {
+class rewind_support {
  public:
-  explicit going_back_support(const options& settings) : settings_(settings) { reset(); }
+  explicit rewind_support(const options& settings) : settings_(settings) { reset(); }
 
-  going_back now() const { return now_; }
+  rewind_reach now() const { return now_; }
 
   /// The program may have become another.
-  void reset() { now_ = settings_.reuse_processes ? going_back::anywhere : going_back::nowhere; }
+  void reset() {
+    now_ = settings_.reuse_processes ? rewind_reach::anywhere : rewind_reach::nowhere;
+  }
 
   /// Learns from a process that would not take a message back.
   void learn(const claude_process& process) {
     using refusal = claude_process::refusal;
-    if (process.refused() == refusal::none || now_ == going_back::nowhere) return;
+    if (process.refused() == refusal::none || now_ == rewind_reach::nowhere) return;
     const bool first = process.refused() == refusal::first_message;
-    if (first && now_ == going_back::to_an_answer) return;
-    now_ = first ? going_back::to_an_answer : going_back::nowhere;
+    if (first && now_ == rewind_reach::to_an_answer) return;
+    now_ = first ? rewind_reach::to_an_answer : rewind_reach::nowhere;
     settings_.log.info(first
                            ? "this claude does not take back the first message of a conversation: "
                              "each conversation has a process of its own"
@@ -8769,45 +9032,44 @@ class going_back_support {
 
  private:
   const options& settings_;
-  std::atomic<going_back> now_{going_back::nowhere};
+  std::atomic<rewind_reach> now_{rewind_reach::nowhere};
 };
-
-/// The way by which a process that holds a conversation of the request's identity can serve it;
-/// nullopt when there is none. `brings_results`: all that is new are results for a process that
-/// awaits them.
-inline std::optional<way> find_way(const conversation_trace& held,
-                                   const std::vector<turn_mark>& marks, bool parked,
-                                   const conversation_trace& asked, bool brings_results,
-                                   going_back may) {
-  const auto history = asked.ends.size() - 1;
-  const auto common = std::min(count_common(held, asked), history);
-  const bool whole = common == held.ends.size();
-  if (whole && common > 0 && (!parked || (brings_results && common == history))) {
-    return way{way::kind::go_on, common, 0, history - common, 0, false};
-  }
-  way back{way::kind::go_back, 0, 0, history, held.ends.size() - common, parked && common == 0};
-  if (held.ends.empty()) return back;
-  const auto first = std::find_if(marks.rbegin(), marks.rend(),
-                                  [&](const turn_mark& mark) { return mark.message <= common; });
-  const bool far = first == marks.rend() || (first->message == 0 && may != going_back::anywhere);
-  if (far || may == going_back::nowhere) return std::nullopt;
-  back.keep = first->message;
-  back.taken_back = static_cast<std::size_t>(first - marks.rbegin()) + 1;
-  back.replayed = history - back.keep;
-  return back;
-}
 
 /// What a request wants of the pool. Owned by the request's turn.
 struct process_demand {
   launch_profile profile;
   std::string client;                         ///< the queue is fair between clients
   const conversation_trace* trace = nullptr;  ///< of the request; null: no conversation
-  bool brings_results = false;                ///< see `find_way`
+  bool brings_results = false;                ///< all that is new are results of parked calls
   bool fresh = false;                         ///< of a process that holds nothing
   steady_time asked = std::chrono::steady_clock::now();
 
   std::size_t history() const { return trace == nullptr ? 0 : trace->ends.size() - 1; }
 };
+
+/// The way by which a process that holds a conversation of the demand's identity can serve it;
+/// nullopt when there is none. `parked`: it waits for the results of tools.
+inline std::optional<way> find_way(const conversation_cursor& cursor, bool parked,
+                                   const process_demand& demand, rewind_reach reach) {
+  const auto& held = cursor.held;
+  const auto history = demand.history();
+  const auto common = std::min(count_common(held, *demand.trace), history);
+  const bool whole = common == held.ends.size();
+  if (whole && common > 0 && (!parked || (demand.brings_results && common == history))) {
+    return way{process_origin::continued, common, 0, history - common, 0, false};
+  }
+  way back{process_origin::rewound, 0, 0, history, held.ends.size() - common,
+           parked && common == 0};
+  if (held.ends.empty()) return back;
+  const auto first = std::find_if(cursor.marks.rbegin(), cursor.marks.rend(),
+                                  [&](const turn_mark& mark) { return mark.message <= common; });
+  const bool none = first == cursor.marks.rend() || reach == rewind_reach::nowhere;
+  if (none || (first->message == 0 && reach == rewind_reach::to_an_answer)) return std::nullopt;
+  back.keep = first->message;
+  back.rewound = static_cast<std::size_t>(first - cursor.marks.rbegin()) + 1;
+  back.replayed = history - back.keep;
+  return back;
+}
 
 class pool;
 
@@ -8845,7 +9107,7 @@ struct kept_process {
   bool ends = false;  ///< and ends it then
 
   bool is_unused() const { return now == state::starting || now == state::ready; }
-  bool is_changing() const { return now == state::starting || now == state::taking_back; }
+  bool is_changing() const { return now == state::starting || now == state::rewinding; }
 
   /// A start of over 5 s counts as hung: another may begin in its place.
   bool is_starting() const {
@@ -8856,7 +9118,7 @@ struct kept_process {
   /// On its way to where it may serve others; one that takes longer than a start is not waited for.
   bool returns_soon() const {
     constexpr std::chrono::milliseconds max_return{500};
-    return now == state::taking_back && std::chrono::steady_clock::now() - since < max_return;
+    return now == state::rewinding && std::chrono::steady_clock::now() - since < max_return;
   }
 };
 
@@ -8869,19 +9131,19 @@ struct grant {
 
 /// How a process could serve the request, if it can.
 inline std::optional<way> way_of(const kept_process& kept, const process_demand& demand,
-                                 going_back may) {
+                                 rewind_reach reach) {
   using state = claude_process::state;
   const auto& process = *kept.process;
   const bool parked = kept.now == state::awaiting_tool_results;
   if (kept.ends || !(kept.profile == demand.profile)) return std::nullopt;
-  if (kept.now == state::ready) return way{way::kind::spare, 0, 0, demand.history(), 0, false};
+  if (kept.now == state::ready) return way{process_origin::spare, 0, 0, demand.history(), 0, false};
   const bool holds = kept.now == state::idle || parked;
   if (!holds || demand.fresh || demand.trace == nullptr) return std::nullopt;
   if (process.held().identity != demand.trace->identity) return std::nullopt;
+  // What an agent did to files is not taken back, nor the day that the prompt names.
   const bool stays = process.is_agent() || !process.is_of_today();
   if (stays && process.held().ends.empty()) return std::nullopt;
-  return find_way(process.held(), process.marks(), parked, *demand.trace, demand.brings_results,
-                  stays ? going_back::nowhere : may);
+  return find_way(process.cursor(), parked, demand, stays ? rewind_reach::nowhere : reach);
 }
 
 /// A request that waits for a process. Owned by its ticket.
@@ -9035,23 +9297,13 @@ class spare_plan {
                 std::chrono::milliseconds hold) {
     // A server that a client has registered runs as long as that client uses it, not as a spare.
     if (profile.agent && profile.agent->client_servers) return;
-    const auto now = std::chrono::steady_clock::now();
-    const auto earlier = [](const auto& a, const auto& b) { return a.asked < b.asked; };
-    auto known = profiles_.begin() + place_of(profile);
-    if (known == profiles_.end()) {
-      if (profiles_.size() == max_profiles) {
-        const auto poorer = profiles_.begin() + wanted_ % static_cast<int>(max_profiles);
-        profiles_.erase(std::min_element(poorer, profiles_.end(), earlier));
-      }
-      const auto owner = profile.agent ? client : std::string();
-      known = profiles_.insert(profiles_.end(), asked_profile{profile, owner, now});
-    }
-    known->asked = now;
+    const auto known = find_or_add(profile, profile.agent ? client : std::string());
+    known->asked = std::chrono::steady_clock::now();
     const auto first = profiles_.begin();
-    const auto richer = wanted_ % static_cast<std::ptrdiff_t>(profiles_.size());
-    if (richer == 0 || known - first < richer) return;
-    const auto oldest = std::min_element(first, first + richer, earlier);
-    if (now - oldest->asked >= hold) std::swap(*oldest, *known);
+    const auto without_extra = first + wanted_ % static_cast<std::ptrdiff_t>(profiles_.size());
+    if (known < without_extra || without_extra == first) return;
+    const auto oldest = std::min_element(first, without_extra, asked_earlier);
+    if (known->asked - oldest->asked >= hold) std::swap(*oldest, *known);
   }
 
   /// Removes the profiles of these clients' agents.
@@ -9102,6 +9354,22 @@ class spare_plan {
   };
 
   static constexpr std::size_t max_profiles = 4;
+
+  static bool asked_earlier(const asked_profile& a, const asked_profile& b) {
+    return a.asked < b.asked;
+  }
+
+  /// A new one takes the place of the one without a further spare that was asked for longest ago.
+  std::deque<asked_profile>::iterator find_or_add(const launch_profile& profile,
+                                                  const std::string& client) {
+    const auto known = profiles_.begin() + place_of(profile);
+    if (known != profiles_.end()) return known;
+    if (profiles_.size() == max_profiles) {
+      const auto without_extra = profiles_.begin() + wanted_ % static_cast<int>(max_profiles);
+      profiles_.erase(std::min_element(without_extra, profiles_.end(), asked_earlier));
+    }
+    return profiles_.insert(profiles_.end(), asked_profile{profile, client, {}});
+  }
 
   /// The number of profiles for an unknown one.
   std::ptrdiff_t place_of(const launch_profile& profile) const {
@@ -9162,7 +9430,8 @@ struct start_counts {
 inline std::unique_ptr<claude_process> start_claude(const options& settings,
                                                     const launch_profile& profile,
                                                     const child_guard& guard) {
-  const auto what = make_command(profile.fallback ? with_fallback(settings) : settings, profile);
+  const auto what = profile.fallback ? make_command(with_fallback(settings), profile)
+                                     : make_command(settings, profile);
   try {
     return std::make_unique<claude_process>(what, guard);
   } catch (const std::system_error& failure) {
@@ -9252,7 +9521,7 @@ class pool {
       ++(kept.is_unused() ? now.spare : now.idle);
       now.warm += kept.now == state::ready ? 1 : 0;
       now.parked += kept.now == state::awaiting_tool_results ? 1 : 0;
-      now.taking_back += kept.now == state::taking_back ? 1 : 0;
+      now.rewinding += kept.now == state::rewinding ? 1 : 0;
     }
     now.spare += starts_.under_way;
     now.busy = queue_.busy();
@@ -9292,7 +9561,8 @@ class pool {
     grant found;
     for (auto kept = kept_.begin(); kept != kept_.end(); ++kept) {
       const auto one = way_of(*kept, demand, support_.now());
-      if (!one || cost_of(*one) >= least || (own_only && one->how != way::kind::go_on)) continue;
+      if (!one || cost_of(*one) >= least || (own_only && one->origin != process_origin::continued))
+        continue;
       if (!kept->read && !kept->process->alive()) continue;
       least = cost_of(*one);
       best = kept;
@@ -9302,7 +9572,7 @@ class pool {
     found.process = std::move(best->process);
     kept_.erase(best);
     queue_.note_taken(demand.client);
-    if (found.taken.how == way::kind::spare) spares_.note_taken();
+    if (found.taken.origin == process_origin::spare) spares_.note_taken();
     wake_.raise();
     return found;
   }
@@ -9321,7 +9591,7 @@ class pool {
 
   void give_back(const process_demand& demand, std::unique_ptr<claude_process> process) {
     using state = claude_process::state;
-    process->release(support_.now() != going_back::nowhere);
+    process->release(support_.now() != rewind_reach::nowhere);
     const bool worn = process->now() == state::idle && process->is_worn();
     const std::lock_guard<std::mutex> lock(mutex_);
     queue_.note_returned(demand.client);
@@ -9364,7 +9634,7 @@ class pool {
   }
 
   /// What is ended to make room: the conversation that was asked for least recently costs only that
-  /// it is told anew, least of all one that no request waits for; one whose calls wait for results
+  /// it is replayed, least of all one that no request waits for; one whose calls wait for results
   /// costs more; a spare of another model goes last. The end of the list when there is nothing.
   kept_processes::iterator least_useful() {
     using state = claude_process::state;
@@ -9490,8 +9760,8 @@ class pool {
       }
       case state::awaiting_tool_results:
       case state::idle: return kept.since < oldest;
-      case state::taking_back: return false;
-      case state::telling_history:
+      case state::rewinding: return false;
+      case state::replaying:
       case state::answering:
       case state::dead: return true;
     }
@@ -9573,7 +9843,7 @@ class pool {
   stopping_processes stopping_;
   fair_queue queue_;
   spare_plan spares_;
-  going_back_support support_;
+  rewind_support support_;
   start_counts starts_;
   std::map<std::string, steady_time> ended_;  ///< by client: what began before does not go on
   bool closing_ = false;
@@ -9598,7 +9868,7 @@ class pool::ticket {
     const std::lock_guard<std::mutex> lock(pool_.mutex_);
     const auto line = pool_.queue_.in_line();
     granted_ = pool_.try_grant(demand_, line.empty() ? nullptr : line.front());
-    const bool goes_on = granted_ && granted_->taken.how == way::kind::go_on;
+    const bool goes_on = granted_ && granted_->taken.origin == process_origin::continued;
     if (!goes_on) {
       pool_.spares_.remember(demand_.profile, demand_.client, pool_.settings_.spare_hold);
     }
@@ -9676,9 +9946,389 @@ class pool::ticket {
 };
 
 //================================================================================================
-// [21] sessions - histories that the proxy keeps for a client
+// [21] store - what outlasts the process, and where it lies
+// uses: text, errors, json_access, log, options, process | thread-safe
+//================================================================================================
+
+/// What is kept under a client's name and an id.
+struct stored_record {
+  std::string client;
+  std::string id;
+  json head;                     ///< written anew each time
+  std::vector<json> items = {};  ///< appended to
+};
+
+/// What answers have used, in an hour or in all.
+struct usage_row {
+  std::int64_t hour = 0;  ///< since 1970
+  std::string key;        ///< `key-1` is the first key's holder; of a sum, what it is the sum of
+  std::string model;
+  std::string dialect;
+  std::int64_t answers = 0;
+  std::array<std::int64_t, 4> tokens{};  ///< see `token_kinds`
+  double usd = 0;
+};
+
+constexpr std::array<const char*, 4> token_kinds = {"input", "output", "cache_read", "cache_write"};
+
+constexpr std::int64_t ms_per_hour = 3'600'000;
+
+/// Of the clock on the wall: the other begins anew with the machine.
+inline std::int64_t now_ms() {
+  using namespace std::chrono;
+  return duration_cast<milliseconds>(system_clock::now().time_since_epoch()).count();
+}
+
+/// Where state lies that outlasts the process. This one keeps nothing: all is in memory alone.
+class state_store {
+ public:
+  state_store() = default;
+  state_store(const state_store&) = delete;
+  state_store& operator=(const state_store&) = delete;
+  virtual ~state_store() = default;
+
+  /// Why it cannot be used, found at the start; empty when it can.
+  virtual std::string problem() const { return {}; }
+
+  /// All records of a kind.
+  virtual std::vector<stored_record> read(const char* /*kind*/) { return {}; }
+
+  /// Writes the head, and the items in place of those from position `first` on: all or nothing.
+  /// Logs why it cannot; then returns false.
+  virtual bool write(const char* /*kind*/, const stored_record& /*record*/,
+                     std::size_t /*first*/ = 0) {
+    return true;
+  }
+  virtual void remove(const char* /*kind*/, const std::string& /*client*/,
+                      const std::string& /*id*/) {}
+
+  /// False when usage is not kept.
+  virtual bool keeps_usage() const { return false; }
+
+  /// Adds the row to its hour's, and forgets hours of more than 90 days ago.
+  virtual void add_usage(const usage_row& /*row*/) {}
+
+  /// Sums since an hour, for each `key`, `model`, `dialect` or `day`, in their order.
+  virtual std::vector<usage_row> sum_usage(const std::string& /*by*/, std::int64_t /*from*/) {
+    return {};
+  }
+
+  /// Throws a 503 when it cannot be used: what a request refers to may lie there.
+  void require() const {
+    const auto why = problem();
+    if (why.empty()) return;
+    api_error error(error_kind::unavailable, "the proxy's store cannot be used: " + why);
+    error.code = "store_unavailable";
+    error.retry_is_futile = true;
+    throw error;
+  }
+};
+
+/// The names of files in a directory for sessions.
+namespace session_files {
+constexpr const char* salt = "salt";
+constexpr const char* store = "claude-openai.sqlite";
+constexpr std::size_t name_length = 24;
+constexpr std::string_view session = ".json";         ///< as older versions stored them
+constexpr std::string_view unfinished = ".json.new";  ///< a write of theirs that was cut short
+
+/// Of a name that they gave; other files that end so may be anybody's.
+inline bool is_own(std::string_view name, std::string_view ending) {
+  return name.size() == name_length + ending.size() && text::ends_with(name, ending);
+}
+
+/// The names of all files in a directory for sessions; none where it does not exist. Changes
+/// nothing. Throws `std::invalid_argument` for a directory that other users can use, or that
+/// holds only files of something else.
+inline std::vector<std::string> list(const std::string& directory) {
+  std::vector<std::string> names;
+  struct stat info {};
+  if (::stat(directory.c_str(), &info) != 0) return names;
+  auto problem = privacy_problem(info);
+  bool used = false;
+  if (problem.empty()) {
+    for (const auto& file : std::filesystem::directory_iterator(directory)) {
+      names.push_back(file.path().filename().string());
+      const auto& name = names.back();
+      used = used || name == salt || name == store || is_own(name, session) ||
+             is_own(name, unfinished);
+    }
+    if (!used && !names.empty()) problem = "holds other files and no session; name an empty one";
+  }
+  if (problem.empty()) return names;
+  throw std::invalid_argument("--session-dir: " + directory + " " + problem);
+}
+}  // namespace session_files
+
+/// The file of `--store`, or the one in the directory for sessions; empty for neither.
+inline std::string store_path(const options& settings) {
+  if (settings.session_directory.empty()) return settings.store;
+  return settings.session_directory + "/" + session_files::store;
+}
+
+#ifdef CLAUDE_OPENAI_SQLITE
+
+/// A file of SQLite's that this process alone uses. What was written survives a kill at any moment;
+/// a failure of the whole machine may cost what was written in the seconds before.
+class sqlite_store final : public state_store {
+ public:
+  /// Throws `std::invalid_argument` for a file or directory that other users can write to or read,
+  /// `std::system_error` when the file cannot be made. Any other trouble is logged, and `problem`.
+  explicit sqlite_store(const options& settings) : path_(store_path(settings)), log_(settings.log) {
+    const auto directory = std::filesystem::path(path_).parent_path().string();
+    const std::string flag = settings.session_directory.empty() ? "--store" : "--session-dir";
+    make_private_directory(directory, flag);
+    if (!settings.session_directory.empty()) session_files::list(directory);
+    require_private(directory, flag);
+    try {
+      open();
+    } catch (const std::runtime_error& failure) {
+      problem_ = failure.what();
+      database_.reset();
+      log_.error(path_ + " cannot be used: " + problem_ +
+                 "; sessions and responses are refused until a restart, other requests are served");
+    }
+  }
+
+  std::string problem() const override { return problem_; }
+
+  std::vector<stored_record> read(const char* kind) override {
+    std::vector<stored_record> records;
+    const bool whole = attempt(kind, "read", [&] {
+      run("SELECT r.client, r.id, r.head, i.body FROM records r LEFT JOIN items i "
+          "ON i.kind = r.kind AND i.client = r.client AND i.id = r.id "
+          "WHERE r.kind = ? ORDER BY r.client, r.id, i.position",
+          {std::string(kind)}, [&](sqlite3_stmt* row) {
+            const auto client = text_of(row, 0);
+            const auto id = text_of(row, 1);
+            if (records.empty() || records.back().client != client || records.back().id != id) {
+              records.push_back({client, id, try_parse_json(text_of(row, 2), max_line_depth)});
+            }
+            if (::sqlite3_column_type(row, 3) == SQLITE_NULL) return;
+            records.back().items.push_back(try_parse_json(text_of(row, 3), max_line_depth));
+          });
+    });
+    if (!whole && problem_.empty()) problem_ = "it cannot be read";
+    return records;
+  }
+
+  bool write(const char* kind, const stored_record& record, std::size_t first) override {
+    return attempt(kind, "stored", [&] {
+      const std::vector<value> key = {std::string(kind), record.client, record.id};
+      const auto with = [&](std::initializer_list<value> more) {
+        auto all = key;
+        all.insert(all.end(), more);
+        return all;
+      };
+      run("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)", with({dump(record.head)}));
+      auto position = static_cast<std::int64_t>(first);
+      run("DELETE FROM items WHERE kind = ? AND client = ? AND id = ? AND position >= ?",
+          with({position}));
+      for (const auto& item : record.items) {
+        run("INSERT INTO items VALUES (?, ?, ?, ?, ?)", with({position++, dump(item)}));
+      }
+    });
+  }
+
+  bool keeps_usage() const override { return true; }
+
+  void add_usage(const usage_row& row) override {
+    attempt("usage", "stored", [&] {
+      run("DELETE FROM usage WHERE hour < ?", {row.hour - 90 * 24});
+      run("INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+          "ON CONFLICT (hour, key, model, dialect) DO UPDATE SET"
+          " answers = answers + excluded.answers,"
+          " input = input + excluded.input, output = output + excluded.output,"
+          " cache_read = cache_read + excluded.cache_read,"
+          " cache_write = cache_write + excluded.cache_write, usd = usd + excluded.usd",
+          {row.hour, row.key, row.model, row.dialect, row.answers, row.tokens[0], row.tokens[1],
+           row.tokens[2], row.tokens[3], row.usd});
+    });
+  }
+
+  std::vector<usage_row> sum_usage(const std::string& by, std::int64_t from) override {
+    const auto of = by == "day" ? "date(hour * 3600, 'unixepoch')" : by;
+    std::vector<usage_row> sums;
+    attempt("usage", "read", [&] {
+      run("SELECT " + of +
+              ", sum(answers), sum(input), sum(output), sum(cache_read),"
+              " sum(cache_write), sum(usd) FROM usage WHERE hour >= ? GROUP BY 1 ORDER BY 1",
+          {from}, [&](sqlite3_stmt* row) {
+            const auto at = [&](int column) { return ::sqlite3_column_int64(row, column); };
+            sums.push_back({0,
+                            text_of(row, 0),
+                            "",
+                            "",
+                            at(1),
+                            {at(2), at(3), at(4), at(5)},
+                            ::sqlite3_column_double(row, 6)});
+          });
+    });
+    return sums;
+  }
+
+  void remove(const char* kind, const std::string& client, const std::string& id) override {
+    attempt(kind, "removed", [&] {
+      for (const auto* table : {"records", "items"}) {
+        run("DELETE FROM " + std::string(table) + " WHERE kind = ? AND client = ? AND id = ?",
+            {std::string(kind), client, id});
+      }
+    });
+  }
+
+ private:
+  using value = std::variant<std::int64_t, double, std::string>;
+
+  struct closer {
+    void operator()(sqlite3* database) const { ::sqlite3_close_v2(database); }
+    void operator()(sqlite3_stmt* statement) const { ::sqlite3_finalize(statement); }
+  };
+
+  /// The steps from each version of the schema to the next; `PRAGMA user_version` counts those that
+  /// a file has taken. A step that was released is never changed.
+  static const std::vector<const char*>& schema_steps() {
+    static const std::vector<const char*> steps = {
+        "CREATE TABLE records (kind TEXT, client TEXT, id TEXT, head TEXT NOT NULL,"
+        " PRIMARY KEY (kind, client, id)) WITHOUT ROWID;"
+        "CREATE TABLE items (kind TEXT, client TEXT, id TEXT, position INTEGER, body TEXT NOT NULL,"
+        " PRIMARY KEY (kind, client, id, position)) WITHOUT ROWID;",
+        "CREATE TABLE usage (hour INTEGER, key TEXT, model TEXT, dialect TEXT, answers INTEGER,"
+        " input INTEGER, output INTEGER, cache_read INTEGER, cache_write INTEGER, usd REAL,"
+        " PRIMARY KEY (hour, key, model, dialect)) WITHOUT ROWID;",
+    };
+    return steps;
+  }
+
+  /// SQLite gives its other files the mode of this one.
+  void require_private(const std::string& directory, const std::string& flag) const {
+    struct stat info {};
+    if (::stat(directory.c_str(), &info) == 0 && (info.st_mode & (S_IWGRP | S_IWOTH)) != 0) {
+      throw std::invalid_argument(flag + ": other users may write to " + directory);
+    }
+    const unique_fd file(
+        ::open(path_.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0600));
+    if (!file || ::fstat(file.get(), &info) != 0) {
+      throw std::system_error(last_system_error(), flag + ": " + path_ + " cannot be used");
+    }
+    const bool is_own = S_ISREG(info.st_mode) && info.st_uid == ::geteuid();
+    if (is_own && (info.st_mode & 077U) == 0) return;
+    throw std::invalid_argument(flag + ": " + path_ +
+                                (is_own ? " is open to other users; `chmod 600` makes it private"
+                                        : " is no regular file of this user"));
+  }
+
+  void open() {
+    sqlite3* opened = nullptr;
+    const int result = ::sqlite3_open_v2(path_.c_str(), &opened, SQLITE_OPEN_READWRITE, nullptr);
+    database_.reset(opened);
+    check(result);
+    ::sqlite3_busy_timeout(opened, 2'000);  // a proxy that is just ending still has it
+    for (const auto* setting : {"locking_mode = EXCLUSIVE", "journal_mode = WAL",
+                                "synchronous = NORMAL", "secure_delete = ON"}) {
+      run("PRAGMA " + std::string(setting));
+    }
+    run("PRAGMA quick_check(1)", {}, [](sqlite3_stmt* row) {
+      if (text_of(row, 0) != "ok") throw std::runtime_error("it is damaged: " + text_of(row, 0));
+    });
+    const auto& steps = schema_steps();
+    const auto version = static_cast<std::size_t>(number("PRAGMA user_version"));
+    if (version > steps.size()) throw std::runtime_error("a newer version of the proxy wrote it");
+    if (version == 0 && number("SELECT count(*) FROM sqlite_master") > 0) {
+      throw std::runtime_error("it belongs to another program");
+    }
+    for (auto next = version; next < steps.size(); ++next) {
+      run_script("BEGIN;" + std::string(steps[next]) +
+                 "PRAGMA user_version = " + std::to_string(next + 1) + "; COMMIT");
+    }
+  }
+
+  void check(int result) const {
+    if (result == SQLITE_OK || result == SQLITE_ROW || result == SQLITE_DONE) return;
+    if (result == SQLITE_BUSY) throw std::runtime_error("another process uses it");
+    throw std::runtime_error(::sqlite3_errmsg(database_.get()));
+  }
+
+  void run_script(const std::string& statements) {
+    check(::sqlite3_exec(database_.get(), statements.c_str(), nullptr, nullptr, nullptr));
+  }
+
+  /// Runs one statement, and calls `take` for each row that it yields.
+  void run(
+      const std::string& statement, const std::vector<value>& values = {},
+      const std::function<void(sqlite3_stmt*)>& take = [](sqlite3_stmt*) {}) {
+    sqlite3_stmt* compiled = nullptr;
+    check(::sqlite3_prepare_v2(database_.get(), statement.c_str(), -1, &compiled, nullptr));
+    const std::unique_ptr<sqlite3_stmt, closer> owner(compiled);
+    int at = 0;
+    for (const auto& one : values) {
+      ++at;
+      check(std::visit(
+          overloaded{[&](std::int64_t given) { return ::sqlite3_bind_int64(compiled, at, given); },
+                     [&](double given) { return ::sqlite3_bind_double(compiled, at, given); },
+                     [&](const std::string& given) {
+                       return ::sqlite3_bind_text64(compiled, at, given.data(), given.size(),
+                                                    nullptr, SQLITE_UTF8);
+                     }},
+          one));
+    }
+    for (;;) {
+      const int result = ::sqlite3_step(compiled);
+      check(result);
+      if (result != SQLITE_ROW) return;
+      take(compiled);
+    }
+  }
+
+  std::int64_t number(const std::string& statement) {
+    std::int64_t found = 0;
+    run(statement, {}, [&](sqlite3_stmt* row) { found = ::sqlite3_column_int64(row, 0); });
+    return found;
+  }
+
+  static std::string text_of(sqlite3_stmt* row, int column) {
+    const auto* bytes = static_cast<const char*>(::sqlite3_column_blob(row, column));
+    const auto size = static_cast<std::size_t>(::sqlite3_column_bytes(row, column));
+    return bytes == nullptr ? std::string() : std::string(bytes, size);
+  }
+
+  /// Does the work in one transaction. Logs what goes wrong: `session not stored: …`.
+  template <class Work>
+  bool attempt(const char* kind, const char* done, Work work) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!problem_.empty()) return false;
+    try {
+      run_script("BEGIN");
+      work();
+      run_script("COMMIT");
+      return true;
+    } catch (const std::exception& failure) {
+      log_.error(std::string(kind) + " not " + done + ": " + failure.what());
+      ::sqlite3_exec(database_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
+      return false;
+    }
+  }
+
+  const std::string path_;
+  logger log_;
+  std::string problem_;
+  std::mutex mutex_;
+  std::unique_ptr<sqlite3, closer> database_;
+};
+
+#endif
+
+/// The store that the options name. Throws as `sqlite_store` does.
+inline std::shared_ptr<state_store> open_store([[maybe_unused]] const options& settings) {
+#ifdef CLAUDE_OPENAI_SQLITE
+  if (!store_path(settings).empty()) return std::make_shared<sqlite_store>(settings);
+#endif
+  return std::make_shared<state_store>();
+}
+
+//================================================================================================
+// [22] sessions - histories that the proxy keeps for a client
 // uses: text, log, json_access, options, conversation, fields, anthropic_messages, cli_protocol,
-//       process | thread-safe
+//       process, store | thread-safe
 //================================================================================================
 
 /// What is shown of a session.
@@ -9748,6 +10398,27 @@ inline std::optional<message> decode_message(const json& stored) {
   return entry;
 }
 
+inline bool operator==(const text_part& a, const text_part& b) { return a.text == b.text; }
+inline bool operator==(const media_part& a, const media_part& b) {
+  return std::tie(a.kind, a.media_type, a.data, a.url, a.title, a.more) ==
+         std::tie(b.kind, b.media_type, b.data, b.url, b.title, b.more);
+}
+inline bool operator==(const thinking_part& a, const thinking_part& b) {
+  return std::tie(a.text, a.signature, a.redacted) == std::tie(b.text, b.signature, b.redacted);
+}
+inline bool operator==(const tool_call_part& a, const tool_call_part& b) {
+  return std::tie(a.id, a.name, a.input) == std::tie(b.id, b.name, b.input);
+}
+inline bool operator==(const tool_result_part& a, const tool_result_part& b) {
+  return std::tie(a.call_id, a.content, a.is_error) == std::tie(b.call_id, b.content, b.is_error);
+}
+inline bool operator==(const api_block_part& a, const api_block_part& b) {
+  return a.block == b.block;
+}
+inline bool operator==(const message& a, const message& b) {
+  return std::tie(a.author, a.parts) == std::tie(b.author, b.parts);
+}
+
 /// How much text and data the messages hold, roughly.
 inline std::size_t bytes_of(const std::vector<message>& messages) {
   constexpr std::size_t each = 64;
@@ -9766,6 +10437,7 @@ inline std::size_t bytes_of(const std::vector<message>& messages) {
                                          thought.redacted.size();
                                 },
                                 [](const tool_call_part& call) { return memory_of(call.input); },
+                                [](const api_block_part& kept) { return memory_of(kept.block); },
                                 [&](const tool_result_part& result) {
                                   std::size_t sum = 0;
                                   for (const auto& piece : result.content) {
@@ -9826,73 +10498,55 @@ class shared_store {
   std::map<std::string, holding> clients_;
 };
 
-/// Keeps sessions by client and id, in memory and, with `options::session_directory`, in a file
-/// each. A session is used by one request at a time; others wait in order.
+/// Keeps sessions by client and id, in memory and in a store: each turn is added to it. A session
+/// is used by one request at a time; others wait in order.
 class session_store {
  public:
   class session_lock;
   using system_time = std::chrono::system_clock::time_point;
 
-  /// Reads what is stored, in a directory that is made unless it is there. Throws
-  /// `std::system_error` when it cannot be made, and as `list_files`.
-  explicit session_store(const options& settings) : settings_(settings) {
+  /// Reads what is stored, and takes over what older versions stored in files of a directory.
+  explicit session_store(const options& settings,
+                         std::shared_ptr<state_store> state = std::make_shared<state_store>())
+      : settings_(settings), state_(std::move(state)) {
+    for (auto& record : state_->read(kind)) load(std::move(record));
     const auto& directory = settings_.session_directory;
-    if (directory.empty()) return;
-    make_private_directory(directory);
-    for (const auto& name : list_files(directory)) {
+    if (directory.empty() || !state_->problem().empty()) return;
+    for (const auto& name : session_files::list(directory)) {
       const auto path = directory + "/" + name;
-      if (ends_with(name, finished)) load(path);
-      if (is_own_file(name, unfinished)) ::unlink(path.c_str());
+      if (text::ends_with(name, session_files::session)) take_over(path);
+      if (session_files::is_own(name, session_files::unfinished)) ::unlink(path.c_str());
     }
-  }
-
-  /// The names of all files in a directory for sessions; none where it does not exist. Changes
-  /// nothing. Throws `std::invalid_argument` for a directory that other users can use, or that
-  /// holds only files of something else.
-  static std::vector<std::string> list_files(const std::string& directory) {
-    std::vector<std::string> names;
-    struct stat info {};
-    if (::stat(directory.c_str(), &info) != 0) return names;
-    auto problem = privacy_problem(info);
-    bool used = false;
-    if (problem.empty()) {
-      for (const auto& file : std::filesystem::directory_iterator(directory)) {
-        names.push_back(file.path().filename().string());
-        const auto& name = names.back();
-        used = used || name == salt_name || is_own_file(name, finished) ||
-               is_own_file(name, unfinished);
-      }
-      if (!used && !names.empty()) problem = "holds other files and no session; name an empty one";
-    }
-    if (problem.empty()) return names;
-    throw std::invalid_argument("--session-dir: " + directory + " " + problem);
   }
   session_store(const session_store&) = delete;
   session_store& operator=(const session_store&) = delete;
 
-  /// The salt of the names that clients have in sessions: stored with them, else made for this run.
-  /// Throws `std::runtime_error` for a stored one that cannot be used.
+  /// The salt of the names that clients have in the store: in a file beside it, since a copy of the
+  /// store alone shall tell nothing of keys; else made for this run. Throws `std::runtime_error`
+  /// for a stored one that cannot be used.
   std::string salt() const {
     auto fresh = text::random_id("", salt_length);
-    if (settings_.session_directory.empty()) return fresh;
-    const auto path = settings_.session_directory + "/" + salt_name;
+    if (store_path(settings_).empty()) return fresh;
+    const auto& directory = settings_.session_directory;
+    const auto path =
+        directory.empty() ? settings_.store + ".salt" : directory + "/" + session_files::salt;
     const unique_fd made(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
     if (made && write_all(made.get(), fresh) && ::fsync(made.get()) == 0) return fresh;
     std::string problem;
     const auto kept = read_all(open_own_file(path, problem, O_NOFOLLOW));
     if (kept.size() == salt_length) return kept;
     throw std::runtime_error(path +
-                             " is damaged; without it nobody finds the stored sessions of "
-                             "client keys again: restore it, or remove it");
+                             " is damaged; without it nobody finds again what is stored of "
+                             "client keys: restore it, or remove it");
   }
 
-  /// Forgets the sessions that nobody has used for too long, with their files.
+  /// Forgets the sessions that nobody has used for too long.
   void expire() {
     const std::lock_guard<std::mutex> lock(mutex_);
     sweep();
   }
 
-  /// Forgets the sessions of these clients, with their files.
+  /// Forgets the sessions of these clients.
   void forget(const std::set<std::string>& clients) {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (auto kept = sessions_.begin(); kept != sessions_.end();) {
@@ -9908,6 +10562,7 @@ class session_store {
 
   /// The client's sessions, oldest first.
   std::vector<session_info> list(const std::string& client) {
+    state_->require();
     const std::lock_guard<std::mutex> lock(mutex_);
     sweep();
     std::vector<session_info> found;
@@ -9922,6 +10577,7 @@ class session_store {
 
   /// One of them; asking for it counts as use.
   std::optional<session_info> get(const std::string& client, const std::string& id) {
+    state_->require();
     const std::lock_guard<std::mutex> lock(mutex_);
     sweep();
     const auto found = sessions_.find({client, id});
@@ -9932,6 +10588,7 @@ class session_store {
 
   /// False when there is none. A request that is using it ends as if nothing had happened.
   bool remove(const std::string& client, const std::string& id) {
+    state_->require();
     const std::lock_guard<std::mutex> lock(mutex_);
     sweep();
     const auto found = sessions_.find({client, id});
@@ -9949,9 +10606,9 @@ class session_store {
   struct session {
     std::string client;
     std::string id;
-    std::string file;  ///< empty: not stored
     std::string system;
     std::vector<message> history;
+    std::size_t stored = 0;  ///< messages of it that the store holds
     system_time created;
     system_time last_accessed;
     steady_time last_used;    ///< the same by a clock that does not jump: this one decides
@@ -9967,7 +10624,7 @@ class session_store {
   };
   using sessions = std::map<client_and_id, std::shared_ptr<session>>;
 
-  // Everything below needs the lock, but for the files, which only their user writes.
+  // Everything below needs the lock.
 
   session_info describe(const session& kept) const {
     return {kept.id, kept.created, kept.last_accessed, kept.last_accessed + settings_.session_ttl,
@@ -9975,7 +10632,7 @@ class session_store {
   }
 
   sessions::iterator forget(sessions::iterator gone) {
-    if (!gone->second->file.empty()) ::unlink(gone->second->file.c_str());
+    state_->remove(kind, gone->first.first, gone->first.second);
     return sessions_.erase(gone);
   }
 
@@ -10017,49 +10674,29 @@ class session_store {
     return system_time(std::chrono::milliseconds(stored_ms));
   }
 
-  static std::string encode(const session& kept) {
-    json messages = json::array();
-    for (const auto& entry : kept.history) {
-      json content = json::array();
-      for (const auto& part : entry.parts) content.push_back(render_part(part));
-      messages.push_back(json::object(
-          {{"role", entry.author == role::user ? "user" : "assistant"}, {"content", content}}));
+  static json encode(const message& entry) {
+    json content = json::array();
+    for (const auto& part : entry.parts) content.push_back(render_part(part));
+    return json::object(
+        {{"role", entry.author == role::user ? "user" : "assistant"}, {"content", content}});
+  }
+
+  /// Adds what the store does not hold yet, or no longer holds so. Where that fails, the next turn
+  /// tries it again.
+  void save(session& kept, std::size_t unchanged) {
+    const auto first = std::min(kept.stored, unchanged);
+    stored_record record{kept.client, kept.id,
+                         json::object({{"system", kept.system},
+                                       {"created_ms", to_ms(kept.created)},
+                                       {"last_accessed_ms", to_ms(kept.last_accessed)}})};
+    for (auto at = first; at < kept.history.size(); ++at) {
+      record.items.push_back(encode(kept.history[at]));
     }
-    return dump(json::object({{"version", 1},
-                              {"client", kept.client},
-                              {"id", kept.id},
-                              {"system", kept.system},
-                              {"created_ms", to_ms(kept.created)},
-                              {"last_accessed_ms", to_ms(kept.last_accessed)},
-                              {"messages", messages}}));
+    kept.stored = state_->write(kind, record, first) ? kept.history.size() : first;
   }
 
-  static constexpr const char* salt_name = "salt";
+  static constexpr const char* kind = "session";
   static constexpr std::size_t salt_length = 43;
-  static constexpr std::size_t name_length = 24;
-  static constexpr std::string_view finished = ".json";
-  static constexpr std::string_view unfinished = ".json.new";  ///< `write_file` was cut short
-
-  static bool ends_with(std::string_view name, std::string_view ending) {
-    return name.size() > ending.size() && name.substr(name.size() - ending.size()) == ending;
-  }
-
-  /// Of a name that the store gives; other files that end so may be anybody's.
-  static bool is_own_file(std::string_view name, std::string_view ending) {
-    return name.size() == name_length + ending.size() && ends_with(name, ending);
-  }
-
-  /// Whole or not at all: written beside the file, then put in its place. Needs no lock.
-  void write_file(const std::string& path, const std::string& bytes) const {
-    const auto fresh = path + ".new";
-    constexpr int flags = O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC;
-    unique_fd file(::open(fresh.c_str(), flags, 0600));
-    const bool written = file && write_all(file.get(), bytes) && ::fsync(file.get()) == 0 &&
-                         ::rename(fresh.c_str(), path.c_str()) == 0;
-    if (written) return;
-    settings_.log.error("session not stored: " + last_system_error().message());
-    ::unlink(fresh.c_str());
-  }
 
   /// The session is still the one that its id names.
   bool is_kept(const std::shared_ptr<session>& asked) const {
@@ -10067,37 +10704,50 @@ class session_store {
     return found != sessions_.end() && found->second == asked;
   }
 
-  void load(const std::string& path) {
-    std::string problem;
-    const auto bytes = read_all(open_own_file(path, problem, O_NOFOLLOW));
-    const json stored = try_parse_json(bytes, max_line_depth);
+  /// Null for a record that is no session.
+  std::shared_ptr<session> load(stored_record record) {
     const auto kept = std::make_shared<session>();
-    kept->client = string_of(stored, "client");
-    kept->id = string_of(stored, "id");
-    kept->file = path;
-    kept->system = string_of(stored, "system");
-    kept->created = past_time(stored, "created_ms");
-    kept->last_accessed = past_time(stored, "last_accessed_ms");
+    kept->client = std::move(record.client);
+    kept->id = std::move(record.id);
+    kept->system = string_of(record.head, "system");
+    kept->created = past_time(record.head, "created_ms");
+    kept->last_accessed = past_time(record.head, "last_accessed_ms");
     const auto age = std::chrono::system_clock::now() - kept->last_accessed;
     kept->last_used = std::chrono::steady_clock::now() -
                       std::max(age, std::chrono::system_clock::duration::zero());
-    kept->bytes = bytes.size();
-    for (const auto& entry : member_of(stored, "messages")) {
+    for (const auto& entry : record.items) {
       if (auto decoded = decode_message(entry)) kept->history.push_back(std::move(*decoded));
     }
+    kept->stored = kept->history.size() == record.items.size() ? record.items.size() : 0;
+    kept->bytes = bytes_of(kept->history);
     kept->tokens = anthropic_messages::estimate_tokens(kept->history);
+    if (kept->id.empty() || kept->history.empty()) return nullptr;
+    return sessions_[{kept->client, kept->id}] = kept;
+  }
+
+  /// A file of an older version's becomes a record; what is stored already is newer.
+  void take_over(const std::string& path) {
+    std::string problem;
+    const auto bytes = read_all(open_own_file(path, problem, O_NOFOLLOW));
+    const json stored = try_parse_json(bytes, max_line_depth);
+    stored_record record{string_of(stored, "client"), string_of(stored, "id"), stored};
+    for (const auto& entry : member_of(stored, "messages")) record.items.push_back(entry);
     const bool ours = integer_of(stored, "version") == 1 &&
                       member_of(stored, "client").is_string() &&
                       integer_of(stored, "last_accessed_ms") > 0;
-    if (!ours || kept->id.empty() || kept->history.empty()) {
+    const bool known = sessions_.count({record.client, record.id}) > 0;
+    const auto kept = ours && !known ? load(std::move(record)) : nullptr;
+    if (!kept && !known) {
       settings_.log.warning("session file skipped, " +
                             (problem.empty() ? "it is not whole, or none" : problem) + ": " + path);
       return;
     }
-    sessions_[{kept->client, kept->id}] = kept;
+    if (kept) save(*kept, std::exchange(kept->stored, 0));
+    if (known || kept->stored > 0) ::unlink(path.c_str());
   }
 
   const options& settings_;
+  const std::shared_ptr<state_store> state_;
   mutable std::mutex mutex_;
   sessions sessions_;
 };
@@ -10137,6 +10787,7 @@ class session_store::session_lock {
   session_lock(session_store& owner, const std::string& client, const std::string& id,
                std::int64_t tokens = 0)
       : store_(owner), tokens_(tokens) {
+    store_.state_->require();
     const std::lock_guard<std::mutex> lock(store_.mutex_);
     store_.sweep();
     auto& slot = store_.sessions_[{client, id}];
@@ -10198,25 +10849,18 @@ class session_store::session_lock {
 
   /// The session as it is after a turn that went well. One that was deleted meanwhile stays so.
   void commit(std::string system, std::vector<message> history) {
-    std::string bytes;
-    {
-      const std::lock_guard<std::mutex> lock(store_.mutex_);
-      session_->system = std::move(system);
-      session_->tokens -= anthropic_messages::estimate_tokens(session_->history);
-      session_->history = std::move(history);
-      session_->tokens += anthropic_messages::estimate_tokens(session_->history);
-      session_->bytes = bytes_of(session_->history);
-      session_->touch();
-      const auto& directory = store_.settings_.session_directory;
-      if (directory.empty() || !store_.is_kept(session_)) return;
-      if (session_->file.empty()) {
-        session_->file = directory + "/" + text::random_id("", name_length) + std::string(finished);
-      }
-      bytes = encode(*session_);
-    }
-    store_.write_file(session_->file, bytes);
     const std::lock_guard<std::mutex> lock(store_.mutex_);
-    if (!store_.is_kept(session_)) ::unlink(session_->file.c_str());
+    const auto& before = session_->history;
+    const auto changed =
+        std::mismatch(before.begin(), before.end(), history.begin(), history.end()).first;
+    const auto unchanged = static_cast<std::size_t>(changed - before.begin());
+    session_->system = std::move(system);
+    session_->tokens -= anthropic_messages::estimate_tokens(session_->history);
+    session_->history = std::move(history);
+    session_->tokens += anthropic_messages::estimate_tokens(session_->history);
+    session_->bytes = bytes_of(session_->history);
+    session_->touch();
+    if (store_.is_kept(session_)) store_.save(*session_, unchanged);
   }
 
  private:
@@ -10229,18 +10873,34 @@ class session_store::session_lock {
 };
 
 //================================================================================================
-// [22] responses - answers that clients of the Responses API may refer to
-// uses: text, errors, json_access, options, process, sessions | thread-safe
+// [23] responses - answers that clients of the Responses API may refer to
+// uses: text, errors, json_access, options, process, store, sessions | thread-safe
 //================================================================================================
 
-/// Keeps responses by client and id, in memory, the latest thousand and for as long as sessions: so
-/// that `previous_response_id` and items by their id can be answered for.
+/// Keeps responses by client and id, in memory and those that have ended in a store, the latest
+/// thousand and for as long as sessions: so that `previous_response_id` and items by their id can
+/// be answered for.
 class response_store {
  public:
   /// A response under way, until it is kept or given up.
   class running;
 
-  explicit response_store(const options& settings) : settings_(settings) {}
+  /// Reads what is stored. A response that another refers to was in use when that one was.
+  explicit response_store(const options& settings,
+                          std::shared_ptr<state_store> state = std::make_shared<state_store>())
+      : settings_(settings), state_(std::move(state)) {
+    std::multimap<clock::time_point, client_and_id, std::greater<>> newest_first;
+    for (auto& record : state_->read(kind)) {
+      const client_and_id key{record.client, record.id};
+      kept_[key] = decode(std::move(record));
+      newest_first.emplace(kept_[key].since, key);
+    }
+    for (const auto& [since, key] : newest_first) {
+      const auto before = kept_.find({key.first, kept_[key].previous});
+      if (before == kept_.end()) continue;
+      before->second.since = std::max(before->second.since, kept_[key].since);
+    }
+  }
   response_store(const response_store&) = delete;
   response_store& operator=(const response_store&) = delete;
 
@@ -10276,7 +10936,7 @@ class response_store {
   std::optional<json> get(const std::string& client, const std::string& id) {
     const std::lock_guard<std::mutex> lock(mutex_);
     sweep();
-    const auto found = kept_.find({client, id});
+    const auto found = find(client, id);
     if (found == kept_.end()) return std::nullopt;
     return found->second.response;
   }
@@ -10285,7 +10945,7 @@ class response_store {
   std::optional<json> input_items(const std::string& client, const std::string& id) {
     const std::lock_guard<std::mutex> lock(mutex_);
     sweep();
-    const auto found = kept_.find({client, id});
+    const auto found = find(client, id);
     if (found == kept_.end()) return std::nullopt;
     return found->second.input;
   }
@@ -10293,21 +10953,24 @@ class response_store {
   bool remove(const std::string& client, const std::string& id) {
     const std::lock_guard<std::mutex> lock(mutex_);
     sweep();
-    return kept_.erase({client, id}) > 0;
+    const auto found = find(client, id);
+    if (found == kept_.end()) return false;
+    forget(found);
+    return true;
   }
 
   /// Forgets the responses of these clients.
   void forget(const std::set<std::string>& clients) {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (auto kept = kept_.begin(); kept != kept_.end();) {
-      kept = clients.count(kept->first.first) > 0 ? kept_.erase(kept) : std::next(kept);
+      kept = clients.count(kept->first.first) > 0 ? forget(kept) : std::next(kept);
     }
   }
 
   /// Ends the answer if it is still under way; one that has ended stays as it is.
   std::optional<json> cancel(const std::string& client, const std::string& id) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = kept_.find({client, id});
+    const auto found = find(client, id);
     if (found == kept_.end()) return std::nullopt;
     if (const auto signal = found->second.cancel.lock()) {
       signal->raise();
@@ -10320,6 +10983,7 @@ class response_store {
   using client_and_id = std::pair<std::string, std::string>;
   using clock = std::chrono::steady_clock;
 
+  static constexpr const char* kind = "response";
   static constexpr std::size_t max_kept = 1000;
   static constexpr std::size_t max_kept_bytes = 64 * 1024 * 1024;
 
@@ -10345,7 +11009,42 @@ class response_store {
     }
   };
 
+  using responses = std::map<client_and_id, kept_response>;
+
   // All below needs the lock.
+
+  static kept_response decode(stored_record record) {
+    kept_response kept;
+    for (auto& item : record.items) kept.input.push_back(std::move(item));
+    kept.response = member_of(record.head, "response");
+    kept.previous = string_of(record.head, "previous");
+    kept.bytes = memory_of(kept.input) + memory_of(kept.response);
+    const auto age = std::max<std::int64_t>(0, now_ms() - integer_of(record.head, "used_ms"));
+    kept.since = clock::now() - std::chrono::milliseconds(age);
+    return kept;
+  }
+
+  /// Of a response that has ended.
+  void save(const client_and_id& key, const kept_response& kept) {
+    state_->write(kind, {key.first,
+                         key.second,
+                         json::object({{"response", kept.response},
+                                       {"previous", kept.previous},
+                                       {"used_ms", now_ms()}}),
+                         {kept.input.begin(), kept.input.end()}});
+  }
+
+  responses::iterator forget(responses::iterator gone) {
+    state_->remove(kind, gone->first.first, gone->first.second);
+    return kept_.erase(gone);
+  }
+
+  /// Throws when there is none here, and the store, where it may be, cannot be used.
+  responses::iterator find(const std::string& client, const std::string& id) {
+    const auto found = kept_.find({client, id});
+    if (found == kept_.end()) state_->require();
+    return found;
+  }
 
   void sweep() {
     const auto oldest = clock::now() - settings_.session_ttl;
@@ -10353,7 +11052,7 @@ class response_store {
     for (auto one = kept_.begin(); one != kept_.end();) {
       const bool expired = one->second.since < oldest && one->second.cancel.expired();
       if (!expired) held.add(one->first.first, one->second.bytes);
-      one = expired ? kept_.erase(one) : std::next(one);
+      one = expired ? forget(one) : std::next(one);
     }
     while (held.is_full()) {
       const auto& client = held.largest_client();
@@ -10364,17 +11063,16 @@ class response_store {
           std::min_element(kept_.begin(), kept_.end(),
                            [&](const auto& a, const auto& b) { return order(a) < order(b); });
       held.remove(client, first->second.bytes);
-      kept_.erase(first);
+      forget(first);
     }
   }
 
   kept_response& require(const std::string& client, const std::string& id) {
-    const auto found = kept_.find({client, id});
+    const auto found = find(client, id);
     if (found != kept_.end()) return found->second;
     api_error error(error_kind::not_found,
                     "Previous response with id '" + text::repair_utf8(id) +
-                        "' not found; this server keeps the latest ones "
-                        "in memory, for " +
+                        "' not found; this server keeps the latest ones, for " +
                         std::to_string(settings_.session_ttl.count() / 1000) + " s");
     error.param = "previous_response_id";
     error.code = "previous_response_not_found";
@@ -10434,8 +11132,9 @@ class response_store {
   }
 
   const options& settings_;
+  const std::shared_ptr<state_store> state_;
   std::mutex mutex_;
-  std::map<client_and_id, kept_response> kept_;
+  responses kept_;
 };
 
 /// One response under way. Its owner is the request that it answers. One whose client leaves is
@@ -10454,6 +11153,7 @@ class response_store::running {
     const auto found = store_.kept_.find(key_);
     if (ended_ || found == store_.kept_.end()) return;
     found->second.response["status"] = "cancelled";
+    if (is_id_known_) store_.save(key_, found->second);
     if (!is_id_known_) store_.kept_.erase(found);
   }
 
@@ -10472,6 +11172,7 @@ class response_store::running {
     found->second.response = response;
     found->second.bytes += memory_of(response);
     found->second.cancel.reset();
+    store_.save(key_, found->second);
   }
 
  private:
@@ -10549,7 +11250,7 @@ inline json render_items(const json& items, bool newest_first, const std::string
 }
 
 //================================================================================================
-// [23] engine - one answer: sessions, processes, a deadline, a client who may leave
+// [24] engine - one answer: sessions, processes, a deadline, a client who may leave
 // uses: errors, options, json_access, conversation, fields, events, anthropic_messages, catalog,
 //       cli_command, process, claude_process, pool, sessions | thread-safe
 //================================================================================================
@@ -10583,8 +11284,9 @@ class limit_board {
 
   /// A limit refuses until it begins anew. `extra_usage`: what is billed beyond it is no refusal.
   bool is_spent(bool extra_usage) const {
-    const auto windows = all();
-    return std::any_of(windows.begin(), windows.end(), [&](const usage_window& window) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return std::any_of(windows_.begin(), windows_.end(), [&](const auto& entry) {
+      const usage_window& window = entry.second;
       const bool refuses = window.status == "rejected" && !(window.extra_usage && extra_usage);
       return refuses && time_to(window.resets_at).count() > 0;
     });
@@ -10638,7 +11340,7 @@ inline message make_reply(const turn_result& result) {
 /// The API refuses tool calls in a history unless it gets the tools. A client that no longer
 /// offers them gets stand-ins that the model may not call.
 inline void define_called_tools(turn_request& request) {
-  if (!request.tools.empty()) return;
+  if (!request.tools.empty() || !request.web.empty()) return;
   std::set<std::string_view> defined;
   for (const auto& entry : request.messages) {
     for (const auto& part : entry.parts) {
@@ -10684,31 +11386,22 @@ inline bool lacks_thoughts(const turn_request& request) {
   return last_parts.empty() || !std::holds_alternative<thinking_part>(last_parts.front());
 }
 
+/// The operator's other account answers, see `options::fallback`.
+inline void use_fallback(turn_request& request, const options& settings) {
+  request.on_fallback = true;
+  if (!settings.fallback_model.empty()) request.model = settings.fallback_model;
+}
+
 /// How an answer came about; for figures and the log.
 struct turn_facts {
-  /// `continued`: the process held the conversation; `rewound`: messages were taken back; `spare`:
-  /// it was ready; `started`: it was not.
-  enum class process_origin { none, continued, rewound, spare, started };
-
   process_origin origin = process_origin::none;
-  std::size_t taken_back = 0;           ///< the user's messages that were taken back for it
+  std::size_t rewound = 0;              ///< the user's messages that were taken back for it
   std::size_t replayed = 0;             ///< messages of the history that the process got
   std::chrono::milliseconds queued{0};  ///< the wait for a process
   int retries = 0;                      ///< of the CLI at the API
   bool on_fallback = false;             ///< see `options::fallback`
   std::vector<usage_window> windows;
 };
-
-inline std::string_view name_of(turn_facts::process_origin origin) {
-  switch (origin) {
-    case turn_facts::process_origin::continued: return "continued";
-    case turn_facts::process_origin::rewound: return "rewound";
-    case turn_facts::process_origin::spare: return "spare";
-    case turn_facts::process_origin::started: return "started";
-    case turn_facts::process_origin::none: break;
-  }
-  return {};
-}
 
 /// One turn under way. It is pulled: the caller that wants its next event lends the thread that
 /// moves the process's bytes, so that a slow client slows the process.
@@ -10821,9 +11514,6 @@ class turn {
   }
 
   void queue(bool fresh) {
-    if (request_.on_fallback && !settings_.fallback_model.empty()) {
-      request_.model = settings_.fallback_model;
-    }
     ticket_.emplace(pool_, process_demand{{request_.model, request_.agent, request_.on_fallback},
                                           request_.client,
                                           &trace_,
@@ -10834,17 +11524,15 @@ class turn {
   }
 
   void begin(lease taken) {
-    using origin = turn_facts::process_origin;
     ticket_.reset();
     lease_.emplace(std::move(taken));
     state_ = state::running;
     const auto& how = lease_->taken();
-    const bool ready = lease_->process().started() < queued_since_;
-    facts_.origin = how.how == way::kind::go_on     ? origin::continued
-                    : how.how == way::kind::go_back ? origin::rewound
-                    : ready                         ? origin::spare
-                                                    : origin::started;
-    facts_.taken_back = how.taken_back;
+    facts_.origin = how.origin;
+    const bool started_for_this = lease_->process().started() >= queued_since_;
+    if (how.origin == process_origin::spare && started_for_this)
+      facts_.origin = process_origin::started;
+    facts_.rewound = how.rewound;
     facts_.replayed = how.replayed;
     facts_.on_fallback = request_.on_fallback;
     facts_.queued = std::chrono::duration_cast<std::chrono::milliseconds>(
@@ -10883,7 +11571,7 @@ class turn {
   bool try_again(const event& what) {
     const bool lost = std::holds_alternative<turn_failed>(what) && silent_ && !retried_ && lease_ &&
                       lease_->process().failed_before_first_event() &&
-                      facts_.origin != turn_facts::process_origin::started;
+                      facts_.origin != process_origin::started;
     if (!lost) return false;
     retried_ = true;
     return queue_again(true);
@@ -10898,7 +11586,7 @@ class turn {
     if (!refused || !settings_.fallback || request_.on_fallback) return false;
     note_windows();
     if (!limits_.is_spent(true)) return false;
-    request_.on_fallback = true;
+    use_fallback(request_, settings_);
     return queue_again(false);
   }
 
@@ -10918,19 +11606,18 @@ class turn {
   /// Remembers the answer, and at its end lets session and process go on with it.
   void note(const event& what) {
     silent_ = false;
-    if (lease_) {
-      facts_.retries = lease_->process().retries();
-      note_windows();
-      note_limits(what);
-    }
-    if (!std::holds_alternative<turn_failed>(what)) answer_.add(what);
+    const auto* failed = std::get_if<turn_failed>(&what);
+    if (lease_) note_facts();
+    if (lease_ && failed && failed->error.kind == error_kind::rate_limited) note_all_windows();
+    if (!failed) answer_.add(what);
     if (!ends_turn(what)) return;
-    if (std::holds_alternative<turn_stopped>(what)) commit();
-    state_ = state::done;
-    if (lease_) usage_ = lease_->process().usage();
-    lease_.reset();
-    ticket_.reset();
-    session_.reset();
+    if (!failed) commit();
+    end();
+  }
+
+  void note_facts() {
+    facts_.retries = lease_->process().retries();
+    note_windows();
   }
 
   void note_windows() {
@@ -10941,9 +11628,7 @@ class turn {
   }
 
   /// The limit that refuses may have been reported in an earlier turn.
-  void note_limits(const event& what) {
-    const auto* failed = std::get_if<turn_failed>(&what);
-    if (failed == nullptr || failed->error.kind != error_kind::rate_limited) return;
+  void note_all_windows() {
     facts_.windows.clear();
     for (const auto& [name, window] : lease_->process().known_windows()) {
       facts_.windows.push_back(window);
@@ -10957,6 +11642,14 @@ class turn {
     if (!session_) return;
     request_.messages.push_back(std::move(reply));
     session_->commit(given_system_, std::move(request_.messages));
+  }
+
+  void end() {
+    state_ = state::done;
+    if (lease_) usage_ = lease_->process().usage();
+    lease_.reset();
+    ticket_.reset();
+    session_.reset();
   }
 
   pool& pool_;
@@ -11044,7 +11737,7 @@ class answer {
     for (std::size_t i = 1; i < turns_.size(); ++i) {
       const auto& more = turns_[i]->facts();
       sum.retries += more.retries;
-      sum.taken_back += more.taken_back;
+      sum.rewound += more.rewound;
       sum.replayed += more.replayed;
       sum.windows.insert(sum.windows.end(), more.windows.begin(), more.windows.end());
     }
@@ -11164,7 +11857,7 @@ class engine {
 };
 
 //================================================================================================
-// [24] agents - what Claude Code's own tools may do, and which MCP servers they have
+// [25] agents - what Claude Code's own tools may do, and which MCP servers they have
 // uses: text, errors, json_access, options, conversation, fields, cli_protocol, cli_command,
 //       process | thread-safe
 //================================================================================================
@@ -11504,8 +12197,9 @@ inline std::string describe_confinement(const options& settings, const std::stri
              : "files are confined, commands are NOT: " + problem;
 }
 
-// What an agent may have, by the operator's options and the client's headers.
-
+// What an agent may use: no more than the operator's `--allowed-tools` (`may_have`); of these what
+// the client's header names, else the tools that its key has chosen and its servers; and nothing
+// that either side denies (`apply_tools`). Confined, no rule may name a path (`leaves_directory`).
 namespace agent_rules {
 
 inline void check_names(const std::vector<std::string>& names) {
@@ -12137,7 +12831,7 @@ class agent_registry {
 };
 
 //================================================================================================
-// [25] demo - a stand-in for the CLI, in this program
+// [26] demo - a stand-in for the CLI, in this program
 // uses: text, errors, json_access, options, cli_protocol, process | one thread
 //================================================================================================
 //
@@ -12298,7 +12992,7 @@ inline json sample(const json& schema) {
   return sample(schema, schema, left);
 }
 
-// ---- what it is told ----------------------------------------------------------------------------
+// ---- what it reads ------------------------------------------------------------------------------
 
 /// All that an answer depends on.
 struct conversation {
@@ -12870,7 +13564,7 @@ inline void use_demo(options& settings, int argc, char** argv) {
 }
 
 //================================================================================================
-// [26] guard - who may come in: client keys, Host and Origin
+// [27] guard - who may come in: client keys, Host and Origin
 // uses: text, errors, options | pure, but for client_names: thread-safe
 //================================================================================================
 
@@ -13069,8 +13763,8 @@ inline visitor check_access(const credentials& shown, const options& settings, b
 }
 
 //================================================================================================
-// [27] limits - how often a client may ask, and how much it may use
-// uses: text, errors, options, events, guard | thread-safe
+// [28] limits - how often a client may ask, and how much it may use
+// uses: text, errors, json_access, options, events, store, guard | thread-safe
 //================================================================================================
 
 /// Endpoints that are counted together. `none` is not counted: pages, models and figures.
@@ -13105,9 +13799,24 @@ inline std::string network_of(const std::string& address) {
 }
 
 /// Counts requests in fixed windows of a minute, what keys have used in a minute and in a day, and
-/// wrong keys. In memory alone.
+/// wrong keys. In memory alone, but for a day's use of a key.
 class limiter {
  public:
+  explicit limiter(std::shared_ptr<state_store> state = std::make_shared<state_store>())
+      : state_(std::move(state)) {
+    enter_day();
+    for (const auto& record : state_->read(kind)) {
+      if (integer_of(record.head, "day") != day_) {
+        state_->remove(kind, record.client, record.id);
+        continue;
+      }
+      const auto& usd = member_of(record.head, "usd");
+      day_use_[record.client] = {integer_of(record.head, "requests"),
+                                 integer_of(record.head, "tokens"),
+                                 usd.is_number() ? usd.get<double>() : 0};
+    }
+  }
+
   /// How a client stands; what the headers tell.
   struct standing {
     int limit = 0;
@@ -13156,6 +13865,12 @@ class limiter {
     }
     add_up(reserved_[client], reserved, -1);
     if (reserved_[client].requests <= 0) reserved_.erase(client);
+    const auto& today = day_use_[client];
+    state_->write(kind, {client, "day",
+                         json::object({{"day", day_},
+                                       {"requests", today.requests},
+                                       {"tokens", today.tokens},
+                                       {"usd", today.usd}})});
   }
 
   /// Counts a key as wrong before it is compared; `note_right_key` takes that back. Returns how
@@ -13195,6 +13910,7 @@ class limiter {
   }
 
  private:
+  static constexpr const char* kind = "budget";
   /// More addresses than this in one minute share a count.
   static constexpr std::size_t max_kept_names = 100'000;
   static constexpr double least_usd = 1e-9;
@@ -13275,6 +13991,7 @@ class limiter {
     throw error;
   }
 
+  const std::shared_ptr<state_store> state_;
   std::mutex mutex_;
   std::int64_t minute_ = 0;
   std::int64_t day_ = 0;
@@ -13336,8 +14053,8 @@ inline std::string client_address(const std::string& peer, std::string_view forw
 }
 
 //================================================================================================
-// [28] metrics - what has happened, in figures for a monitor and in a line for the log
-// uses: text, json_access, options, events, cli_protocol, pool, engine | thread-safe
+// [29] metrics - what has happened, in figures for a monitor and in a line for the log
+// uses: text, json_access, options, events, cli_protocol, pool, store, engine | thread-safe
 //================================================================================================
 
 /// One request: what it was, and what came of it.
@@ -13435,8 +14152,8 @@ inline json render_log_fields(const request_figures& record) {
     fields["first_token_seconds"] = seconds_between(record.started, *record.first_token);
   }
   fields["queue_seconds"] = std::chrono::duration<double>(record.facts.queued).count();
-  fields["messages_taken_back"] = record.facts.taken_back;
-  fields["messages_told"] = record.facts.replayed;
+  fields["messages_rewound"] = record.facts.rewound;
+  fields["messages_replayed"] = record.facts.replayed;
   fields["retries"] = record.facts.retries;
   fields["input_tokens"] = record.usage.input;
   fields["output_tokens"] = record.usage.output;
@@ -13521,9 +14238,40 @@ struct gauges {
   std::vector<usage_window> windows = {};
 };
 
-/// Sums up the requests.
+/// `{"object":"usage","by":…,"data":[…],"total":{…}}`
+inline json render_usage(const std::string& by, std::int64_t from,
+                         const std::vector<usage_row>& rows) {
+  usage_row all;
+  const auto render = [](const usage_row& row) {
+    json shown = json::object({{"answers", row.answers}});
+    for (std::size_t i = 0; i < token_kinds.size(); ++i) {
+      shown[std::string(token_kinds[i]) + "_tokens"] = row.tokens[i];
+    }
+    shown["cost_usd"] = row.usd;
+    return shown;
+  };
+  json data = json::array();
+  for (const auto& row : rows) {
+    data.push_back(json::object({{by.c_str(), row.key}}));
+    data.back().update(render(row));
+    all.answers += row.answers;
+    all.usd += row.usd;
+    for (std::size_t i = 0; i < token_kinds.size(); ++i) all.tokens[i] += row.tokens[i];
+  }
+  const std::chrono::system_clock::time_point since{std::chrono::hours(from)};
+  return json::object({{"object", "usage"},
+                       {"by", by},
+                       {"from", text::iso_time(since)},
+                       {"data", data},
+                       {"total", render(all)}});
+}
+
+/// Sums up the requests, and what they have used in a store.
 class metrics {
  public:
+  explicit metrics(std::shared_ptr<state_store> state = std::make_shared<state_store>())
+      : state_(std::move(state)) {}
+
   /// A request has begun; `finish` must follow.
   void begin() { ++in_flight_; }
 
@@ -13531,6 +14279,16 @@ class metrics {
     --in_flight_;
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto model = known_model(record.model);
+    const auto& used = record.usage;
+    if (used.prompt() + used.output > 0) {
+      state_->add_usage({now_ms() / ms_per_hour,
+                         record.client,
+                         model,
+                         record.dialect,
+                         1,
+                         {used.input, used.output, used.cache_read, used.cache_write},
+                         used.charge_usd});
+    }
     ++requests_[{record.route, record.dialect, model, std::to_string(record.status)}];
     if (record.dialect.empty()) return;
     if (record.first_token) {
@@ -13547,7 +14305,7 @@ class metrics {
     sums_.cost_usd = std::max(sums_.cost_usd, sums_.charged_usd);  // a counter never falls
     sums_.retries += record.facts.retries;
     sums_.fallbacks += record.facts.on_fallback ? 1 : 0;
-    sums_.taken_back += static_cast<double>(record.facts.taken_back);
+    sums_.rewound += static_cast<double>(record.facts.rewound);
     sums_.replayed += static_cast<double>(record.facts.replayed);
     if (record.failure == "processes_busy") ++rejected_["queue_full"];
     if (record.upstream_failed) ++upstream_errors_[std::to_string(record.upstream_status)];
@@ -13587,7 +14345,7 @@ class metrics {
     double cost_usd = 0;
     double retries = 0;
     double fallbacks = 0;
-    double taken_back = 0;
+    double rewound = 0;
     double replayed = 0;
   };
 
@@ -13643,10 +14401,11 @@ class metrics {
     out.add({}, sums_.fallbacks);
     out.begin("turns_total", "counter", "Answers, by the process that gave them.");
     render_counts(out, "process", turns_);
-    out.begin("messages_taken_back_total", "counter",
+    out.begin("messages_rewound_total", "counter",
               "Users' messages that a process took back to serve another conversation.");
-    out.add({}, sums_.taken_back);
-    out.begin("messages_told_total", "counter", "Messages that a process was told as history.");
+    out.add({}, sums_.rewound);
+    out.begin("messages_replayed_total", "counter",
+              "Messages of a history that a process was given.");
     out.add({}, sums_.replayed);
   }
 
@@ -13658,8 +14417,8 @@ class metrics {
         {"spare", counts.warm},
         {"busy", counts.busy},
         {"parked", counts.parked},
-        {"taking_back", counts.taking_back},
-        {"idle", counts.idle - counts.parked - counts.taking_back},
+        {"rewinding", counts.rewinding},
+        {"idle", counts.idle - counts.parked - counts.rewinding},
         {"stopping", counts.stopping},
     }};
     for (const auto& [state, count] : states) out.add({{"state", state}}, count);
@@ -13686,6 +14445,7 @@ class metrics {
     }
   }
 
+  const std::shared_ptr<state_store> state_;
   const steady_time begun_ = std::chrono::steady_clock::now();
   std::atomic<int> in_flight_{0};
   mutable std::mutex mutex_;
@@ -13702,7 +14462,7 @@ class metrics {
 };
 
 //================================================================================================
-// [29] status - what is known of the CLI and its login
+// [30] status - what is known of the CLI and its login
 // uses: text, json_access, options, events, cli_protocol, cli_command, process, claude_process,
 //       pool | thread-safe
 //================================================================================================
@@ -13910,7 +14670,7 @@ inline json render_health(const process_counts& counts, const cli_facts& facts, 
                                                          {"warm", counts.warm},
                                                          {"busy", counts.busy},
                                                          {"idle", counts.idle},
-                                                         {"taking_back", counts.taking_back},
+                                                         {"rewinding", counts.rewinding},
                                                          {"stopping", counts.stopping},
                                                          {"maximum", counts.maximum}})},
                              {"queued", counts.queued}}));
@@ -13919,7 +14679,7 @@ inline json render_health(const process_counts& counts, const cli_facts& facts, 
 }
 
 //================================================================================================
-// [30] http_head - the head and the body's framing of a request, held against RFC 9112
+// [31] http_head - the head and the body's framing of a request, held against RFC 9112
 // uses: text, errors | pure
 //================================================================================================
 //
@@ -14151,7 +14911,7 @@ class chunk_decoder {
 };
 
 //================================================================================================
-// [31] transport - listening sockets, and the bytes of a connection, in the clear or through TLS
+// [32] transport - listening sockets, and the bytes of a connection, in the clear or through TLS
 // uses: text, process, guard | POSIX sockets and OpenSSL
 //================================================================================================
 
@@ -14567,9 +15327,109 @@ class channel {
 };
 
 //================================================================================================
-// [32] page - the page at /
-// uses: nothing | pure
+// [33] page - the page at /, and the settings of clients that it shows
+// uses: text, json_access | pure
 //================================================================================================
+
+/// What makes a client use this proxy; {url}, {key} and {model} stand for the proxy's. The page and
+/// `claude-openai connect` show it, and docs/clients.md says the same.
+struct client_recipe {
+  const char* name;
+  const char* title;
+  const char* file;  ///< below the home directory; empty where no file is for this client alone
+  const char* settings;
+  const char* start;  ///< the command line then; empty for none
+};
+
+// Claude Code's own file would turn the proxy's `claude` to the proxy too.
+constexpr std::array<client_recipe, 12> client_recipes{{
+    {"codex", "Codex", ".codex/config.toml", R"(model = "{model}"
+model_provider = "claude"
+
+[model_providers.claude]
+name = "Claude"
+base_url = "{url}/v1"
+env_key = "CLAUDE_OPENAI_KEY"
+wire_api = "responses"
+)",
+     "CLAUDE_OPENAI_KEY={key} codex"},
+    {"opencode", "opencode", ".config/opencode/opencode.json", R"({
+  "provider": {
+    "claude": {
+      "npm": "@ai-sdk/openai-compatible",
+      "options": { "baseURL": "{url}/v1", "apiKey": "{key}" },
+      "models": { "{model}": { "name": "Claude {model}" } }
+    }
+  }
+}
+)",
+     "opencode run --model claude/{model} \"Say hello\""},
+    {"claude", "Claude Code", "", "ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY={key} claude\n", ""},
+    {"aider", "aider", ".aider.conf.yml", R"(openai-api-base: {url}/v1
+openai-api-key: "{key}"
+model: openai/{model}
+edit-format: diff
+)",
+     "aider"},
+    {"continue", "Continue", ".continue/config.yaml", R"(name: Claude
+version: 1.0.0
+schema: v1
+models:
+  - name: Claude
+    provider: openai
+    model: {model}
+    apiBase: {url}/v1
+    apiKey: "{key}"
+    roles: [chat, edit, apply]
+    capabilities: [tool_use, image_input]
+)",
+     ""},
+    {"cline", "Cline", "", "cline auth -p openai-compatible -k {key} -m {model} -b {url}/v1\n", ""},
+    {"zed", "Zed", ".config/zed/settings.json", R"({
+  "language_models": {
+    "openai_compatible": {
+      "Claude": {
+        "api_url": "{url}/v1",
+        "available_models": [
+          {
+            "name": "{model}",
+            "display_name": "Claude {model}",
+            "max_tokens": 200000,
+            "max_output_tokens": 32000,
+            "capabilities": { "tools": true, "images": true, "parallel_tool_calls": true }
+          }
+        ]
+      }
+    }
+  }
+}
+)",
+     "CLAUDE_API_KEY={key} zed"},
+    {"pi", "pi", ".pi/agent/models.json", R"({
+  "providers": {
+    "claude": {
+      "baseUrl": "{url}/v1",
+      "api": "openai-completions",
+      "apiKey": "{key}",
+      "models": [{ "id": "{model}", "reasoning": true, "contextWindow": 200000, "maxTokens": 32000 }]
+    }
+  }
+}
+)",
+     "pi --provider claude --model {model}"},
+    {"qwen", "Qwen Code", "",
+     "OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={key} OPENAI_MODEL={model} qwen --auth-type openai\n",
+     ""},
+    {"copilot", "Copilot CLI", "",
+     "COPILOT_PROVIDER_BASE_URL={url}/v1 COPILOT_PROVIDER_API_KEY={key} COPILOT_MODEL={model} "
+     "copilot\n",
+     ""},
+    {"open-webui", "Open WebUI", "", "OPENAI_API_BASE_URL={url}/v1 OPENAI_API_KEY={key}\n", ""},
+    {"env", "Environment", "", R"(export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={key}
+export ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY={key}
+)",
+     ""},
+}};
 
 namespace page {
 
@@ -14732,7 +15592,7 @@ th, td { padding: .45rem 1rem .45rem 0; text-align: left; }
   background: var(--state); }
 .busy { --state: var(--accent); } .parked { --state: var(--warn); }
 .idle { --state: var(--blue); } .spare { --state: var(--good); }
-.starting, .taking_back { --state: var(--line); }
+.starting, .rewinding { --state: var(--line); }
 .sessions table { width: 100%; margin-top: .5rem; }
 .sessions td:first-child { max-width: 9rem; overflow: hidden; text-overflow: ellipsis; }
 
@@ -15187,12 +16047,13 @@ for (const id of ['openai-url', 'anthropic-url']) {
   $(id).after(copyButton(`Copy ${id.replace('-', ' ')}`, () => $(id).textContent));
 }
 
+/** Of each client: its title, and its settings for the server's address, key and model. */
+const recipes = {{recipes}};
+
 function snippets() {
   const word = keyed ? 'YOUR_KEY' : 'none';
   const v1 = `${url}/v1`;
   const python = `model="${model}", messages=[{"role": "user", "content": "Say hello"}]`;
-  const environment = (name, base) =>
-    `export ${name}_BASE_URL="${base}"\nexport ${name}_API_KEY="${word}"\n`;
   return {
     curl: curlOf({
       path: '/v1/chat/completions',
@@ -15220,45 +16081,8 @@ const answer = await client.chat.completions.create({
   model: '${model}', messages: [{ role: 'user', content: 'Say hello' }],
 });
 console.log(answer.choices[0].message.content);`,
-    aider: `export OPENAI_API_BASE="${v1}"
-export OPENAI_API_KEY="${word}"
-aider --model "openai/${model}"`,
-    'Claude Code': `${environment('ANTHROPIC', url)}claude --model "${model}"`,
-    Cline: `# In VS Code: API provider "OpenAI Compatible", with these values
-cline auth -p openai-compatible -b "${v1}" -k "${word}" -m "${model}"`,
-    Codex: `# In ~/.codex/config.toml; then: CLAUDE_OPENAI_KEY=${word} codex
-model = "${model}"
-model_provider = "claude"
-
-[model_providers.claude]
-name = "Claude"
-base_url = "${v1}"
-env_key = "CLAUDE_OPENAI_KEY"
-wire_api = "responses"`,
-    Continue: `# In ~/.continue/config.yaml
-name: claude-openai
-version: 0.0.1
-schema: v1
-models:
-  - name: Claude
-    provider: openai
-    model: ${model}
-    apiBase: ${v1}
-    apiKey: ${word}
-    roles: [chat, edit, apply]
-    capabilities: [tool_use, image_input]`,
-    opencode: `// In opencode.json; then: opencode --model claude/${model}
-{ "provider": { "claude": {
-  "npm": "@ai-sdk/openai-compatible",
-  "options": { "baseURL": "${v1}", "apiKey": "${word}" },
-  "models": { "${model}": {} }
-} } }`,
-    Zed: `// In settings.json; then: CLAUDE_API_KEY=${word} zed
-{ "language_models": { "openai_compatible": { "Claude": {
-  "api_url": "${v1}",
-  "available_models": [{ "name": "${model}", "max_tokens": 200000 }]
-} } } }`,
-    Environment: `${environment('OPENAI', v1)}\n${environment('ANTHROPIC', url)}`,
+    ...Object.fromEntries(recipes.map(([title, text]) => [title,
+      text.replaceAll('{url}', url).replaceAll('{key}', word).replaceAll('{model}', model)])),
   };
 }
 
@@ -15769,7 +16593,7 @@ const showTiles = (tiles) => tell('tiles', ...tiles.map(([name, value, note]) =>
 const meanings = {
   spare: 'ready for a new conversation',
   busy: 'answering', idle: 'keeping a conversation', parked: 'waiting for tool results',
-  taking_back: '', starting: '',
+  rewinding: '', starting: '',
 };
 
 function showProcesses(counts, most) {
@@ -15779,7 +16603,7 @@ function showProcesses(counts, most) {
   while (slots.length < most) slots.push('free');
   tell('slots', ...slots.map((kind) => make(`li.${kind}`)));
   tell('legend', ...kinds.map((kind) => make(`li.${kind}`,
-    `${counts[kind] ?? 0} ${kind.replace('_', ' ')} `, muted(meanings[kind]))));
+    `${counts[kind] ?? 0} ${kind} `, muted(meanings[kind]))));
 }
 
 function showFigures(figures) {
@@ -15909,6 +16733,7 @@ GET /v1/mcp/stats Counts the MCP servers
 The server
 GET /v1/auth/status Tells the auth method, and what is missing
 GET /metrics Shows figures for Prometheus
+GET /v1/usage Sums up what answers have used, with --store
 GET /health Tells whether requests are answered
 GET /version Tells the version
 GET /api/version Tells Ollama's version
@@ -16068,11 +16893,26 @@ inline std::string fill_in(std::string_view text, std::string_view name, std::st
   }
 }
 
+/// The page's form of `client_recipes`: settings with the file that they are for.
+inline std::string render_recipes() {
+  json rows = json::array();
+  for (const auto& client : client_recipes) {
+    const std::string_view settings = client.settings;
+    std::string text;
+    if (*client.file != '\0') text = "In ~/" + std::string(client.file);
+    if (*client.start != '\0') text += "; then: " + std::string(client.start);
+    if (!text.empty()) text = (settings.front() == '{' ? "// " : "# ") + text + "\n";
+    rows.push_back(json::array({client.title, text + std::string(text::trim(settings))}));
+  }
+  return dump(rows);
+}
+
 /// The page, with a nonce of this answer's own. No secret is in it.
 inline std::string render(std::string_view nonce, bool key_required) {
   auto filled = fill_in(document, "nonce", nonce);
   filled = fill_in(filled, "version", CLAUDE_OPENAI_VERSION);
   filled = fill_in(filled, "repository", repository);
+  filled = fill_in(filled, "recipes", render_recipes());
   return fill_in(filled, "key_required", key_required ? "true" : "false");
 }
 
@@ -16087,7 +16927,7 @@ inline std::string content_security_policy(std::string_view nonce) {
 }  // namespace page
 
 //================================================================================================
-// [33] connection - one client's connection and the bodies of its requests, by httplib's parts
+// [34] connection - one client's connection and the bodies of its requests, by httplib's parts
 // uses: text, errors, json_access, options, cli_command, process, guard, http_head, transport
 //       | one thread, but for body_budget
 //================================================================================================
@@ -16452,11 +17292,11 @@ inline std::optional<std::int64_t> count_by_api(const options& settings, const j
 }
 
 //================================================================================================
-// [34] routes - what each path answers, who may ask it, and answers that are streamed
+// [35] routes - what each path answers, who may ask it, and answers that are streamed
 // uses: text, errors, log, json_access, options, conversation, fields, events, sse, openai_chat,
 //       anthropic_messages, openai_responses, openai_completions, catalog, ollama, process, pool,
-//       sessions, responses, engine, agents, guard, limits, metrics, status, http_head, page,
-//       connection | thread-safe
+//       store, sessions, responses, engine, agents, guard, limits, metrics, status, http_head,
+//       page, connection | thread-safe
 //================================================================================================
 
 /// What the routes need. Owned by `server`, which outlives every connection.
@@ -16471,6 +17311,7 @@ struct proxy_parts {
   limiter& limits;
   limit_board& windows;
   metrics& figures;
+  state_store& state;
   const wake_signal& stop;
   const std::function<void(const request_figures&)>& on_answer;
   client_names names;
@@ -16750,12 +17591,15 @@ inline answer_times times_of(const request_record& record) {
   return times;
 }
 
+/// The operator pays for each search of the web (`--web`): no page or stranger may have them.
 inline reply_context make_context(const request_context& now) {
   using namespace std::chrono;
   const auto created = duration_cast<seconds>(system_clock::now().time_since_epoch()).count();
-  return {text::random_id("", 24), created, now.id(), {}, [record = now.record] {
-            return times_of(*record);
-          }};
+  reply_context context{text::random_id("", 24), created, now.id(), {}, [record = now.record] {
+                          return times_of(*record);
+                        }};
+  context.web = now.settings->web && now.who.tools_refusal.empty();
+  return context;
 }
 
 inline void reserve(request_context& now, const budget& wanted) {
@@ -16853,9 +17697,10 @@ inline void complete_request(request_context& now, turn_request& turn) {
   if (!turn.cache_ttl.empty() && !has_cache_ttl(facts.version)) {
     name_ignored(turn, turn.cache_field);
   }
+  if (now.settings->fallback && now.proxy.windows.is_spent(now.settings->extra_usage)) {
+    use_fallback(turn, *now.settings);
+  }
   apply_model_limits(turn, traits_of(turn.model, facts.always_thinking));
-  turn.on_fallback =
-      now.settings->fallback && now.proxy.windows.is_spent(now.settings->extra_usage);
 }
 
 inline void tell_ignored(request_context& now, const std::vector<std::string>& names) {
@@ -16912,95 +17757,102 @@ inline void abandon(request_context& now) {
 
 constexpr const char* client_left = "client left";
 
-/// A stream under way, owned by the response that it fills.
-struct open_stream {
-  std::unique_ptr<answer> running;
-  std::unique_ptr<reply> writer;
-  std::shared_ptr<const options> settings;
-  std::shared_ptr<request_record> record;
-  std::optional<answer::choice_event> first;  ///< what came before the status line was sent
-  std::function<void()> on_abandoned;         ///< when nothing of it was ever written
+/// A stream under way, owned by the response that it fills. It finishes its request, once.
+class open_stream {
+ public:
+  /// `first`: what came before the status line was sent.
+  open_stream(request_context& now, std::unique_ptr<answer> running, std::unique_ptr<reply> writer,
+              std::optional<answer::choice_event> first)
+      : proxy_(now.proxy),
+        settings_(now.settings),
+        record_(now.record),
+        running_(std::move(running)),
+        writer_(std::move(writer)),
+        first_(std::move(first)) {}
+  open_stream(const open_stream&) = delete;
+  open_stream& operator=(const open_stream&) = delete;
 
-  ~open_stream() {
-    if (on_abandoned) on_abandoned();
-  }
-};
+  /// Finishes the request of a stream that was never written.
+  ~open_stream() { finish_request(client_left); }
 
-/// Writes events until the answer ends. What is known already goes out in one piece.
-inline const char* run_stream(open_stream& stream, const http_response::write_bytes& write) {
-  answer::choice_event next;
-  auto got = answer::pulled::silence;
-  bool noted = false;
-  if (stream.first) {
-    next = std::move(*stream.first);
-    got = answer::pulled::arrived;
-    noted = true;
-  }
-  const auto& settings = *stream.settings;
-  for (bool ended = false; !ended;) {
-    std::string out;
-    if (got != answer::pulled::arrived) stream.writer->write_keep_alive(out);
-    while (got == answer::pulled::arrived && !ended) {
-      if (!std::exchange(noted, false)) stream.record->note(next.what);
-      stream.writer->write(next.choice, next.what, out);
-      ended = stream.running->ended();
-      if (!ended) got = stream.running->next(next, steady_time::min());
+  /// Writes it to its end. False when the client has left.
+  bool write_all(const http_response::write_bytes& write) {
+    try {
+      finish_request(write_events(write));
+    } catch (...) {
+      finish_request("failed");
+      throw;
     }
-    if (settings.log_bodies) settings.log.debug(stream.record->id + " stream: " + mask_fields(out));
-    if (!out.empty() && !write(out)) return client_left;
-    if (ended) break;
-    got =
-        stream.running->next(next, std::chrono::steady_clock::now() + settings.keep_alive_interval);
-    if (got == answer::pulled::client_left) return client_left;
+    return record_->ending != client_left;
   }
-  return stream.record->failure.empty() ? "done" : "failed";
-}
 
-/// Makes the stream the body of the response.
-inline void fill(request_context& now, const std::shared_ptr<open_stream>& stream) {
-  now.client.write_until(stream->running->deadline());
-  stream->on_abandoned = [&proxy = now.proxy, record = stream->record, settings = now.settings,
-                          running = stream->running.get()] {
-    record->ending = client_left;
-    note_use(*record, *running);
-    finish(proxy, settings->log, *record);
-  };
-  now.response.type = stream->writer->stream_type();
-  now.response.stream = [&proxy = now.proxy, stream](const http_response::write_bytes& write) {
-    stream->on_abandoned = nullptr;
-    auto& record = *stream->record;
-    record.ending = run_stream(*stream, write);
-    note_use(record, *stream->running);
-    stream->running.reset();
-    finish(proxy, stream->settings->log, record);
-    return record.ending != client_left;
-  };
-}
+ private:
+  void finish_request(const char* ending) {
+    auto running = std::move(running_);  // once, also where something throws
+    if (!running) return;
+    record_->ending = ending;
+    note_use(*record_, *running);
+    running.reset();
+    finish(proxy_, settings_->log, *record_);
+  }
+
+  /// Until the answer ends. What is known already goes out in one piece.
+  const char* write_events(const http_response::write_bytes& write) {
+    auto got = first_ ? answer::pulled::arrived : answer::pulled::silence;
+    auto next = first_ ? std::move(*first_) : answer::choice_event();
+    bool noted = first_.has_value();
+    for (bool ended = false; !ended;) {
+      std::string out;
+      if (got != answer::pulled::arrived) writer_->write_keep_alive(out);
+      while (got == answer::pulled::arrived && !ended) {
+        if (!std::exchange(noted, false)) record_->note(next.what);
+        writer_->write(next.choice, next.what, out);
+        ended = running_->ended();
+        if (!ended) got = running_->next(next, steady_time::min());
+      }
+      if (settings_->log_bodies) {
+        settings_->log.debug(record_->id + " stream: " + mask_fields(out));
+      }
+      if (!out.empty() && !write(out)) return client_left;
+      if (ended) break;
+      got = running_->next(next, std::chrono::steady_clock::now() + settings_->keep_alive_interval);
+      if (got == answer::pulled::client_left) return client_left;
+    }
+    return record_->failure.empty() ? "done" : "failed";
+  }
+
+  proxy_parts& proxy_;
+  std::shared_ptr<const options> settings_;
+  std::shared_ptr<request_record> record_;
+  std::unique_ptr<answer> running_;  ///< null once the request is finished
+  std::unique_ptr<reply> writer_;
+  std::optional<answer::choice_event> first_;
+};
 
 /// Waits for the first event before the status line, so that a failure is a real status; but not
 /// longer than a client's patience with silence.
 inline void answer_stream(request_context& now, std::unique_ptr<answer> running,
                           std::unique_ptr<reply> writer) {
-  const auto stream = std::make_shared<open_stream>();
-  stream->running = std::move(running);
-  stream->writer = std::move(writer);
-  stream->settings = now.settings;
-  stream->record = now.record;
-  answer::choice_event first;
+  std::optional<answer::choice_event> first;
+  answer::choice_event next;
   const auto patience = std::chrono::steady_clock::now() + now.settings->keep_alive_interval;
-  const auto got = pull(now, *stream->running, first, patience);
-  note_use(*now.record, *stream->running);
+  const auto got = pull(now, *running, next, patience);
+  note_use(*now.record, *running);
   if (got == answer::pulled::client_left) return abandon(now);
   if (got == answer::pulled::arrived) {
-    now.record->note(first.what);
-    if (const auto* failed = std::get_if<turn_failed>(&first.what)) throw failed->error;
-    stream->first = std::move(first);
+    now.record->note(next.what);
+    if (const auto* failed = std::get_if<turn_failed>(&next.what)) throw failed->error;
+    first = std::move(next);
   }
-  tell_ignored(now, stream->running->ignored_params());
+  tell_ignored(now, running->ignored_params());
   tell_windows(now);
   now.response.set("Cache-Control", "no-cache, no-store");
   now.response.set("X-Accel-Buffering", "no");
-  fill(now, stream);
+  now.client.write_until(running->deadline());
+  now.response.type = writer->stream_type();
+  const auto stream =
+      std::make_shared<open_stream>(now, std::move(running), std::move(writer), std::move(first));
+  now.response.stream = [stream](const auto& write) { return stream->write_all(write); };
 }
 
 inline void answer_whole(request_context& now, answer& running, const reply& writer) {
@@ -17119,7 +17971,7 @@ inline std::int64_t count_tokens(request_context& now, turn_request& turn, const
 
 inline void handle_count_tokens(request_context& now) {
   const auto body = read_json(now);
-  auto turn = anthropic_messages::parse_request(body, true);
+  auto turn = anthropic_messages::parse_request(body, true, make_context(now).web);
   answer_json(now, json::object({{"input_tokens", count_tokens(now, turn, body)}}));
 }
 
@@ -17237,7 +18089,7 @@ inline void handle_delete_session(request_context& now) {
 /// What of a chat request would be honoured.
 inline void handle_compatibility(request_context& now) {
   const auto body = read_json(now);
-  auto turn = openai_chat::parse(body, {}).turns.front();
+  auto turn = openai_chat::parse(body, make_context(now)).turns.front();
   complete_request(now, turn);
   answer_json(now, openai_chat::render_compatibility(body, turn.ignored_params));
 }
@@ -17313,6 +18165,32 @@ inline void handle_metrics(request_context& now) {
                      now.proxy.status.get().version, now.proxy.windows.all()};
   now.response.set_body(now.proxy.figures.render(state),
                         "text/plain; version=0.0.4; charset=utf-8");
+}
+
+/// `2026-11-30`, of UTC, as hours since 1970; nullopt for anything else.
+inline std::optional<std::int64_t> try_day(const std::string& text) {
+  std::tm day{};
+  const char* end = ::strptime(text.c_str(), "%Y-%m-%d", &day);
+  if (end == nullptr || *end != '\0') return std::nullopt;
+  return ::timegm(&day) / 3'600;
+}
+
+inline void handle_usage(request_context& now) {
+  now.proxy.state.require();
+  if (!now.proxy.state.keeps_usage()) {
+    api_error error(error_kind::not_found, "usage is kept with --store only");
+    error.code = "no_store";
+    throw error;
+  }
+  const auto given = now.parameter("by");
+  const auto by = given.empty() ? std::string("day") : given;
+  if (by != "key" && by != "model" && by != "dialect" && by != "day") {
+    throw bad_field("by", "must be key, model, dialect or day");
+  }
+  const auto day = now.parameter("from");
+  const auto from = day.empty() ? now_ms() / ms_per_hour - 90 * 24 : try_day(day);
+  if (!from) throw bad_field("from", "must be a day, such as 2026-11-30");
+  answer_json(now, render_usage(by, *from, now.proxy.state.sum_usage(by, *from)));
 }
 
 /// What has arrived, and whether it would be taken as a chat request.
@@ -17429,6 +18307,7 @@ inline std::vector<route> other_routes() {
       {"GET", "/mcp/stats", group::other, &handle_mcp_stats, tools},
       {"GET", "/auth/status", group::auth, &handle_auth_status},
       {"GET", "/metrics", group::none, &handle_metrics},
+      {"GET", "/usage", group::none, &handle_usage},
       {"GET", "/health", group::health, &handle_health, open},
       {"GET", "/version", group::health, &handle_version, open},
       {"GET", "/", group::none, &handle_root, open},
@@ -17628,7 +18507,7 @@ inline void answer_request(request_context& now) {
 }  // namespace routes
 
 //================================================================================================
-// [35] http - httplib's parser and writer around the routes
+// [36] http - httplib's parser and writer around the routes
 // uses: text, errors, log, openai_chat, options, http_head, connection, routes | thread-safe
 //================================================================================================
 
@@ -17778,9 +18657,9 @@ class http_server : public httplib::Server {
 };
 
 //================================================================================================
-// [36] server - the whole proxy as one object
-// uses: text, log, options, ollama, cli_command, process, pool, sessions, responses, engine,
-//       agents, status, http | owns threads
+// [37] server - the whole proxy as one object
+// uses: text, log, options, ollama, cli_command, process, pool, store, sessions, responses,
+//       engine, agents, status, http | owns threads
 //================================================================================================
 
 /// The path without links, and absolute; what is not there yet at least without `.` and `..`.
@@ -17796,7 +18675,9 @@ inline void add_secret_paths(options& settings) {
   const auto folder = value_or(settings.environment, "CLAUDE_CONFIG_DIR", home + "/.claude");
   auto& paths = settings.secret_paths;
   for (const auto& path :
-       {settings.tls_key, settings.mcp_config, settings.session_directory, settings.unix_socket,
+       {settings.tls_key, settings.mcp_config, settings.session_directory, settings.store,
+        settings.store + (settings.store.empty() ? "" : "-wal"),
+        settings.store + (settings.store.empty() ? "" : ".salt"), settings.unix_socket,
         std::string("/proc"), home + "/.claude.json", folder + "/.credentials.json",
         folder + "/settings.json", folder + "/projects"}) {
     if (!path.empty()) paths.push_back(path);
@@ -17842,11 +18723,11 @@ class hidden_files {
 /// options that cannot be run with.
 inline options complete(options settings, std::optional<temporary_directory>& scratch) {
   auto problems = validate(settings);
-#ifndef CPPHTTPLIB_OPENSSL_SUPPORT
-  if (!settings.session_directory.empty()) {
+#if !defined(CPPHTTPLIB_OPENSSL_SUPPORT) || !defined(CLAUDE_OPENAI_SQLITE)
+  if (!store_path(settings).empty()) {
     problems.emplace_back(
-        "a session directory needs a build with OpenSSL (CPPHTTPLIB_OPENSSL_SUPPORT): stored "
-        "sessions name their client by an HMAC of its key");
+        "--store and --session-dir need a build with SQLite (CLAUDE_OPENAI_SQLITE) and OpenSSL "
+        "(CPPHTTPLIB_OPENSSL_SUPPORT), which names clients by an HMAC of their keys");
   }
 #endif
   if (settings.fallback) {
@@ -17857,6 +18738,10 @@ inline options complete(options settings, std::optional<temporary_directory>& sc
       problems.push_back("--fallback: " + one);
     }
   }
+  const auto bedrock = auth_method::bedrock;
+  if (settings.web && (resolve_auth(settings) == bedrock || settings.fallback == bedrock)) {
+    problems.emplace_back("--web: Amazon Bedrock does not search the web");
+  }
   if (!problems.empty()) throw std::invalid_argument(text::join(problems, "; "));
   auto& variables = settings.environment;
   const auto name = settings.claude_path.empty() ? "claude" : settings.claude_path;
@@ -17864,7 +18749,7 @@ inline options complete(options settings, std::optional<temporary_directory>& sc
   settings.claude_path = path.empty() ? name : std::filesystem::absolute(path).string();
   scratch.emplace(real_path(value_or(variables, "TMPDIR", "/tmp")));
   if (settings.working_directory.empty()) settings.working_directory = scratch->path();
-  for (auto* place : {&settings.working_directory, &settings.session_directory}) {
+  for (auto* place : {&settings.working_directory, &settings.session_directory, &settings.store}) {
     if (!place->empty()) *place = real_path(*place);
   }
   for (auto& directory : settings.agent_directories) directory = real_path(directory);
@@ -18043,33 +18928,39 @@ class connection_set {
   /// is raised, and answers end with an error; what is still there a moment later is shut, as if
   /// the client had left.
   void drain(bool at_once, wake_signal& stop, wake_signal& cut) {
-    constexpr std::chrono::milliseconds last_words{300};
-    if (!empty()) {
-      settings_.log.info("stopping; what still runs has " +
-                         std::to_string(settings_.drain_timeout.count() / 1000) +
-                         " s, or until a second signal");
-    }
-    auto deadline = std::chrono::steady_clock::now() + settings_.drain_timeout;
+    if (empty()) return;
+    settings_.log.info("stopping; what still runs has " +
+                       std::to_string(settings_.drain_timeout.count() / 1000) +
+                       " s, or until a second signal");
+    if (!at_once) wait_until_empty(settings_.drain_timeout, &stop);
+    if (empty()) return;
+    cut.raise();
+    wait_until_empty(std::chrono::milliseconds(300));
     while (!empty()) {
-      const bool late = std::chrono::steady_clock::now() >= deadline;
-      if (at_once && late && cut.is_raised()) {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        for (const auto& client : clients_) ::shutdown(client->fd(), SHUT_RDWR);
-      }
-      at_once = at_once || late;
-      if (at_once && !cut.is_raised()) {
-        cut.raise();
-        deadline = std::chrono::steady_clock::now() + last_words;
-      }
-      std::array<pollfd, 2> fds{{{stop.fd(), POLLIN, 0}, {all_gone_.fd(), POLLIN, 0}}};
-      ::poll(fds.data(), fds.size(), at_once ? 100 : poll_timeout(deadline));
-      all_gone_.clear();
-      at_once = stop.clear() > 0 || at_once;
+      shut_all();
+      wait_until_empty(std::chrono::milliseconds(100));
     }
   }
 
  private:
   using client_list = std::list<std::unique_ptr<connection>>;
+
+  /// At most so long; a `stop` ends the wait, and is taken back.
+  void wait_until_empty(std::chrono::milliseconds most, wake_signal* stop = nullptr) {
+    const auto until = std::chrono::steady_clock::now() + most;
+    while (!empty() && std::chrono::steady_clock::now() < until) {
+      std::array<pollfd, 2> fds{
+          {{all_gone_.fd(), POLLIN, 0}, {stop == nullptr ? -1 : stop->fd(), POLLIN, 0}}};
+      ::poll(fds.data(), fds.size(), poll_timeout(until));
+      all_gone_.clear();
+      if (stop != nullptr && stop->clear() > 0) return;
+    }
+  }
+
+  void shut_all() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const auto& client : clients_) ::shutdown(client->fd(), SHUT_RDWR);
+  }
 
   /// At max_connections, closes the connection that has been idle longest. Its thread is on its way
   /// out for a moment, which is why the new one is let in. False when none is idle.
@@ -18141,9 +19032,9 @@ class server {
         live_(settings_),
         guard_(std::make_shared<child_guard>(&*scratch_)),
         pool_(settings_, guard_),
-        sessions_(settings_),
+        sessions_(settings_, state_),
         engine_(settings_, pool_, sessions_, limit_board_, &signals_.cut),
-        responses_(settings_),
+        responses_(settings_, state_),
         agents_(settings_, scratch_->path(), *guard_),
         parts_{live_,
                pool_,
@@ -18155,6 +19046,7 @@ class server {
                limiter_,
                limit_board_,
                figures_,
+               *state_,
                signals_.closing,
                on_answer,
                client_names(sessions_.salt()),
@@ -18370,13 +19262,14 @@ class server {
   std::optional<temporary_directory> scratch_;
   const options settings_;
   const hidden_files hidden_{settings_.secret_paths};
+  const std::shared_ptr<state_store> state_{open_store(settings_)};
   live_options live_;
   std::shared_ptr<const child_guard> guard_;
   server_signals signals_;
   status_board status_;
-  limiter limiter_;
+  limiter limiter_{state_};
   limit_board limit_board_{settings_.log};
-  metrics figures_;
+  metrics figures_{state_};
   pool pool_;
   session_store sessions_;
   engine engine_;
@@ -18389,9 +19282,9 @@ class server {
 };
 
 //================================================================================================
-// [37] doctor - is everything there that answers need?
+// [38] doctor - is everything there that answers need?
 // uses: text, errors, json_access, options, conversation, events, cli_command, process, pool,
-//       sessions, engine, status, transport, server | one thread
+//       store, sessions, engine, status, transport, server | one thread
 //================================================================================================
 
 /// One thing that was looked at.
@@ -18517,7 +19410,7 @@ class doctor {
     check_port();
     check_transport();
     check_temporary_directory();
-    check_session_directory();
+    check_store();
     check_sandbox();
     if (!check_cli()) return false;
     check_login();
@@ -18550,23 +19443,28 @@ class doctor {
           "install bubblewrap, or choose --sandbox auto"});
   }
 
-  void check_session_directory() {
-    if (settings_.session_directory.empty()) return;
+  /// Only looks: a proxy may be using the store, and the trial below stores nothing.
+  void check_store() {
+    const auto path = store_path(settings_);
+    if (path.empty()) return;
     try {
-      const auto files = session_store::list_files(settings_.session_directory).size();
-      auto above = std::filesystem::absolute(settings_.session_directory);  // or where it is made
+      if (!settings_.session_directory.empty()) session_files::list(settings_.session_directory);
+      auto above = std::filesystem::path(path);  // or where it is made
       while (!std::filesystem::exists(above)) above = above.parent_path();
-      if (::access(above.c_str(), W_OK | X_OK) != 0) {
+      if (::access(above.c_str(), W_OK) != 0) {
         throw std::system_error(last_system_error(), above.string() + " cannot be written to");
       }
-      tell({"session directory",
+      const bool made = above == path;
+      tell({"store",
             true,
-            settings_.session_directory + ", " + std::to_string(files) + " files",
+            path + (made ? ", " + std::to_string(std::filesystem::file_size(path) / 1024) + " KiB"
+                         : ", made at the start"),
             {}});
     } catch (const std::exception& failure) {
-      tell({"session directory", false, failure.what(), "choose another --session-dir"});
+      tell({"store", false, failure.what(), "choose another --store or --session-dir"});
     }
-    settings_.session_directory.clear();  // only looked at: the trial below stores nothing
+    settings_.store.clear();
+    settings_.session_directory.clear();
   }
 
   void check_transport() {

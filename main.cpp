@@ -13,10 +13,15 @@
 #include <atomic>
 #include <chrono>
 #include <fstream>
+#include <iomanip>
 #include <iostream>
 #include <new>
 #include <numeric>
 #include <sstream>
+
+/// The commit that was built. The Makefile links a definition that replaces this weak one, so that a
+/// new commit does not compile all of this again.
+[[gnu::weak]] extern const char claude_openai_commit[] = "unknown";
 
 namespace {
 
@@ -406,104 +411,22 @@ std::string base_of(std::string url) {
   throw CLI::ValidationError("'" + url + "' is no address such as http://127.0.0.1:8000");
 }
 
-/// What makes a client use this proxy, as docs/clients.md has it; {url}, {key} and {model} stand for
-/// the proxy's.
-struct client_recipe {
-  const char* name;
-  const char* file;  ///< below the home directory; empty where no file is for this client alone
-  const char* settings;
-  const char* start;  ///< the command line then; empty for none
-};
+/// The newest Claude Code that the tests run with; the oldest is the oldest that is accepted.
+constexpr auto newest_tested_cli = "2.1.330";
 
-// Claude Code's own file would turn the proxy's `claude` to the proxy too.
-constexpr std::array<client_recipe, 12> client_recipes{{
-    {"codex", ".codex/config.toml", R"(model = "{model}"
-model_provider = "claude"
-
-[model_providers.claude]
-name = "Claude"
-base_url = "{url}/v1"
-env_key = "CLAUDE_OPENAI_KEY"
-wire_api = "responses"
-)",
-     "CLAUDE_OPENAI_KEY={key} codex"},
-    {"opencode", ".config/opencode/opencode.json", R"({
-  "provider": {
-    "claude": {
-      "npm": "@ai-sdk/openai-compatible",
-      "options": { "baseURL": "{url}/v1", "apiKey": "{key}" },
-      "models": { "{model}": { "name": "Claude {model}" } }
-    }
-  }
+/// What `--version` prints. The first line begins with the name and the version.
+std::string about_this_build() {
+#ifdef CPPHTTPLIB_OPENSSL_SUPPORT
+  const std::string tls = OPENSSL_VERSION_TEXT;
+#else
+  const std::string tls = "none, so no --tls-cert and no --session-dir; a build from source has it";
+#endif
+  const auto& [major, minor, patch] = proxy::oldest_cli;
+  const auto oldest =
+      std::to_string(major) + '.' + std::to_string(minor) + '.' + std::to_string(patch);
+  return std::string("claude-openai " CLAUDE_OPENAI_VERSION " (commit ") + claude_openai_commit +
+         ")\nTLS: " + tls + "\nClaude Code: tested with " + oldest + " to " + newest_tested_cli;
 }
-)",
-     "opencode run --model claude/{model} \"Say hello\""},
-    {"claude", "", "ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY={key} claude\n", ""},
-    {"aider", ".aider.conf.yml", R"(openai-api-base: {url}/v1
-openai-api-key: "{key}"
-model: openai/{model}
-edit-format: diff
-)",
-     "aider"},
-    {"continue", ".continue/config.yaml", R"(name: Claude
-version: 1.0.0
-schema: v1
-models:
-  - name: Claude
-    provider: openai
-    model: {model}
-    apiBase: {url}/v1
-    apiKey: "{key}"
-    roles: [chat, edit, apply]
-    capabilities: [tool_use, image_input]
-)",
-     ""},
-    {"cline", "", "cline auth -p openai-compatible -k {key} -m {model} -b {url}/v1\n", ""},
-    {"zed", ".config/zed/settings.json", R"({
-  "language_models": {
-    "openai_compatible": {
-      "Claude": {
-        "api_url": "{url}/v1",
-        "available_models": [
-          {
-            "name": "{model}",
-            "display_name": "Claude {model}",
-            "max_tokens": 200000,
-            "max_output_tokens": 32000,
-            "capabilities": { "tools": true, "images": true, "parallel_tool_calls": true }
-          }
-        ]
-      }
-    }
-  }
-}
-)",
-     "CLAUDE_API_KEY={key} zed"},
-    {"pi", ".pi/agent/models.json", R"({
-  "providers": {
-    "claude": {
-      "baseUrl": "{url}/v1",
-      "api": "openai-completions",
-      "apiKey": "{key}",
-      "models": [{ "id": "{model}", "reasoning": true, "contextWindow": 200000, "maxTokens": 32000 }]
-    }
-  }
-}
-)",
-     "pi --provider claude --model {model}"},
-    {"qwen", "",
-     "OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={key} OPENAI_MODEL={model} qwen --auth-type openai\n",
-     ""},
-    {"copilot", "",
-     "COPILOT_PROVIDER_BASE_URL={url}/v1 COPILOT_PROVIDER_API_KEY={key} COPILOT_MODEL={model} "
-     "copilot\n",
-     ""},
-    {"open-webui", "", "OPENAI_API_BASE_URL={url}/v1 OPENAI_API_KEY={key}\n", ""},
-    {"env", "", R"(export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={key}
-export ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY={key}
-)",
-     ""},
-}};
 
 /// The flags, and what they set.
 struct command_line {
@@ -538,6 +461,9 @@ struct command_line {
   std::string client;
   bool write = false;
   bool yes = false;
+  CLI::App* usage = nullptr;
+  std::string usage_by = "day";
+  std::string usage_from;
   std::string url;         ///< of a running proxy; empty for this one's own
   std::string client_key;  ///< for it
 
@@ -556,8 +482,7 @@ struct command_line {
     app.validate_positionals();  // a word that is no port is a command
     begin_group("Help and files of settings");
     app.get_help_ptr()->description("Show this help and end")->group("Help and files of settings");
-    app.set_version_flag("--version", "claude-openai " CLAUDE_OPENAI_VERSION,
-                         "Show the version and end");
+    app.set_version_flag("--version", about_this_build, "Show the version and end");
     add_commands();
     app.add_subcommand("help", "Show this help")->callback([] { throw CLI::CallForHelp(); });
     add_settings_files(reads_config);
@@ -584,11 +509,19 @@ struct command_line {
         "Print the settings that make a client use the proxy and its --model, or list the clients");
     connect->fallthrough();
     std::vector<std::string> names;
-    for (const auto& recipe : client_recipes) names.push_back(recipe.name);
+    for (const auto& recipe : proxy::client_recipes) names.push_back(recipe.name);
     connect->add_option("client", client, "The client")->check(CLI::IsMember(names));
     auto* into_file = connect->add_flag("--write", write, "Put them into the client's own file");
     connect->add_flag("--yes", yes, "Do not ask before that")->needs(into_file);
     add_proxy_flags(*connect, "The proxy's address (default: this machine's)");
+    usage = app.add_subcommand("usage", "Print what the answers of a running proxy have used");
+    usage->fallthrough();
+    usage->add_option("--by", usage_by, "A line for each key, model, dialect or day")
+        ->check(CLI::IsMember({"key", "model", "dialect", "day"}))
+        ->capture_default_str();
+    usage->add_option("--from", usage_from, "First day, as 2026-11-30 (default: all, 90 days)")
+        ->type_name("DAY");
+    add_proxy_flags(*usage, "The proxy's address (default: this machine's)");
   }
 
   /// Which proxy a command is about.
@@ -715,6 +648,9 @@ struct command_line {
     app.add_option("--fallback-model", settings.fallback_model,
                    "Model of that account's answers (default: the request's)")
         ->envname("CLAUDE_FALLBACK_MODEL");
+    app.add_flag("--web", settings.web,
+                 "Let clients have the API search the web; it bills each search")
+        ->envname("CLAUDE_WEB");
     app.add_flag("--no-extra-usage", no_extra_usage,
                  "Refuse requests while a subscription would bill them beyond its plan")
         ->envname("CLAUDE_NO_EXTRA_USAGE");
@@ -784,8 +720,13 @@ struct command_line {
     begin_group("Sessions");
     add_duration("--session-ttl", settings.session_ttl, "How long an unused session is kept",
                  "CLAUDE_SESSION_TTL");
+    app.add_option("--store", settings.store,
+                   "File where sessions, responses, budgets and usage survive a restart "
+                   "(default: memory alone)")
+        ->envname("CLAUDE_STORE")
+        ->type_name("FILE");
     app.add_option("--session-dir", settings.session_directory,
-                   "Directory where sessions survive a restart (default: memory alone)")
+                   "The same as --store DIR/claude-openai.sqlite")
         ->envname("CLAUDE_SESSION_DIR")
         ->type_name("DIR");
   }
@@ -1507,7 +1448,8 @@ void print_account(const proxy::options& settings) {
             << (settings.fallback
                     ? "  fallback           " + std::string(name_of(*settings.fallback)) +
                           ", while the plan is used up\n"
-                    : "");
+                    : "")
+            << (settings.web ? "  web search         on (--web): the API bills each search\n" : "");
 }
 
 void print_start(const proxy::server& server, const std::string& key_path,
@@ -1862,7 +1804,7 @@ std::string fill_in(std::string text, const std::string& url, const std::string&
 }
 
 /// Where a client reads its settings.
-std::string path_of(const client_recipe& client, const proxy::environment_map& variables) {
+std::string path_of(const proxy::client_recipe& client, const proxy::environment_map& variables) {
   const std::string file = client.file;
   for (const auto& [variable, folder] :
        {std::pair{"CODEX_HOME", "codex/"}, std::pair{"XDG_CONFIG_HOME", "config/"}}) {
@@ -1974,7 +1916,7 @@ std::string back_up(const std::string& path) {
 }
 
 /// `claude-openai connect CLIENT --write`.
-int write_settings(const client_recipe& client, const std::string& settings,
+int write_settings(const proxy::client_recipe& client, const std::string& settings,
                    const std::string& usual_path, bool asks) {
   namespace files = std::filesystem;
   const auto path = files::weakly_canonical(usual_path).string();  // what a symlink leads to
@@ -2005,7 +1947,7 @@ int write_settings(const client_recipe& client, const std::string& settings,
 }
 
 void list_clients(const proxy::environment_map& variables) {
-  for (const auto& client : client_recipes) {
+  for (const auto& client : proxy::client_recipes) {
     const std::string name = client.name;
     const auto place = *client.file == '\0' ? "printed only" : path_of(client, variables);
     std::cout << name << std::string(12 - name.size(), ' ') << place << "\n";
@@ -2043,7 +1985,7 @@ int connect(const command_line& line, const std::string& key) {
     list_clients(settings.environment);
     return 0;
   }
-  const auto client = std::find_if(client_recipes.begin(), client_recipes.end(),
+  const auto client = std::find_if(proxy::client_recipes.begin(), proxy::client_recipes.end(),
                                    [&](const auto& one) { return one.name == line.client; });
   const auto url = address_for_clients(line);
   require_plain("--url", url);
@@ -2072,6 +2014,47 @@ int connect(const command_line& line, const std::string& key) {
     std::cerr << "# the proxy's client key goes there by --key, or CLAUDE_OPENAI_KEY\n";
   }
   return status;
+}
+
+void print_usage_row(const std::string& name, const proxy::json& row) {
+  std::cout << std::left << std::setw(32) << proxy::routes::printable(name) << std::right
+            << std::setw(9) << proxy::integer_of(row, "answers");
+  for (const auto* kind : proxy::token_kinds) {
+    std::cout << std::setw(13) << proxy::integer_of(row, (kind + std::string("_tokens")).c_str());
+  }
+  const auto& usd = proxy::member_of(row, "cost_usd");
+  std::cout << std::setw(12) << std::fixed << std::setprecision(4)
+            << (usd.is_number() ? usd.get<double>() : 0) << "\n";
+}
+
+/// `claude-openai usage`: what `GET /v1/usage` tells, as a table.
+int print_usage(const command_line& line) {
+  const auto& keys = line.settings.api_keys;
+  auto key = client_key(line);
+  if (key.empty() && line.url.empty() && !keys.empty()) key = keys.front();
+  std::vector<std::pair<std::string, std::string>> headers;
+  if (!key.empty()) headers.emplace_back("Authorization", "Bearer " + key);
+  const auto answer =
+      proxy::ask_server(line.url.empty() ? address_for_clients(line) : line.url,
+                        "/v1/usage?by=" + line.usage_by + "&from=" + line.usage_from, "", headers,
+                        std::chrono::seconds(10));
+  const auto usage = proxy::try_parse_json(answer.body);
+  if (answer.status != 200) {
+    const auto message = proxy::string_of(proxy::member_of(usage, "error"), "message");
+    throw std::runtime_error(answer.status == 0 ? "no answer: " + answer.body
+                                                : "HTTP " + std::to_string(answer.status) + " " +
+                                                      proxy::routes::printable(message));
+  }
+  std::cout << std::left << std::setw(32) << line.usage_by << std::right << std::setw(9)
+            << "answers";
+  for (const auto* kind : proxy::token_kinds) std::cout << std::setw(13) << kind;
+  std::cout << std::setw(12) << "USD"
+            << "\n";
+  for (const auto& row : proxy::member_of(usage, "data")) {
+    print_usage_row(proxy::string_of(row, line.usage_by.c_str()), row);
+  }
+  print_usage_row("total", proxy::member_of(usage, "total"));
+  return 0;
 }
 
 /// `claude-openai doctor --security`: 0 when no more is open than needs be.
@@ -2128,6 +2111,7 @@ int run(arguments& called) {
     return 0;
   }
   if (line->connect->parsed()) return connect(*line, client_key(*line));
+  if (line->usage->parsed()) return print_usage(*line);
   if (!line->url.empty()) {
     return remote_doctor(line->url, client_key(*line), settings).run() ? 0 : 1;
   }

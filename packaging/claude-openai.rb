@@ -15,6 +15,7 @@ class ClaudeOpenai < Formula
   depends_on "pkgconf" => :build
   depends_on "brotli"
   depends_on "openssl@3"
+  depends_on "sqlite"
 
   uses_from_macos "zlib"
 

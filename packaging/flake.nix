@@ -30,6 +30,7 @@
             httplib
             nlohmann_json
             openssl
+            sqlite
             zlib
           ];
 

@@ -36,6 +36,7 @@ inline std::string outline(const claude_openai::content_part& part) {
             }
             return all + ")";
           },
+          [](const api_block_part& kept) { return "api(" + kept.block.dump() + ")"; },
       },
       part);
 }

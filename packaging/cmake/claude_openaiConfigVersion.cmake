@@ -6,8 +6,8 @@ endif()
 file(STRINGS "${claude_openai_header}" claude_openai_line REGEX "^#define CLAUDE_OPENAI_VERSION ")
 string(REGEX MATCH "[0-9]+[.][0-9]+[.][0-9]+" PACKAGE_VERSION "${claude_openai_line}")
 
-# Within 0.x each minor version may change what is public.
-string(REGEX MATCH "^[0-9]+[.][0-9]+" claude_openai_series "${PACKAGE_VERSION}")
+# Within 0.x each minor version may change what is public, later each major one.
+string(REGEX MATCH "^(0[.][0-9]+|[0-9]+)" claude_openai_series "${PACKAGE_VERSION}")
 if(PACKAGE_VERSION VERSION_LESS PACKAGE_FIND_VERSION)
   set(PACKAGE_VERSION_COMPATIBLE FALSE)
 elseif(PACKAGE_FIND_VERSION MATCHES "^${claude_openai_series}([.]|$)" OR NOT PACKAGE_FIND_VERSION)

@@ -5,7 +5,7 @@
 //                                            first of a system prompt leaves a process idle; ONE_OFFS=200 is how many
 //                                            make a batch; BEFORE=PROXY is another one to compare with
 //
-// Parts: oneoffs batches changed turns fresh later tools cold bursts chats proxy sessions streams; all of them when none
+// Parts: oneoffs batches changed turns fresh later tools cold bursts chats proxy sessions store streams; all of them when none
 // is named.
 
 import assert from 'node:assert/strict';
@@ -18,7 +18,7 @@ import { startMessagesApi } from '../e2e/messages_api.mjs';
 import { bursts, changedChats, chatsAtOnce, chatsInTurn, coldHistory, freshRequests, laterTurns } from './chats.mjs';
 import { oneOffBatches, oneOffs, toolRoundTrip } from './chats.mjs';
 import { cpuOf, failures, heading, median, memoryOf, note, verdict } from './figures.mjs';
-import { manySessions, manyStreams } from './growth.mjs';
+import { manySessions, manyStreams, storedTurns } from './growth.mjs';
 import { quiet, withProxy } from './ways.mjs';
 
 const ROUNDS = Number(process.env.ROUNDS ?? 11);
@@ -120,6 +120,7 @@ const parts = {
   chats: () => chatsAtOnce({ api, cli, count: 16, turns: 3 }),
   proxy: proxyItself,
   sessions: () => manySessions({ standIn, counts: [1, 10, 100, 1000] }),
+  store: () => storedTurns({ standIn, history: 1000, turns: 60 }),
   streams: () => manyStreams({ standIn, counts: [1, 16, 64, 256] }),
 };
 

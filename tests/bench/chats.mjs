@@ -164,7 +164,7 @@ export async function changedChats({ api, proxy, rounds }) {
   const pairs = 100;
   const chat = new Chat(proxy, pairs);
   await chat.regenerate();
-  const told = await counter(proxy, 'messages_told_total');
+  const told = await counter(proxy, 'messages_replayed_total');
   const ways = {
     'a later turn': (round) => chat.goOn(`Go on, round ${round}.`),
     'the last message edited': (round) => chat.edit(`Not that, round ${round}.`),
@@ -179,7 +179,7 @@ export async function changedChats({ api, proxy, rounds }) {
   const [later, edited, regenerated] = tell(Object.keys(ways), took);
   noMoreThan("edited, of a later turn's time", edited / later, 2);
   noMoreThan("regenerated, of a later turn's time", regenerated / later, 2);
-  noMoreThan('told anew', (await counter(proxy, 'messages_told_total')) - told, 0, 'messages');
+  noMoreThan('told anew', (await counter(proxy, 'messages_replayed_total')) - told, 0, 'messages');
 }
 
 /** More chats of one client than processes, each asking in turn. `before`: another proxy to compare with. */

@@ -2,8 +2,11 @@
 // for `claude`, which costs next to nothing.
 
 import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
 import { eventually, send, sleep, startProxy } from '../e2e/harness.mjs';
-import { cpuOf, heading, median, memoryOf, note, table } from './figures.mjs';
+import { cpuOf, heading, median, memoryOf, note, row, table, verdict } from './figures.mjs';
 import { health } from './ways.mjs';
 
 const WINDOW_MS = 3000;
@@ -59,6 +62,34 @@ export function manySessions({ standIn, counts }) {
     const each = ((memory.at(-1) - memory[0]) * 1024) / (counts.at(-1) - counts[0]);
     note(`a session takes ${each.toFixed(1)} KiB, for a text of ${(bytes / 1024).toFixed(1)} KiB`);
   });
+}
+
+/** What the store adds to a turn of a session with a long history: turns of two proxies by turns, one with memory alone. */
+export async function storedTurns({ standIn, history, turns }) {
+  const folder = mkdtempSync(path.join(tmpdir(), 'bench-store-'));
+  const args = ['--spares', '0', '--log-level', 'warning'];
+  const proxies = [];
+  try {
+    for (const more of [[], ['--store', path.join(folder, 'state')]]) {
+      proxies.push(await startProxy({ cli: standIn, args: [...args, ...more] }));
+      await proxies.at(-1).inspected();
+    }
+    const pair = [{ role: 'user', content: 'Some words. '.repeat(20) }, { role: 'assistant', content: 'Some other words. '.repeat(20) }];
+    const messages = [...times(history - 1, () => pair).flat(), { role: 'user', content: '[[text]]' }];
+    for (const proxy of proxies) assert.equal((await send(proxy, { body: { session_id: 's', messages } }).done).status, 200);
+    const took = proxies.map(() => []);
+    for (let turn = 0; turn < turns; turn++) {
+      for (const [i, proxy] of proxies.entries()) took[i].push((await ask(proxy, 's', turn)).took);
+    }
+    heading(`a session's turn after ${history} turns, in ms`);
+    row('in memory', took[0]);
+    row('with --store', took[1]);
+    const [memory, store] = took.map(median);
+    verdict('what the store adds to a turn', store - memory, `ms, ${(store / memory).toFixed(2)} times memory's`, store - memory <= 2, 'at most 2 ms');
+  } finally {
+    for (const proxy of proxies) await proxy.stop();
+    rmSync(folder, { recursive: true, force: true });
+  }
 }
 
 const tokensOf = ({ chunks }) => sum(chunks.map(({ text }) => text.split(/"content":"[^"]/).length - 1));

@@ -22,6 +22,7 @@ mkdirSync(scratch, { recursive: true });
 
 const header = readFileSync(header_path, 'utf8');
 const { prologue, sections, epilogue, problems } = sections_of(header);
+const header_version = /^#define CLAUDE_OPENAI_VERSION "(.*)"$/m.exec(header)[1];
 
 // ---- running programs ---------------------------------------------------------------------------
 
@@ -41,6 +42,8 @@ async function pkg_config(what) {
     const { code, out } = await run('pkg-config', [what, name]);
     if (code === 0) found.push(...words(out));
   }
+  const { code, out } = await run('pkg-config', [what, 'sqlite3']);
+  if (code === 0) found.push(...words(out), ...(what === '--cflags' ? ['-DCLAUDE_OPENAI_SQLITE'] : []));
   return found;
 }
 
@@ -71,6 +74,9 @@ const check = (name, body) => checks.push({ name, body });
 class skipped extends Error {}
 const skip = (why) => {
   throw new skipped(why);
+};
+const is = (got, wanted) => {
+  if (`${got}` !== `${wanted}`) throw new Error(`${got}\nnot ${wanted}`);
 };
 const none = (list, what) => {
   if (list.length) throw new Error(`${what}:\n  ${list.slice(0, 25).join('\n  ')}`);
@@ -104,7 +110,7 @@ const installing = () =>
   })());
 
 for (const [how, finds] of Object.entries({
-  'find_package': 'find_package(claude_openai 0.1 REQUIRED)',
+  'find_package': `find_package(claude_openai ${header_version.replace(/^(0\.\d+|\d+).*/, '$1')} REQUIRED)`,
   'FetchContent': `include(FetchContent)\nFetchContent_Declare(claude_openai SOURCE_DIR "${root}")\nFetchContent_MakeAvailable(claude_openai)`,
 }))
   check(`a project of CMake's builds with the header by ${how}`, async () => {
@@ -125,7 +131,7 @@ check('pkg-config knows the installed header, of the version that it says', asyn
   await installing();
   const env = { ...process.env, PKG_CONFIG_PATH: join(installed, 'share/pkgconfig') };
   const version = (await done('pkg-config', ['--modversion', 'claude-openai'], { env })).trim();
-  if (!header.includes(`#define CLAUDE_OPENAI_VERSION "${version}"`)) throw new Error(`it says ${version}`);
+  if (version !== header_version) throw new Error(`it says ${version}`);
   const program = join(scratch, 'by_pkg_config');
   const flags = words(await done('pkg-config', ['--cflags', '--libs', 'claude-openai'], { env }));
   await done(cxx, ['-std=c++17', use_installed, '-o', program, ...flags]);
@@ -183,6 +189,20 @@ check('no descriptor is made close-on-exec by a second call where the system can
 check('no warning from g++ without OpenSSL, where clients have names at random and no session is stored', () => {
   const without = cflags.filter((flag) => !flag.includes('OPENSSL'));
   return compile('g++', ['-std=c++17', '-fsyntax-only', ...warnings, ...without, ...include, consumer]);
+});
+
+check('without SQLite nothing needs a symbol of its, and --store and --session-dir are refused with what is missing', async () => {
+  const without = cflags.filter((flag) => flag !== '-DCLAUDE_OPENAI_SQLITE');
+  const program = join(scratch, 'without_sqlite');
+  const linked = libs.filter((flag) => flag !== '-lsqlite3');
+  const args = ['-std=c++17', '-O0', ...warnings, ...without, ...include, join(root, 'main.cpp'), '-o', program, ...linked];
+  await compile(cxx, args);
+  const symbols = await run('nm', ['-C', program]);
+  none(symbols.out.split('\n').filter((line) => /sqlite/.test(line)), 'a symbol');
+  for (const flag of ['--store', '--session-dir']) {
+    const { code, out, err } = await run(program, [flag, join(scratch, 'state'), '--port', '0', '--no-prompt']);
+    if (code !== 2 || !/need a build with SQLite/.test(out + err)) throw new Error(`${flag}: ${code} ${out}${err}`);
+  }
 });
 
 check('main.cpp compiles with a header-only cpp-httplib', async () => {
@@ -329,7 +349,8 @@ const POSIX_SECTIONS = ['process', 'transport', 'connection'];
 // Elsewhere, with the reason.
 const POSIX_EXCEPTIONS = {
   pool: ['poll'],             // the janitor waits for its spares and for its wake-up
-  sessions: ['open', 'close', 'write', 'read', 'unlink'],  // a session's file
+  store: ['open'],            // the file that SQLite gets is made for this user alone
+  sessions: ['open', 'unlink'],  // the salt; a session's file of an older version
   engine: ['poll'],           // a turn waits for the process and the client's socket at once
   status: ['poll'],           // the probe waits for the first answer of a CLI
   agents: ['poll', 'open'],   // the trial of an MCP server; the file with those of an agent
@@ -530,7 +551,7 @@ check('no class is over 400 lines or has over 14 members', () => {
     if (!name) return;
     const body = lines.slice(at, lines.indexOf('};', at) + 1);
     const members = body.filter((one) => /^  (?!return|static|\/)[^()=]*[\w>] \w+_(?: =.*|\{.*\})?;/.test(one)).length;
-    if (body.length > 400 || members > (name === 'server' ? 21 : 14)) wrong.push(`${name}: ${body.length} lines, ${members} members`);
+    if (body.length > 400 || members > (name === 'server' ? 22 : 14)) wrong.push(`${name}: ${body.length} lines, ${members} members`);
   });
   none(wrong, 'too large');
 });
@@ -621,14 +642,62 @@ check('Dependabot looks where there is something to renew', async () => {
   none(looked_at.filter((path) => !existsSync(join(root, path))), 'not there');
 });
 
-check('formula, PKGBUILD and flake have the version of the header', () => {
-  const version = /^#define CLAUDE_OPENAI_VERSION "(.*)"$/m.exec(header)[1];
-  const versions = {
+// Files that must name it themselves.
+check('each file that names the version has the header\'s, and `make version` writes it there', async () => {
+  const patterns = {
     'packaging/claude-openai.rb': /\/download\/v(.*)\/claude-openai-\1\.tar\.gz"/,
     'packaging/PKGBUILD': /^pkgver=(.*)$/m,
     'packaging/flake.nix': /^ *version = "(.*)";$/m,
+    'packaging/claude-openai.pc': /^Version: (.*)$/m,
+    'packaging/npm/package.json': /^  "version": "(.*)",$/m,
   };
-  none(Object.entries(versions).filter(([path, pattern]) => pattern.exec(text_of(path))?.[1] !== version).map(([path]) => path), `not ${version}`);
+  const wrong = (folder, version) => Object.entries(patterns)
+    .filter(([path, pattern]) => pattern.exec(readFileSync(join(folder, path), 'utf8'))?.[1] !== version).map(([path]) => path);
+  none(wrong(root, header_version), `not ${header_version}`);
+  if (!new RegExp(`^## \\[${header_version}\\] - \\d{4}-\\d\\d-\\d\\d$`, 'm').test(text_of('docs/changelog.md'))) throw new Error(`docs/changelog.md has no ${header_version}`);
+
+  const folder = join(scratch, 'a later version');
+  for (const path of ['.ci', 'packaging', 'Makefile']) cpSync(join(root, path), join(folder, path), { recursive: true });
+  writeFileSync(join(folder, 'claude-openai.hpp'), header.replace(`VERSION "${header_version}"`, 'VERSION "12.3.40"'));
+  await done('make', ['--no-print-directory', 'version'], { cwd: folder });
+  none(wrong(folder, '12.3.40'), 'not written');
+  if (!readFileSync(join(folder, 'claude-openai.hpp'), 'utf8').includes('\n#define CLAUDE_OPENAI_VERSION_NUMBER 120340  //')) throw new Error('another number');
+});
+
+check('--version names version, commit, TLS, and the oldest and the newest CLI that the end-to-end tests run with', async () => {
+  const tested = Object.values(JSON.parse(text_of('tests/e2e/package.json')).dependencies).flatMap((one) => /claude-code@(.*)/.exec(one)?.[1] ?? []);
+  tested.sort((one, other) => one.localeCompare(other, 'en', { numeric: true }));
+  const [first, tls, clis] = (await done(proxy, ['--version'])).split('\n');
+  if (!/^claude-openai (\S+) \(commit (?:unknown|[0-9a-f]{12}(?:-dirty)?)\)$/.test(first) || !first.includes(` ${header_version} `)) throw new Error(first);
+  if (!/^TLS: (?:OpenSSL \d|none, )/.test(tls)) throw new Error(tls);
+  is(clis, `Claude Code: tested with ${tested[0]} to ${tested.at(-1)}`);
+});
+
+check('a new commit compiles commit.o alone, and sources without a repository of their own have none', async () => {
+  const folder = join(scratch, 'a commit');
+  mkdirSync(join(folder, 'build/obj'), { recursive: true });
+  cpSync(join(root, 'Makefile'), join(folder, 'Makefile'));
+  cpSync(join(root, '.ci'), join(folder, '.ci'), { recursive: true });
+  for (const name of ['main.cpp', '.gitignore']) writeFileSync(join(folder, name), name === 'main.cpp' ? 'extern const char claude_openai_commit[];\n#include <cstdio>\nint main() { std::puts(claude_openai_commit); }\n' : 'build\n');
+  const built = async () => {
+    const out = await done('make', ['--no-print-directory', 'build/claude-openai', 'cflags=', 'libs='], { cwd: folder });
+    return [out.includes('c++  main.cpp (takes about a minute)\n'), (await done(join(folder, 'build/claude-openai'), [])).trim()];
+  };
+  const commit = async () => {
+    const identity = ['-c', 'user.name=n', '-c', 'user.email=e@x', '-c', 'commit.gpgsign=false'];
+    await done('git', [...identity, 'commit', '-q', '--allow-empty', '-m', 'one'], { cwd: folder });
+    return (await done('git', ['rev-parse', 'HEAD'], { cwd: folder })).slice(0, 12);
+  };
+  is(await built(), [true, 'unknown']);
+  await done('git', ['init', '-q'], { cwd: folder });
+  await done('git', ['add', '.'], { cwd: folder });
+  is(await built().then(([main]) => main), false);
+  const first = await commit();
+  is(await built(), [false, first]);
+  const second = await commit();
+  is(await built(), [false, second]);
+  writeFileSync(join(folder, '.gitignore'), 'build/\n');
+  is(await built(), [false, `${second}-dirty`]);
 });
 
 for (const [tool, flag, path] of [['ruby', '-c', 'packaging/claude-openai.rb'], ['bash', '-n', 'packaging/PKGBUILD'], ['nix-instantiate', '--parse', 'packaging/flake.nix']])
@@ -639,53 +708,131 @@ check('make links with LDLIBS, after what needs them', async () => {
   if (!/ -o build\/claude-openai build\/obj\/main\.o .*-lone -ltwo$/m.test(out)) throw new Error(head(out + err));
 });
 
-check('.ci/release packs program and sources, lists what the program consists of, and fills in the checksum of the sources', async () => {
+const machines = ['x86_64', 'aarch64'];
+const files_below = async (command, args) => (await done(command, args)).split('\n').filter((path) => /[^/]$/.test(path)).sort();
+// A project's folder with programs that print their arguments, as `.ci/release programs` would have left real ones.
+async function release_folder() {
   const doc = '/usr/share/doc/libcpp-httplib-dev/copyright';
   if (process.platform !== 'linux' || !existsSync(doc)) skip(`there is no ${doc}`);
+  if ((await run('dpkg-deb', ['--version'])).code !== 0) skip('there is no dpkg-deb');
   const folder = join(scratch, 'a release');
   const put = (path, text, mode = 0o644) => {
     mkdirSync(dirname(join(folder, path)), { recursive: true });
     writeFileSync(join(folder, path), text, { mode });
   };
-  for (const path of ['.ci', '.gitignore', 'LICENSE', 'claude-openai.hpp', 'packaging']) cpSync(join(root, path), join(folder, path), { recursive: true });
-  const machine = (await done('uname', ['-m'])).trim();
+  for (const path of ['.ci', '.gitignore', 'LICENSE', 'README.md', 'claude-openai.hpp', 'packaging']) cpSync(join(root, path), join(folder, path), { recursive: true });
   const portable = 'build/portable';
-  put(`${portable}/claude-openai-${machine}-linux-musl`, '#!/bin/sh\necho "$*"\n', 0o755);
+  for (const machine of machines) put(`${portable}/static/claude-openai-${machine}`, `#!/bin/sh\n# ${machine}\necho "$*"\n`, 0o755);
   put(`${portable}/include/httplib.h`, '#define CPPHTTPLIB_VERSION "0.18.7"\n#define CPPHTTPLIB_VERSION_NUM "0x001207"\n');
   put(`${portable}/include/nlohmann/detail/abi_macros.hpp`, ['MAJOR 3   // why', 'MINOR 11  // why', 'PATCH 2'].map((line) => `#define NLOHMANN_JSON_VERSION_${line}\n`).join(''));
   put(`${portable}/include/CLI/Version.hpp`, '#define CLI11_VERSION_MAJOR 2\n#define CLI11_VERSION "2.4.1"\n');
   for (const path of ['libc/musl/COPYRIGHT', 'libcxx/LICENSE.TXT', 'libunwind/LICENSE.TXT']) put(`${portable}/zig/ziglang/lib/${path}`, `${path}\n`);
+  const libraries = `${portable}/libraries-${(await done('uname', ['-m'])).trim()}`;
+  put(`${libraries}/openssl/include/openssl/opensslv.h`, '# define OPENSSL_VERSION_MAJOR  3\n# define OPENSSL_FULL_VERSION_STR "3.0.22"\n');
+  put(`${libraries}/zlib/zlib.h`, '#define ZLIB_VERSION "1.2.13"\n#define ZLIB_VERNUM 0x12d0\n');
+  for (const path of ['openssl/LICENSE.txt', 'zlib/LICENSE']) put(`${libraries}/${path}`, `${path}\n`);
   const identity = ['-c', 'user.name=n', '-c', 'user.email=e@x', '-c', 'commit.gpgsign=false'];
   for (const command of [['init', '-q'], ['add', '.'], [...identity, 'commit', '-qm', 'all']]) await done('git', command, { cwd: folder });
+  return folder;
+}
 
-  const release = (what, more) => run('.ci/release', [what], { cwd: folder, env: { PATH: process.env.PATH, ...more } });
-  const version = /^#define CLAUDE_OPENAI_VERSION "(.*)"$/m.exec(header)[1];
-  const another = await release('program', { GITHUB_REF_TYPE: 'tag', GITHUB_REF_NAME: 'v9.9.9' });
-  if (another.code !== 1 || !another.err.includes('v9.9.9')) throw new Error(`a tag of another version: ${another.code} ${another.err}`);
-  for (const what of ['program', 'sources']) {
-    const { code, out, err } = await release(what, { GITHUB_REF_TYPE: 'tag', GITHUB_REF_NAME: `v${version}` });
+const release_in = (folder, what, more) => run('.ci/release', [what], { cwd: folder, env: { PATH: process.env.PATH, ...more } });
+
+// Packs all; returns the sums.
+async function pack_release(folder, more) {
+  for (const what of ['packages', 'sources']) {
+    const { code, out, err } = await release_in(folder, what, more);
     if (code !== 0) throw new Error(`${what}: ${out}${err}`);
   }
-  const made = join(folder, 'build/release');
-  const program = `claude-openai-${version}-linux-${machine}`;
-  const files = ['PKGBUILD', 'SHA256SUMS', `${program}.spdx.json`, `${program}.tar.gz`, `claude-openai-${version}.tar.gz`, 'claude-openai.rb'].sort();
+  return readFileSync(join(folder, 'build/dist/SHA256SUMS'), 'utf8');
+}
+
+let release;
+const released = () =>
+  (release ??= (async () => {
+    const folder = await release_folder();
+    const sums = await pack_release(folder, { GITHUB_REF_TYPE: 'tag', GITHUB_REF_NAME: `v${header_version}` });
+    return { folder, made: join(folder, 'build/dist'), sums };
+  })());
+
+check('.ci/release packs programs and sources, makes sums, and fills in the checksum of the sources', async () => {
+  const { folder, made, sums } = await released();
+  const version = header_version;
+  const another = await release_in(folder, 'version', { GITHUB_REF_TYPE: 'tag', GITHUB_REF_NAME: 'v9.9.9' });
+  if (another.code !== 1 || !another.err.includes('v9.9.9')) throw new Error(`a tag of another version: ${another.code} ${another.err}`);
+  const archives = machines.map((machine) => `claude-openai-${version}-linux-${machine}`);
+  const files = [
+    'PKGBUILD', 'SHA256SUMS', 'claude-openai.rb', `claude-openai-${version}.tar.gz`, `claude-openai-${version}-npm.tgz`,
+    ...archives.flatMap((name) => [`${name}.tar.gz`, `${name}.spdx.json`]), ...['amd64', 'arm64'].map((name) => `claude-openai_${version}_${name}.deb`),
+  ].sort();
   if (`${readdirSync(made).sort()}` !== `${files}`) throw new Error(`${readdirSync(made)}`);
   const checked = await done('sha256sum', ['--check', 'SHA256SUMS'], { cwd: made });
   if (checked.match(/: OK$/gm).length !== files.length - 1) throw new Error(checked);
 
-  const sum = new RegExp(`^(\\w{64})  claude-openai-${version}\\.tar\\.gz$`, 'm').exec(readFileSync(join(made, 'SHA256SUMS'), 'utf8'))[1];
+  const sum = new RegExp(`^(\\w{64})  claude-openai-${version}\\.tar\\.gz$`, 'm').exec(sums)[1];
   for (const [path, line] of [['claude-openai.rb', `\n  sha256 "${sum}"\n`], ['PKGBUILD', `\nsha256sums=('${sum}')\n`]])
     if (!readFileSync(join(made, path), 'utf8').includes(line)) throw new Error(`${path} is without ${line}`);
-  const packed = async (name) => (await done('tar', ['-tzf', join(made, name)])).split('\n').filter((path) => /[^/]$/.test(path));
-  if (!(await packed(`claude-openai-${version}.tar.gz`)).includes(`claude-openai-${version}/claude-openai.hpp`)) throw new Error('other sources');
-  const inside = (await packed(`${program}.tar.gz`)).map((path) => path.slice(program.length + 1)).sort();
-  if (`${inside}` !== 'LICENSE,LICENSES-OF-OTHERS,claude-openai,claude-openai.1') throw new Error(`${inside}`);
+  const sources = await files_below('tar', ['-tzf', join(made, `claude-openai-${version}.tar.gz`)]);
+  if (!sources.includes(`claude-openai-${version}/claude-openai.hpp`)) throw new Error('other sources');
 
-  const bill = JSON.parse(readFileSync(join(made, `${program}.spdx.json`), 'utf8'));
-  const parts = bill.packages.map(({ name, versionInfo }) => `${name} ${versionInfo}`);
-  const wanted = [`claude-openai ${version}`, 'cpp-httplib 0.18.7', 'nlohmann-json 3.11.2', 'CLI11 2.4.1', 'musl-of-zig', 'libcxx-of-zig', 'libunwind-of-zig'];
-  none(wanted.filter((part) => !parts.some((one) => one.startsWith(part))), `not in ${parts}`);
-  if (bill.spdxVersion !== 'SPDX-2.3' || bill.relationships.length !== bill.packages.length) throw new Error(JSON.stringify(bill));
+});
+
+check('two builds of the packages have the same bytes, whatever folder, times, modes, time zone and language they are built in', async () => {
+  const { folder, sums } = await released();
+  const other = join(scratch, 'a release again');
+  cpSync(folder, other, { recursive: true });
+  await done('find', ['.', '-path', './.git', '-prune', '-o', '-type', 'f', '-exec', 'touch', '-d', '2001-02-03', '{}', '+'], { cwd: other });
+  await done('chmod', ['-R', 'go-rx', 'LICENSE', 'README.md', 'packaging', 'build/portable'], { cwd: other });
+  const again = await pack_release(other, { TZ: 'Asia/Tokyo', LC_ALL: 'tr_TR.UTF-8', TMPDIR: scratch });
+  if (again !== sums) throw new Error(`other bytes:\n${sums}\n${again}`);
+});
+
+check('each package has the program for its machine, the manual, completions and licenses, and says what it consists of', async () => {
+  const { made } = await released();
+  const version = header_version;
+  const documents = ['LICENSE', 'LICENSES-OF-OTHERS', 'README.md'];
+  for (const [machine, architecture] of [['x86_64', 'amd64'], ['aarch64', 'arm64']]) {
+    const name = `claude-openai-${version}-linux-${machine}`;
+    const inside = [...documents, 'claude-openai', 'claude-openai.1', 'completions/_claude-openai', 'completions/claude-openai.bash', 'completions/claude-openai.fish'];
+    is(await files_below('tar', ['-tzf', join(made, `${name}.tar.gz`)]), inside.map((path) => `${name}/${path}`).sort());
+    const deb = join(made, `claude-openai_${version}_${architecture}.deb`);
+    const root_of_deb = join(scratch, `deb ${machine}`);
+    await done('dpkg-deb', ['-x', deb, root_of_deb]);
+    const installed = readdirSync(root_of_deb, { recursive: true, withFileTypes: true }).filter((one) => one.isFile()).map((one) => join(one.parentPath ?? one.path, one.name).slice(root_of_deb.length)).sort();
+    is(installed, [
+      '/usr/bin/claude-openai', '/usr/lib/systemd/system/claude-openai.service', '/usr/lib/systemd/user/claude-openai.service',
+      '/usr/share/bash-completion/completions/claude-openai', '/usr/share/doc/claude-openai/README.md', '/usr/share/doc/claude-openai/copyright',
+      '/usr/share/fish/vendor_completions.d/claude-openai.fish', '/usr/share/man/man1/claude-openai.1.gz', '/usr/share/zsh/vendor-completions/_claude-openai',
+    ]);
+    for (const unit of ['system', 'user'])
+      if (!readFileSync(join(root_of_deb, `usr/lib/systemd/${unit}/claude-openai.service`), 'utf8').includes('"/usr/bin/claude-openai"')) throw new Error(unit);
+    if (!readFileSync(join(root_of_deb, 'usr/bin/claude-openai'), 'utf8').includes(machine)) throw new Error(`not the program of ${machine}`);
+    is((await done('dpkg-deb', ['-f', deb, 'Package', 'Version', 'Architecture'])).trim().split('\n'), ['Package: claude-openai', `Version: ${version}`, `Architecture: ${architecture}`]);
+    const owners = (await done('dpkg-deb', ['-c', deb])).trim().split('\n').filter((line) => !/^(?:drwxr-xr-x|-rwxr-xr-x|-rw-r--r--) root\/root /.test(line));
+    none(owners, 'of another owner or mode');
+
+    const bill = JSON.parse(readFileSync(join(made, `${name}.spdx.json`), 'utf8'));
+    const parts = bill.packages.map(({ name, versionInfo }) => `${name} ${versionInfo}`);
+    const wanted = [`claude-openai ${version}`, 'cpp-httplib 0.18.7', 'nlohmann-json 3.11.2', 'CLI11 2.4.1', 'OpenSSL 3.0.22', 'zlib 1.2.13', 'musl-of-zig', 'libcxx-of-zig', 'libunwind-of-zig'];
+    none(wanted.filter((part) => !parts.some((one) => one.startsWith(part))), `not in ${parts}`);
+    if (bill.spdxVersion !== 'SPDX-2.3' || bill.relationships.length !== bill.packages.length) throw new Error(JSON.stringify(bill));
+  }
+  const npm = join(made, `claude-openai-${version}-npm.tgz`);
+  const commands = ['bin/claude-openai', ...machines.map((machine) => `bin/claude-openai-${machine}`)];
+  is(await files_below('tar', ['-tzf', npm]), [...documents, 'package.json', ...commands].map((path) => `package/${path}`).sort());
+  const readme = await done('tar', ['-xOf', npm, 'package/README.md']);
+  none(readme.match(/\]\((?!https?:|#)[^)]*\)/g) ?? [], 'links that lead nowhere outside the repository');
+  const license = await done('tar', ['-xOf', npm, 'package/LICENSE']);
+  is(license, text_of('LICENSE'));
+});
+
+check('npm installs the package without a network, and its command starts the program for this machine', async () => {
+  const { made } = await released();
+  const prefix = join(scratch, 'an npm prefix');
+  const settings = ['--offline', '--no-audit', '--no-fund', '--loglevel=error', '--cache', join(scratch, 'npm cache')];
+  await done('npm', ['install', '--global', '--prefix', prefix, ...settings, join(made, `claude-openai-${header_version}-npm.tgz`)]);
+  const out = await done(join(prefix, 'bin/claude-openai'), ['--port', 'a b']);
+  if (out !== '--port a b\n') throw new Error(out);
 });
 
 // ---- the documents' snippet ---------------------------------------------------------------------

@@ -81,7 +81,7 @@ const LOST = [
       BLOCK,
     ),
     in: ALL,
-    why: 'of tools of the API\'s own, which no request can ask for here',
+    why: 'of tools of the API\'s own, which no request can ask for without --web',
   },
   { of: [BLOCK('compaction'), DELTA('compaction_delta')], in: ALL, why: 'no request can ask for it here: x-ignored-params names `compaction`' },
   { of: [BLOCK('fallback')], in: ALL, why: 'the CLI tells it in no event' },

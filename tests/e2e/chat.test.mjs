@@ -6,7 +6,7 @@ import path from 'node:path';
 import OpenAI from 'openai';
 import { textOf } from './messages_api.mjs';
 import { CLI_VERSIONS, DEFAULT_MODEL as MODEL, claudePath } from './claude_cli.mjs';
-import { eventually, sleep, suite } from './harness.mjs';
+import { assertSpread, eventually, sleep, suite } from './harness.mjs';
 
 export const chat = suite();
 const { test } = chat;
@@ -173,11 +173,7 @@ test('deltas arrive as they leave the API', { alone: true }, async (t) => {
   const times = result.frames
     .filter((frame) => frame.data?.includes('"content":"') && !frame.data.includes('"role"'))
     .map((frame) => frame.at);
-  const gaps = times.slice(1).map((at, i) => Math.round(at - times[i]));
-  assert.ok(
-    gaps.every((gap) => gap > 75 && gap < 300),
-    `gaps of ${gaps} ms`,
-  );
+  assertSpread(times);
 });
 
 test('text of many bytes a character arrives whole', async (t) => {
@@ -586,7 +582,7 @@ for (const stream of [true, false]) {
       exchange.abort();
       await eventually('no process is busy', async () => (await t.busyProcesses({ proxy })) === 0);
       await eventually('the API sees the connection close', () => call.clientLeft);
-      assert.ok(call.leftAt - left < 1000);
+      assert.ok(call.leftAt - left < 5000);
     },
   );
 }

@@ -87,6 +87,15 @@ function addFunctionDelta(message, delta) {
   message.function_call.arguments += delta.arguments;
 }
 
+/** The sources of a search of the web, which no other answer has. */
+function assertAnnotations(annotations) {
+  for (const one of annotations) {
+    assertKeys(one, ['type', 'url_citation']);
+    assertKeys(one.url_citation, ['start_index', 'end_index', 'url', 'title']);
+  }
+  return annotations;
+}
+
 /** Reads the chunks of one choice by the rules that hold whatever was said. */
 function readChoice(chunks) {
   const [first, ...others] = chunks.map(({ choices: [choice], at }) => ({ ...choice, at }));
@@ -107,6 +116,10 @@ function readChoice(chunks) {
     if (kind === 'tool_calls') addCallDelta(calls, delta.tool_calls);
     else if (kind === 'function_call') addFunctionDelta(message, delta.function_call);
     else {
+      if (kind === 'annotations') {
+        message.annotations = [...(message.annotations ?? []), ...assertAnnotations(delta.annotations)];
+        continue;
+      }
       assert.ok(['content', 'reasoning_content'].includes(kind), `a delta of ${kind}`);
       assert.equal(typeof delta[kind], 'string');
       message[kind] = (message[kind] ?? '') + delta[kind];
@@ -152,7 +165,8 @@ function readWhole({ json }) {
     assert.equal(choice.index, index);
     const { refusal, annotations, ...message } = choice.message;
     assertKeys(message, ['role', 'content'], ['tool_calls', 'function_call', 'reasoning_content']);
-    assert.deepEqual([message.role, refusal, annotations ?? []], ['assistant', null, []]);
+    assert.deepEqual([message.role, refusal], ['assistant', null]);
+    if (annotations.length) message.annotations = assertAnnotations(annotations);
     for (const one of message.tool_calls ?? []) assertKeys(one, ['id', 'type', 'function']);
     return { message, finish: choice.finish_reason };
   });

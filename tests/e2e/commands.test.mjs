@@ -43,7 +43,7 @@ const ANSWERS = [...DIALECTS.flatMap((name) => [name, `${name}, streamed`]), 'a 
 
 const RESULT = 'sunny, 24 degrees';
 
-test('doctor --url: every dialect, streamed and not, and a tool round, through a proxy over the real CLI', { slow: true, deadline: 180_000 }, async (t) => {
+test('doctor --url: every dialect, streamed and not, and a tool round, through a proxy over the real CLI', { slow: true }, async (t) => {
   const scenario = ({ body, raw }) =>
     body.tools?.some(({ name }) => name === 'get_weather') && !raw.includes(RESULT)
       ? { name: 'tool_use', tool: 'get_weather', args: { city: 'Lisbon' } }

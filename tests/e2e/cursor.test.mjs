@@ -113,8 +113,8 @@ for (const stream of [true, false])
     left.abort();
     await eventually('the API sees the connection close', () => call.clientLeft);
     await eventually('the process is idle', async () => {
-      const { busy, idle, taking_back } = await processes(t, proxy);
-      return busy === 0 && idle === 1 && taking_back === 0;
+      const { busy, idle, rewinding } = await processes(t, proxy);
+      return busy === 0 && idle === 1 && rewinding === 0;
     });
     const next = await t.chat({ messages: t.messages('plain') }, { proxy });
     assert.equal(next.json.choices[0].message.content, SAID);
@@ -131,8 +131,8 @@ for (const [what, scenario, more, status] of [
     const proxy = await own(t, '--spares', '0', ...more);
     assert.equal((await t.chat({ messages: t.messages(scenario) }, { proxy })).status, status);
     await eventually('the process is idle', async () => {
-      const { busy, idle, taking_back } = await processes(t, proxy);
-      return busy === 0 && idle === 1 && taking_back === 0;
+      const { busy, idle, rewinding } = await processes(t, proxy);
+      return busy === 0 && idle === 1 && rewinding === 0;
     });
     const [before] = proxy.claudes();
     assert.equal((await t.chat({ messages: t.messages('plain') }, { proxy })).status, 200);

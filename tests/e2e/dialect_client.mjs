@@ -33,6 +33,9 @@ const BLOCKS = {
   thinking: ['type', 'thinking', 'signature'],
   redacted_thinking: ['type', 'data'],
   tool_use: ['type', 'id', 'name', 'input'],
+  server_tool_use: ['type', 'id', 'name', 'input'],
+  web_search_tool_result: ['type', 'tool_use_id', 'content'],
+  web_fetch_tool_result: ['type', 'tool_use_id', 'content'],
 };
 
 function assertMessage(message) {
@@ -44,7 +47,8 @@ function assertMessage(message) {
   for (const block of message.content) assertKeys(block, BLOCKS[block.type] ?? assert.fail(`a block of ${block.type}`), block.type === 'text' ? ['citations'] : []);
 }
 
-const DELTAS = { text: { text_delta: 'text', citations_delta: 'citation' }, thinking: { thinking_delta: 'thinking', signature_delta: 'signature' }, tool_use: { input_json_delta: 'partial_json' } };
+const DELTAS = { text: { text_delta: 'text', citations_delta: 'citation' }, thinking: { thinking_delta: 'thinking', signature_delta: 'signature' } };
+for (const kind of ['tool_use', 'server_tool_use']) DELTAS[kind] = { input_json_delta: 'partial_json' };
 
 /** Puts one block together out of its start, its deltas and its stop. */
 function readBlock(index, [start, ...events]) {
@@ -52,7 +56,7 @@ function readBlock(index, [start, ...events]) {
   assert.deepEqual([start.value.type, start.value.index], ['content_block_start', index]);
   const block = { ...start.value.content_block };
   assertKeys(block, BLOCKS[block.type]);
-  const empty = { text: { text: '' }, thinking: { thinking: '', signature: '' }, tool_use: { input: {} } }[block.type] ?? {};
+  const empty = { text: { text: '' }, thinking: { thinking: '', signature: '' }, tool_use: { input: {} }, server_tool_use: { input: {} } }[block.type] ?? {};
   for (const [field, value] of Object.entries(empty)) assert.deepEqual(block[field], value, `a block starts empty`);
   const stop = events.pop();
   assert.deepEqual(stop.value, { type: 'content_block_stop', index });
@@ -67,7 +71,7 @@ function readBlock(index, [start, ...events]) {
     else if (field === 'partial_json') json += value.delta[field];
     else block[field] += value.delta[field];
   }
-  if (block.type === 'tool_use' && json) block.input = JSON.parse(json);
+  if (block.type.endsWith('tool_use') && json) block.input = JSON.parse(json);
   const signed = events.findIndex(({ value }) => value.delta.type === 'signature_delta');
   if (signed >= 0) assert.equal(signed, events.length - 1, 'the signature comes last');
   return block;
@@ -181,17 +185,20 @@ const ITEMS = {
   function_call: ['id', 'type', 'status', 'call_id', 'name', 'arguments'],
   custom_tool_call: ['id', 'type', 'status', 'call_id', 'name', 'input'],
   reasoning: ['id', 'type', 'summary'],
+  web_search_call: ['id', 'type', 'status', 'action'],
 };
-const PREFIXES = { message: 'msg_', function_call: 'fc_', custom_tool_call: 'ctc_', reasoning: 'rs_' };
+const PREFIXES = { web_search_call: 'ws_', message: 'msg_', function_call: 'fc_', custom_tool_call: 'ctc_', reasoning: 'rs_' };
 
 function assertItem(item, status = 'completed') {
   assertKeys(item, ITEMS[item.type] ?? assert.fail(`an item of ${item.type}`), ['encrypted_content', 'namespace']);
   assert.ok(item.id.startsWith(PREFIXES[item.type]), item.id);
-  if (item.type !== 'reasoning') assert.equal(item.status, status);
+  const failed = item.type === 'web_search_call' && item.status === 'failed';
+  if (item.type !== 'reasoning' && !failed) assert.equal(item.status, status);
   if (item.type === 'message') assert.equal(item.role, 'assistant');
   for (const part of item.content ?? []) {
     assertKeys(part, ['type', 'text', 'annotations'], ['logprobs']);
-    assert.deepEqual([part.type, part.annotations], ['output_text', []]);
+    assert.equal(part.type, 'output_text');
+    for (const one of part.annotations) assertKeys(one, ['type', 'start_index', 'end_index', 'url', 'title']);
   }
   for (const part of item.summary ?? []) assertKeys(part, ['type', 'text']);
 }
@@ -219,6 +226,10 @@ const EVENTS = {
   'response.content_part.added': ['item_id', 'output_index', 'content_index', 'part'],
   'response.content_part.done': ['item_id', 'output_index', 'content_index', 'part'],
   'response.output_text.delta': ['item_id', 'output_index', 'content_index', 'delta', 'logprobs'],
+  'response.output_text.annotation.added': ['item_id', 'output_index', 'content_index', 'annotation_index', 'annotation'],
+  'response.web_search_call.in_progress': ['item_id', 'output_index'],
+  'response.web_search_call.searching': ['item_id', 'output_index'],
+  'response.web_search_call.completed': ['item_id', 'output_index'],
   'response.output_text.done': ['item_id', 'output_index', 'content_index', 'text', 'logprobs'],
   'response.function_call_arguments.delta': ['item_id', 'output_index', 'delta'],
   'response.function_call_arguments.done': ['item_id', 'output_index', 'name', 'arguments'],
@@ -232,10 +243,11 @@ const EVENTS = {
 
 /** The order of an item's events, as a pattern over their short names. */
 const ORDER = {
-  message: /^added (content_part\.added (output_text\.delta )*output_text\.done content_part\.done )?done$/,
+  message: /^added (content_part\.added (output_text\.(delta|annotation\.added) )*output_text\.done content_part\.done )?done$/,
   function_call: /^added (function_call_arguments\.delta )*function_call_arguments\.done done$/,
   custom_tool_call: /^added (custom_tool_call_input\.delta )*custom_tool_call_input\.done done$/,
   reasoning: /^added (reasoning_summary_part\.added (reasoning_summary_text\.delta )*reasoning_summary_text\.done reasoning_summary_part\.done )*done$/,
+  web_search_call: /^added web_search_call\.in_progress web_search_call\.searching (web_search_call\.completed )?done$/,
 };
 
 /** The same for a call that was cut, whose end nobody knows. */
@@ -269,6 +281,10 @@ function readItem(index, events) {
       if (!item.content.length) break;
       assert.deepEqual([whole('output_text'), last('output_text', 'text')], [item.content[0].text, item.content[0].text]);
       assert.deepEqual(last('content_part', 'part'), item.content[0]);
+      assert.deepEqual(values.filter(({ annotation }) => annotation).map(({ annotation }) => annotation), item.content[0].annotations);
+      break;
+    case 'web_search_call':
+      assert.equal(names.includes('.completed'), item.status === 'completed');
       break;
     case 'function_call':
       assert.equal(added.item.arguments, '');
@@ -330,6 +346,8 @@ export function readResponse(result, statuses = ['completed', 'incomplete']) {
     .flatMap(({ type, content }) => (type === 'message' ? content : []))
     .map((part) => part.text)
     .join('');
+  const cites = response.output.some(({ content = [] }) => content.some(({ annotations }) => annotations.length));
+  assert.ok(!cites || response.output.some(({ type }) => type === 'web_search_call'), 'only a search has sources');
   const reasoning = response.output.filter(({ type }) => type === 'reasoning');
   return {
     ...response,
@@ -337,7 +355,7 @@ export function readResponse(result, statuses = ['completed', 'incomplete']) {
     text,
     format: response.text,
     kinds: response.output.map(({ type }) => type),
-    calls: response.output.filter(({ type }) => /_call$/.test(type)),
+    calls: response.output.filter(({ type }) => /_call$/.test(type) && type !== 'web_search_call'),
     summary: reasoning.flatMap(({ summary }) => summary).map((part) => part.text).join(''),
     reasoning,
     ignored: ignoredOf(result),

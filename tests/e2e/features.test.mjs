@@ -830,6 +830,7 @@ everyVersion.test('a cached prompt is kept as long as its request asks, or that 
     for (const [at, [name, more]] of rows.entries()) {
       const [kept, named, can] = await ask(path, `${path} ${at} asks.`, more);
       assert.deepEqual([[...kept].join(), named], can ? ['1h', ''] : ['default', name]);
+      if (!can) continue; // then nothing of it reached the process
       assert.deepEqual((await ask(path, `${path} ${at} does not.`, {})).slice(0, 2), [new Set(['default']), '']);
     }
   }

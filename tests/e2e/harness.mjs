@@ -1,5 +1,6 @@
 // Starts the proxy under test, talks to it, and proves afterwards that nothing of it is left. And a small test runner.
 
+import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs';
 import http from 'node:http';
@@ -233,6 +234,12 @@ export async function startAndExpectExit(options, ms = 30_000) {
 
 // ---- HTTP ----------------------------------------------------------------------------------------
 
+/** Five deltas that left within 600 ms came so: what is gathered first comes all at once. */
+export function assertSpread(times) {
+  const after = times.map((at) => Math.round(at - times[0]));
+  assert.ok(after.length === 5 && after.at(-1) > 300, `they came after ${after} ms`);
+}
+
 /** The frames of an event stream: {at, comment} or {at, event, data}. */
 function parseFrames(chunks) {
   const frames = [];
@@ -369,8 +376,8 @@ export class Conversation {
 
   /** How many processes answer, or take back what nobody waits for any more. */
   async busyProcesses(options = {}) {
-    const { busy, taking_back } = (await this.get('/health', options)).json.processes;
-    return busy + taking_back;
+    const { busy, rewinding } = (await this.get('/health', options)).json.processes;
+    return busy + rewinding;
   }
 
   /** The calls of this test that reached the API. */
@@ -436,10 +443,10 @@ export class Conversation {
  * A list of tests and the function that adds one. Options: `deadline` in ms if it works for long; `alone`: measures time, so nothing else may run;
  * `slow`: begins early, since it waits more than it works; `skip`: why it cannot run here.
  */
-export function suite(usual = 120_000) {
+export function suite() {
   const tests = [];
   const test = (name, options, body = options) => {
-    tests.push({ name, deadline: usual, ...(body === options ? {} : options), body });
+    tests.push({ name, deadline: 300_000, ...(body === options ? {} : options), body });
   };
   return { tests, test };
 }

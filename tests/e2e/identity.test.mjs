@@ -9,7 +9,7 @@ import path from 'node:path';
 import { DEFAULT_MODEL } from './claude_cli.mjs';
 import { eventually, send, startProxy, suite } from './harness.mjs';
 
-export const identity = suite(180_000);
+export const identity = suite();
 const { test } = identity;
 
 const PNG = 'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==';
@@ -39,7 +39,7 @@ const health = async (proxy) => (await send(proxy, { method: 'GET', path: '/heal
 const rests = (proxy) =>
   eventually('nothing is under way', async () => {
     const now = await health(proxy);
-    return now.busy === 0 && now.taking_back === 0 && now.stopping === 0;
+    return now.busy === 0 && now.rewinding === 0 && now.stopping === 0;
   });
 
 const ask = (proxy, body) => send(proxy, { path: '/v1/messages', body });

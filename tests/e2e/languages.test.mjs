@@ -9,7 +9,7 @@ import { ADA, ANSWER, assertPersonAsked, clientLeaves, ROUNDS, roundsOf, structu
 import { suite } from './harness.mjs';
 import { CLIENTS, testChecks } from './language_client.mjs';
 
-export const languages = suite(240_000);
+export const languages = suite();
 
 const SCENARIOS = {
   chat: say('Hello.', { cache_read: 300 }),

@@ -130,7 +130,7 @@ test('a limited request costs nothing, and the window ends when it was told', { 
   if (left <= 30) return assert.equal(later.status, 200, 'the window is over');
   assertLimited(later, 'later');
   const passed = left - Number(later.headers['retry-after']);
-  assert.ok(Math.abs(passed - (performance.now() - begun) / 1000) < 1.5, `${passed} s of ${left} have passed`);
+  assert.ok(Math.abs(passed - (performance.now() - begun) / 1000) < 2.5, `${passed} s of ${left} have passed`);
 });
 
 test('off on loopback unless switched on, on beyond it unless switched off', async (t) => {

@@ -29,6 +29,9 @@
 //   cited      a text with citations (a JSON array of them)
 //   thinking   a thinking block (thinking, signature; thinking="" with a signature alone), then the text;
 //              redacted: the data of a redacted_thinking block before it
+//   searched   the API's own search of the web, where the request offers one: before, the search (query), what it found (pages: how
+//              many; failed: an error code instead), a text that cites page after page, and one without (after); with calls as tool_use
+//   fetched    the API's own fetch of a page (url), and a text
 //   max_tokens, stop_sequence, refusal, empty (blocks=0: no content block at all)
 //   tool_use   tool (name; default the first one offered), args (JSON object), count, thinking and before (text) first,
 //              after (text) last; cut (characters of a call's JSON that are sent); calls: a JSON array of {tool, args} instead of tool, args and count,
@@ -153,6 +156,9 @@ function usageOf(scenario) {
     cache_read_input_tokens: scenario.cache_read ?? 0,
     cache_creation: { ephemeral_5m_input_tokens: creation - hour, ephemeral_1h_input_tokens: hour },
     output_tokens: scenario.output ?? 7,
+    ...(/^(search|fetch)ed$/.test(scenario.name)
+      ? { server_tool_use: { web_search_requests: Number(scenario.name === 'searched'), web_fetch_requests: Number(scenario.name === 'fetched') } }
+      : {}),
     ...(scenario.thinking_tokens ? { output_tokens_details: { thinking_tokens: scenario.thinking_tokens } } : {}),
     service_tier: 'standard',
   };
@@ -167,6 +173,37 @@ function toolBlocks(scenario, body, nextId) {
     name: tool ?? body.tools?.find(({ description }) => description === of)?.name ?? 'no_such_tool',
     input: args ?? { city: 'Zürich' },
   }));
+}
+
+/** The pages that a search of the loopback API finds. */
+export const pageOf = (at) => ({ url: `https://page-${at}.example/a?b=c`, title: `Page ${at} – “ü”` });
+
+function searchedBlocks({ query = 'green cats', pages = 2, failed, before, text = 'Grüne Katzen 🐈.', after = ' That is all.', calls }, body, nextId) {
+  if (!body.tools?.some(({ type }) => type?.startsWith('web_search_2'))) return textBlocks('I cannot search.');
+  const id = `srvtoolu_loopback_${nextId()}`;
+  const found = Array.from({ length: pages }, (_, at) => pageOf(at));
+  const content = failed
+    ? { type: 'web_search_tool_result_error', error_code: failed }
+    : found.map((page) => ({ type: 'web_search_result', ...page, encrypted_content: 'enc-loopback', page_age: null }));
+  const citing = (page) => ({ type: 'web_search_result_location', ...page, encrypted_index: 'idx-loopback', cited_text: 'Cats are green' });
+  return [
+    ...textBlocks(before),
+    { type: 'server_tool_use', id, name: 'web_search', input: { query } },
+    { type: 'web_search_tool_result', tool_use_id: id, content },
+    ...found.map((page) => ({ type: 'text', text, ...(failed ? {} : { citations: [citing(page)] }) })),
+    ...textBlocks(after),
+    ...(calls ? toolBlocks({ calls }, body, nextId) : []),
+  ];
+}
+
+function fetchedBlocks({ url = pageOf(0).url, text = 'It says green.' }, nextId) {
+  const id = `srvtoolu_loopback_${nextId()}`;
+  const document = { type: 'document', source: { type: 'text', media_type: 'text/plain', data: 'Cats are green.' }, title: 'Page' };
+  return [
+    { type: 'server_tool_use', id, name: 'web_fetch', input: { url } },
+    { type: 'web_fetch_tool_result', tool_use_id: id, content: { type: 'web_fetch_result', url, content: document, retrieved_at: null } },
+    ...textBlocks(text),
+  ];
 }
 
 const SIGNATURE = 'c2lnbmF0dXJl';
@@ -237,6 +274,10 @@ function messageOf(scenario, body, nextId) {
       const line = 'The quick brown fox jumps over the lazy dog. ';
       return { content: text(line.repeat(Math.ceil((scenario.bytes ?? 2_000_000) / line.length))) };
     }
+    case 'searched':
+      return { content: searchedBlocks(scenario, body, nextId), ...(scenario.calls ? { stop_reason: 'tool_use' } : {}) };
+    case 'fetched':
+      return { content: fetchedBlocks(scenario, nextId) };
     case 'cited':
       return { content: [{ ...text('It is green.')[0], citations: scenario.citations }] };
     default:
@@ -252,8 +293,8 @@ function deltasOf(block, count, cut) {
       { type: 'signature_delta', signature: block.signature },
     ];
   }
-  if (block.type === 'redacted_thinking') return [];
-  if (block.type === 'tool_use') {
+  if (block.type === 'redacted_thinking' || block.type.endsWith('_tool_result')) return [];
+  if (block.type.endsWith('tool_use')) {
     const input = JSON.stringify(block.input).slice(0, cut);
     return ['', ...(input === '{}' ? [] : pieces(input, count))].map((partial_json) => ({
       type: 'input_json_delta',
@@ -272,7 +313,8 @@ const emptied = (block) =>
     thinking: { type: 'thinking', thinking: '', signature: '' },
     redacted_thinking: block,
     tool_use: { ...block, input: {} },
-  })[block.type];
+    server_tool_use: { ...block, input: {} },
+  })[block.type] ?? block;
 
 const defaultDeltas = { utf8: Infinity, long: 2000 };
 
@@ -311,6 +353,20 @@ function blockRefusals(content, where) {
   return blocksOf(content)
     .map((inner, i) => blockRefusal(inner, `${where}.content.${i}`))
     .find(Boolean);
+}
+
+/** What the API itself has found comes back as it was, after its search. */
+function searchRefusal({ messages }) {
+  for (const [at, { content }] of messages.entries()) {
+    const blocks = blocksOf(content);
+    const of = (type) => blocks.filter((block) => type.test(block.type));
+    const searches = of(/^server_tool_use$/).map(({ id }) => id);
+    const results = of(/^web_(search|fetch)_tool_result$/).map(({ tool_use_id: id }) => id);
+    if (`${searches}` !== `${results}`) return `messages.${at}: \`server_tool_use\` and its result must be in one message`;
+    const pages = of(/^web_search_tool_result$/).flatMap(({ content: found }) => (Array.isArray(found) ? found : []));
+    if (pages.some(({ encrypted_content: sealed }) => sealed !== 'enc-loopback')) return `messages.${at}: Invalid \`encrypted_content\``;
+  }
+  return undefined;
 }
 
 /** Each call has its result in the next message, and each result its call in the message before. */
@@ -381,7 +437,7 @@ export function refusalOf(body) {
   const goesOn = blocksOf(messages.at(-1)?.content).some(({ type }) => type === 'tool_result');
   if (thinking?.type === 'enabled' && goesOn && !/thinking$/.test(blocksOf(reply?.content)[0]?.type))
     return 'Expected `thinking` or `redacted_thinking`, but found `tool_use`. When `thinking` is enabled, a final `assistant` message must start with a thinking block';
-  return pairingRefusal(messages) ?? samplingRefusal(body);
+  return pairingRefusal(messages) ?? searchRefusal(body) ?? samplingRefusal(body);
 }
 
 const COUNTED = ['model', 'messages', 'system', 'tools', 'tool_choice', 'thinking', 'output_config', 'cache_control'];

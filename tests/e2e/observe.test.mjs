@@ -66,8 +66,8 @@ const NAMES = {
   processes_max: 'gauge',
   processes_started_total: 'counter',
   turns_total: 'counter',
-  messages_taken_back_total: 'counter',
-  messages_told_total: 'counter',
+  messages_rewound_total: 'counter',
+  messages_replayed_total: 'counter',
   queue_depth: 'gauge',
   queue_wait_seconds: 'histogram',
   upstream_errors_total: 'counter',
@@ -188,7 +188,7 @@ test('figures: how a process came to each answer, what it took back and what it 
     messages: [...first.messages, answered.json.choices[0].message, { role: 'user', content: '[[text]] two' }],
   };
   const figuresOf = ({ delta }) =>
-    ['turns_total', 'messages_taken_back_total', 'messages_told_total', 'processes_started_total'].map((name) => delta(name));
+    ['turns_total', 'messages_rewound_total', 'messages_replayed_total', 'processes_started_total'].map((name) => delta(name));
   const continued = await changes(t, () => t.chat(second));
   assert.equal(continued.delta('turns_total', { process: 'continued' }), 1);
   assert.deepEqual(figuresOf(continued), [1, 0, 0, 0]);
@@ -402,8 +402,8 @@ test('the log for programs: objects with their fields, one line per request', as
     client: 'key-1',
     process: 'started',
     address: '127.0.0.1',
-    messages_taken_back: 0,
-    messages_told: 0,
+    messages_rewound: 0,
+    messages_replayed: 0,
     retries: 0,
     input_tokens: 30,
     output_tokens: 20,
@@ -657,7 +657,7 @@ test('doctor looks at TLS files and the unix socket too, and waits for no answer
   const silent = await examined(t, { cli: standIn(t, 'answer hang'), args: ['--timeout', '1s'] });
   assert.equal(silent.code, 1, silent.output);
   assert.equal(silent.findings['an answer'].good, false);
-  assert.ok(performance.now() - begun < 8000);
+  assert.ok(performance.now() - begun < 30_000);
 });
 
 test('doctor takes the settings of files and variables, and its flags on either side', async (t) => {

@@ -1,6 +1,7 @@
 // What the tests of the proxy's operation share: the stand-in for the CLI, terminals, windows of a minute, figures, log lines.
 
 import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
 import { chmodSync, copyFileSync, existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -39,6 +40,12 @@ export async function startOwn(t, { args = [], ...rest } = {}) {
 
 /** The same over the stand-in; `conf` are lines for it. */
 export const startLight = (t, { conf, ...rest } = {}) => startOwn(t, { cli: standIn(t, conf), ...rest });
+
+/** What a store's file answers to a statement, asked by another program while no proxy has it. */
+export function queryStore(file, statement) {
+  const script = 'import json, sqlite3, sys; print(json.dumps(sqlite3.connect(sys.argv[1]).execute(sys.argv[2]).fetchall()))';
+  return JSON.parse(execFileSync('python3', ['-c', script, file, statement], { encoding: 'utf8' }));
+}
 
 export const ask = (text, more = {}) => ({ messages: [{ role: 'user', content: text }], ...more });
 

@@ -84,7 +84,7 @@ test('the page is one document with a strict policy, and never stored', async (t
       `base-uri 'none'; form-action 'none'; frame-ancestors 'none'`,
   );
   assert.notEqual((await ask()).headers['content-security-policy'], headers['content-security-policy'], 'a nonce for each');
-  assert.ok(Buffer.byteLength(html) <= 61_000, `${Buffer.byteLength(html)} bytes`);
+  assert.ok(Buffer.byteLength(html) <= 62_000, `${Buffer.byteLength(html)} bytes`);
   assert.ok(!html.includes('{{'), 'no placeholder is left');
   const { version } = (await t.get('/version')).json;
   for (const title of ['Claude Code OpenAI Wrapper', 'Quick Start', 'API Endpoints', `v${version}`]) assert.ok(html.includes(title), title);
@@ -209,9 +209,9 @@ test('the page fits narrow and wide windows, and nothing jumps while it loads', 
 test('quick start: the keyboard walks through the tabs, and each snippet is copied as it is shown', async (t) => {
   const view = await open(t);
   await is(view, '#default-model', MODEL);
-  const names = ['curl', 'Python openai', 'Python anthropic', 'Node openai', 'aider', 'Claude Code', 'Cline', 'Codex', 'Continue', 'opencode', 'Zed', 'Environment'];
+  const names = ['curl', 'Python openai', 'Python anthropic', 'Node openai', 'Codex', 'opencode', 'Claude Code', 'aider', 'Continue', 'Cline', 'Zed', 'pi', 'Qwen Code', 'Copilot CLI', 'Open WebUI', 'Environment'];
   assert.deepEqual(await view.getByRole('tab').allTextContents(), names);
-  await view.getByRole('tab', { name: 'curl' }).focus();
+  await view.getByRole('tab', { name: 'curl', exact: true }).focus();
   for (const name of names) {
     const panel = view.getByRole('tabpanel');
     assert.equal(await panel.count(), 1);
@@ -219,10 +219,10 @@ test('quick start: the keyboard walks through the tabs, and each snippet is copi
     assert.equal(await view.evaluate(() => document.activeElement.textContent), name);
     const shown = await panel.locator('pre').textContent();
     assert.ok(shown.includes(t.proxy.url), `${name}: the address`);
-    assert.ok(name === 'Environment' || shown.includes(MODEL), `${name}: the model`);
+    assert.ok(['Claude Code', 'Open WebUI', 'Environment'].includes(name) || shown.includes(MODEL), `${name}: the model`);
     await panel.getByRole('button', { name: /^Copy/ }).click();
     assert.equal(await clipboard(view), shown);
-    await view.getByRole('tab', { name }).focus();
+    await view.getByRole('tab', { name, exact: true }).focus();
     await view.keyboard.press('ArrowRight');
   }
   assert.equal(await view.locator('[aria-selected="true"]').textContent(), names[0], 'around the corner');
@@ -239,30 +239,25 @@ test('the copied curl line works in a shell', async (t) => {
   assert.equal(JSON.parse(stdout).choices[0].message.content, 'Hello from the loopback API.');
 });
 
-test('quick start: the snippets say what the clients read: Node runs its own, JSON is JSON, shells get their variables', async (t) => {
+test('quick start: Node runs its snippet, and each client has what `claude-openai connect` prints', async (t) => {
   const view = await open(t);
   await is(view, '#default-model', MODEL);
   const snippet = async (name) => {
     await view.getByRole('tab', { name, exact: true }).click();
-    return (await text(view, '#snippet')).replace(/^\/\/.*\n/, '');
+    return text(view, '#snippet');
   };
   const { stdout } = await promisify(execFile)('node', ['--input-type=module', '-e', await snippet('Node openai')], { cwd: import.meta.dirname });
   assert.equal(stdout, 'Hello from the loopback API.\n');
-  const { claude } = JSON.parse(await snippet('opencode')).provider;
-  assert.deepEqual(claude, { npm: '@ai-sdk/openai-compatible', options: { baseURL: `${t.proxy.url}/v1`, apiKey: 'none' }, models: { [MODEL]: {} } });
-  const { Claude } = JSON.parse(await snippet('Zed')).language_models.openai_compatible;
-  assert.deepEqual(Claude, { api_url: `${t.proxy.url}/v1`, available_models: [{ name: MODEL, max_tokens: 200000 }] });
-  const connect = await promisify(execFile)(PROXY, ['connect', 'codex', '--url', t.proxy.url, '--model', MODEL], { env: { HOME: '/nonexistent' } });
-  assert.ok(`${await snippet('Codex')}\n`.endsWith(connect.stdout), 'as `claude-openai connect` has it');
-  for (const [name, program, variables] of [
-    ['aider', 'aider', { OPENAI_API_BASE: `${t.proxy.url}/v1`, OPENAI_API_KEY: 'none' }],
-    ['Claude Code', 'claude', { ANTHROPIC_BASE_URL: t.proxy.url, ANTHROPIC_API_KEY: 'none' }],
-    ['Cline', 'cline', {}],
-  ]) {
-    const script = `${program}() { printf '%s|' "$@"; ${Object.keys(variables).map((one) => `printf '%s|' "$${one}"; `).join('')}}\n${await snippet(name)}`;
-    const words = (await promisify(execFile)('sh', ['-c', script])).stdout.split('|').slice(0, -1);
-    const flags = { aider: ['--model', `openai/${MODEL}`], claude: ['--model', MODEL], cline: ['auth', '-p', 'openai-compatible', '-b', `${t.proxy.url}/v1`, '-k', 'none', '-m', MODEL] };
-    assert.deepEqual(words, [...flags[program], ...Object.values(variables)]);
+  const connect = async (...args) => promisify(execFile)(PROXY, ['connect', ...args], { env: { HOME: '/home/me' } });
+  const clients = (await connect()).stdout.trim().split('\n').map((line) => line.split(/ +/));
+  const titles = { codex: 'Codex', claude: 'Claude Code', continue: 'Continue', cline: 'Cline', zed: 'Zed', qwen: 'Qwen Code', copilot: 'Copilot CLI', 'open-webui': 'Open WebUI', env: 'Environment' };
+  for (const [name, file] of clients) {
+    const printed = await connect(name, '--url', t.proxy.url, '--model', MODEL);
+    const start = /^# then: (.*)$/m.exec(printed.stderr)?.[1];
+    const note = [file.startsWith('/') && `In ${file.replace('/home/me', '~')}`, start && `then: ${start}`].filter(Boolean).join('; ');
+    const settings = printed.stdout.trim();
+    const expected = note ? `${settings.startsWith('{') ? '//' : '#'} ${note}\n${settings}` : settings;
+    assert.equal(await snippet(titles[name] ?? name), expected);
   }
 });
 

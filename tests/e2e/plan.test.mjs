@@ -111,7 +111,7 @@ test('--fallback: a limit of a minute is not the plan, and the plan answers agai
   assert.equal(plan.calls, 0);
 });
 
-test('--fallback: conversations go on where the plan ends at any moment, no answer is lost and none is paid twice', { deadline: 240_000 }, async (t) => {
+test('--fallback: conversations go on where the plan ends at any moment, no answer is lost and none is paid twice', async (t) => {
   const { api, plan, proxy } = await startWithFallback(t);
   const chats = Array.from({ length: 10 }, (_, i) => ({ name: `chat ${i}`, messages: [] }));
   const accounts = new Set();

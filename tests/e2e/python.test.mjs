@@ -13,7 +13,7 @@ import { PROXY, startProxy, suite } from './harness.mjs';
 import { CLIENTS, heals, KEY, missing, PDF, PNG, runProgram, testChecks } from './language_client.mjs';
 import { directive, startMessagesApi } from './messages_api.mjs';
 
-export const python = suite(240_000);
+export const python = suite();
 
 /** A test of a program of python/ with the packages of one lock file. */
 function test(lock, file, what, scenarios, body, more) {

@@ -196,8 +196,8 @@ export async function assertNothingLeft(proxy, before) {
 
 // ---- who must not be disturbed -------------------------------------------------------------------
 
-const SLOWEST_HEALTH = 1000; // ms; a few when nothing is wrong
-const LONGEST_GAP = 1500; // ms between the words of a stream that sends one every 50 ms
+const SLOWEST_HEALTH = 5000; // ms; a few when nothing is wrong
+const LONGEST_GAP = 5000; // ms between the words of a stream that sends one every 50 ms
 
 /**
  * Runs an attack while somebody asks for /health every 50 ms and somebody reads a stream: neither may notice, and the

@@ -650,14 +650,14 @@ test('a claude that dies at once is an error, not a hang', async (t) => {
 
 test('it listens before any claude is up, and ends though none ever will be', { alone: true }, async (t) => {
   const proxy = await t.start({ cli: fakeClaude(t, 'exec sleep 60') });
-  assert.ok(proxy.listeningAt - proxy.startedAt < 500, `after ${proxy.listeningAt - proxy.startedAt} ms`);
+  assert.ok(proxy.listeningAt - proxy.startedAt < 5000, `after ${proxy.listeningAt - proxy.startedAt} ms`);
   const health = await t.get('/health', { proxy });
   assert.equal(health.status, 200);
-  assert.ok(health.at - proxy.startedAt < 1000);
+  assert.ok(health.at - proxy.startedAt < 10_000);
   const { faults, took } = await proxy.stop();
   proxy.stopped = true;
   assert.deepEqual(faults, []);
-  assert.ok(took < 2000, `SIGTERM took ${took} ms`);
+  assert.ok(took < 6000, `SIGTERM took ${took} ms`);
 });
 
 test('what keeps the proxy from starting is told by the name of its setting, and with what to do', async (t) => {
@@ -666,6 +666,9 @@ test('what keeps the proxy from starting is told by the name of its setting, and
     [['--session-dir', '/proc/x'], /^claude-openai: --session-dir: \/proc\/x cannot be made; choose /],
     [['--session-dir', '/dev/null/x/y'], /^claude-openai: --session-dir: \/dev\/null\/x\/y cannot be made; choose /],
     [['--session-dir', file], /^claude-openai: --session-dir: .* is not a directory/],
+    [['--store', '/proc/x/state'], /^claude-openai: --store: \/proc\/x cannot be made; choose /],
+    [['--store', path.dirname(file)], /^claude-openai: --store: .* cannot be used: Is a directory/],
+    [['--store', 'state', '--session-dir', 'sessions'], /--session-dir is a --store in that directory; name one of them/],
     [['--host', 'example.invalid'], /^claude-openai: --host: this machine has no address example\.invalid; choose /],
     [['--host', '192.0.2.1'], /^claude-openai: --host: this machine has no address 192\.0\.2\.1; choose /],
     [['--unix-socket', '/nowhere/socket'], /^claude-openai: --unix-socket: \/nowhere\/socket cannot be made; choose /],
@@ -870,7 +873,7 @@ for (const signal of ['SIGTERM', 'SIGINT']) {
     assert.deepEqual(faults, []);
     assert.ok(!existsSync(path.join(proxy.temporary, folder)));
     assert.equal(proxy.exit.code, 0);
-    assert.ok(took < 2000, `took ${took} ms`);
+    assert.ok(took < 6000, `took ${took} ms`);
   });
 }
 
@@ -884,7 +887,7 @@ test('a second SIGTERM ends it while an answer hangs', async (t) => {
   const { faults, took } = await proxy.stop();
   proxy.stopped = true;
   assert.deepEqual(faults, []);
-  assert.ok(took < 2000, `took ${took} ms`);
+  assert.ok(took < 6000, `took ${took} ms`);
 });
 
 test('an answer under way at SIGTERM is finished', async (t) => {

@@ -276,7 +276,7 @@ test('SIGTERM waits for no connection without a request, with half a head or hal
     const begun = performance.now();
     proxy.stopped = true;
     await proxy.stop();
-    assert.ok(performance.now() - begun < 6000, `${name}: ${performance.now() - begun} ms`);
+    assert.ok(performance.now() - begun < 7500, `${name}: ${performance.now() - begun} ms`);
   }
 });
 
@@ -318,7 +318,7 @@ test('200 clients keep their connections, and each is answered on its own', { sl
   const begun = performance.now();
   const chat = await t.chat(ask('[[text say=fine]]'));
   assert.equal(chat.status, 200, chat.text);
-  assert.ok(performance.now() - begun < 5000, 'the idle ones are in nobody’s way');
+  assert.ok(performance.now() - begun < 15_000, 'the idle ones are in nobody’s way');
 });
 
 test('at --max-connections the one that is silent longest goes, and no request is lost', async (t) => {

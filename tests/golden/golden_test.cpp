@@ -168,6 +168,8 @@ const char* tell(block_kind kind) {
     case block_kind::redacted_thinking: return "redacted_thinking";
     case block_kind::tool_call: return "tool_call";
     case block_kind::activity: return "activity";
+    case block_kind::search: return "search";
+    case block_kind::found: return "found";
   }
   return "?";
 }

@@ -81,7 +81,7 @@ TEST_CASE("cursor: a turn is begun, told, answered, accepted, and then the proce
   driven_process process("slow_replay ms=20\n");
   REQUIRE(process.reaches(state::ready));
   process.begin(chat({"1", "2", told("text say=yes")}));
-  CHECK(process->now() == state::telling_history);
+  CHECK(process->now() == state::replaying);
   CHECK(process.reaches(state::answering));
   const auto got = process.finish();
   REQUIRE(got.stopped);
@@ -174,7 +174,7 @@ TEST_CASE("cursor: back to the start, nothing is left of the conversation before
   process.answer(chat({told("text say=secret-1")}));
   const auto held = process->held().words;
   process.begin(asking("echo"));
-  CHECK(process->now() == state::taking_back);
+  CHECK(process->now() == state::rewinding);
   CHECK(process->held().words == held);  // until the process has confirmed it
   const auto got = process.finish();
   REQUIRE(got.stopped);
@@ -229,7 +229,7 @@ TEST_CASE("cursor: calls that nobody answers are interrupted and taken back") {
   driven_process process;
   park(process);
   process.begin(with_tools(asking("echo")));
-  CHECK(process->now() == state::taking_back);
+  CHECK(process->now() == state::rewinding);
   const auto got = process.finish();
   REQUIRE(got.stopped);
   CHECK(held_in(json::parse(got.text)) == "[[echo]]|");
@@ -305,7 +305,7 @@ TEST_CASE("cursor: an answer that is released is interrupted and taken back") {
     process.begin(asking(wish));
     process.pump_until([&] { return process->pop().has_value(); }, 200ms);
     process->release(true);
-    CHECK(process->now() == state::taking_back);
+    CHECK(process->now() == state::rewinding);
     REQUIRE(process.reaches(state::idle));
     CHECK_FALSE(process->pop());
     check_empty(process);
@@ -344,7 +344,7 @@ TEST_CASE("cursor: a turn that has failed, or was not accepted, is taken back") 
     REQUIRE(process.ask(with_tools(asking(wish))).ended());
     CHECK(process->now() == state::answering);
     process->release(true);
-    CHECK(process->now() == state::taking_back);
+    CHECK(process->now() == state::rewinding);
     REQUIRE(process.reaches(state::idle));
     CHECK(process.messages_held() == 0);
     const auto echo = json::parse(process.answer(with_tools(asking("echo"))));
@@ -355,17 +355,17 @@ TEST_CASE("cursor: a turn that has failed, or was not accepted, is taken back") 
 TEST_CASE("cursor: history that is being told is taken back to what the process has acknowledged") {
   driven_process process("slow_replay ms=30\n");
   process.begin(chat({"q1", "a1", "q2", "a2", told("text")}));
-  REQUIRE(process->now() == state::telling_history);
+  REQUIRE(process->now() == state::replaying);
   REQUIRE(process.pump_until([&] { return process.marks().size() == 2; }));
   process->release(true);
-  CHECK(process->now() == state::taking_back);
+  CHECK(process->now() == state::rewinding);
   REQUIRE(process.reaches(state::idle));
   CHECK(process.messages_held() == 2);
   CHECK(process.marks() == places{0});
   const auto echo = json::parse(process.answer(chat({"q1", "a1", told("echo")}), 2));
   CHECK(held_in(echo) == "q1|a1|[[echo]]|");
   process.begin(chat({"x1", "y1", told("text")}));
-  REQUIRE(process.reaches(state::telling_history));
+  REQUIRE(process.reaches(state::replaying));
   process->release(true);
   REQUIRE(process.reaches(state::idle));
   check_empty(process);
@@ -375,9 +375,9 @@ TEST_CASE("cursor: a turn that is released while the one before is taken back as
   driven_process process("slow_control ms=20\n");
   process.answer(chat({told("text say=a1")}));
   process.begin(asking("text say=never"));
-  REQUIRE(process->now() == state::taking_back);
+  REQUIRE(process->now() == state::rewinding);
   process->release(true);
-  CHECK(process->now() == state::taking_back);
+  CHECK(process->now() == state::rewinding);
   REQUIRE(process.reaches(state::idle));
   check_empty(process);
 }
@@ -389,7 +389,7 @@ TEST_CASE("cursor: what may not be taken back is dead when it is released") {
   CHECK(answering->now() == state::dead);
   taking.answer(asking("text"));
   taking.begin(asking("text"));
-  REQUIRE(taking->now() == state::taking_back);
+  REQUIRE(taking->now() == state::rewinding);
   taking->release(false);
   CHECK(taking->now() == state::dead);
   telling.begin(chat({"q1", "a1", told("text")}));
@@ -433,7 +433,7 @@ TEST_CASE("cursor: whoever waits for results is killed: on another signal it wou
   CHECK(released->ending().signal == SIGKILL);
   park(back);
   back.begin(with_tools(asking("text")));
-  REQUIRE(back->now() == state::taking_back);
+  REQUIRE(back->now() == state::rewinding);
   CHECK(back->ending().signal == SIGKILL);
   driven_process agent;
   auto request = asking("text");
@@ -485,7 +485,7 @@ TEST_CASE("cursor: a process that fails at a later step back is lost too") {
   }
 }
 
-TEST_CASE("cursor: a process that never answers is dead 3 seconds after it was asked to go back") {
+TEST_CASE("cursor: a process that never answers is dead 6 seconds after it was asked to go back") {
   driven_process asked("no_answer_to_rewind\n"), later("no_answer_to_rewind after=1\n"), stopped;
   asked.answer(asking("text"));
   later.answer(chat({"q1", "a1", told("text")}));
@@ -496,11 +496,11 @@ TEST_CASE("cursor: a process that never answers is dead 3 seconds after it was a
   later.begin(asking("text"));
   ::kill(stopped.program().sessions().back(), SIGSTOP);
   stopped->release(true);
-  check_failed(asked.finish(10s), error_kind::bad_gateway, "takes nothing back");
-  CHECK(elapsed_since(start) > 2900ms);
-  CHECK(elapsed_since(start) < 5s * slowness);
+  check_failed(asked.finish(30s), error_kind::bad_gateway, "takes nothing back");
+  CHECK(elapsed_since(start) > 5900ms);
+  CHECK(elapsed_since(start) < 30s);
   CHECK(asked->failed_before_first_event());
-  check_failed(later.finish(10s), error_kind::bad_gateway, "takes nothing back");
+  check_failed(later.finish(30s), error_kind::bad_gateway, "takes nothing back");
   CHECK(stopped.reaches(state::dead));
 }
 

@@ -28,7 +28,7 @@ TEST_CASE("claude_process: it is ready when it has answered, and silent until it
   CHECK_FALSE(process->failed_before_first_event());
   CHECK_FALSE(process->pop());
   CHECK(process->held().identity.empty());
-  CHECK(process->marks().empty());
+  CHECK(process->cursor().marks.empty());
 }
 
 TEST_CASE("claude_process: one that reads nothing is not ready, and not dead either") {
@@ -181,7 +181,7 @@ TEST_CASE("claude_process: a retry that is far away is left to the client at onc
   check_failed(got, error_kind::rate_limited, "");
   REQUIRE(got.error->retry_after);
   CHECK(got.error->retry_after->count() == 60000);
-  CHECK(elapsed_since(start) < 10s * slowness);
+  CHECK(elapsed_since(start) < 10s * patience);
 }
 
 TEST_CASE("claude_process: an account that is not logged in is told what to do") {

@@ -75,7 +75,7 @@ TEST_CASE("embedding: `run` binds where nobody has") {
   std::atomic<bool> inspected{false};
   proxy.on_inspected = [&](const claude_openai::cli_facts&) { inspected = true; };
   std::thread running([&] { proxy.run(); });
-  CHECK(eventually([&] { return inspected.load(); }, 30s));
+  CHECK(eventually([&] { return inspected.load(); }));
   CHECK(ask(proxy, "text").status == 200);
   proxy.stop();
   running.join();
@@ -109,7 +109,7 @@ TEST_CASE(
   CHECK(ask(proxy, "text").status == 200);
   CHECK(ask(proxy, "text", true).status == 200);
   CHECK(ask(proxy, "crash").status == 502);
-  REQUIRE(eventually([&] { return seen.all().size() == 3; }, 10s));
+  REQUIRE(eventually([&] { return seen.all().size() == 3; }));
   const auto all = seen.all();
   for (const auto& figures : all) {
     CHECK(figures.dialect == "openai_chat");

@@ -48,8 +48,8 @@ TEST_CASE("pool: one-off questions of one client are served by one process, whic
   for (const std::string words : {"secret-2", "secret-3", "secret-4"}) {
     const auto next = serve(running.processes, question(words));
     CHECK(next.pid == first.pid);
-    CHECK(next.taken.how == way::kind::go_back);
-    CHECK(next.taken.taken_back == 1);
+    CHECK(next.taken.origin == process_origin::rewound);
+    CHECK(next.taken.rewound == 1);
     REQUIRE(next.history.size() == 1);
     CHECK(next.history.dump().find(words) != std::string::npos);
   }
@@ -63,19 +63,19 @@ TEST_CASE("pool: a changed conversation is told what is missing, by the process 
   const auto pid = converse(running.processes, chat).pid;
   for (const auto* words : {"second", "third"}) {
     chat.messages.push_back(user_says(told("echo") + words));
-    CHECK(converse(running.processes, chat).taken.how == way::kind::go_on);
+    CHECK(converse(running.processes, chat).taken.origin == process_origin::continued);
   }
   auto branch = chat;
   branch.messages.resize(3);  // "second" is asked anew
   const auto again = converse(running.processes, branch);
   CHECK(again.pid == pid);
-  CHECK(again.taken.taken_back == 2);
+  CHECK(again.taken.rewound == 2);
   CHECK(again.taken.replayed == 0);
   CHECK(again.history.size() == 3);
   chat.messages.push_back(user_says(told("echo") + "fourth"));
   const auto back = converse(running.processes, chat);
   CHECK(back.pid == pid);
-  CHECK(back.taken.taken_back == 1);
+  CHECK(back.taken.rewound == 1);
   CHECK(back.taken.replayed == 4);
   REQUIRE(back.history.size() == 7);
   CHECK(back.history[4].dump().find("third") != std::string::npos);
@@ -129,7 +129,7 @@ TEST_CASE("pool: without process reuse a process serves one conversation") {
   CHECK(serve(running.processes, question("another")).pid != held.pid);
   CHECK(serve(running.processes, again).pid != held.pid);
   chat.messages.push_back(user_says(told("echo")));
-  CHECK(converse(running.processes, chat).taken.how == way::kind::go_on);
+  CHECK(converse(running.processes, chat).taken.origin == process_origin::continued);
   CHECK(program.started() == 3);
 }
 
@@ -276,7 +276,7 @@ TEST_CASE("pool: a request that waits for a start takes a process that is free b
   held.reset();
   next.join();
   REQUIRE(next.got.stopped);
-  CHECK(next.taken->how == way::kind::go_back);
+  CHECK(next.taken->origin == process_origin::rewound);
   CHECK(json::parse(next.got.text)["pid"] == pid);
 }
 
@@ -287,7 +287,7 @@ TEST_CASE("pool: a start that nobody waits for any more is ended, and makes room
     const pool::ticket waiting(running.processes, {usual, "a"});
     REQUIRE(eventually([&] { return program.started() == 1; }));
   }
-  CHECK(program.gone(2s));
+  CHECK(program.gone());
   CHECK(finish_turn(take(running.processes, usual), asking("text")).stopped);
 }
 
@@ -324,7 +324,7 @@ TEST_CASE("pool: at the cap a request waits for the process that takes back, and
     const auto taken = take_for(running.processes, hanging);
     taken.process().begin(hanging, trace, taken.taken().keep);
   }
-  CHECK(running.processes.counts().taking_back == 1);
+  CHECK(running.processes.counts().rewinding == 1);
   CHECK(serve(running.processes, question("second")).pid == first.pid);
   CHECK(program.started() == 1);
 }
@@ -342,7 +342,7 @@ TEST_CASE("pool: at the cap a process that takes nothing back is not waited for 
   }
   const auto start = steady::now();
   CHECK(serve(running.processes, question("second")).pid != pid);
-  CHECK(elapsed_since(start) < 3s * slowness);
+  CHECK(elapsed_since(start) < 5s);
 }
 
 TEST_CASE("pool: a start that fails is told to the request that waits for it, and to no other") {
@@ -412,7 +412,7 @@ TEST_CASE("pool: at the cap a client may go on with its own, but lets nobody wai
     const auto trace = claude_openai::make_trace(chat);
     pool::ticket place(running.processes, {usual, "b", &trace});
     held.reset();
-    const auto deadline = steady::now() + 10s * slowness;
+    const auto deadline = steady::now() + 30s;
     while (steady::now() < deadline) {
       if (auto mine = place.try_take()) {
         held = std::make_unique<lease>(std::move(*mine));
@@ -432,7 +432,7 @@ TEST_CASE("pool: at the cap a client may go on with its own, but lets nobody wai
   CHECK(patient.got.stopped);
   CHECK(turns > 20);
   CHECK(patient.ended - start >= 3s);
-  CHECK(patient.ended - start < 6s * slowness);
+  CHECK(patient.ended - start < 6s * patience);
 }
 
 // ---- the end of processes -----------------------------------------------------------------------
@@ -494,7 +494,7 @@ TEST_CASE("pool: who takes a spare waits for no process that floods") {
     REQUIRE(eventually([&] { return running.processes.counts().warm >= 1; }));
     const auto start = steady::now();
     const auto taken = take(running.processes, usual);
-    CHECK(elapsed_since(start) < 200ms * slowness);
+    CHECK(elapsed_since(start) < 200ms * patience);
     CHECK(finish_turn(taken, asking("text")).stopped);
   }
   CHECK(starting_now(running.processes) >= 1);  // it floods on

@@ -8,6 +8,7 @@ namespace protocol_test {
 using claude_openai::launch_profile;
 using claude_openai::lease;
 using claude_openai::pool;
+using claude_openai::process_origin;
 using claude_openai::turn_request;
 using claude_openai::way;
 
@@ -51,7 +52,7 @@ inline outcome finish_turn(claude_openai::claude_process& process, const turn_re
   outcome got;
   const auto trace = claude_openai::make_trace(request);
   process.begin(request, trace, keep);
-  const auto deadline = steady::now() + 10s * slowness;
+  const auto deadline = steady::now() + 30s;
   while (!got.ended() && steady::now() < deadline) {
     std::vector<pollfd> entries;
     process.add_poll_entries(entries);
@@ -71,7 +72,7 @@ inline outcome finish_turn(const lease& taken, const turn_request& request) {
 /// A process, waited for as a request does.
 inline lease wait_for(pool& processes, claude_openai::process_demand demand) {
   pool::ticket place(processes, std::move(demand));
-  const auto deadline = steady::now() + 20s * slowness;
+  const auto deadline = steady::now() + 30s;
   while (steady::now() < deadline) {
     if (auto taken = place.try_take()) return std::move(*taken);
     pollfd readable{place.fd(), POLLIN, 0};

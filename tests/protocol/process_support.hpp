@@ -80,8 +80,8 @@ class driven_process {
 
   /// Lets the process read until that holds.
   template <class Condition>
-  bool pump_until(Condition holds, milliseconds within = 5s) {
-    const auto deadline = steady::now() + within * slowness;
+  bool pump_until(Condition holds, milliseconds within = 30s) {
+    const auto deadline = steady::now() + within;
     while (!holds()) {
       if (steady::now() > deadline) return false;
       std::vector<pollfd> entries;
@@ -92,7 +92,7 @@ class driven_process {
     return true;
   }
 
-  bool reaches(state wanted, milliseconds within = 5s) {
+  bool reaches(state wanted, milliseconds within = 30s) {
     return pump_until([&] { return process_.now() == wanted; }, within);
   }
 
@@ -101,7 +101,7 @@ class driven_process {
   /// The places of the messages that can be taken back.
   std::vector<std::size_t> marks() const {
     std::vector<std::size_t> places;
-    for (const auto& mark : process_.marks()) places.push_back(mark.message);
+    for (const auto& mark : process_.cursor().marks) places.push_back(mark.message);
     return places;
   }
 

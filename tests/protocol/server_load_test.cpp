@@ -18,7 +18,7 @@ void check_health_is_instant(const running_proxy& proxy, int times) {
   for (int i = 0; i < times; ++i) {
     const auto start = steady::now();
     CHECK(proxy.get("/health").status == 200);
-    CHECK(elapsed_since(start) < 500ms * slowness);
+    CHECK(elapsed_since(start) < 500ms * patience);
   }
 }
 
@@ -146,7 +146,7 @@ TEST_CASE("server: 256 idle kept-alive connections starve nobody") {
   check_health_is_instant(proxy, 5);
   const auto start = steady::now();
   CHECK(proxy.chat(chat_asking("text say=hi")).status == 200);
-  CHECK(elapsed_since(start) < 2s * slowness);
+  CHECK(elapsed_since(start) < 2s * patience);
   idle[100]->get("/version");
   CHECK(idle[100]->answer().status == 200);
 }

@@ -149,7 +149,7 @@ function tell({ world, load, faults, watch, families, before, left, seconds, lag
   console.log(
     `  turns: ${JSON.stringify(turns)}, ${((100 * (turns.continued + turns.rewound)) / (all || 1)).toFixed(0)} % by a process that had served`,
   );
-  const [back, told] = ['messages_taken_back_total', 'messages_told_total'].map((one) => figure(families, one));
+  const [back, told] = ['messages_rewound_total', 'messages_replayed_total'].map((one) => figure(families, one));
   console.log(`  messages: ${back} taken back, ${told} told; ${load.judged} requests to the model judged`);
   console.log(
     `  rejected: ${JSON.stringify(Object.fromEntries((families.get('claude_openai_rejected_total')?.samples ?? []).map(({ labels, value }) => [labels.reason, value])))}`,

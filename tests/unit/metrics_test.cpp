@@ -32,7 +32,7 @@ request_record chat(const std::string& model, int status = 200) {
   record.usage.output = 7;
   record.usage.cost_usd = 0.25;
   record.usage.charge_usd = 0.25;
-  record.facts.origin = turn_facts::process_origin::spare;
+  record.facts.origin = claude_openai::process_origin::spare;
   return record;
 }
 
@@ -80,19 +80,18 @@ TEST_CASE("metrics: a chat is counted in all that it was") {
 }
 
 TEST_CASE("metrics: answers are counted by how a process came to them, and by what that took") {
-  using origin = turn_facts::process_origin;
+  using origin = claude_openai::process_origin;
   metrics all;
   for (const auto how : {origin::continued, origin::continued, origin::rewound, origin::spare,
                          origin::started, origin::none}) {
     auto record = chat("m");
     record.facts.origin = how;
-    record.facts.taken_back = how == origin::rewound ? 3 : 0;
+    record.facts.rewound = how == origin::rewound ? 3 : 0;
     record.facts.replayed = how == origin::rewound || how == origin::started ? 4 : 0;
     all.begin();
     all.finish(record);
-    CHECK(claude_openai::render_log_fields(record)["messages_told"] == record.facts.replayed);
-    CHECK(claude_openai::render_log_fields(record)["messages_taken_back"] ==
-          record.facts.taken_back);
+    CHECK(claude_openai::render_log_fields(record)["messages_replayed"] == record.facts.replayed);
+    CHECK(claude_openai::render_log_fields(record)["messages_rewound"] == record.facts.rewound);
   }
   const auto text = figures(all);
   const auto turns = [&](const std::string& process) {
@@ -103,8 +102,8 @@ TEST_CASE("metrics: answers are counted by how a process came to them, and by wh
   CHECK(turns("spare") == 1);
   CHECK(turns("started") == 1);
   CHECK(turns("") == -1);
-  CHECK(value_of(text, "claude_openai_messages_taken_back_total") == 3);
-  CHECK(value_of(text, "claude_openai_messages_told_total") == 8);
+  CHECK(value_of(text, "claude_openai_messages_rewound_total") == 3);
+  CHECK(value_of(text, "claude_openai_messages_replayed_total") == 8);
 }
 
 TEST_CASE("metrics: each process is in one state, and all of them are the processes there are") {
@@ -114,7 +113,7 @@ TEST_CASE("metrics: each process is in one state, and all of them are the proces
   counts.busy = 4;
   counts.idle = 10;
   counts.parked = 2;
-  counts.taking_back = 1;
+  counts.rewinding = 1;
   counts.stopping = 5;
   const auto text = metrics().render(gauges{counts, 0, {}});
   const auto state = [&](const std::string& name) {
@@ -124,7 +123,7 @@ TEST_CASE("metrics: each process is in one state, and all of them are the proces
   CHECK(state("spare") == 2);
   CHECK(state("busy") == 4);
   CHECK(state("parked") == 2);
-  CHECK(state("taking_back") == 1);
+  CHECK(state("rewinding") == 1);
   CHECK(state("idle") == 7);
   CHECK(state("stopping") == 5);
 }

@@ -56,6 +56,7 @@ std::string outline(const turn_request& request) {
                      },
                      [&](const media_part& p) { all += outline(p); },
                      [](const thinking_part&) {},
+                     [](const api_block_part&) {},
                      [&](const tool_result_part& p) { all += outline(p); },
                  },
                  part);

@@ -475,8 +475,8 @@ TEST_CASE("responses request: model, stream, limits and this proxy's own fields 
 TEST_CASE("responses request: what cannot be honoured is named, what asks for nothing is not") {
   CHECK(with(R"("truncation":"auto","top_logprobs":3,"max_tool_calls":1,"background":true,
                 "service_tier":"flex","text":{"verbosity":"low"})")
-            .ignored_params == strings{"text.verbosity", "truncation", "top_logprobs",
-                                       "max_tool_calls", "background", "service_tier"});
+            .ignored_params == strings{"text.verbosity", "max_tool_calls", "truncation",
+                                       "top_logprobs", "background", "service_tier"});
   CHECK(with(R"("prompt_cache_retention":"24h")").cache_ttl == "1h");
   CHECK(with(R"("prompt_cache_retention":"in_memory")").cache_ttl.empty());
   CHECK(with(R"("prompt_cache_options":{"ttl":"30m"})").cache_field == "prompt_cache_options.ttl");

@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <fstream>
@@ -75,10 +76,16 @@ unsigned mode_of(const files::path& path) {
   return info.st_mode & 0777U;
 }
 
+/// A store of sessions, and the file below it.
+struct stored_sessions : session_store {
+  explicit stored_sessions(const options& settings)
+      : session_store(settings, open_store(settings)) {}
+};
+
 /// Why the store will not use that folder; empty when it does.
 std::string refusal_of(const options& settings) {
   try {
-    const session_store store(settings);
+    const stored_sessions store(settings);
   } catch (const std::invalid_argument& refused) {
     return refused.what();
   }
@@ -90,6 +97,45 @@ std::vector<files::path> files_in(const files::path& folder) {
   for (const auto& file : files::directory_iterator(folder)) found.push_back(file.path());
   return found;
 }
+
+/// The ids that a folder's store holds, while no store is open.
+strings stored_in(const options& settings) {
+  strings ids;
+  for (const auto& record : open_store(settings)->read("session")) ids.push_back(record.id);
+  return ids;
+}
+
+/// A session as versions before the store wrote it.
+std::string old_file(const std::string& client, const std::string& id,
+                     const std::string& more = R"("last_accessed_ms":1700000000000)") {
+  return R"({"version":1,"client":")" + client + R"(","id":")" + id +
+         R"(","system":"Be brief.","created_ms":1600000000000,"messages":)"
+         R"([{"role":"user","content":[{"type":"text","text":"Hi"}]},)"
+         R"({"role":"assistant","content":[{"type":"text","text":"Hello"}]}],)" +
+         more + "}";
+}
+
+/// A folder as those versions left it. Its sessions never expire here.
+options folder_of_old(const scratch_folder& folder) {
+  files::create_directories(folder.path);
+  files::permissions(folder.path, files::perms::owner_all);
+  std::ofstream(folder.path / "salt") << std::string(43, 's');
+  std::ofstream(folder.path / (std::string(24, 'a') + ".json")) << old_file("k", "../old");
+  std::ofstream(folder.path / (std::string(24, 'b') + ".json.new")) << R"({"version":1,"cl)";
+  auto settings = with_folder(folder.path);
+  settings.session_ttl = std::chrono::hours(1'000'000);
+  return settings;
+}
+
+/// Notes what is written, in place of a file; says no while it is full.
+struct noted_writes : state_store {
+  bool write(const char* /*kind*/, const stored_record& record, std::size_t first) override {
+    writes.emplace_back(first, record.items.size());
+    return !is_full;
+  }
+  std::vector<std::pair<std::size_t, std::size_t>> writes;  ///< from which message on, how many
+  bool is_full = false;
+};
 
 }  // namespace
 
@@ -154,7 +200,7 @@ TEST_CASE("sessions: they are listed oldest first, with what is told of each") {
 
 TEST_CASE("sessions: a session is one request's at a time, and others get it in order") {
   const options settings;
-  session_store store(settings);
+  stored_sessions store(settings);
   auto first = std::make_unique<session_lock>(store, "k", "chat");
   session_lock second(store, "k", "chat");
   session_lock third(store, "k", "chat");
@@ -194,28 +240,32 @@ TEST_CASE("sessions: whoever gives up waiting is passed over") {
 TEST_CASE("sessions: a session that is deleted within a turn stays deleted") {
   const scratch_folder folder;
   const auto settings = with_folder(folder.path);
-  session_store store(settings);
-  put(store, "k", "chat", "old");
-  session_lock here(store, "k", "chat");
-  REQUIRE(here.try_enter());
-  CHECK(store.remove("k", "chat"));
-  here.commit("", exchange_of("new", "answer"));
-  CHECK(ids_of(store, "k").empty());
-  CHECK(files_in(folder.path).empty());
+  {
+    stored_sessions store(settings);
+    put(store, "k", "chat", "old");
+    session_lock here(store, "k", "chat");
+    REQUIRE(here.try_enter());
+    CHECK(store.remove("k", "chat"));
+    here.commit("", exchange_of("new", "answer"));
+    CHECK(ids_of(store, "k").empty());
+  }
+  CHECK(stored_in(settings).empty());
 }
 
-TEST_CASE("sessions: unused for longer than they live, they are gone, file and all") {
+TEST_CASE("sessions: unused for longer than they live, they are gone, of the store too") {
   const scratch_folder folder;
   auto settings = with_folder(folder.path);
   settings.session_ttl = std::chrono::milliseconds(300);
-  session_store store(settings);
-  put(store, "k", "chat", "Hi");
-  CHECK(files_in(folder.path).size() == 1);
-  const session_lock busy(store, "k", "busy");
-  std::this_thread::sleep_for(std::chrono::milliseconds(600));
-  CHECK(ids_of(store, "k").empty());
-  CHECK_FALSE(store.get("k", "chat"));
-  CHECK(files_in(folder.path).empty());
+  { put(*std::make_unique<stored_sessions>(settings), "k", "chat", "Hi"); }
+  CHECK(stored_in(settings) == strings{"chat"});
+  {
+    stored_sessions store(settings);
+    const session_lock busy(store, "k", "busy");
+    std::this_thread::sleep_for(std::chrono::milliseconds(600));
+    CHECK(ids_of(store, "k").empty());
+    CHECK_FALSE(store.get("k", "chat"));
+  }
+  CHECK(stored_in(settings).empty());
 }
 
 TEST_CASE("sessions: a session in use does not expire") {
@@ -268,12 +318,12 @@ TEST_CASE("sessions: they survive a restart whole, tools and odd bytes included"
   request.messages = history;
   const auto words = make_trace(request).words;
   {
-    session_store store(settings);
+    stored_sessions store(settings);
     session_lock here(store, "client", "../my chat");
     REQUIRE(here.try_enter());
     here.commit("Be \"brief\".", history);
   }
-  session_store store(settings);
+  stored_sessions store(settings);
   CHECK(ids_of(store, "client") == strings{"../my chat"});
   CHECK(ids_of(store, "other").empty());
   session_lock here(store, "client", "../my chat");
@@ -285,7 +335,7 @@ TEST_CASE("sessions: they survive a restart whole, tools and odd bytes included"
 TEST_CASE("sessions: their folder and files are their owner's alone, whatever their ids") {
   const scratch_folder folder;
   const auto settings = with_folder(folder.path / "deep" / "er");
-  session_store store(settings);
+  stored_sessions store(settings);
   {
     const wide_open no_mask;
     for (const std::string id : {"../../escaped", "/etc/passwd", "a", ".."}) {
@@ -294,11 +344,11 @@ TEST_CASE("sessions: their folder and files are their owner's alone, whatever th
   }
   const auto inside = files_in(folder.path / "deep" / "er");
   CHECK(mode_of(folder.path / "deep" / "er") == 0700);
-  CHECK(inside.size() == 4);
+  CHECK(inside.size() == 2);  // what is not in the store yet lies in a file beside it
   for (const auto& file : inside) {
     CAPTURE(file.filename().string());
     CHECK(mode_of(file) == 0600);
-    CHECK(file.extension() == ".json");
+    CHECK(file.filename().string().find("claude-openai.sqlite") == 0);
   }
   CHECK(files_in(folder.path).size() == 1);
   CHECK(files_in(folder.path / "deep").size() == 1);
@@ -317,7 +367,7 @@ TEST_CASE("sessions: a folder that others may enter is refused, and stays as it 
     CHECK(mode_of(folder.path) == (mode & 0777U));
   }
   REQUIRE(::chmod(folder.path.c_str(), 0700) == 0);
-  CHECK_NOTHROW(session_store{settings});
+  CHECK_NOTHROW(stored_sessions{settings});
 }
 
 TEST_CASE("sessions: a folder in use for other things is refused, and stays as it is") {
@@ -351,36 +401,34 @@ TEST_CASE(
     "sessions: links, pipes and other users' files are no stored sessions, and hold nobody up") {
   const scratch_folder folder;
   const scratch_folder elsewhere;
-  {
-    const auto settings = with_folder(elsewhere.path);
-    session_store store(settings);
-    put(store, "k", "linked", "Hi");
-  }
-  const auto settings = with_folder(folder.path);
-  { put(*std::make_unique<session_store>(settings), "k", "mine", "Hi"); }
-  files::create_symlink(files_in(elsewhere.path)[0], folder.path / "link.json");
+  const auto settings = folder_of_old(folder);
+  const auto foreign = elsewhere.path / "linked.json";
+  files::create_directories(elsewhere.path);
+  std::ofstream(foreign) << old_file("k", "linked");
+  files::create_symlink(foreign, folder.path / "link.json");
   REQUIRE(::mkfifo((folder.path / "pipe.json").c_str(), 0600) == 0);
   files::create_directory(folder.path / "folder.json");
   if (::geteuid() == 0) {
-    files::copy_file(files_in(elsewhere.path)[0], folder.path / "another.json");
+    std::ofstream(folder.path / "another.json") << old_file("k", "another");
     REQUIRE(::chown((folder.path / "another.json").c_str(), 12345, 12345) == 0);
   }
-  session_store store(settings);
-  CHECK(ids_of(store, "k") == strings{"mine"});
+  stored_sessions store(settings);
+  CHECK(ids_of(store, "k") == strings{"../old"});
+  CHECK(files::exists(foreign));
 }
 
 TEST_CASE("sessions: a folder of the store's own making is not refused, whatever the umask") {
   const scratch_folder folder;
   const wide_open no_mask;
   const auto settings = with_folder(folder.path);
-  CHECK_NOTHROW(session_store{settings});
+  CHECK_NOTHROW(stored_sessions{settings});
   CHECK(mode_of(folder.path) == 0700);
 }
 
 TEST_CASE("sessions: a file that is damaged or foreign is skipped and not touched") {
   const scratch_folder folder;
   const auto settings = with_folder(folder.path);
-  { put(*std::make_unique<session_store>(settings), "first", "chat", "Hi"); }
+  { put(*std::make_unique<stored_sessions>(settings), "first", "chat", "Hi"); }
   const std::vector<std::pair<std::string, std::string>> foreign = {
       {"empty.json", ""},
       {"cut.json", R"({"version":1,"client":"k","id":"cut","messages":[{"role":"us)"},
@@ -402,9 +450,9 @@ TEST_CASE("sessions: a file that is damaged or foreign is skipped and not touche
   for (const auto& [name, bytes] : foreign) {
     std::ofstream(folder.path / name, std::ios::binary) << bytes;
   }
-  session_store store(settings);
+  stored_sessions store(settings);
   CHECK(ids_of(store, "k").empty());
-  CHECK(files_in(folder.path).size() == foreign.size() + 1);
+  for (const auto& [name, bytes] : foreign) CHECK(files::exists(folder.path / name));
   put(store, "k", "mine", "Hi");
   CHECK(ids_of(store, "k") == strings{"mine"});
 }
@@ -412,12 +460,12 @@ TEST_CASE("sessions: a file that is damaged or foreign is skipped and not touche
 TEST_CASE("sessions: the salt of client names is stored with them, else each run has its own") {
   const scratch_folder folder;
   const auto settings = with_folder(folder.path);
-  const auto salt = session_store(settings).salt();
+  const auto salt = stored_sessions(settings).salt();
   CHECK(salt.size() >= 32);
-  CHECK(session_store(settings).salt() == salt);
+  CHECK(stored_sessions(settings).salt() == salt);
   CHECK(mode_of(folder.path / "salt") == 0600);
   const scratch_folder other;
-  CHECK(session_store(with_folder(other.path)).salt() != salt);
+  CHECK(stored_sessions(with_folder(other.path)).salt() != salt);
   const options in_memory;
   CHECK(session_store(in_memory).salt() != session_store(in_memory).salt());
 }
@@ -426,9 +474,9 @@ TEST_CASE("sessions: a salt that is cut short, or a link to somebody else's, is 
   const scratch_folder folder;
   const scratch_folder other;
   const auto settings = with_folder(folder.path);
-  const session_store store(settings);
+  const stored_sessions store(settings);
   const auto others = with_folder(other.path);
-  session_store(others).salt();
+  stored_sessions(others).salt();
   files::create_symlink(other.path / "salt", folder.path / "salt");
   CHECK_THROWS_AS(store.salt(), std::runtime_error);
   files::remove(folder.path / "salt");
@@ -438,24 +486,112 @@ TEST_CASE("sessions: a salt that is cut short, or a link to somebody else's, is 
   CHECK(store.salt() == store.salt());
 }
 
-TEST_CASE("sessions: a file from the future is taken for one of now") {
+TEST_CASE("sessions: a time in the future is taken for now") {
   const scratch_folder folder;
   const auto settings = with_folder(folder.path);
-  { put(*std::make_unique<session_store>(settings), "k", "mine", "Hi"); }
-  for (const auto& file : files::directory_iterator(folder.path)) {
-    auto stored = json::parse(std::ifstream(file.path()));
+  { put(*std::make_unique<stored_sessions>(settings), "k", "mine", "Hi"); }
+  {
+    const auto file = open_store(settings);
+    auto records = file->read("session");
+    REQUIRE(records.size() == 1);
     for (const char* time : {"created_ms", "last_accessed_ms"}) {
-      REQUIRE(stored.contains(time));
-      stored[time] = std::numeric_limits<std::int64_t>::max();
+      REQUIRE(records[0].head.contains(time));
+      records[0].head[time] = std::numeric_limits<std::int64_t>::max();
     }
-    std::ofstream(file.path()) << stored;
+    REQUIRE(file->write("session", records[0]));
   }
-  session_store store(settings);
+  stored_sessions store(settings);
   const auto kept = store.list("k");
   REQUIRE(kept.size() == 1);
   CHECK(kept[0].id == "mine");
   CHECK(kept[0].created <= std::chrono::system_clock::now());
   CHECK(kept[0].last_accessed <= std::chrono::system_clock::now());
+}
+
+TEST_CASE(
+    "sessions: files of older versions become part of the store, once, and their salt stays") {
+  const scratch_folder folder;
+  const auto settings = folder_of_old(folder);
+  {
+    stored_sessions store(settings);
+    CHECK(store.salt() == std::string(43, 's'));
+    REQUIRE(ids_of(store, "k") == strings{"../old"});
+    session_lock here(store, "k", "../old");
+    CHECK(here.system() == "Be brief.");
+    CHECK(store.get("k", "../old")->created.time_since_epoch() ==
+          std::chrono::hours(444'444) + std::chrono::minutes(26) + std::chrono::seconds(40));
+    REQUIRE(here.try_enter());
+    auto history = here.history();
+    CHECK(history == exchange_of("Hi", "Hello"));
+    history.push_back(says(role::user, "And?"));
+    history.push_back(says(role::assistant, "Well."));
+    here.commit("Be brief.", history);
+  }
+  strings names;
+  for (const auto& file : files_in(folder.path)) names.push_back(file.filename().string());
+  std::sort(names.begin(), names.end());
+  CHECK(names == strings{"claude-openai.sqlite", "salt"});
+  // A file that could not be removed then is older than what is stored.
+  std::ofstream(folder.path / (std::string(24, 'a') + ".json")) << old_file("k", "../old");
+  stored_sessions store(settings);
+  session_lock here(store, "k", "../old");
+  CHECK(here.history().size() == 4);
+  CHECK_FALSE(files::exists(folder.path / (std::string(24, 'a') + ".json")));
+}
+
+TEST_CASE("sessions: a turn is added to the store, and what was stored is not written again") {
+  const options settings;
+  const auto file = std::make_shared<noted_writes>();
+  session_store store(settings, file);
+  session_lock here(store, "k", "chat");
+  REQUIRE(here.try_enter());
+  std::vector<message> history;
+  const auto go_on = [&](const std::string& asked) {
+    for (auto& more : exchange_of(asked, "answer")) history.push_back(std::move(more));
+    here.commit("", history);
+    return file->writes.back();
+  };
+  using written = std::pair<std::size_t, std::size_t>;
+  CHECK(go_on("one") == written{0, 2});
+  CHECK(go_on("two") == written{2, 2});
+  SUBCASE("a history that the client has changed is written from there on") {
+    history[2] = says(role::user, "another two");
+    CHECK(go_on("three") == written{2, 4});
+    CHECK(go_on("four") == written{6, 2});
+  }
+  SUBCASE("a shorter one, too") {
+    history.resize(1);
+    CHECK(go_on("three") == written{1, 2});
+  }
+  SUBCASE("what could not be written is written with the next turn") {
+    file->is_full = true;
+    CHECK(go_on("three") == written{4, 2});
+    CHECK(go_on("four") == written{4, 4});
+    file->is_full = false;
+    CHECK(go_on("five") == written{4, 6});
+    CHECK(go_on("six") == written{10, 2});
+  }
+}
+
+TEST_CASE("sessions: messages are the same when all of their parts are") {
+  std::vector<message> all = exchange_of("words", "words");
+  all.push_back(says(role::user, "others"));
+  all.push_back({role::user, {}});
+  media_part picture;
+  picture.data = "x";
+  media_part other = picture;
+  other.title = "name";
+  for (const content_part& part : std::vector<content_part>{
+           thinking_part{"words", "", ""}, thinking_part{"words", "s", ""}, picture, other,
+           tool_call_part{"c", "f", json::parse(R"({"a":1})")},
+           tool_call_part{"c", "f", json::parse(R"({"a":2})")},
+           tool_result_part{"c", {text_part{"words"}}, false},
+           tool_result_part{"c", {text_part{"words"}}, true}, tool_result_part{"c", {picture}}}) {
+    all.push_back({role::user, {part}});
+  }
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    for (std::size_t j = 0; j < all.size(); ++j) CHECK((all[i] == all[j]) == (i == j));
+  }
 }
 
 TEST_CASE("sessions: a stored message reads back as it was written") {

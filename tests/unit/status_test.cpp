@@ -62,11 +62,11 @@ TEST_CASE("health: processes are told by what they do") {
   counts.busy = 4;
   counts.idle = 10;
   counts.parked = 2;
-  counts.taking_back = 1;
+  counts.rewinding = 1;
   counts.stopping = 5;
   counts.maximum = 32;
   CHECK(dump(render_health(counts, {}, true)["processes"]) ==
-        R"({"spare":3,"warm":2,"busy":4,"idle":10,"taking_back":1,"stopping":5,"maximum":32})");
+        R"({"spare":3,"warm":2,"busy":4,"idle":10,"rewinding":1,"stopping":5,"maximum":32})");
 }
 
 TEST_CASE("health: a stranger is told whether all is well, or a word of what is not") {

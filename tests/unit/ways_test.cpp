@@ -30,14 +30,15 @@ struct given {
   std::string asked;
   bool parked = false;
   bool brings_results = false;
-  going_back may = going_back::anywhere;
+  rewind_reach may = rewind_reach::anywhere;
 };
 
 std::optional<way> way_of(const given& one) {
-  std::vector<turn_mark> marks;
-  for (const auto place : one.marks) marks.push_back({place, {}});
-  return find_way(trace_of(one.held), marks, one.parked, trace_of(one.asked), one.brings_results,
-                  one.may);
+  conversation_cursor cursor;
+  cursor.held = trace_of(one.held);
+  for (const auto place : one.marks) cursor.marks.push_back({place, {}});
+  const auto asked = trace_of(one.asked);
+  return find_way(cursor, one.parked, {{}, {}, &asked, one.brings_results}, one.may);
 }
 
 /// `on` or `back`, then messages kept, taken back, told and lost; `none`.
@@ -48,13 +49,13 @@ std::string told_of(const given& one) {
   const auto common = std::min(count_common(trace_of(one.held), asked), asked.ends.size() - 1);
   CHECK(found->parked == (one.parked && common == 0));  // its own client gives up the calls
   std::ostringstream words;
-  words << (found->how == way::kind::go_on ? "on" : "back") << ' ' << found->keep << ' '
-        << found->taken_back << ' ' << found->replayed << ' ' << found->discarded;
+  words << (found->origin == process_origin::continued ? "on" : "back") << ' ' << found->keep << ' '
+        << found->rewound << ' ' << found->replayed << ' ' << found->discarded;
   return words.str();
 }
 
-way spare_for(std::size_t told) { return {way::kind::spare, 0, 0, told, 0, false}; }
-way start_for(std::size_t told) { return {way::kind::start, 0, 0, told, 0, false}; }
+way spare_for(std::size_t told) { return {process_origin::spare, 0, 0, told, 0, false}; }
+way start_for(std::size_t told) { return {process_origin::started, 0, 0, told, 0, false}; }
 
 /// A conversation of so many questions with their answers, and its marks.
 given with_pairs(std::size_t pairs, const std::string& asked) {
@@ -145,18 +146,18 @@ TEST_CASE("ways: where no mark is left there is no way back") {
 
 TEST_CASE("ways: a claude that takes less back is not asked for more") {
   given one{"q1 r1 q2 r2", {0, 2}, ""};
-  const auto asking = [&](going_back may, const char* asked) {
+  const auto asking = [&](rewind_reach may, const char* asked) {
     one.may = may;
     one.asked = asked;
     return told_of(one);
   };
-  CHECK(asking(going_back::to_an_answer, "q1 r1 q2") == "back 2 1 0 2");
-  CHECK(asking(going_back::to_an_answer, "q1 r1 x2") == "back 2 1 0 2");
-  CHECK(asking(going_back::to_an_answer, "x1") == "none");
-  CHECK(asking(going_back::to_an_answer, "q1") == "none");
-  CHECK(asking(going_back::nowhere, "q1 r1 q2") == "none");
-  CHECK(asking(going_back::nowhere, "x1") == "none");
-  for (const auto may : {going_back::to_an_answer, going_back::nowhere}) {
+  CHECK(asking(rewind_reach::to_an_answer, "q1 r1 q2") == "back 2 1 0 2");
+  CHECK(asking(rewind_reach::to_an_answer, "q1 r1 x2") == "back 2 1 0 2");
+  CHECK(asking(rewind_reach::to_an_answer, "x1") == "none");
+  CHECK(asking(rewind_reach::to_an_answer, "q1") == "none");
+  CHECK(asking(rewind_reach::nowhere, "q1 r1 q2") == "none");
+  CHECK(asking(rewind_reach::nowhere, "x1") == "none");
+  for (const auto may : {rewind_reach::to_an_answer, rewind_reach::nowhere}) {
     CHECK(asking(may, "q1 r1 q2 r2 q3") == "on 4 0 0 0");
   }
 }
@@ -179,7 +180,7 @@ TEST_CASE("ways: a spare is cheaper than a long way back, and even a start than 
   const auto cost_back = [](std::size_t pairs, const char* asked) {
     const auto found = way_of(with_pairs(pairs, asked));
     REQUIRE(found);
-    REQUIRE(found->how == way::kind::go_back);
+    REQUIRE(found->origin == process_origin::rewound);
     return cost_of(*found);
   };
   CHECK(cost_back(3, "x1") < cost_of(spare_for(0)));
