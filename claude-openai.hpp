@@ -8506,11 +8506,12 @@ struct process_turn {
   bool failed_before_first_event = false;
 };
 
-/// How long a process has served.
+/// How long a process has served, and what that has cost.
 struct service_record {
   steady_time started = std::chrono::steady_clock::now();
   std::string day = text::local_day();
   int turns = 0;
+  double cost = 0;  ///< in USD, as it reported
 };
 
 /// The process's own id of the API for one of its models, where it has named it.
@@ -8759,7 +8760,7 @@ class claude_process {
       const auto entry = turn_.request->messages.rbegin();
       tools_.take_results(*entry, *(entry + 1), decoder_.calls());
     }
-    decoder_ = turn_decoder(cost_, std::move(shape), charged);
+    decoder_ = turn_decoder(service_.cost, std::move(shape), charged);
     cursor_.held = std::move(turn_.trace);
     if (!brings_results) return replay_next(std::move(lines));
     cursor_.written = cursor_.held.ends.size();
@@ -8851,7 +8852,7 @@ class claude_process {
   void read_result(const json& line) {
     runs_ = false;
     const auto& cost = member_of(line, "total_cost_usd");
-    if (cost.is_number()) cost_ = cost.get<double>();
+    if (cost.is_number()) service_.cost = cost.get<double>();
   }
 
   void read_answer(const json& line, bool begins) {
@@ -8922,7 +8923,6 @@ class claude_process {
   process_turn turn_;
   turn_decoder decoder_{0};  ///< stays for the calls that await their results
   refusal refused_ = refusal::none;
-  double cost_ = 0;  ///< in USD, as it reported
 };
 
 //================================================================================================
@@ -9663,8 +9663,7 @@ class pool {
   double cost_of_start(const process_demand& demand) {
     way start;
     start.replayed = demand.history();
-    if (!is_full()) return cost_of(start);
-    const auto ended = least_useful();
+    const auto ended = is_full() ? least_useful() : kept_.end();
     if (ended == kept_.end()) return cost_of(start);
     start.discarded = ended->process->held().ends.size();
     start.parked = ended->now == claude_process::state::awaiting_tool_results;
@@ -15411,7 +15410,9 @@ models:
       "baseUrl": "{url}/v1",
       "api": "openai-completions",
       "apiKey": "{key}",
-      "models": [{ "id": "{model}", "reasoning": true, "contextWindow": 200000, "maxTokens": 32000 }]
+      "models": [
+        { "id": "{model}", "reasoning": true, "contextWindow": 200000, "maxTokens": 32000 }
+      ]
     }
   }
 }
