@@ -10202,7 +10202,8 @@ class sqlite_store final : public state_store {
   void require_private(const std::string& directory, const std::string& flag) const {
     struct stat info {};
     if (::stat(directory.c_str(), &info) == 0 && (info.st_mode & (S_IWGRP | S_IWOTH)) != 0) {
-      throw std::invalid_argument(flag + ": other users may write to " + directory);
+      throw std::invalid_argument(flag + ": other users may write to " + directory +
+                                  "; choose a directory of your own");
     }
     const unique_fd file(
         ::open(path_.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0600));

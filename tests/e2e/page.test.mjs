@@ -282,6 +282,7 @@ const ANSWERS = {
   'POST /v1/mcp/servers': 403, // wants --allow-mcp-registration
   'POST /v1/mcp/connect': 404,
   'POST /v1/mcp/disconnect': 404,
+  'GET /v1/usage': 404, // wants --store
 };
 
 test('explorer: every route of the server is there', async (t) => {

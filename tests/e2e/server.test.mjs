@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
-import { chmodSync, existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import http from 'node:http';
 import net from 'node:net';
 import { hostname, tmpdir } from 'node:os';
@@ -662,12 +662,16 @@ test('it listens before any claude is up, and ends though none ever will be', { 
 
 test('what keeps the proxy from starting is told by the name of its setting, and with what to do', async (t) => {
   const file = fakeClaude(t, '');
+  const [folder, shared] = ['folder', 'shared'].map((name) => path.join(path.dirname(file), name));
+  [folder, shared].forEach((one) => mkdirSync(one));
+  chmodSync(shared, 0o777);
   const cases = [
     [['--session-dir', '/proc/x'], /^claude-openai: --session-dir: \/proc\/x cannot be made; choose /],
     [['--session-dir', '/dev/null/x/y'], /^claude-openai: --session-dir: \/dev\/null\/x\/y cannot be made; choose /],
     [['--session-dir', file], /^claude-openai: --session-dir: .* is not a directory/],
     [['--store', '/proc/x/state'], /^claude-openai: --store: \/proc\/x cannot be made; choose /],
-    [['--store', path.dirname(file)], /^claude-openai: --store: .* cannot be used: Is a directory/],
+    [['--store', folder], /^claude-openai: --store: .* cannot be used: Is a directory/],
+    [['--store', path.join(shared, 'state')], /^claude-openai: --store: other users may write to /],
     [['--store', 'state', '--session-dir', 'sessions'], /--session-dir is a --store in that directory; name one of them/],
     [['--host', 'example.invalid'], /^claude-openai: --host: this machine has no address example\.invalid; choose /],
     [['--host', '192.0.2.1'], /^claude-openai: --host: this machine has no address 192\.0\.2\.1; choose /],
