@@ -192,7 +192,7 @@ test('a store that another proxy has, that is damaged, or that a newer version w
 
 const KILLS = process.env.SOAK ? 200 : 40;
 
-test(`${KILLS} kills under load lose at most the turn under way, and never half a turn`, { slow: true, deadline: 900_000 }, async (t) => {
+test(`${KILLS} kills under load lose at most the turn under way, and never half a turn`, { slow: true, deadline: KILLS * 30_000 }, async (t) => {
   const { file, start } = stored(t);
   const cli = standIn(t);
   const sessions = ['a', 'b', 'c'];
