@@ -62,7 +62,7 @@ std::vector<event> searched() {
       turn_stopped{}};
 }
 
-tree answer(parser parse, const std::string& body) {
+tree answered(parser parse, const std::string& body) {
   collector whole;
   for (const auto& one : searched()) whole.add(one);
   return tree::parse(parse(parse_body(body), searching()).reply->render({whole.result()}));
@@ -122,23 +122,23 @@ TEST_CASE("web search: what it has found goes back to the API, and is no part of
 }
 
 TEST_CASE("web search: an answer tells its sources in the words of the dialect") {
-  const auto response = answer(openai_responses::parse,
-                               R"({"model":"m","input":"a","tools":[{"type":"web_search"}]})");
+  const auto response = answered(openai_responses::parse,
+                                 R"({"model":"m","input":"a","tools":[{"type":"web_search"}]})");
   REQUIRE(response["output"].size() == 2);
   CHECK(response["output"][0]["action"]["query"] == "q");
   const auto& part = response["output"][1]["content"][0];
   CHECK(part["text"] == "Grün: é 🐈");
   CHECK(part["annotations"] == tree::parse(R"([{"type":"url_citation","url":"u","title":"T",
       "start_index":6,"end_index":9}])"));
-  const auto completion = answer(openai_chat::parse,
-                                 R"({"model":"m","messages":[{"role":"user","content":"a"}],
+  const auto completion = answered(openai_chat::parse,
+                                   R"({"model":"m","messages":[{"role":"user","content":"a"}],
                                      "web_search_options":{}})");
   CHECK(completion["choices"][0]["message"]["annotations"] ==
         tree::parse(R"([{"type":"url_citation","url_citation":{"url":"u","title":"T",
             "start_index":6,"end_index":9}}])"));
   const auto message =
-      answer(anthropic_messages::parse, R"({"model":"m","max_tokens":9,"tools":[)" + own +
-                                            R"(],"messages":[{"role":"user","content":"a"}]})");
+      answered(anthropic_messages::parse, R"({"model":"m","max_tokens":9,"tools":[)" + own +
+                                              R"(],"messages":[{"role":"user","content":"a"}]})");
   CHECK(message["content"][0]["type"] == "server_tool_use");
   CHECK(message["content"][1] == tree::parse(found));
 }
