@@ -294,6 +294,7 @@ TEST_CASE("process: at its end only what was made for the private directory is r
 
 TEST_CASE("process: children die with a proxy that is killed with -9") {
   const stand_in program("ignore_sigterm\nignore_eof\n");
+  auto started = claude_openai::make_pipe();
   const auto proxy = ::fork();
   REQUIRE(proxy >= 0);
   if (proxy == 0) {
@@ -303,9 +304,12 @@ TEST_CASE("process: children die with a proxy that is killed with -9") {
       children.push_back(std::make_unique<child_process>(
           command{{program.path(), "-p"}, {}, program.folder()}, guard));
     }
+    claude_openai::write_all(started.write.get(), "3");  // the guard knows all of them
     for (int i = 0; i < 600; ++i) ::poll(nullptr, 0, 100);
     ::_exit(0);
   }
+  pollfd ready{started.read.get(), POLLIN, 0};
+  CHECK(::poll(&ready, 1, 30'000) == 1);
   CHECK(eventually([&] { return program.live().size() == 3; }));
   ::kill(proxy, SIGKILL);
   ::waitpid(proxy, nullptr, 0);
