@@ -27,6 +27,7 @@ const ALL = [...OTHERS, 'messages'];
 const START = 'message_start.message';
 const BLOCK = (kind) => `content_block_start.content_block(${kind})`;
 const DELTA = (kind) => `content_block_delta.delta(${kind})`;
+const CITATION = (kind) => `${DELTA('citations_delta')}.citation(${kind})`;
 
 /** `of`: fields, or what holds them; `in`: dialects, with ` streamed` or ` whole` one way of answering. */
 const LOST = [
@@ -95,7 +96,17 @@ const LOST = [
     in: ALL,
     why: 'tells calls of a client\'s tool from those of the API\'s own, which there are none of',
   },
-  { of: [DELTA('citations_delta')], in: OTHERS, why: 'nothing in their requests asks for citations' },
+  {
+    of: ['char_location', 'page_location', 'content_block_location', 'search_result_location'].map(CITATION),
+    in: OTHERS,
+    why: 'nothing in their requests asks for citations of documents',
+  },
+  { of: [CITATION('web_search_result_location')], in: ['completions', 'ollama'], why: 'no request of theirs can ask for a search' },
+  {
+    of: ['cited_text', 'encrypted_index'].map((name) => `${CITATION('web_search_result_location')}.${name}`),
+    in: ['chat completions', 'responses'],
+    why: 'their citations have a place, a title and an address',
+  },
   {
     of: [DELTA('signature_delta'), BLOCK('redacted_thinking')],
     in: ['chat completions', 'completions', 'ollama'],
