@@ -1638,7 +1638,7 @@ inline conversation_trace make_trace(const turn_request& request) {
     append_json(trace.identity, tool.schema);
   }
   if (request.schema) append_field(trace.identity, 'j', dump(*request.schema));
-  if (!request.web.empty()) append_field(trace.identity, 'w', dump(request.web));
+  if (!request.web.empty()) append_json(trace.identity, request.web);
   append_field(trace.identity, 'x', name_of(request.effort));
   if (request.agent) append_agent(trace.identity, *request.agent);
   const message nothing;
@@ -3625,9 +3625,10 @@ inline void parse_message(const reader& source, history_builder& history, turn_r
   } else {
     for (const auto& block : content.elements()) {
       const bool keeps = !request.web.empty() && entry.author == role::assistant;
-      name_members(block, "messages",
-                   {keeps ? "caller" : "citations", "transformations", "toolset_name", "caller"},
-                   request, R"([{"type":"direct"},[],{"enabled":true},{"enabled":false}])");
+      const auto* neutral = R"([{"type":"direct"},[],{"enabled":true},{"enabled":false}])";
+      name_members(block, "messages", {"transformations", "toolset_name", "caller"}, request,
+                   neutral);
+      if (!keeps) name_members(block, "messages", {"citations"}, request, neutral);
       const bool is_asked = entry.author == role::user && is_latest;
       if (is_asked || !foreign.take(block, entry)) parse_block(block, entry);
     }
@@ -8009,7 +8010,9 @@ inline pid_t spawn(const command& what, const std::vector<int>& streams) {
 /// end of file on a pipe that only we hold. Not a fork, which would keep a copy of all the memory
 /// of the program that we are part of, and its descriptors. Thread-safe. Owned by the pool.
 ///
-/// PR_SET_PDEATHSIG would do for Linux alone, but fires when the spawning *thread* ends.
+/// A child that starts in the microsecond before a SIGKILL is not known to it: that one ends by the
+/// end of its input. PR_SET_PDEATHSIG would do for Linux alone, but fires when the spawning
+/// *thread* ends.
 class child_guard {
  public:
   /// Also ignores for this program SIGPIPE, since a child may die while it is written to, and
@@ -8580,9 +8583,6 @@ class claude_process {
   /// Where it is in which conversation.
   const conversation_cursor& cursor() const { return cursor_; }
 
-  /// The conversation that it holds; its identity is empty until a first turn.
-  const conversation_trace& held() const { return cursor_.held; }
-
   /// What this turn has used so far.
   token_usage usage() const { return decoder_.meter().usage(); }
 
@@ -9139,10 +9139,10 @@ inline std::optional<way> way_of(const kept_process& kept, const process_demand&
   if (kept.now == state::ready) return way{process_origin::spare, 0, 0, demand.history(), 0, false};
   const bool holds = kept.now == state::idle || parked;
   if (!holds || demand.fresh || demand.trace == nullptr) return std::nullopt;
-  if (process.held().identity != demand.trace->identity) return std::nullopt;
+  if (process.cursor().held.identity != demand.trace->identity) return std::nullopt;
   // What an agent did to files is not taken back, nor the day that the prompt names.
   const bool stays = process.is_agent() || !process.is_of_today();
-  if (stays && process.held().ends.empty()) return std::nullopt;
+  if (stays && process.cursor().held.ends.empty()) return std::nullopt;
   return find_way(process.cursor(), parked, demand, stays ? rewind_reach::nowhere : reach);
 }
 
@@ -9627,7 +9627,7 @@ class pool {
     for (const auto& client : clients) ended_[client] = std::chrono::steady_clock::now();
     for (auto kept = kept_.begin(); kept != kept_.end();) {
       const bool theirs = std::any_of(clients.begin(), clients.end(), [&](const auto& client) {
-        return is_trace_of(kept->process->held(), client);
+        return is_trace_of(kept->process->cursor().held, client);
       });
       kept = theirs && holds(*kept) ? end(kept) : std::next(kept);
     }
@@ -9665,7 +9665,7 @@ class pool {
     start.replayed = demand.history();
     const auto ended = is_full() ? least_useful() : kept_.end();
     if (ended == kept_.end()) return cost_of(start);
-    start.discarded = ended->process->held().ends.size();
+    start.discarded = ended->process->cursor().held.ends.size();
     start.parked = ended->now == claude_process::state::awaiting_tool_results;
     return cost_of(start);
   }
@@ -10133,7 +10133,9 @@ class sqlite_store final : public state_store {
 
   void add_usage(const usage_row& row) override {
     attempt("usage", "stored", [&] {
-      run("DELETE FROM usage WHERE hour < ?", {row.hour - 90 * 24});
+      if (std::exchange(usage_hour_, row.hour) != row.hour) {
+        run("DELETE FROM usage WHERE hour < ?", {row.hour - 90 * 24});
+      }
       run("INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
           "ON CONFLICT (hour, key, model, dialect) DO UPDATE SET"
           " answers = answers + excluded.answers,"
@@ -10312,6 +10314,7 @@ class sqlite_store final : public state_store {
   logger log_;
   std::string problem_;
   std::mutex mutex_;
+  std::int64_t usage_hour_ = 0;  ///< of the latest row
   std::unique_ptr<sqlite3, closer> database_;
 };
 
@@ -11607,17 +11610,15 @@ class turn {
   void note(const event& what) {
     silent_ = false;
     const auto* failed = std::get_if<turn_failed>(&what);
-    if (lease_) note_facts();
+    if (lease_) {
+      facts_.retries = lease_->process().retries();
+      note_windows();
+    }
     if (lease_ && failed && failed->error.kind == error_kind::rate_limited) note_all_windows();
     if (!failed) answer_.add(what);
     if (!ends_turn(what)) return;
     if (!failed) commit();
     end();
-  }
-
-  void note_facts() {
-    facts_.retries = lease_->process().retries();
-    note_windows();
   }
 
   void note_windows() {
@@ -13855,22 +13856,9 @@ class limiter {
 
   /// Charges what the requests have used in place of what was reserved for them.
   void charge(const std::string& client, const budget& reserved, const token_usage& used) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    enter_minute();
-    enter_day();
-    for (auto* spent : {&minute_use_[client], &day_use_[client]}) {
-      spent->tokens += used.prompt() + used.output;
-      // Less than nothing where more was charged ahead than the CLI tells at last.
-      spent->usd = std::max(0.0, spent->usd + used.charge_usd);
-    }
-    add_up(reserved_[client], reserved, -1);
-    if (reserved_[client].requests <= 0) reserved_.erase(client);
-    const auto& today = day_use_[client];
-    state_->write(kind, {client, "day",
-                         json::object({{"day", day_},
-                                       {"requests", today.requests},
-                                       {"tokens", today.tokens},
-                                       {"usd", today.usd}})});
+    // Writes stay in order, and a slow disk holds up no request that begins.
+    const std::lock_guard<std::mutex> writing(write_mutex_);
+    state_->write(kind, {client, "day", add_use(client, reserved, used)});
   }
 
   /// Counts a key as wrong before it is compared; `note_right_key` takes that back. Returns how
@@ -13917,6 +13905,25 @@ class limiter {
   static constexpr int max_wrong_keys = 30;  ///< of one address in a minute
   static constexpr std::chrono::hours right_key_memory{1};
   static constexpr std::size_t max_right_keys = 10'000;  ///< addresses
+
+  /// What the client has used this day, as it is stored.
+  json add_use(const std::string& client, const budget& reserved, const token_usage& used) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    enter_minute();
+    enter_day();
+    for (auto* spent : {&minute_use_[client], &day_use_[client]}) {
+      spent->tokens += used.prompt() + used.output;
+      // Less than nothing where more was charged ahead than the CLI tells at last.
+      spent->usd = std::max(0.0, spent->usd + used.charge_usd);
+    }
+    add_up(reserved_[client], reserved, -1);
+    if (reserved_[client].requests <= 0) reserved_.erase(client);
+    const auto& today = day_use_[client];
+    return json::object({{"day", day_},
+                         {"requests", today.requests},
+                         {"tokens", today.tokens},
+                         {"usd", today.usd}});
+  }
 
   std::chrono::milliseconds enter_minute() {
     using namespace std::chrono;
@@ -13992,6 +13999,7 @@ class limiter {
   }
 
   const std::shared_ptr<state_store> state_;
+  std::mutex write_mutex_;
   std::mutex mutex_;
   std::int64_t minute_ = 0;
   std::int64_t day_ = 0;
@@ -14277,18 +14285,45 @@ class metrics {
 
   void finish(const request_record& record) {
     --in_flight_;
-    const std::lock_guard<std::mutex> lock(mutex_);
+    std::unique_lock<std::mutex> lock(mutex_);
     const auto model = known_model(record.model);
+    add_figures(record, model);
+    lock.unlock();  // the disk may be slow
     const auto& used = record.usage;
-    if (used.prompt() + used.output > 0) {
-      state_->add_usage({now_ms() / ms_per_hour,
-                         record.client,
-                         model,
-                         record.dialect,
-                         1,
-                         {used.input, used.output, used.cache_read, used.cache_write},
-                         used.charge_usd});
-    }
+    if (used.prompt() + used.output == 0) return;
+    state_->add_usage({now_ms() / ms_per_hour,
+                       record.client,
+                       model,
+                       record.dialect,
+                       1,
+                       {used.input, used.output, used.cache_read, used.cache_write},
+                       used.charge_usd});
+  }
+
+  /// A request that was refused before anything else was done for it.
+  void reject(const std::string& reason) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ++rejected_[reason];
+  }
+
+  std::string render(const gauges& now) const {
+    exposition out;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    render_requests(out);
+    render_use(out);
+    render_processes(out, now);
+    render_windows(out, now.windows);
+    out.begin("sessions", "gauge", "Sessions that are kept.");
+    out.add({}, static_cast<double>(now.sessions));
+    out.begin("uptime_seconds", "gauge", "Time since the proxy began.");
+    out.add({}, std::floor(seconds_between(begun_, std::chrono::steady_clock::now())));
+    out.begin("build_info", "gauge", "Versions of the proxy and of claude.");
+    out.add({{"version", CLAUDE_OPENAI_VERSION}, {"cli_version", now.cli_version}}, 1);
+    return out.text();
+  }
+
+ private:
+  void add_figures(const request_record& record, const std::string& model) {
     ++requests_[{record.route, record.dialect, model, std::to_string(record.status)}];
     if (record.dialect.empty()) return;
     if (record.first_token) {
@@ -14315,29 +14350,6 @@ class metrics {
     queue_waits_.add(std::chrono::duration<double>(record.facts.queued).count());
   }
 
-  /// A request that was refused before anything else was done for it.
-  void reject(const std::string& reason) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    ++rejected_[reason];
-  }
-
-  std::string render(const gauges& now) const {
-    exposition out;
-    const std::lock_guard<std::mutex> lock(mutex_);
-    render_requests(out);
-    render_use(out);
-    render_processes(out, now);
-    render_windows(out, now.windows);
-    out.begin("sessions", "gauge", "Sessions that are kept.");
-    out.add({}, static_cast<double>(now.sessions));
-    out.begin("uptime_seconds", "gauge", "Time since the proxy began.");
-    out.add({}, std::floor(seconds_between(begun_, std::chrono::steady_clock::now())));
-    out.begin("build_info", "gauge", "Versions of the proxy and of claude.");
-    out.add({{"version", CLAUDE_OPENAI_VERSION}, {"cli_version", now.cli_version}}, 1);
-    return out.text();
-  }
-
- private:
   using tally = std::map<std::string, double>;
 
   struct totals {

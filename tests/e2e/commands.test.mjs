@@ -9,7 +9,7 @@ import path from 'node:path';
 import { promisify } from 'node:util';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
 import { recipeOf } from './documents.mjs';
-import { PROXY, eventually, suite } from './harness.mjs';
+import { PROXY, eventually, freePort, suite } from './harness.mjs';
 import { startMessagesApi } from './messages_api.mjs';
 import { NO_CLI, scratchFolder, startLight, startOwn } from './operate.mjs';
 import { makeCertificate } from './transport.test.mjs';
@@ -119,14 +119,7 @@ async function startOther(t, answers) {
 }
 
 test('doctor --url: a closed port, and servers that are no claude-openai', async (t) => {
-  const closed = net.createServer();
-  await new Promise((resolve) => {
-    closed.listen(0, '127.0.0.1', resolve);
-  });
-  const { port } = closed.address();
-  await new Promise((resolve) => {
-    closed.close(resolve);
-  });
+  const port = await freePort();
   const cases = [
     [`http://127.0.0.1:${port}`, /^no answer: /, /start the proxy/],
     ['unix:/nonexistent/socket', /^no answer: /, /start the proxy/],

@@ -5,6 +5,7 @@ import { spawn } from 'node:child_process';
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs';
 import http from 'node:http';
 import https from 'node:https';
+import net from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -31,6 +32,26 @@ export async function eventually(what, holds, ms = 30_000) {
     if (performance.now() > end) throw new Error(`${what}: not within ${ms} ms`);
     await sleep(20);
   }
+}
+
+/** Holds a port of this machine that was free: {port, close()}. */
+export async function holdPort() {
+  const holder = net.createServer();
+  await new Promise((resolve) => {
+    holder.listen(0, '127.0.0.1', resolve);
+  });
+  const close = () =>
+    new Promise((resolve) => {
+      holder.close(resolve);
+    });
+  return { port: holder.address().port, close };
+}
+
+/** A port of this machine that nobody listens on. */
+export async function freePort() {
+  const { port, close } = await holdPort();
+  await close();
+  return port;
 }
 
 // ---- processes -----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import { ADA, ANSWER, assertPersonAsked, ROUNDS, roundsOf, structured } from './
 import { suite } from './harness.mjs';
 import { CLIENTS, testChecks } from './language_client.mjs';
 
-export const npm = suite(240_000);
+export const npm = suite();
 
 /** A test of a program of npm/; `more(t)` goes along on its standard input. `needs`: the lock file with its packages. */
 function test(file, what, scenarios, body, { needs = 'npm', more } = {}) {

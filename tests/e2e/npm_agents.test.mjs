@@ -11,7 +11,7 @@ import { assertMade, COMMAND, connect, KEY, playing, prepare, PROMPT, run, turns
 import { PROXY, suite } from './harness.mjs';
 import { CLIENTS, missing } from './language_client.mjs';
 
-export const npmAgents = suite(240_000);
+export const npmAgents = suite();
 
 /** What `connect` prints for a client: the beginning of a command line. */
 const recipe = ({ proxy, home }, client) =>

@@ -2,9 +2,8 @@
 
 import assert from 'node:assert/strict';
 import { chmodSync, writeFileSync } from 'node:fs';
-import net from 'node:net';
 import path from 'node:path';
-import { eventually, sleep, startAndExpectExit, suite } from './harness.mjs';
+import { eventually, holdPort, sleep, startAndExpectExit, suite } from './harness.mjs';
 import {
   NO_CLI,
   ask,
@@ -614,12 +613,8 @@ test('doctor and status: claude is not logged in', { slow: true }, async (t) => 
 });
 
 test('doctor: the port is busy', async (t) => {
-  const holder = net.createServer();
-  await new Promise((resolve) => {
-    holder.listen(0, '127.0.0.1', resolve);
-  });
-  t.defer(async () => holder.close());
-  const { port } = holder.address();
+  const { port, close } = await holdPort();
+  t.defer(close);
   const { code, findings, output } = await examined(t, { cli: standIn(t), args: ['--port', String(port)] });
   assert.equal(code, 1, output);
   assert.equal(findings.port.good, false);
@@ -662,12 +657,8 @@ test('doctor looks at TLS files and the unix socket too, and waits for no answer
 
 test('doctor takes the settings of files and variables, and its flags on either side', async (t) => {
   const cli = standIn(t);
-  const holder = net.createServer();
-  await new Promise((resolve) => {
-    holder.listen(0, '127.0.0.1', resolve);
-  });
-  t.defer(async () => holder.close());
-  const { port } = holder.address();
+  const { port, close } = await holdPort();
+  t.defer(close);
   for (const args of [
     ['--port', String(port), 'doctor'],
     ['doctor', '--port', String(port)],

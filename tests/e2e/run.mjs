@@ -129,8 +129,7 @@ async function runSuite({ version, tests, prepare = furnishHome, program, args =
   await api.close();
 }
 
-const newest = versions.at(-1);
-const everything = (version) => version === newest; // of one version alone, as `make compat` runs them, it is the newest
+const newest = versions.at(-1); // of one version alone, as `make compat` runs them, that one
 const suites = [
   // The longest first, so that no lane ends long before the other. Where no CLI has a part the stand-in is fast.
   { name: 'identity', version: newest, tests: identity.tests },
@@ -148,7 +147,7 @@ const suites = [
       ...chat.tests,
       ...everyVersion.tests,
       ...asked.everyVersion.tests,
-      ...(everything(version) ? [...asked.features.tests, ...clients.tests] : []),
+      ...(version === newest ? [...asked.features.tests, ...clients.tests] : []),
     ],
   })),
   { name: 'server', version: newest, tests: server.tests },
@@ -190,7 +189,7 @@ const suites = [
     .map((version) => ({
       name: 'dialects',
       version,
-      tests: [...dialect.dialects.tests, ...(everything(version) ? [...dialectClients.tests, ...dialect.once.tests] : [])],
+      tests: [...dialect.dialects.tests, ...(version === newest ? [...dialectClients.tests, ...dialect.once.tests] : [])],
     })),
   ...versions
     .filter((version) => version !== CLI_VERSIONS[0])
@@ -226,7 +225,7 @@ await Promise.all(Array.from({ length: LANES }, lane));
 console.log(`${Math.round((performance.now() - begin) / 1000)} s`);
 failures.forEach((name) => console.log(`failed: ${name}`));
 const left = asked.features.tests.length + clients.tests.length + dialectClients.tests.length;
-for (const version of versions.filter((one) => !names && !everything(one))) {
+for (const version of versions.filter((one) => !names && one !== newest)) {
   console.log(`NOT RUN with ${version}, which make compat CLI=${version} does: ${left} tests of features and clients`);
 }
 if (counts.skipped) console.log(`SKIPPED: ${counts.skipped} tests, for the reasons above`);

@@ -10,7 +10,7 @@ import path from 'node:path';
 import { deflateSync, gzipSync } from 'node:zlib';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
 import { assertError, assertKeys } from './chat.test.mjs';
-import { API_KEY_OF_CLAUDE, PROXY, descriptorsOf, eventually, madeKey, processesMarked, send, sleep, startAndExpectExit, suite } from './harness.mjs';
+import { API_KEY_OF_CLAUDE, PROXY, descriptorsOf, eventually, freePort, holdPort, madeKey, processesMarked, send, sleep, startAndExpectExit, suite } from './harness.mjs';
 import { directive } from './messages_api.mjs';
 import { QUESTIONS, SPOKEN, assertRefused } from './questions.mjs';
 
@@ -724,14 +724,7 @@ test('the start tells where the page is, where the API is reached, and who is bi
 });
 
 test('a start whose ANTHROPIC_BASE_URL is its own address is refused, however that is spelled; another address is not', async (t) => {
-  const holder = net.createServer();
-  await new Promise((resolve) => {
-    holder.listen(0, '127.0.0.1', resolve);
-  });
-  const { port } = holder.address();
-  await new Promise((resolve) => {
-    holder.close(resolve);
-  });
+  const port = await freePort();
   const started = ([url, ...args], env = {}) => startAndExpectExit({ url, cli: '/nonexistent', args: ['--port', String(port), '--no-prompt', ...args], env });
   const beyond = ['--host', '0.0.0.0'];
   const bedrock = { CLAUDE_CODE_USE_BEDROCK: '1', ANTHROPIC_BEDROCK_BASE_URL: `http://localhost:${port}` };
@@ -823,12 +816,8 @@ test('there are never more processes than --max-processes', async (t) => {
 });
 
 test('a busy port that was asked for ends it with a clear line', async (t) => {
-  const holder = net.createServer();
-  await new Promise((resolve) => {
-    holder.listen(0, '127.0.0.1', resolve);
-  });
-  t.defer(async () => holder.close());
-  const { port } = holder.address();
+  const { port, close } = await holdPort();
+  t.defer(close);
   for (const args of [['--port', String(port)], [String(port)]]) {
     const { exit, output } = await startAndExpectExit({ url: t.api.url, cli: t.cli, args });
     assert.equal(exit?.code, 1, output);
