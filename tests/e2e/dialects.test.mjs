@@ -1,6 +1,6 @@
 // The Messages, Responses and Completions APIs over the real CLI: what the client got, streamed and not, and what the API was
-// sent. And models, refusals, and bodies at the wrong endpoint. `dialects` runs for every pinned CLI but the oldest, `once` with
-// the newest.
+// sent. And models, refusals, and bodies at the wrong endpoint. `dialects` runs for every pinned CLI but the oldest: the CLI speaks
+// the Messages API, and what it changes shows there. The other APIs are ours: `once` runs with the newest.
 
 import assert from 'node:assert/strict';
 import { writeFileSync } from 'node:fs';
@@ -878,7 +878,7 @@ const WEATHER_FN = fn('get_weather');
 const argumentsOf = ({ calls }) => calls.map((one) => JSON.parse(one.arguments));
 const fnBlock = ({ call_id, name, arguments: text }) => ({ call: call_id, name, input: JSON.parse(text) });
 
-test('responses: a response and its events, with the usage of the API', (t) =>
+once.test('responses: a response and its events, with the usage of the API', (t) =>
   responses(t, async (client) => {
     const input = client.text(say(ANSWER, { ...USAGE, deltas: 4 }));
     const answer = readResponse(await client.sendRaw({ input }).done);
@@ -947,7 +947,7 @@ once.test('responses: what was asked is repeated, with the defaults of what was 
 const inputText = (text) => ({ type: 'input_text', text });
 const dataUri = (type, data) => `data:${type};base64,${data}`;
 
-test('responses: items of all kinds reach the API in their places', (t) =>
+once.test('responses: items of all kinds reach the API in their places', (t) =>
   responses(t, async (client) => {
     client.messages.push(
       { type: 'message', role: 'developer', content: [inputText('Be kind.')] },
@@ -986,7 +986,7 @@ test('responses: items of all kinds reach the API in their places', (t) =>
 
 // ---- Responses: conversations --------------------------------------------------------------------
 
-test('responses: previous_response_id goes on in the living process, and so do items sent again', async (t) => {
+once.test('responses: previous_response_id goes on in the living process, and so do items sent again', async (t) => {
   for (const chained of [true, false])
     await responses(
       t,
@@ -1076,7 +1076,7 @@ const PATCH = {
 };
 const patchText = '*** Begin Patch\n+ "ü"\n*** End Patch';
 
-test('responses: functions over three rounds, parallel ones too, chained and not', async (t) => {
+once.test('responses: functions over three rounds, parallel ones too, chained and not', async (t) => {
   for (const chained of [true, false])
     await responses(
       t,
@@ -1109,7 +1109,7 @@ test('responses: functions over three rounds, parallel ones too, chained and not
     );
 });
 
-test('responses: custom tools take text, by a grammar if there is one, and give text', async (t) => {
+once.test('responses: custom tools take text, by a grammar if there is one, and give text', async (t) => {
   for (const chained of [true, false])
     await responses(
       t,
@@ -1230,7 +1230,7 @@ for (const [param, fields] of [
 
 // ---- Responses: format, reasoning, limits --------------------------------------------------------
 
-test('responses: text.format json_schema and json_object', (t) =>
+once.test('responses: text.format json_schema and json_object', (t) =>
   responses(t, async (client) => {
     const format = { type: 'json_schema', name: 'person', strict: true, schema: PERSON };
     const answer = await client.ask(structured(ADA), { text: { format } });
@@ -1244,7 +1244,7 @@ test('responses: text.format json_schema and json_object', (t) =>
     assert.deepEqual(named.ignored, ['text.verbosity']);
   }));
 
-test('responses: reasoning with and without a summary', (t) =>
+once.test('responses: reasoning with and without a summary', (t) =>
   responses(t, async (client) => {
     const scenario = thought({ thinking: 'Let me think.', thinking_tokens: 5, output: 12 });
     const shown = await client.ask(scenario, { reasoning: { effort: 'low', summary: 'auto' } });
@@ -1260,7 +1260,7 @@ test('responses: reasoning with and without a summary', (t) =>
     for (const one of [first, last]) assert.deepEqual(thinks(one), { type: 'enabled', budget_tokens: 2048 });
   }));
 
-test('responses: a summary that is asked for alone comes, as it does beside encrypted reasoning', (t) =>
+once.test('responses: a summary that is asked for alone comes, as it does beside encrypted reasoning', (t) =>
   responses(t, async (client) => {
     const scenario = thought({ thinking: 'Let me think.', thinking_tokens: 5, output: 12 });
     for (const include of [undefined, ['reasoning.encrypted_content']]) {
@@ -1294,7 +1294,7 @@ once.test("responses: tools in the forms of chat and of Messages are taken: each
     assert.match(told.say.description, /a\+/);
   }));
 
-test('responses: encrypted reasoning is brought back to the API with its signature', async (t) => {
+once.test('responses: encrypted reasoning is brought back to the API with its signature', async (t) => {
   const proxy = await t.start({ cli: t.cli, args: ['--spares', '0', '--max-processes', '6'] });
   await proxy.inspected();
   const clients = [];
@@ -1338,7 +1338,7 @@ once.test('responses: reasoning that another server sealed is left out', async (
   assert.deepEqual(conversationOf(sent)[1], { role: 'assistant', content: ['Hello'] });
 });
 
-test('responses: max_output_tokens makes it incomplete, a refusal too, with the reason', (t) =>
+once.test('responses: max_output_tokens makes it incomplete, a refusal too, with the reason', (t) =>
   responses(t, async (client) => {
     const cut = await client.ask(say('One two three four'), { max_output_tokens: 2 });
     assert.deepEqual([cut.text, cut.status, cut.incomplete_details], ['One two ', 'incomplete', { reason: 'max_output_tokens' }]);
@@ -1425,7 +1425,7 @@ once.test('responses: input_items are of this response alone, in pages', async (
   assert.deepEqual([texts(next), next.json.has_more], [texts(all).slice(2), false]);
 });
 
-test('responses: one under way can be seen, and cancelled', async (t) => {
+once.test('responses: one under way can be seen, and cancelled', async (t) => {
   const exchange = t.send({ path: '/v1/responses', body: { model: MODEL, stream: true, metadata: { a: 'b' }, input: t.text('hang after=2') } });
   t.defer(async () => exchange.abort());
   const said = () => exchange.chunks.map(({ text }) => text).join('');
@@ -1537,7 +1537,7 @@ for (const [status, becomes] of [
     }
   });
 
-test('responses: an error after the first event is response.failed, the last event', { slow: true }, async (t) => {
+once.test('responses: an error after the first event is response.failed, the last event', { slow: true }, async (t) => {
   for (const scenario of ['error_event after=2 text="One two three four."', 'drop after=2 times=99']) {
     const answer = readResponse(await respond(t, { stream: true, input: t.text(scenario) }), ['failed']);
     assertKeys(answer.error, ['code', 'message']);
@@ -1559,7 +1559,7 @@ const completions = async (t, body, streamed = {}) => {
 };
 const textsOf = ({ choices }) => choices.map(({ text }) => text);
 
-test('completions: a prompt is completed, whole and streamed, with usage where it is asked for', async (t) => {
+once.test('completions: a prompt is completed, whole and streamed, with usage where it is asked for', async (t) => {
   const prompt = t.text(say(ANSWER, { ...USAGE, deltas: 4 }));
   const [streamed, whole] = await completions(t, { prompt }, { stream_options: { include_usage: true } });
   for (const answer of [streamed, whole]) {
