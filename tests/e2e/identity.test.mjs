@@ -22,12 +22,12 @@ const user = (content) => ({ role: 'user', content });
 const assistant = (content) => ({ role: 'assistant', content });
 const text = (words) => ({ type: 'text', text: words });
 
-/** The API's requests, as text, without what differs from process to process; ids that the API has given by their order. */
-function sent(call) {
+/** The API's requests, as text, without what differs from process to process and case to case; ids of the API's by their order. */
+function sent(call, what) {
   const { metadata, ...body } = call.body;
   assert.ok(metadata);
   const ids = [];
-  return JSON.stringify(body).replace(/toolu_loopback_\d+/g, (id) => {
+  return JSON.stringify(body).replace(what, 'a case').replace(/toolu_loopback_\d+/g, (id) => {
     if (!ids.includes(id)) ids.push(id);
     return `toolu_${ids.indexOf(id)}`;
   });
@@ -173,6 +173,7 @@ for (const [method, options] of Object.entries(METHODS)) {
     const used = await start('--spares', '0', '--max-processes', '1'); // or another one is cheaper than parked calls
     const fresh = await start('--spares', '2', '--no-process-reuse');
     await Promise.all([used.inspected(), fresh.inspected()]);
+    const wanted = {}; // what a fresh process sends: cases that ask for the same differ by what the used one had on it
     for (const [name, { more = {}, last = 'a question', play, answer = 'plain', said = SAID }] of Object.entries(CASES)) {
       for (const [way, { pairs, then = last, tells }] of Object.entries(WAYS)) {
         const what = `${method}, ${name}, ${way}`;
@@ -194,12 +195,16 @@ for (const [method, options] of Object.entries(METHODS)) {
         const second = t.api.requests.length;
         const clean = ['failed turn', 'interrupted turn', 'client gone'].includes(name) && pairs > 0;
         assert.equal(await turns(used, clean ? 'continued' : 'rewound'), (clean ? continued : rewound) + 1, `${what}: the process went back`);
-        if (pairs) await answered(fresh, { ...body, messages: [before[0]] });
-        const third = t.api.requests.length;
-        await answered(fresh, { ...body, messages });
         assert.equal(second, first + 1, what);
-        assert.equal(t.api.requests.length, third + 1, what);
-        assert.equal(sent(t.api.requests[first]), sent(t.api.requests[third]), what);
+        const wish = JSON.stringify([way, more, last, answer, said]);
+        if (!wanted[wish]) {
+          if (pairs) await answered(fresh, { ...body, messages: [before[0]] });
+          const third = t.api.requests.length;
+          await answered(fresh, { ...body, messages });
+          assert.equal(t.api.requests.length, third + 1, what);
+          wanted[wish] = sent(t.api.requests[third], what);
+        }
+        assert.equal(sent(t.api.requests[first], what), wanted[wish], what);
       }
     }
   });
