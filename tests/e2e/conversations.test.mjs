@@ -705,7 +705,7 @@ test('the queue serves client keys in turn', async (t) => {
 });
 
 test('a stampede of 200 requests on two processes: each is answered, or told that they are busy', async (t) => {
-  const proxy = await startQuiet(t, ['--max-processes', '2', '--max-queue', '8', '--queue-timeout', '3s']);
+  const proxy = await startQuiet(t, ['--max-processes', '2', '--max-queue', '8', '--queue-timeout', '60s']);
   let results;
   const most = await mostProcesses(proxy, async () => {
     results = await Promise.all(times(200, () => t.chat({ messages: t.messages('plain') }, { proxy })));

@@ -415,9 +415,13 @@ export class Conversation {
     this.cleanups.push(cleanup);
   }
 
-  /** A proxy of this test's own; what it leaves behind fails the test. */
-  async start(options) {
-    const proxy = await startProxy({ url: this.api.url, ...options });
+  /**
+   * A proxy of this test's own; what it leaves behind fails the test. It keeps no spares unless the test asks for some: a process of
+   * the real CLI costs more than most tests do.
+   */
+  async start({ args = [], ...options }) {
+    const own = args.includes('--spares') || 'CLAUDE_SPARES' in (options.env ?? {}) ? [] : ['--spares', '0'];
+    const proxy = await startProxy({ url: this.api.url, args: [...own, ...args], ...options });
     this.defer(async () => {
       if (proxy.stopped) return;
       const { faults } = await proxy.stop();
