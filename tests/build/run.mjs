@@ -692,6 +692,12 @@ check('Dependabot looks where there is something to renew', async () => {
   none(looked_at.filter((path) => !existsSync(join(root, path))), 'not there');
 });
 
+check('the top level holds header, main.cpp, Makefile, README and tests; beside them docs, packaging, CMakeLists.txt, LICENSE and dot files', async () => {
+  if (!existsSync(join(root, '.git'))) skip('there is no repository');
+  const names = (await done('git', ['ls-files', '-z'], { cwd: root })).split('\0').map((path) => path.split('/')[0]);
+  is([...new Set(names)].filter((name) => name && !name.startsWith('.')).sort(), ['CMakeLists.txt', 'LICENSE', 'Makefile', 'README.md', 'claude-openai.hpp', 'docs', 'main.cpp', 'packaging', 'tests']);
+});
+
 // Files that must name it themselves.
 check('each file that names the version has the header\'s, and `make version` writes it there', async () => {
   const patterns = {
