@@ -50,12 +50,15 @@ cli        := $(cli_folder)/node_modules/@anthropic-ai/claude-code/bin/claude.ex
 # Not empty when the user has a CLI: on PATH, in the environment or among the flags. The demo and a look at the settings need none.
 own_cli := $(CLAUDE_CLI_PATH)$(filter --claude-path% --demo --security,$(ARGS))$(shell command -v claude 2>/dev/null)
 
-run: build/claude-openai $(if $(own_cli),,$(cli_folder)/installed) ## build and start, flags in ARGS="--port 9000"
-	@.ci/deps sandbox
-	@exec env $(if $(own_cli),,CLAUDE_CLI_PATH="$(abspath $(cli))") build/claude-openai $(ARGS)
+# Compiled, unless build/dist has one of this very commit.
+proxy := $(or $(if $(filter run doctor,$(MAKECMDGOALS)),$(shell .ci/packed)),build/claude-openai)
 
-doctor: build/claude-openai $(if $(own_cli),,$(cli_folder)/installed) ## is everything there that answers need?
-	@$(if $(own_cli),,CLAUDE_CLI_PATH="$(abspath $(cli))") build/claude-openai doctor $(ARGS)
+run: $(proxy) $(if $(own_cli),,$(cli_folder)/installed) ## build and start, flags in ARGS="--port 9000"
+	@.ci/deps sandbox
+	@exec env $(if $(own_cli),,CLAUDE_CLI_PATH="$(abspath $(cli))") $(proxy) $(ARGS)
+
+doctor: $(proxy) $(if $(own_cli),,$(cli_folder)/installed) ## is everything there that answers need?
+	@$(if $(own_cli),,CLAUDE_CLI_PATH="$(abspath $(cli))") $(proxy) doctor $(ARGS)
 
 login: $(if $(own_cli),,$(cli_folder)/installed) ## log the `claude` in that `make run` uses
 	@"$(if $(CLAUDE_CLI_PATH),$(CLAUDE_CLI_PATH),$(if $(own_cli),claude,$(cli)))" auth login
@@ -208,7 +211,7 @@ portable: e2e-modules ## build for macOS and for Linux without glibc, and play t
 	@.ci/portable
 
 dist: ## build what a release has, into build/dist: static programs for Linux as .tar.gz, .deb and npm package, with sums
-	@.ci/deps build portable
+	@.ci/deps build portable dist
 	@.ci/release programs
 	@.ci/release packages
 

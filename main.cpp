@@ -419,13 +419,20 @@ std::string about_this_build() {
 #ifdef CPPHTTPLIB_OPENSSL_SUPPORT
   const std::string tls = OPENSSL_VERSION_TEXT;
 #else
-  const std::string tls = "none, so no --tls-cert and no --session-dir; a build from source has it";
+  const std::string tls = "none, so no --tls-cert; a build from source has it";
+#endif
+#if defined(CPPHTTPLIB_OPENSSL_SUPPORT) && defined(CLAUDE_OPENAI_SQLITE)
+  const std::string store = "SQLite " SQLITE_VERSION;
+#else
+  const std::string store =
+      "none, so no --store and no --session-dir; a build with SQLite and OpenSSL has it";
 #endif
   const auto& [major, minor, patch] = proxy::oldest_cli;
   const auto oldest =
       std::to_string(major) + '.' + std::to_string(minor) + '.' + std::to_string(patch);
   return std::string("claude-openai " CLAUDE_OPENAI_VERSION " (commit ") + claude_openai_commit +
-         ")\nTLS: " + tls + "\nClaude Code: tested with " + oldest + " to " + newest_tested_cli;
+         ")\nTLS: " + tls + "\nStore: " + store + "\nClaude Code: tested with " + oldest + " to " +
+         newest_tested_cli;
 }
 
 /// The flags, and what they set.

@@ -6,7 +6,7 @@
 // HEADER=file takes another header than claude-openai.hpp (to try the checks themselves).
 
 import { execFile, spawn } from 'node:child_process';
-import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { appendFileSync, cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -191,7 +191,7 @@ check('no warning from g++ without OpenSSL, where clients have names at random a
   return compile('g++', ['-std=c++17', '-fsyntax-only', ...warnings, ...without, ...include, consumer]);
 });
 
-check('without SQLite nothing needs a symbol of its, and --store and --session-dir are refused with what is missing', async () => {
+check('without SQLite nothing needs a symbol of its, --version says what is missing, and --store and --session-dir are refused', async () => {
   const without = cflags.filter((flag) => flag !== '-DCLAUDE_OPENAI_SQLITE');
   const program = join(scratch, 'without_sqlite');
   const linked = libs.filter((flag) => flag !== '-lsqlite3');
@@ -199,6 +199,7 @@ check('without SQLite nothing needs a symbol of its, and --store and --session-d
   await compile(cxx, args);
   const symbols = await run('nm', ['-C', program]);
   none(symbols.out.split('\n').filter((line) => /sqlite/.test(line)), 'a symbol');
+  is((await done(program, ['--version'])).split('\n')[2], 'Store: none, so no --store and no --session-dir; a build with SQLite and OpenSSL has it');
   for (const flag of ['--store', '--session-dir']) {
     const { code, out, err } = await run(program, [flag, join(scratch, 'state'), '--port', '0', '--no-prompt']);
     if (code !== 2 || !/need a build with SQLite/.test(out + err)) throw new Error(`${flag}: ${code} ${out}${err}`);
@@ -412,6 +413,43 @@ check('make run, make doctor and make login find their programs in a folder whos
     const { out, err } = await run('make', ['--no-print-directory', ...built, ...goals], { cwd: folder, env: { ...env, ...more } });
     if (out !== wanted) throw new Error(`${goals}: ${out}${err}`);
   }
+});
+
+check('make run starts what make dist has built from this commit, if its checksum is right, and compiles nothing then', async () => {
+  const folder = join(scratch, 'a packed program');
+  for (const path of ['.ci', 'packaging', 'Makefile', 'claude-openai.hpp']) cpSync(join(root, path), join(folder, path), { recursive: true });
+  writeFileSync(join(folder, '.gitignore'), 'build\n');
+  writeFileSync(join(folder, '.ci/deps'), '#!/bin/sh\n');
+  const commit_all = async () => {
+    const identity = ['-c', 'user.name=n', '-c', 'user.email=e@x', '-c', 'commit.gpgsign=false'];
+    for (const command of [['add', '.'], [...identity, 'commit', '-q', '--allow-empty', '-m', 'one']]) await done('git', command, { cwd: folder });
+    return (await done('git', ['rev-parse', 'HEAD'], { cwd: folder })).slice(0, 12);
+  };
+  await done('git', ['init', '-q', folder]);
+  const name = `claude-openai-${header_version}-linux-${(await done('uname', ['-m'])).trim()}`;
+  const dist = join(folder, 'build/dist');
+  mkdirSync(join(dist, name), { recursive: true });
+  const program = (path, of) => writeFileSync(path, `#!/bin/sh\n[ "$1" != --version ] || { echo "claude-openai 1 (commit ${of})"; exit; }\necho "$0 $*"\n`, { mode: 0o755 });
+  const pack = async (of) => {
+    program(join(dist, name, 'claude-openai'), of);
+    await done('tar', ['-czf', `${name}.tar.gz`, name], { cwd: dist });
+    writeFileSync(join(dist, 'SHA256SUMS'), await done('sha256sum', [`${name}.tar.gz`], { cwd: dist }));
+  };
+  program(join(folder, 'build/claude-openai'), 'compiled');
+  const started = async () => {
+    const { out, err } = await run('make', ['--no-print-directory', '-o', 'build/claude-openai', 'run', 'ARGS=9000'], { cwd: folder, env: { PATH: process.env.PATH, CLAUDE_CLI_PATH: '/bin/true' } });
+    return out + err;
+  };
+  const [packed, compiled] = ['build/claude-openai-packed 9000\n', 'build/claude-openai 9000\n'];
+  is(await started(), compiled);
+  await pack(await commit_all());
+  is(await started(), packed);
+  appendFileSync(join(folder, 'Makefile'), '# edited\n');
+  is(await started(), compiled);  // there is more than the commit
+  await pack(await commit_all());
+  is(await started(), packed);
+  writeFileSync(join(dist, 'SHA256SUMS'), readFileSync(join(dist, 'SHA256SUMS'), 'utf8').replace(/^\w{8}/, '00000000'));
+  is(await started(), compiled);
 });
 
 for (const prefix of ['/opt/proxy', '/opt/my proxy'])
@@ -663,6 +701,12 @@ check('Dependabot looks where there is something to renew', async () => {
   none(looked_at.filter((path) => !existsSync(join(root, path))), 'not there');
 });
 
+check('the top level holds header, main.cpp, Makefile, README and tests; beside them docs, packaging, CMakeLists.txt, LICENSE and dot files', async () => {
+  if (!existsSync(join(root, '.git'))) skip('there is no repository');
+  const names = (await done('git', ['ls-files', '-z'], { cwd: root })).split('\0').map((path) => path.split('/')[0]);
+  is([...new Set(names)].filter((name) => name && !name.startsWith('.')).sort(), ['CMakeLists.txt', 'LICENSE', 'Makefile', 'README.md', 'claude-openai.hpp', 'docs', 'main.cpp', 'packaging', 'tests']);
+});
+
 // Files that must name it themselves.
 check('each file that names the version has the header\'s, and `make version` writes it there', async () => {
   const patterns = {
@@ -685,12 +729,13 @@ check('each file that names the version has the header\'s, and `make version` wr
   if (!readFileSync(join(folder, 'claude-openai.hpp'), 'utf8').includes('\n#define CLAUDE_OPENAI_VERSION_NUMBER 120340  //')) throw new Error('another number');
 });
 
-check('--version names version, commit, TLS, and the oldest and the newest CLI that the end-to-end tests run with', async () => {
+check('--version names version, commit, TLS, SQLite, and the oldest and the newest CLI that the end-to-end tests run with', async () => {
   const tested = Object.values(JSON.parse(text_of('tests/e2e/package.json')).dependencies).flatMap((one) => /claude-code@(.*)/.exec(one)?.[1] ?? []);
   tested.sort((one, other) => one.localeCompare(other, 'en', { numeric: true }));
-  const [first, tls, clis] = (await done(proxy, ['--version'])).split('\n');
+  const [first, tls, store, clis] = (await done(proxy, ['--version'])).split('\n');
   if (!/^claude-openai (\S+) \(commit (?:unknown|[0-9a-f]{12}(?:-dirty)?)\)$/.test(first) || !first.includes(` ${header_version} `)) throw new Error(first);
   if (!/^TLS: (?:OpenSSL \d|none, )/.test(tls)) throw new Error(tls);
+  if (!/^Store: (?:SQLite 3\.\d|none, )/.test(store)) throw new Error(store);
   is(clis, `Claude Code: tested with ${tested[0]} to ${tested.at(-1)}`);
 });
 
@@ -751,7 +796,8 @@ async function release_folder() {
   const libraries = `${portable}/libraries-${(await done('uname', ['-m'])).trim()}`;
   put(`${libraries}/openssl/include/openssl/opensslv.h`, '# define OPENSSL_VERSION_MAJOR  3\n# define OPENSSL_FULL_VERSION_STR "3.0.22"\n');
   put(`${libraries}/zlib/zlib.h`, '#define ZLIB_VERSION "1.2.13"\n#define ZLIB_VERNUM 0x12d0\n');
-  for (const path of ['openssl/LICENSE.txt', 'zlib/LICENSE']) put(`${libraries}/${path}`, `${path}\n`);
+  put(`${libraries}/sqlite/sqlite3.h`, '#define SQLITE_VERSION        "3.40.1"\n#define SQLITE_VERSION_NUMBER 3040001\n');
+  for (const path of ['openssl/LICENSE.txt', 'zlib/LICENSE', 'sqlite/LICENSE.md']) put(`${libraries}/${path}`, `${path}\n`);
   const identity = ['-c', 'user.name=n', '-c', 'user.email=e@x', '-c', 'commit.gpgsign=false'];
   for (const command of [['init', '-q'], ['add', '.'], [...identity, 'commit', '-qm', 'all']]) await done('git', command, { cwd: folder });
   return folder;
@@ -834,8 +880,9 @@ check('each package has the program for its machine, the manual, completions and
 
     const bill = JSON.parse(readFileSync(join(made, `${name}.spdx.json`), 'utf8'));
     const parts = bill.packages.map(({ name, versionInfo }) => `${name} ${versionInfo}`);
-    const wanted = [`claude-openai ${version}`, 'cpp-httplib 0.18.7', 'nlohmann-json 3.11.2', 'CLI11 2.4.1', 'OpenSSL 3.0.22', 'zlib 1.2.13', 'musl-of-zig', 'libcxx-of-zig', 'libunwind-of-zig'];
+    const wanted = [`claude-openai ${version}`, 'cpp-httplib 0.18.7', 'nlohmann-json 3.11.2', 'CLI11 2.4.1', 'OpenSSL 3.0.22', 'zlib 1.2.13', 'SQLite 3.40.1', 'musl-of-zig', 'libcxx-of-zig', 'libunwind-of-zig'];
     none(wanted.filter((part) => !parts.some((one) => one.startsWith(part))), `not in ${parts}`);
+    is(bill.packages.find(({ name }) => name === 'SQLite').licenseDeclared, 'blessing');
     if (bill.spdxVersion !== 'SPDX-2.3' || bill.relationships.length !== bill.packages.length) throw new Error(JSON.stringify(bill));
   }
   const npm = join(made, `claude-openai-${version}-npm.tgz`);
@@ -845,6 +892,8 @@ check('each package has the program for its machine, the manual, completions and
   none(readme.match(/\]\((?!https?:|#)[^)]*\)/g) ?? [], 'links that lead nowhere outside the repository');
   const license = await done('tar', ['-xOf', npm, 'package/LICENSE']);
   is(license, text_of('LICENSE'));
+  const of_others = await done('tar', ['-xOf', npm, 'package/LICENSES-OF-OTHERS']);
+  none(['openssl/LICENSE.txt', 'zlib/LICENSE', 'sqlite/LICENSE.md'].filter((text) => !of_others.includes(`/${text}\n\n${text}\n`)), 'licenses that are missing');
 });
 
 check('npm installs the package without a network, and its command starts the program for this machine', async () => {

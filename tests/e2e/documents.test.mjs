@@ -251,6 +251,16 @@ test('the README is short, and its clone line is the address of the page', async
   assert.ok(html.includes(`"${address}"`) || html.includes(`${address}"`), address);
 });
 
+test('what the README has a client set is set so in docs/clients.md too', async () => {
+  const [{ text }] = PAGES;
+  const recipes = PAGES.find(({ name }) => name === 'docs/clients.md').text;
+  const rows = [...text.matchAll(/^\| \[.*$/gm)].map(([row]) => row);
+  const code = rows.flatMap((row) => [...row.matchAll(/`([^`]*)`/g)]).map(([, one]) => one);
+  const settings = code.filter((one) => one.includes(' '));
+  assert.ok(settings.length >= 4, settings.join('\n'));
+  assert.deepEqual(settings.filter((one) => !recipes.includes(one)), []);
+});
+
 test('the commands of the demo are those of its page', async (t) => {
   t.proxy = await t.start(PICTURED);
   const { json } = await t.chat({ messages: [{ role: 'user', content: '/help' }] });

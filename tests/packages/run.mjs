@@ -39,17 +39,17 @@ const done = (command, args, options = {}) =>
   });
 
 const question = { method: 'POST', headers: { authorization: 'Bearer a-key-of-16-characters' } };
-const question_body = JSON.stringify({ messages: [{ role: 'user', content: 'Say hello' }] });
+const question_body = { messages: [{ role: 'user', content: 'Say hello' }] };
 
-const ask_in_clear = async (url) => {
-  const response = await fetch(url, { ...question, body: question_body });
+const ask_in_clear = async (url, more) => {
+  const response = await fetch(url, { ...question, body: JSON.stringify({ ...question_body, ...more }) });
   return { status: response.status, answer: await response.json() };
 };
 
 /** Trusts that one certificate. The question is compressed. */
 const ask_by_tls = async (url, ca) => {
   const headers = { ...question.headers, 'content-encoding': 'gzip' };
-  const request = https.request(url, { ...question, headers, ca }).end(gzipSync(question_body));
+  const request = https.request(url, { ...question, headers, ca }).end(gzipSync(JSON.stringify(question_body)));
   const [response] = await once(request, 'response');
   return { status: response.statusCode, answer: JSON.parse(Buffer.concat(await response.toArray())) };
 };
@@ -97,7 +97,7 @@ const unpack = async (name) => {
 };
 
 for (const [kind, name] of [[0x3e, 'x86_64'], [0xb7, 'aarch64']])
-  test(`the program for ${name} is one, needs no library, and does not hold the folder that it was built in`, async () => {
+  test(`the program for ${name} is one, needs no library, has SQLite in it, and does not hold the folder that it was built in`, async () => {
     const program = readFileSync(join(await unpack(`claude-openai-${version}-linux-${name}`), 'claude-openai'));
     assert.equal(program.readUInt16LE(18), kind);
     // Program headers and section headers of a 64-bit ELF file: where, how large, how many; the kind is the first or second word.
@@ -108,6 +108,7 @@ for (const [kind, name] of [[0x3e, 'x86_64'], [0xb7, 'aarch64']])
     const [interpreter, symbols] = [3, 2];
     assert.ok(!kinds(32, 54, 0).includes(interpreter), 'it names an interpreter');
     assert.ok(!kinds(40, 58, 4).includes(symbols), 'it is not stripped');
+    assert.ok(program.includes('SQLite format 3\0'), 'it is without SQLite');
     assert.ok(!program.includes(`${root}/`), 'it holds the folder');
   });
 
@@ -117,13 +118,28 @@ test('the unpacked archive says its version, and its demo answers', async () => 
   await play_demo(program, demo);
 });
 
-test('the program speaks TLS, takes compressed requests, and stores sessions', async () => {
+test('the program speaks TLS, and takes compressed requests', async () => {
   const program = join(await unpack(`claude-openai-${version}-linux-${machine}`), 'claude-openai');
   assert.match(await done(program, ['--version'], { env: user_environment }), /^TLS: OpenSSL 3/m);
   const [certificate, key] = [join(scratch, 'cert.pem'), join(scratch, 'key.pem')];
   await done('openssl', ['req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-subj', '/CN=127.0.0.1', '-addext', 'subjectAltName=IP:127.0.0.1', '-keyout', key, '-out', certificate]);
-  const args = [...demo, '--tls-cert', certificate, '--tls-key', key, '--session-dir', join(scratch, 'sessions')];
-  await play_demo(program, args, { ask: (url) => ask_by_tls(url, readFileSync(certificate)) });
+  await play_demo(program, [...demo, '--tls-cert', certificate, '--tls-key', key], { ask: (url) => ask_by_tls(url, readFileSync(certificate)) });
+});
+
+test('a session in the program’s store goes on after a restart', async () => {
+  const program = join(await unpack(`claude-openai-${version}-linux-${machine}`), 'claude-openai');
+  assert.match(await done(program, ['--version'], { env: user_environment }), /^Store: SQLite 3\./m);
+  const messages = [];
+  const ask = async (url) => {
+    const asked = await ask_in_clear(url, { session_id: 'kept' });
+    const session = await fetch(new URL('/v1/sessions/kept', url), { headers: question.headers });
+    messages.push((await session.json()).message_count);
+    return asked;
+  };
+  mkdirSync(join(scratch, 'state'), { mode: 0o700 });
+  const args = [...demo, '--store', join(scratch, 'state/state.sqlite')];
+  for (let start = 0; start < 2; start++) await play_demo(program, args, { ask });
+  assert.deepEqual(messages, [2, 4]);
 });
 
 test('npm installs the package without a network; its command, and npx, start the program', async () => {
