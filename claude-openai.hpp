@@ -77,6 +77,7 @@
 #include <array>
 #include <atomic>
 #include <cctype>
+#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
@@ -395,6 +396,7 @@ inline std::string local_day() {
 enum class error_kind {
   invalid_request,     ///< 400: a field is wrong
   authentication,      ///< 401: the client's key, or the account's credentials at the API
+  billing,             ///< 402: the API's account has to be paid first
   permission,          ///< 403
   not_found,           ///< 404
   method_not_allowed,  ///< 405
@@ -420,10 +422,11 @@ struct error_names {
 };
 
 inline const error_names& names_of(error_kind kind) {
-  static constexpr std::array<error_names, 15> names = {{
+  static constexpr std::array<error_names, 16> names = {{
       // in the order of `error_kind`
       {"invalid_request", 400, "invalid_request_error", "", "invalid_request_error"},
       {"authentication", 401, "authentication_error", "invalid_api_key", "authentication_error"},
+      {"billing", 402, "billing_error", "billing_error", "billing_error"},
       {"permission", 403, "permission_error", "", "permission_error"},
       {"not_found", 404, "not_found_error", "not_found", "not_found_error"},
       {"method_not_allowed", 405, "invalid_request_error", "method_not_allowed",
@@ -527,10 +530,39 @@ inline std::size_t check_json_bounds(std::string_view body,
   return values;
 }
 
+/// The UTF-16 unit that an escape such as `\u00e9` begins here with; 0 where there is none.
+inline unsigned escaped_unit(std::string_view text, std::size_t at) {
+  unsigned unit = 0;
+  if (text.size() < at + 6 || text[at] != '\\' || text[at + 1] != 'u') return 0;
+  const auto* digits = text.data() + at + 2;
+  const auto read = std::from_chars(digits, digits + 4, unit, 16);
+  return read.ptr == digits + 4 ? unit : 0;
+}
+
+/// Puts U+FFFD in place of escapes of half a character, as JavaScript writes an emoji that it has
+/// cut: JSON allows them, and our parser does not. True if there are any.
+inline bool mend_half_characters(std::string_view text, std::string& mended) {
+  const auto is_first = [](unsigned unit) { return unit >= 0xD800 && unit < 0xDC00; };
+  const auto is_second = [](unsigned unit) { return unit >= 0xDC00 && unit < 0xE000; };
+  std::size_t copied = 0;
+  for (auto at = text.find('\\'); at < text.size(); at = text.find('\\', at)) {
+    const auto unit = escaped_unit(text, at);
+    const bool whole = is_first(unit) && is_second(escaped_unit(text, at + 6));
+    if (!whole && (is_first(unit) || is_second(unit))) {
+      mended.append(text.substr(copied, at - copied)).append("\\ufffd");
+      copied = at + 6;
+    }
+    at += whole ? 12 : 2;
+  }
+  if (copied > 0) mended.append(text.substr(copied));
+  return copied > 0;
+}
+
 /// Any text to JSON; malformed text is a discarded value. Throws as `check_json_bounds`.
 inline json parse_json(std::string_view text, std::size_t max_depth = max_json_depth) {
   check_json_bounds(text, max_depth);
-  return json::parse(text, nullptr, false);
+  std::string mended;
+  return json::parse(mend_half_characters(text, mended) ? mended : text, nullptr, false);
 }
 
 /// Text that a model, another program or a file holds, to JSON. Never throws: what is malformed or
@@ -549,6 +581,8 @@ inline json parse_body(std::string_view body) {
     throw api_error(error_kind::invalid_request, "the request body is empty; send a JSON object");
   }
   check_json_bounds(body);
+  std::string mended;
+  if (mend_half_characters(body, mended)) body = mended;
   try {
     json parsed = json::parse(body.begin(), body.end());
     if (parsed.is_object()) return parsed;
@@ -1452,9 +1486,11 @@ struct turn_request {
   reasoning_effort effort = reasoning_effort::none;
   std::optional<std::int64_t> thinking_tokens;      ///< asked for by number, else by the effort
   const char* thinking_field = "reasoning_effort";  ///< where the client asked for it
+  const char* budget_field = nullptr;               ///< where it gave a number of tokens
   const char* effort_field = "reasoning_effort";
   bool no_thinking = false;                 ///< asked for in so many words
   const char* stop_field = "stop";          ///< where it gave stop sequences
+  std::string sampling_place;               ///< of temperature, top_p and top_k: `options.`
   const char* messages_field = "messages";  ///< where it gave the messages
   bool thinks = false;          ///< the model will: asked to, or because it cannot do otherwise
   bool shows_thinking = false;  ///< to the client, which has asked for it
@@ -1670,6 +1706,10 @@ inline std::string parse_session_id(const reader& field) {
   if (characters < 1 || characters > 256) field.fail("must be 1 to 256 characters long");
   if (std::any_of(id.begin(), id.end(), is_control)) field.fail("holds a control character");
   return id;
+}
+
+inline void parse_session(const reader& root, turn_request& request) {
+  if (const auto id = root.find("session_id")) request.session = parse_session_id(*id);
 }
 
 /// A model id goes to the CLI as an argument: it must not look like a flag.
@@ -2035,7 +2075,7 @@ inline text_part make_note(const std::string& kind, const json& members) {
 inline text_part parse_foreign_part(const reader& part, turn_request& request, bool as_text,
                                     bool is_latest, std::string_view taken) {
   const auto type = part.require("type");
-  if (is_latest || !endpoint_of_part(type.string()).empty()) refuse_part(type, taken);
+  if (is_latest) refuse_part(type, taken);
   name_ignored_kind(request, request.messages_field, type.string());
   if (!as_text) return {};
   return make_note(type.string(), readable(part.value()));
@@ -2051,6 +2091,14 @@ inline tool_result_part make_result(std::string call_id, std::vector<content_par
     }
   }
   return result;
+}
+
+/// Of a call that failed the CLI passes on the text alone.
+inline void name_lost_media(const tool_result_part& result, turn_request& request) {
+  const auto is_media = [](const auto& one) { return std::holds_alternative<media_part>(one); };
+  const auto& content = result.content;
+  if (!result.is_error || std::none_of(content.begin(), content.end(), is_media)) return;
+  name_ignored_kind(request, request.messages_field, "media_of_failed_calls");
 }
 
 /// Puts a history together, message by message. Borrows the messages.
@@ -2858,6 +2906,7 @@ inline std::vector<content_part> parse_content(const reader& message, turn_reque
       auto result = make_result(part.require("tool_use_id").string(),
                                 parse_content(part, request, "tool", is_latest));
       result.is_error = boolean_of(part.value(), "is_error");
+      name_lost_media(result, request);
       parts.emplace_back(std::move(result));
     } else if (kind == "tool_use" && speaker == "assistant") {
       parts.emplace_back(tool_call_part{part.require("id").string(), part.require("name").string(),
@@ -2902,7 +2951,12 @@ inline void parse_message(const reader& source, turn_request& request, bool is_l
   const auto& speaker = name.string();
   message entry;
   const bool answers = speaker == "tool" || speaker == "function";
-  if (!answers) name_members(source, "messages", {"name", "audio"}, request);
+  if (!answers) {
+    name_members(source, "messages",
+                 {"name", "audio", "images", "reasoning", "reasoning_content", "reasoning_details",
+                  "thinking_blocks"},
+                 request, R"([false,"",[]])");
+  }
   if (speaker == "system" || speaker == "developer") {
     if (const auto content = source.find("content")) take_instructions(*content, request);
     return;
@@ -3091,7 +3145,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   parse_sampling(root, turn);
   parse_prompt_cache(root, turn);
   parse_model_and_stream(root, turn);
-  if (const auto session = root.find("session_id")) turn.session = parse_session_id(*session);
+  parse_session(root, turn);
   parse_agent(root, turn);
   parse_style(root, turn, style);
   for (const auto& field : ignored_fields) {
@@ -3496,16 +3550,18 @@ inline tool_result_part parse_result(const reader& block) {
 }
 
 /// A thought without a signature is none that the API would take back.
-inline void add_thinking(const reader& block, message& entry) {
+inline void add_thinking(const reader& block, message& entry, turn_request& request) {
   thinking_part thought;
   if (const auto words = block.find("thinking")) thought.text = words->string();
   if (const auto signature = block.find("signature")) thought.signature = signature->string();
   if (const auto data = block.find("data")) thought.redacted = data->string();
-  if (thought.signature.empty() && thought.redacted.empty()) return;
+  if (thought.signature.empty() && thought.redacted.empty()) {
+    return name_ignored_kind(request, "messages", "thinking");
+  }
   entry.parts.emplace_back(std::move(thought));
 }
 
-inline void parse_block(const reader& block, message& entry) {
+inline void parse_block(const reader& block, message& entry, turn_request& request) {
   const auto type = block.require("type");
   const auto& kind = type.string();
   const bool user = entry.author == role::user;
@@ -3520,13 +3576,15 @@ inline void parse_block(const reader& block, message& entry) {
   } else if (kind == "search_result" && user) {
     entry.parts.emplace_back(parse_search_result(block));
   } else if (kind == "tool_result" && user) {
-    entry.parts.emplace_back(parse_result(block));
+    auto result = parse_result(block);
+    name_lost_media(result, request);
+    entry.parts.emplace_back(std::move(result));
   } else if (kind == "tool_use" && !user) {
     entry.parts.emplace_back(tool_call_part{block.require("id").string(),
                                             block.require("name").string(),
                                             parse_call_input(block.find("input"))});
   } else if ((kind == "thinking" || kind == "redacted_thinking") && !user) {
-    add_thinking(block, entry);
+    add_thinking(block, entry, request);
   } else {
     refuse_part(type, user ? "text, image, document, search_result and tool_result"
                            : "text, tool_use and thinking");
@@ -3547,6 +3605,8 @@ class server_blocks {
     const auto& value = block.value();
     const bool is_own = kind == "text" || text::ends_with(kind, "thinking") ||
                         (kind == "search_result" && entry.author == role::user);
+    const bool is_misplaced =
+        entry.author == role::assistant && (kind == "image" || kind == "document");
     if (kind == "server_tool_use" || kind == "mcp_tool_use") {
       open_[string_of(value, "id")] = value;
     } else if (text::ends_with(kind, "_tool_result")) {
@@ -3556,7 +3616,7 @@ class server_blocks {
           value, entry);
     } else if (kind == "text" && takes_back(entry) && !member_of(value, "citations").empty()) {
       keep(value, entry);
-    } else if (endpoint_of_part(kind).empty() && !is_own) {
+    } else if ((endpoint_of_part(kind).empty() && !is_own) || is_misplaced) {
       history_.add_note(kind, readable(value));
       name_ignored_kind(request_, "messages", kind);
     } else {
@@ -3630,7 +3690,7 @@ inline void parse_message(const reader& source, history_builder& history, turn_r
                    neutral);
       if (!keeps) name_members(block, "messages", {"citations"}, request, neutral);
       const bool is_asked = entry.author == role::user && is_latest;
-      if (is_asked || !foreign.take(block, entry)) parse_block(block, entry);
+      if (is_asked || !foreign.take(block, entry)) parse_block(block, entry, request);
     }
   }
   foreign.finish(std::move(entry));
@@ -3709,6 +3769,7 @@ inline void parse_output(const reader& root, turn_request& request) {
     const auto type = thinking->require("type");
     if (type.string() == "enabled") {
       request.thinking_tokens = thinking->require("budget_tokens").integer(1024, 1'000'000);
+      request.budget_field = "thinking.budget_tokens";
     } else if (type.string() == "adaptive") {
       const bool thinks = request.effort != reasoning_effort::none;
       request.thinking_tokens = thinking_budget(thinks ? request.effort : reasoning_effort::high);
@@ -3796,7 +3857,7 @@ inline turn_request parse_request(const json& body, bool counts_only, bool web =
   if (!counts_only) parse_sampling(root, turn);
   parse_output(root, turn);
   turn.model = parse_model(root.require("model"));
-  if (const auto session = root.find("session_id")) turn.session = parse_session_id(*session);
+  parse_session(root, turn);
   if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
   parse_cache_ttl(body, turn);
   parse_agent(root, turn);
@@ -4344,6 +4405,10 @@ inline content_part parse_content_part(const reader& part, turn_request& request
     return text_part{part.require("text").string()};
   }
   if (kind == "refusal") return text_part{part.require("refusal").string()};
+  if (author == role::assistant) {  // of an API that makes images; ours takes none back
+    name_ignored_kind(request, request.messages_field, kind);
+    return text_part{};
+  }
   if (kind == "input_image") {
     if (const auto id = part.find("file_id")) {
       id->fail("is not supported: this server keeps no files; send 'image_url'");
@@ -4419,7 +4484,8 @@ inline void parse_output_item(const reader& item, history_builder& history, turn
 inline void parse_reasoning_item(const reader& item, history_builder& history,
                                  turn_request& request) {
   const auto sealed = item.find("encrypted_content");
-  if (!sealed) return;
+  if (!sealed)
+    return name_members(item, "input.reasoning", {"summary", "content"}, request, "[[]]");
   const auto& words = sealed->string();
   const json opened = try_parse_json(text::is_base64(words) ? text::from_base64(words) : "");
   thinking_part thought{string_of(opened, "thinking"), string_of(opened, "signature"),
@@ -4713,6 +4779,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   parse_prompt_cache(root, turn);
   turn.thinking_field = turn.effort_field = "reasoning";
   parse_model_and_stream(root, turn);
+  parse_session(root, turn);
   parse_agent(root, turn);
   parse_stream_options(root, turn);
   for (const auto& [name, neutral] : ignored_fields) {
@@ -4884,6 +4951,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   const auto prompts = parse_prompts(root.require("prompt"));
   openai_chat::parse_sampling(root, turn);
   parse_model_and_stream(root, turn);
+  parse_session(root, turn);
   std::size_t n = 1;
   if (const auto wanted = root.find("n")) n = static_cast<std::size_t>(wanted->integer(1, 8));
   if (prompts.size() * n > 32) root.require("prompt").fail("asks for more than 32 completions");
@@ -5125,8 +5193,13 @@ inline void limit_thinking(turn_request& request, const model_traits& model) {
     if (!request.thinking_tokens) request.effort = reasoning_effort::minimal;
   }
   request.thinks = model.always_thinks || request.thinking_tokens.value_or(0) > 0;
+  // Newer models think as much as they see fit, and take an effort instead.
+  const bool counts = model.efforts < 2;
+  if (request.budget_field != nullptr && request.thinking_tokens.value_or(0) > 0 && !counts) {
+    name_ignored(request, request.budget_field);
+  }
   // Older models take an effort as a number of tokens.
-  const bool counted = model.efforts < 2 && budget > 0 && request.thinking_tokens == budget;
+  const bool counted = counts && budget > 0 && request.thinking_tokens == budget;
   int needed = request.effort == reasoning_effort::max ? 2 : 1;
   if (request.effort == reasoning_effort::xhigh) needed = 3;
   if (request.effort != reasoning_effort::none && !counted && model.efforts < needed) {
@@ -5148,19 +5221,21 @@ inline void limit_tool_choice(turn_request& request) {
 inline void limit_sampling(turn_request& request, const model_traits& model) {
   auto& sampling = request.sampling;
   if (sampling.temperature && *sampling.temperature > 1) {
-    name_ignored(request, "temperature");
+    name_ignored(request, request.sampling_place + "temperature");
     sampling.temperature = 1;
   }
   if (request.thinks) {
-    if (sampling.temperature && *sampling.temperature != 1) name_ignored(request, "temperature");
-    if (sampling.top_p && *sampling.top_p != 1) name_ignored(request, "top_p");
-    if (sampling.top_k) name_ignored(request, "top_k");
+    if (sampling.temperature && *sampling.temperature != 1)
+      name_ignored(request, request.sampling_place + "temperature");
+    if (sampling.top_p && *sampling.top_p != 1)
+      name_ignored(request, request.sampling_place + "top_p");
+    if (sampling.top_k) name_ignored(request, request.sampling_place + "top_k");
     sampling.temperature.reset();
     sampling.top_p.reset();
     sampling.top_k.reset();
   }
   if (sampling.top_p && model.one_sampling_knob) {
-    if (*sampling.top_p != 1) name_ignored(request, "top_p");
+    if (*sampling.top_p != 1) name_ignored(request, request.sampling_place + "top_p");
     sampling.top_p.reset();
   }
 }
@@ -5504,6 +5579,7 @@ inline void parse_options(const reader& options, turn_request& request) {
   constexpr std::int64_t most = 1'000'000'000;
   auto& sampling = request.sampling;
   request.stop_field = "options.stop";
+  request.sampling_place = "options.";
   if (const auto value = options.find("temperature")) sampling.temperature = value->number(0, 2);
   if (const auto value = options.find("top_p")) sampling.top_p = value->number(0, 1);
   if (const auto value = options.find("top_k")) sampling.top_k = value->integer(0, most);
@@ -5534,7 +5610,7 @@ inline turn_request parse_common(const reader& root) {
   if (const auto format = root.find("format")) parse_format(*format, turn);
   if (const auto think = root.find("think")) parse_think(*think, turn);
   if (const auto options = root.find("options")) parse_options(*options, turn);
-  if (const auto session = root.find("session_id")) turn.session = parse_session_id(*session);
+  parse_session(root, turn);
   for (const char* name : {"template", "raw", "truncate", "shift", "logprobs", "top_logprobs",
                            "_debug_render_only", "width", "height", "steps"}) {
     const auto value = root.find(name);
@@ -5750,6 +5826,7 @@ inline error_kind kind_of_upstream_status(std::int64_t status) {
     case 400:
     case 422: return error_kind::invalid_request;
     case 401: return error_kind::authentication;
+    case 402: return error_kind::billing;
     case 403: return error_kind::permission;
     case 404: return error_kind::not_found;
     case 413: return error_kind::too_large;
@@ -5792,6 +5869,7 @@ inline api_error upstream_error(std::int64_t status, std::string_view descriptio
   api_error error(kind_of_upstream_status(status),
                   message.empty() ? "the API failed without a message" : message);
   error.is_upstream = true;
+  error.retry_is_futile = error.kind == error_kind::billing;
   name_context_error(error);
   if (error.kind == error_kind::authentication) {
     error.message = "the API refused this proxy's own credentials: " + error.message;
@@ -6269,9 +6347,20 @@ class block_writer {
     return any([](const auto& block) { return !block.text.empty() || block.is_structured(); });
   }
 
-  bool has_unknown_call() const {
+  /// More than thoughts and white space.
+  bool has_words() const {
     return any([](const auto& block) {
-      return block.kind == block_kind::tool_call && block.client_name.empty();
+      return !text::is_blank(block.text) && block.kind != block_kind::thinking &&
+             block.kind != block_kind::redacted_thinking;
+    });
+  }
+
+  /// Of a tool that there is not, or with an input that is no JSON object.
+  bool has_wrong_call() const {
+    return any([](const auto& block) {
+      return block.kind == block_kind::tool_call &&
+             (block.client_name.empty() ||
+              !(text::is_blank(block.text) || try_parse_json(block.text).is_object()));
     });
   }
 
@@ -6746,8 +6835,8 @@ class turn_decoder {
     meter_.complete_message();
     stop_sequence_ = stop_sequence;
     if (!calls().empty() && !is_cut_short()) {
-      reason_ = stop_reason::tool_use;    // a stop sequence within the arguments is sent as such
-      cut_ = blocks_.has_unknown_call();  // the CLI itself tells the model that it has no such tool
+      reason_ = stop_reason::tool_use;  // a stop sequence within the arguments is sent as such
+      cut_ = blocks_.has_wrong_call();  // the CLI itself would tell the model
       return finish(out);
     }
     cut_ = goes_on_unrequested();
@@ -6764,7 +6853,9 @@ class turn_decoder {
   bool goes_on_unrequested() const {
     if (reason_ == stop_reason::refusal) return true;
     if (shape_.agent) return false;
-    return reason_ == stop_reason::max_tokens || !blocks_.has_content();
+    if (reason_ == stop_reason::max_tokens || !blocks_.has_content()) return true;
+    if (shape_.structured) return false;  // it asks for the JSON then
+    return !blocks_.has_words() || reason_ == stop_reason::tool_use;
   }
 
   void finish(events& out) {
@@ -17633,6 +17724,7 @@ inline void apply_headers(const request_context& now, turn_request& turn) {
     if (turn.thinking_tokens.value_or(-1) < 0 || *turn.thinking_tokens > 1'000'000) {
       throw bad_field("X-Claude-Max-Thinking-Tokens", "must be a number from 0 to 1000000");
     }
+    turn.budget_field = "X-Claude-Max-Thinking-Tokens";
   }
   const auto shown = text::to_lower(now.header("X-Claude-Show-Activity"));
   if (turn.agent && (shown == "true" || shown == "1")) turn.agent->show_activity = true;

@@ -29,7 +29,7 @@ const header_version = /^#define CLAUDE_OPENAI_VERSION "(.*)"$/m.exec(header)[1]
 // { code, out, err }; a program that is not there has the code ENOENT.
 const run = (command, args, options = {}) =>
   new Promise((done) => {
-    const limits = { maxBuffer: 1 << 28, timeout: 300_000, cwd: scratch, ...options };
+    const limits = { maxBuffer: 1 << 28, timeout: 900_000, cwd: scratch, ...options };
     execFile(command, args, limits, (error, out, err) => done({ code: error ? (error.code ?? error.signal) : 0, out, err }));
   });
 
