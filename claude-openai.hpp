@@ -9975,9 +9975,18 @@ constexpr std::array<const char*, 4> token_kinds = {"input", "output", "cache_re
 constexpr std::int64_t ms_per_hour = 3'600'000;
 
 /// Of the clock on the wall: the other begins anew with the machine.
-inline std::int64_t now_ms() {
+inline std::int64_t to_ms(std::chrono::system_clock::time_point time) {
   using namespace std::chrono;
-  return duration_cast<milliseconds>(system_clock::now().time_since_epoch()).count();
+  return duration_cast<milliseconds>(time.time_since_epoch()).count();
+}
+
+inline std::int64_t now_ms() { return to_ms(std::chrono::system_clock::now()); }
+
+/// Not in the future, whatever the file says: clocks are set back, and files are written to.
+inline std::chrono::system_clock::time_point past_time(const json& stored, const char* name) {
+  const std::chrono::milliseconds since_1970(
+      std::clamp<std::int64_t>(integer_of(stored, name), 0, now_ms()));
+  return std::chrono::system_clock::time_point(since_1970);
 }
 
 /// Where state lies that outlasts the process. This one keeps nothing: all is in memory alone.
@@ -10690,18 +10699,6 @@ class session_store {
       held.remove(client, last->second->bytes);
       forget(last);
     }
-  }
-
-  static std::int64_t to_ms(system_time time) {
-    using namespace std::chrono;
-    return duration_cast<milliseconds>(time.time_since_epoch()).count();
-  }
-
-  /// Not in the future, whatever the file says: clocks are set back, and files are written to.
-  static system_time past_time(const json& stored, const char* name) {
-    const auto now = std::chrono::system_clock::now();
-    const auto stored_ms = std::clamp<std::int64_t>(integer_of(stored, name), 0, to_ms(now));
-    return system_time(std::chrono::milliseconds(stored_ms));
   }
 
   static json encode(const message& entry) {
@@ -11889,7 +11886,7 @@ class engine {
 //================================================================================================
 // [25] agents - what Claude Code's own tools may do, and which MCP servers they have
 // uses: text, errors, json_access, options, conversation, fields, cli_protocol, cli_command,
-//       process | thread-safe
+//       process, store | thread-safe
 //================================================================================================
 
 /// One of Claude Code's own tools.
@@ -12489,13 +12486,15 @@ inline command server_command(const options& settings, const json& config) {
 }  // namespace agent_rules
 
 /// Knows what agents may do: the operator's limits, and within them what each client has set. A
-/// client's settings are its own.
+/// client's settings are its own; a store keeps which tools it has chosen.
 class agent_registry {
  public:
   /// Throws `std::invalid_argument` when the operator's MCP file cannot be used. `scratch` is a
   /// private directory, in which each client's agents get one of their own.
-  agent_registry(const options& settings, std::string scratch, const child_guard& guard)
-      : settings_(settings), scratch_(std::move(scratch)), guard_(guard) {
+  agent_registry(const options& settings, std::string scratch, const child_guard& guard,
+                 std::shared_ptr<state_store> state = std::make_shared<state_store>())
+      : settings_(settings), scratch_(std::move(scratch)), guard_(guard), state_(std::move(state)) {
+    for (const auto& record : state_->read(kind)) load(record);
     if (settings_.mcp_config.empty()) return;
     const unique_fd file(::open(settings_.mcp_config.c_str(), O_RDONLY | O_CLOEXEC));
     const json parsed = try_parse_json(read_all(file));
@@ -12584,6 +12583,8 @@ class agent_registry {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (const auto& client : clients) {
       servers_.erase(client);
+      auto& own = configurations_[client];
+      while (!own.empty()) forget(client, own.begin());
       configurations_.erase(client);
     }
   }
@@ -12604,12 +12605,13 @@ class agent_registry {
     if (disallowed) kept.disallowed = without_doubles(*disallowed);
     kept.updated = std::chrono::system_clock::now();
     kept.used = std::chrono::steady_clock::now();
+    save(client, session, kept);
     const auto configured = describe(kept);
     if (own.size() > max_configurations) {
-      own.erase(std::min_element(own.begin(), own.end(), [](const auto& a, const auto& b) {
-        return std::make_pair(a.first.empty(), a.second.used) <
-               std::make_pair(b.first.empty(), b.second.used);
-      }));
+      forget(client, std::min_element(own.begin(), own.end(), [](const auto& a, const auto& b) {
+               return std::make_pair(a.first.empty(), a.second.used) <
+                      std::make_pair(b.first.empty(), b.second.used);
+             }));
     }
     return configured;
   }
@@ -12697,6 +12699,7 @@ class agent_registry {
   }
 
  private:
+  static constexpr const char* kind = "tools";
   static constexpr std::size_t max_configurations = 1'000;    ///< of one client's sessions
   static constexpr std::size_t max_server_bytes = 32 * 1024;  ///< of all that one client adds
 
@@ -12828,6 +12831,7 @@ class agent_registry {
   /// What holds for the session, or else for the client. A session's ends with its session.
   const tool_configuration& configuration_of(const std::string& client,
                                              const std::string& session) {
+    state_->require();  // else a client's agents might get what it has ruled out
     sweep();
     auto& own = configurations_[client];
     auto found = own.find(session);
@@ -12843,20 +12847,53 @@ class agent_registry {
     for (auto& [client, own] : configurations_) {
       for (auto kept = own.begin(); kept != own.end();) {
         const bool expired = !kept->first.empty() && kept->second.used < oldest;
-        kept = expired ? own.erase(kept) : std::next(kept);
+        kept = expired ? forget(client, kept) : std::next(kept);
       }
     }
+  }
+
+  using configurations = std::map<std::string, tool_configuration>;
+
+  configurations::iterator forget(const std::string& client, configurations::iterator gone) {
+    state_->remove(kind, client, gone->first);
+    return configurations_[client].erase(gone);
+  }
+
+  void save(const std::string& client, const std::string& session, const tool_configuration& kept) {
+    state_->write(kind, {client, session,
+                         json::object({{"allowed", kept.allowed.value()},
+                                       {"disallowed", kept.disallowed},
+                                       {"created_ms", to_ms(kept.created)},
+                                       {"updated_ms", to_ms(kept.updated)}})});
+  }
+
+  /// Where it cannot be read, no tool is allowed.
+  void load(const stored_record& record) {
+    auto& kept = configurations_[record.client][record.id];
+    const auto names = [&](const char* list) {
+      std::vector<std::string> all;
+      for (const auto& name : member_of(record.head, list)) {
+        if (name.is_string()) all.push_back(name.get<std::string>());
+      }
+      return all;
+    };
+    kept.allowed = names("allowed");
+    kept.disallowed = names("disallowed");
+    kept.created = past_time(record.head, "created_ms");
+    kept.updated = past_time(record.head, "updated_ms");
+    kept.used = std::chrono::steady_clock::now();
   }
 
   const options& settings_;
   std::string scratch_;
   const child_guard& guard_;
+  const std::shared_ptr<state_store> state_;
   std::once_flag sandbox_tried_;
   std::string sandbox_problem_;  ///< empty: it works
   std::mutex mutex_;
   std::vector<mcp_server> operator_servers_;
   std::map<std::string, std::vector<mcp_server>> servers_;  ///< by client
-  std::map<std::string, std::map<std::string, tool_configuration>>
+  std::map<std::string, configurations>
       configurations_;  ///< by client and session; that without one is the client's
 };
 
@@ -19133,7 +19170,7 @@ class server {
         sessions_(settings_, state_),
         engine_(settings_, pool_, sessions_, limit_board_, &signals_.cut),
         responses_(settings_, state_),
-        agents_(settings_, scratch_->path(), *guard_),
+        agents_(settings_, scratch_->path(), *guard_, state_),
         parts_{live_,
                pool_,
                engine_,

@@ -77,6 +77,28 @@ test('a day’s budget of a key holds after the proxy was killed', async (t) => 
   assert.deepEqual([await chat('one'), await chat('one'), await chat('two')], [200, 429, 200]);
 });
 
+test('which tools a key and its session have chosen holds after the proxy was killed', async (t) => {
+  const { start } = stored(t);
+  const begin = () => start({ cli: standIn(t), env: { API_KEYS: 'one,two' } });
+  let proxy = await begin();
+  const chosen = async (key, session = '') => {
+    const { status, json } = await t.get(`/v1/tools/config?session_id=${session}`, { proxy, headers: bearer(key) });
+    assert.equal(status, 200);
+    const { allowed_tools, disallowed_tools, created_at, updated_at } = json;
+    return { allowed_tools, disallowed_tools, ...(key === 'one' && { created_at, updated_at }) };
+  };
+  const all = async () => [await chosen('one'), await chosen('one', 'mine'), await chosen('one', 'other'), await chosen('two')];
+  for (const body of [{ allowed_tools: ['Read', 'Glob'] }, { session_id: 'mine', allowed_tools: [], disallowed_tools: ['Read'] }]) {
+    const { status } = await t.send({ proxy, path: '/v1/tools/config', headers: bearer('one'), body }).done;
+    assert.equal(status, 200);
+  }
+  const before = await all();
+  assert.deepEqual(before.map((one) => one.allowed_tools.length), [2, 0, 2, 6]);
+  await stop(proxy, 'SIGKILL');
+  proxy = await begin();
+  assert.deepEqual(await all(), before);
+});
+
 test('the sums of /v1/usage are what the API counted, by each way to sum up, after a restart too', { slow: true, deadline: 300_000 }, async (t) => {
   const { start } = stored(t);
   const begin = () => start({ env: { API_KEYS: 'one,two' } });
@@ -181,6 +203,8 @@ async function assertServesTheRest(t, proxy, why) {
     t.send({ proxy, method: 'GET', path: '/v1/sessions' }),
     t.send({ proxy, method: 'GET', path: '/v1/responses/resp_x' }),
     t.send({ proxy, method: 'GET', path: '/v1/usage' }),
+    t.send({ proxy, method: 'GET', path: '/v1/tools/config' }),
+    t.send({ proxy, body: ask('[[text]]', { enable_tools: true }) }),
   ];
   for (const { done } of needs) {
     const { status, json, headers } = await done;
