@@ -11933,7 +11933,7 @@ struct agent_headers {
 
 /// Which tools the agents of a client, or of one of its sessions, have.
 struct tool_configuration {
-  std::optional<std::vector<std::string>> allowed;  ///< unset: all that are known
+  std::vector<std::string> allowed;
   std::vector<std::string> disallowed;
   std::chrono::system_clock::time_point created;
   std::chrono::system_clock::time_point updated;
@@ -11941,11 +11941,7 @@ struct tool_configuration {
   std::vector<std::string> lent;  ///< of `effective` what the operator lends; to be shown
 
   std::vector<std::string> effective() const {
-    std::vector<std::string> tools;
-    if (allowed) tools = *allowed;
-    if (!allowed) {
-      for (const auto& tool : known_tools) tools.emplace_back(tool.name);
-    }
+    auto tools = allowed;
     const auto out = [&](const std::string& name) {
       return std::find(disallowed.begin(), disallowed.end(), name) != disallowed.end();
     };
@@ -11986,11 +11982,29 @@ inline json render_known_tools() {
 }
 
 inline json render_configuration(const tool_configuration& kept) {
-  return json::object({{"allowed_tools", kept.allowed ? json(*kept.allowed) : json()},
+  return json::object({{"allowed_tools", kept.allowed},
                        {"disallowed_tools", kept.disallowed},
                        {"effective_tools", kept.lent},
                        {"created_at", text::iso_time(kept.created)},
                        {"updated_at", text::iso_time(kept.updated)}});
+}
+
+/// For the store.
+inline json encode_configuration(const tool_configuration& kept) {
+  return json::object({{"allowed", text::join(kept.allowed, ",")},
+                       {"disallowed", text::join(kept.disallowed, ",")},
+                       {"created_ms", to_ms(kept.created)},
+                       {"updated_ms", to_ms(kept.updated)}});
+}
+
+inline tool_configuration decode_configuration(const json& stored) {
+  const auto names = [&](const char* list) { return text::split(string_of(stored, list), ','); };
+  return {names("allowed"),
+          names("disallowed"),
+          past_time(stored, "created_ms"),
+          past_time(stored, "updated_ms"),
+          std::chrono::steady_clock::now(),
+          {}};
 }
 
 inline json render_tool_stats(const tool_configuration& kept, std::size_t sessions) {
@@ -12001,7 +12015,7 @@ inline json render_tool_stats(const tool_configuration& kept, std::size_t sessio
     counted[name] = categories[name];
   }
   return json::object({{"total_tools", known_tools.size()},
-                       {"global_allowed", kept.allowed ? kept.allowed->size() : known_tools.size()},
+                       {"global_allowed", kept.allowed.size()},
                        {"global_disallowed", kept.disallowed.size()},
                        {"session_configs", sessions},
                        {"tool_categories", counted}});
@@ -12494,7 +12508,9 @@ class agent_registry {
   agent_registry(const options& settings, std::string scratch, const child_guard& guard,
                  std::shared_ptr<state_store> state = std::make_shared<state_store>())
       : settings_(settings), scratch_(std::move(scratch)), guard_(guard), state_(std::move(state)) {
-    for (const auto& record : state_->read(kind)) load(record);
+    for (const auto& record : state_->read(kind)) {
+      configurations_[record.client][record.id] = decode_configuration(record.head);
+    }
     if (settings_.mcp_config.empty()) return;
     const unique_fd file(::open(settings_.mcp_config.c_str(), O_RDONLY | O_CLOEXEC));
     const json parsed = try_parse_json(read_all(file));
@@ -12605,7 +12621,7 @@ class agent_registry {
     if (disallowed) kept.disallowed = without_doubles(*disallowed);
     kept.updated = std::chrono::system_clock::now();
     kept.used = std::chrono::steady_clock::now();
-    save(client, session, kept);
+    state_->write(kind, {client, session, encode_configuration(kept)});
     const auto configured = describe(kept);
     if (own.size() > max_configurations) {
       forget(client, std::min_element(own.begin(), own.end(), [](const auto& a, const auto& b) {
@@ -12857,31 +12873,6 @@ class agent_registry {
   configurations::iterator forget(const std::string& client, configurations::iterator gone) {
     state_->remove(kind, client, gone->first);
     return configurations_[client].erase(gone);
-  }
-
-  void save(const std::string& client, const std::string& session, const tool_configuration& kept) {
-    state_->write(kind, {client, session,
-                         json::object({{"allowed", kept.allowed.value()},
-                                       {"disallowed", kept.disallowed},
-                                       {"created_ms", to_ms(kept.created)},
-                                       {"updated_ms", to_ms(kept.updated)}})});
-  }
-
-  /// Where it cannot be read, no tool is allowed.
-  void load(const stored_record& record) {
-    auto& kept = configurations_[record.client][record.id];
-    const auto names = [&](const char* list) {
-      std::vector<std::string> all;
-      for (const auto& name : member_of(record.head, list)) {
-        if (name.is_string()) all.push_back(name.get<std::string>());
-      }
-      return all;
-    };
-    kept.allowed = names("allowed");
-    kept.disallowed = names("disallowed");
-    kept.created = past_time(record.head, "created_ms");
-    kept.updated = past_time(record.head, "updated_ms");
-    kept.used = std::chrono::steady_clock::now();
   }
 
   const options& settings_;
