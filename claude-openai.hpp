@@ -998,6 +998,7 @@ struct options {
   bool extra_usage = true;      ///< false: no answer that is billed beyond a subscription's plan
   std::optional<auth_method> fallback;  ///< answers while the plan of the login is used up
   std::string fallback_model;           ///< of such answers; empty: the request's
+  double plan_price = 0;                ///< of the login's plan, in USD a month; 0: not told
   bool web = false;           ///< the API may search the web for clients, and bill each search
   bool builtin_tools = true;  ///< clients may ask for Claude Code's own tools (`enable_tools`)
   sandbox_use sandbox = sandbox_use::automatic;  ///< of agents; see `confinement`
@@ -1127,6 +1128,7 @@ void require_amounts(const options& settings, Require require) {
     require(time.count() >= 0, "a time must not be negative");
   }
   require(settings.max_queue >= 0, "max-queue must not be negative");
+  require(settings.plan_price >= 0, "plan-price must not be negative");
 }
 
 /// One sentence per problem; empty when the options can be run with.
@@ -10064,9 +10066,18 @@ constexpr std::array<const char*, 4> token_kinds = {"input", "output", "cache_re
 constexpr std::int64_t ms_per_hour = 3'600'000;
 
 /// Of the clock on the wall: the other begins anew with the machine.
-inline std::int64_t now_ms() {
+inline std::int64_t to_ms(std::chrono::system_clock::time_point time) {
   using namespace std::chrono;
-  return duration_cast<milliseconds>(system_clock::now().time_since_epoch()).count();
+  return duration_cast<milliseconds>(time.time_since_epoch()).count();
+}
+
+inline std::int64_t now_ms() { return to_ms(std::chrono::system_clock::now()); }
+
+/// Not in the future, whatever the file says: clocks are set back, and files are written to.
+inline std::chrono::system_clock::time_point past_time(const json& stored, const char* name) {
+  const std::chrono::milliseconds since_1970(
+      std::clamp<std::int64_t>(integer_of(stored, name), 0, now_ms()));
+  return std::chrono::system_clock::time_point(since_1970);
 }
 
 /// Where state lies that outlasts the process. This one keeps nothing: all is in memory alone.
@@ -10079,6 +10090,10 @@ class state_store {
 
   /// Why it cannot be used, found at the start; empty when it can.
   virtual std::string problem() const { return {}; }
+
+  /// Why what is stored now would be lost: `problem`, or a failure since then, after which it tries
+  /// to write. Empty when all is well; nullopt where nothing is kept.
+  virtual std::optional<std::string> trouble() { return std::nullopt; }
 
   /// All records of a kind.
   virtual std::vector<stored_record> read(const char* /*kind*/) { return {}; }
@@ -10105,12 +10120,15 @@ class state_store {
 
   /// Throws a 503 when it cannot be used: what a request refers to may lie there.
   void require() const {
-    const auto why = problem();
-    if (why.empty()) return;
+    if (const auto why = problem(); !why.empty()) throw unavailable(why);
+  }
+
+ protected:
+  static api_error unavailable(const std::string& why) {
     api_error error(error_kind::unavailable, "the proxy's store cannot be used: " + why);
     error.code = "store_unavailable";
     error.retry_is_futile = true;
-    throw error;
+    return error;
   }
 };
 
@@ -10182,6 +10200,24 @@ class sqlite_store final : public state_store {
 
   std::string problem() const override { return problem_; }
 
+  std::optional<std::string> trouble() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!problem_.empty()) return problem_;
+    int moved = 0;
+    ::sqlite3_file_control(database_.get(), nullptr, SQLITE_FCNTL_HAS_MOVED, &moved);
+    if (moved != 0) return "its file was moved or deleted; restart the proxy";
+    if (failure_.empty()) return failure_;
+    try {  // as much as a turn may need: a full disk often has room for a page
+      run("INSERT OR REPLACE INTO records VALUES ('trial', '', '', hex(zeroblob(50000)))");
+      run("DELETE FROM records WHERE kind = 'trial'");
+      failure_.clear();
+      log_.info(path_ + " can be written to again");
+    } catch (const std::runtime_error& failure) {
+      failure_ = failure.what();
+    }
+    return failure_;
+  }
+
   std::vector<stored_record> read(const char* kind) override {
     std::vector<stored_record> records;
     const bool whole = attempt(kind, "read", [&] {
@@ -10241,7 +10277,7 @@ class sqlite_store final : public state_store {
   std::vector<usage_row> sum_usage(const std::string& by, std::int64_t from) override {
     const auto of = by == "day" ? "date(hour * 3600, 'unixepoch')" : by;
     std::vector<usage_row> sums;
-    attempt("usage", "read", [&] {
+    const bool whole = attempt("usage", "read", [&] {
       run("SELECT " + of +
               ", sum(answers), sum(input), sum(output), sum(cache_read),"
               " sum(cache_write), sum(usd) FROM usage WHERE hour >= ? GROUP BY 1 ORDER BY 1",
@@ -10256,6 +10292,7 @@ class sqlite_store final : public state_store {
                             ::sqlite3_column_double(row, 6)});
           });
     });
+    if (!whole) throw unavailable("it cannot be read");
     return sums;
   }
 
@@ -10395,6 +10432,7 @@ class sqlite_store final : public state_store {
       run_script("COMMIT");
       return true;
     } catch (const std::exception& failure) {
+      failure_ = failure.what();
       log_.error(std::string(kind) + " not " + done + ": " + failure.what());
       ::sqlite3_exec(database_.get(), "ROLLBACK", nullptr, nullptr, nullptr);
       return false;
@@ -10404,6 +10442,7 @@ class sqlite_store final : public state_store {
   const std::string path_;
   logger log_;
   std::string problem_;
+  std::string failure_;  ///< of a transaction, until `trouble` finds that it is over
   std::mutex mutex_;
   std::int64_t usage_hour_ = 0;  ///< of the latest row
   std::unique_ptr<sqlite3, closer> database_;
@@ -10754,18 +10793,6 @@ class session_store {
       held.remove(client, last->second->bytes);
       forget(last);
     }
-  }
-
-  static std::int64_t to_ms(system_time time) {
-    using namespace std::chrono;
-    return duration_cast<milliseconds>(time.time_since_epoch()).count();
-  }
-
-  /// Not in the future, whatever the file says: clocks are set back, and files are written to.
-  static system_time past_time(const json& stored, const char* name) {
-    const auto now = std::chrono::system_clock::now();
-    const auto stored_ms = std::clamp<std::int64_t>(integer_of(stored, name), 0, to_ms(now));
-    return system_time(std::chrono::milliseconds(stored_ms));
   }
 
   static json encode(const message& entry) {
@@ -11951,7 +11978,7 @@ class engine {
 //================================================================================================
 // [25] agents - what Claude Code's own tools may do, and which MCP servers they have
 // uses: text, errors, json_access, options, conversation, fields, cli_protocol, cli_command,
-//       process | thread-safe
+//       process, store | thread-safe
 //================================================================================================
 
 /// One of Claude Code's own tools.
@@ -11998,7 +12025,7 @@ struct agent_headers {
 
 /// Which tools the agents of a client, or of one of its sessions, have.
 struct tool_configuration {
-  std::optional<std::vector<std::string>> allowed;  ///< unset: all that are known
+  std::vector<std::string> allowed;
   std::vector<std::string> disallowed;
   std::chrono::system_clock::time_point created;
   std::chrono::system_clock::time_point updated;
@@ -12006,11 +12033,7 @@ struct tool_configuration {
   std::vector<std::string> lent;  ///< of `effective` what the operator lends; to be shown
 
   std::vector<std::string> effective() const {
-    std::vector<std::string> tools;
-    if (allowed) tools = *allowed;
-    if (!allowed) {
-      for (const auto& tool : known_tools) tools.emplace_back(tool.name);
-    }
+    auto tools = allowed;
     const auto out = [&](const std::string& name) {
       return std::find(disallowed.begin(), disallowed.end(), name) != disallowed.end();
     };
@@ -12051,11 +12074,29 @@ inline json render_known_tools() {
 }
 
 inline json render_configuration(const tool_configuration& kept) {
-  return json::object({{"allowed_tools", kept.allowed ? json(*kept.allowed) : json()},
+  return json::object({{"allowed_tools", kept.allowed},
                        {"disallowed_tools", kept.disallowed},
                        {"effective_tools", kept.lent},
                        {"created_at", text::iso_time(kept.created)},
                        {"updated_at", text::iso_time(kept.updated)}});
+}
+
+/// For the store.
+inline json encode_configuration(const tool_configuration& kept) {
+  return json::object({{"allowed", text::join(kept.allowed, ",")},
+                       {"disallowed", text::join(kept.disallowed, ",")},
+                       {"created_ms", to_ms(kept.created)},
+                       {"updated_ms", to_ms(kept.updated)}});
+}
+
+inline tool_configuration decode_configuration(const json& stored) {
+  const auto names = [&](const char* list) { return text::split(string_of(stored, list), ','); };
+  return {names("allowed"),
+          names("disallowed"),
+          past_time(stored, "created_ms"),
+          past_time(stored, "updated_ms"),
+          std::chrono::steady_clock::now(),
+          {}};
 }
 
 inline json render_tool_stats(const tool_configuration& kept, std::size_t sessions) {
@@ -12066,7 +12107,7 @@ inline json render_tool_stats(const tool_configuration& kept, std::size_t sessio
     counted[name] = categories[name];
   }
   return json::object({{"total_tools", known_tools.size()},
-                       {"global_allowed", kept.allowed ? kept.allowed->size() : known_tools.size()},
+                       {"global_allowed", kept.allowed.size()},
                        {"global_disallowed", kept.disallowed.size()},
                        {"session_configs", sessions},
                        {"tool_categories", counted}});
@@ -12551,13 +12592,17 @@ inline command server_command(const options& settings, const json& config) {
 }  // namespace agent_rules
 
 /// Knows what agents may do: the operator's limits, and within them what each client has set. A
-/// client's settings are its own.
+/// client's settings are its own; a store keeps which tools it has chosen.
 class agent_registry {
  public:
   /// Throws `std::invalid_argument` when the operator's MCP file cannot be used. `scratch` is a
   /// private directory, in which each client's agents get one of their own.
-  agent_registry(const options& settings, std::string scratch, const child_guard& guard)
-      : settings_(settings), scratch_(std::move(scratch)), guard_(guard) {
+  agent_registry(const options& settings, std::string scratch, const child_guard& guard,
+                 std::shared_ptr<state_store> state = std::make_shared<state_store>())
+      : settings_(settings), scratch_(std::move(scratch)), guard_(guard), state_(std::move(state)) {
+    for (const auto& record : state_->read(kind)) {
+      configurations_[record.client][record.id] = decode_configuration(record.head);
+    }
     if (settings_.mcp_config.empty()) return;
     const unique_fd file(::open(settings_.mcp_config.c_str(), O_RDONLY | O_CLOEXEC));
     const json parsed = try_parse_json(read_all(file));
@@ -12646,6 +12691,8 @@ class agent_registry {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (const auto& client : clients) {
       servers_.erase(client);
+      auto& own = configurations_[client];
+      while (!own.empty()) forget(client, own.begin());
       configurations_.erase(client);
     }
   }
@@ -12666,12 +12713,13 @@ class agent_registry {
     if (disallowed) kept.disallowed = without_doubles(*disallowed);
     kept.updated = std::chrono::system_clock::now();
     kept.used = std::chrono::steady_clock::now();
+    state_->write(kind, {client, session, encode_configuration(kept)});
     const auto configured = describe(kept);
     if (own.size() > max_configurations) {
-      own.erase(std::min_element(own.begin(), own.end(), [](const auto& a, const auto& b) {
-        return std::make_pair(a.first.empty(), a.second.used) <
-               std::make_pair(b.first.empty(), b.second.used);
-      }));
+      forget(client, std::min_element(own.begin(), own.end(), [](const auto& a, const auto& b) {
+               return std::make_pair(a.first.empty(), a.second.used) <
+                      std::make_pair(b.first.empty(), b.second.used);
+             }));
     }
     return configured;
   }
@@ -12759,6 +12807,7 @@ class agent_registry {
   }
 
  private:
+  static constexpr const char* kind = "tools";
   static constexpr std::size_t max_configurations = 1'000;    ///< of one client's sessions
   static constexpr std::size_t max_server_bytes = 32 * 1024;  ///< of all that one client adds
 
@@ -12890,6 +12939,7 @@ class agent_registry {
   /// What holds for the session, or else for the client. A session's ends with its session.
   const tool_configuration& configuration_of(const std::string& client,
                                              const std::string& session) {
+    state_->require();  // else a client's agents might get what it has ruled out
     sweep();
     auto& own = configurations_[client];
     auto found = own.find(session);
@@ -12905,20 +12955,28 @@ class agent_registry {
     for (auto& [client, own] : configurations_) {
       for (auto kept = own.begin(); kept != own.end();) {
         const bool expired = !kept->first.empty() && kept->second.used < oldest;
-        kept = expired ? own.erase(kept) : std::next(kept);
+        kept = expired ? forget(client, kept) : std::next(kept);
       }
     }
+  }
+
+  using configurations = std::map<std::string, tool_configuration>;
+
+  configurations::iterator forget(const std::string& client, configurations::iterator gone) {
+    state_->remove(kind, client, gone->first);
+    return configurations_[client].erase(gone);
   }
 
   const options& settings_;
   std::string scratch_;
   const child_guard& guard_;
+  const std::shared_ptr<state_store> state_;
   std::once_flag sandbox_tried_;
   std::string sandbox_problem_;  ///< empty: it works
   std::mutex mutex_;
   std::vector<mcp_server> operator_servers_;
   std::map<std::string, std::vector<mcp_server>> servers_;  ///< by client
-  std::map<std::string, std::map<std::string, tool_configuration>>
+  std::map<std::string, configurations>
       configurations_;  ///< by client and session; that without one is the client's
 };
 
@@ -14335,6 +14393,7 @@ struct gauges {
   std::size_t sessions = 0;
   std::string cli_version;
   std::vector<usage_window> windows = {};
+  std::optional<bool> store_usable = {};  ///< nullopt without a store
 };
 
 /// `{"object":"usage","by":…,"data":[…],"total":{…}}`
@@ -14346,6 +14405,9 @@ inline json render_usage(const std::string& by, std::int64_t from,
     for (std::size_t i = 0; i < token_kinds.size(); ++i) {
       shown[std::string(token_kinds[i]) + "_tokens"] = row.tokens[i];
     }
+    const auto prompt = row.tokens[0] + row.tokens[2] + row.tokens[3];
+    shown["cache_share"] =
+        prompt > 0 ? static_cast<double>(row.tokens[2]) / static_cast<double>(prompt) : 0;
     shown["cost_usd"] = row.usd;
     return shown;
   };
@@ -14406,6 +14468,10 @@ class metrics {
     render_windows(out, now.windows);
     out.begin("sessions", "gauge", "Sessions that are kept.");
     out.add({}, static_cast<double>(now.sessions));
+    if (now.store_usable) {
+      out.begin("store_usable", "gauge", "Whether state is stored: 1, or 0 when it is lost.");
+      out.add({}, *now.store_usable ? 1 : 0);
+    }
     out.begin("uptime_seconds", "gauge", "Time since the proxy began.");
     out.add({}, std::floor(seconds_between(begun_, std::chrono::steady_clock::now())));
     out.begin("build_info", "gauge", "Versions of the proxy and of claude.");
@@ -14754,19 +14820,24 @@ inline std::string problem_code(const cli_facts& facts) {
   return facts.version.empty() ? "claude_not_usable" : "claude_failed";
 }
 
-/// Healthy means that a request would be answered. Without `details` only that, and the problem's
-/// code: its text names paths and what `claude` printed.
+/// Healthy means that a request would be answered, and that state is stored where there is a store
+/// (`store`: see `state_store::trouble`). Without `details` only that, and the problem's code: its
+/// text names paths and what `claude` printed.
 inline json render_health(const process_counts& counts, const cli_facts& facts, bool details,
-                          bool demo = false) {
+                          bool demo = false, const std::optional<std::string>& store = {}) {
   constexpr std::chrono::seconds max_stall{30};
   auto problem = facts.problem;
   if (problem.empty() && counts.stalled > max_stall) {
     problem = std::to_string(counts.queued) + " requests wait, and none has got a process for " +
               std::to_string(counts.stalled.count() / 1000) + " s";
   }
+  std::string code = problem.empty() ? "store_unavailable" : problem_code(facts);
+  if (problem.empty() && !store.value_or("").empty()) {
+    problem = "the store cannot be used: " + *store;
+  }
   json whole = json::object(
       {{"status", problem.empty() ? "healthy" : "degraded"}, {"service", "claude-openai"}});
-  if (!problem.empty()) whole["code"] = problem_code(facts);
+  if (!problem.empty()) whole["code"] = std::move(code);
   if (demo) whole["demo"] = true;
   if (!details) return whole;
   whole.update(json::object({{"processes", json::object({{"spare", counts.spare},
@@ -14777,6 +14848,7 @@ inline json render_health(const process_counts& counts, const cli_facts& facts, 
                                                          {"stopping", counts.stopping},
                                                          {"maximum", counts.maximum}})},
                              {"queued", counts.queued}}));
+  if (store) whole["store"] = store->empty() ? "ok" : "unusable";
   if (!problem.empty()) whole["problem"] = problem;
   return whole;
 }
@@ -15431,7 +15503,7 @@ class channel {
 
 //================================================================================================
 // [33] page - the page at /, and the settings of clients that it shows
-// uses: text, json_access | pure
+// uses: text | pure
 //================================================================================================
 
 /// What makes a client use this proxy; {url}, {key} and {model} stand for the proxy's. The page and
@@ -15584,7 +15656,7 @@ section > header p, .message h3 { color: var(--muted); }
   font-size: .875rem; }
 .copy, .note, .tiles dt, th, .message :is(h3, footer) { font-size: .8125rem; }
 .row, .slots, footer { display: flex; flex-wrap: wrap; align-items: center; gap: .5rem; }
-.bar, #tabs, #bars, th, td { border-bottom: 1px solid var(--line); }
+.bar, #tabs, #bars, tr { border-bottom: 1px solid var(--line); }
 section + section, .status div + div, .endpoint + .endpoint, .composer {
   border-top: 1px solid var(--line); }
 button:not(.main):hover, nav a:hover { color: var(--accent); }
@@ -15626,8 +15698,10 @@ section > header p { margin-top: .4rem; }
 .status { padding: .4rem 1.25rem; align-self: start; }
 .status dl > div { display: grid; grid-template-columns: 7.5rem 1fr; padding-block: .6rem; }
 .state { font-weight: 600; }
-.state::before { content: ""; display: inline-block; width: .6rem; height: .6rem;
-  margin-right: .5rem; border-radius: 50%; background: currentColor; }
+.state::before, .slots li::before, .running .text > :last-child::after,
+.running .text:empty::after { content: ""; display: inline-block; }
+.state::before { width: .6rem; height: .6rem; margin-right: .5rem; border-radius: 50%;
+  background: currentColor; }
 .good, .string, .POST { color: var(--good); }
 .warn, .literal { color: var(--warn); }
 .bad, .DELETE { color: var(--bad); }
@@ -15662,9 +15736,8 @@ img { display: block; max-width: 100%; max-height: 12rem; border-radius: 5px; }
   &::after { content: "×"; }
 }
 footer { min-height: 2.25rem; }
-.running .text > :last-child::after, .running .text:empty::after { content: "";
-  display: inline-block; width: .5em; height: 1em; margin-left: .15em; vertical-align: -.15em;
-  background: var(--accent); }
+.running .text::after, .running .text > ::after { width: .5em; height: 1em; margin-left: .15em;
+  vertical-align: -.15em; background: var(--accent); }
 .failure { margin-top: .5rem; padding: .6rem .9rem; border-left: 3px solid var(--bad); }
 .thoughts { margin-top: .4rem; }
 .thoughts div, blockquote { margin: 0; padding-left: .9rem; border-left: 2px solid var(--line); }
@@ -15692,14 +15765,13 @@ th, td { padding: .45rem 1rem .45rem 0; text-align: left; }
 #bars i { flex: 1; border-radius: 2px 2px 0 0; background: var(--accent); }
 #slots { margin-block: .5rem; gap: 0; }
 .slots { gap: .2rem 1.1rem; list-style: none; }
-.slots li::before { content: ""; display: inline-block; width: .8rem; height: .8rem;
-  margin-right: .4rem; border: 1px solid var(--line); border-radius: 3px;
-  background: var(--state); }
+.slots li::before { width: .8rem; height: .8rem; margin-right: .4rem;
+  border: 1px solid var(--line); border-radius: 3px; background: var(--state); }
 .busy { --state: var(--accent); } .parked { --state: var(--warn); }
 .idle { --state: var(--blue); } .spare { --state: var(--good); }
 .starting, .rewinding { --state: var(--line); }
-.sessions table { width: 100%; margin-top: .5rem; }
-.sessions td:first-child { max-width: 9rem; overflow: hidden; text-overflow: ellipsis; }
+.live table { width: 100%; }
+#sessions td:first-child { max-width: 9rem; overflow: hidden; text-overflow: ellipsis; }
 
 .group + .group { margin-top: 1.75rem; } .group h3 { margin-bottom: .6rem; }
 summary { cursor: pointer; }
@@ -15711,7 +15783,7 @@ summary { cursor: pointer; }
 .endpoint[open] > summary::after { content: "–"; }
 .method { font: 600 .75rem var(--mono); }
 .try { padding: .25rem 1rem 1.25rem; }
-.answer pre { max-height: 26rem; }
+.answer pre, #usage .wide { max-height: 26rem; }
 
 dialog { width: min(26rem, 100vw - 2rem); padding: 1.5rem; color: inherit; }
 
@@ -15723,7 +15795,7 @@ dialog { width: min(26rem, 100vw - 2rem); padding: 1.5rem; color: inherit; }
   #theme { margin-left: auto; }
   .endpoint > summary { grid-template-columns: 3.1rem 1fr auto; gap: 0 .6rem; }
   .endpoint .muted { grid-area: 2 / 2; }
-  .optional { display: none; }
+  #sessions tr > :is(:nth-child(3), :nth-child(4)) { display: none; }
 }
 @media (width >= 60rem) {
   .playground { grid-template-columns: 16rem minmax(0, 1fr); }
@@ -15857,16 +15929,24 @@ curl</button>
 <p class="row muted small"><span>10 min ago</span> <span id="bars-most"></span>
 <span>now</span></p>
 </div>
-<div class="card sessions">
+<div class="card">
 <h3>Sessions <span class="muted" id="session-count"></span></h3>
 <p class="muted small" id="no-sessions">None yet. Requests with a <code>session_id</code> make
 one.</p>
-<div class="wide" hidden id="session-table"><table>
-<thead><tr><th>Session</th><th>Messages</th>
-<th class="optional">Last used</th><th class="optional">Ends</th>
-<td></td></tr></thead>
-<tbody id="sessions"></tbody>
-</table></div></div></div></section>
+<div id="sessions"></div></div></div></section>
+
+<section id="usage" hidden>
+<header><h2>Usage</h2>
+<p>What answers have used, by days of UTC.</p></header>
+<div class="live">
+<div class="pair"><label>Time <select id="usage-days">
+<option>today<option>7 days<option>30 days<option>90 days
+</select></label>
+<label>By <select id="usage-by"><option>Model<option>Day<option>Key<option>Dialect</select></label>
+</div>
+<dl class="tiles card" id="usage-tiles"></dl>
+<div class="card" id="usage-table"></div>
+</div></section>
 
 <section id="endpoints">
 <header><h2>API Endpoints</h2>
@@ -15975,7 +16055,7 @@ const coloured = (text) => (text.length > 200_000 ? [text]
     [make(`span.${Object.keys(groups).find((name) => groups[name])}`, whole)]));
 
 const pretty = (value) => JSON.stringify(value, null, 2);
-const short = new Intl.NumberFormat('en', { notation: 'compact', maximumFractionDigits: 1 });
+const short = new Intl.NumberFormat('en', { notation: 'compact', maximumFractionDigits: 1 }).format;
 const dollars = (cost) => `$${cost > 0 && cost < 0.01 ? cost.toPrecision(2) : cost.toFixed(2)}`;
 const span = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(2)} s`);
 
@@ -16118,10 +16198,11 @@ async function showHealth() {
   const { code = '', problem = code.replaceAll('_', ' '), demo } =
     health ?? { problem: 'The server does not answer.' };
   const [kind, text] = !health ? ['bad', 'No answer']
-    : code ? ['warn', 'Not ready'] : ['good', 'Connected'];
+    : code ? ['warn', 'Degraded'] : ['good', 'Connected'];
   $('connection').className = `state ${kind}`;
   if ($('connection').textContent !== text) tell('connection', text); // a live region, too
   $('demo').hidden = !demo;
+  $('usage').hidden = !health?.store;
   showProblem(problem, remedies[code]);
   return health;
 }
@@ -16315,15 +16396,19 @@ function takeList(lines, depth) {
   }
 }
 
-function takeTable(lines) {
-  const tableRow = (line, tag) => make('tr',
-    ...line.trim().replace(/^\||\|$/g, '').split('|').map((cell) =>
-      make(tag, ...inlineNodes(cell.trim()))));
-  const head = tableRow(lines.shift(), 'th');
-  lines.shift();
-  const rows = takeWhile(lines, (line) => line.includes('|')).map((line) => tableRow(line, 'td'));
+/** Of rows of cells: a node, a text or a list of them; the first row is the head. */
+function tableOf(rows) {
+  const [head, ...others] = rows.map((cells, at) =>
+    make('tr', ...cells.map((cell) => make(at ? 'td' : 'th', ...[cell].flat()))));
   return make('div.wide', { tabindex: 0 },
-    make('table', make('thead', head), make('tbody', ...rows)));
+    make('table', make('thead', head), make('tbody', ...others)));
+}
+
+function takeTable(lines) {
+  const [head] = lines.splice(0, 2);
+  const rows = [head, ...takeWhile(lines, (line) => line.includes('|'))];
+  return tableOf(rows.map((line) => line.trim().replace(/^\||\|$/g, '').split('|')
+    .map((cell) => inlineNodes(cell.trim()))));
 }
 
 function blocks(lines, depth = 0) {
@@ -16692,7 +16777,7 @@ function drawChart() {
   tell('bars-most', text);
 }
 
-const showTiles = (tiles) => tell('tiles', ...tiles.map(([name, value, note]) =>
+const showTiles = (id, tiles) => tell(id, ...tiles.map(([name, value, note]) =>
   make('div', make('dt', name), make('dd', value), make('dd.note', note))));
 
 const meanings = {
@@ -16721,9 +16806,9 @@ function showFigures(figures) {
     return ms === undefined ? '–' : span(ms);
   };
   const tokens = (...kinds) =>
-    short.format(sum(figures.tokens_total, ({ kind }) => kinds.includes(kind)));
+    short(sum(figures.tokens_total, ({ kind }) => kinds.includes(kind)));
   const minute = now.answers - sampleAt(now.at - 60_000).answers;
-  showTiles([
+  showTiles('tiles', [
     ['Requests', minute, 'in the last minute'],
     // Without the one that asks for these figures.
     ['In flight', sum(figures.requests_in_flight) - 1, `${sum(figures.queue_depth)} queued`],
@@ -16757,7 +16842,7 @@ async function showLive() {
   $('chart').hidden = problem !== undefined;
   if (problem) {
     const { status, code = '', processes } = health;
-    showTiles([['Status', status, code]]);
+    showTiles('tiles', [['Status', status, code]]);
     if (processes) showProcesses(processes, processes.maximum);
   }
   await showSessions();
@@ -16775,18 +16860,48 @@ async function deleteSession(id) {
 }
 
 const sessionRow = ({ session_id: id, message_count: count, last_accessed, expires_at }) =>
-  make('tr', make('td', { title: id }, id), make('td', count),
-    make('td.optional', clock(last_accessed)), make('td.optional', clock(expires_at)), make('td',
-      button('.copy', 'Delete', () => deleteSession(id), { 'aria-label': `Delete ${id}` })));
+  [make('span', { title: id }, id), count, clock(last_accessed), clock(expires_at),
+    button('.copy', 'Delete', () => deleteSession(id), { 'aria-label': `Delete ${id}` })];
 
 async function showSessions() {
   const { sessions } = mayAsk() ? await ask('/v1/sessions') : { sessions: [] };
   const now = JSON.stringify(sessions);
-  if (known.sessions !== now) tell('sessions', ...sessions.map(sessionRow));
+  if (known.sessions !== now) {
+    const head = ['Session', 'Messages', 'Last used', 'Ends'];
+    tell('sessions', sessions.length ? tableOf([head, ...sessions.map(sessionRow)]) : '');
+  }
   Object.assign(known, { sessions: now, session: sessions[0]?.session_id ?? '' });
   tell('session-count', mayAsk() ? sessions.length : 'told with the key');
   $('no-sessions').hidden = !mayAsk() || sessions.length > 0;
-  $('session-table').hidden = !sessions.length;
+}
+
+// ---- usage ----
+
+const percent = (part) => `${Math.round(100 * part)}%`;
+
+async function showUsage() {
+  if ($('usage').hidden) return;
+  const by = $('usage-by').value;
+  const days = parseInt($('usage-days').value, 10) || 1;
+  const from = new Date(Date.now() - (days - 1) * 864e5).toISOString().slice(0, 10);
+  const { data, total, plan } = await ask(`/v1/usage?by=${by.toLowerCase()}&from=${from}`);
+  const [answers, input, output, reads, writes, cached, cost] = Object.values(total);
+  showTiles('usage-tiles', [
+    ['Answers', short(answers), ''],
+    ['Tokens in', short(input + reads + writes), `${percent(cached)} cached`],
+    ['Tokens out', short(output), ''],
+    ['Cost', dollars(cost), 'at the list price'],
+    ...(plan ? [['Plan', dollars(plan.cost_usd), `${dollars(plan.usd_per_month)} a month`]] : []),
+  ]);
+  const now = JSON.stringify([by, data]);
+  if (known.usage === now) return; // a table that is scrolled stays so
+  known.usage = now;
+  if (by === 'Day') data.reverse();
+  const formats = [String, short, short, short, short, short, percent, dollars];
+  tell('usage-table', tableOf([
+    [by, 'Answers', 'Input', 'Output', 'Cache reads', 'Cache writes', 'Cached', 'Cost'],
+    ...data.map((row) => Object.values(row).map((value, at) => formats[at](value))),
+  ]));
 }
 
 // ---- explorer ----
@@ -16806,7 +16921,7 @@ POST /v1/completions OpenAI legacy completions {"prompt":"Once upon","stream":tr
 POST /v1/fim/completions Fills in the middle of a text {"prompt":"One, ","suffix":", three"}
 POST /api/chat Ollama's chat {${hello},"stream":false}
 POST /api/generate Ollama's completion {"prompt":"Say hello","stream":false}
-POST /v1/debug/request Shows how the server reads a request, and the faults found {${hello}}
+POST /v1/debug/request Tells how a request is read, and what is wrong {${hello}}
 POST /v1/compatibility Tells which fields of a chat request count {${hello},"seed":42}
 
 Models and conversations
@@ -16838,7 +16953,7 @@ GET /v1/mcp/stats Counts the MCP servers
 The server
 GET /v1/auth/status Tells the auth method, and what is missing
 GET /metrics Shows figures for Prometheus
-GET /v1/usage Sums up what answers have used, with --store
+GET /v1/usage Sums up usage, with --store
 GET /health Tells whether requests are answered
 GET /version Tells the version
 GET /api/version Tells Ollama's version
@@ -16970,8 +17085,9 @@ tell('explorer', ...routes.split('\n\n').map((group) => {
 // ---- the start ----
 
 /** All that depends on the key. Its failures are told elsewhere. */
-const showEverything = () => Promise.allSettled([showAccount(), showLive()]);
+const showEverything = () => Promise.allSettled([showAccount(), showLive().then(showUsage)]);
 
+on('usage', 'input', showEverything);
 showKeyState();
 showEverything();
 if (!mayAsk()) askForKey();
@@ -17000,16 +17116,17 @@ inline std::string fill_in(std::string_view text, std::string_view name, std::st
 
 /// The page's form of `client_recipes`: settings with the file that they are for.
 inline std::string render_recipes() {
-  json rows = json::array();
+  std::string rows = "[";
   for (const auto& client : client_recipes) {
     const std::string_view settings = client.settings;
     std::string text;
     if (*client.file != '\0') text = "In ~/" + std::string(client.file);
     if (*client.start != '\0') text += "; then: " + std::string(client.start);
     if (!text.empty()) text = (settings.front() == '{' ? "// " : "# ") + text + "\n";
-    rows.push_back(json::array({client.title, text + std::string(text::trim(settings))}));
+    text += text::trim(settings);
+    rows += "[`" + std::string(client.title) + "`, `" + text + "`],";  // as they are: none has a `
   }
-  return dump(rows);
+  return rows + "]";
 }
 
 /// The page, with a nonce of this answer's own. No secret is in it.
@@ -18261,14 +18378,15 @@ inline void handle_auth_status(request_context& now) {
 }
 
 inline void handle_health(request_context& now) {
-  answer_json(
-      now, render_health(now.proxy.processes.counts(), now.proxy.status.get(),
-                         !now.who.is_stranger && now.who.page_refusal.empty(), now.settings->demo));
+  answer_json(now, render_health(now.proxy.processes.counts(), now.proxy.status.get(),
+                                 !now.who.is_stranger && now.who.page_refusal.empty(),
+                                 now.settings->demo, now.proxy.state.trouble()));
 }
 
 inline void handle_metrics(request_context& now) {
-  const gauges state{now.proxy.processes.counts(), now.proxy.sessions.size(),
-                     now.proxy.status.get().version, now.proxy.windows.all()};
+  gauges state{now.proxy.processes.counts(), now.proxy.sessions.size(),
+               now.proxy.status.get().version, now.proxy.windows.all()};
+  if (const auto trouble = now.proxy.state.trouble()) state.store_usable = trouble->empty();
   now.response.set_body(now.proxy.figures.render(state),
                         "text/plain; version=0.0.4; charset=utf-8");
 }
@@ -18296,7 +18414,13 @@ inline void handle_usage(request_context& now) {
   const auto day = now.parameter("from");
   const auto from = day.empty() ? now_ms() / ms_per_hour - 90 * 24 : try_day(day);
   if (!from) throw bad_field("from", "must be a day, such as 2026-11-30");
-  answer_json(now, render_usage(by, *from, now.proxy.state.sum_usage(by, *from)));
+  auto usage = render_usage(by, *from, now.proxy.state.sum_usage(by, *from));
+  if (const double price = now.settings->plan_price; price > 0) {
+    const auto hours = static_cast<double>(now_ms()) / ms_per_hour - static_cast<double>(*from);
+    const auto cost = price * 12 / (365 * 24) * std::max(hours, 0.0);
+    usage["plan"] = json::object({{"usd_per_month", price}, {"cost_usd", cost}});
+  }
+  answer_json(now, std::move(usage));
 }
 
 /// What has arrived, and whether it would be taken as a chat request.
@@ -19141,7 +19265,7 @@ class server {
         sessions_(settings_, state_),
         engine_(settings_, pool_, sessions_, limit_board_, &signals_.cut),
         responses_(settings_, state_),
-        agents_(settings_, scratch_->path(), *guard_),
+        agents_(settings_, scratch_->path(), *guard_, state_),
         parts_{live_,
                pool_,
                engine_,

@@ -661,6 +661,13 @@ struct command_line {
     app.add_flag("--no-extra-usage", no_extra_usage,
                  "Refuse requests while a subscription would bill them beyond its plan")
         ->envname("CLAUDE_NO_EXTRA_USAGE");
+    app.add_option(
+           "--plan-price", settings.plan_price,
+           "What the login's plan costs in USD a month, for `usage` to show beside the list "
+           "price")
+        ->envname("CLAUDE_PLAN_PRICE")
+        ->type_name("USD")
+        ->check(CLI::NonNegativeNumber);
   }
 
   void add_claude_options() {
@@ -2023,15 +2030,20 @@ int connect(const command_line& line, const std::string& key) {
   return status;
 }
 
+double number_of(const proxy::json& row, const char* name) {
+  const auto& found = proxy::member_of(row, name);
+  return found.is_number() ? found.get<double>() : 0;
+}
+
 void print_usage_row(const std::string& name, const proxy::json& row) {
   std::cout << std::left << std::setw(32) << proxy::routes::printable(name) << std::right
             << std::setw(9) << proxy::integer_of(row, "answers");
   for (const auto* kind : proxy::token_kinds) {
     std::cout << std::setw(13) << proxy::integer_of(row, (kind + std::string("_tokens")).c_str());
   }
-  const auto& usd = proxy::member_of(row, "cost_usd");
-  std::cout << std::setw(12) << std::fixed << std::setprecision(4)
-            << (usd.is_number() ? usd.get<double>() : 0) << "\n";
+  std::cout << std::setw(8) << std::fixed << std::setprecision(0)
+            << 100 * number_of(row, "cache_share") << "%" << std::setw(12) << std::setprecision(4)
+            << number_of(row, "cost_usd") << "\n";
 }
 
 /// `claude-openai usage`: what `GET /v1/usage` tells, as a table.
@@ -2055,12 +2067,16 @@ int print_usage(const command_line& line) {
   std::cout << std::left << std::setw(32) << line.usage_by << std::right << std::setw(9)
             << "answers";
   for (const auto* kind : proxy::token_kinds) std::cout << std::setw(13) << kind;
-  std::cout << std::setw(12) << "USD"
+  std::cout << std::setw(9) << "cached" << std::setw(12) << "USD"
             << "\n";
   for (const auto& row : proxy::member_of(usage, "data")) {
     print_usage_row(proxy::string_of(row, line.usage_by.c_str()), row);
   }
   print_usage_row("total", proxy::member_of(usage, "total"));
+  if (const auto& plan = proxy::member_of(usage, "plan"); plan.is_object()) {
+    std::cout << "The plan costs " << number_of(plan, "cost_usd") << " USD in that time, at "
+              << std::setprecision(2) << number_of(plan, "usd_per_month") << " USD a month.\n";
+  }
   return 0;
 }
 

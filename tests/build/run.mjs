@@ -564,7 +564,7 @@ check('no tab and no space at a line end', () => {
 const BUDGETS = {
   text: 250, errors: 100, json_access: 210, log: 190, options: 340, conversation: 490, fields: 580, events: 160, sse: 80,
   openai_chat: 770, anthropic_messages: 760, openai_responses: 850, openai_completions: 210, catalog: 330, ollama: 430,
-  cli_protocol: 1_650, cli_command: 490, process: 600, claude_process: 660, pool: 1_060, store: 400, sessions: 570,
+  cli_protocol: 1_650, cli_command: 490, process: 600, claude_process: 660, pool: 1_060, store: 420, sessions: 570,
   responses: 390, engine: 630, agents: 1_010, demo: 760, guard: 210, limits: 300, metrics: 430, status: 230, http_head: 240,
   transport: 430, page: 1_650, connection: 380, routes: 1_260, http: 160, server: 650, doctor: 340,
 };

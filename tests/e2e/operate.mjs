@@ -41,9 +41,9 @@ export async function startOwn(t, { args = [], ...rest } = {}) {
 /** The same over the stand-in; `conf` are lines for it. */
 export const startLight = (t, { conf, ...rest } = {}) => startOwn(t, { cli: standIn(t, conf), ...rest });
 
-/** What a store's file answers to a statement, asked by another program while no proxy has it. */
+/** What a store's file answers to a statement, asked by another program while no proxy has it; a change is kept. */
 export function queryStore(file, statement) {
-  const script = 'import json, sqlite3, sys; print(json.dumps(sqlite3.connect(sys.argv[1]).execute(sys.argv[2]).fetchall()))';
+  const script = 'import json, sqlite3, sys; print(json.dumps(sqlite3.connect(sys.argv[1], isolation_level=None).execute(sys.argv[2]).fetchall()))';
   return JSON.parse(execFileSync('python3', ['-c', script, file, statement], { encoding: 'utf8' }));
 }
 

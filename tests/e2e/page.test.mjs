@@ -5,11 +5,13 @@ import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
+import path from 'node:path';
 import { promisify } from 'node:util';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
 import { DEMO } from './demo.test.mjs';
 import { directive } from './messages_api.mjs';
 import { PROXY, eventually, sleep, suite } from './harness.mjs';
+import { ask, queryStore, scratchFolder, standIn } from './operate.mjs';
 
 export const page = suite();
 /** A browser beside the CLI takes its time on a busy machine. */
@@ -84,7 +86,7 @@ test('the page is one document with a strict policy, and never stored', async (t
       `base-uri 'none'; form-action 'none'; frame-ancestors 'none'`,
   );
   assert.notEqual((await ask()).headers['content-security-policy'], headers['content-security-policy'], 'a nonce for each');
-  assert.ok(Buffer.byteLength(html) <= 62_000, `${Buffer.byteLength(html)} bytes`);
+  assert.ok(Buffer.byteLength(html) <= 63_500, `${Buffer.byteLength(html)} bytes`);
   assert.ok(!html.includes('{{'), 'no placeholder is left');
   const { version } = (await t.get('/version')).json;
   for (const title of ['Claude Code OpenAI Wrapper', 'Quick Start', 'API Endpoints', `v${version}`]) assert.ok(html.includes(title), title);
@@ -107,6 +109,7 @@ test('the page tells at a glance how the server is', async (t) => {
   await is(view, '#connection', '^Connected$');
   assert.ok(await view.locator('#demo').isHidden());
   assert.ok(await view.locator('#problem').isHidden());
+  assert.ok(await view.locator('#usage').isHidden(), 'there is no store');
   await is(view, '#auth-method', '^Anthropic API key$');
   await is(view, '#cli-version', '^\\d+\\.\\d+\\.\\d+$');
   await is(view, '#default-model', `^${MODEL}$`);
@@ -139,7 +142,7 @@ test('a problem is told in a bar over all of the page, with the command that men
     [missing, /\/nowhere\/claude/, 'npm install -g @anthropic-ai/claude-code@latest'],
   ]) {
     const view = await open(t, { proxy });
-    await is(view, '#connection', '^Not ready$');
+    await is(view, '#connection', '^Degraded$');
     assert.match(await text(view, '#problem'), told);
     assert.equal(await text(view, '#problem code'), command);
     await view.locator('#problem').getByRole('button', { name: 'Copy command' }).click();
@@ -861,6 +864,63 @@ test('live: a session is shown, and deleted when that is confirmed', async (t) =
   await eventually('the row is gone', async () => (await row.count()) === 0);
   assert.equal((await t.get(`/v1/sessions/${encodeURIComponent(id)}`)).status, 404);
   assert.equal((await t.get(`/v1/sessions/${encodeURIComponent(other)}`)).status, 200, 'and only that one');
+});
+
+test('usage: with a store, what answers have used in a time, summed up as chosen, beside what the plan costs', async (t) => {
+  const store = path.join(scratchFolder(t), 'state.sqlite');
+  const begin = () => t.start({ cli: standIn(t), env: { API_KEYS: 'one,two' }, args: ['--spares', '0', '--store', store, '--plan-price', '73'] });
+  const first = await begin();
+  for (const key of ['one', 'two', 'two']) {
+    const body = ask('[[text in=1000 out=200 cache_read=3000 cache_write=1000]]', { model: MODEL });
+    const { status } = await t.send({ proxy: first, headers: { 'x-api-key': key }, body }).done;
+    assert.equal(status, 200);
+  }
+  assert.deepEqual((await first.stop()).faults, []);
+  first.stopped = true;
+  queryStore(store, "UPDATE usage SET hour = hour - 10 * 24 WHERE key = 'key-2'");
+  const proxy = await begin();
+  const view = await open(t, { proxy });
+  await is(view, '#connection', '^Connected$');
+  assert.ok(await view.locator('#usage').isHidden(), 'it is told with the key');
+  await view.locator('#key').fill('one');
+  await view.keyboard.press('Enter');
+  const table = () => view.locator('#usage-table tr').evaluateAll((all) => all.map((row) => [...row.children].map((cell) => cell.textContent)));
+  const shows = async (days, by, names) => {
+    await view.selectOption('#usage-days', days);
+    await view.selectOption('#usage-by', by);
+    const rows = eventually(`${days} by ${by}`, async () => {
+      const [head, ...rows] = await table();
+      return head?.[0] === by && JSON.stringify(rows.map(([name]) => name)) === JSON.stringify(names) && rows;
+    });
+    return rows;
+  };
+  const usd = async (query) => `$${(await t.get(`/v1/usage?${query}`, { proxy, headers: { 'x-api-key': 'one' } })).json.total.cost_usd.toPrecision(2)}`;
+  const [all] = await shows('30 days', 'Model', [MODEL]);
+  assert.deepEqual(all.slice(1, 7), ['3', '3K', '600', '9K', '3K', '60%']);
+  assert.equal(all[7], await usd('by=model'));
+  const tiles = () => view.locator('#usage-tiles dd').allTextContents();
+  const [answers, , tokens, cached, output, , cost, price, plan, month] = await tiles();
+  assert.deepEqual([answers, tokens, cached, output, cost, price, month], ['3', '15K', '60% cached', '600', all[7], 'at the list price', '$73.00 a month']);
+  assert.match(plan, /^\$(69|7[0-2])\.\d\d$/); // 2.40 a day
+  const keys = await shows('30 days', 'Key', ['key-1', 'key-2']);
+  assert.deepEqual(keys.map((row) => row[1]), ['1', '2']);
+  await shows('90 days', 'Dialect', ['openai_chat']);
+  const day = (ago) => new Date(Date.now() - ago * 86_400_000).toISOString().slice(0, 10);
+  const today = day(0);
+  await shows('30 days', 'Day', [today, day(10)]);
+  if (day(0) !== today) return; // a test may run at midnight
+  await shows('7 days', 'Day', [today]);
+  await shows('today', 'Key', ['key-1']);
+  assert.equal((await tiles())[0], '1');
+
+  for (const colorScheme of ['light', 'dark']) {
+    await view.emulateMedia({ colorScheme });
+    await view.evaluate(axeSource());
+    const { violations } = await view.evaluate(() => window.axe.run('#usage'));
+    assert.deepEqual(violations.filter(({ impact }) => ['serious', 'critical'].includes(impact)).map(({ id }) => id), []);
+  }
+  await view.setViewportSize({ width: 360, height: 780 });
+  assert.equal(await view.evaluate(() => document.documentElement.scrollWidth), 360, 'nothing sticks out');
 });
 
 // ---- the key -------------------------------------------------------------------------------------

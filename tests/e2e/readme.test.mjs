@@ -2,9 +2,10 @@
 // Both directions.
 
 import assert from 'node:assert/strict';
+import path from 'node:path';
 import { ALL_TEXT } from './documents.mjs';
 import { startAndExpectExit, suite } from './harness.mjs';
-import { ask, scrape, startLight, startOwn, waitForWindow } from './operate.mjs';
+import { ask, scrape, scratchFolder, startLight, startOwn, waitForWindow } from './operate.mjs';
 
 export const readme = suite();
 const { test } = readme;
@@ -231,7 +232,7 @@ test('every metric of /metrics is in the pages, with its labels and their values
   await startLight(t, {
     args: [
       ...['--api-key', 'right', '--rate-limit', '--rate-limit-debug', '0', '--budget', 'requests=3/day'],
-      ...['--max-processes', '1', '--max-queue', '0'],
+      ...['--max-processes', '1', '--max-queue', '0', '--store', path.join(scratchFolder(t), 'state.sqlite')],
     ],
   });
   await t.proxy.inspected(); // by the only process that may be

@@ -3,12 +3,12 @@
 
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { writeFileSync } from 'node:fs';
+import { statSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { CLI_VERSIONS, DEFAULT_MODEL, claudePath } from './claude_cli.mjs';
 import { PROXY, eventually, suite } from './harness.mjs';
 import { directive } from './messages_api.mjs';
-import { ask, queryStore, scratchFolder, standIn } from './operate.mjs';
+import { ask, queryStore, scrape, scratchFolder, standIn } from './operate.mjs';
 
 export const store = suite();
 const { test } = store;
@@ -77,6 +77,28 @@ test('a day’s budget of a key holds after the proxy was killed', async (t) => 
   assert.deepEqual([await chat('one'), await chat('one'), await chat('two')], [200, 429, 200]);
 });
 
+test('which tools a key and its session have chosen holds after the proxy was killed', async (t) => {
+  const { start } = stored(t);
+  const begin = () => start({ cli: standIn(t), env: { API_KEYS: 'one,two' } });
+  let proxy = await begin();
+  const chosen = async (key, session = '') => {
+    const { status, json } = await t.get(`/v1/tools/config?session_id=${session}`, { proxy, headers: bearer(key) });
+    assert.equal(status, 200);
+    const { allowed_tools, disallowed_tools, created_at, updated_at } = json;
+    return { allowed_tools, disallowed_tools, ...(key === 'one' && { created_at, updated_at }) };
+  };
+  const all = async () => [await chosen('one'), await chosen('one', 'mine'), await chosen('one', 'other'), await chosen('two')];
+  for (const body of [{ allowed_tools: ['Read', 'Glob'] }, { session_id: 'mine', allowed_tools: [], disallowed_tools: ['Read'] }]) {
+    const { status } = await t.send({ proxy, path: '/v1/tools/config', headers: bearer('one'), body }).done;
+    assert.equal(status, 200);
+  }
+  const before = await all();
+  assert.deepEqual(before.map((one) => one.allowed_tools.length), [2, 0, 2, 6]);
+  await stop(proxy, 'SIGKILL');
+  proxy = await begin();
+  assert.deepEqual(await all(), before);
+});
+
 test('the sums of /v1/usage are what the API counted, by each way to sum up, after a restart too', { slow: true, deadline: 300_000 }, async (t) => {
   const { start } = stored(t);
   const begin = () => start({ env: { API_KEYS: 'one,two' } });
@@ -122,6 +144,11 @@ test('the sums of /v1/usage are what the API counted, by each way to sum up, aft
   ]) {
     const json = await kept(`by=${by}`, 6);
     assert.equal(json.by, by);
+    assert.ok(!('plan' in json), 'nobody told what the plan costs');
+    for (const row of [...json.data, json.total]) {
+      const [input, , reads, writes] = figures(row);
+      assert.equal(row.cache_share, reads / (input + reads + writes), `by ${by}`);
+    }
     if (by !== 'day') assert.deepEqual(json.data.map((row) => row[by]), names); // a test may run at midnight
     assert.deepEqual(figures(json.total), counted(), `by ${by}`);
     for (const kind of [...kinds, 'answers']) {
@@ -138,9 +165,24 @@ test('the sums of /v1/usage are what the API counted, by each way to sum up, aft
 
   const table = execFileSync(PROXY, ['usage', '--by', 'key', '--url', proxy.url, '--key', 'two'], { encoding: 'utf8', env: { PATH: process.env.PATH } });
   const [heading, ...rows] = table.trim().split('\n').map((line) => line.trim().split(/\s+/));
-  assert.deepEqual(heading, ['key', 'answers', 'input', 'output', 'cache_read', 'cache_write', 'USD']);
+  assert.deepEqual(heading, ['key', 'answers', 'input', 'output', 'cache_read', 'cache_write', 'cached', 'USD']);
   assert.deepEqual(rows.map(([name]) => name), ['key-1', 'key-2', 'total']);
   assert.deepEqual(rows.at(-1).slice(1, 6).map(Number), [6, ...counted()]);
+});
+
+test('what the plan costs stands beside the list price, for the same time, where the operator has told it', async (t) => {
+  const { start } = stored(t);
+  const proxy = await start({ cli: standIn(t), args: ['--plan-price', '73'] }); // 2.40 a day
+  const day = (ago) => new Date(Date.now() - ago * 86_400_000).toISOString().slice(0, 10);
+  const plan = async (query) => (await t.get(`/v1/usage?${query}`, { proxy })).json.plan;
+  const since = day(9);
+  const { usd_per_month, cost_usd } = await plan(`from=${since}`);
+  assert.equal(usd_per_month, 73);
+  const days = (Date.now() - Date.parse(since)) / 86_400_000;
+  assert.ok(Math.abs(cost_usd - 2.4 * days) < 0.1, `${cost_usd} USD for ${days} days`);
+  assert.equal((await plan(`from=${day(-2)}`)).cost_usd, 0);
+  const table = execFileSync(PROXY, ['usage', '--from', since, '--url', proxy.url], { encoding: 'utf8', env: { PATH: process.env.PATH } });
+  assert.match(table, /^The plan costs 2[1-4]\.\d{4} USD in that time, at 73\.00 USD a month\.$/m);
 });
 
 test('without --store usage is a 404 that says so', async (t) => {
@@ -161,13 +203,55 @@ async function assertServesTheRest(t, proxy, why) {
     t.send({ proxy, method: 'GET', path: '/v1/sessions' }),
     t.send({ proxy, method: 'GET', path: '/v1/responses/resp_x' }),
     t.send({ proxy, method: 'GET', path: '/v1/usage' }),
+    t.send({ proxy, method: 'GET', path: '/v1/tools/config' }),
+    t.send({ proxy, body: ask('[[text]]', { enable_tools: true }) }),
   ];
   for (const { done } of needs) {
     const { status, json, headers } = await done;
     assert.deepEqual([status, json.error.code], [503, 'store_unavailable'], JSON.stringify(json));
     assert.ok(Number(headers['retry-after']) > 0);
   }
+  assert.match(await trouble(t, proxy), new RegExp(why));
 }
+
+/** Why /health is degraded by the store; undefined while it is not. The figures agree with it. */
+async function trouble(t, proxy, headers) {
+  const health = await t.get('/health', { proxy, headers });
+  const { status, code, problem, store } = health.json;
+  const figures = await scrape(t, { proxy, headers });
+  assert.deepEqual([health.status, figures('store_usable')], [200, store === 'ok' ? 1 : 0]);
+  if (store === 'ok') return void assert.deepEqual([status, code, problem], ['healthy', undefined, undefined]);
+  assert.deepEqual([status, code, store], ['degraded', 'store_unavailable', 'unusable']);
+  return /^the store cannot be used: (.+)/.exec(problem)[1];
+}
+
+test('health is degraded while the store cannot be written to, says why, and is healthy again by itself', async (t) => {
+  const { file, start } = stored(t);
+  const cli = standIn(t);
+  const begin = () => start({ cli, env: { API_KEY: 'one' } });
+  let proxy = await begin();
+  const headers = bearer('one');
+  const turn = async () => {
+    const { status, json } = await t.send({ proxy, headers, body: ask('[[who]]', { session_id: 'x' }) }).done;
+    assert.equal(status, 200);
+    return JSON.parse(json.choices[0].message.content).messages;
+  };
+  const limitFiles = (most) => execFileSync('prlimit', ['--pid', String(proxy.pid), `--fsize=${most}:`]);
+  await turn();
+  assert.equal(await trouble(t, proxy, headers), undefined);
+  limitFiles(statSync(`${file}-wal`).size);
+  assert.equal(await turn(), 3, 'it goes on in memory');
+  assert.ok(await trouble(t, proxy, headers));
+  assert.ok(await trouble(t, proxy, headers), 'as long as it lasts');
+  const stranger = (await t.get('/health', { proxy })).json;
+  assert.deepEqual(stranger, { status: 'degraded', service: 'claude-openai', code: 'store_unavailable' });
+  limitFiles('unlimited');
+  assert.equal(await trouble(t, proxy, headers), undefined);
+  assert.equal(await turn(), 5);
+  await stop(proxy, 'SIGKILL');
+  proxy = await begin();
+  assert.equal(await turn(), 7, 'what could not be written was written later');
+});
 
 test('a store that another proxy has, that is damaged, or that a newer version wrote costs only what needs it', async (t) => {
   const { file, start } = stored(t);

@@ -324,7 +324,7 @@ TEST_CASE("tool configuration: it is told with its times") {
   kept.created = system_clock::time_point(seconds(0));
   kept.updated = system_clock::time_point(seconds(1));
   const auto told = plain(render_configuration(kept));
-  CHECK(told["allowed_tools"].is_null());
+  CHECK(told["allowed_tools"] == tree::array());
   CHECK(told["disallowed_tools"] == tree{"Bash"});
   CHECK(told["created_at"] == "1970-01-01T00:00:00.000Z");
   CHECK(told["updated_at"] == "1970-01-01T00:00:01.000Z");
@@ -360,7 +360,7 @@ TEST_CASE("tools: the list and its counts have the reference's shape") {
   const tree categories = {
       {"file", 6}, {"system", 3}, {"web", 2}, {"productivity", 3}, {"agent", 1}};
   CHECK(plain(render_tool_stats(kept, 4)) == tree{{"total_tools", 15},
-                                                  {"global_allowed", 15},
+                                                  {"global_allowed", 0},
                                                   {"global_disallowed", 1},
                                                   {"session_configs", 4},
                                                   {"tool_categories", categories}});

@@ -224,6 +224,15 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("metrics: whether state is stored is told where there is a store") {
+  const auto told = [](std::optional<bool> usable) {
+    return metrics().render(gauges{{}, 0, {}, {}, usable});
+  };
+  CHECK(told({}).find("store_usable") == std::string::npos);
+  CHECK(told(true).find("\nclaude_openai_store_usable 1\n") != std::string::npos);
+  CHECK(told(false).find("\nclaude_openai_store_usable 0\n") != std::string::npos);
+}
+
 TEST_CASE("metrics: labels are escaped, whatever a client calls its model") {
   exposition out;
   out.begin("x", "gauge", "help");

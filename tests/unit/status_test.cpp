@@ -91,6 +91,29 @@ TEST_CASE("health: a stranger is told whether all is well, or a word of what is 
   CHECK(render_health(counts, facts, true)["problem"] == facts.problem);
 }
 
+TEST_CASE("health: degraded while the store cannot be used, of which a stranger gets the code") {
+  const auto told = [](bool details, const std::optional<std::string>& store,
+                       const cli_facts& facts = {}) {
+    return render_health({}, facts, details, false, store);
+  };
+  CHECK_FALSE(told(true, {}).contains("store"));
+  CHECK(told(true, "")["status"] == "healthy");
+  CHECK(told(true, "")["store"] == "ok");
+  const auto health = told(true, "disk is full");
+  CHECK(health["status"] == "degraded");
+  CHECK(health["code"] == "store_unavailable");
+  CHECK(health["store"] == "unusable");
+  CHECK(health["problem"] == "the store cannot be used: disk is full");
+  CHECK(told(false, "disk is full") ==
+        json::object(
+            {{"status", "degraded"}, {"service", "claude-openai"}, {"code", "store_unavailable"}}));
+  cli_facts facts;
+  facts.problem = "no claude";  // worse: no request is answered
+  CHECK(told(true, "disk is full", facts)["problem"] == "no claude");
+  CHECK(told(true, "disk is full", facts)["code"] == "claude_not_usable");
+  CHECK(told(true, "disk is full", facts)["store"] == "unusable");
+}
+
 TEST_CASE("login: a key, a token or a cloud is a login, nothing is none") {
   CHECK(facts_of(R"({"account":{"tokenSource":"none","apiProvider":"firstParty"}})").logged_in ==
         false);

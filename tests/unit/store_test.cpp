@@ -1,12 +1,18 @@
 // [21] store: what outlasts the process, and where it lies.
 #ifdef CLAUDE_OPENAI_SQLITE
 #include <sqlite3.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
+#include <algorithm>
+#include <array>
 #include <chrono>
+#include <csignal>
+#include <cstdint>
 #include <filesystem>
 #include <fstream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -189,8 +195,10 @@ TEST_CASE(
   const auto store = here.open();
   CHECK_MESSAGE(store->problem().find(why) != std::string::npos, store->problem());
   CHECK(here.log.find(here.settings.store + " cannot be used: ") != std::string::npos);
+  CHECK(store->trouble() == store->problem());
   CHECK_FALSE(store->write("kind", record("a", "1", {}), 0));
   CHECK(store->read("kind").empty());
+  CHECK_THROWS_AS(store->sum_usage("day", 0), api_error);
   CHECK(files::file_size(here.settings.store) == bytes);
   session_store sessions(here.settings, store);
   const auto code_of = [](const auto& act) {
@@ -210,6 +218,77 @@ TEST_CASE(
   CHECK(code_of([&] { responses.expand("k", refers); }) == "store_unavailable");
   CHECK(code_of([&] { responses.get("k", "resp_1"); }) == "store_unavailable");
   CHECK(code_of([&] { responses.expand("k", json::parse(R"({"input":"Hi"})")); }) == "none");
+}
+
+TEST_CASE("store: a file of the first version gets what later ones have, and keeps what it holds") {
+  const fixture here;
+  std::ofstream(here.settings.store) << "";
+  REQUIRE(::chmod(here.settings.store.c_str(), 0600) == 0);
+  here.change(
+      "CREATE TABLE records (kind TEXT, client TEXT, id TEXT, head TEXT NOT NULL,"
+      " PRIMARY KEY (kind, client, id)) WITHOUT ROWID;"
+      "CREATE TABLE items (kind TEXT, client TEXT, id TEXT, position INTEGER, body TEXT NOT NULL,"
+      " PRIMARY KEY (kind, client, id, position)) WITHOUT ROWID;"
+      "PRAGMA user_version = 1;"
+      "INSERT INTO records VALUES ('kind', 'a', '1', '{}')");
+  const auto store = here.open();
+  CHECK(store->problem().empty());
+  store->add_usage({now_ms() / ms_per_hour, "key-1", "m", "d", 1, {1, 2, 3, 4}, 0.5});
+  CHECK(store->sum_usage("key", 0).size() == 1);
+  CHECK(all_of(*store) == strings{"a/1 {} []"});
+}
+
+TEST_CASE("store: usage is added up by the hour, and forgotten after 90 days") {
+  const fixture here;
+  const auto store = here.open();
+  const auto now = now_ms() / ms_per_hour;
+  for (const auto hour : {now - 90 * 24 - 1, now - 90 * 24, now, now}) {
+    store->add_usage({hour, "key-1", "m", "d", 1, {1, 2, 3, 4}, 0.5});
+  }
+  const auto all = store->sum_usage("model", 0);
+  REQUIRE(all.size() == 1);
+  CHECK(all[0].answers == 3);
+  CHECK(all[0].tokens == std::array<std::int64_t, 4>{3, 6, 9, 12});
+  CHECK(all[0].usd == 1.5);
+  CHECK(store->sum_usage("model", now).at(0).answers == 2);
+}
+
+/// The most bytes of a file that this process may write.
+void limit_files(rlim_t most) {
+  struct rlimit limit {};
+  REQUIRE(::getrlimit(RLIMIT_FSIZE, &limit) == 0);
+  limit.rlim_cur = std::min(most, limit.rlim_max);
+  REQUIRE(::setrlimit(RLIMIT_FSIZE, &limit) == 0);
+}
+
+TEST_CASE("store: a write that fails is trouble, until one of that size succeeds") {
+  fixture here;
+  ::signal(SIGXFSZ, SIG_IGN);
+  const auto store = here.open();
+  CHECK(state_store().trouble() == std::nullopt);
+  CHECK(store->trouble() == "");
+  limit_files(files::file_size(here.settings.store + "-wal") + 20'000);
+  const auto large = record("a", "1", {std::string(100'000, 'x')});
+  CHECK_FALSE(store->write("kind", large));
+  CHECK_FALSE(store->trouble().value_or("").empty());
+  CHECK(store->problem().empty());
+  CHECK(store->write("kind", record("a", "2", {})));
+  CHECK_FALSE(store->trouble().value_or("").empty());
+  limit_files(RLIM_INFINITY);
+  CHECK(store->trouble() == "");
+  CHECK(here.log.find(here.settings.store + " can be written to again") != std::string::npos);
+  CHECK(store->write("kind", large));
+  CHECK(store->read("trial").empty());
+}
+
+TEST_CASE("store: a file that was moved or deleted is trouble") {
+  const fixture here;
+  const auto store = here.open();
+  files::rename(here.settings.store, here.folder / "elsewhere");
+  CHECK(store->trouble().value_or("").find("moved or deleted") != std::string::npos);
+  CHECK(store->problem().empty());
+  files::rename(here.folder / "elsewhere", here.settings.store);
+  CHECK(store->trouble() == "");
 }
 
 TEST_CASE("store: ended responses are there after a restart, with what they refer to") {
