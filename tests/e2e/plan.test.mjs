@@ -62,7 +62,7 @@ test('a model that needs a newer Claude Code is a 400 with the command that upda
 const accountOf = ({ headers }) => (headers['x-api-key'] ? 'api_key' : 'cli');
 
 /** A proxy whose login's plan the returned API can end, for so many seconds; its other account never ends. */
-async function startWithFallback(t, args = []) {
+export async function startWithFallback(t, args = []) {
   const api = await startMessagesApi();
   const plan = { ends: undefined, calls: 0 };
   api.script(({ headers }) => {
