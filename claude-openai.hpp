@@ -10529,6 +10529,20 @@ inline std::optional<message> decode_message(const json& stored) {
   return entry;
 }
 
+/// Without its tools the API does not get back what they have found, only the text.
+inline void drop_searches(std::vector<message>& history) {
+  for (auto& entry : history) {
+    std::vector<content_part> left;
+    for (auto& part : entry.parts) {
+      const auto* kept = std::get_if<api_block_part>(&part);
+      const auto words = kept ? string_of(kept->block, "text") : std::string();
+      if (kept == nullptr) left.push_back(std::move(part));
+      if (!words.empty()) left.emplace_back(text_part{words});
+    }
+    entry.parts = std::move(left);
+  }
+}
+
 inline bool operator==(const text_part& a, const text_part& b) { return a.text == b.text; }
 inline bool operator==(const media_part& a, const media_part& b) {
   return std::tie(a.kind, a.media_type, a.data, a.url, a.title, a.more) ==
@@ -11452,12 +11466,13 @@ inline message make_reply(const turn_result& result) {
   std::string words;
   std::vector<content_part> calls;
   for (const auto& block : result.blocks) {
-    const bool plain = block.kind == block_kind::text && block.citations.empty();
-    if (plain) words += block.text;
-    if ((block.kind == block_kind::text && !plain) || block.kind == block_kind::search ||
-        block.kind == block_kind::found) {  // goes back as the API has sealed it
+    const bool sealed = block.kind == block_kind::search || block.kind == block_kind::found ||
+                        !block.citations.empty();
+    if (sealed) {  // by the API, which gets it back as it is
       if (!words.empty()) entry.parts.emplace_back(text_part{std::exchange(words, {})});
       entry.parts.emplace_back(api_block_part{anthropic_messages::render_block(block)});
+    } else if (block.kind == block_kind::text) {
+      words += block.text;
     }
     if (block.kind == block_kind::thinking && !block.signature.empty()) {
       entry.parts.emplace_back(thinking_part{block.text, block.signature, {}});
@@ -11523,20 +11538,6 @@ inline bool lacks_thoughts(const turn_request& request) {
   if (results.empty() || !std::holds_alternative<tool_result_part>(results.front())) return false;
   const auto& last_parts = messages[messages.size() - 2].parts;
   return last_parts.empty() || !std::holds_alternative<thinking_part>(last_parts.front());
-}
-
-/// Without its tools the API does not get back what they have found, only the text.
-inline void drop_searches(std::vector<message>& history) {
-  for (auto& entry : history) {
-    std::vector<content_part> left;
-    for (auto& part : entry.parts) {
-      const auto* kept = std::get_if<api_block_part>(&part);
-      const auto words = kept ? string_of(kept->block, "text") : std::string();
-      if (kept == nullptr) left.push_back(std::move(part));
-      if (!words.empty()) left.emplace_back(text_part{words});
-    }
-    entry.parts = std::move(left);
-  }
 }
 
 /// The operator's other account answers, see `options::fallback`.
