@@ -7783,9 +7783,24 @@ inline std::string say_missing(const options& settings) {
          "--claude-path";
 }
 
+/// The flag that takes `--bare` back, of those that `claude --help` lists; empty for none.
+inline std::string find_login_flag(std::string_view help) {
+  std::string found;
+  for (const auto& line : text::split(help, '\n')) {
+    for (auto& word : text::split(line, ' ')) {
+      if (word.front() != '-') break;  // the flags of a line come first
+      if (word.back() == ',') word.pop_back();
+      if (word == "--no-bare") return word;
+      if (word != "--bare" && text::ends_with(word, "bare")) found = std::move(word);
+    }
+  }
+  return found;
+}
+
 /// The command of a process without settings or memory of its own, and without tools or MCP servers
-/// unless it is an agent.
-inline command make_command(const options& settings, const launch_profile& profile) {
+/// unless it is an agent. `login_flag`: see `find_login_flag`.
+inline command make_command(const options& settings, const launch_profile& profile,
+                            const std::string& login_flag = {}) {
   command made;
   const auto* agent = profile.agent ? &*profile.agent : nullptr;
   made.arguments = claude_words(
@@ -7800,6 +7815,7 @@ inline command make_command(const options& settings, const launch_profile& profi
   // An agent is to have Claude Code's own prompt.
   const bool bare = resolve_auth(settings) != auth_method::cli && agent == nullptr;
   if (bare) made.arguments.emplace_back("--bare");
+  if (!bare && !login_flag.empty()) made.arguments.push_back(login_flag);
   made.environment = child_environment(settings);
   made.working_directory = agent ? agent->directory : settings.working_directory;
   if (agent) {
@@ -8348,6 +8364,14 @@ inline command_output run_command(const command& what, const child_guard& guard,
   return result;
 }
 
+/// Runs `claude` with these arguments alone.
+inline command_output run_claude(const options& settings, const std::vector<std::string>& arguments,
+                                 const child_guard& guard, std::chrono::seconds timeout,
+                                 const wake_signal& stop = wake_signal()) {
+  const command what{claude_words(settings, arguments), child_environment(settings), {}};
+  return run_command(what, guard, timeout, stop);
+}
+
 /// Memory of the machine in bytes; 0 when it is unknown.
 inline std::uint64_t physical_memory() {
   const long pages = ::sysconf(_SC_PHYS_PAGES);
@@ -8379,6 +8403,19 @@ inline std::string find_program(const std::string& name, const environment_map& 
     if (executable(folder + "/" + name)) return folder + "/" + name;
   }
   return {};
+}
+
+/// A program's file behind all links, when it was written and how large it is; empty for none.
+using program_file =
+    std::pair<std::string, std::pair<std::filesystem::file_time_type, std::uintmax_t>>;
+
+inline program_file find_program_file(const std::string& name, const environment_map& variables) {
+  std::error_code failed;
+  const auto real = std::filesystem::canonical(find_program(name, variables), failed);
+  if (failed) return {};
+  return {
+      real.string(),
+      {std::filesystem::last_write_time(real, failed), std::filesystem::file_size(real, failed)}};
 }
 
 /// Where this program is; by the name it was called where the system does not tell.
@@ -8602,8 +8639,9 @@ struct process_turn {
   bool failed_before_first_event = false;
 };
 
-/// How long a process has served, and what that has cost.
+/// How long a process of which program has served, and what that has cost.
 struct service_record {
+  program_file program = {};
   steady_time started = std::chrono::steady_clock::now();
   std::string day = text::local_day();
   int turns = 0;
@@ -8654,7 +8692,8 @@ class claude_process {
   enum class refusal { none, first_message, any_message };
 
   /// Throws `std::system_error` when the program cannot be started.
-  claude_process(const command& what, const child_guard& guard) : connection_(what, guard) {
+  claude_process(const command& what, const child_guard& guard, program_file program = {})
+      : connection_(what, guard), service_{std::move(program)} {
     connection_.send(encode_probe(probe_id));
   }
 
@@ -8669,6 +8708,7 @@ class claude_process {
   refusal refused() const { return refused_; }
   bool is_agent() const { return turn_.agent; }
   steady_time started() const { return service_.started; }
+  const program_file& program() const { return service_.program; }
 
   /// It began on this day: without `--bare` a prompt names the date.
   bool is_of_today() const { return service_.day == text::local_day(); }
@@ -9519,27 +9559,118 @@ struct start_counts {
   std::uint64_t total = 0;  ///< since the proxy began
 };
 
-/// Throws an `api_error` that tells why no process could be started, and what to do.
-inline std::unique_ptr<claude_process> start_claude(const options& settings,
-                                                    const launch_profile& profile,
-                                                    const child_guard& guard) {
-  const auto what = profile.fallback ? make_command(with_fallback(settings), profile)
-                                     : make_command(settings, profile);
-  try {
-    return std::make_unique<claude_process>(what, guard);
-  } catch (const std::system_error& failure) {
-    api_error error(error_kind::unavailable, std::string(failure.what()));
-    if (!is_missing(failure) && !settings.claude_path.empty()) throw error;
-    error.message = say_missing(settings);
-    error.code = "claude_not_found";
-    error.retry_is_futile = true;
-    const auto& directory = what.working_directory;
-    if (directory.empty() || ::access(directory.c_str(), X_OK) == 0) throw error;
-    error.message = "the working directory of claude cannot be entered: " + directory;
-    error.code = "working_directory_missing";
-    throw error;
-  }
+/// What a process is started from.
+struct cli_program {
+  std::string path;
+  program_file file = {};
+  std::string login_flag = {};  ///< see `find_login_flag`
+};
+
+/// Why no process could be started in the directory, and what to do.
+inline api_error explain_start(const std::system_error& failure, const options& settings,
+                               const std::string& directory) {
+  api_error error(error_kind::unavailable, std::string(failure.what()));
+  if (!is_missing(failure) && !settings.claude_path.empty()) return error;
+  error.message = say_missing(settings);
+  error.code = "claude_not_found";
+  error.retry_is_futile = true;
+  if (directory.empty() || ::access(directory.c_str(), X_OK) == 0) return error;
+  error.message = "the working directory of claude cannot be entered: " + directory;
+  error.code = "working_directory_missing";
+  return error;
 }
+
+/// Starts processes, from the operator's program, or where that has changed and does not work from
+/// the last one that did, as long as it is there. Thread-safe.
+class cli_programs {
+ public:
+  cli_programs(const options& settings, std::shared_ptr<const child_guard> guard)
+      : settings_(settings), guard_(std::move(guard)), latest_{settings.claude_path} {}
+
+  /// Asks a program that is new for its flags.
+  cli_program current() {
+    const auto& path = settings_.claude_path;
+    cli_program found{path, find_program_file(path, settings_.environment)};
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (found.file == latest_.file) return warning_.empty() || !is_there() ? latest_ : worked_;
+    }
+    found.login_flag = find_login_flag(ask_help());
+    const std::lock_guard<std::mutex> lock(mutex_);
+    warning_.clear();
+    return latest_ = found;
+  }
+
+  /// Neither a process nor a failure where another program is to be started.
+  grant start(const launch_profile& profile) {
+    const auto program = current();
+    auto settings = profile.fallback ? with_fallback(settings_) : settings_;
+    settings.claude_path = program.path;
+    grant made;
+    command what;
+    try {
+      what = make_command(settings, profile, program.login_flag);
+      made.process = std::make_unique<claude_process>(what, *guard_, program.file);
+      return made;
+    } catch (const std::system_error& why) {
+      made.failure = explain_start(why, settings, what.working_directory);
+    } catch (const std::exception& why) {
+      made.failure = api_error(error_kind::internal, why.what());
+    }
+    if (reject(program.file, made.failure->message)) made.failure.reset();
+    return made;
+  }
+
+  /// A turn that was answered counts; until there was one, the answer to `initialize` does.
+  void note_use(const claude_process& process) {
+    using state = claude_process::state;
+    const auto now = process.now();
+    const bool answered = now == state::idle || now == state::awaiting_tool_results;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const bool first = worked_.path.empty() && !process.initialize_response().is_null();
+    if (!(answered || first) || process.program() != latest_.file) return;
+    worked_ = {latest_.file.first, latest_.file, latest_.login_flag};
+    warning_.clear();
+  }
+
+  /// It has failed before it answered anything. True when another is used in its place.
+  bool reject(const program_file& file, const std::string& why) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (file == worked_.file || !is_there()) return false;
+    if (file != latest_.file || !warning_.empty()) return true;
+    warning_ = latest_.path + " has changed and does not work (" + why + "); " + worked_.path +
+               ", the last one that worked, answers until it changes again";
+    settings_.log.warning(warning_);
+    return true;
+  }
+
+  /// Why the operator's program is not used; empty where it is.
+  std::string warning() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return warning_;
+  }
+
+ private:
+  /// The one that worked.
+  bool is_there() const {
+    return !worked_.path.empty() && find_program_file(worked_.path, {}) == worked_.file;
+  }
+
+  std::string ask_help() const {
+    try {
+      return run_claude(settings_, {"--help"}, *guard_, std::chrono::seconds(5)).output;
+    } catch (const std::exception&) {  // the start of a process says why
+      return {};
+    }
+  }
+
+  const options& settings_;
+  std::shared_ptr<const child_guard> guard_;
+  mutable std::mutex mutex_;  ///< guards all below
+  cli_program latest_;        ///< the operator's
+  cli_program worked_;        ///< by the path of its file
+  std::string warning_;
+};
 
 /// Owns every process. Requests take them and give them back; one thread, the janitor, starts them
 /// and reads what they say while nobody has them. No lock is held while bytes are read.
@@ -9549,7 +9680,7 @@ class pool {
 
   pool(const options& settings, std::shared_ptr<const child_guard> guard)
       : settings_(settings),
-        guard_(std::move(guard)),
+        programs_(settings, std::move(guard)),
         queue_(settings.max_processes > 0 ? settings.max_processes
                                           : default_max_processes(physical_memory())),
         support_(settings) {
@@ -9605,6 +9736,8 @@ class pool {
     const std::lock_guard<std::mutex> lock(mutex_);
     spares_.forget(clients);
   }
+
+  cli_programs& programs() { return programs_; }
 
   process_counts counts() const {
     using state = claude_process::state;
@@ -9684,6 +9817,7 @@ class pool {
 
   void give_back(const process_demand& demand, std::unique_ptr<claude_process> process) {
     using state = claude_process::state;
+    programs_.note_use(*process);
     process->release(support_.now() != rewind_reach::nowhere);
     const bool worn = process->now() == state::idle && process->is_worn();
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -9827,7 +9961,8 @@ class pool {
       if (before != state::starting && before != state::ready) continue;
       while (const auto happened = kept.process->pop()) {
         const auto* failed = std::get_if<turn_failed>(&*happened);
-        if (failed) fail_start(kept.profile, failed->error, before == state::starting);
+        if (!failed || programs_.reject(kept.process->program(), failed->error.message)) continue;
+        fail_start(kept.profile, failed->error, before == state::starting);
       }
     }
   }
@@ -9903,20 +10038,13 @@ class pool {
   void launch(const launch_profile& profile, std::unique_lock<std::mutex>& lock) {
     ++starts_.under_way;
     lock.unlock();
-    std::unique_ptr<claude_process> fresh;
-    api_error failure(error_kind::internal, {});
-    try {
-      fresh = start_claude(settings_, profile, *guard_);
-    } catch (const api_error& why) {
-      failure = why;
-    } catch (const std::exception& why) {
-      failure.message = why.what();
-    }
+    auto fresh = programs_.start(profile);
     lock.lock();
     --starts_.under_way;
-    if (fresh == nullptr) return fail_start(profile, failure, true);
+    if (fresh.failure) fail_start(profile, *fresh.failure, true);
+    if (fresh.process == nullptr) return;
     ++starts_.total;
-    kept_.push_back({profile, std::move(fresh), claude_process::state::starting});
+    kept_.push_back({profile, std::move(fresh.process), claude_process::state::starting});
   }
 
   /// A `claude` that dies at its start would be started again without end, were it not sent to a
@@ -9928,7 +10056,7 @@ class pool {
   }
 
   const options& settings_;
-  std::shared_ptr<const child_guard> guard_;
+  cli_programs programs_;
 
   mutable std::mutex mutex_;  ///< guards all below but the janitor itself
   kept_processes kept_;       ///< the least recently used first
@@ -10512,7 +10640,10 @@ inline std::optional<message> decode_message(const json& stored) {
   if (!content.is_array()) return std::nullopt;
   for (const auto& block : content) {
     const auto type = string_of(block, "type");
-    if (type == "text") {
+    const bool cites = type == "text" && !member_of(block, "citations").empty();
+    if (cites || type == "server_tool_use" || text::ends_with(type, "_tool_result")) {
+      entry.parts.emplace_back(api_block_part{block});
+    } else if (type == "text") {
       entry.parts.emplace_back(text_part{string_of(block, "text")});
     }
     if (type == "image" || type == "document" || type == "search_result") {
@@ -10529,6 +10660,20 @@ inline std::optional<message> decode_message(const json& stored) {
     }
   }
   return entry;
+}
+
+/// Without its tools the API does not get back what they have found, only the text.
+inline void drop_searches(std::vector<message>& history) {
+  for (auto& entry : history) {
+    std::vector<content_part> left;
+    for (auto& part : entry.parts) {
+      const auto* kept = std::get_if<api_block_part>(&part);
+      const auto words = kept ? string_of(kept->block, "text") : std::string();
+      if (kept == nullptr) left.push_back(std::move(part));
+      if (!words.empty()) left.emplace_back(text_part{words});
+    }
+    entry.parts = std::move(left);
+  }
 }
 
 inline bool operator==(const text_part& a, const text_part& b) { return a.text == b.text; }
@@ -11442,7 +11587,14 @@ inline message make_reply(const turn_result& result) {
   std::string words;
   std::vector<content_part> calls;
   for (const auto& block : result.blocks) {
-    if (block.kind == block_kind::text) words += block.text;
+    const bool sealed = block.kind == block_kind::search || block.kind == block_kind::found ||
+                        !block.citations.empty();
+    if (sealed) {  // by the API, which gets it back as it is
+      if (!words.empty()) entry.parts.emplace_back(text_part{std::exchange(words, {})});
+      entry.parts.emplace_back(api_block_part{anthropic_messages::render_block(block)});
+    } else if (block.kind == block_kind::text) {
+      words += block.text;
+    }
     if (block.kind == block_kind::thinking && !block.signature.empty()) {
       entry.parts.emplace_back(thinking_part{block.text, block.signature, {}});
     }
@@ -11453,6 +11605,8 @@ inline message make_reply(const turn_result& result) {
     const json input = try_parse_json(block.text);
     if (input.is_object()) calls.emplace_back(tool_call_part{block.id, block.name, input});
   }
+  const bool cut = !result.blocks.empty() && result.blocks.back().kind == block_kind::search;
+  if (cut) entry.parts.pop_back();  // the API takes none without its result
   if (!words.empty()) entry.parts.emplace_back(text_part{words});
   std::move(calls.begin(), calls.end(), std::back_inserter(entry.parts));
   return entry;
@@ -11674,7 +11828,8 @@ class turn {
     if (session_) {
       if (request_.system.empty()) request_.system = session_->system();
       if (!holds_replies(request_.messages)) {
-        const auto& history = session_->history();
+        auto history = session_->history();
+        if (request_.web.empty()) drop_searches(history);
         request_.messages.insert(request_.messages.begin(), history.begin(), history.end());
         normalize(request_.messages);
       }
@@ -11688,12 +11843,15 @@ class turn {
     queued_since_ = std::chrono::steady_clock::now();
   }
 
-  /// A reused process may fail before it reads the request: retries once with an empty one.
+  /// A reused process may fail before it reads the request: retries once with an empty one. A
+  /// program that does not work may have several, and another takes its place.
   bool try_again(const event& what) {
-    const bool lost = std::holds_alternative<turn_failed>(what) && silent_ && !retried_ && lease_ &&
-                      lease_->process().failed_before_first_event() &&
-                      facts_.origin != process_origin::started;
+    const auto* failed = std::get_if<turn_failed>(&what);
+    const bool lost = failed && silent_ && lease_ && lease_->process().failed_before_first_event();
     if (!lost) return false;
+    const auto& program = lease_->process().program();
+    if (pool_.programs().reject(program, failed->error.message)) return queue_again(true);
+    if (retried_ || facts_.origin == process_origin::started) return false;
     retried_ = true;
     return queue_again(true);
   }
@@ -14637,6 +14795,9 @@ class metrics {
 //================================================================================================
 
 constexpr std::array<int, 3> oldest_cli = {2, 1, 120};
+constexpr const char* login_unread =
+    "`claude auth status` has a login, but `claude -p` does not read it, as with --bare; update "
+    "claude-openai, or choose another claude (--claude-path) or account (--auth-method)";
 
 /// What was found out about `claude` at the start. Empty members are not known (yet).
 struct cli_facts {
@@ -14645,6 +14806,7 @@ struct cli_facts {
   std::vector<std::string> models;           ///< ids and aliases that the CLI reports
   std::vector<std::string> always_thinking;  ///< those of them whose thinking cannot be turned off
   std::map<std::string, std::string> resolved;  ///< ids by alias
+  std::string warning;                          ///< why it is not the operator's
   std::string problem;                          ///< why no request can be answered, and what to do
   bool too_old = false;                         ///< the problem is one that no retry can mend
 };
@@ -14718,8 +14880,7 @@ inline std::string credential_source(const options& settings) {
 /// Asks `claude --version`.
 inline void inspect_version(const options& settings, const child_guard& guard,
                             const wake_signal& stop, cli_facts& facts) {
-  const command ask{claude_words(settings, {"--version"}), child_environment(settings), {}};
-  const auto result = run_command(ask, guard, std::chrono::seconds(10), stop);
+  const auto result = run_claude(settings, {"--version"}, guard, std::chrono::seconds(10), stop);
   const auto version = parse_version(result.output);
   if (!version) {
     facts.problem = settings.claude_path + " does not tell its version (" + result.ending + ")";
@@ -14754,6 +14915,12 @@ inline void read_initialize_response(const json& initialize_response, cli_facts&
                     (!provider.empty() && provider != "firstParty");
 }
 
+/// What `claude auth status` prints; null where it is no JSON.
+inline json ask_login(const options& settings, const child_guard& guard, const wake_signal& stop) {
+  constexpr std::chrono::seconds timeout{20};
+  return try_parse_json(run_claude(settings, {"auth", "status"}, guard, timeout, stop).output);
+}
+
 /// Asks one process for its models and account. It is taken from the pool, so it counts.
 inline void inspect_account(const options& settings, pool& processes, const wake_signal& stop,
                             cli_facts& facts) {
@@ -14774,6 +14941,7 @@ inline void inspect_account(const options& settings, pool& processes, const wake
     if (const auto failure = asked.pop()) {
       if (const auto* failed = std::get_if<turn_failed>(&*failure)) {
         facts.problem = failed->error.message;
+        processes.programs().reject(asked.program(), facts.problem);
       }
       return;
     }
@@ -14795,13 +14963,14 @@ inline json render_auth_status(const options& settings, const cli_facts& facts) 
   json names = json::array();
   for (const auto& variable : child_environment(settings)) names.push_back(variable.first);
   const auto method = name_of(resolve_auth(settings));
-  const json status =
+  json status =
       json::object({{"method", method},
                     {"valid", errors.empty() && facts.logged_in.value_or(true)},
                     {"errors", errors},
                     {"config", json::object({{"claude_path", settings.claude_path},
                                              {"claude_version", facts.version},
                                              {"credentials", credential_source(settings)}})}});
+  if (!facts.warning.empty()) status["config"]["warning"] = facts.warning;
   const json auth =
       json::object({{"method", method}, {"status", status}, {"environment_variables", names}});
   const bool keyed = !settings.api_keys.empty();
@@ -14850,6 +15019,7 @@ inline json render_health(const process_counts& counts, const cli_facts& facts, 
                              {"queued", counts.queued}}));
   if (store) whole["store"] = store->empty() ? "ok" : "unusable";
   if (!problem.empty()) whole["problem"] = problem;
+  if (!facts.warning.empty()) whole["warning"] = facts.warning;
   return whole;
 }
 
@@ -16494,7 +16664,7 @@ class Turn {
   }
 
   end(why) {
-    const { usage, first } = this;
+    const { usage, first, account } = this;
     this.close([
       why,
       this.model,
@@ -16502,6 +16672,7 @@ class Turn {
       `${span(this.age())} in all`,
       usage && `${usage.prompt_tokens} in, ${usage.completion_tokens} out`,
       usage?.cost !== undefined && dollars(usage.cost),
+      account && (account === 'cli' ? 'paid by the plan' : `plan used up, paid by ${account}`),
     ].filter(Boolean).join(' · '));
   }
 
@@ -16524,6 +16695,7 @@ class Turn {
 /** Throws what the server says is wrong. */
 async function readAnswer(response, turn) {
   if (!response.ok) throw new Error(`${response.status}: ${await problemOf(response)}`);
+  turn.account = response.headers.get('x-claude-account');
   const take = (text) => {
     if (text === '[DONE]') return;
     const { error, model, usage, choices: [choice] = [] } = JSON.parse(text);
@@ -16808,6 +16980,7 @@ function showFigures(figures) {
   const tokens = (...kinds) =>
     short(sum(figures.tokens_total, ({ kind }) => kinds.includes(kind)));
   const minute = now.answers - sampleAt(now.at - 60_000).answers;
+  const other = sum(figures.fallback_answers_total);
   showTiles('tiles', [
     ['Requests', minute, 'in the last minute'],
     // Without the one that asks for these figures.
@@ -16816,7 +16989,8 @@ function showFigures(figures) {
     ['Tokens in', tokens('input', 'cache_read', 'cache_write'),
       `${tokens('cache_read')} cached`],
     ['Tokens out', tokens('output'), 'since the start'],
-    ['Cost', dollars(sum(figures.cost_usd_total)), 'since the start'],
+    ['Cost', dollars(sum(figures.cost_usd_total)),
+      other ? `${other} by the fallback` : 'since the start'],
   ]);
   const counts = figures.processes.map(({ labels, value }) => [labels.state, value]);
   showProcesses(Object.fromEntries(counts), sum(figures.processes_max));
@@ -19053,18 +19227,20 @@ class cli_inspector {
   /// Until `closing` is raised. `on_news` gets the facts at first and when they have changed.
   void run(const wake_signal& closing, const std::function<void(const cli_facts&)>& on_news) {
     constexpr std::chrono::seconds pause{30};
-    file_state seen;
+    program_file seen;
     steady_time again{};
     for (bool first = true;; first = false) {
-      const auto now = state_of(settings_.claude_path);
+      const auto now = pool_.programs().current().file;
       const auto before = status_.get();
       const bool done = before.problem.empty() && before.logged_in;
       const bool due = !done && std::chrono::steady_clock::now() >= again;
-      if (first || due || now != seen) {
+      const bool rejected = pool_.programs().warning() != before.warning;
+      if (first || due || rejected || now != seen) {
         const auto facts = inspect(closing);
         status_.set(facts);
         const bool news = first || facts.problem != before.problem ||
-                          facts.version != before.version || facts.logged_in != before.logged_in;
+                          facts.warning != before.warning || facts.version != before.version ||
+                          facts.logged_in != before.logged_in;
         if (news) call_back(settings_.log, on_news, facts);
         if (first && facts.too_old) return;
         // A process that died while it was asked, or none in time, is soon asked again.
@@ -19079,27 +19255,35 @@ class cli_inspector {
   }
 
  private:
-  /// When a program was written, and how large it is; of the program behind all links.
-  using file_state = std::pair<std::filesystem::file_time_type, std::uintmax_t>;
-
-  static file_state state_of(const std::string& path) {
-    std::error_code failed;
-    return {std::filesystem::last_write_time(path, failed),
-            std::filesystem::file_size(path, failed)};
+  cli_facts inspect(const wake_signal& closing) {
+    auto& programs = pool_.programs();
+    for (auto own = settings_;;) {
+      const auto program = programs.current();
+      own.claude_path = program.path;
+      auto facts = inspect(own, closing);
+      if (closing.is_raised()) return facts;
+      if (facts.version.empty() || facts.too_old) programs.reject(program.file, facts.problem);
+      facts.warning = programs.warning();
+      if (programs.current().file == program.file) return facts;
+    }
   }
 
-  cli_facts inspect(const wake_signal& closing) {
+  cli_facts inspect(const options& settings, const wake_signal& closing) {
     cli_facts facts;
     try {
-      inspect_version(settings_, guard_, closing, facts);
+      inspect_version(settings, guard_, closing, facts);
       if (!facts.problem.empty()) return facts;
       const auto now = live_.get();
       pool_.keep_spares(now->default_model);
       inspect_account(*now, pool_, closing, facts);
+      const bool none = facts.logged_in == false && resolve_auth(settings) == auth_method::cli;
+      if (none && boolean_of(ask_login(settings, guard_, closing), "loggedIn")) {
+        facts.problem = login_unread;
+      }
     } catch (const api_error& failure) {  // busy processes are no problem of the CLI's
       if (failure.kind != error_kind::rate_limited) facts.problem = failure.message;
     } catch (const std::system_error& failure) {
-      facts.problem = is_missing(failure) ? say_missing(settings_) : failure.what();
+      facts.problem = is_missing(failure) ? say_missing(settings) : failure.what();
     } catch (const std::exception& failure) {
       facts.problem = failure.what();
     }
@@ -19752,7 +19936,10 @@ class doctor {
       facts.problem = failure.what();
     }
     const bool good = facts.problem.empty();
-    tell({"claude", good, good ? settings_.claude_path + ", " + facts.version : facts.problem,
+    const auto flag = cli_programs(settings_, guard_).current().login_flag;
+    const auto known = settings_.claude_path + ", " + facts.version +
+                       (flag.empty() ? std::string() : ", with " + flag + " to read the login");
+    tell({"claude", good, good ? known : facts.problem,
           "install it with `npm install -g @anthropic-ai/claude-code@latest`, or name it with "
           "--claude-path"});
     return good;
@@ -19761,10 +19948,7 @@ class doctor {
   void check_login() {
     const auto method = std::string(name_of(resolve_auth(settings_)));
     const auto missing = missing_credentials(settings_);
-    const command ask{
-        claude_words(settings_, {"auth", "status"}), child_environment(settings_), {}};
-    const auto result = run_command(ask, *guard_, std::chrono::seconds(20), stop_);
-    const auto answer = try_parse_json(result.output);
+    const auto answer = ask_login(settings_, *guard_, stop_);
     const bool logged_in = answer.is_object() ? boolean_of(answer, "loggedIn") : missing.empty();
     const auto as = string_of(answer, "authMethod");
     tell({"login", logged_in && missing.empty(),

@@ -1497,6 +1497,7 @@ void print_inspection(proxy::server& server, const proxy::cli_facts& facts, bool
   if (at_start) std::cout << "  Claude Code tools  " << server.confinement() << "\n";
   const auto missing = proxy::missing_credentials(server.settings());
   if (!facts.version.empty()) std::cout << "  claude version     " << facts.version << "\n";
+  if (!facts.warning.empty()) std::cout << "  WARNING            " << facts.warning << "\n";
   if (facts.problem.empty() && missing.empty()) {
     const char* login = facts.logged_in ? "valid" : "not known: claude did not tell it in time";
     std::cout << "  login              " << login << std::endl;
@@ -1705,8 +1706,10 @@ class remote_doctor {
     const auto status = proxy::string_of(got_, "status");
     const auto code = proxy::string_of(got_, "code");
     const auto problem = proxy::string_of(got_, "problem");
+    const auto warning = proxy::string_of(got_, "warning");
+    const auto more = code.empty() ? warning : code;
     tell("health", status == "healthy",
-         problem.empty() ? status + (code.empty() ? "" : ", " + code) : problem,
+         problem.empty() ? status + (more.empty() ? "" : ", " + more) : problem,
          "run `claude-openai doctor` where the proxy runs");
     return true;
   }

@@ -3,10 +3,11 @@
 //
 //   node tests/bench/bench.mjs [PART...]     ROUNDS=11 is how often each way is measured, at most 25 times, since the
 //                                            first of a system prompt leaves a process idle; ONE_OFFS=200 is how many
-//                                            make a batch; BEFORE=PROXY is another one to compare with
+//                                            make a batch, TURNS=1000 how many requests what is paid is counted over;
+//                                            BEFORE=PROXY is another one to compare with
 //
-// Parts: oneoffs batches changed turns fresh later tools cold bursts chats proxy sessions store streams; all of them when none
-// is named.
+// Parts: oneoffs batches changed turns fresh later tools cold bursts chats proxy sessions store streams money; all of them when
+// none is named.
 
 import assert from 'node:assert/strict';
 import net from 'node:net';
@@ -19,10 +20,12 @@ import { bursts, changedChats, chatsAtOnce, chatsInTurn, coldHistory, freshReque
 import { oneOffBatches, oneOffs, toolRoundTrip } from './chats.mjs';
 import { cpuOf, failures, heading, median, memoryOf, note, verdict } from './figures.mjs';
 import { manySessions, manyStreams, storedTurns } from './growth.mjs';
+import { promptCache } from './money.mjs';
 import { quiet, withProxy } from './ways.mjs';
 
 const ROUNDS = Number(process.env.ROUNDS ?? 11);
 const ONE_OFFS = Number(process.env.ONE_OFFS ?? 200);
+const TURNS = Number(process.env.TURNS ?? 1000);
 const TOKENS = 6000;
 
 const version = CLI_VERSIONS.at(-1);
@@ -122,6 +125,7 @@ const parts = {
   sessions: () => manySessions({ standIn, counts: [1, 10, 100, 1000] }),
   store: () => storedTurns({ standIn, history: 1000, turns: 60 }),
   streams: () => manyStreams({ standIn, counts: [1, 16, 64, 256] }),
+  money: () => promptCache({ api, cli, turns: TURNS }),
 };
 
 const wanted = process.argv.length > 2 ? process.argv.slice(2) : Object.keys(parts);

@@ -654,6 +654,98 @@ test('a CLI that is updated while the proxy runs is used from then on', { slow: 
     (await t.get('/v1/auth/status', { proxy })).json.claude_code_auth.status.config.claude_version === newer);
 });
 
+/** `claude` is a link, as installers make it: `point` moves it to another program. */
+function linkedCli(t, first) {
+  const link = path.join(scratch(t), 'claude');
+  const point = (program) => {
+    symlinkSync(program, `${link}.new`);
+    renameSync(`${link}.new`, link);
+  };
+  point(first);
+  return { link, point };
+}
+
+/** A script in place of `claude`, in a folder of its own. */
+function script(t, body) {
+  const file = path.join(scratch(t), 'claude');
+  writeFileSync(file, `#!/bin/sh\n${body}\n`, { mode: 0o755 });
+  return file;
+}
+
+/** The stand-in under a name of its own: it reads its lines beside the path by which it is started, which a link would be. */
+const obeying = (t, ...lines) => script(t, `exec ${standIn(t, ...lines).program} "$@"`);
+
+const config = async (t, proxy) => (await t.get('/v1/auth/status', { proxy })).json.claude_code_auth.status.config;
+const VERSION_ONLY = 'case "$*" in *--version*) echo "2.1.999 (Claude Code)"; exit;; esac';
+
+/** Programs that are no `claude`, by when it shows. */
+const BROKEN = {
+  'cannot be executed': (t) => path.join(scratch(t), 'nothing'),
+  'dies at its start': (t) => script(t, 'exit 3'),
+  'speaks another protocol': (t) => script(t, `${VERSION_ONLY}\nwhile read line; do echo hello; done`),
+  'refuses conversations': (t) => obeying(t, 'error_in_initialize'),
+  'dies at the first question': (t) => script(t, `while read -r line; do case "$line" in *'"type":"user"'*) exit;; esac; printf '%s\\n' "$line"; done | ${standIn(t).program} "$@"`),
+};
+
+for (const [way, broken] of Object.entries(BROKEN))
+  test(`a CLI that ${way} after an update: the last one that worked answers, and the proxy says so`, async (t) => {
+    const good = obeying(t, 'version value=2.1.400');
+    const { link, point } = linkedCli(t, good);
+    const { proxy, well } = await proxyWith(t, { ...STAND_IN_CLI, program: () => ({ program: link, conf: () => {} }) });
+    await well();
+    const before = await restingResources(proxy);
+    const bad = broken(t);
+    point(bad);
+    for (let i = 0; i < 3; i++) await well(); // no request fails for it
+    const health = () => t.get('/health', { proxy }).then(({ json }) => json);
+    await eventually('it is said', async () => (await health()).warning && (await config(t, proxy)).warning);
+    const told = await config(t, proxy);
+    assert.equal(told.claude_version, '2.1.400');
+    assert.match(told.warning, /claude has changed and does not work \(.+\); .+, the last one that worked, answers until it changes again$/);
+    assert.ok(told.warning.includes(good), told.warning);
+    assert.deepEqual([(await health()).status, (await health()).warning], ['healthy', told.warning]);
+    assert.equal(proxy.output.split('does not work').length, 3, 'once in the log, and once as at the start');
+
+    point(obeying(t, 'version value=2.1.401'));
+    await eventually('a new one is used', async () => (await config(t, proxy)).claude_version === '2.1.401');
+    assert.equal((await config(t, proxy)).warning, undefined);
+    await well();
+    await assertNothingLeft(proxy, before);
+  });
+
+test('a CLI that does not work after an update is an error where the one before is gone', async (t) => {
+  const good = standIn(t).program;
+  const { link, point } = linkedCli(t, good);
+  const { proxy, ask, well } = await proxyWith(t, { ...STAND_IN_CLI, program: () => ({ program: link, conf: () => {} }) });
+  await well();
+  point(script(t, `${VERSION_ONLY}\nexit 3`));
+  await well();
+  renameSync(good, `${good}.away`);
+  const failed = await ask('[[text]]').done;
+  assertFailedWell(failed);
+  renameSync(`${good}.away`, good);
+  await well();
+});
+
+test('of real CLIs, too, the last one that worked answers in place of a broken update', { slow: true }, async (t) => {
+  const [older, newer] = CLI_VERSIONS.slice(-2);
+  const { link, point } = linkedCli(t, claudePath(older));
+  const { proxy, ask } = await proxyWith(t, { ...REAL_CLI, program: () => ({ program: link, conf: () => {} }) });
+  const version = () => /\d+\.\d+\.\d+/.exec(t.calls().at(-1).headers['user-agent'])?.[0];
+  const answersBy = async (wanted) => {
+    assert.equal((await ask(t.text('plain')).done).status, 200);
+    assert.equal(version(), wanted);
+  };
+  await answersBy(older);
+  point(script(t, 'exit 1'));
+  await answersBy(older);
+  point(claudePath(newer));
+  await eventually('the newer one answers', async () => {
+    assert.equal((await ask(t.text('plain')).done).status, 200);
+    return version() === newer;
+  });
+});
+
 test('a CLI that is away for a moment, or broken, is an error until it is back', async (t) => {
   const { proxy, program, ask, well } = await proxyWith(t, STAND_IN_CLI);
   await well();

@@ -25,7 +25,7 @@ function priceOf(usage) {
 }
 
 /** Numbers from 0 to 1 that a seed repeats (mulberry32). */
-function randomOf(seed) {
+export function randomOf(seed) {
   let state = seed;
   return () => {
     state = (state + 0x6d2b79f5) | 0;

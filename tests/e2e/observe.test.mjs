@@ -612,6 +612,26 @@ test('doctor and status: claude is not logged in', { slow: true }, async (t) => 
   assert.match(unset.findings.login.detail, /ANTHROPIC_API_KEY environment variable not set/);
 });
 
+test('doctor and status: where --bare is the default the flag that takes it back is passed; without one it is said that the login is not read', async (t) => {
+  const env = { ANTHROPIC_API_KEY: undefined };
+  for (const flag of ['--no-bare', '--without-bare', '--hidden']) {
+    const cli = standIn(t, `bare_by_default flag=${flag}`);
+    const known = flag.endsWith('bare');
+    const { code, findings, output } = await examined(t, { cli, env });
+    assert.equal(code, known ? 0 : 1, output);
+    assert.match(findings.claude.detail, known ? new RegExp(`, with ${flag} to read the login$`) : /\d$/);
+    assert.equal(findings['an answer'].good, known, output);
+    await startOwn(t, { cli, env });
+    const status = await eventually('claude was looked at', async () => {
+      const now = (await t.get('/v1/auth/status')).json.claude_code_auth.status;
+      return now.config.claude_version && now;
+    });
+    assert.equal(status.valid, known, JSON.stringify(status));
+    if (!known) assert.match(status.errors.join(), /^`claude auth status` has a login, but `claude -p` does not read it/);
+    assert.equal((await t.send({ body: ask('Well?') }).done).status, known ? 200 : 503);
+  }
+});
+
 test('doctor: the port is busy', async (t) => {
   const { port, close } = await holdPort();
   t.defer(close);

@@ -12,6 +12,7 @@ import { DEMO } from './demo.test.mjs';
 import { directive } from './messages_api.mjs';
 import { PROXY, eventually, sleep, suite } from './harness.mjs';
 import { ask, queryStore, scratchFolder, standIn } from './operate.mjs';
+import { startWithFallback } from './plan.test.mjs';
 
 export const page = suite();
 /** A browser beside the CLI takes its time on a busy machine. */
@@ -816,6 +817,21 @@ test('live: the figures of /metrics, and how they move', async (t) => {
   assert.ok(heights.at(-1) > 50 && heights.slice(0, -1).every((height) => height === 0), String(heights));
   now = { requests: 2, counts: [2, 2, 2, 2] };
   await eventually('the server was restarted', async () => (await tile(view, 'First token'))[0] === '250 ms');
+});
+
+test('playground and live: where there are two accounts the page says which one paid', async (t) => {
+  const { plan, proxy } = await startWithFallback(t);
+  const view = await open(t, { proxy });
+  const paid = async (words) => {
+    await say(view, words);
+    await idle(view);
+    return view.locator('#log footer').last().textContent();
+  };
+  assert.match(await paid('Within the plan.'), / · paid by the plan/);
+  assert.match(await text(view, '#tiles'), /since the start$/);
+  plan.ends = 0;
+  assert.match(await paid('Beyond the plan.'), / · plan used up, paid by api_key/);
+  await is(view, '#tiles', '1 by the fallback$');
 });
 
 test('live: the figures are those of this server', async (t) => {

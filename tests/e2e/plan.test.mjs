@@ -4,6 +4,7 @@ import assert from 'node:assert/strict';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
 import { API_KEY_OF_CLAUDE, eventually, startAndExpectExit, suite } from './harness.mjs';
 import { directive, startMessagesApi } from './messages_api.mjs';
+import { randomOf } from './money.test.mjs';
 import { QUESTIONS, SPOKEN, assertRefused } from './questions.mjs';
 
 export const plan = suite();
@@ -62,7 +63,7 @@ test('a model that needs a newer Claude Code is a 400 with the command that upda
 const accountOf = ({ headers }) => (headers['x-api-key'] ? 'api_key' : 'cli');
 
 /** A proxy whose login's plan the returned API can end, for so many seconds; its other account never ends. */
-async function startWithFallback(t, args = []) {
+export async function startWithFallback(t, args = []) {
   const api = await startMessagesApi();
   const plan = { ends: undefined, calls: 0 };
   api.script(({ headers }) => {
@@ -111,9 +112,11 @@ test('--fallback: a limit of a minute is not the plan, and the plan answers agai
   assert.equal(plan.calls, 0);
 });
 
-test('--fallback: conversations go on where the plan ends at any moment, no answer is lost and none is paid twice', async (t) => {
+// At random moments; SOAK=1 ends the plan a hundred times, SOAK_SEED=n repeats one.
+const ENDS = process.env.SOAK ? 100 : 3;
+test('--fallback: conversations go on where the plan ends at any moment, no answer is lost and none is paid twice', { deadline: ENDS * 100_000 }, async (t) => {
   const { api, plan, proxy } = await startWithFallback(t);
-  const chats = Array.from({ length: 10 }, (_, i) => ({ name: `chat ${i}`, messages: [] }));
+  const chats = Array.from({ length: 10 }, (_, i) => ({ name: `round 0 chat ${i}`, messages: [] }));
   const accounts = new Set();
   const go = async (chat, turns, stream) => {
     for (let turn = 0; turn < turns; ++turn) {
@@ -129,8 +132,12 @@ test('--fallback: conversations go on where the plan ends at any moment, no answ
       assert.equal(paid[0].body.messages.filter(({ role }) => role === 'assistant').length, chat.messages.length / 2 - 1, 'with its history');
     }
   };
-  for (const [round, ends] of [3, 7, 12].entries()) {
-    Object.assign(plan, { calls: 0, ends, seconds: 2 });
+  const seed = Number(process.env.SOAK_SEED ?? Date.now() % 1e6);
+  console.log(`     (SOAK_SEED=${seed})`);
+  const random = randomOf(seed);
+  for (let round = 0; round < ENDS; round++) {
+    for (const [i, chat] of chats.entries()) if (chat.messages.length > 20) Object.assign(chat, { name: `round ${round} chat ${i}`, messages: [] });
+    Object.assign(plan, { calls: 0, ends: 1 + Math.floor(random() * 24), seconds: 2 });
     await Promise.all(chats.map((chat, i) => go(chat, 3, (i + round) % 2 === 1)));
     plan.ends = undefined;
     await eventually('the plan begins anew', async () => (await t.chat({ model: MODEL, messages: [{ role: 'user', content: 'Well?' }] }, { proxy })).headers['x-claude-account'] === 'cli');

@@ -3,6 +3,7 @@
 // but the oldest, `web` with the newest, both with one proxy that has `--web`.
 
 import assert from 'node:assert/strict';
+import path from 'node:path';
 import Anthropic from '@anthropic-ai/sdk';
 import OpenAI from 'openai';
 import { ChatClient, eachWay, processOf, say } from './chat_client.mjs';
@@ -10,6 +11,7 @@ import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
 import { MessagesClient, ResponsesClient, assertAnthropicError, assertOpenAIError, bothWays } from './dialect_client.mjs';
 import { startAndExpectExit, suite } from './harness.mjs';
 import { directive, pageOf } from './messages_api.mjs';
+import { scratchFolder } from './operate.mjs';
 
 export const everyVersion = suite();
 export const web = suite();
@@ -49,6 +51,7 @@ function sourcesOf({ content, output, message }) {
 }
 
 const blocksOf = ({ body }) => body.messages.filter(({ role }) => role === 'assistant').flatMap(({ content }) => content);
+const unmarked = (one) => blocksOf(one).map(({ cache_control: _, ...block }) => block);
 const kindsOf = (one) => blocksOf(one).map(({ type }) => type);
 
 /** The tools that the API was offered: nothing but these. */
@@ -124,20 +127,40 @@ for (const [dialect, [Client, asks]] of Object.entries(DIALECTS))
       { body: asks },
     ));
 
-test('a session goes on after a search: in its process with what was found, in another one with its text', (t) =>
+const SEALED = ['server_tool_use', 'web_search_tool_result', 'text', 'text', 'text'];
+
+test('a session goes on after a search with what was found: in its process and in another one; without the tool with its text', (t) =>
   eachWay(
     t,
     async (client) => {
       await apart(client).ask(searched());
       await client.ask(say('Kept.'));
       await client.ask(say('Told.'), { model: 'claude-haiku-4-5-20251001' });
-      const [, kept, told] = client.calls();
-      assert.deepEqual(kindsOf(kept), ['server_tool_use', 'web_search_tool_result', 'text', 'text', 'text']);
-      assert.deepEqual(blocksOf(told).map(({ text }) => text), [TEXT, 'Kept.']);
-      assert.deepEqual([kept.refusal, told.refusal], [undefined, undefined]);
+      await client.ask(say('Bare.'), { model: MODEL, web_search_options: undefined });
+      const [, kept, told, bare] = client.calls();
+      assert.deepEqual(kindsOf(kept), SEALED);
+      assert.deepEqual(unmarked(told).slice(0, 5), unmarked(kept), 'unchanged');
+      assert.equal(blocksOf(bare).map(({ type, text }) => type && text).join('|').replaceAll('|', ''), `${TEXT}Kept.Told.`);
+      assert.deepEqual([kept, told, bare].map(({ refusal }) => refusal), Array(3).fill(undefined));
     },
     { session: 'web', body: { web_search_options: {} } },
   ));
+
+test('a stored session brings back to the API what a search has found, unchanged, after a restart', async (t) => {
+  const file = path.join(scratchFolder(t), 'store');
+  const start = () => t.start({ cli: t.cli, args: ['--web', '--spares', '1', '--store', file] });
+  const client = new ChatClient(t, { proxy: await start(), session: 'stored', body: { web_search_options: {} } });
+  await apart(client).ask(searched());
+  await client.ask(say('Kept.'));
+  assert.deepEqual((await client.proxy.stop()).faults, []);
+  client.proxy.stopped = true;
+  client.proxy = await start();
+  assert.equal((await client.ask(say('Told.'))).text, 'Told.');
+  const [, kept, told] = client.calls();
+  assert.deepEqual(kindsOf(kept), SEALED);
+  assert.deepEqual(unmarked(told).slice(0, 5), unmarked(kept));
+  assert.equal(told.refusal, undefined);
+});
 
 // ---- shapes --------------------------------------------------------------------------------------
 

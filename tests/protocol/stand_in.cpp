@@ -725,6 +725,7 @@ const behaviour start_behaviours[] = {
     {"slow_version", {}, "ms=1000: --version takes its time"},
     {"auth", {}, "method=api_key|claude.ai|third_party|none: what `auth status` says"},
     {"not_logged_in", {}, "`auth status` says so with exit status 1, and so does every turn"},
+    {"bare_by_default", {}, "flag=--no-bare: without that flag a session reads no login"},
     {"slow_start", {}, "ms=1000: reads nothing and does nothing for a while"},
     {"never_warm", {}, "reads nothing and answers nothing, for ever"},
     {"crash_at_start", {}, "code=1: a message on stderr, and out"},
@@ -805,8 +806,12 @@ void print_behaviours(const char* title, const behaviour (&table)[count]) {
   for (const auto& row : table) std::printf("  %-24s%s\n", row.name, row.what);
 }
 
+/// The flag that takes back what `bare_by_default` says.
+string full_flag() { return configuration["bare_by_default"].word("flag", "--no-bare"); }
+
 void print_help() {
   std::puts("stand-in: a `claude` that does what it is told to.");
+  if (configured("bare_by_default")) std::printf("  %s\n", full_flag().c_str());
   print_behaviours("Lines of PROGRAM.conf", start_behaviours);
   print_behaviours("Both there and beside an answer", behaviours_aside);
   print_behaviours("[[…]] in the user's text: the answer", turn_behaviours);
@@ -973,6 +978,10 @@ int main(int argc, char** argv) {
     status = print_auth_status();
   } else if (find("-p") != flags.end()) {
     arguments = flags;
+    if (configured("bare_by_default") && find(full_flag().c_str()) == flags.end()) {
+      configuration["not_logged_in"] = {};
+      lines::auth_method = "none";
+    }
     lines::bare = find("--bare") != flags.end();
     for (const auto& flag : flags) {
       if (flag.rfind("--model=", 0) == 0) lines::model = flag.substr(8);

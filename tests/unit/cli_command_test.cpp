@@ -279,6 +279,17 @@ TEST_CASE("command: the whole line, for an API key and for the CLI's own login")
   CHECK(make_command(settings_for(auth_method::vertex), {"sonnet"}).arguments == with_bare);
 }
 
+TEST_CASE("command: the flag that takes `--bare` back is found among those of `--help`") {
+  const std::string usual =
+      "Options:\n  --bare      Minimal mode, as --with-bare; see --no-bare\n"
+      "  -d, --debug [filter]  With --no-bare\n";
+  CHECK(find_login_flag(usual).empty());
+  CHECK(find_login_flag(usual + "  --no-bare   Reads the login\n") == "--no-bare");
+  CHECK(find_login_flag(usual + "  -B, --disable-bare  Reads the login\n") == "--disable-bare");
+  CHECK(find_login_flag("  --unbare  x\n  --no-bare  y\n") == "--no-bare");
+  CHECK(find_login_flag("").empty());
+}
+
 TEST_CASE("command: it runs in the proxy's folder with the child's own environment") {
   const auto settings = settings_for(auth_method::api_key);
   const auto made = make_command(settings, {"sonnet"});
@@ -371,6 +382,16 @@ std::string difference(const environment_map& from, const environment_map& to) {
 }
 
 }  // namespace
+
+TEST_CASE("command: the flag that takes `--bare` back is passed where a login must be read") {
+  const auto last = [](auth_method method, std::optional<agent_request> agent = std::nullopt) {
+    return make_command(settings_for(method), {"m", std::move(agent)}, "--no-bare")
+        .arguments.back();
+  };
+  CHECK(last(auth_method::cli) == "--no-bare");
+  CHECK(last(auth_method::api_key, some_agent()) == "--no-bare");
+  CHECK(last(auth_method::api_key) == "--bare");
+}
 
 TEST_CASE("agent command: the whole line") {
   auto settings = settings_for(auth_method::api_key);

@@ -52,6 +52,30 @@ TEST_CASE("engine: what comes back of an answer is its text, then its calls; no 
   CHECK(reply_to({block_of(block_kind::tool_call, "{\"cut")}).parts.empty());
 }
 
+TEST_CASE("engine: a search comes back as the API has sealed it, one without a result not at all") {
+  auto cited = block_of(block_kind::text, "It is so.");
+  cited.citations = json::parse(R"([{"encrypted_index":"i"}])");
+  const turn_result::block search{block_kind::search, R"({"query":"q"})", "s", "web_search", {}};
+  const std::string found = R"({"type":"web_search_tool_result","tool_use_id":"s","content":[]})";
+  const auto whole =
+      reply_to({block_of(block_kind::text, "I look."), search, block_of(block_kind::found, found),
+                cited, block_of(block_kind::text, "Well.")});
+  json parts = json::array();
+  for (const auto& part : whole.parts) parts.push_back(render_part(part));
+  CHECK(parts == json::parse(R"([{"type":"text","text":"I look."},
+      {"type":"server_tool_use","id":"s","name":"web_search","input":{"query":"q"}},)" +
+                             found + R"(,
+      {"type":"text","text":"It is so.","citations":[{"encrypted_index":"i"}]},
+      {"type":"text","text":"Well."}])"));
+  CHECK(reply_to({search}).parts.empty());
+  CHECK(reply_to({block_of(block_kind::text, "I look."), search}).parts.size() == 1);
+
+  std::vector<message> history = {says(role::user, {text_part{"q"}}), whole};
+  drop_searches(history);
+  REQUIRE(history[1].parts.size() == 3);
+  CHECK(std::get<text_part>(history[1].parts[1]).text == "It is so.");
+}
+
 TEST_CASE("engine: results alone go to the process that waits for them") {
   const media_part image{media_part::media_kind::image, "image/png", "AAAA", {}, {}};
   CHECK(answers_calls(ending_with({result_of({})})));

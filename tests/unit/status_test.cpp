@@ -55,6 +55,20 @@ TEST_CASE("health: degraded where nothing works, and where requests wait and not
   CHECK(render_health(counts, facts, true)["status"] == "degraded");
 }
 
+TEST_CASE("health and status: where another program answers than the operator's, both say so") {
+  options settings;
+  cli_facts facts;
+  const auto config = [&] {
+    return render_auth_status(settings, facts)["claude_code_auth"]["status"]["config"];
+  };
+  CHECK_FALSE(config().contains("warning"));
+  facts.warning = "/bin/claude has changed and does not work";
+  CHECK(config()["warning"] == facts.warning);
+  CHECK(render_health({}, facts, true)["warning"] == facts.warning);
+  CHECK(render_health({}, facts, true)["status"] == "healthy");
+  CHECK_FALSE(render_health({}, facts, false).contains("warning"));
+}
+
 TEST_CASE("health: processes are told by what they do") {
   process_counts counts;
   counts.spare = 3;
