@@ -7797,6 +7797,12 @@ inline std::string find_login_flag(std::string_view help) {
   return found;
 }
 
+/// `--bare` starts faster and adds nothing to the prompt, but never reads the CLI's own login. An
+/// agent is to have Claude Code's own prompt.
+inline bool is_bare(const options& settings, const launch_profile& profile) {
+  return resolve_auth(settings) != auth_method::cli && !profile.agent;
+}
+
 /// The command of a process without settings or memory of its own, and without tools or MCP servers
 /// unless it is an agent. `login_flag`: see `find_login_flag`.
 inline command make_command(const options& settings, const launch_profile& profile,
@@ -7811,11 +7817,8 @@ inline command make_command(const options& settings, const launch_profile& profi
                  "--permission-mode", agent ? agent->permission_mode : "default", "--allowedTools",
                  "mcp__client"});  // see `tool_server`
   if (agent) add_agent_arguments(settings, *agent, made);
-  // `--bare` starts faster and adds nothing to the prompt, but never reads the CLI's own login.
-  // An agent is to have Claude Code's own prompt.
-  const bool bare = resolve_auth(settings) != auth_method::cli && agent == nullptr;
-  if (bare) made.arguments.emplace_back("--bare");
-  if (!bare && !login_flag.empty()) made.arguments.push_back(login_flag);
+  const std::string mode = is_bare(settings, profile) ? "--bare" : login_flag;
+  if (!mode.empty()) made.arguments.push_back(mode);
   made.environment = child_environment(settings);
   made.working_directory = agent ? agent->directory : settings.working_directory;
   if (agent) {
@@ -9563,7 +9566,7 @@ struct start_counts {
 struct cli_program {
   std::string path;
   program_file file = {};
-  std::string login_flag = {};  ///< see `find_login_flag`
+  std::optional<std::string> login_flag = {};  ///< see `find_login_flag`; nullopt: not asked yet
 };
 
 /// Why no process could be started in the directory, and what to do.
@@ -9587,18 +9590,24 @@ class cli_programs {
   cli_programs(const options& settings, std::shared_ptr<const child_guard> guard)
       : settings_(settings), guard_(std::move(guard)), latest_{settings.claude_path} {}
 
-  /// Asks a program that is new for its flags.
   cli_program current() {
     const auto& path = settings_.claude_path;
-    cli_program found{path, find_program_file(path, settings_.environment)};
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      if (found.file == latest_.file) return warning_.empty() || !is_there() ? latest_ : worked_;
-    }
-    found.login_flag = find_login_flag(ask_help());
+    const cli_program found{path, find_program_file(path, settings_.environment)};
     const std::lock_guard<std::mutex> lock(mutex_);
+    if (found.file == latest_.file) return warning_.empty() || !is_there() ? latest_ : worked_;
     warning_.clear();
     return latest_ = found;
+  }
+
+  /// What a process that is not bare is started with. The program is asked for it once.
+  std::string login_flag_of(const cli_program& program) {
+    if (program.login_flag) return *program.login_flag;
+    const auto flag = find_login_flag(ask_help(program.path));
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto* known : {&latest_, &worked_}) {
+      if (known->file == program.file) known->login_flag = flag;
+    }
+    return flag;
   }
 
   /// Neither a process nor a failure where another program is to be started.
@@ -9609,7 +9618,8 @@ class cli_programs {
     grant made;
     command what;
     try {
-      what = make_command(settings, profile, program.login_flag);
+      const bool bare = is_bare(settings, profile);
+      what = make_command(settings, profile, bare ? std::string() : login_flag_of(program));
       made.process = std::make_unique<claude_process>(what, *guard_, program.file);
       return made;
     } catch (const std::system_error& why) {
@@ -9656,9 +9666,11 @@ class cli_programs {
     return !worked_.path.empty() && find_program_file(worked_.path, {}) == worked_.file;
   }
 
-  std::string ask_help() const {
+  std::string ask_help(const std::string& path) const {
+    auto settings = settings_;
+    settings.claude_path = path;
     try {
-      return run_claude(settings_, {"--help"}, *guard_, std::chrono::seconds(5)).output;
+      return run_claude(settings, {"--help"}, *guard_, std::chrono::seconds(5)).output;
     } catch (const std::exception&) {  // the start of a process says why
       return {};
     }
@@ -19936,7 +19948,9 @@ class doctor {
       facts.problem = failure.what();
     }
     const bool good = facts.problem.empty();
-    const auto flag = cli_programs(settings_, guard_).current().login_flag;
+    cli_programs programs(settings_, guard_);
+    const bool reads_login = resolve_auth(settings_) == auth_method::cli;
+    const auto flag = reads_login ? programs.login_flag_of(programs.current()) : std::string();
     const auto known = settings_.claude_path + ", " + facts.version +
                        (flag.empty() ? std::string() : ", with " + flag + " to read the login");
     tell({"claude", good, good ? known : facts.problem,
