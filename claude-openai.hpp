@@ -1792,21 +1792,27 @@ inline void take_answer_schema(const reader& field, turn_request& request) {
 }
 
 /// What the answer has to look like, in OpenAI's words; `holder` is the member of the format that
-/// holds the schema, null where it stands in the format itself. `strict` needs no thought: the CLI
-/// always validates.
+/// holds the schema, null where it stands in the format itself. Clients of other servers put it
+/// beside the type, `json_object` too: as `schema` (llama.cpp, Together, Fireworks),
+/// `response_schema` (LiteLLM), `value` (TGI) or `json_schema` (Cohere). The CLI validates without
+/// `strict`, too.
 inline void parse_answer_format(const reader& format, turn_request& request,
                                 const char* holder = nullptr) {
   const auto type = format.require("type");
-  if (type.string() == "json_schema") {
-    const auto held = holder ? format.require(holder) : format;
-    take_answer_schema(held.require("schema"), request);
-    if (const auto description = held.find("description")) {
-      (*request.schema)["description"] = description->string();
-    }
-  } else if (type.string() == "json_object") {
-    request.schema = json::object({{"type", "object"}});
-  } else if (type.string() != "text") {
-    type.fail("must be text, json_object or json_schema");
+  if (type.string() == "text") return;
+  const bool any = type.string() == "json_object";
+  if (!any && type.string() != "json_schema") type.fail("must be text, json_object or json_schema");
+  const auto held = format.find("json_schema").value_or(format);
+  std::optional<reader> schema;
+  for (const char* name : {"value", "response_schema", "schema"}) {
+    if (auto found = held.find(name)) schema = found;
+  }
+  if (!schema && any) schema = format.find("json_schema");
+  if (!schema && !any) (holder ? format.require(holder) : format).require("schema");
+  request.schema = json::object({{"type", "object"}});
+  if (schema) take_answer_schema(*schema, request);
+  if (const auto description = held.find("description")) {
+    (*request.schema)["description"] = description->string();
   }
 }
 
@@ -1838,6 +1844,18 @@ inline void name_members(const reader& source, const std::string& field,
   for (const char* name : names) {
     const auto wish = source.find(name);
     if (wish && asks_for_something(*wish, neutral)) name_ignored(request, field + "." + name);
+  }
+}
+
+/// Names where other APIs and servers take the form of an answer, but for the endpoint's own.
+inline void name_foreign_formats(const reader& root, turn_request& request,
+                                 const std::set<std::string_view>& own) {
+  for (const char* name :
+       {"response_format", "format", "output_config", "output_format", "guided_json", "json_schema",
+        "structured_outputs", "guided_choice", "guided_regex", "guided_grammar", "grammar"}) {
+    const auto value = own.count(name) == 0 ? root.find(name) : std::nullopt;
+    constexpr const char* neutral = R"([false,true,"",{},{"type":"text"}])";
+    if (value && asks_for_something(*value, neutral)) name_ignored(request, name);
   }
 }
 
@@ -2784,7 +2802,7 @@ constexpr const char* known_fields =
     R"("n","max_completion_tokens","tools","functions","tool_choice","function_call",)"
     R"("parallel_tool_calls","user","metadata","store","response_format","prompt_cache_options",)"
     R"("prompt_cache_retention","session_id","enable_tools","show_activity","reasoning_effort",)"
-    R"("safety_identifier","web_search_options"])";
+    R"("safety_identifier","web_search_options","guided_json","json_schema","structured_outputs"])";
 
 /// True when the value is not neutral: the field has to be named as ignored.
 inline bool check_ignored(const ignored_field& field, const reader& value) {
@@ -3061,6 +3079,25 @@ inline void parse_style(const reader& root, turn_request& request, reply_style& 
   style.include_usage = parse_stream_options(root, request);
 }
 
+/// The form of the answer. vLLM's and llama.cpp's clients send a schema outside of
+/// `response_format`; OpenRouter's `structured_outputs` is a boolean, which asks for nothing.
+inline void parse_formats(const reader& root, turn_request& request) {
+  if (const auto format = root.find("response_format")) {
+    parse_answer_format(*format, request, "json_schema");
+  }
+  for (const char* name : {"guided_json", "json_schema"}) {
+    if (const auto schema = root.find(name)) take_answer_schema(*schema, request);
+  }
+  const auto guide = root.find("structured_outputs");
+  if (guide && !guide->value().is_boolean()) {
+    if (const auto schema = guide->find("json")) take_answer_schema(*schema, request);
+    name_members(*guide, "structured_outputs",
+                 {"choice", "regex", "grammar", "structural_tag", "json_object"}, request);
+  }
+  name_foreign_formats(root, request,
+                       {"response_format", "guided_json", "json_schema", "structured_outputs"});
+}
+
 /// Chat completion request to neutral request. Unknown fields are accepted: clients send many.
 inline parsed_request parse(const json& body, const reply_context& context) {
   const reader root(body);
@@ -3085,9 +3122,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
     if (!context.web) name_ignored(turn, "web_search_options");
   }
   parse_tool_choices(root, turn);
-  if (const auto format = root.find("response_format")) {
-    parse_answer_format(*format, turn, "json_schema");
-  }
+  parse_formats(root, turn);
   parse_sampling(root, turn);
   parse_prompt_cache(root, turn);
   parse_model_and_stream(root, turn);
@@ -3794,6 +3829,7 @@ inline turn_request parse_request(const json& body, bool counts_only, bool web =
   if (const auto choice = root.find("tool_choice")) parse_tool_choice(*choice, turn);
   if (!counts_only) parse_sampling(root, turn);
   parse_output(root, turn);
+  name_foreign_formats(root, turn, {"output_config", "output_format"});
   turn.model = parse_model(root.require("model"));
   if (const auto session = root.find("session_id")) turn.session = parse_session_id(*session);
   if (const auto stream = root.find("stream")) turn.stream = stream->boolean();
@@ -4498,6 +4534,7 @@ inline void parse_reasoning(const reader& root, turn_request& request, response_
 }
 
 inline void parse_text(const reader& root, turn_request& request) {
+  name_foreign_formats(root, request, {});
   const auto wanted = root.find("text");
   if (!wanted) return;
   if (const auto verbosity = wanted->find("verbosity")) {
@@ -4894,6 +4931,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
     if (openai_chat::check_ignored(field, *value)) name_ignored(turn, field.name);
   }
   if (root.find("logprobs")) name_ignored(turn, "logprobs");
+  name_foreign_formats(root, turn, {});
   if (const auto best = root.find("best_of")) {
     if (best->integer(1, 20) > 1) name_ignored(turn, "best_of");
   }
@@ -5531,6 +5569,7 @@ inline turn_request parse_common(const reader& root) {
   turn.stream = true;
   parse_model_and_stream(root, turn);
   if (const auto format = root.find("format")) parse_format(*format, turn);
+  name_foreign_formats(root, turn, {"format"});
   if (const auto think = root.find("think")) parse_think(*think, turn);
   if (const auto options = root.find("options")) parse_options(*options, turn);
   if (const auto session = root.find("session_id")) turn.session = parse_session_id(*session);
