@@ -1,7 +1,6 @@
 // litellm as a gateway in front of the proxy: the clients of npm speak to it, and it to the proxy in two dialects.
 
 import assert from 'node:assert/strict';
-import net from 'node:net';
 import path from 'node:path';
 import { writeFileSync } from 'node:fs';
 import Anthropic from '@anthropic-ai/sdk';
@@ -11,22 +10,10 @@ import { callerSystem, conversationOf, say, steps } from './chat_client.mjs';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
 import { ANSWER, assertRounds, City, ROUNDS, weatherOf } from './client_tasks.mjs';
 import { eventually, suite } from './harness.mjs';
-import { CLIENTS, KEY, missing, startProgram } from './language_client.mjs';
+import { CLIENTS, freePort, KEY, missing, startProgram } from './language_client.mjs';
 
 export const gateway = suite(240_000);
 const GATEWAY_KEY = 'sk-key-of-the-gateway';
-
-async function freePort() {
-  const server = net.createServer();
-  await new Promise((resolve) => {
-    server.listen(0, '127.0.0.1', resolve);
-  });
-  const { port } = server.address();
-  await new Promise((resolve) => {
-    server.close(resolve);
-  });
-  return port;
-}
 
 /** A gateway with the models `openai` and `anthropic`, after the dialect that it speaks to the proxy; resolves to its URL. */
 async function startGateway(t) {

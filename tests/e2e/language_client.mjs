@@ -33,6 +33,18 @@ const OFF = {
 /** Why tests that need what `make` installs cannot run, if it is not there. */
 export const missing = (name) => (existsSync(path.join(CLIENTS, name, 'installed')) ? undefined : `${name} is not installed: run make e2e-clients`);
 
+export async function freePort() {
+  const server = net.createServer();
+  await new Promise((resolve) => {
+    server.listen(0, '127.0.0.1', resolve);
+  });
+  const { port } = server.address();
+  await new Promise((resolve) => {
+    server.close(resolve);
+  });
+  return port;
+}
+
 /** An HTTP proxy that refuses all, with the first lines of what it was asked. */
 async function startGate(t) {
   const asked = [];
