@@ -8,7 +8,7 @@ import path from 'node:path';
 import { conversationOf } from './chat_client.mjs';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
 import { assertMade, COMMAND, connect, KEY, playing, prepare, PROMPT, run, turnsOf } from './coding_agents.test.mjs';
-import { eventually, PROXY, suite } from './harness.mjs';
+import { eventually, processesMarked, PROXY, suite } from './harness.mjs';
 import { CLIENTS, missing } from './language_client.mjs';
 
 export const npmAgents = suite(240_000);
@@ -157,7 +157,7 @@ test('Kilo', 'npm_large', {
   },
 });
 
-// It leaves a process of its own behind unless it is told to keep its sessions itself, and goes on with one in a terminal only.
+// It goes on with a session in a terminal only, and leaves a process behind, its hub: the setting has only the first turn do without.
 test('Cline', 'npm_large', {
   shell: 'run_commands',
   input: { commands: [COMMAND] },
@@ -167,6 +167,7 @@ test('Cline', 'npm_large', {
     `${recipe(setting, 'cline')} && cline`,
     async ({ env, turns }) => {
       const { output } = await run(setting, 'cline', ['history', '--json'], env);
+      setting.t.defer(async () => processesMarked(`HOME=${setting.home}`).forEach(({ pid }) => process.kill(pid, 'SIGKILL')));
       const { type, shown } = startTerminal(setting, `cline --id ${/"sessionId":"([^"]+)"/.exec(output)[1]}`, env);
       await eventually('the session is shown', () => shown().includes('done.'));
       type('And now?');
