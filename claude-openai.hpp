@@ -616,6 +616,9 @@ class reader {
   explicit reader(const json& value, std::string path = {})
       : value_(&value), path_(std::move(path)) {}
 
+  /// Notes which members are looked for. Borrows the notes.
+  reader(const json& value, std::set<std::string>& sought) : value_(&value), sought_(&sought) {}
+
   const json& value() const { return *value_; }
   const std::string& path() const { return path_; }
   bool is_string() const { return value_->is_string(); }
@@ -624,6 +627,7 @@ class reader {
   /// The member, unless it is absent or null.
   std::optional<reader> find(const char* name) const {
     if (!value_->is_object()) fail("must be an object");
+    if (sought_ != nullptr) sought_->insert(name);
     const auto member = value_->find(name);
     if (member == value_->end() || member->is_null()) return std::nullopt;
     return reader(*member, path_.empty() ? name : path_ + "." + name);
@@ -681,6 +685,7 @@ class reader {
 
   const json* value_;
   std::string path_;
+  std::set<std::string>* sought_ = nullptr;
 };
 
 /// Reads trusted-shape JSON (the CLI's lines) without throwing: the member or the fallback.
@@ -1803,13 +1808,13 @@ inline void name_ignored(turn_request& request, std::string_view field) {
   if (std::find(names.begin(), names.end(), field) == names.end()) names.emplace_back(field);
 }
 
-/// The same for one kind of what a field holds. The kind is the client's own text: it is named as
-/// far as a header can hold it.
-inline void name_ignored_kind(turn_request& request, std::string_view field,
+/// The same for one kind of what a field holds; for a field itself that is unknown, `place` is
+/// empty. The kind is the client's own text: it is named as far as a header can hold it.
+inline void name_ignored_kind(turn_request& request, std::string_view place,
                               std::string_view kind) {
   constexpr std::size_t max_names = 32;
   if (request.ignored_params.size() >= max_names) return;
-  auto name = std::string(field) + ".";
+  auto name = std::string(place) + (place.empty() ? "" : ".");
   for (const char c : kind.substr(0, 64)) {
     name += std::isalnum(static_cast<unsigned char>(c)) != 0 ? c : '_';
   }
@@ -1834,21 +1839,27 @@ inline void take_answer_schema(const reader& field, turn_request& request) {
 }
 
 /// What the answer has to look like, in OpenAI's words; `holder` is the member of the format that
-/// holds the schema, null where it stands in the format itself. `strict` needs no thought: the CLI
-/// always validates.
+/// holds the schema, null where it stands in the format itself. Clients of other servers put it
+/// beside the type, `json_object` too: as `schema` (llama.cpp, Together, Fireworks),
+/// `response_schema` (LiteLLM), `value` (TGI) or `json_schema` (Cohere). The CLI validates without
+/// `strict`, too.
 inline void parse_answer_format(const reader& format, turn_request& request,
                                 const char* holder = nullptr) {
   const auto type = format.require("type");
-  if (type.string() == "json_schema") {
-    const auto held = holder ? format.require(holder) : format;
-    take_answer_schema(held.require("schema"), request);
-    if (const auto description = held.find("description")) {
-      (*request.schema)["description"] = description->string();
-    }
-  } else if (type.string() == "json_object") {
-    request.schema = json::object({{"type", "object"}});
-  } else if (type.string() != "text") {
-    type.fail("must be text, json_object or json_schema");
+  if (type.string() == "text") return;
+  const bool any = type.string() == "json_object";
+  if (!any && type.string() != "json_schema") type.fail("must be text, json_object or json_schema");
+  const auto held = format.find("json_schema").value_or(format);
+  std::optional<reader> schema;
+  for (const char* name : {"value", "response_schema", "schema"}) {
+    if (auto found = held.find(name)) schema = found;
+  }
+  if (!schema && any) schema = format.find("json_schema");
+  if (!schema && !any) (holder ? format.require(holder) : format).require("schema");
+  request.schema = json::object({{"type", "object"}});
+  if (schema) take_answer_schema(*schema, request);
+  if (const auto description = held.find("description")) {
+    (*request.schema)["description"] = description->string();
   }
 }
 
@@ -1880,6 +1891,20 @@ inline void name_members(const reader& source, const std::string& field,
   for (const char* name : names) {
     const auto wish = source.find(name);
     if (wish && asks_for_something(*wish, neutral)) name_ignored(request, field + "." + name);
+  }
+}
+
+/// Names the fields that were not looked for, but for those that no answer depends on.
+inline void name_unread(const json& body, const std::set<std::string>& sought,
+                        turn_request& request) {
+  const std::set<std::string_view> quiet = {
+      "user",          "metadata",         "client_metadata",     "store", "safety_identifier",
+      "cache_control", "prompt_cache_key", "previous_response_id"};
+  constexpr const char* neutral =
+      R"([null,false,0,"",[],{},"auto","default","standard",{"edits":[]}])";
+  for (const auto& [name, value] : body.items()) {
+    if (sought.count(name) + quiet.count(name) > 0) continue;
+    if (asks_for_something(reader(value), neutral)) name_ignored_kind(request, {}, name);
   }
 }
 
@@ -2834,7 +2859,7 @@ constexpr const char* known_fields =
     R"("n","max_completion_tokens","tools","functions","tool_choice","function_call",)"
     R"("parallel_tool_calls","user","metadata","store","response_format","prompt_cache_options",)"
     R"("prompt_cache_retention","session_id","enable_tools","show_activity","reasoning_effort",)"
-    R"("safety_identifier","web_search_options"])";
+    R"("safety_identifier","web_search_options","guided_json","json_schema","structured_outputs"])";
 
 /// True when the value is not neutral: the field has to be named as ignored.
 inline bool check_ignored(const ignored_field& field, const reader& value) {
@@ -3117,9 +3142,27 @@ inline void parse_style(const reader& root, turn_request& request, reply_style& 
   style.include_usage = parse_stream_options(root, request);
 }
 
-/// Chat completion request to neutral request. Unknown fields are accepted: clients send many.
+/// The form of the answer. vLLM's and llama.cpp's clients send a schema outside of
+/// `response_format`; OpenRouter's `structured_outputs` is a boolean, which asks for nothing.
+inline void parse_formats(const reader& root, turn_request& request) {
+  if (const auto format = root.find("response_format")) {
+    parse_answer_format(*format, request, "json_schema");
+  }
+  for (const char* name : {"guided_json", "json_schema"}) {
+    if (const auto schema = root.find(name)) take_answer_schema(*schema, request);
+  }
+  const auto guide = root.find("structured_outputs");
+  if (guide && !guide->value().is_boolean()) {
+    if (const auto schema = guide->find("json")) take_answer_schema(*schema, request);
+    name_members(*guide, "structured_outputs",
+                 {"choice", "regex", "grammar", "structural_tag", "json_object"}, request);
+  }
+}
+
+/// Chat completion request to neutral request. Unknown fields are only named: clients send many.
 inline parsed_request parse(const json& body, const reply_context& context) {
-  const reader root(body);
+  std::set<std::string> sought;
+  const reader root(body, sought);
   parsed_request parsed;
   turn_request turn;
   refuse_foreign_body(root, "messages");
@@ -3141,9 +3184,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
     if (!context.web) name_ignored(turn, "web_search_options");
   }
   parse_tool_choices(root, turn);
-  if (const auto format = root.find("response_format")) {
-    parse_answer_format(*format, turn, "json_schema");
-  }
+  parse_formats(root, turn);
   parse_sampling(root, turn);
   parse_prompt_cache(root, turn);
   parse_model_and_stream(root, turn);
@@ -3154,6 +3195,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
     const auto value = root.find(field.name);
     if (value && check_ignored(field, *value)) name_ignored(turn, field.name);
   }
+  name_unread(body, sought, turn);
   parsed.turns.assign(style.choices, turn);
   parsed.reply = std::make_unique<chat_reply>(context, style);
   return parsed;
@@ -3839,7 +3881,8 @@ inline void parse_cache_ttl(const json& body, turn_request& turn) {
 }
 
 inline turn_request parse_request(const json& body, bool counts_only, bool web = false) {
-  const reader root(body);
+  std::set<std::string> sought;
+  const reader root(body, sought);
   turn_request turn;
   refuse_foreign_body(root, "messages");
   parse_tools(root, turn, web);
@@ -3868,13 +3911,7 @@ inline turn_request parse_request(const json& body, bool counts_only, bool web =
     error.code = "thread_unsupported_request";
     throw error;
   }
-  for (const char* name :
-       {"mcp_servers", "container", "context_management", "service_tier", "inference_geo", "speed",
-        "billing_policy", "compaction", "diagnostics", "fallback_credit_token", "fallbacks"}) {
-    const auto value = root.find(name);
-    constexpr const char* neutral = R"(["auto","standard",[],{},{"edits":[]}])";
-    if (value && asks_for_something(*value, neutral)) name_ignored(turn, name);
-  }
+  if (!counts_only) name_unread(body, sought, turn);
   return turn;
 }
 
@@ -4729,18 +4766,11 @@ class input_parser {
   std::set<const json*> shown_outputs_;                 ///< with their calls
 };
 
-/// Fields that are known and never honoured, and the values of each that ask for nothing.
-constexpr std::array<std::pair<const char*, const char*>, 9> ignored_fields = {
+/// Fields that are never honoured, and the values of each that ask for nothing.
+constexpr std::array<std::pair<const char*, const char*>, 2> ignored_fields = {
     {{"truncation", R"(["disabled"])"},
-     {"top_logprobs", "[0]"},
-     {"background", "[false]"},
-     {"service_tier", R"(["auto","default"])"},
-     {"access_programs", "[]"},
-     {"context_management", "[[]]"},
-     {"image", "[{}]"},
      {"include", R"([[],["reasoning.encrypted_content"],["web_search_call.action.sources"],)"
-                 R"(["reasoning.encrypted_content","web_search_call.action.sources"]])"},
-     {"moderation", "[]"}}};
+                 R"(["reasoning.encrypted_content","web_search_call.action.sources"]])"}}};
 
 /// Throws a 400 for what would have to be kept under an id that this server never gave.
 inline void refuse_kept(const reader& root) {
@@ -4754,7 +4784,8 @@ inline void refuse_kept(const reader& root) {
 /// Responses request to neutral request. What it refers to (`previous_response_id`, items by their
 /// id) stands in `input` already: see `response_store`.
 inline parsed_request parse(const json& body, const reply_context& context) {
-  const reader root(body);
+  std::set<std::string> sought;
+  const reader root(body, sought);
   turn_request turn;
   response_style style;
   turn.messages_field = "input";
@@ -4788,6 +4819,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
     const auto value = root.find(name);
     if (value && asks_for_something(*value, neutral)) name_ignored(turn, name);
   }
+  name_unread(body, sought, turn);
   style.echo = make_echo(body);
   parsed_request parsed;
   parsed.turns.push_back(std::move(turn));
@@ -4947,7 +4979,8 @@ inline void ask_for_completion(const std::string& prompt, const std::string& suf
 }
 
 inline parsed_request parse(const json& body, const reply_context& context) {
-  const reader root(body);
+  std::set<std::string> sought;
+  const reader root(body, sought);
   turn_request turn;
   refuse_foreign_body(root, "prompt");
   const auto prompts = parse_prompts(root.require("prompt"));
@@ -4969,6 +5002,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
     if (best->integer(1, 20) > 1) name_ignored(turn, "best_of");
   }
   const bool include_usage = parse_stream_options(root, turn);
+  name_unread(body, sought, turn);
   parsed_request parsed;
   std::vector<std::string> echoes;
   for (const auto& prompt : prompts) {
@@ -4984,11 +5018,6 @@ inline parsed_request parse(const json& body, const reply_context& context) {
 /// (https://docs.mistral.ai/api/endpoint/fim).
 inline parsed_request parse_fim(const json& body, const reply_context& context) {
   auto parsed = parse(body, context);
-  const reader root(body);
-  for (const char* field : {"min_tokens", "random_seed"}) {
-    if (!root.find(field)) continue;
-    for (auto& turn : parsed.turns) name_ignored(turn, field);
-  }
   openai_chat::reply_style style;
   style.choices = parsed.turns.size();
   parsed.reply = std::make_unique<openai_chat::chat_reply>(context, style);
@@ -5613,23 +5642,20 @@ inline turn_request parse_common(const reader& root) {
   if (const auto think = root.find("think")) parse_think(*think, turn);
   if (const auto options = root.find("options")) parse_options(*options, turn);
   parse_session(root, turn);
-  for (const char* name : {"template", "raw", "truncate", "shift", "logprobs", "top_logprobs",
-                           "_debug_render_only", "width", "height", "steps"}) {
-    const auto value = root.find(name);
-    if (value && asks_for_something(*value, R"([false,0,""])")) name_ignored(turn, name);
-  }
   return turn;
 }
 
 /// The request, or where nothing is asked none: clients load a model so, or unload it.
-inline parsed_request finish(const reader& root, turn_request turn, bool asks, bool is_chat,
-                             const reply_context& context) {
+inline parsed_request finish(const json& body, std::set<std::string>& sought, turn_request turn,
+                             bool asks, bool is_chat, const reply_context& context) {
+  const reader root(body, sought);
   const auto foreign = root.find(is_chat ? "prompt" : "messages");
   if (foreign && !asks)
     foreign->fail(is_chat ? "belongs to /api/generate" : "belongs to /api/chat");
   const auto kept = root.find("keep_alive");
   const bool unloads = kept && !asks_for_something(*kept, R"([0,"0","0s","0m","0h"])");
   parse_agent(root, turn);
+  name_unread(body, sought, turn);
   parsed_request parsed;
   parsed.reply =
       std::make_unique<ollama_reply>(context, is_chat, turn.model, unloads ? "unload" : "load");
@@ -5638,7 +5664,8 @@ inline parsed_request finish(const reader& root, turn_request turn, bool asks, b
 }
 
 inline parsed_request parse_chat(const json& body, const reply_context& context) {
-  const reader root(body);
+  std::set<std::string> sought;
+  const reader root(body, sought);
   auto turn = parse_common(root);
   const auto messages = root.find("messages");
   const bool asks = messages && !messages->elements().empty();
@@ -5649,11 +5676,12 @@ inline parsed_request parse_chat(const json& body, const reply_context& context)
   normalize(turn.messages);
   openai_chat::reply_style style;
   openai_chat::parse_tools(root, turn, style);
-  return finish(root, std::move(turn), asks, true, context);
+  return finish(body, sought, std::move(turn), asks, true, context);
 }
 
 inline parsed_request parse_generate(const json& body, const reply_context& context) {
-  const reader root(body);
+  std::set<std::string> sought;
+  const reader root(body, sought);
   auto turn = parse_common(root);
   turn.messages_field = "prompt";
   const auto text_at = [&](const char* name) {
@@ -5672,7 +5700,7 @@ inline parsed_request parse_generate(const json& body, const reply_context& cont
   if (!suffix.empty()) openai_completions::ask_for_completion(prompt, suffix, turn);
   if (const auto system = root.find("system")) append_instructions(*system, turn);
   normalize(turn.messages);
-  return finish(root, std::move(turn), asks, false, context);
+  return finish(body, sought, std::move(turn), asks, false, context);
 }
 
 // ---- models -----------------------------------------------------------------------------------

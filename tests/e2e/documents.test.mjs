@@ -34,9 +34,10 @@ const NOT_RUN = [
   [/^(npm install -g|npm install|pip install) /, 'installs on the machine'],
   [/^(eval|export) /, 'commands.test.mjs has a shell take what `connect env` prints, which is compared with the page'],
   [/^(codex|opencode|claude -p)( |$)/, 'coding_agents.test.mjs runs these clients with their settings'],
-  [/^(pi|copilot|qwen)( |$)/, 'npm_agents.test.mjs runs these clients with their settings'],
+  [/^(pi|copilot|qwen|kilo|cline|droid)( |$)/, 'npm_agents.test.mjs runs these clients with their settings'],
   [/^aider( |$)/, 'python.test.mjs runs it with its settings'],
-  [/^(cline|droid|grok)( |$)/, 'a client that the tests do not run; tried by hand'],
+  [/^open-webui /, 'open_webui.test.mjs runs it with these settings'],
+  [/^grok( |$)/, 'a client that the tests do not run; tried by hand'],
 ];
 
 /** Targets of make that take minutes or do not end: `make -n` says that they exist, and their ARGS are checked. */

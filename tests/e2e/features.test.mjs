@@ -1062,6 +1062,24 @@ test('json_object: any object', (t) =>
     { body: { response_format: { type: 'json_object' } } },
   ));
 
+for (const [place, body] of [
+  ['beside json_object', { response_format: { type: 'json_object', schema: PERSON } }],
+  ['beside json_schema', { response_format: { type: 'json_schema', schema: PERSON } }],
+  ['in guided_json', { guided_json: PERSON }],
+  ['in structured_outputs', { structured_outputs: { json: PERSON } }],
+])
+  once.test(`a schema ${place} reaches the API, as the clients of other servers send it`, (t) =>
+    eachWay(
+      t,
+      async (client) => {
+        const answer = await client.ask(structured(ADA));
+        assert.deepEqual([JSON.parse(answer.text), answer.finish, answer.ignored], [ADA, 'stop', []]);
+        assert.deepEqual(toolsOf(client.calls()[0]).StructuredOutput.input_schema, PERSON);
+      },
+      { body },
+    ),
+  );
+
 test('text of the model beside the JSON is no part of the content', (t) =>
   eachWay(
     t,

@@ -144,7 +144,7 @@ test(
     for (const check of ['by_tools', 'by_schema', 'by_words']) assert.deepEqual(value(check), ADA, check);
     const [{ body }] = calls('by_tools');
     assert.deepEqual([body.tools[0].name, body.tool_choice.name], ['Person', 'Person']);
-    assert.ok(toolsOf(calls('by_schema')[0]).StructuredOutput, 'JSON is asked for');
+    assertPersonAsked(calls('by_schema'));
     assert.deepEqual(value('partial'), [ADA, true]);
     assert.equal(value('error'), 400);
   },

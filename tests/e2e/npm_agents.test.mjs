@@ -2,13 +2,13 @@
 // changes a file, and a second turn of the same session. Their lock files are in npm/ and npm_large/.
 
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { conversationOf } from './chat_client.mjs';
 import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
 import { assertMade, COMMAND, connect, KEY, playing, prepare, PROMPT, run, turnsOf } from './coding_agents.test.mjs';
-import { PROXY, suite } from './harness.mjs';
+import { eventually, processesMarked, PROXY, suite } from './harness.mjs';
 import { CLIENTS, missing } from './language_client.mjs';
 
 export const npmAgents = suite();
@@ -25,28 +25,51 @@ function put({ home }, name, settings) {
   return file;
 }
 
+/** What a terminal shows of a program, and what its user types there. It ends with the test. */
+function startTerminal({ t, home, work, gate }, command, environment) {
+  const env = { HOME: home, TMPDIR: home, SHELL: '/bin/sh', TERM: 'xterm-256color', HTTP_PROXY: gate, HTTPS_PROXY: gate, NO_PROXY: '127.0.0.1', ...environment };
+  const child = spawn('script', ['-qefc', command, '/dev/null'], { cwd: work, detached: true, env });
+  const ended = new Promise((resolve) => {
+    child.once('close', resolve);
+  });
+  t.defer(async () => {
+    child.kill(); // its terminal goes, and the program with it
+    await ended;
+  });
+  let shown = '';
+  child.stdout.setEncoding('utf8').on('data', (text) => {
+    shown += text;
+  });
+  child.stdin.on('error', () => {});
+  return { type: (text) => child.stdin.write(text), shown: () => shown };
+}
+
 /**
- * A test of an agent. `shell`: the tool by which it runs commands, `args` what the tool wants beside the command. `begin(setting)` has
- * the command lines of a first turn and of one that goes on with it, without what the user says. `system`: what its own system prompt
- * says; its helpers, which name a session or remember it, have others.
+ * A test of an agent. `shell`: the tool by which it runs commands, `input` what that gets. `begin(setting)` has the command lines of a
+ * first turn and of one that goes on with it, without what the user says; in place of the second a function that makes the turn.
+ * `system`: what its own system prompt says; its helpers, which name a session or remember it, have others.
  */
-function test(name, needs, { shell, args = { description: 'Makes the file' }, system, begin }) {
+function test(name, needs, { shell, input = { command: COMMAND, description: 'Makes the file' }, system, environment = {}, begin }) {
   npmAgents.test(`npm, ${name} runs a command that changes a file, and goes on`, { skip: missing(needs), slow: true }, async (t) => {
     const setting = await prepare(t);
     const isOwn = (request) => system.test(request.system.join('\n'));
-    const play = playing({ [shell]: { command: COMMAND, ...args } });
+    const play = playing({ [shell]: input });
     setting.api.script((request) => (isOwn(request) ? play(request) : { name: 'plain', text: 'A title' }));
     const turns = () => turnsOf(setting).filter(isOwn);
-    const environment = { PATH: `${path.join(CLIENTS, needs, 'node_modules', '.bin')}:${process.env.PATH}`, CI: '1' };
-    const say = (command, text) => run(setting, 'sh', ['-c', `${command} '${text}'`], environment);
+    const env = { PATH: `${path.join(CLIENTS, needs, 'node_modules', '.bin')}:${process.env.PATH}`, CI: '1', ...environment };
+    const say = (command, text) => run(setting, 'sh', ['-c', `${command} '${text}'`], env);
     const [first, again] = begin(setting);
     const made = await say(first, PROMPT);
     assertMade(setting, made, system, turns());
     assert.match(made.output, /All done\./);
     if (!again) return;
-    const more = await say(again, 'And now?');
-    assert.equal(more.code, 0, more.output);
-    assert.match(more.output, /Once more\./);
+    if (typeof again === 'function') {
+      await again({ env, turns });
+    } else {
+      const more = await say(again, 'And now?');
+      assert.equal(more.code, 0, more.output);
+      assert.match(more.output, /Once more\./);
+    }
     const [, , third, ...others] = turns();
     assert.equal(others.length, 0);
     const told = conversationOf(third);
@@ -113,7 +136,7 @@ test('Copilot CLI', 'npm_large', {
 // Its second turn ends with status 1 where nothing but loopback is there.
 test('Droid', 'npm_large', {
   shell: 'Execute',
-  args: { summary: 'Makes the wanted file' },
+  input: { command: COMMAND, summary: 'Makes the wanted file' },
   system: /You are Droid/,
   begin: (setting) => {
     const model = { model: MODEL, displayName: 'Sonnet', baseUrl: setting.proxy.url, apiKey: KEY, provider: 'anthropic', maxOutputTokens: 16000 };
@@ -122,8 +145,35 @@ test('Droid', 'npm_large', {
   },
 });
 
-for (const [name, why] of [
-  ['Kilo', '7.7.7 sends nothing where nothing but loopback is there'],
-  ['Cline', '3.0.65 did not end without a terminal'],
-])
-  npmAgents.test(`npm, ${name} runs a command that changes a file, and goes on`, { skip: why }, () => {});
+test('Kilo', 'npm_large', {
+  shell: 'bash',
+  system: /You are Kilo/,
+  environment: { KILO_TELEMETRY_LEVEL: 'off' },
+  begin: (setting) => {
+    const options = { baseURL: `${setting.proxy.url}/v1`, apiKey: KEY };
+    put(setting, '.config/kilo/kilo.json', { provider: { claude: { npm: '@ai-sdk/openai-compatible', options, models: { [MODEL]: { name: 'Claude' } } } } });
+    const kilo = `kilo run --auto --model claude/${MODEL}`;
+    return [kilo, `${kilo} --continue`];
+  },
+});
+
+// It goes on with a session in a terminal only, and leaves a process behind, its hub: the setting has only the first turn do without.
+test('Cline', 'npm_large', {
+  shell: 'run_commands',
+  input: { commands: [COMMAND] },
+  system: /You are Cline/,
+  environment: { CLINE_SESSION_BACKEND_MODE: 'local', CLINE_NO_AUTO_UPDATE: '1' },
+  begin: (setting) => [
+    `${recipe(setting, 'cline')} && cline`,
+    async ({ env, turns }) => {
+      const { output } = await run(setting, 'cline', ['history', '--json'], env);
+      setting.t.defer(async () => processesMarked(`HOME=${setting.home}`).forEach(({ pid }) => process.kill(pid, 'SIGKILL')));
+      const { type, shown } = startTerminal(setting, `cline --id ${/"sessionId":"([^"]+)"/.exec(output)[1]}`, env);
+      await eventually('the session is shown', () => shown().includes('done.'));
+      type('And now?');
+      await eventually('the line is shown', () => shown().includes('now?'));
+      type('\r');
+      await eventually('the answer is shown', () => turns().length > 2 && shown().includes('more.'));
+    },
+  ],
+});

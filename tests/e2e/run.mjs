@@ -35,6 +35,7 @@ import { observe } from './observe.test.mjs';
 import { ollama } from './ollama.test.mjs';
 import { KEY } from './language_client.mjs';
 import { languages } from './languages.test.mjs';
+import { openWebui } from './open_webui.test.mjs';
 import { page } from './page.test.mjs';
 import { plan } from './plan.test.mjs';
 import { python } from './python.test.mjs';
@@ -138,6 +139,7 @@ const suites = [
   { name: 'python', version: newest, args: ['--api-key', KEY], tests: [...python.tests, ...gateway.tests] },
   { name: 'languages', version: newest, args: ['--api-key', KEY], tests: languages.tests },
   { name: 'npm', version: newest, args: ['--api-key', KEY], tests: [...npm.tests, ...npmAgents.tests] },
+  { name: 'open_webui', version: newest, tests: openWebui.tests },
   { name: 'page', version: newest, tests: page.tests, skip: page.skip },
   // The older ones are there for what lies between us and the CLI; `--cli` runs all with one of them.
   ...versions.map((version) => ({

@@ -806,6 +806,45 @@ TEST_CASE("chat format: a schema is taken as it is, and where it was given is kn
         R"({"type":"object","properties":{"b":{},"a":{}}} response_format.json_schema.schema)");
 }
 
+TEST_CASE("chat format: a schema counts wherever the clients of other servers put it") {
+  const std::string schema = R"({"type":"object","properties":{"a":{}}})";
+  const std::vector<std::pair<std::string, std::string>> places = {
+      {R"("response_format":{"type":"json_object","schema":)", "}"},
+      {R"("response_format":{"type":"json_schema","schema":)", "}"},
+      {R"("response_format":{"type":"json_object","response_schema":)", "}"},
+      {R"("response_format":{"type":"json_object","value":)", "}"},
+      {R"("response_format":{"type":"json_object","json_schema":)", "}"},
+      {R"("response_format":{"type":"json_object","json_schema":{"name":"n","schema":)", "}}"},
+      {R"("guided_json":)", ""},
+      {R"("json_schema":)", ""},
+      {R"("structured_outputs":{"json":)", "}"}};
+  for (const auto& [before, after] : places) {
+    const auto fields = before + schema + after;
+    CAPTURE(fields);
+    const auto request = parse_text(with_fields(fields));
+    REQUIRE(request.schema);
+    CHECK(dump(*request.schema) == schema);
+    CHECK_FALSE(request.schema_field.empty());
+    CHECK(request.ignored_params.empty());
+    check_params({{with_fields(before + R"({"type":"array"})" + after), request.schema_field}});
+  }
+}
+
+TEST_CASE("chat format: what asks for another form of the answer is named") {
+  const auto ignored = [](const std::string& fields) {
+    return parse_text(with_fields(fields)).ignored_params;
+  };
+  CHECK(ignored(R"("guided_choice":["a","b"])") == strings{"guided_choice"});
+  CHECK(ignored(R"("guided_regex":"a+","grammar":"root ::= 1")") ==
+        strings{"guided_regex", "grammar"});
+  CHECK(ignored(R"("structured_outputs":{"choice":["a"],"regex":null})") ==
+        strings{"structured_outputs.choice"});
+  CHECK(ignored(R"("format":"json")") == strings{"format"});
+  CHECK(ignored(R"("structured_outputs":true,"grammar":"")").empty());
+  CHECK(ignored(R"("response_format":{"type":"text"})").empty());
+  check_params({{with_fields(R"("structured_outputs":"json")"), "structured_outputs"}});
+}
+
 TEST_CASE("chat format: a bad one is a 400 that names it") {
   const auto format = [](const std::string& one) {
     return with_fields(R"("response_format":)" + one);

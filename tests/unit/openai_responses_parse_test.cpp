@@ -445,6 +445,16 @@ TEST_CASE("responses request: text.format is text, JSON or a schema") {
   REQUIRE(schema.schema);
   CHECK(schema.schema->dump() == R"({"type":"object","properties":{"a":{}}})");
   CHECK(schema.schema_field == "text.format.schema");
+  for (
+      const std::string format :
+      {R"({"type":"json_object","schema":{"type":"object","properties":{"a":{}}}})",
+       R"({"type":"json_schema","json_schema":{"schema":{"type":"object","properties":{"a":{}}}}})"}) {
+    const auto other = with(R"("text":{"format":)" + format + "}");
+    REQUIRE(other.schema);
+    CHECK(*other.schema == *schema.schema);
+  }
+  CHECK(with(R"("response_format":{"type":"json_object"})").ignored_params ==
+        std::vector<std::string>{"response_format"});
   CHECK(param_of_fields(R"("text":{"format":{}})") == "text.format.type");
   CHECK(param_of_fields(R"("text":{"format":{"type":"xml"}})") == "text.format.type");
   CHECK(param_of_fields(R"("text":{"format":{"type":"json_schema"}})") == "text.format.schema");
