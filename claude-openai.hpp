@@ -2837,7 +2837,7 @@ struct ignored_field {
   const char* neutral;
 };
 
-constexpr std::array<ignored_field, 13> ignored_fields = {{
+constexpr std::array<ignored_field, 9> ignored_fields = {{
     {"presence_penalty", ignored_field::shape::number, -2, 2, "[0]"},
     {"frequency_penalty", ignored_field::shape::number, -2, 2, "[0]"},
     {"seed", ignored_field::shape::integer, -9.2e18, 9.2e18, "[]"},
@@ -2845,12 +2845,8 @@ constexpr std::array<ignored_field, 13> ignored_fields = {{
     {"logprobs", ignored_field::shape::boolean, 0, 0, "[false]"},
     {"logit_bias", ignored_field::shape::any, 0, 0, "[{}]"},
     {"modalities", ignored_field::shape::any, 0, 0, R"([["text"]])"},
-    {"audio", ignored_field::shape::any, 0, 0, "[]"},
-    {"prediction", ignored_field::shape::any, 0, 0, "[]"},
-    {"moderation", ignored_field::shape::any, 0, 0, "[]"},
     {"verbosity", ignored_field::shape::any, 0, 0, R"(["medium"])"},
     {"service_tier", ignored_field::shape::any, 0, 0, R"(["auto","default"])"},
-    {"reasoning", ignored_field::shape::any, 0, 0, "[]"},
 }};
 
 /// The fields that are honoured, as a JSON array.
@@ -4766,11 +4762,17 @@ class input_parser {
   std::set<const json*> shown_outputs_;                 ///< with their calls
 };
 
-/// Fields that are never honoured, and the values of each that ask for nothing.
-constexpr std::array<std::pair<const char*, const char*>, 2> ignored_fields = {
-    {{"truncation", R"(["disabled"])"},
-     {"include", R"([[],["reasoning.encrypted_content"],["web_search_call.action.sources"],)"
-                 R"(["reasoning.encrypted_content","web_search_call.action.sources"]])"}}};
+/// Names what is never honoured, unless it has a value that asks for nothing.
+inline void name_ignored_fields(const reader& root, turn_request& request) {
+  const std::map<const char*, const char*> neutral = {
+      {"truncation", R"(["disabled"])"},
+      {"include", R"([[],["reasoning.encrypted_content"],["web_search_call.action.sources"],)"
+                  R"(["reasoning.encrypted_content","web_search_call.action.sources"]])"}};
+  for (const auto& [name, values] : neutral) {
+    const auto value = root.find(name);
+    if (value && asks_for_something(*value, values)) name_ignored(request, name);
+  }
+}
 
 /// Throws a 400 for what would have to be kept under an id that this server never gave.
 inline void refuse_kept(const reader& root) {
@@ -4815,10 +4817,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   parse_session(root, turn);
   parse_agent(root, turn);
   parse_stream_options(root, turn);
-  for (const auto& [name, neutral] : ignored_fields) {
-    const auto value = root.find(name);
-    if (value && asks_for_something(*value, neutral)) name_ignored(turn, name);
-  }
+  name_ignored_fields(root, turn);
   name_unread(body, sought, turn);
   style.echo = make_echo(body);
   parsed_request parsed;
