@@ -45,6 +45,7 @@ import { reference } from './reference.test.mjs';
 import { security } from './security.test.mjs';
 import { server } from './server.test.mjs';
 import { settings } from './settings.test.mjs';
+import { silence } from './silence.test.mjs';
 import { store } from './store.test.mjs';
 import { transport } from './transport.test.mjs';
 import { Conversation, endProxies, runTest, startProxy } from './harness.mjs';
@@ -171,6 +172,7 @@ const suites = [
   { name: 'documents', version: newest, tests: documents.tests },
   { name: 'histories', version: newest, tests: histories.tests },
   { name: 'fields', version: newest, tests: fields.tests },
+  { name: 'silence', version: newest, tests: silence.tests },
   { name: 'answer_fields', version: newest, tests: answerFields.tests },
   { name: 'faults', version: newest, program: STAND_IN, tests: faults.tests },
   { name: 'authority', version: newest, tests: authority.tests },
