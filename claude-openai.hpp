@@ -70,8 +70,8 @@
 #ifndef CLAUDE_OPENAI_HPP
 #define CLAUDE_OPENAI_HPP
 
-#define CLAUDE_OPENAI_VERSION "0.1.0"
-#define CLAUDE_OPENAI_VERSION_NUMBER 100  // 10000 * major + 100 * minor + patch
+#define CLAUDE_OPENAI_VERSION "1.0.0"
+#define CLAUDE_OPENAI_VERSION_NUMBER 10000  // 10000 * major + 100 * minor + patch
 
 #include <algorithm>
 #include <array>

@@ -2,7 +2,7 @@
 class ClaudeOpenai < Formula
   desc "OpenAI- and Anthropic-compatible proxy over Claude Code"
   homepage "https://github.com/claude-openai/claude-openai"
-  url "https://github.com/claude-openai/claude-openai/releases/download/v0.1.0/claude-openai-0.1.0.tar.gz"
+  url "https://github.com/claude-openai/claude-openai/releases/download/v1.0.0/claude-openai-1.0.0.tar.gz"
   # A release fills this in: the file claude-openai.rb beside its downloads has the checksum.
   sha256 "0000000000000000000000000000000000000000000000000000000000000000"
   license "MIT"

@@ -19,7 +19,7 @@
         pkgs:
         pkgs.stdenv.mkDerivation {
           pname = "claude-openai";
-          version = "0.1.0";
+          version = "1.0.0";
           src = ../.;
 
           strictDeps = true;
