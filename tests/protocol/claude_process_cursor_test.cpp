@@ -64,7 +64,7 @@ turn_request with_results(const driven_process& process, const std::vector<std::
 void check_empty(driven_process& process) {
   CHECK(process->now() == state::idle);
   CHECK(process.messages_held() == 0);
-  CHECK(process->held().words.empty());
+  CHECK(process->cursor().held.words.empty());
   CHECK(process.marks().empty());
   const auto echo = json::parse(process.answer(asking("echo")));
   CHECK(held_in(echo) == "[[echo]]|");
@@ -90,8 +90,8 @@ TEST_CASE("cursor: a turn is begun, told, answered, accepted, and then the proce
   CHECK(process->now() == state::idle);
   CHECK(process.messages_held() == 4);
   CHECK(process.marks() == places{0, 2});
-  CHECK(process->held().words ==
-        make_trace(process.next("")).words.substr(0, process->held().words.size()));
+  CHECK(process->cursor().held.words ==
+        make_trace(process.next("")).words.substr(0, process->cursor().held.words.size()));
 }
 
 TEST_CASE("cursor: a later turn is told only what is new") {
@@ -172,10 +172,10 @@ TEST_CASE("cursor: a process that goes on by itself is dead") {
 TEST_CASE("cursor: back to the start, nothing is left of the conversation before") {
   driven_process process;
   process.answer(chat({told("text say=secret-1")}));
-  const auto held = process->held().words;
+  const auto held = process->cursor().held.words;
   process.begin(asking("echo"));
   CHECK(process->now() == state::rewinding);
-  CHECK(process->held().words == held);  // until the process has confirmed it
+  CHECK(process->cursor().held.words == held);  // until the process has confirmed it
   const auto got = process.finish();
   REQUIRE(got.stopped);
   process.accept();

@@ -27,7 +27,7 @@ TEST_CASE("claude_process: it is ready when it has answered, and silent until it
   CHECK(process->alive());
   CHECK_FALSE(process->failed_before_first_event());
   CHECK_FALSE(process->pop());
-  CHECK(process->held().identity.empty());
+  CHECK(process->cursor().held.identity.empty());
   CHECK(process->cursor().marks.empty());
 }
 

@@ -96,7 +96,7 @@ class driven_process {
     return pump_until([&] { return process_.now() == wanted; }, within);
   }
 
-  std::size_t messages_held() const { return process_.held().ends.size(); }
+  std::size_t messages_held() const { return process_.cursor().held.ends.size(); }
 
   /// The places of the messages that can be taken back.
   std::vector<std::size_t> marks() const {
