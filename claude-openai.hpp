@@ -2837,7 +2837,7 @@ struct ignored_field {
   const char* neutral;
 };
 
-constexpr std::array<ignored_field, 9> ignored_fields = {{
+constexpr std::array<ignored_field, 13> ignored_fields = {{
     {"presence_penalty", ignored_field::shape::number, -2, 2, "[0]"},
     {"frequency_penalty", ignored_field::shape::number, -2, 2, "[0]"},
     {"seed", ignored_field::shape::integer, -9.2e18, 9.2e18, "[]"},
@@ -2845,6 +2845,10 @@ constexpr std::array<ignored_field, 9> ignored_fields = {{
     {"logprobs", ignored_field::shape::boolean, 0, 0, "[false]"},
     {"logit_bias", ignored_field::shape::any, 0, 0, "[{}]"},
     {"modalities", ignored_field::shape::any, 0, 0, R"([["text"]])"},
+    {"audio", ignored_field::shape::any, 0, 0, "[]"},
+    {"prediction", ignored_field::shape::any, 0, 0, "[]"},
+    {"moderation", ignored_field::shape::any, 0, 0, "[]"},
+    {"reasoning", ignored_field::shape::any, 0, 0, "[]"},
     {"verbosity", ignored_field::shape::any, 0, 0, R"(["medium"])"},
     {"service_tier", ignored_field::shape::any, 0, 0, R"(["auto","default"])"},
 }};
@@ -3226,27 +3230,32 @@ inline json render_diagnosis(std::string_view raw) {
 inline json render_compatibility(const json& body, const std::vector<std::string>& ignored) {
   const json known = parse_json(known_fields);
   json supported = json::array();
+  json unsupported = json::array();
   json warnings = json::array();
   json suggestions = json::array();
+  const auto is_known = [&](const std::string& name) {
+    return std::find(known.begin(), known.end(), name) != known.end() ||
+           std::any_of(ignored_fields.begin(), ignored_fields.end(),
+                       [&](const ignored_field& field) { return field.name == name; });
+  };
+  const auto is_ignored = [&](const std::string& name) {
+    return std::find(ignored.begin(), ignored.end(), name) != ignored.end();
+  };
   for (const auto& [name, value] : body.items()) {
-    if (value.is_null() || std::find(ignored.begin(), ignored.end(), name) != ignored.end()) {
-      continue;
-    }
-    const auto is_it = [key = std::string_view(name)](const ignored_field& field) {
-      return field.name == key;
-    };
-    if (std::find(known.begin(), known.end(), name) != known.end() ||
-        std::any_of(ignored_fields.begin(), ignored_fields.end(), is_it)) {
-      supported.push_back(name);
-    } else {
+    if (value.is_null()) continue;
+    if (!is_known(name)) {
       warnings.push_back("'" + name + "' is not a field of chat completions; it is not read");
+    } else if (!is_ignored(name)) {
+      supported.push_back(name);
     }
   }
   for (const auto& name : ignored) {
+    if (body.contains(name) && !is_known(name)) continue;
+    unsupported.push_back(name);
     suggestions.push_back("Leave out '" + name + "': it would change nothing here.");
   }
   const json report = json::object({{"supported_parameters", supported},
-                                    {"unsupported_parameters", ignored},
+                                    {"unsupported_parameters", unsupported},
                                     {"warnings", warnings},
                                     {"suggestions", suggestions}});
   const json agent = json::object(
@@ -3631,6 +3640,11 @@ inline void parse_block(const reader& block, message& entry, turn_request& reque
   }
 }
 
+/// The assistant's are of an API that makes images; ours takes none back.
+inline bool is_made_media(role author, std::string_view kind) {
+  return author == role::assistant && (kind == "image" || kind == "document");
+}
+
 /// What the API knows and takes from no client but its own: tools that it ran itself, whose results
 /// stand in the assistant's message, and blocks that nobody here knows. Where the model has such
 /// tools again, the API gets its blocks back as they are.
@@ -3645,8 +3659,6 @@ class server_blocks {
     const auto& value = block.value();
     const bool is_own = kind == "text" || text::ends_with(kind, "thinking") ||
                         (kind == "search_result" && entry.author == role::user);
-    const bool is_misplaced =
-        entry.author == role::assistant && (kind == "image" || kind == "document");
     if (kind == "server_tool_use" || kind == "mcp_tool_use") {
       open_[string_of(value, "id")] = value;
     } else if (text::ends_with(kind, "_tool_result")) {
@@ -3656,7 +3668,7 @@ class server_blocks {
           value, entry);
     } else if (kind == "text" && takes_back(entry) && !member_of(value, "citations").empty()) {
       keep(value, entry);
-    } else if ((endpoint_of_part(kind).empty() && !is_own) || is_misplaced) {
+    } else if ((endpoint_of_part(kind).empty() && !is_own) || is_made_media(entry.author, kind)) {
       history_.add_note(kind, readable(value));
       name_ignored_kind(request_, "messages", kind);
     } else {
@@ -3729,7 +3741,9 @@ inline void parse_message(const reader& source, history_builder& history, turn_r
       name_members(block, "messages", {"transformations", "toolset_name", "caller"}, request,
                    neutral);
       if (!keeps) name_members(block, "messages", {"citations"}, request, neutral);
-      const bool is_asked = entry.author == role::user && is_latest;
+      const auto kind = string_of(block.value(), "type");
+      const bool is_asked =
+          is_latest && (entry.author == role::user || is_made_media(entry.author, kind));
       if (is_asked || !foreign.take(block, entry)) parse_block(block, entry, request);
     }
   }

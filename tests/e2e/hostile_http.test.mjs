@@ -900,9 +900,9 @@ test('bad UTF-8 in a body is a 400 whose own text is good', async (t) => {
     assert.ok(!result.text.includes('\ufffd'), result.text);
     assert.equal(typeof result.json?.error.message, 'string');
   }
-  for (const name of ['\\ud800', '\\udc00\\ud800', '\\u00']) {
-    const result = await t.send({ body: chatBody('x').replace('"x"', `"${name}"`) }).done;
-    assert.equal(result.status, 400, `${name}: ${result.text}`);
+  for (const [text, status] of [['\\u00', 400], ['\\ud800', 200], ['\\udc00\\ud800', 200]]) {
+    const result = await t.send({ body: chatBody('x').replace('"x"', `"${text}"`) }).done;
+    assert.equal(result.status, status, `${text}: ${result.text}`); // half a character is U+FFFD
   }
 });
 

@@ -94,9 +94,25 @@ TEST_CASE("parse_body: broken JSON is a 400 that tells the byte") {
 
 TEST_CASE("parse_body: text that is no UTF-8 is a 400, in names and in values") {
   for (const std::string body : {"{\"a\":\"\xFF\"}", "{\"\xC3\":1}", "{\"a\":\"\xED\xA0\x80\"}",
-                                 "{\"a\":\"\xC0\xAF\"}", "\xFF\xFE{", "{\"a\":\"\\ud800\"}"}) {
+                                 "{\"a\":\"\xC0\xAF\"}", "\xFF\xFE{"}) {
     CAPTURE(body);
     check_400(error_of([&] { parse_body(body); }), "not valid JSON");
+  }
+}
+
+TEST_CASE("an escape of half a character is U+FFFD, in names, values and wherever it stands") {
+  const std::map<std::string, std::string> mended = {
+      {R"({"a":"\ud83d"})", "{\"a\":\"\uFFFD\"}"},
+      {R"({"\uDE00b":"\ud83d\ud83d\ude00"})", "{\"\uFFFDb\":\"\uFFFD\U0001F600\"}"},
+      {R"({"a":"\\ud83d"})", R"({"a":"\\ud83d"})"},
+      {R"({"a":"\ud83d\n\ude00\u00e4"})", "{\"a\":\"\uFFFD\\n\uFFFD\u00E4\"}"}};
+  for (const auto& [given, wanted] : mended) {
+    CAPTURE(given);
+    CHECK(parse_body(given).dump() == wanted);
+    CHECK(try_parse_json(given).dump() == wanted);
+  }
+  for (const char* broken : {R"({"a":"\ud8"})", R"({"a":"\ud83)", R"({"a":"\)"}) {
+    check_400(error_of([&] { parse_body(broken); }), "not valid JSON");
   }
 }
 

@@ -237,7 +237,7 @@ TEST_CASE("ollama: any other option is named, unless it asks for nothing") {
 
 TEST_CASE("ollama: fields that nothing here honours are named, unless they ask for nothing") {
   CHECK(turn_with(R"("truncate":true,"logprobs":true,"top_logprobs":2,"shift":true)")
-            .ignored_params == strings{"truncate", "shift", "logprobs", "top_logprobs"});
+            .ignored_params == strings{"truncate", "logprobs", "top_logprobs", "shift"});
   CHECK(turn_with(R"("truncate":false,"logprobs":false,"top_logprobs":0,"keep_alive":"5m")")
             .ignored_params.empty());
   CHECK(generate_turn(R"("prompt":"Hi","template":"{{ .Prompt }}","raw":true)").ignored_params ==

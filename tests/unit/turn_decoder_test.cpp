@@ -457,7 +457,7 @@ TEST_CASE("decoder: however an attempt is broken and cut up, the text is told on
 
 TEST_CASE("decoder: the messages of one turn add up, tokens and text, a line between") {
   const auto all = decode({message_start("m1"), text_start(), text_delta("Let me look."),
-                           block_stop(), message_delta(R"("tool_use")"), message_stop(),
+                           block_stop(), message_delta(R"("pause_turn")"), message_stop(),
                            message_start("m2"), text_start(), text_delta("Sunny."), block_stop(),
                            message_delta(R"("end_turn")"), message_stop(), result()});
   CHECK(test::text_of(all.told) == "Let me look.\n\nSunny.");
@@ -465,6 +465,19 @@ TEST_CASE("decoder: the messages of one turn add up, tokens and text, a line bet
   CHECK(end.reason == stop_reason::end_turn);
   CHECK(end.usage.input == 22);
   CHECK(end.usage.output == 14);
+}
+
+TEST_CASE("decoder: where the CLI would ask again by itself the answer ends with the API's") {
+  for (const auto& [words, reason] : std::map<std::string, std::string>{
+           {"\n", "end_turn"}, {" ", "stop_sequence"}, {"I will look.", "tool_use"}}) {
+    CAPTURE(words);
+    const auto all = decode({message_start("m1"), text_start(), text_delta(words), block_stop(),
+                             message_delta("\"" + reason + "\""), message_stop(),
+                             message_start("m2"), text_start(), text_delta("More."), block_stop(),
+                             message_delta(R"("end_turn")"), message_stop(), result()});
+    CHECK(test::text_of(all.told).find("More.") == std::string::npos);
+    CHECK(test::end_of(all.told).value().usage.output == 7);
+  }
 }
 
 TEST_CASE("decoder: a turn costs what the process has cost since the last one") {
