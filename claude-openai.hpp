@@ -3238,14 +3238,11 @@ inline json render_compatibility(const json& body, const std::vector<std::string
            std::any_of(ignored_fields.begin(), ignored_fields.end(),
                        [&](const ignored_field& field) { return field.name == name; });
   };
-  const auto is_ignored = [&](const std::string& name) {
-    return std::find(ignored.begin(), ignored.end(), name) != ignored.end();
-  };
   for (const auto& [name, value] : body.items()) {
     if (value.is_null()) continue;
     if (!is_known(name)) {
       warnings.push_back("'" + name + "' is not a field of chat completions; it is not read");
-    } else if (!is_ignored(name)) {
+    } else if (std::count(ignored.begin(), ignored.end(), name) == 0) {
       supported.push_back(name);
     }
   }
