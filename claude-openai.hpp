@@ -2980,8 +2980,7 @@ inline void parse_message(const reader& source, turn_request& request, bool is_l
   const bool answers = speaker == "tool" || speaker == "function";
   if (!answers) {
     name_members(source, "messages",
-                 {"name", "audio", "images", "reasoning", "reasoning_content", "reasoning_details",
-                  "thinking_blocks"},
+                 {"name", "audio", "images", "reasoning", "reasoning_details", "thinking_blocks"},
                  request, R"([false,"",[]])");
   }
   if (speaker == "system" || speaker == "developer") {
@@ -4530,8 +4529,7 @@ inline void parse_output_item(const reader& item, history_builder& history, turn
 inline void parse_reasoning_item(const reader& item, history_builder& history,
                                  turn_request& request) {
   const auto sealed = item.find("encrypted_content");
-  if (!sealed)
-    return name_members(item, "input.reasoning", {"summary", "content"}, request, "[[]]");
+  if (!sealed) return name_members(item, "input.reasoning", {"content"}, request, "[[]]");
   const auto& words = sealed->string();
   const json opened = try_parse_json(text::is_base64(words) ? text::from_base64(words) : "");
   thinking_part thought{string_of(opened, "thinking"), string_of(opened, "signature"),

@@ -642,11 +642,11 @@ test('messages: output_config.format is an answer of JSON', (t) =>
 
 once.test('messages: metadata and what else asks for nothing is accepted, what is not honoured is named', async (t) => {
   const client = new MessagesClient(t, { stream: true });
-  const fields = { metadata: { user_id: 'someone' }, service_tier: 'auto', cache_control: { type: 'ephemeral' }, betas: ['x'], unknown: 1 };
+  const fields = { metadata: { user_id: 'someone' }, service_tier: 'auto', cache_control: { type: 'ephemeral' }, betas: [] };
   assert.deepEqual((await client.ask(say('Fine.'), fields, { 'anthropic-beta': 'tools-2024' })).ignored, []);
-  const asked = { mcp_servers: [{ name: 'x' }], container: 'c', context_management: { edits: [{ type: 'x' }] }, stop_sequences: [''] };
+  const asked = { mcp_servers: [{ name: 'x' }], container: 'c', context_management: { edits: [{ type: 'x' }] }, stop_sequences: [''], unknown: 1 };
   const { ignored } = await client.ask(say('Fine.'), asked);
-  assert.deepEqual(ignored, ['container', 'context_management', 'mcp_servers', 'stop_sequences']);
+  assert.deepEqual(ignored, ['container', 'context_management', 'mcp_servers', 'stop_sequences', 'unknown']);
   for (const { body } of client.assertCalls(2)) assert.equal(body.mcp_servers, undefined);
 });
 

@@ -158,7 +158,7 @@ test('what Ollama samples by is named by its own place', async (t) => {
 const IMAGE_URL = { type: 'image_url', image_url: { url: `data:image/png;base64,${PNG}` } };
 const HELD = {
   'chat: an image of the assistant’s': ['/v1/chat/completions', [assistant([{ type: 'text', text: 'Here.' }, IMAGE_URL])], 'messages.image_url', 'Here.'],
-  'chat: reasoning of other servers': ['/v1/chat/completions', [assistant('Here.', { reasoning_content: 'Hm.' })], 'messages.reasoning_content', 'Here.'],
+  'chat: reasoning of other servers': ['/v1/chat/completions', [assistant('Here.', { reasoning: 'Hm.', reasoning_content: 'Ours comes back.' })], 'messages.reasoning', 'Here.'],
   'messages: an image of the assistant’s': [
     '/v1/messages',
     [assistant([{ type: 'text', text: 'Here.' }, { type: 'image', source: { type: 'base64', media_type: 'image/png', data: PNG } }])],
