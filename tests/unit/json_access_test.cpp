@@ -106,10 +106,10 @@ TEST_CASE("an escape of half a character is U+FFFD, in names, values and whereve
       {R"({"\uDE00b":"\ud83d\ud83d\ude00"})", "{\"\uFFFDb\":\"\uFFFD\U0001F600\"}"},
       {R"({"a":"\\ud83d"})", R"({"a":"\\ud83d"})"},
       {R"({"a":"\ud83d\n\ude00\u00e4"})", "{\"a\":\"\uFFFD\\n\uFFFD\u00E4\"}"}};
-  for (const auto& [given, wanted] : mended) {
-    CAPTURE(given);
-    CHECK(parse_body(given).dump() == wanted);
-    CHECK(try_parse_json(given).dump() == wanted);
+  for (const auto& each : mended) {
+    CAPTURE(each.first);
+    CHECK(parse_body(each.first).dump() == each.second);
+    CHECK(try_parse_json(each.first).dump() == each.second);
   }
   for (const char* broken : {R"({"a":"\ud8"})", R"({"a":"\ud83)", R"({"a":"\)"}) {
     check_400(error_of([&] { parse_body(broken); }), "not valid JSON");

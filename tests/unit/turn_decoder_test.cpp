@@ -468,11 +468,11 @@ TEST_CASE("decoder: the messages of one turn add up, tokens and text, a line bet
 }
 
 TEST_CASE("decoder: where the CLI would ask again by itself the answer ends with the API's") {
-  for (const auto& [words, reason] : std::map<std::string, std::string>{
+  for (const auto& each : std::map<std::string, std::string>{
            {"\n", "end_turn"}, {" ", "stop_sequence"}, {"I will look.", "tool_use"}}) {
-    CAPTURE(words);
-    const auto all = decode({message_start("m1"), text_start(), text_delta(words), block_stop(),
-                             message_delta("\"" + reason + "\""), message_stop(),
+    CAPTURE(each.first);
+    const auto all = decode({message_start("m1"), text_start(), text_delta(each.first),
+                             block_stop(), message_delta("\"" + each.second + "\""), message_stop(),
                              message_start("m2"), text_start(), text_delta("More."), block_stop(),
                              message_delta(R"("end_turn")"), message_stop(), result()});
     CHECK(test::text_of(all.told).find("More.") == std::string::npos);
