@@ -616,9 +616,6 @@ class reader {
   explicit reader(const json& value, std::string path = {})
       : value_(&value), path_(std::move(path)) {}
 
-  /// Notes which members are looked for. Borrows the notes.
-  reader(const json& value, std::set<std::string>& sought) : value_(&value), sought_(&sought) {}
-
   const json& value() const { return *value_; }
   const std::string& path() const { return path_; }
   bool is_string() const { return value_->is_string(); }
@@ -677,6 +674,10 @@ class reader {
   [[noreturn]] void fail(std::string_view problem) const {
     throw bad_field(path_.empty() ? "body" : path_, problem);
   }
+
+ protected:
+  /// Notes which members are looked for. Borrows the notes.
+  reader(const json& value, std::set<std::string>* sought) : value_(&value), sought_(sought) {}
 
  private:
   static std::string bounds(double low, double high) {
@@ -1894,19 +1895,29 @@ inline void name_members(const reader& source, const std::string& field,
   }
 }
 
-/// Names the fields that were not looked for, but for those that no answer depends on.
-inline void name_unread(const json& body, const std::set<std::string>& sought,
-                        turn_request& request) {
-  const std::set<std::string_view> quiet = {
-      "user",          "metadata",         "client_metadata",     "store", "safety_identifier",
-      "cache_control", "prompt_cache_key", "previous_response_id"};
-  constexpr const char* neutral =
-      R"([null,false,0,"",[],{},"auto","default","standard",{"edits":[]}])";
-  for (const auto& [name, value] : body.items()) {
-    if (sought.count(name) + quiet.count(name) > 0) continue;
-    if (asks_for_something(reader(value), neutral)) name_ignored_kind(request, {}, name);
+/// A request's body. Notes which of its fields are looked for.
+class body_reader : public reader {
+ public:
+  explicit body_reader(const json& body) : reader(body, &sought_) {}
+  body_reader(const body_reader&) = delete;
+  body_reader& operator=(const body_reader&) = delete;
+
+  /// Names the fields that were not looked for, but for those that no answer depends on.
+  void name_unread(turn_request& request) const {
+    const std::set<std::string_view> quiet = {
+        "user",          "metadata",         "client_metadata",     "store", "safety_identifier",
+        "cache_control", "prompt_cache_key", "previous_response_id"};
+    constexpr const char* neutral =
+        R"([null,false,0,"",[],{},"auto","default","standard",{"edits":[]}])";
+    for (const auto& [name, value] : this->value().items()) {
+      if (sought_.count(name) + quiet.count(name) > 0) continue;
+      if (asks_for_something(reader(value), neutral)) name_ignored_kind(request, {}, name);
+    }
   }
-}
+
+ private:
+  std::set<std::string> sought_;
+};
 
 /// For strict clients an unsupported field is an error.
 inline void refuse_ignored(const turn_request& request) {
@@ -2837,29 +2848,24 @@ struct ignored_field {
   const char* neutral;
 };
 
-constexpr std::array<ignored_field, 13> ignored_fields = {{
+constexpr std::array<ignored_field, 7> ignored_fields = {{
     {"presence_penalty", ignored_field::shape::number, -2, 2, "[0]"},
     {"frequency_penalty", ignored_field::shape::number, -2, 2, "[0]"},
     {"seed", ignored_field::shape::integer, -9.2e18, 9.2e18, "[]"},
     {"top_logprobs", ignored_field::shape::integer, 0, 20, "[0]"},
     {"logprobs", ignored_field::shape::boolean, 0, 0, "[false]"},
-    {"logit_bias", ignored_field::shape::any, 0, 0, "[{}]"},
     {"modalities", ignored_field::shape::any, 0, 0, R"([["text"]])"},
-    {"audio", ignored_field::shape::any, 0, 0, "[]"},
-    {"prediction", ignored_field::shape::any, 0, 0, "[]"},
-    {"moderation", ignored_field::shape::any, 0, 0, "[]"},
-    {"reasoning", ignored_field::shape::any, 0, 0, "[]"},
     {"verbosity", ignored_field::shape::any, 0, 0, R"(["medium"])"},
-    {"service_tier", ignored_field::shape::any, 0, 0, R"(["auto","default"])"},
 }};
 
-/// The fields that are honoured, as a JSON array.
+/// The fields of the API and of other servers' that are honoured or named, as a JSON array.
 constexpr const char* known_fields =
     R"(["model","messages","stream","stream_options","temperature","top_p","max_tokens","stop",)"
     R"("n","max_completion_tokens","tools","functions","tool_choice","function_call",)"
     R"("parallel_tool_calls","user","metadata","store","response_format","prompt_cache_options",)"
     R"("prompt_cache_retention","session_id","enable_tools","show_activity","reasoning_effort",)"
-    R"("safety_identifier","web_search_options","guided_json","json_schema","structured_outputs"])";
+    R"("safety_identifier","web_search_options","guided_json","json_schema","structured_outputs",)"
+    R"("logit_bias","audio","prediction","moderation","reasoning","service_tier"])";
 
 /// True when the value is not neutral: the field has to be named as ignored.
 inline bool check_ignored(const ignored_field& field, const reader& value) {
@@ -3160,8 +3166,7 @@ inline void parse_formats(const reader& root, turn_request& request) {
 
 /// Chat completion request to neutral request. Unknown fields are only named: clients send many.
 inline parsed_request parse(const json& body, const reply_context& context) {
-  std::set<std::string> sought;
-  const reader root(body, sought);
+  const body_reader root(body);
   parsed_request parsed;
   turn_request turn;
   refuse_foreign_body(root, "messages");
@@ -3194,7 +3199,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
     const auto value = root.find(field.name);
     if (value && check_ignored(field, *value)) name_ignored(turn, field.name);
   }
-  name_unread(body, sought, turn);
+  root.name_unread(turn);
   parsed.turns.assign(style.choices, turn);
   parsed.reply = std::make_unique<chat_reply>(context, style);
   return parsed;
@@ -3887,8 +3892,7 @@ inline void parse_cache_ttl(const json& body, turn_request& turn) {
 }
 
 inline turn_request parse_request(const json& body, bool counts_only, bool web = false) {
-  std::set<std::string> sought;
-  const reader root(body, sought);
+  const body_reader root(body);
   turn_request turn;
   refuse_foreign_body(root, "messages");
   parse_tools(root, turn, web);
@@ -3917,7 +3921,7 @@ inline turn_request parse_request(const json& body, bool counts_only, bool web =
     error.code = "thread_unsupported_request";
     throw error;
   }
-  if (!counts_only) name_unread(body, sought, turn);
+  if (!counts_only) root.name_unread(turn);
   return turn;
 }
 
@@ -4795,8 +4799,7 @@ inline void refuse_kept(const reader& root) {
 /// Responses request to neutral request. What it refers to (`previous_response_id`, items by their
 /// id) stands in `input` already: see `response_store`.
 inline parsed_request parse(const json& body, const reply_context& context) {
-  std::set<std::string> sought;
-  const reader root(body, sought);
+  const body_reader root(body);
   turn_request turn;
   response_style style;
   turn.messages_field = "input";
@@ -4827,7 +4830,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
   parse_agent(root, turn);
   parse_stream_options(root, turn);
   name_ignored_fields(root, turn);
-  name_unread(body, sought, turn);
+  root.name_unread(turn);
   style.echo = make_echo(body);
   parsed_request parsed;
   parsed.turns.push_back(std::move(turn));
@@ -4987,8 +4990,7 @@ inline void ask_for_completion(const std::string& prompt, const std::string& suf
 }
 
 inline parsed_request parse(const json& body, const reply_context& context) {
-  std::set<std::string> sought;
-  const reader root(body, sought);
+  const body_reader root(body);
   turn_request turn;
   refuse_foreign_body(root, "prompt");
   const auto prompts = parse_prompts(root.require("prompt"));
@@ -5010,7 +5012,7 @@ inline parsed_request parse(const json& body, const reply_context& context) {
     if (best->integer(1, 20) > 1) name_ignored(turn, "best_of");
   }
   const bool include_usage = parse_stream_options(root, turn);
-  name_unread(body, sought, turn);
+  root.name_unread(turn);
   parsed_request parsed;
   std::vector<std::string> echoes;
   for (const auto& prompt : prompts) {
@@ -5259,24 +5261,19 @@ inline void limit_tool_choice(turn_request& request) {
 
 inline void limit_sampling(turn_request& request, const model_traits& model) {
   auto& sampling = request.sampling;
-  if (sampling.temperature && *sampling.temperature > 1) {
-    name_ignored(request, request.sampling_place + "temperature");
+  const auto drop = [&](auto& value, const char* name, bool is_neutral) {
+    if (value && !is_neutral) name_ignored(request, request.sampling_place + name);
+    value.reset();
+  };
+  if (sampling.temperature > 1) {
+    drop(sampling.temperature, "temperature", false);
     sampling.temperature = 1;
   }
   if (request.thinks) {
-    if (sampling.temperature && *sampling.temperature != 1)
-      name_ignored(request, request.sampling_place + "temperature");
-    if (sampling.top_p && *sampling.top_p != 1)
-      name_ignored(request, request.sampling_place + "top_p");
-    if (sampling.top_k) name_ignored(request, request.sampling_place + "top_k");
-    sampling.temperature.reset();
-    sampling.top_p.reset();
-    sampling.top_k.reset();
+    drop(sampling.temperature, "temperature", sampling.temperature == 1);
+    drop(sampling.top_k, "top_k", false);
   }
-  if (sampling.top_p && model.one_sampling_knob) {
-    if (*sampling.top_p != 1) name_ignored(request, request.sampling_place + "top_p");
-    sampling.top_p.reset();
-  }
+  if (request.thinks || model.one_sampling_knob) drop(sampling.top_p, "top_p", sampling.top_p == 1);
 }
 
 /// The API takes no stop text of white space alone: the proxy cuts at those by itself, but not in
@@ -5654,16 +5651,15 @@ inline turn_request parse_common(const reader& root) {
 }
 
 /// The request, or where nothing is asked none: clients load a model so, or unload it.
-inline parsed_request finish(const json& body, std::set<std::string>& sought, turn_request turn,
-                             bool asks, bool is_chat, const reply_context& context) {
-  const reader root(body, sought);
+inline parsed_request finish(const body_reader& root, turn_request turn, bool asks, bool is_chat,
+                             const reply_context& context) {
   const auto foreign = root.find(is_chat ? "prompt" : "messages");
   if (foreign && !asks)
     foreign->fail(is_chat ? "belongs to /api/generate" : "belongs to /api/chat");
   const auto kept = root.find("keep_alive");
   const bool unloads = kept && !asks_for_something(*kept, R"([0,"0","0s","0m","0h"])");
   parse_agent(root, turn);
-  name_unread(body, sought, turn);
+  root.name_unread(turn);
   parsed_request parsed;
   parsed.reply =
       std::make_unique<ollama_reply>(context, is_chat, turn.model, unloads ? "unload" : "load");
@@ -5672,8 +5668,7 @@ inline parsed_request finish(const json& body, std::set<std::string>& sought, tu
 }
 
 inline parsed_request parse_chat(const json& body, const reply_context& context) {
-  std::set<std::string> sought;
-  const reader root(body, sought);
+  const body_reader root(body);
   auto turn = parse_common(root);
   const auto messages = root.find("messages");
   const bool asks = messages && !messages->elements().empty();
@@ -5684,12 +5679,11 @@ inline parsed_request parse_chat(const json& body, const reply_context& context)
   normalize(turn.messages);
   openai_chat::reply_style style;
   openai_chat::parse_tools(root, turn, style);
-  return finish(body, sought, std::move(turn), asks, true, context);
+  return finish(root, std::move(turn), asks, true, context);
 }
 
 inline parsed_request parse_generate(const json& body, const reply_context& context) {
-  std::set<std::string> sought;
-  const reader root(body, sought);
+  const body_reader root(body);
   auto turn = parse_common(root);
   turn.messages_field = "prompt";
   const auto text_at = [&](const char* name) {
@@ -5708,7 +5702,7 @@ inline parsed_request parse_generate(const json& body, const reply_context& cont
   if (!suffix.empty()) openai_completions::ask_for_completion(prompt, suffix, turn);
   if (const auto system = root.find("system")) append_instructions(*system, turn);
   normalize(turn.messages);
-  return finish(body, sought, std::move(turn), asks, false, context);
+  return finish(root, std::move(turn), asks, false, context);
 }
 
 // ---- models -----------------------------------------------------------------------------------
@@ -8444,17 +8438,24 @@ inline std::string find_program(const std::string& name, const environment_map& 
   return {};
 }
 
-/// A program's file behind all links, when it was written and how large it is; empty for none.
-using program_file =
-    std::pair<std::string, std::pair<std::filesystem::file_time_type, std::uintmax_t>>;
+/// A program's file behind all links; of no path where there is none.
+struct program_file {
+  std::string path;
+  std::filesystem::file_time_type written;
+  std::uintmax_t bytes = 0;
+
+  bool operator==(const program_file& other) const {
+    return std::tie(path, written, bytes) == std::tie(other.path, other.written, other.bytes);
+  }
+  bool operator!=(const program_file& other) const { return !(*this == other); }
+};
 
 inline program_file find_program_file(const std::string& name, const environment_map& variables) {
   std::error_code failed;
   const auto real = std::filesystem::canonical(find_program(name, variables), failed);
   if (failed) return {};
-  return {
-      real.string(),
-      {std::filesystem::last_write_time(real, failed), std::filesystem::file_size(real, failed)}};
+  return {real.string(), std::filesystem::last_write_time(real, failed),
+          std::filesystem::file_size(real, failed)};
 }
 
 /// Where this program is; by the name it was called where the system does not tell.
@@ -9675,7 +9676,8 @@ class cli_programs {
     const std::lock_guard<std::mutex> lock(mutex_);
     const bool first = worked_.path.empty() && !process.initialize_response().is_null();
     if (!(answered || first) || process.program() != latest_.file) return;
-    worked_ = {latest_.file.first, latest_.file, latest_.login_flag};
+    if (worked_.file == latest_.file && warning_.empty()) return;
+    worked_ = {latest_.file.path, latest_.file, latest_.login_flag};
     warning_.clear();
   }
 
