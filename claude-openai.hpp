@@ -211,19 +211,10 @@ template <class Number>
 std::optional<Number> try_number(std::string_view value) {
   static_assert(std::is_integral<Number>::value, "integers only");
   Number number = 0;
-  bool negative = false;
-  if (std::is_signed<Number>::value && starts_with(value, "-")) {
-    negative = true;
-    value.remove_prefix(1);
-  }
-  if (value.empty()) return std::nullopt;
-  for (const char c : value) {
-    if (c < '0' || c > '9') return std::nullopt;
-    const auto digit = static_cast<Number>(c - '0');
-    if (number > (std::numeric_limits<Number>::max() - digit) / 10) return std::nullopt;
-    number = static_cast<Number>(number * 10 + digit);
-  }
-  return negative ? static_cast<Number>(-number) : number;
+  const auto* end = value.data() + value.size();
+  const auto [last, failure] = std::from_chars(value.data(), end, number);
+  if (value.empty() || last != end || failure != std::errc()) return std::nullopt;
+  return number;
 }
 
 /// Length of the well-formed UTF-8 sequence at the front (RFC 3629), 0 when there is none.
@@ -15289,12 +15280,10 @@ class chunk_decoder {
   static std::uint64_t parse_size(std::string_view digits) {
     std::uint64_t size = 0;
     digits = digits.substr(0, digits.find_last_not_of(" \t") + 1);
-    if (digits.empty() || digits.size() > 15) throw http_head::broken("the size of a chunk");
-    for (const char c : digits) {
-      constexpr std::string_view hex = "0123456789abcdef";
-      const auto digit = hex.find(static_cast<char>(c >= 'A' && c <= 'F' ? c - 'A' + 'a' : c));
-      if (digit == std::string_view::npos) throw http_head::broken("the size of a chunk");
-      size = size * 16 + digit;
+    const auto* end = digits.data() + digits.size();
+    const bool whole = std::from_chars(digits.data(), end, size, 16).ptr == end;
+    if (digits.empty() || digits.size() > 15 || !whole) {
+      throw http_head::broken("the size of a chunk");
     }
     return size;
   }
@@ -17994,10 +17983,8 @@ inline void answer_error(request_context& now, const api_error& error) {
   if (now.record->failure.empty()) now.record->failure = word_for(error);
   if (error.code == "budget_exceeded") now.proxy.figures.reject("budget");
   now.response.set_body(dialect.render_error(error, now.id()), json_type);
-  const bool says_when =
-      error.kind == error_kind::rate_limited || error.kind == error_kind::too_many_requests ||
-      error.kind == error_kind::unavailable || error.kind == error_kind::overloaded;
-  if (says_when) {
+  const int status = http_status(error.kind);
+  if (status == 429 || status == 503) {
     using namespace std::chrono;
     const auto usual = error.retry_after.value_or(seconds(error.retry_is_futile ? 30 : 1));
     const auto wait = std::max(usual, time_to_reset(now.record->facts.windows));
@@ -18152,7 +18139,6 @@ inline void complete_request(request_context& now, turn_request& turn) {
 
 inline void tell_ignored(request_context& now, const std::vector<std::string>& names) {
   if (names.empty()) return;
-  now.response.headers.erase("x-ignored-params");
   now.response.set("x-ignored-params", text::join(names, ", "));
 }
 
@@ -18349,18 +18335,10 @@ inline void ask(request_context& now, const dialect_functions& dialect, json bod
   }
 }
 
-inline void answer_turn(request_context& now, const dialect_functions& dialect) {
-  ask(now, dialect, read_json(now), make_context(now));
+template <const dialect_functions& Dialect>
+void answer_turn(request_context& now) {
+  ask(now, Dialect, read_json(now), make_context(now));
 }
-
-inline void handle_chat(request_context& now) { answer_turn(now, openai_chat::dialect); }
-inline void handle_messages(request_context& now) { answer_turn(now, anthropic_messages::dialect); }
-inline void handle_completions(request_context& now) {
-  answer_turn(now, openai_completions::dialect);
-}
-inline void handle_fim(request_context& now) { answer_turn(now, openai_completions::fim_dialect); }
-inline void handle_ollama_chat(request_context& now) { answer_turn(now, ollama::chat_dialect); }
-inline void handle_generate(request_context& now) { answer_turn(now, ollama::generate_dialect); }
 
 /// A response may refer to earlier ones, and later ones to it.
 inline void handle_responses(request_context& now) {
@@ -18713,70 +18691,55 @@ struct route {
   access needs = access::own;
 };
 
-/// Those by which models are asked and described.
-inline std::vector<route> model_routes() {
-  using group = endpoint_group;
-  constexpr auto open = access::open, chat = access::chat;
-  return {
-      {"POST", "/chat/completions", group::chat, &handle_chat, chat},
-      {"POST", "/responses", group::chat, &handle_responses, chat},
-      {"POST", "/responses/input_tokens", group::other, &handle_input_tokens},
-      {"GET", "/responses/*/input_items", group::session, &handle_input_items},
-      {"POST", "/responses/*/cancel", group::session, &handle_cancel_response},
-      {"GET", "/responses/*", group::session, &handle_response},
-      {"DELETE", "/responses/*", group::session, &handle_delete_response},
-      {"POST", "/messages", group::chat, &handle_messages, chat},
-      {"POST", "/messages/count_tokens", group::other, &handle_count_tokens, chat},
-      {"POST", "/completions", group::chat, &handle_completions, chat},
-      {"POST", "/fim/completions", group::chat, &handle_fim, chat},
-      {"POST", "/api/chat", group::chat, &handle_ollama_chat, chat},
-      {"POST", "/api/generate", group::chat, &handle_generate, chat},
-      {"GET", "/api/tags", group::none, &handle_ollama_models, chat},
-      {"POST", "/api/show", group::none, &handle_ollama_model, chat},
-      {"GET", "/api/ps", group::none, &handle_loaded_models, chat},
-      {"GET", "/api/version", group::health, &handle_ollama_version, open},
-      {"GET", "/models", group::none, &handle_models, chat},
-      {"GET", "/models/*", group::none, &handle_model, chat},
-  };
-}
-
-inline std::vector<route> other_routes() {
-  using group = endpoint_group;
-  constexpr auto open = access::open, chat = access::chat, tools = access::tools;
-  return {
-      {"GET", "/sessions", group::session, &handle_sessions},
-      {"GET", "/sessions/stats", group::session, &handle_session_stats},
-      {"GET", "/sessions/*", group::session, &handle_session},
-      {"DELETE", "/sessions/*", group::session, &handle_delete_session},
-      {"POST", "/compatibility", group::other, &handle_compatibility, chat},
-      {"POST", "/debug/request", group::debug, &handle_debug},
-      {"GET", "/tools", group::other, &handle_tools, tools},
-      {"GET", "/tools/config", group::other, &handle_tool_configuration, tools},
-      {"POST", "/tools/config", group::other, &handle_set_tool_configuration, tools},
-      {"GET", "/tools/stats", group::other, &handle_tool_stats, tools},
-      {"GET", "/mcp/servers", group::other, &handle_mcp_servers, tools},
-      {"POST", "/mcp/servers", group::other, &handle_add_mcp_server, tools},
-      {"POST", "/mcp/connect", group::other, &handle_connect_mcp_server, tools},
-      {"POST", "/mcp/disconnect", group::other, &handle_disconnect_mcp_server, tools},
-      {"GET", "/mcp/stats", group::other, &handle_mcp_stats, tools},
-      {"GET", "/auth/status", group::auth, &handle_auth_status},
-      {"GET", "/metrics", group::none, &handle_metrics},
-      {"GET", "/usage", group::none, &handle_usage},
-      {"GET", "/health", group::health, &handle_health, open},
-      {"GET", "/version", group::health, &handle_version, open},
-      {"GET", "/", group::none, &handle_root, open},
-  };
-}
-
-inline const std::vector<route>& all_routes() {
-  static const auto table = [] {
-    auto rows = model_routes();
-    const auto others = other_routes();
-    rows.insert(rows.end(), others.begin(), others.end());
-    return rows;
-  }();
-  return table;
-}
+/// The first one that matches counts.
+constexpr route all_routes[] = {
+    {"POST", "/chat/completions", endpoint_group::chat, &answer_turn<openai_chat::dialect>,
+     access::chat},
+    {"POST", "/responses", endpoint_group::chat, &handle_responses, access::chat},
+    {"POST", "/responses/input_tokens", endpoint_group::other, &handle_input_tokens},
+    {"GET", "/responses/*/input_items", endpoint_group::session, &handle_input_items},
+    {"POST", "/responses/*/cancel", endpoint_group::session, &handle_cancel_response},
+    {"GET", "/responses/*", endpoint_group::session, &handle_response},
+    {"DELETE", "/responses/*", endpoint_group::session, &handle_delete_response},
+    {"POST", "/messages", endpoint_group::chat, &answer_turn<anthropic_messages::dialect>,
+     access::chat},
+    {"POST", "/messages/count_tokens", endpoint_group::other, &handle_count_tokens, access::chat},
+    {"POST", "/completions", endpoint_group::chat, &answer_turn<openai_completions::dialect>,
+     access::chat},
+    {"POST", "/fim/completions", endpoint_group::chat,
+     &answer_turn<openai_completions::fim_dialect>, access::chat},
+    {"POST", "/api/chat", endpoint_group::chat, &answer_turn<ollama::chat_dialect>, access::chat},
+    {"POST", "/api/generate", endpoint_group::chat, &answer_turn<ollama::generate_dialect>,
+     access::chat},
+    {"GET", "/api/tags", endpoint_group::none, &handle_ollama_models, access::chat},
+    {"POST", "/api/show", endpoint_group::none, &handle_ollama_model, access::chat},
+    {"GET", "/api/ps", endpoint_group::none, &handle_loaded_models, access::chat},
+    {"GET", "/api/version", endpoint_group::health, &handle_ollama_version, access::open},
+    {"GET", "/models", endpoint_group::none, &handle_models, access::chat},
+    {"GET", "/models/*", endpoint_group::none, &handle_model, access::chat},
+    {"GET", "/sessions", endpoint_group::session, &handle_sessions},
+    {"GET", "/sessions/stats", endpoint_group::session, &handle_session_stats},
+    {"GET", "/sessions/*", endpoint_group::session, &handle_session},
+    {"DELETE", "/sessions/*", endpoint_group::session, &handle_delete_session},
+    {"POST", "/compatibility", endpoint_group::other, &handle_compatibility, access::chat},
+    {"POST", "/debug/request", endpoint_group::debug, &handle_debug},
+    {"GET", "/tools", endpoint_group::other, &handle_tools, access::tools},
+    {"GET", "/tools/config", endpoint_group::other, &handle_tool_configuration, access::tools},
+    {"POST", "/tools/config", endpoint_group::other, &handle_set_tool_configuration, access::tools},
+    {"GET", "/tools/stats", endpoint_group::other, &handle_tool_stats, access::tools},
+    {"GET", "/mcp/servers", endpoint_group::other, &handle_mcp_servers, access::tools},
+    {"POST", "/mcp/servers", endpoint_group::other, &handle_add_mcp_server, access::tools},
+    {"POST", "/mcp/connect", endpoint_group::other, &handle_connect_mcp_server, access::tools},
+    {"POST", "/mcp/disconnect", endpoint_group::other, &handle_disconnect_mcp_server,
+     access::tools},
+    {"GET", "/mcp/stats", endpoint_group::other, &handle_mcp_stats, access::tools},
+    {"GET", "/auth/status", endpoint_group::auth, &handle_auth_status},
+    {"GET", "/metrics", endpoint_group::none, &handle_metrics},
+    {"GET", "/usage", endpoint_group::none, &handle_usage},
+    {"GET", "/health", endpoint_group::health, &handle_health, access::open},
+    {"GET", "/version", endpoint_group::health, &handle_version, access::open},
+    {"GET", "/", endpoint_group::none, &handle_root, access::open},
+};
 
 /// A last '*' stands for anything, one within the path for anything without a slash.
 inline bool matches(const route& row, std::string_view path) {
@@ -18797,49 +18760,37 @@ inline std::string public_path(std::string_view path) {
 
 /// Endpoints of other servers that clients ask for, and what to do without them.
 inline std::string advice_for(std::string_view path) {
-  constexpr std::string_view one_by_one = "send the requests one by one; they are queued";
-  constexpr std::string_view within = "send images and PDF files within the request, as base64";
-  constexpr std::string_view earlier =
-      "use previous_response_id in /v1/responses, or session_id in /v1/chat/completions";
-  constexpr std::string_view no_vectors =
-      "Claude has no embedding model; run a local one beside this proxy, such as Ollama's";
-  constexpr std::string_view no_files = "models are no files here; /api/tags lists them";
-  constexpr std::array<std::pair<std::string_view, std::string_view>, 20> advices = {{
-      {"/api/embed", no_vectors},
-      {"/api/embeddings", no_vectors},
-      {"/api/pull", no_files},
-      {"/api/push", no_files},
-      {"/api/create", no_files},
-      {"/api/copy", no_files},
-      {"/api/delete", no_files},
-      {"/api/blobs", no_files},
-      {"/embeddings", no_vectors},
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 10> advices = {{
+      {"/api/embed /api/embeddings /embeddings",
+       "Claude has no embedding model; run a local one beside this proxy, such as Ollama's"},
+      {"/api/pull /api/push /api/create /api/copy /api/delete /api/blobs",
+       "models are no files here; /api/tags lists them"},
       {"/images", "Claude makes no images; it reads them in /v1/chat/completions"},
       {"/audio",
        "Claude neither hears nor speaks; transcribe first and send the text to "
        "/v1/chat/completions"},
       {"/moderations", "ask the model for a judgement in /v1/chat/completions"},
-      {"/files", within},
-      {"/uploads", within},
-      {"/batches", one_by_one},
+      {"/files /uploads", "send images and PDF files within the request, as base64"},
+      {"/batches", "send the requests one by one; they are queued"},
       {"/messages/batches", "send the requests one by one to /v1/messages; they are queued"},
-      {"/assistants", earlier},
-      {"/threads", earlier},
-      {"/conversations", earlier},
+      {"/assistants /threads /conversations",
+       "use previous_response_id in /v1/responses, or session_id in /v1/chat/completions"},
       {"/responses/compact",
        "send the whole input to /v1/responses, or have the model summarize it; the proxy shortens "
        "nothing"},
   }};
-  for (const auto& [stem, advice] : advices) {
-    if (path != stem && !text::starts_with(path, std::string(stem) + "/")) continue;
-    return public_path(stem) + " is not offered here: " + std::string(advice);
+  for (const auto& [stems, advice] : advices) {
+    for (const auto& stem : text::split(stems, ' ')) {
+      if (path != stem && !text::starts_with(path, stem + "/")) continue;
+      return public_path(stem) + " is not offered here: " + std::string(advice);
+    }
   }
   return {};
 }
 
 inline const route* find_route(std::string_view method, std::string_view path) {
   if (method == "HEAD") method = "GET";
-  for (const auto& row : all_routes()) {
+  for (const auto& row : all_routes) {
     if (row.method == method && matches(row, path)) return &row;
   }
   return nullptr;
@@ -18848,7 +18799,7 @@ inline const route* find_route(std::string_view method, std::string_view path) {
 [[noreturn]] inline void refuse_route(request_context& now) {
   std::vector<std::string> allowed;
   std::vector<std::string> known;
-  for (const auto& row : all_routes()) {
+  for (const auto& row : all_routes) {
     if (matches(row, now.path)) allowed.emplace_back(row.method);
     known.push_back(std::string(row.method) + " " + public_path(row.path));
   }
@@ -18917,15 +18868,10 @@ inline void enter(request_context& now) {
   const auto needs = found == nullptr ? access::chat : found->needs;
   admit(now, shown, !preflight && needs != access::open);
   if (!preflight && !now.client_id().empty()) count_request(now, group, "key " + now.client_id());
-  if (preflight) {
-    now.response.status = 200;  // httplib tells a length of 0, which a 204 must not have
-  } else if (found != nullptr) {
-    now.response.status = 200;
-    check_rights(now, needs);
-    found->handle(now);
-  } else {
-    refuse_route(now);
-  }
+  if (preflight) return;  // as 200: httplib tells a length of 0, which a 204 must not have
+  if (found == nullptr) refuse_route(now);
+  check_rights(now, needs);
+  found->handle(now);
 }
 
 /// The one place where exceptions of a request end.
