@@ -68,8 +68,8 @@ test('which models need a newer Claude Code is told by the list and by doctor, t
   const [other, newest] = CLI_VERSIONS.slice(-2).map(claudePath);
   const link = path.join(scratchFolder(t), 'claude');
   symlinkSync(newest, link);
-  const model = 'claude-opus-4-1-20250805';
-  const proxy = await t.start({ cli: link, args: ['--spares', '0', '--model', model, '--model-alias', `opus-too=${model}`] });
+  const model = 'claude-haiku-4-5-20251001';
+  const proxy = await t.start({ cli: link, args: ['--spares', '0', '--model', model, '--alias', `small-too=${model}`] });
   await proxy.inspected();
   const list = async (headers) => (await t.get('/v1/models', { proxy, headers })).json.data;
   const needs = async (headers) => Object.fromEntries((await list(headers)).filter((one) => 'claude_code_required' in one).map((one) => [one.id, one.claude_code_required]));
@@ -80,11 +80,11 @@ test('which models need a newer Claude Code is told by the list and by doctor, t
   assertRefused(await asks(directive('error', { status: 400, message })), 400, /2\.1\.400/);
   assert.equal(t.calls().length, 1, 'it is asked once');
   for (const headers of [{}, { 'anthropic-version': '2023-06-01' }]) {
-    assert.deepEqual(await needs(headers), { [model]: '2.1.400', 'opus-too': '2.1.400' });
-    assert.deepEqual((await list(headers)).slice(-2).map(({ id }) => id), [model, 'opus-too'], 'what can be used comes first');
+    assert.deepEqual(await needs(headers), { [model]: '2.1.400', 'small-too': '2.1.400' });
+    assert.deepEqual((await list(headers)).slice(-2).map(({ id }) => id), [model, 'small-too'], 'what can be used comes first');
     assert.equal((await t.get(`/v1/models/${model}`, { proxy, headers })).json.claude_code_required, '2.1.400');
   }
-  const looked = promisify(execFile)(PROXY, ['doctor', '--url', proxy.url, '--model', MODEL], { env: {} });
+  const looked = promisify(execFile)(PROXY, ['doctor', '--url', proxy.url, '--model', MODEL], { env: {} }).catch((error) => error);
   assert.match((await looked).stdout, new RegExp(`models: \\d+; .*${model} needs Claude Code 2\\.1\\.400 or newer: .claude update.`));
   unlinkSync(link);
   symlinkSync(other, link);
