@@ -11606,8 +11606,7 @@ class limit_board {
     known = window;
   }
 
-  /// A limit refuses until it begins anew, or did so within the last seconds. `extra_usage`: what is
-  /// billed beyond it is no refusal.
+  /// A limit refuses, or did in the last seconds. `extra_usage`: not by what is billed beyond it.
   bool is_spent(bool extra_usage, std::chrono::seconds last = {}) const {
     const std::lock_guard<std::mutex> lock(mutex_);
     return std::any_of(windows_.begin(), windows_.end(), [&](const auto& entry) {
@@ -11923,7 +11922,6 @@ class turn {
         failed && failed->error.kind == error_kind::rate_limited && silent_ && lease_;
     if (!refused || !settings_.fallback || request_.on_fallback) return false;
     note_windows();
-    // The limit may have begun anew since the API refused.
     const auto since = std::chrono::steady_clock::now() - queued_since_;
     if (!limits_.is_spent(true, std::chrono::ceil<std::chrono::seconds>(since))) return false;
     use_fallback(request_, settings_);
@@ -14665,13 +14663,9 @@ class metrics {
     add_figures(record, model);
     const auto& used = record.usage;
     if (used.total() == 0) return;
-    const usage_row row{now_ms() / ms_per_hour,
-                        record.client,
-                        model,
-                        record.dialect,
-                        1,
-                        {used.input, used.output, used.cache_read, used.cache_write},
-                        used.charge_usd};
+    usage_row row{now_ms() / ms_per_hour, record.client, model, record.dialect, 1};
+    row.tokens = {used.input, used.output, used.cache_read, used.cache_write};
+    row.usd = used.charge_usd;
     for (std::size_t i = 0; i < token_kinds.size(); ++i) {
       tokens_[{model, token_kinds[i]}] += static_cast<double>(row.tokens[i]);
     }
@@ -15040,9 +15034,7 @@ inline void inspect_account(const options& settings, pool& processes, const wake
   }
   if (told.is_null()) return;
   read_initialize_response(told, facts);
-  if (facts.logged_in == false) {
-    facts.problem = not_logged_in;
-  }
+  if (facts.logged_in == false) facts.problem = not_logged_in;
 }
 
 /// The shape of the reference wrapper's, without secrets: names of variables, never values.
@@ -18067,9 +18059,8 @@ inline void finish(proxy_parts& proxy, const logger& log, request_record& record
   record.ended = std::chrono::steady_clock::now();
   proxy.figures.finish(record);
   const bool known = record.first_token || !record.claude_required.empty();
-  if (known && !record.facts.on_fallback) {
-    proxy.status.note_required(record.model, record.claude_required);
-  }
+  const bool ours = !record.facts.on_fallback;  // whose model may have another name
+  if (known && ours) proxy.status.note_required(record.model, record.claude_required);
   if (record.reserved.requests > 0) {
     proxy.limits.charge(record.client_id, record.reserved, record.usage);
   }
@@ -18532,8 +18523,8 @@ inline std::vector<model_entry> catalog(const request_context& now) {
   const auto facts = now.proxy.status.get();
   auto entries = make_catalog(*now.settings, facts.models);
   for (auto& entry : entries) entry = describe_model(now, facts, entry.id);
-  const auto usable = [](const model_entry& entry) { return entry.claude_required.empty(); };
-  std::stable_partition(entries.begin(), entries.end(), usable);
+  std::stable_partition(entries.begin(), entries.end(),
+                        [](const model_entry& entry) { return entry.claude_required.empty(); });
   return entries;
 }
 
@@ -19946,10 +19937,10 @@ class doctor {
     check_answer();
     cli_facts facts;
     inspect_account(settings_, *processes_, stop_, facts);
-    constexpr const char* lacks = "this claude cannot choose it; x-ignored-params says so";
-    if (facts.logged_in) {
-      tell({"cache lifetime", true, facts.has_cache_ttl ? "as a request asks" : lacks, {}});
-    }
+    const auto* lifetime = facts.has_cache_ttl
+                               ? "as a request asks"
+                               : "this claude cannot choose it; x-ignored-params says so";
+    if (facts.logged_in) tell({"cache lifetime", true, lifetime, {}});
     return all_ok_;
   }
 
