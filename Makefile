@@ -198,13 +198,10 @@ fuzz-merge: ## keep in tests/fuzz/corpus what `make fuzz` has found that covers 
 bench: build/claude-openai stand-in e2e-modules ## measure what requests, sessions and streams cost
 	@node tests/bench/bench.mjs
 
-# All that is tested with the newest of the pinned CLIs is tested with this one.
+# All that is tested with the newest of the pinned CLIs is tested with this one. E2E_ARGS="--suite plan,web" takes a part.
 CLI ?= latest
-compat: build/claude-openai stand-in e2e-modules ## run the end-to-end tests with another Claude Code: CLI=2.1.340
-	@version=$$(npm view @anthropic-ai/claude-code@$(CLI) version) && \
-	npm install --no-save --no-audit --no-fund --loglevel=error --prefix build/compat \
-	  claude-$$(echo $$version | tr . -)@npm:@anthropic-ai/claude-code@$$version && \
-	cd tests/e2e && node run.mjs --cli $$version
+compat: programs e2e-modules ## run all suites with another Claude Code, and add its line to a table: CLI=2.1.340
+	@tests/compat $(CLI)
 
 portable: e2e-modules ## build for macOS and for Linux without glibc, and play the demo with the static program
 	@.ci/deps build node portable

@@ -2325,6 +2325,7 @@ struct token_usage {
   json api = json::object();  ///< as the API tells it, with what has no count here
 
   std::int64_t prompt() const { return input + cache_read + cache_write; }
+  std::int64_t total() const { return prompt() + output; }
 };
 
 inline void add_usage(token_usage& sum, const token_usage& more) {
@@ -5040,7 +5041,8 @@ constexpr dialect_functions fim_dialect{"openai_completions", parse_fim, openai_
 /// One row of the model list.
 struct model_entry {
   std::string id;
-  std::int64_t created = 0;  ///< unix seconds; from the date in the id, else 0
+  std::int64_t created = 0;     ///< unix seconds; from the date in the id, else 0
+  std::string claude_required;  ///< the API wants a newer Claude Code for it: which
 };
 
 /// Ids that the reference wrapper's README names; clients are configured with them.
@@ -5092,7 +5094,7 @@ inline std::vector<model_entry> make_catalog(const options& settings,
   for (const auto& id : ids) {
     const auto same = [&](const model_entry& entry) { return entry.id == id; };
     if (std::none_of(catalog.begin(), catalog.end(), same)) {
-      catalog.push_back({id, release_time(id)});
+      catalog.push_back({id, release_time(id), {}});
     }
   }
   return catalog;
@@ -5300,10 +5302,12 @@ inline void apply_model_limits(turn_request& request, const model_traits& model)
 }
 
 inline json render_model(const model_entry& entry) {
-  return json::object({{"id", entry.id},
-                       {"object", "model"},
-                       {"created", entry.created},
-                       {"owned_by", "anthropic"}});
+  json row = json::object({{"id", entry.id},
+                           {"object", "model"},
+                           {"created", entry.created},
+                           {"owned_by", "anthropic"}});
+  if (!entry.claude_required.empty()) row["claude_code_required"] = entry.claude_required;
+  return row;
 }
 
 inline json render_models(const std::vector<model_entry>& catalog) {
@@ -5315,10 +5319,12 @@ inline json render_models(const std::vector<model_entry>& catalog) {
 /// In the Messages API's shape (https://platform.claude.com/docs/en/api/models-list).
 inline json render_page_model(const model_entry& entry) {
   const std::chrono::system_clock::time_point created{std::chrono::seconds(entry.created)};
-  return json::object({{"type", "model"},
-                       {"id", entry.id},
-                       {"display_name", entry.id},
-                       {"created_at", text::iso_time(created)}});
+  json row = json::object({{"type", "model"},
+                           {"id", entry.id},
+                           {"display_name", entry.id},
+                           {"created_at", text::iso_time(created)}});
+  if (!entry.claude_required.empty()) row["claude_code_required"] = entry.claude_required;
+  return row;
 }
 
 /// One page: at most `limit` models after or before an id. Empty parameters are not given.
@@ -5777,13 +5783,6 @@ inline std::optional<std::array<int, 3>> parse_version(std::string_view content)
   return version;
 }
 
-/// Whether the CLI has the setting `promptCacheTtl`: its changelog names it for 2.1.242, and there
-/// is no way to ask. A version that is not known yet has it.
-inline bool has_cache_ttl(std::string_view version) {
-  constexpr std::array<int, 3> first = {2, 1, 242};
-  return parse_version(version).value_or(first) >= first;
-}
-
 /// Cuts a stream of bytes into lines. Bounded: a line over the limit overflows it for good.
 class line_splitter {
  public:
@@ -5880,6 +5879,15 @@ constexpr const char* not_logged_in =
     "claude is not logged in; run `claude auth login` (or `make login`) as the user of this proxy, "
     "or start the proxy with ANTHROPIC_API_KEY set";
 
+/// The version that the API wants in "Claude Code X does not support this model; version Y or newer
+/// is required"; empty where it says no such thing.
+inline std::string required_claude(std::string_view message) {
+  const auto before = message.find(" or newer is required");
+  if (before == message.npos || message.find("Claude Code") == message.npos) return {};
+  const auto words = text::split(message.substr(0, before), ' ');
+  return parse_version(words.back()) ? words.back() : "newer";
+}
+
 inline api_error upstream_error(std::int64_t status, std::string_view description) {
   if (description.find("/login") != std::string_view::npos && status == 0) {
     api_error error(error_kind::unavailable, not_logged_in);
@@ -5898,9 +5906,7 @@ inline api_error upstream_error(std::int64_t status, std::string_view descriptio
     error.message = "the API refused this proxy's own credentials: " + error.message;
     error.code = "upstream_authentication_failed";
   }
-  const bool too_old = error.message.find("Claude Code") != std::string::npos &&
-                       error.message.find("or newer is required") != std::string::npos;
-  if (too_old) {
+  if (!required_claude(error.message).empty()) {
     error.code = "claude_too_old";
     error.message += error.message.back() == '.' ? " " : ". ";
     error.message += "Update it: `claude update`, or `make run` again";
@@ -7181,6 +7187,12 @@ inline json encode_body(const turn_request& request, const tool_names& names) {
   return body;
 }
 
+/// Without settings it changes nothing, and the answer proves that the process is up.
+inline std::string encode_probe(const std::string& id, const json& settings = json::object()) {
+  return encode_control_request(
+      id, json::object({{"subtype", "apply_flag_settings"}, {"settings", settings}}));
+}
+
 /// Gives a process the wishes of its next turn, in place of the last one's.
 inline std::string encode_settings(const std::string& id, const turn_request& request,
                                    const tool_names& names) {
@@ -7193,8 +7205,7 @@ inline std::string encode_settings(const std::string& id, const turn_request& re
   // A setting stays until it is sent anew; null takes it back.
   settings["showThinkingSummaries"] = request.thinks;
   settings["promptCacheTtl"] = request.cache_ttl.empty() ? json() : json(request.cache_ttl);
-  return encode_control_request(
-      id, json::object({{"subtype", "apply_flag_settings"}, {"settings", settings}}));
+  return encode_probe(id, settings);
 }
 
 inline std::string encode_thinking(const std::string& id, std::int64_t tokens) {
@@ -7277,12 +7288,6 @@ inline std::string encode_refusal(const json& asked) {
                                          {"request_id", string_of(asked, "request_id")},
                                          {"error", "not supported"}})}})) +
          '\n';
-}
-
-/// Changes nothing; the answer proves that the process is up.
-inline std::string encode_probe(const std::string& id) {
-  return encode_control_request(
-      id, json::object({{"subtype", "apply_flag_settings"}, {"settings", json::object()}}));
 }
 
 /// Ends the answer under way; `claude` then tells its `result`.
@@ -8467,6 +8472,7 @@ inline std::string path_of_program(const std::string& name) {
 constexpr const char* probe_id = "probe";  ///< of the requests that `claude` answers
 constexpr const char* opening_id = "initialize";
 constexpr const char* settings_id = "settings";
+constexpr const char* question_id = "get_settings";
 constexpr const char* interrupt_id = "interrupt";
 
 /// The pipes of one `claude`, line by line. One thread at a time.
@@ -8823,15 +8829,18 @@ class claude_process {
     if (!may_rewind || state_ != state::rewinding) state_ = state::dead;
   }
 
-  /// Only asks the process for its models and its account; see `introduction`.
+  /// Only asks the process for its models, its account, and whether it has `promptCacheTtl`: then
+  /// it drops a value that it does not know, while a setting that it does not know stays.
   void request_capabilities() {
     turn_request nothing;
     nothing.system = "-";
-    connection_.send(encode_initialize(opening_id, nothing));
+    connection_.send(encode_initialize(opening_id, nothing) +
+                     encode_probe(probe_id, json::object({{"promptCacheTtl", "?"}})) +
+                     encode_control_request(question_id, json::object({{"subtype", question_id}})));
     state_ = state::answering;
   }
 
-  /// What the process answered to `initialize`; null until then.
+  /// What the process answered to `initialize`, and below `get_settings` to that; null until then.
   const json& initialize_response() const { return initialize_response_; }
 
   /// The next event that is known already.
@@ -9048,6 +9057,7 @@ class claude_process {
       rewind_.interrupting = false;
       if (state_ == state::rewinding) rewind_step();
     }
+    if (id == question_id) initialize_response_[question_id] = response;
     if (id != opening_id && id != settings_id) return;
     if (string_of(response, "subtype") == "error") {
       return fail("claude refused the conversation: " + string_of(response, "error"));
@@ -11589,13 +11599,13 @@ class limit_board {
     known = window;
   }
 
-  /// A limit refuses until it begins anew. `extra_usage`: what is billed beyond it is no refusal.
-  bool is_spent(bool extra_usage) const {
+  /// A limit refuses, or did in the last seconds. `extra_usage`: not by what is billed beyond it.
+  bool is_spent(bool extra_usage, std::chrono::seconds last = {}) const {
     const std::lock_guard<std::mutex> lock(mutex_);
     return std::any_of(windows_.begin(), windows_.end(), [&](const auto& entry) {
       const usage_window& window = entry.second;
       const bool refuses = window.status == "rejected" && !(window.extra_usage && extra_usage);
-      return refuses && time_to(window.resets_at).count() > 0;
+      return refuses && time_to(window.resets_at) + last > std::chrono::seconds(0);
     });
   }
 
@@ -11905,7 +11915,8 @@ class turn {
         failed && failed->error.kind == error_kind::rate_limited && silent_ && lease_;
     if (!refused || !settings_.fallback || request_.on_fallback) return false;
     note_windows();
-    if (!limits_.is_spent(true)) return false;
+    const auto since = std::chrono::steady_clock::now() - queued_since_;
+    if (!limits_.is_spent(true, std::chrono::ceil<std::chrono::seconds>(since))) return false;
     use_fallback(request_, settings_);
     return queue_again(false);
   }
@@ -13647,6 +13658,7 @@ class stand_in {
     if (subtype == "set_max_thinking_tokens") {
       now_.thinks = integer_of(request, "max_thinking_tokens") > 0;
     }
+    if (subtype == "get_settings") answer["effective"] = json::object();
     if (subtype == "set_model") model_ = string_of(request, "model");
     if (subtype == "interrupt") interrupted_ = !waiting_.empty();
     if (subtype == "rewind_conversation") answer["rewound"] = rewind(request);
@@ -14439,6 +14451,7 @@ struct request_record : request_figures {
   budget reserved;        ///< see `limiter::reserve`
   bool upstream_failed = false;
   int upstream_status = 0;
+  std::string claude_required;  ///< the API wants this Claude Code for the model
 
   /// Takes in what comes of the answer.
   void note(const event& what) {
@@ -14452,6 +14465,7 @@ struct request_record : request_figures {
     failure = word_for(error);
     upstream_failed = error.is_upstream;
     upstream_status = http_status(error.kind);
+    claude_required = error.is_upstream ? required_claude(error.message) : std::string();
   }
 };
 
@@ -14473,7 +14487,7 @@ inline std::string render_log_line(const request_figures& record) {
   if (!record.failure.empty()) line += ", " + record.failure;
   if (!record.model.empty()) line += ", model " + record.model;
   if (record.first_token) line += ", first token " + ms(*record.first_token);
-  if (record.usage.prompt() + record.usage.output > 0) {
+  if (record.usage.total() > 0) {
     line += ", tokens " + std::to_string(record.usage.prompt()) + " in " +
             std::to_string(record.usage.output) + " out";
   }
@@ -14640,16 +14654,16 @@ class metrics {
     std::unique_lock<std::mutex> lock(mutex_);
     const auto model = known_model(record.model);
     add_figures(record, model);
-    lock.unlock();  // the disk may be slow
     const auto& used = record.usage;
-    if (used.prompt() + used.output == 0) return;
-    state_->add_usage({now_ms() / ms_per_hour,
-                       record.client,
-                       model,
-                       record.dialect,
-                       1,
-                       {used.input, used.output, used.cache_read, used.cache_write},
-                       used.charge_usd});
+    if (used.total() == 0) return;
+    usage_row row{now_ms() / ms_per_hour, record.client, model, record.dialect, 1};
+    row.tokens = {used.input, used.output, used.cache_read, used.cache_write};
+    row.usd = used.charge_usd;
+    for (std::size_t i = 0; i < token_kinds.size(); ++i) {
+      tokens_[{model, token_kinds[i]}] += static_cast<double>(row.tokens[i]);
+    }
+    lock.unlock();  // the disk may be slow
+    state_->add_usage(row);
   }
 
   /// A request that was refused before anything else was done for it.
@@ -14688,10 +14702,6 @@ class metrics {
     }
     durations_.try_emplace(record.dialect, duration_bounds())
         .first->second.add(seconds_between(record.started, record.ended));
-    tokens_["input"] += static_cast<double>(record.usage.input);
-    tokens_["output"] += static_cast<double>(record.usage.output);
-    tokens_["cache_read"] += static_cast<double>(record.usage.cache_read);
-    tokens_["cache_write"] += static_cast<double>(record.usage.cache_write);
     sums_.charged_usd += record.usage.charge_usd;
     sums_.cost_usd = std::max(sums_.cost_usd, sums_.charged_usd);  // a counter never falls
     sums_.retries += record.facts.retries;
@@ -14755,8 +14765,10 @@ class metrics {
   }
 
   void render_use(exposition& out) const {
-    out.begin("tokens_total", "counter", "Tokens, by kind.");
-    render_counts(out, "kind", tokens_);
+    out.begin("tokens_total", "counter", "Tokens, by model and kind.");
+    for (const auto& [key, count] : tokens_) {
+      out.add({{"model", key.first}, {"kind", key.second}}, count);
+    }
     out.begin("cost_usd_total", "counter",
               "What the answers cost: as the CLI tells it, or by the list price.");
     out.add({}, sums_.cost_usd);
@@ -14819,7 +14831,7 @@ class metrics {
   mutable std::mutex mutex_;
   std::map<std::tuple<std::string, std::string, std::string, std::string>, double> requests_;
   tally rejected_;
-  tally tokens_;
+  std::map<std::pair<std::string, std::string>, double> tokens_;  ///< by model and kind
   tally turns_;
   tally upstream_errors_;
   std::set<std::string> models_;
@@ -14846,10 +14858,18 @@ struct cli_facts {
   std::optional<bool> logged_in;
   std::vector<std::string> models;           ///< ids and aliases that the CLI reports
   std::vector<std::string> always_thinking;  ///< those of them whose thinking cannot be turned off
-  std::map<std::string, std::string> resolved;  ///< ids by alias
-  std::string warning;                          ///< why it is not the operator's
-  std::string problem;                          ///< why no request can be answered, and what to do
-  bool too_old = false;                         ///< the problem is one that no retry can mend
+  std::map<std::string, std::string> resolved;         ///< ids by alias
+  std::map<std::string, std::string> claude_required;  ///< by model: the API wants this version
+  bool has_cache_ttl = true;  ///< a request can choose how long a prompt stays cached
+  std::string warning;        ///< why it is not the operator's
+  std::string problem;        ///< why no request can be answered, and what to do
+  bool too_old = false;       ///< the problem is one that no retry can mend
+
+  /// The id that an alias of the CLI's stands for.
+  std::string resolve(const std::string& model) const {
+    const auto known = resolved.find(model);
+    return known == resolved.end() || known->second.empty() ? model : known->second;
+  }
 };
 
 /// Holds the facts for all threads.
@@ -14860,9 +14880,19 @@ class status_board {
     return facts_;
   }
 
+  /// What the API wants holds for the version that asked it.
   void set(cli_facts facts) {
     const std::lock_guard<std::mutex> lock(mutex_);
+    if (facts.version == facts_.version) facts.claude_required.swap(facts_.claude_required);
     facts_ = std::move(facts);
+  }
+
+  /// The API wants this version of the CLI for a model; empty: it has answered.
+  void note_required(const std::string& model, const std::string& version) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto id = facts_.resolve(model);
+    if (version.empty()) facts_.claude_required.erase(id);
+    if (!version.empty()) facts_.claude_required[id] = version;
   }
 
  private:
@@ -14948,6 +14978,9 @@ inline void read_initialize_response(const json& initialize_response, cli_facts&
       if (off.is_boolean() && !off.get<bool>()) facts.always_thinking.push_back(id);
     }
   }
+  const auto& asked = member_of(member_of(initialize_response, question_id), "response");
+  const auto& kept = member_of(asked, "effective");
+  facts.has_cache_ttl = kept.is_object() && !kept.contains("promptCacheTtl");
   const auto& account = member_of(initialize_response, "account");
   const auto token = string_of(account, "tokenSource");
   const auto provider = string_of(account, "apiProvider");
@@ -14977,8 +15010,9 @@ inline void inspect_account(const options& settings, pool& processes, const wake
   }
   auto& asked = process->process();
   asked.request_capabilities();
-  while (asked.initialize_response().is_null()) {
-    if (std::chrono::steady_clock::now() >= deadline || stop.is_raised()) return;
+  const auto& told = asked.initialize_response();
+  while (member_of(told, question_id).is_null()) {
+    if (std::chrono::steady_clock::now() >= deadline || stop.is_raised()) break;
     if (const auto failure = asked.pop()) {
       if (const auto* failed = std::get_if<turn_failed>(&*failure)) {
         facts.problem = failed->error.message;
@@ -14991,10 +15025,9 @@ inline void inspect_account(const options& settings, pool& processes, const wake
     ::poll(entries.data(), static_cast<nfds_t>(entries.size()), 50);
     asked.pump();
   }
-  read_initialize_response(asked.initialize_response(), facts);
-  if (facts.logged_in == false) {
-    facts.problem = not_logged_in;
-  }
+  if (told.is_null()) return;
+  read_initialize_response(told, facts);
+  if (facts.logged_in == false) facts.problem = not_logged_in;
 }
 
 /// The shape of the reference wrapper's, without secrets: names of variables, never values.
@@ -17007,6 +17040,19 @@ function showProcesses(counts, most) {
     `${counts[kind] ?? 0} ${kind} `, muted(meanings[kind]))));
 }
 
+const percent = (part) => `${Math.round(100 * part)}%`;
+const inputs = ['input', 'cache_read', 'cache_write'];
+const tokensOf = (rows, ...kinds) => sum(rows, ({ kind }) => kinds.includes(kind));
+const cachedOf = (rows) =>
+  `${percent(tokensOf(rows, 'cache_read') / (tokensOf(rows, ...inputs) || 1))} cached`;
+
+/** The same figures of each model. */
+const modelTiles = (rows) => [...new Set(rows.map(({ labels }) => labels.model))].map((model) => {
+  const own = rows.filter(({ labels }) => labels.model === model);
+  const [taken, given] = [inputs, ['output']].map((kinds) => short(tokensOf(own, ...kinds)));
+  return [model, cachedOf(own), `${taken} in, ${given} out`];
+});
+
 function showFigures(figures) {
   const now = sampleOf(figures);
   if (now.answers < samples.at(-1)?.answers) samples.length = 0; // a restart
@@ -17016,8 +17062,7 @@ function showFigures(figures) {
     const ms = percentile(part, now, samples[0]) ?? percentile(part, now);
     return ms === undefined ? '–' : span(ms);
   };
-  const tokens = (...kinds) =>
-    short(sum(figures.tokens_total, ({ kind }) => kinds.includes(kind)));
+  const tokens = figures.tokens_total ?? [];
   const minute = now.answers - sampleAt(now.at - 60_000).answers;
   const other = sum(figures.fallback_answers_total);
   showTiles('tiles', [
@@ -17025,11 +17070,11 @@ function showFigures(figures) {
     // Without the one that asks for these figures.
     ['In flight', sum(figures.requests_in_flight) - 1, `${sum(figures.queue_depth)} queued`],
     ['First token, median', time(0.5), `p95 ${time(0.95)}`],
-    ['Tokens in', tokens('input', 'cache_read', 'cache_write'),
-      `${tokens('cache_read')} cached`],
-    ['Tokens out', tokens('output'), 'since the start'],
+    ['Tokens in', short(tokensOf(tokens, ...inputs)), cachedOf(tokens)],
+    ['Tokens out', short(tokensOf(tokens, 'output')), 'since the start'],
     ['Cost', dollars(sum(figures.cost_usd_total)),
       other ? `${other} by the fallback` : 'since the start'],
+    ...modelTiles(tokens),
   ]);
   const counts = figures.processes.map(({ labels, value }) => [labels.state, value]);
   showProcesses(Object.fromEntries(counts), sum(figures.processes_max));
@@ -17089,8 +17134,6 @@ async function showSessions() {
 }
 
 // ---- usage ----
-
-const percent = (part) => `${Math.round(100 * part)}%`;
 
 async function showUsage() {
   if ($('usage').hidden) return;
@@ -18004,6 +18047,9 @@ inline void answer_error(request_context& now, const api_error& error) {
 inline void finish(proxy_parts& proxy, const logger& log, request_record& record) {
   record.ended = std::chrono::steady_clock::now();
   proxy.figures.finish(record);
+  const bool known = record.first_token || !record.claude_required.empty();
+  const bool ours = !record.facts.on_fallback;  // whose model may have another name
+  if (known && ours) proxy.status.note_required(record.model, record.claude_required);
   if (record.reserved.requests > 0) {
     proxy.limits.charge(record.client_id, record.reserved, record.usage);
   }
@@ -18128,9 +18174,7 @@ inline void complete_request(request_context& now, turn_request& turn) {
   if (!turn.session.empty()) check_rights(now, access::own);
   apply_headers(now, turn);
   const auto facts = now.proxy.status.get();
-  if (!turn.cache_ttl.empty() && !has_cache_ttl(facts.version)) {
-    name_ignored(turn, turn.cache_field);
-  }
+  if (!turn.cache_ttl.empty() && !facts.has_cache_ttl) name_ignored(turn, turn.cache_field);
   if (now.settings->fallback && now.proxy.windows.is_spent(now.settings->extra_usage)) {
     use_fallback(turn, *now.settings);
   }
@@ -18386,9 +18430,7 @@ inline std::int64_t count_tokens(request_context& now, turn_request& turn, const
   reserve(now, {1, 0, 0});
   auto asked = anthropic_messages::make_count_request(body, turn);
   asked["model"] = take_alias(now, string_of(asked, "model"));
-  const auto aliases = now.proxy.status.get().resolved;
-  const auto alias = aliases.find(string_of(asked, "model"));
-  if (alias != aliases.end() && !alias->second.empty()) asked["model"] = alias->second;
+  asked["model"] = now.proxy.status.get().resolve(string_of(asked, "model"));
   const auto counted = count_by_api(*now.settings, asked);
   now.response.set("x-token-count", counted ? "exact" : "estimate");
   return counted.value_or(anthropic_messages::estimate_tokens(turn));
@@ -18447,8 +18489,23 @@ inline void handle_cancel_response(request_context& now) {
   answer_json(now, *kept);
 }
 
+/// A model as it is listed, by the name that the operator or the CLI has for it.
+inline model_entry describe_model(const request_context& now, const cli_facts& facts,
+                                  const std::string& model) {
+  const auto* alias = find_alias(*now.settings, model);
+  const auto found = facts.claude_required.find(facts.resolve(alias ? alias->model : model));
+  const bool known = found != facts.claude_required.end();
+  return {model, release_time(model), known ? found->second : std::string()};
+}
+
+/// What this claude cannot use comes last, so that no client takes it for the default.
 inline std::vector<model_entry> catalog(const request_context& now) {
-  return make_catalog(*now.settings, now.proxy.status.get().models);
+  const auto facts = now.proxy.status.get();
+  auto entries = make_catalog(*now.settings, facts.models);
+  for (auto& entry : entries) entry = describe_model(now, facts, entry.id);
+  std::stable_partition(entries.begin(), entries.end(),
+                        [](const model_entry& entry) { return entry.claude_required.empty(); });
+  return entries;
 }
 
 inline void handle_models(request_context& now) {
@@ -18462,7 +18519,7 @@ inline void handle_models(request_context& now) {
 inline void handle_model(request_context& now) {
   const json id = last_of_path(now);
   const auto model = parse_model(reader(id, "model"));
-  const model_entry entry{model, release_time(model)};
+  const auto entry = describe_model(now, now.proxy.status.get(), model);
   answer_json(now, speaks_anthropic(now) ? render_page_model(entry) : render_model(entry));
 }
 
@@ -18475,7 +18532,7 @@ inline void handle_ollama_model(request_context& now) {
   const reader root(body);
   const auto name = root.find(root.find("model") ? "model" : "name");  // as older clients call it
   const auto model = take_alias(now, parse_model(name ? *name : root.require("model")));
-  answer_json(now, ollama::render_model({model, release_time(model)},
+  answer_json(now, ollama::render_model({model, release_time(model), {}},
                                         traits_of(model, now.proxy.status.get().always_thinking)));
 }
 
@@ -19824,7 +19881,14 @@ class doctor {
     check_sandbox();
     if (!check_cli()) return false;
     check_login();
-    if (check_spare()) check_answer();
+    if (!check_spare()) return false;
+    check_answer();
+    cli_facts facts;
+    inspect_account(settings_, *processes_, stop_, facts);
+    const auto* lifetime = facts.has_cache_ttl
+                               ? "as a request asks"
+                               : "this claude cannot choose it; x-ignored-params says so";
+    if (facts.logged_in) tell({"cache lifetime", true, lifetime, {}});
     return all_ok_;
   }
 

@@ -1716,8 +1716,15 @@ class remote_doctor {
 
   bool check_models() {
     ask("/v1/models");
-    const auto count = proxy::member_of(got_, "data").size();
-    return tell("models", count > 0, std::to_string(count));
+    const auto& models = proxy::member_of(got_, "data");
+    std::string detail = std::to_string(models.size());
+    for (const auto& model : models) {
+      const auto required = proxy::string_of(model, "claude_code_required");
+      if (required.empty()) continue;
+      detail += "; " + proxy::string_of(model, "id") + " needs Claude Code " + required +
+                " or newer: `claude update`";
+    }
+    return tell("models", !models.empty(), detail);
   }
 
   void check_login() {

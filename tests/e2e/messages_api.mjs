@@ -595,7 +595,7 @@ class Exchange {
 const faults = {
   error(exchange, scenario, attempt) {
     const over = scenario.until ? exchange.shared.healed.has(scenario.until) : attempt > (scenario.times ?? Infinity);
-    return over ? exchange.message({ ...scenario, name: 'plain' }) : exchange.error(scenario);
+    return over ? exchange.message({ ...scenario, name: 'plain' }) : exchange.sleep(scenario.ttft ?? 0).then(() => exchange.error(scenario));
   },
 
   error_event(exchange, scenario, attempt) {

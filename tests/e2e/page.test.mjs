@@ -777,10 +777,10 @@ const figures = ({ requests, counts }) =>
     ...buckets(...counts),
     'claude_openai_requests_in_flight 4', // with the page's own
     'claude_openai_queue_depth 4',
-    'claude_openai_tokens_total{kind="input"} 1000',
-    'claude_openai_tokens_total{kind="cache_read"} 2000',
-    'claude_openai_tokens_total{kind="cache_write"} 500',
-    'claude_openai_tokens_total{kind="output"} 1200',
+    'claude_openai_tokens_total{model="a \\"b\\"",kind="input"} 1000',
+    'claude_openai_tokens_total{model="a \\"b\\"",kind="output"} 1200',
+    'claude_openai_tokens_total{model="<i>c",kind="cache_read"} 2000',
+    'claude_openai_tokens_total{model="<i>c",kind="cache_write"} 500',
     'claude_openai_cost_usd_total 1.2345',
     'claude_openai_processes{state="spare"} 2',
     'claude_openai_processes{state="busy"} 1',
@@ -801,7 +801,9 @@ test('live: the figures of /metrics, and how they move', async (t) => {
   assert.deepEqual(await tile(view, 'Requests'), ['0', 'in the last minute']);
   assert.deepEqual(await tile(view, 'First token'), ['250 ms', 'p95 475 ms']); // of all, since none is newer
   assert.deepEqual(await tile(view, 'In flight'), ['3', '4 queued']);
-  assert.deepEqual(await tile(view, 'Tokens in'), ['3.5K', '2K cached']);
+  assert.deepEqual(await tile(view, 'Tokens in'), ['3.5K', '57% cached']);
+  assert.deepEqual(await tile(view, 'a \\"b'), ['0% cached', '1K in, 1.2K out']);
+  assert.deepEqual(await tile(view, '<i>c'), ['80% cached', '2.5K in, 0 out']);
   assert.deepEqual(await tile(view, 'Tokens out'), ['1.2K', 'since the start']);
   assert.deepEqual(await tile(view, 'Cost'), ['$1.23', 'since the start']);
   assert.equal(await text(view, '#process-count'), '7 of at most 12');

@@ -1,10 +1,15 @@
 // What happens where a subscription's plan is used up: the refusal, extra usage, and the other account.
 
 import assert from 'node:assert/strict';
-import { DEFAULT_MODEL as MODEL } from './claude_cli.mjs';
-import { API_KEY_OF_CLAUDE, eventually, startAndExpectExit, suite } from './harness.mjs';
+import { execFile } from 'node:child_process';
+import { symlinkSync, unlinkSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import { promisify } from 'node:util';
+import { CLI_VERSIONS, DEFAULT_MODEL as MODEL, claudePath } from './claude_cli.mjs';
+import { API_KEY_OF_CLAUDE, PROXY, eventually, startAndExpectExit, suite } from './harness.mjs';
 import { directive, startMessagesApi } from './messages_api.mjs';
 import { randomOf } from './money.test.mjs';
+import { scratchFolder } from './operate.mjs';
 import { QUESTIONS, SPOKEN, assertRefused } from './questions.mjs';
 
 export const plan = suite();
@@ -59,6 +64,53 @@ test('a model that needs a newer Claude Code is a 400 with the command that upda
   }
 });
 
+test('which models need a newer Claude Code is told by the list and by doctor, they are no default, and another Claude Code is asked anew', async (t) => {
+  const [other, newest] = CLI_VERSIONS.slice(-2).map(claudePath);
+  const link = path.join(scratchFolder(t), 'claude');
+  symlinkSync(newest, link);
+  const model = 'claude-haiku-4-5-20251001';
+  const proxy = await t.start({ cli: link, args: ['--spares', '0', '--model', model, '--alias', `small-too=${model}`] });
+  await proxy.inspected();
+  const list = async (headers) => (await t.get('/v1/models', { proxy, headers })).json.data;
+  const needs = async (headers) => Object.fromEntries((await list(headers)).filter((one) => 'claude_code_required' in one).map((one) => [one.id, one.claude_code_required]));
+  assert.equal((await list())[0].id, model);
+  assert.deepEqual(await needs(), {});
+  const message = 'Claude Code 2.1.330 does not support this model; version 2.1.400 or newer is required';
+  const asks = (what) => t.chat({ model: undefined, messages: t.messages(what) }, { proxy });
+  assertRefused(await asks(directive('error', { status: 400, message })), 400, /2\.1\.400/);
+  assert.equal(t.calls().length, 1, 'it is asked once');
+  for (const headers of [{}, { 'anthropic-version': '2023-06-01' }]) {
+    assert.deepEqual(await needs(headers), { [model]: '2.1.400', 'small-too': '2.1.400' });
+    assert.deepEqual((await list(headers)).slice(-2).map(({ id }) => id), [model, 'small-too'], 'what can be used comes first');
+    assert.equal((await t.get(`/v1/models/${model}`, { proxy, headers })).json.claude_code_required, '2.1.400');
+  }
+  const looked = promisify(execFile)(PROXY, ['doctor', '--url', proxy.url, '--model', MODEL], { env: {} }).catch((error) => error);
+  assert.match((await looked).stdout, new RegExp(`models: \\d+; .*${model} needs Claude Code 2\\.1\\.400 or newer: .claude update.`));
+  unlinkSync(link);
+  symlinkSync(other, link);
+  await eventually('another Claude Code', async () => Object.keys(await needs()).length === 0);
+  assert.equal((await list())[0].id, model);
+  assert.equal((await asks('plain')).status, 200);
+});
+
+test('what a Claude Code can is asked of it: its version number says nothing about the lifetime of a cached prompt', async (t) => {
+  const ttl = (text) => [...JSON.stringify(t.calls().find(({ raw }) => raw.includes(text)).body).matchAll(/"cache_control":\{"type":"ephemeral"(?:,"ttl":"(\w+)")?/g)].map(([, time]) => time);
+  for (const [version, named, sent] of [['2.1.197', 'prompt_cache_retention', undefined], ['2.1.330', undefined, '1h']]) {
+    const cli = path.join(scratchFolder(t), 'claude');
+    const untrue = named ? '2.1.999' : '2.1.130';
+    writeFileSync(cli, `#!/bin/sh\ncase "$*" in *--version*) echo "${untrue} (Claude Code)"; exit;; esac\nexec ${claudePath(version)} "$@"\n`, { mode: 0o755 });
+    const proxy = await t.start({ cli, args: ['--spares', '0'] });
+    await proxy.inspected();
+    const text = `Kept by ${version}.`;
+    const { status, headers } = await t.chat({ prompt_cache_retention: '24h', messages: t.messages('plain').map((one) => ({ ...one, content: `${one.content} ${text}` })) }, { proxy });
+    assert.deepEqual([status, headers['x-ignored-params']], [200, named]);
+    assert.deepEqual(new Set(ttl(text)), new Set([sent]));
+    const { exit, output } = await startAndExpectExit({ cli, url: t.api.url, args: ['doctor'] });
+    assert.equal(exit.code, 0, output);
+    assert.match(output, named ? /cache lifetime: this claude cannot choose it; x-ignored-params says so/ : /cache lifetime: as a request asks/);
+  }
+});
+
 /** The account that pays for a call: its key, or the login of a subscription. */
 const accountOf = ({ headers }) => (headers['x-api-key'] ? 'api_key' : 'cli');
 
@@ -110,6 +162,15 @@ test('--fallback: a limit of a minute is not the plan, and the plan answers agai
   assert.equal((await ask('At the end of the plan.')).headers['x-claude-account'], 'api_key');
   await eventually('the plan answers', async () => (await ask('Later.')).headers['x-claude-account'] === 'cli');
   assert.equal(plan.calls, 0);
+});
+
+test('--fallback: a refusal that comes when its limit has begun anew is answered by the other account, too', async (t) => {
+  const { api, proxy } = await startWithFallback(t);
+  const late = () => ({ name: 'error', status: 429, ttft: 2500, headers: limitHeaders(1, { status: 'rejected' }) });
+  api.script(({ headers }) => (headers['x-api-key'] ? 'plain' : late()));
+  const result = await t.chat({ model: MODEL, messages: [{ role: 'user', content: 'Late.' }] }, { proxy });
+  assert.deepEqual([result.status, result.headers['x-claude-account']], [200, 'api_key'], result.text);
+  assert.deepEqual(api.requests.filter(({ body, raw }) => body?.messages && raw.includes('Late.')).map(accountOf), ['cli', 'api_key']);
 });
 
 // At random moments; SOAK=1 ends the plan a hundred times, SOAK_SEED=n repeats one.

@@ -3,14 +3,15 @@
 //   node record.mjs                       every scenario on every pinned CLI (about 3 minutes)
 //   node record.mjs plain 'error_*'       only these scenarios
 //   node record.mjs --cli 2.1.330         only this version; --cli 2.1.400=/path/to/claude: one that is not pinned
+//   node record.mjs --into FOLDER         not into tests/golden
 
-import { writeFileSync } from 'node:fs';
+import { mkdirSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { startMessagesApi } from './messages_api.mjs';
 import { ClaudeCli, CLI_VERSIONS, claudePath, userLine } from './claude_cli.mjs';
 
-const GOLDEN = path.join(path.dirname(fileURLToPath(import.meta.url)), '..', 'golden');
+let folder = path.join(path.dirname(fileURLToPath(import.meta.url)), '..', 'golden');
 const USAGE = 'input=100 output=20 cache_read=300 cache_creation=50 ephemeral_1h=20';
 
 const WEATHER_TOOL = {
@@ -174,12 +175,12 @@ async function record(name, version, executable) {
     const scrub = makeScrubber(cli.scratch);
     if (name === 'plain') {
       writeFileSync(
-        path.join(GOLDEN, `initialize.${version}.json`),
+        path.join(folder, `initialize.${version}.json`),
         `${scrub(JSON.stringify(initialized, null, 1))}\n`,
       );
     }
     const lines = await scenario.play(cli);
-    writeFileSync(path.join(GOLDEN, `${name}.${version}.jsonl`), lines.map((line) => `${scrub(line.raw)}\n`).join(''));
+    writeFileSync(path.join(folder, `${name}.${version}.jsonl`), lines.map((line) => `${scrub(line.raw)}\n`).join(''));
     console.log(
       `${name} ${version}: ${lines.length} lines, ${api.requests.filter((request) => request.scenario).length} API calls`,
     );
@@ -194,6 +195,7 @@ function parseArguments(args) {
   const patterns = [];
   for (let i = 0; i < args.length; i++) {
     if (args[i] === '--cli') clis.push(args[++i].split('='));
+    else if (args[i] === '--into') folder = path.resolve(args[++i]);
     else patterns.push(new RegExp(`^${args[i].replaceAll('*', '.*')}$`));
   }
   return { clis: clis.length ? clis : CLI_VERSIONS.map((version) => [version]), patterns };
@@ -201,6 +203,7 @@ function parseArguments(args) {
 
 const { clis, patterns } = parseArguments(process.argv.slice(2));
 let failed = 0;
+mkdirSync(folder, { recursive: true });
 for (const [version, executable] of clis) {
   for (const name of Object.keys(SCENARIOS)) {
     if (patterns.length && !patterns.some((pattern) => pattern.test(name))) continue;

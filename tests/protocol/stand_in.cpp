@@ -208,6 +208,10 @@ void take_control_request(const json& line) {
   } else if (subtype == "set_permission_mode") {
     told["permission_mode"] = request["mode"];
     response = {{"mode", request["mode"]}};
+  } else if (subtype == "get_settings") {  // what it knows and cannot be is dropped, like 2.1.330
+    response["effective"] = settings;
+    const string ttl = settings.value("promptCacheTtl", "");
+    if (!ttl.empty() && ttl != "1h" && ttl != "5m") response["effective"].erase("promptCacheTtl");
   } else if (subtype == "set_model") {
     lines::model = request.value("model", lines::model);
   } else if (subtype == "interrupt") {

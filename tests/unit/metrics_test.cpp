@@ -61,9 +61,9 @@ TEST_CASE("metrics: a chat is counted in all that it was") {
   CHECK(value_of(text, p + R"(requests_total{route="/chat/completions",dialect="openai_chat",)"
                            R"(model="sonnet",status="200"})") == 1);
   CHECK(value_of(text, p + "requests_in_flight") == 1);
-  CHECK(value_of(text, p + R"(tokens_total{kind="input"})") == 10);
-  CHECK(value_of(text, p + R"(tokens_total{kind="cache_read"})") == 5);
-  CHECK(value_of(text, p + R"(tokens_total{kind="output"})") == 7);
+  CHECK(value_of(text, p + R"(tokens_total{model="sonnet",kind="input"})") == 10);
+  CHECK(value_of(text, p + R"(tokens_total{model="sonnet",kind="cache_read"})") == 5);
+  CHECK(value_of(text, p + R"(tokens_total{model="sonnet",kind="output"})") == 7);
   CHECK(value_of(text, p + "cost_usd_total") == doctest::Approx(0.25));
   CHECK(value_of(text, p + R"(turns_total{process="spare"})") == 1);
   CHECK(value_of(text,
