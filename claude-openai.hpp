@@ -17072,9 +17072,9 @@ function showFigures(figures) {
     ['First token, median', time(0.5), `p95 ${time(0.95)}`],
     ['Tokens in', short(tokensOf(tokens, ...inputs)), cachedOf(tokens)],
     ['Tokens out', short(tokensOf(tokens, 'output')), 'since the start'],
+    ...modelTiles(tokens),
     ['Cost', dollars(sum(figures.cost_usd_total)),
       other ? `${other} by the fallback` : 'since the start'],
-    ...modelTiles(tokens),
   ]);
   const counts = figures.processes.map(({ labels, value }) => [labels.state, value]);
   showProcesses(Object.fromEntries(counts), sum(figures.processes_max));
