@@ -98,6 +98,7 @@
 #include <mutex>
 #include <optional>
 #include <random>
+#include <regex>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -10792,46 +10793,27 @@ struct redis_address {
   }
 };
 
+/// Takes apart `redis://[user:password@]host[:port][/db]` and `unix://[user:password@]path[?db=N]`.
 /// Throws `std::invalid_argument`, which tells nothing of user and password.
 inline redis_address parse_redis_address(const std::string& url) {
-  const auto require = [](bool holds, const char* problem) {
-    if (!holds) {
-      throw std::invalid_argument("--store: " + std::string(problem) +
-                                  "; write redis://[user:password@]host:port/db or "
-                                  "unix://[user:password@]/path?db=N");
-    }
+  static const std::regex server(
+      R"(redis://(?:([^:@]*):([^@]*)@)?(\[[^\]]+\]|[^:/@]+)(?::(\d{1,5}))?(?:/(\d{0,5}))?)");
+  static const std::regex socket(R"(unix://(?:([^:@/]*):([^@/]*)@)?(/[^?]*)()(?:\?db=(\d{1,5}))?)");
+  if (text::starts_with(url, "rediss://")) {
+    throw std::invalid_argument("--store: this build has no TLS to Redis; use redis://");
+  }
+  std::smatch parts;
+  if (!std::regex_match(url, parts, server) && !std::regex_match(url, parts, socket)) {
+    throw std::invalid_argument(
+        "--store: this is no address of Redis; write redis://[user:password@]host:port/db or "
+        "unix://[user:password@]/path?db=N, with %XX for :, / and @ in a password");
+  }
+  const auto part = [&](std::size_t at, const char* usual = "") {
+    return parts[at].length() == 0 ? std::string(usual) : parts[at].str();
   };
-  require(!text::starts_with(url, "rediss://"), "this build has no TLS to Redis");
-  redis_address found;
-  auto rest = url.substr(url.find("://") + 3);
-  const bool is_socket = text::starts_with(url, "unix://");
-  const auto at = is_socket ? rest.substr(0, rest.find('/')).rfind('@') : rest.rfind('@');
-  if (at != rest.npos) {
-    const auto colon = rest.find(':');
-    require(colon < at, "there is no password between ':' and '@'");
-    found.user = text::decode_percent(rest.substr(0, colon));
-    found.password = text::decode_percent(rest.substr(colon + 1, at - colon - 1));
-    rest.erase(0, at + 1);
-  }
-  const auto end = std::min(rest.find(is_socket ? "?db=" : "/"), rest.size());
-  found.host = rest.substr(0, end);
-  if (end < rest.size()) found.database = rest.substr(end + (is_socket ? 4 : 1));
-  if (found.database.empty()) found.database = "0";
-  require(text::try_number<unsigned>(found.database).has_value(), "the database is no number");
-  if (!is_socket) {
-    found.port = "6379";
-    const auto colon = found.host.rfind(':');
-    if (colon != found.host.npos && found.host.back() != ']') {
-      found.port = found.host.substr(colon + 1);
-      found.host.erase(colon);
-    }
-    if (found.host.size() > 2 && found.host.front() == '[') {
-      found.host = found.host.substr(1, found.host.size() - 2);
-    }
-    const auto port = text::try_number<int>(found.port).value_or(0);
-    require(port > 0 && port < 65'536, "the port is no number");
-  }
-  require(!found.host.empty(), is_socket ? "there is no path" : "there is no host");
+  redis_address found{part(3), part(4, text::starts_with(url, "unix") ? "" : "6379"),
+                      text::decode_percent(part(1)), text::decode_percent(part(2)), part(5, "0")};
+  if (found.host.front() == '[') found.host = found.host.substr(1, found.host.size() - 2);
   return found;
 }
 
@@ -10858,8 +10840,8 @@ class redis_connection {
   /// When a command waits for Redis to come back: never, when it was lost under way, or always.
   enum class patience { none, lost, gone };
 
-  /// Throws `std::invalid_argument` for a wrong address, `std::runtime_error` when there is no Redis
-  /// there, or it wants another password. `tick` is called every few seconds in a thread of its own.
+  /// Throws `std::invalid_argument` for a wrong address, `std::runtime_error` when no Redis is there
+  /// or it wants another password. A thread of its own calls `tick` every few seconds.
   redis_connection(const std::string& url, const logger& log, std::function<void()> tick)
       : address_(parse_redis_address(url)), log_(log), tick_(std::move(tick)) {
     try {
@@ -10923,7 +10905,10 @@ class redis_connection {
     steps.push_back({"SET", "claude-openai:v1:trial", "", "PX", "1000"});
     for (const auto& step : steps) {
       const auto reply = call(made.get(), step, until + max_connect);
-      if (!reply) throw std::runtime_error(made->errstr);
+      if (!reply) {
+        const bool is_late = made->err == REDIS_ERR_IO && errno == EAGAIN;
+        throw std::runtime_error(is_late ? "it does not answer" : made->errstr);
+      }
       if (reply->type == REDIS_REPLY_ERROR) throw std::runtime_error(text_of(reply.get()));
     }
     return made;
@@ -10969,8 +10954,7 @@ class redis_connection {
     if (where.port.empty()) {
       sockaddr_un path{};
       path.sun_family = AF_UNIX;
-      if (where.host.size() >= sizeof path.sun_path)
-        throw std::runtime_error("its path is too long");
+      if (where.host.size() >= sizeof path.sun_path) throw std::runtime_error("too long a path");
       where.host.copy(path.sun_path, where.host.size());
       return connect_to(AF_UNIX, reinterpret_cast<const sockaddr*>(&path), sizeof path, until);
     }
@@ -11223,7 +11207,8 @@ local least, fields = {wanted[1], 1, 1e-9}, {'requests', 'tokens', 'usd'}
 for span, length in ipairs({60000, 86400000}) do
   local key = own(KEYS[1] .. ':' .. length .. ':' .. math.floor(now / length), 'hash')
   for n, field in ipairs(fields) do
-    local used, limit = tonumber(redis.call('HGET', key, field)) or 0, tonumber(ARGV[2 + 3 * span + n])
+    local used = tonumber(redis.call('HGET', key, field)) or 0
+    local limit = tonumber(ARGV[2 + 3 * span + n])
     local all = used + least[n]
     if n > 1 and held[1] > 0 then all = all + held[n] + wanted[n] end
     if wanted[n] > 0 and limit > 0 and all > limit then fits = false end
@@ -11304,8 +11289,7 @@ class redis_store final : public state_store {
       whole = whole && !found.items.back().is_discarded();
     }
     if (!whole) {
-      log_.warning("a " + std::string(kind) +
-                   " of the store is ignored: the proxy did not write it");
+      log_.warning("a " + std::string(kind) + " of the store is ignored: no proxy wrote it");
       found.head = nullptr;
       found.items.clear();
     }
@@ -11582,7 +11566,8 @@ class redis_store final : public state_store {
     if (!done && unsent_.size() < max_records) unsent_.push_back(row);
   }
 
-  /// Learns whether Redis is still there, renews the leases that are held, and adds what was used while Redis was gone.
+  /// Learns whether Redis is still there, renews the leases that are held, and adds what was used
+  /// while it was gone.
   void tick() {
     std::vector<std::string> keys;
     std::vector<std::string> arguments{lease_ttl};
@@ -11835,8 +11820,8 @@ class session_store {
   session_store& operator=(const session_store&) = delete;
 
   /// The salt of the names that clients have in the store: in a file beside it, since a copy of the
-  /// store alone shall tell nothing of keys; in a shared store itself; else made for this run. Throws `std::runtime_error`
-  /// for a stored one that cannot be used.
+  /// store alone shall tell nothing of keys; in a shared store itself; else made for this run.
+  /// Throws `std::runtime_error` for a stored one that cannot be used.
   std::string salt() const {
     auto fresh = text::random_id("", salt_length);
     if (state_->is_shared()) return state_->agree(session_files::salt, fresh);
@@ -20303,15 +20288,14 @@ class hidden_files {
   std::vector<std::string> absent_;
 };
 
-/// Fills in what is derived from the options and the machine. Throws `std::invalid_argument` for
-/// options that cannot be run with.
-inline options complete(options settings, std::optional<temporary_directory>& scratch) {
-  auto problems = validate(settings);
+/// Without OpenSSL clients have no names that hold: those are an HMAC of their keys.
+inline void add_store_problems([[maybe_unused]] const options& settings,
+                               [[maybe_unused]] std::vector<std::string>& problems) {
 #if !defined(CPPHTTPLIB_OPENSSL_SUPPORT) || !defined(CLAUDE_OPENAI_REDIS)
   if (is_redis(settings)) {
     problems.emplace_back(
         "--store redis:// needs a build with hiredis (CLAUDE_OPENAI_REDIS) and OpenSSL "
-        "(CPPHTTPLIB_OPENSSL_SUPPORT), which names clients by an HMAC of their keys");
+        "(CPPHTTPLIB_OPENSSL_SUPPORT)");
   }
 #endif
 #if !defined(CPPHTTPLIB_OPENSSL_SUPPORT) || !defined(CLAUDE_OPENAI_SQLITE)
@@ -20319,9 +20303,16 @@ inline options complete(options settings, std::optional<temporary_directory>& sc
     problems.emplace_back(
         "--store FILE and --session-dir need a build with SQLite (CLAUDE_OPENAI_SQLITE) and "
         "OpenSSL "
-        "(CPPHTTPLIB_OPENSSL_SUPPORT), which names clients by an HMAC of their keys");
+        "(CPPHTTPLIB_OPENSSL_SUPPORT)");
   }
 #endif
+}
+
+/// Fills in what is derived from the options and the machine. Throws `std::invalid_argument` for
+/// options that cannot be run with.
+inline options complete(options settings, std::optional<temporary_directory>& scratch) {
+  auto problems = validate(settings);
+  add_store_problems(settings, problems);
   if (settings.fallback) {
     if (resolve_auth(settings) != auth_method::cli) {
       problems.emplace_back("--fallback needs --auth-method cli: only a login has a plan");

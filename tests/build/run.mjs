@@ -42,8 +42,10 @@ async function pkg_config(what) {
     const { code, out } = await run('pkg-config', [what, name]);
     if (code === 0) found.push(...words(out));
   }
-  const { code, out } = await run('pkg-config', [what, 'sqlite3']);
-  if (code === 0) found.push(...words(out), ...(what === '--cflags' ? ['-DCLAUDE_OPENAI_SQLITE'] : []));
+  for (const [name, macro] of [['sqlite3', 'SQLITE'], ['hiredis', 'REDIS']]) {
+    const { code, out } = await run('pkg-config', [what, name]);
+    if (code === 0) found.push(...words(out), ...(what === '--cflags' ? [`-DCLAUDE_OPENAI_${macro}`] : []));
+  }
   return found;
 }
 
@@ -191,18 +193,20 @@ check('no warning from g++ without OpenSSL, where clients have names at random a
   return compile('g++', ['-std=c++17', '-fsyntax-only', ...warnings, ...without, ...include, consumer]);
 });
 
-check('without SQLite nothing needs a symbol of its, --version says what is missing, and --store and --session-dir are refused', async () => {
-  const without = cflags.filter((flag) => flag !== '-DCLAUDE_OPENAI_SQLITE');
+check('without SQLite and hiredis nothing needs a symbol of theirs, --version says what is missing, and --store and --session-dir are refused', async () => {
+  const without = cflags.filter((flag) => !/^-DCLAUDE_OPENAI_(SQLITE|REDIS)$/.test(flag));
   const program = join(scratch, 'without_sqlite');
-  const linked = libs.filter((flag) => flag !== '-lsqlite3');
+  const linked = libs.filter((flag) => flag !== '-lsqlite3' && flag !== '-lhiredis');
   const args = ['-std=c++17', '-O0', ...warnings, ...without, ...include, join(root, 'main.cpp'), '-o', program, ...linked];
   await compile(cxx, args);
   const symbols = await run('nm', ['-C', program]);
-  none(symbols.out.split('\n').filter((line) => /sqlite/.test(line)), 'a symbol');
+  none(symbols.out.split('\n').filter((line) => /sqlite|redis[A-Z]/.test(line)), 'a symbol');
   is((await done(program, ['--version'])).split('\n')[2], 'Store: none, so no --store and no --session-dir; a build with SQLite and OpenSSL has it');
-  for (const flag of ['--store', '--session-dir']) {
-    const { code, out, err } = await run(program, [flag, join(scratch, 'state'), '--port', '0', '--no-prompt']);
-    if (code !== 2 || !/need a build with SQLite/.test(out + err)) throw new Error(`${flag}: ${code} ${out}${err}`);
+  const state = join(scratch, 'state');
+  for (const [flag, value, needs] of [['--store', state, 'SQLite'], ['--session-dir', state, 'SQLite'], ['--store', 'redis://:secret@h', 'hiredis']]) {
+    const { code, out, err } = await run(program, [flag, value, '--port', '0', '--no-prompt']);
+    const text = out + err;
+    if (code !== 2 || !new RegExp(`needs? a build with ${needs}`).test(text) || text.includes('secret')) throw new Error(`${flag}: ${code} ${text}`);
   }
 });
 
