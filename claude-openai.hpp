@@ -7925,18 +7925,6 @@ class unique_fd {
 
 inline void set_nonblocking(int fd) { ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK); }
 
-/// A stream socket that no child inherits: close-on-exec from the start where the system can, since
-/// another thread may start a child between two calls.
-inline unique_fd make_socket(int family) {
-#ifdef SOCK_CLOEXEC
-  return unique_fd(::socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0));
-#else
-  unique_fd socket(::socket(family, SOCK_STREAM, 0));
-  ::fcntl(socket.get(), F_SETFD, FD_CLOEXEC);
-  return socket;
-#endif
-}
-
 /// Milliseconds for poll(2) until a time, or for an hour: rounded up, never negative.
 inline int poll_timeout(steady_time until) {
   using namespace std::chrono;
@@ -10834,14 +10822,14 @@ struct redis_outage : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// A connection that its threads share, and that comes back by itself. No step takes over a second.
+/// A connection that threads share, and that comes back by itself. No step takes over a second.
 class redis_connection {
  public:
   /// When a command waits for Redis to come back: never, when it was lost under way, or always.
   enum class patience { none, lost, gone };
 
-  /// Throws `std::invalid_argument` for a wrong address, `std::runtime_error` when no Redis is there
-  /// or it wants another password. A thread of its own calls `tick` every few seconds.
+  /// Throws `std::invalid_argument` for a wrong address, `std::runtime_error` when no Redis is
+  /// there or it wants another password. A thread of its own calls `tick` every few seconds.
   redis_connection(const std::string& url, const logger& log, std::function<void()> tick)
       : address_(parse_redis_address(url)), log_(log), tick_(std::move(tick)) {
     try {
@@ -10893,8 +10881,16 @@ class redis_connection {
   /// Connects, logs in, and tries to write. Throws `std::runtime_error`.
   static redis_context connect(const redis_address& where) {
     const auto until = std::chrono::steady_clock::now() + max_connect;
-    const auto socket = open_socket(where, until);
-    redis_context made(::redisConnectFd(::fcntl(socket.get(), F_DUPFD_CLOEXEC, 0)));
+    timeval limit{};
+    limit.tv_usec = 500'000;
+    redis_context first(
+        where.port.empty()
+            ? ::redisConnectUnixWithTimeout(where.host.c_str(), limit)
+            : ::redisConnectWithTimeout(where.host.c_str(), std::stoi(where.port), limit));
+    if (!first) throw std::bad_alloc();
+    if (first->err != 0) throw std::runtime_error(first->errstr);
+    // No child inherits this one.
+    redis_context made(::redisConnectFd(::fcntl(first->fd, F_DUPFD_CLOEXEC, 0)));
     if (!made) throw std::bad_alloc();
     std::vector<std::string> login{"AUTH"};
     if (!where.user.empty()) login.push_back(where.user);
@@ -10948,49 +10944,6 @@ class redis_connection {
     constexpr std::array<const char*, 8> codes = {"LOADING ", "READONLY ", "MASTERDOWN ", "OOM ",
                                                   "MISCONF ", "NOAUTH ",   "NOREPLICAS ", "BUSY "};
     return std::any_of(codes.begin(), codes.end(), names);
-  }
-
-  static unique_fd open_socket(const redis_address& where, steady_time until) {
-    if (where.port.empty()) {
-      sockaddr_un path{};
-      path.sun_family = AF_UNIX;
-      if (where.host.size() >= sizeof path.sun_path) throw std::runtime_error("too long a path");
-      where.host.copy(path.sun_path, where.host.size());
-      return connect_to(AF_UNIX, reinterpret_cast<const sockaddr*>(&path), sizeof path, until);
-    }
-    addrinfo hints{};
-    hints.ai_socktype = SOCK_STREAM;
-    addrinfo* found = nullptr;
-    const int failed = ::getaddrinfo(where.host.c_str(), where.port.c_str(), &hints, &found);
-    if (failed != 0) throw std::runtime_error(::gai_strerror(failed));
-    const std::unique_ptr<addrinfo, void (*)(addrinfo*)> addresses(found, ::freeaddrinfo);
-    for (const auto* one = found;; one = one->ai_next) {
-      try {
-        return connect_to(one->ai_family, one->ai_addr, one->ai_addrlen, until);
-      } catch (const std::runtime_error&) {
-        if (one->ai_next == nullptr) throw;
-      }
-    }
-  }
-
-  static unique_fd connect_to(int family, const sockaddr* address, socklen_t size,
-                              steady_time until) {
-    auto socket = make_socket(family);
-    if (!socket) throw std::runtime_error(last_system_error().message());
-    set_nonblocking(socket.get());
-    if (::connect(socket.get(), address, size) != 0) {
-      if (errno != EINPROGRESS) throw std::runtime_error(last_system_error().message());
-      pollfd entry{socket.get(), POLLOUT, 0};
-      while (::poll(&entry, 1, poll_timeout(until)) < 0 && errno == EINTR) continue;
-      int failed = entry.revents == 0 ? ETIMEDOUT : 0;
-      socklen_t length = sizeof failed;
-      if (failed == 0) ::getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &failed, &length);
-      if (failed != 0) throw std::runtime_error(std::generic_category().message(failed));
-    }
-    ::fcntl(socket.get(), F_SETFL, ::fcntl(socket.get(), F_GETFL) & ~O_NONBLOCK);
-    const int on = 1;
-    if (family != AF_UNIX) ::setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    return socket;
   }
 
   /// Notes that Redis has gone, or is back, and logs that once.
@@ -16432,6 +16385,18 @@ class chunk_decoder {
 // [32] transport - listening sockets, and the bytes of a connection, in the clear or through TLS
 // uses: text, process, guard | POSIX sockets and OpenSSL
 //================================================================================================
+
+/// A stream socket that no child inherits: close-on-exec from the start where the system can, since
+/// another thread may start a child between two calls.
+inline unique_fd make_socket(int family) {
+#ifdef SOCK_CLOEXEC
+  return unique_fd(::socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+#else
+  unique_fd socket(::socket(family, SOCK_STREAM, 0));
+  ::fcntl(socket.get(), F_SETFD, FD_CLOEXEC);
+  return socket;
+#endif
+}
 
 /// The next connection of a listening socket, close-on-exec as by `make_socket`. Empty, with errno
 /// set, when there is none.

@@ -566,11 +566,11 @@ check('no tab and no space at a line end', () => {
 // Lines of each section, some three in a hundred above what it had on 30 November 2026. Growth shall be noticed: whoever raises
 // one has looked for what can go first.
 const BUDGETS = {
-  text: 250, errors: 100, json_access: 240, log: 190, options: 340, conversation: 490, fields: 600, events: 160, sse: 80,
+  text: 260, errors: 100, json_access: 240, log: 190, options: 340, conversation: 490, fields: 600, events: 160, sse: 80,
   openai_chat: 770, anthropic_messages: 760, openai_responses: 850, openai_completions: 210, catalog: 330, ollama: 430,
-  cli_protocol: 1_650, cli_command: 500, process: 600, claude_process: 660, pool: 1_120, store: 430, sessions: 570,
-  responses: 390, engine: 630, agents: 1_010, demo: 760, guard: 210, limits: 300, metrics: 430, status: 240, http_head: 240,
-  transport: 430, page: 1_660, connection: 380, routes: 1_260, http: 160, server: 650, doctor: 340,
+  cli_protocol: 1_650, cli_command: 500, process: 600, claude_process: 660, pool: 1_120, store: 1_310, sessions: 630,
+  responses: 420, engine: 630, agents: 1_020, demo: 760, guard: 210, limits: 330, metrics: 430, status: 240, http_head: 240,
+  transport: 430, page: 1_660, connection: 380, routes: 1_260, http: 160, server: 660, doctor: 350,
 };
 check('each section of the header is within its budget', () => {
   none(sections.filter(({ name }) => !BUDGETS[name]).map(({ name }) => name), 'without a budget');
@@ -578,8 +578,8 @@ check('each section of the header is within its budget', () => {
   none(sections.filter((one) => length(one) > BUDGETS[one.name]).map((one) => `${one.name}: ${length(one)} lines`), 'over');
 });
 
-check('the header is under 20,100 lines', () => {
-  if (lines.length >= 20_100) throw new Error(`${lines.length} lines`);
+check('the header is under 21,200 lines', () => {
+  if (lines.length >= 21_200) throw new Error(`${lines.length} lines`);
 });
 
 let functions;
