@@ -568,7 +568,7 @@ check('no tab and no space at a line end', () => {
 const BUDGETS = {
   text: 260, errors: 100, json_access: 240, log: 190, options: 340, conversation: 490, fields: 600, events: 160, sse: 80,
   openai_chat: 770, anthropic_messages: 760, openai_responses: 850, openai_completions: 210, catalog: 330, ollama: 430,
-  cli_protocol: 1_650, cli_command: 500, process: 600, claude_process: 660, pool: 1_120, store: 1_310, sessions: 630,
+  cli_protocol: 1_650, cli_command: 500, process: 600, claude_process: 660, pool: 1_120, store: 1_330, sessions: 630,
   responses: 420, engine: 630, agents: 1_020, demo: 760, guard: 210, limits: 330, metrics: 430, status: 240, http_head: 240,
   transport: 430, page: 1_660, connection: 380, routes: 1_260, http: 160, server: 660, doctor: 350,
 };

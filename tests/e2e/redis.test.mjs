@@ -2,9 +2,10 @@
 // others. Both ends are looked at: the stand-in answers with the secrets in all that it was sent.
 
 import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { CLI_VERSIONS, claudePath } from './claude_cli.mjs';
-import { eventually, startAndExpectExit, suite } from './harness.mjs';
+import { PROXY, eventually, startAndExpectExit, suite } from './harness.mjs';
 import { ask, scrape, standIn } from './operate.mjs';
 import { PASSWORD, Redis, assertAnswered, keyOf, noRedis } from './redis_server.mjs';
 
@@ -182,7 +183,7 @@ test('a turn that is under way while Redis is restarted is stored once', async (
   assert.deepEqual([last.messages, last.secrets], [5, ['secret-1', 'secret-2', 'secret-3']]);
 });
 
-test('rate limits, budgets and wrong keys are counted over all proxies', async (t) => {
+test('a rate limit lets through what it says, over all proxies', async (t) => {
   const { start } = await shared(t);
   const args = ['--rate-limit', '--rate-limit-chat', '7', '--budget', 'tokens=1000000/day'];
   const env = { API_KEYS: 'one,two' };
@@ -193,6 +194,17 @@ test('rate limits, budgets and wrong keys are counted over all proxies', async (
   // Where a minute has ended meanwhile, seven more.
   assert.ok(passed === 7 || passed === 14, `${passed} passed`);
   assert.equal(statuses.filter((status) => status === 429).length, 30 - passed);
+});
+
+test('wrong keys at one proxy are counted at another, once it gets one, too', async (t) => {
+  const { start } = await shared(t);
+  const [one, two] = [await start({ env: { API_KEY: 'right' } }), await start({ env: { API_KEY: 'right' } })];
+  const wrong = async (proxy) => (await t.get('/v1/models', { proxy, headers: bearer('wrong') })).status;
+  await eventually('it is not even compared', async () => { // a minute may end meanwhile
+    await Promise.all(Array.from({ length: 30 }, () => wrong(one)));
+    await wrong(two);
+    return (await wrong(two)) === 429;
+  });
 });
 
 test('a budget of a key holds over all proxies, and after they were killed', async (t) => {
@@ -239,6 +251,20 @@ test('a wrong address, password, user or database ends the start with a line tha
     assert.match(output, line);
     assert.ok(!output.includes('sesame'), output);
   }
+});
+
+test('doctor and --print-config tell where the store is, without its password', async (t) => {
+  const server = await Redis.start(t);
+  const run = (args, url) => {
+    const { stdout, stderr, status } = spawnSync(PROXY, args, { encoding: 'utf8', env: { PATH: process.env.PATH, HOME: server.folder, CLAUDE_STORE: url } });
+    assert.ok(!(stdout + stderr).includes('sesame'), stdout + stderr);
+    return { status, text: stdout + stderr };
+  };
+  assert.match(run(['--print-config'], server.url).text, /^# store = "\*\*\*"/m);
+  assert.match(run(['doctor', '--demo'], server.url).text, /^ok +store: redis:\/\/127.0.0.1:\d+\/2$/m);
+  const wrong = run(['doctor', '--demo'], server.url.replace('sesame', 'wrong'));
+  assert.match(wrong.text, /^FAIL +store: redis:\/\/127.0.0.1:\d+\/2 cannot be used: WRONGPASS/m);
+  assert.equal(wrong.status, 1);
 });
 
 test('a unix socket is as good, and no answer, log line or list of processes tells the password', async (t) => {
