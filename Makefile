@@ -29,11 +29,13 @@ export CXX CPPFLAGS CXXFLAGS HTTPLIB_INCLUDE
 # Expanded when a recipe runs, so after what pkg-config tells about has been installed. Debian's
 # cpp-httplib is a split build: without the flags of its .pc file its classes change size.
 pkg_config = $(foreach p,cpp-httplib nlohmann_json CLI11,$(shell pkg-config $1 $p 2>/dev/null))
-cflags     = $(if $(HTTPLIB_INCLUDE),-isystem "$(HTTPLIB_INCLUDE)",$(call pkg_config,--cflags)) $(call sqlite,--cflags)
+cflags     = $(if $(HTTPLIB_INCLUDE),-isystem "$(HTTPLIB_INCLUDE)",$(call pkg_config,--cflags)) $(call sqlite,--cflags) $(call redis,--cflags)
 # Without libsqlite3 the program is built without --store.
 sqlite     = $(if $(shell pkg-config --libs sqlite3 2>/dev/null),$(shell pkg-config $1 sqlite3) $(if $(filter --cflags,$1),-DCLAUDE_OPENAI_SQLITE))
+# Without libhiredis it is built without --store redis://.
+redis      = $(if $(shell pkg-config --libs hiredis 2>/dev/null),$(shell pkg-config $1 hiredis) $(if $(filter --cflags,$1),-DCLAUDE_OPENAI_REDIS))
 tls        = $(if $(findstring OPENSSL_SUPPORT,$(cflags) $(CPPFLAGS) $(CXXFLAGS)),-lssl -lcrypto)
-libs       = $(if $(HTTPLIB_INCLUDE),,$(call pkg_config,--libs)) $(tls) $(call sqlite,--libs) $(LDLIBS)
+libs       = $(if $(HTTPLIB_INCLUDE),,$(call pkg_config,--libs)) $(tls) $(call sqlite,--libs) $(call redis,--libs) $(LDLIBS)
 compile    = $(CXX) -std=c++17 $(flags_$(CONFIG)) -Wall -Wextra -Wpedantic -Wconversion -Wshadow \
              -pthread -I. $(cflags) $(CPPFLAGS) $(CXXFLAGS)
 link       = $(CXX) $(flags_$(CONFIG)) -pthread $(CXXFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(libs)

@@ -84,6 +84,7 @@
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <ctime>
 #include <deque>
@@ -97,6 +98,7 @@
 #include <mutex>
 #include <optional>
 #include <random>
+#include <regex>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -139,6 +141,10 @@
 
 #ifdef CLAUDE_OPENAI_SQLITE
 #include <sqlite3.h>
+#endif
+
+#ifdef CLAUDE_OPENAI_REDIS
+#include <hiredis/hiredis.h>
 #endif
 
 #ifdef CPPHTTPLIB_OPENSSL_SUPPORT
@@ -204,6 +210,20 @@ inline std::string to_lower(std::string_view value) {
     if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
   }
   return lower;
+}
+
+/// A part of a URL without its `%XX`. What is no such code stays as it is.
+inline std::string decode_percent(std::string_view value) {
+  std::string decoded;
+  for (std::size_t at = 0; at < value.size(); ++at) {
+    const auto* end = value.data() + std::min(at + 3, value.size());
+    unsigned code = 0;
+    const bool coded = value[at] == '%' && at + 2 < value.size() &&
+                       std::from_chars(value.data() + at + 1, end, code, 16).ptr == end;
+    decoded += coded ? static_cast<char>(code) : value[at];
+    if (coded) at += 2;
+  }
+  return decoded;
 }
 
 /// The number when the whole value is one, in the type's range.
@@ -10221,12 +10241,40 @@ class pool::ticket {
 // uses: text, errors, json_access, log, options, process | thread-safe
 //================================================================================================
 
-/// What is kept under a client's name and an id.
+/// What is kept under a client's name and an id. The last four are of a shared store alone.
 struct stored_record {
   std::string client;
   std::string id;
-  json head;                     ///< written anew each time
-  std::vector<json> items = {};  ///< appended to
+  json head;                            ///< written anew each time
+  std::vector<json> items = {};         ///< appended to
+  std::string revision = {};            ///< another one after each write
+  std::size_t size = 0;                 ///< how many items there are, where `items` leaves them out
+  std::int64_t used_ms = 0;             ///< the last use, since 1970
+  std::vector<std::string> names = {};  ///< of its parts, see `state_store::find_part`
+};
+
+/// What a write to a shared store depends on: that nobody else has got the lease of the record, and
+/// that its revision is still the one that the writer has read. Empty: on nothing.
+struct write_condition {
+  std::string lease;
+  std::string revision;  ///< empty: there is no record
+};
+
+/// A count of a shared store's within the present minute.
+struct shared_count {
+  std::int64_t count = 0;
+  bool counted = false;             ///< it was below the limit
+  std::chrono::milliseconds reset;  ///< until the next minute
+};
+
+/// What a client has used, over all who share the store, and what its requests under way may use.
+struct shared_use {
+  bool reserved = false;  ///< it all fits
+  budget minute;
+  budget day;
+  budget held;
+  std::chrono::milliseconds minute_left;
+  std::chrono::milliseconds day_left;
 };
 
 /// What answers have used, in an hour or in all.
@@ -10260,6 +10308,10 @@ inline std::chrono::system_clock::time_point past_time(const json& stored, const
 }
 
 /// Where state lies that outlasts the process. This one keeps nothing: all is in memory alone.
+///
+/// Of a store that is not shared, its users read all at the start, and write behind what they hold
+/// in memory. A shared one is used by several proxies at once: it is asked each time, and forgets
+/// by itself what nobody uses. What it cannot do now is a 503, unless said otherwise.
 class state_store {
  public:
   state_store() = default;
@@ -10279,12 +10331,19 @@ class state_store {
 
   /// Writes the head, and the items in place of those from position `first` on: all or nothing.
   /// Logs why it cannot; then returns false.
+  /// With a condition, throws a 503 instead when it fails or the condition does not hold; a record
+  /// that was removed meanwhile stays so.
   virtual bool write(const char* /*kind*/, const stored_record& /*record*/,
-                     std::size_t /*first*/ = 0) {
+                     std::size_t /*first*/ = 0,
+                     const std::optional<write_condition>& /*condition*/ = {}) {
     return true;
   }
-  virtual void remove(const char* /*kind*/, const std::string& /*client*/,
-                      const std::string& /*id*/) {}
+
+  /// False when there is none.
+  virtual bool remove(const char* /*kind*/, const std::string& /*client*/,
+                      const std::string& /*id*/) {
+    return false;
+  }
 
   /// False when usage is not kept.
   virtual bool keeps_usage() const { return false; }
@@ -10297,16 +10356,83 @@ class state_store {
     return {};
   }
 
+  // ---- of a shared store alone
+
+  virtual bool is_shared() const { return false; }
+
+  /// The record, which counts as use; without its items where its revision is `known`. What is no
+  /// record of ours has a head that is no object.
+  virtual std::optional<stored_record> fetch(const char* /*kind*/, const std::string& /*client*/,
+                                             const std::string& /*id*/,
+                                             const std::string& /*known*/ = {}) {
+    return std::nullopt;
+  }
+
+  /// The client's records without their items, but for one without an id. That is no use.
+  virtual std::vector<stored_record> list(const char* /*kind*/, const std::string& /*client*/) {
+    return {};
+  }
+
+  /// The id of the client's record that has a part of this name; empty: none.
+  virtual std::string find_part(const char* /*kind*/, const std::string& /*client*/,
+                                const std::string& /*name*/) {
+    return {};
+  }
+
+  /// Asks for the sole use of a record. Who gets a no asks again within 5 s, or loses its place.
+  /// `release` must follow.
+  virtual bool try_lease(const char* /*kind*/, const std::string& /*client*/,
+                         const std::string& /*id*/, const std::string& /*lease*/) {
+    return true;
+  }
+
+  /// Never throws: a lease that is not given back ends by itself.
+  virtual void release(const char* /*kind*/, const std::string& /*client*/,
+                       const std::string& /*id*/, const std::string& /*lease*/) {}
+
+  /// The first value that anybody has given for this name.
+  virtual std::string agree(const std::string& /*name*/, const std::string& mine) { return mine; }
+
+  /// Adds one to a count where that is below the limit. Nullopt: it cannot be asked now.
+  virtual std::optional<shared_count> count(const std::string& /*name*/, std::int64_t /*limit*/) {
+    return std::nullopt;
+  }
+
+  /// Reserves what a client's requests may use, if that fits, for at most `longest`; `charge` ends
+  /// the reservation. Nullopt, and false: it cannot be asked now.
+  virtual std::optional<shared_use> reserve(const std::string& /*client*/,
+                                            const std::string& /*id*/, const budget& /*wanted*/,
+                                            const options& /*limits*/) {
+    return std::nullopt;
+  }
+  virtual bool charge(const std::string& /*client*/, const std::string& /*id*/,
+                      const budget& /*used*/) {
+    return false;
+  }
+
+  /// Removes what these clients have in a shared store; of another its users know that themselves.
+  void forget(const char* kind, const std::set<std::string>& clients) {
+    for (const auto& client : clients) {
+      try {
+        for (const auto& record : list(kind, client)) remove(kind, client, record.id);
+        if (is_shared()) remove(kind, client, {});
+      } catch (const api_error&) {  // it expires; nobody has the key that it belongs to
+        return;
+      }
+    }
+  }
+
   /// Throws a 503 when it cannot be used: what a request refers to may lie there.
   void require() const {
     if (const auto why = problem(); !why.empty()) throw unavailable(why);
   }
 
  protected:
-  static api_error unavailable(const std::string& why) {
+  api_error unavailable(const std::string& why) const {
     api_error error(error_kind::unavailable, "the proxy's store cannot be used: " + why);
     error.code = "store_unavailable";
-    error.retry_is_futile = true;
+    if (is_shared()) error.retry_after = std::chrono::seconds(2);
+    error.retry_is_futile = !is_shared();
     return error;
   }
 };
@@ -10347,8 +10473,16 @@ inline std::vector<std::string> list(const std::string& directory) {
 }
 }  // namespace session_files
 
+/// `--store` names a server of Redis's protocol, not a file.
+inline bool is_redis(const options& settings) {
+  const auto& url = settings.store;
+  return text::starts_with(url, "redis://") || text::starts_with(url, "rediss://") ||
+         text::starts_with(url, "unix://");
+}
+
 /// The file of `--store`, or the one in the directory for sessions; empty for neither.
 inline std::string store_path(const options& settings) {
+  if (is_redis(settings)) return {};
   if (settings.session_directory.empty()) return settings.store;
   return settings.session_directory + "/" + session_files::store;
 }
@@ -10417,7 +10551,8 @@ class sqlite_store final : public state_store {
     return records;
   }
 
-  bool write(const char* kind, const stored_record& record, std::size_t first) override {
+  bool write(const char* kind, const stored_record& record, std::size_t first,
+             const std::optional<write_condition>& /*condition*/) override {
     return attempt(kind, "stored", [&] {
       const std::vector<value> key = {std::string(kind), record.client, record.id};
       const auto with = [&](std::initializer_list<value> more) {
@@ -10475,13 +10610,16 @@ class sqlite_store final : public state_store {
     return sums;
   }
 
-  void remove(const char* kind, const std::string& client, const std::string& id) override {
+  bool remove(const char* kind, const std::string& client, const std::string& id) override {
+    bool found = false;
     attempt(kind, "removed", [&] {
-      for (const auto* table : {"records", "items"}) {
+      for (const auto* table : {"items", "records"}) {
         run("DELETE FROM " + std::string(table) + " WHERE kind = ? AND client = ? AND id = ?",
             {std::string(kind), client, id});
       }
+      found = ::sqlite3_changes(database_.get()) > 0;
     });
+    return found;
   }
 
  private:
@@ -10629,8 +10767,794 @@ class sqlite_store final : public state_store {
 
 #endif
 
-/// The store that the options name. Throws as `sqlite_store` does.
+#ifdef CLAUDE_OPENAI_REDIS
+
+/// Where a server of Redis's protocol listens.
+struct redis_address {
+  std::string host;  ///< of a unix socket its path
+  std::string port;  ///< empty: it is a unix socket
+  std::string user;
+  std::string password;
+  std::string database = "0";
+
+  /// Without what is secret.
+  std::string name() const {
+    return port.empty() ? "unix://" + host + "?db=" + database
+                        : "redis://" + host + ":" + port + "/" + database;
+  }
+};
+
+/// Takes apart `redis://[user:password@]host[:port][/db]` and `unix://[user:password@]path[?db=N]`.
+/// Throws `std::invalid_argument`, which tells nothing of user and password.
+inline redis_address parse_redis_address(const std::string& url) {
+  static const std::regex server(
+      R"(redis://(?:([^:@]*):([^@]*)@)?(\[[^\]]+\]|[^:/@]+)(?::(\d{1,5}))?(?:/(\d{0,5}))?)");
+  static const std::regex socket(R"(unix://(?:([^:@/]*):([^@/]*)@)?(/[^?]*)()(?:\?db=(\d{1,5}))?)");
+  if (text::starts_with(url, "rediss://")) {
+    throw std::invalid_argument("--store: this build has no TLS to Redis; use redis://");
+  }
+  std::smatch parts;
+  if (!std::regex_match(url, parts, server) && !std::regex_match(url, parts, socket)) {
+    throw std::invalid_argument(
+        "--store: this is no address of Redis; write redis://[user:password@]host:port/db or "
+        "unix://[user:password@]/path?db=N, with %XX for :, / and @ in a password");
+  }
+  const auto part = [&](std::size_t at, const char* usual = "") {
+    return parts[at].length() == 0 ? std::string(usual) : parts[at].str();
+  };
+  redis_address found{part(3), part(4, text::starts_with(url, "unix") ? "" : "6379"),
+                      text::decode_percent(part(1)), text::decode_percent(part(2)), part(5, "0")};
+  if (found.host.front() == '[') found.host = found.host.substr(1, found.host.size() - 2);
+  return found;
+}
+
+struct redis_closer {
+  void operator()(redisContext* context) const { ::redisFree(context); }
+  void operator()(redisReply* reply) const { ::freeReplyObject(reply); }
+};
+using redis_context = std::unique_ptr<redisContext, redis_closer>;
+using redis_reply = std::unique_ptr<redisReply, redis_closer>;
+
+inline std::string text_of(const redisReply* reply) {
+  if (reply == nullptr || reply->str == nullptr) return {};
+  return {reply->str, static_cast<std::size_t>(reply->len)};
+}
+
+/// Redis cannot be reached now, or takes nothing.
+struct redis_outage : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// A connection that threads share, and that comes back by itself. No step takes over a second.
+class redis_connection {
+ public:
+  /// When a command waits for Redis to come back: never, when it was lost under way, or always.
+  enum class patience { none, lost, gone };
+
+  /// Throws `std::invalid_argument` for a wrong address, `std::runtime_error` when no Redis is
+  /// there or it wants another password. A thread of its own calls `tick` every few seconds.
+  redis_connection(const std::string& url, const logger& log, std::function<void()> tick)
+      : address_(parse_redis_address(url)), log_(log), tick_(std::move(tick)) {
+    try {
+      context_ = connect(address_);
+    } catch (const std::runtime_error& failure) {
+      throw std::runtime_error("--store: " + address_.name() +
+                               " cannot be used: " + failure.what());
+    }
+    keeper_ = std::thread([this] { keep(); });
+  }
+  redis_connection(const redis_connection&) = delete;
+  redis_connection& operator=(const redis_connection&) = delete;
+  ~redis_connection() {
+    {
+      const std::lock_guard<std::timed_mutex> lock(mutex_);
+      closing_ = true;
+    }
+    changed_.notify_all();
+    keeper_.join();
+  }
+
+  /// Why it is gone; empty: it is not.
+  std::string outage() const {
+    const std::lock_guard<std::mutex> lock(outage_mutex_);
+    return outage_;
+  }
+
+  /// The reply to a command. Throws `redis_outage` while Redis is gone, `std::runtime_error` for a
+  /// refusal.
+  redis_reply run(const std::vector<std::string>& words, patience wait) {
+    const auto until = std::chrono::steady_clock::now() + max_step;
+    std::unique_lock<std::timed_mutex> lock(mutex_, until);
+    if (!lock) throw redis_outage("Redis is too slow");
+    for (;;) {
+      const auto known = [&] { return context_ || (gone_ && wait != patience::gone); };
+      if (wait != patience::none) changed_.wait_until(lock, until, known);
+      if (!context_) throw redis_outage("Redis is gone");
+      auto reply = call(context_.get(), words, until);
+      if (reply && !is_outage(*reply)) {
+        if (reply->type == REDIS_REPLY_ERROR) throw std::runtime_error(text_of(reply.get()));
+        return reply;
+      }
+      context_.reset();
+      changed_.notify_all();
+      if (wait == patience::lost) wait = patience::gone;
+    }
+  }
+
+  /// Connects, logs in, and tries to write. Throws `std::runtime_error`.
+  static redis_context connect(const redis_address& where) {
+    const auto until = std::chrono::steady_clock::now() + max_connect;
+    timeval limit{};
+    limit.tv_usec = 500'000;
+    redis_context first(
+        where.port.empty()
+            ? ::redisConnectUnixWithTimeout(where.host.c_str(), limit)
+            : ::redisConnectWithTimeout(where.host.c_str(), std::stoi(where.port), limit));
+    if (!first) throw std::bad_alloc();
+    if (first->err != 0) throw std::runtime_error(first->errstr);
+    // No child inherits this one.
+    redis_context made(::redisConnectFd(::fcntl(first->fd, F_DUPFD_CLOEXEC, 0)));
+    if (!made) throw std::bad_alloc();
+    std::vector<std::string> login{"AUTH"};
+    if (!where.user.empty()) login.push_back(where.user);
+    login.push_back(where.password);
+    std::vector<std::vector<std::string>> steps;
+    if (!where.password.empty()) steps.push_back(login);
+    steps.push_back({"SELECT", where.database});
+    steps.push_back({"SET", "claude-openai:v1:trial", "", "PX", "1000"});
+    for (const auto& step : steps) {
+      const auto reply = call(made.get(), step, until + max_connect);
+      if (!reply) {
+        const bool is_late = made->err == REDIS_ERR_IO && errno == EAGAIN;
+        throw std::runtime_error(is_late ? "it does not answer" : made->errstr);
+      }
+      if (reply->type == REDIS_REPLY_ERROR) throw std::runtime_error(text_of(reply.get()));
+    }
+    return made;
+  }
+
+ private:
+  static constexpr std::chrono::milliseconds max_step{1'000};
+  static constexpr std::chrono::milliseconds max_connect{500};
+  static constexpr std::chrono::milliseconds max_pause{2'000};  ///< between two attempts
+  static constexpr std::chrono::milliseconds tick_every{3'000};
+
+  /// Null, with `errstr` set, when the connection is lost.
+  static redis_reply call(redisContext* context, const std::vector<std::string>& words,
+                          steady_time until) {
+    const auto left = std::max(until - std::chrono::steady_clock::now(), steady_time::duration(1));
+    const auto us = std::chrono::ceil<std::chrono::microseconds>(left).count();
+    timeval limit{};
+    limit.tv_sec = static_cast<decltype(limit.tv_sec)>(us / 1'000'000);
+    limit.tv_usec = static_cast<decltype(limit.tv_usec)>(us % 1'000'000);
+    ::redisSetTimeout(context, limit);
+    std::vector<const char*> bytes;
+    std::vector<std::size_t> sizes;
+    for (const auto& word : words) {
+      bytes.push_back(word.data());
+      sizes.push_back(word.size());
+    }
+    return redis_reply(static_cast<redisReply*>(
+        ::redisCommandArgv(context, static_cast<int>(words.size()), bytes.data(), sizes.data())));
+  }
+
+  /// The command is right, but Redis takes none of this kind now. A script's error may begin with
+  /// where it has happened.
+  static bool is_outage(const redisReply& reply) {
+    if (reply.type != REDIS_REPLY_ERROR) return false;
+    const auto error = text_of(&reply);
+    const auto names = [&](const char* code) { return error.find(code) != error.npos; };
+    constexpr std::array<const char*, 8> codes = {"LOADING ", "READONLY ", "MASTERDOWN ", "OOM ",
+                                                  "MISCONF ", "NOAUTH ",   "NOREPLICAS ", "BUSY "};
+    return std::any_of(codes.begin(), codes.end(), names);
+  }
+
+  /// Notes that Redis has gone, or is back, and logs that once.
+  void note(const std::string& why) {
+    gone_ = !context_;
+    const std::lock_guard<std::mutex> lock(outage_mutex_);
+    const bool known = outage_.empty() == why.empty();
+    outage_ = why;
+    if (known) return;
+    if (why.empty()) return log_.info("the store at " + address_.name() + " is back");
+    log_.error("the store at " + address_.name() + " is gone: " + why +
+               "; what needs it is refused until it is back, other requests are served");
+  }
+
+  /// The thread: connects anew what is lost, with pauses that get longer, and ticks.
+  void keep() {
+    std::chrono::milliseconds pause{};
+    auto due = std::chrono::steady_clock::now() + tick_every;
+    std::unique_lock<std::timed_mutex> lock(mutex_);
+    while (!closing_) {
+      if (context_) {
+        pause = std::chrono::milliseconds(50);
+        changed_.wait_until(lock, due, [this] { return closing_ || !context_; });
+        if (!context_ || closing_ || std::chrono::steady_clock::now() < due) continue;
+        due = std::chrono::steady_clock::now() + tick_every;
+        lock.unlock();
+        tick_();
+        lock.lock();
+        continue;
+      }
+      lock.unlock();
+      redis_context fresh;
+      std::string why;
+      try {
+        fresh = connect(address_);
+      } catch (const std::exception& failure) {
+        why = failure.what();
+      }
+      lock.lock();
+      context_ = std::move(fresh);
+      note(why);
+      changed_.notify_all();
+      if (context_) continue;
+      changed_.wait_for(lock, pause, [this] { return closing_; });
+      pause = std::min(2 * pause, max_pause);
+    }
+  }
+
+  const redis_address address_;
+  const logger log_;
+  const std::function<void()> tick_;
+  std::timed_mutex mutex_;
+  std::condition_variable_any changed_;
+  redis_context context_;  ///< null: lost, and the keeper makes another
+  bool gone_ = false;      ///< an attempt to get it back has failed
+  bool closing_ = false;
+  mutable std::mutex outage_mutex_;
+  std::string outage_;
+  std::thread keeper_;
+};
+
+/// What runs in Redis, each all or nothing. A key of ours that holds something of another type is
+/// not ours: it is ignored, and replaced when it is written to.
+namespace redis_scripts {
+/// Before all others.
+constexpr const char* common = R"lua(
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local function own(key, type)
+  local found = redis.call('TYPE', key).ok
+  if found ~= type and found ~= 'none' then redis.call('DEL', key) end
+  return key
+end
+)lua";
+
+/// A record is a list: its revision, its head, its items. The index has the times of use.
+/// KEYS: record, index. ARGV: known revision, time to live, id.
+constexpr const char* fetch = R"lua(
+local type = redis.call('TYPE', KEYS[1]).ok
+if type == 'none' then return false end
+if type ~= 'list' then return {''} end
+if ARGV[3] ~= '' then
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+  redis.call('ZADD', own(KEYS[2], 'zset'), now, ARGV[3])
+  redis.call('PEXPIRE', KEYS[2], ARGV[2])
+end
+local begin = redis.call('LRANGE', KEYS[1], 0, 1)
+if begin[1] == ARGV[1] then return begin end
+return redis.call('LRANGE', KEYS[1], 0, -1)
+)lua";
+
+/// KEYS: record, index, lease. ARGV: new revision, condition's lease and revision, head, first
+/// position, time to live, id, most records, prefix of records, how many names, their keys, items.
+constexpr const char* write = R"lua(
+local record, index = own(KEYS[1], 'list'), own(KEYS[2], 'zset')
+local known = redis.call('LINDEX', record, 0) or ''
+if known == ARGV[1] then return 'done' end
+if ARGV[2] ~= '' then
+  local holder = redis.call('GET', own(KEYS[3], 'string'))
+  if holder and holder ~= ARGV[2] then return 'lost' end
+  if known ~= ARGV[3] then return known == '' and 'gone' or 'lost' end
+end
+if known == '' or ARGV[5] == '0' then
+  redis.call('DEL', record)
+  redis.call('RPUSH', record, ARGV[1], ARGV[4])
+else
+  redis.call('LSET', record, 0, ARGV[1])
+  redis.call('LSET', record, 1, ARGV[4])
+  redis.call('LTRIM', record, 0, ARGV[5] + 1)
+end
+local names = tonumber(ARGV[10])
+for at = 11 + names, #ARGV do redis.call('RPUSH', record, ARGV[at]) end
+for at = 11, 10 + names do redis.call('SET', ARGV[at], ARGV[7], 'PX', ARGV[6]) end
+if ARGV[7] == '' then return 'done' end
+redis.call('PEXPIRE', record, ARGV[6])
+redis.call('ZADD', index, now, ARGV[7])
+redis.call('PEXPIRE', index, ARGV[6])
+redis.call('ZREMRANGEBYSCORE', index, '-inf', now - ARGV[6])
+while redis.call('ZCARD', index) > tonumber(ARGV[8]) do
+  redis.call('DEL', ARGV[9] .. redis.call('ZPOPMIN', index)[1])
+end
+return 'done'
+)lua";
+
+/// KEYS: index. ARGV: prefix of records, time to live. Id, time of use, size, revision, head.
+constexpr const char* list = R"lua(
+own(KEYS[1], 'zset')
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2])
+local found, rows = {}, redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
+for at = 1, #rows, 2 do
+  local key = ARGV[1] .. rows[at]
+  if redis.call('TYPE', key).ok == 'list' then
+    local begin = redis.call('LRANGE', key, 0, 1)
+    local size = redis.call('LLEN', key) - 2
+    found[#found + 1] = {rows[at], rows[at + 1], tostring(size), begin[1], begin[2] or ''}
+  end
+end
+return found
+)lua";
+
+/// KEYS: record, index. ARGV: id.
+constexpr const char* remove = R"lua(
+redis.call('ZREM', own(KEYS[2], 'zset'), ARGV[1])
+return redis.call('DEL', own(KEYS[1], 'list'))
+)lua";
+
+/// KEYS: lease, queue (when each came), asked (when each asked last). ARGV: who asks, time to live,
+/// longest pause between two questions.
+constexpr const char* lease = R"lua(
+local lease, queue, asked = own(KEYS[1], 'string'), own(KEYS[2], 'zset'), own(KEYS[3], 'zset')
+local holder = redis.call('GET', lease)
+if holder ~= ARGV[1] then
+  redis.call('ZADD', queue, 'NX', time[1] * 1000000 + time[2], ARGV[1])
+  redis.call('ZADD', asked, now, ARGV[1])
+  for _, left in ipairs(redis.call('ZRANGEBYSCORE', asked, '-inf', now - ARGV[3])) do
+    redis.call('ZREM', queue, left)
+    redis.call('ZREM', asked, left)
+  end
+  if holder or redis.call('ZRANGE', queue, 0, 0)[1] ~= ARGV[1] then
+    redis.call('PEXPIRE', queue, ARGV[2])
+    redis.call('PEXPIRE', asked, ARGV[2])
+    return 0
+  end
+end
+redis.call('SET', lease, ARGV[1], 'PX', ARGV[2])
+redis.call('ZREM', queue, ARGV[1])
+redis.call('ZREM', asked, ARGV[1])
+return 1
+)lua";
+
+/// KEYS and ARGV[1] as above.
+constexpr const char* release = R"lua(
+redis.call('ZREM', own(KEYS[2], 'zset'), ARGV[1])
+redis.call('ZREM', own(KEYS[3], 'zset'), ARGV[1])
+if redis.call('GET', own(KEYS[1], 'string')) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+)lua";
+
+/// KEYS: leases. ARGV: time to live, who has each.
+constexpr const char* renew = R"lua(
+for at, lease in ipairs(KEYS) do
+  if redis.call('GET', own(lease, 'string')) == ARGV[at + 1] then
+    redis.call('PEXPIRE', lease, ARGV[1])
+  end
+end
+)lua";
+
+/// KEYS: count. ARGV: limit. How many, whether this one was counted, milliseconds of the minute.
+constexpr const char* count = R"lua(
+local key = own(KEYS[1] .. ':' .. math.floor(now / 60000), 'string')
+local before, left = tonumber(redis.call('GET', key)) or 0, 60000 - now % 60000
+if before >= tonumber(ARGV[1]) then return {before, 0, left} end
+redis.call('SET', key, before + 1, 'PX', left)
+return {before + 1, 1, left}
+)lua";
+
+/// KEYS: use, reservations. ARGV: id of the reservation, its end in how long, what is wanted, the
+/// limits of a minute and of a day: requests, tokens, USD each. Returns whether it fits, what was
+/// used in the minute and in the day and is reserved, milliseconds left of both.
+/// The rule is that of `limiter::refuse_spent`.
+constexpr const char* reserve = R"lua(
+local held, others = {0, 0, 0}, redis.call('HGETALL', own(KEYS[2], 'hash'))
+for at = 1, #others, 2 do
+  local ends, requests, tokens, usd = string.match(others[at + 1], '^(%S+) (%S+) (%S+) (%S+)$')
+  if not ends or (tonumber(ends) or 0) < now then
+    redis.call('HDEL', KEYS[2], others[at])
+  else
+    held[1] = held[1] + tonumber(requests)
+    held[2] = held[2] + tonumber(tokens)
+    held[3] = held[3] + tonumber(usd)
+  end
+end
+local wanted, fits, result = {tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])}, true, {0}
+local least, fields = {wanted[1], 1, 1e-9}, {'requests', 'tokens', 'usd'}
+for span, length in ipairs({60000, 86400000}) do
+  local key = own(KEYS[1] .. ':' .. length .. ':' .. math.floor(now / length), 'hash')
+  for n, field in ipairs(fields) do
+    local used = tonumber(redis.call('HGET', key, field)) or 0
+    local limit = tonumber(ARGV[2 + 3 * span + n])
+    local all = used + least[n]
+    if n > 1 and held[1] > 0 then all = all + held[n] + wanted[n] end
+    if wanted[n] > 0 and limit > 0 and all > limit then fits = false end
+    result[#result + 1] = string.format('%.17g', used)
+  end
+end
+for n = 1, 3 do result[#result + 1] = string.format('%.17g', held[n]) end
+for _, length in ipairs({60000, 86400000}) do
+  if fits then
+    local key = KEYS[1] .. ':' .. length .. ':' .. math.floor(now / length)
+    redis.call('HINCRBY', key, 'requests', ARGV[3])
+    redis.call('PEXPIRE', key, length)
+  end
+  result[#result + 1] = tostring(length - now % length)
+end
+if fits then
+  result[1] = 1
+  local ends = string.format('%.0f', now + ARGV[2])
+  redis.call('HSET', KEYS[2], ARGV[1], table.concat({ends, ARGV[3], ARGV[4], ARGV[5]}, ' '))
+  redis.call('PEXPIRE', KEYS[2], ARGV[2])
+end
+result[1] = tostring(result[1])
+return result
+)lua";
+
+/// KEYS as above. ARGV: id of the reservation, tokens, USD.
+constexpr const char* charge = R"lua(
+redis.call('HDEL', own(KEYS[2], 'hash'), ARGV[1])
+for _, length in ipairs({60000, 86400000}) do
+  local key = own(KEYS[1] .. ':' .. length .. ':' .. math.floor(now / length), 'hash')
+  redis.call('HINCRBY', key, 'tokens', ARGV[2])
+  local usd = (tonumber(redis.call('HGET', key, 'usd')) or 0) + ARGV[3]
+  redis.call('HSET', key, 'usd', string.format('%.17g', math.max(0, usd)))
+  redis.call('PEXPIRE', key, length)
+end
+)lua";
+
+/// KEYS: the hour's use. ARGV: when that is forgotten, the fields and what is added to each.
+constexpr const char* add_usage = R"lua(
+own(KEYS[1], 'hash')
+for at = 2, #ARGV, 2 do redis.call('HINCRBYFLOAT', KEYS[1], ARGV[at], ARGV[at + 1]) end
+redis.call('PEXPIREAT', KEYS[1], ARGV[1])
+)lua";
+
+/// KEYS: hours. Field, amount and so on for each.
+constexpr const char* read_usage = R"lua(
+local hours = {}
+for at, key in ipairs(KEYS) do hours[at] = redis.call('HGETALL', own(key, 'hash')) end
+return hours
+)lua";
+}  // namespace redis_scripts
+
+/// State that several proxies share, in Redis or Valkey.
+class redis_store final : public state_store {
+ public:
+  /// Throws as `redis_connection` does.
+  explicit redis_store(const options& settings)
+      : ttl_(std::to_string(settings.session_ttl.count())),
+        log_(settings.log),
+        redis_(settings.store, settings.log, [this] { tick(); }) {}
+
+  bool is_shared() const override { return true; }
+  std::string problem() const override { return redis_.outage(); }
+  std::optional<std::string> trouble() override { return redis_.outage(); }
+
+  std::optional<stored_record> fetch(const char* kind, const std::string& client,
+                                     const std::string& id, const std::string& known) override {
+    const auto reply =
+        eval(redis_scripts::fetch, {key("record", kind, client, id), key("index", kind, client)},
+             {known, ttl_, id});
+    if (reply->type != REDIS_REPLY_ARRAY || reply->elements == 0) return std::nullopt;
+    stored_record found{client, id, {}};
+    found.revision = text_of(reply->element[0]);
+    if (reply->elements > 1) found.head = parse(reply->element[1]);
+    bool whole = found.head.is_object();
+    for (std::size_t at = 2; at < reply->elements; ++at) {
+      found.items.push_back(parse(reply->element[at]));
+      whole = whole && !found.items.back().is_discarded();
+    }
+    if (!whole) {
+      log_.warning("a " + std::string(kind) + " of the store is ignored: no proxy wrote it");
+      found.head = nullptr;
+      found.items.clear();
+    }
+    return found;
+  }
+
+  std::vector<stored_record> list(const char* kind, const std::string& client) override {
+    const auto reply = eval(redis_scripts::list, {key("index", kind, client)},
+                            {key("record", kind, client, {}), ttl_});
+    std::vector<stored_record> found;
+    for (const auto* row : elements(reply.get())) {
+      if (row->elements != 5) continue;
+      stored_record one{client, text_of(row->element[0]), parse(row->element[4])};
+      one.used_ms = number<std::int64_t>(row->element[1]);
+      one.size = number<std::size_t>(row->element[2]);
+      one.revision = text_of(row->element[3]);
+      if (one.head.is_object()) found.push_back(std::move(one));
+    }
+    return found;
+  }
+
+  std::string find_part(const char* kind, const std::string& client,
+                        const std::string& name) override {
+    const auto reply = run({"GET", key("part", kind, client, name)});
+    return text_of(reply.get());
+  }
+
+  bool write(const char* kind, const stored_record& record, std::size_t first,
+             const std::optional<write_condition>& condition) override {
+    const auto fresh = record.revision.empty() ? text::random_id("", 22) : record.revision;
+    const auto terms = condition.value_or(write_condition{});
+    std::vector<std::string> arguments{fresh,
+                                       terms.lease,
+                                       terms.revision,
+                                       dump(record.head),
+                                       std::to_string(first),
+                                       ttl_,
+                                       record.id,
+                                       std::to_string(max_records),
+                                       key("record", kind, record.client, {}),
+                                       std::to_string(record.names.size())};
+    for (const auto& name : record.names) {
+      arguments.push_back(key("part", kind, record.client, name));
+    }
+    for (const auto& item : record.items) arguments.push_back(dump(item));
+    try {
+      const auto reply =
+          eval(redis_scripts::write,
+               {key("record", kind, record.client, record.id), key("index", kind, record.client),
+                key("lease", kind, record.client, record.id)},
+               arguments, patience::gone);
+      if (text_of(reply.get()) != "lost") return true;
+    } catch (const api_error& failure) {
+      log_.error(std::string(kind) + " not stored: " + failure.message);
+      if (condition) throw;
+      return false;
+    }
+    api_error error(error_kind::unavailable,
+                    "another request took over the session meanwhile; it is as it was, try again");
+    error.code = "session_lost";
+    error.retry_after = std::chrono::seconds(1);
+    throw error;
+  }
+
+  bool remove(const char* kind, const std::string& client, const std::string& id) override {
+    const auto reply = eval(redis_scripts::remove,
+                            {key("record", kind, client, id), key("index", kind, client)}, {id});
+    return reply->integer > 0;
+  }
+
+  bool try_lease(const char* kind, const std::string& client, const std::string& id,
+                 const std::string& lease) override {
+    const auto keys = lease_keys(kind, client, id);
+    const auto reply = eval(redis_scripts::lease, keys, {lease, lease_ttl, max_silence});
+    if (reply->integer == 0) return false;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    leases_[keys.front()] = lease;
+    return true;
+  }
+
+  void release(const char* kind, const std::string& client, const std::string& id,
+               const std::string& lease) override {
+    const auto keys = lease_keys(kind, client, id);
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      const auto held = leases_.find(keys.front());
+      if (held != leases_.end() && held->second == lease) leases_.erase(held);
+    }
+    try {
+      eval(redis_scripts::release, keys, {lease});
+    } catch (const api_error&) {  // it ends by itself
+    }
+  }
+
+  std::string agree(const std::string& name, const std::string& mine) override {
+    run({"SET", prefix + name, mine, "NX"});
+    return text_of(run({"GET", prefix + name}).get());
+  }
+
+  std::optional<shared_count> count(const std::string& name, std::int64_t limit) override {
+    return attempt([&] {
+      const auto reply =
+          eval(redis_scripts::count, {prefix + ("count:" + name)}, {std::to_string(limit)});
+      const auto rows = elements(reply.get());
+      return shared_count{rows.at(0)->integer, rows.at(1)->integer > 0,
+                          std::chrono::milliseconds(rows.at(2)->integer)};
+    });
+  }
+
+  std::optional<shared_use> reserve(const std::string& client, const std::string& id,
+                                    const budget& wanted, const options& limits) override {
+    std::vector<std::string> arguments{
+        id, std::to_string((limits.timeout + std::chrono::minutes(1)).count())};
+    for (const auto* one : {&wanted, &limits.minute_budget, &limits.day_budget}) {
+      arguments.push_back(std::to_string(one->requests));
+      arguments.push_back(std::to_string(one->tokens));
+      arguments.push_back(json(one->usd).dump());
+    }
+    return attempt([&] {
+      const auto reply = eval(redis_scripts::reserve, budget_keys(client), arguments);
+      const auto rows = elements(reply.get());
+      const auto use = [&](std::size_t at) {
+        return budget{number<std::int64_t>(rows.at(at)), number<std::int64_t>(rows.at(at + 1)),
+                      decimal(rows.at(at + 2))};
+      };
+      const auto left = [&](std::size_t at) {
+        return std::chrono::milliseconds(number<std::int64_t>(rows.at(at)));
+      };
+      return shared_use{text_of(rows.at(0)) == "1", use(1), use(4), use(7), left(10), left(11)};
+    });
+  }
+
+  bool charge(const std::string& client, const std::string& id, const budget& used) override {
+    const auto done = attempt([&] {
+      eval(redis_scripts::charge, budget_keys(client),
+           {id, std::to_string(used.tokens), json(used.usd).dump()});
+      return true;
+    });
+    return done.has_value();
+  }
+
+  bool keeps_usage() const override { return true; }
+
+  void add_usage(const usage_row& row) override { send_usage(row, patience::lost); }
+
+  std::vector<usage_row> sum_usage(const std::string& by, std::int64_t from) override {
+    constexpr std::int64_t at_once = 240;
+    const auto last = now_ms() / ms_per_hour + 1;  // its clock may be ahead
+    std::map<std::string, usage_row> sums;
+    for (auto hour = std::max(from, last - 91 * 24); hour <= last; hour += at_once) {
+      std::vector<std::string> keys;
+      for (auto one = hour; one < hour + at_once; ++one) keys.push_back(usage_key(one));
+      const auto reply = eval(redis_scripts::read_usage, keys, {});
+      const auto hours = elements(reply.get());
+      for (std::size_t i = 0; i < hours.size(); ++i) {
+        add_hour(hours[i], hour + static_cast<std::int64_t>(i), by, sums);
+      }
+    }
+    std::vector<usage_row> rows;
+    for (auto& entry : sums) rows.push_back(std::move(entry.second));
+    return rows;
+  }
+
+ private:
+  using patience = redis_connection::patience;
+
+  static constexpr const char* prefix = "claude-openai:v1:";
+  static constexpr const char* lease_ttl = "15000";
+  static constexpr const char* max_silence = "5000";  ///< of one who waits for a lease
+  static constexpr std::size_t max_records = 1'000;   ///< of one kind and client
+
+  static std::string key(const char* what, const char* kind, const std::string& client) {
+    return prefix + std::string(what) + ":" + kind + ":" + client;
+  }
+  static std::string key(const char* what, const char* kind, const std::string& client,
+                         const std::string& id) {
+    return key(what, kind, client) + ":" + id;
+  }
+  static std::vector<std::string> lease_keys(const char* kind, const std::string& client,
+                                             const std::string& id) {
+    return {key("lease", kind, client, id), key("queue", kind, client, id),
+            key("asked", kind, client, id)};
+  }
+  static std::vector<std::string> budget_keys(const std::string& client) {
+    return {key("budget", "use", client), key("budget", "held", client)};
+  }
+  static std::string usage_key(std::int64_t hour) {
+    return prefix + ("usage:" + std::to_string(hour));
+  }
+
+  static json parse(const redisReply* reply) {
+    return try_parse_json(text_of(reply), max_line_depth);
+  }
+  template <class Number>
+  static Number number(const redisReply* reply) {
+    return text::try_number<Number>(text_of(reply)).value_or(0);
+  }
+  static double decimal(const redisReply* reply) {
+    return std::strtod(text_of(reply).c_str(), nullptr);
+  }
+  static std::vector<const redisReply*> elements(const redisReply* reply) {
+    return {reply->element, reply->element + reply->elements};
+  }
+
+  /// Throws a 503 when Redis is gone.
+  redis_reply run(const std::vector<std::string>& words, patience wait = patience::lost) {
+    try {
+      return redis_.run(words, wait);
+    } catch (const std::runtime_error& failure) {
+      throw unavailable(failure.what());
+    }
+  }
+
+  redis_reply eval(const char* script, const std::vector<std::string>& keys,
+                   const std::vector<std::string>& arguments, patience wait = patience::lost) {
+    std::vector<std::string> words{"EVAL", std::string(redis_scripts::common) + script,
+                                   std::to_string(keys.size())};
+    words.insert(words.end(), keys.begin(), keys.end());
+    words.insert(words.end(), arguments.begin(), arguments.end());
+    return run(words, wait);
+  }
+
+  /// What the work returns; nullopt when Redis is gone.
+  template <class Work>
+  static auto attempt(Work work) -> std::optional<decltype(work())> {
+    try {
+      return work();
+    } catch (const std::exception&) {
+      return std::nullopt;
+    }
+  }
+
+  static void add_hour(const redisReply* hour, std::int64_t number_of_hour, const std::string& by,
+                       std::map<std::string, usage_row>& sums) {
+    const auto day =
+        text::iso_time(std::chrono::system_clock::time_point(std::chrono::hours(number_of_hour)))
+            .substr(0, 10);
+    for (std::size_t at = 0; at + 1 < hour->elements; at += 2) {
+      const auto field = parse(hour->element[at]);
+      const auto amount = decimal(hour->element[at + 1]);
+      const auto is_text = [](const json& part) { return part.is_string(); };
+      if (!field.is_array() || field.size() != 4 ||
+          !std::all_of(field.begin(), field.end(), is_text)) {
+        continue;
+      }
+      const auto column = by == "key" ? 0U : by == "model" ? 1U : 2U;
+      const auto name = by == "day" ? day : field[column].get<std::string>();
+      auto& sum = sums[name];
+      sum.key = name;
+      const auto what = field[3].get<std::string>();
+      if (what == "usd") sum.usd += amount;
+      if (what == "answers") sum.answers += static_cast<std::int64_t>(amount);
+      for (std::size_t i = 0; i < token_kinds.size(); ++i) {
+        if (what == token_kinds[i]) sum.tokens[i] += static_cast<std::int64_t>(amount);
+      }
+    }
+  }
+
+  /// What cannot be sent now is sent later.
+  void send_usage(const usage_row& row, patience wait) {
+    std::vector<std::string> fields{std::to_string((row.hour + 90 * 24 + 1) * ms_per_hour)};
+    const auto add = [&](const char* what, const json& amount) {
+      fields.push_back(dump(json::array({row.key, row.model, row.dialect, what})));
+      fields.push_back(amount.dump());
+    };
+    add("answers", row.answers);
+    for (std::size_t i = 0; i < token_kinds.size(); ++i) add(token_kinds[i], row.tokens[i]);
+    add("usd", row.usd);
+    const auto done = attempt([&] {
+      eval(redis_scripts::add_usage, {usage_key(row.hour)}, fields, wait);
+      return true;
+    });
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!done && unsent_.size() < max_records) unsent_.push_back(row);
+  }
+
+  /// Learns whether Redis is still there, renews the leases that are held, and adds what was used
+  /// while it was gone.
+  void tick() {
+    std::vector<std::string> keys;
+    std::vector<std::string> arguments{lease_ttl};
+    std::vector<usage_row> unsent;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      for (const auto& [name, holder] : leases_) {
+        keys.push_back(name);
+        arguments.push_back(holder);
+      }
+      unsent.swap(unsent_);
+    }
+    for (const auto& row : unsent) send_usage(row, patience::none);
+    attempt([&] { return eval(redis_scripts::renew, keys, arguments, patience::none) != nullptr; });
+  }
+
+  const std::string ttl_;
+  const logger log_;
+  std::mutex mutex_;
+  std::map<std::string, std::string> leases_;  ///< of this proxy: who has each
+  std::vector<usage_row> unsent_;
+  redis_connection redis_;  ///< its thread uses all above
+};
+
+#endif
+
+/// The store that the options name. Throws as `sqlite_store` and `redis_store` do.
 inline std::shared_ptr<state_store> open_store([[maybe_unused]] const options& settings) {
+#ifdef CLAUDE_OPENAI_REDIS
+  if (is_redis(settings)) return std::make_shared<redis_store>(settings);
+#endif
 #ifdef CLAUDE_OPENAI_SQLITE
   if (!store_path(settings).empty()) return std::make_shared<sqlite_store>(settings);
 #endif
@@ -10828,7 +11752,8 @@ class shared_store {
 };
 
 /// Keeps sessions by client and id, in memory and in a store: each turn is added to it. A session
-/// is used by one request at a time; others wait in order.
+/// is used by one request at a time; others wait in order. Of a shared store's sessions it holds
+/// copies, which are compared before they are used.
 class session_store {
  public:
   class session_lock;
@@ -10851,10 +11776,11 @@ class session_store {
   session_store& operator=(const session_store&) = delete;
 
   /// The salt of the names that clients have in the store: in a file beside it, since a copy of the
-  /// store alone shall tell nothing of keys; else made for this run. Throws `std::runtime_error`
-  /// for a stored one that cannot be used.
+  /// store alone shall tell nothing of keys; in a shared store itself; else made for this run.
+  /// Throws `std::runtime_error` for a stored one that cannot be used.
   std::string salt() const {
     auto fresh = text::random_id("", salt_length);
+    if (state_->is_shared()) return state_->agree(session_files::salt, fresh);
     if (store_path(settings_).empty()) return fresh;
     const auto& directory = settings_.session_directory;
     const auto path =
@@ -10877,13 +11803,14 @@ class session_store {
 
   /// Forgets the sessions of these clients.
   void forget(const std::set<std::string>& clients) {
+    state_->forget(kind, clients);
     const std::lock_guard<std::mutex> lock(mutex_);
     for (auto kept = sessions_.begin(); kept != sessions_.end();) {
       kept = clients.count(kept->first.first) > 0 ? forget(kept) : std::next(kept);
     }
   }
 
-  /// Of all clients.
+  /// Of all clients; of a shared store's those that are held here.
   std::size_t size() const {
     const std::lock_guard<std::mutex> lock(mutex_);
     return sessions_.size();
@@ -10895,7 +11822,9 @@ class session_store {
     const std::lock_guard<std::mutex> lock(mutex_);
     sweep();
     std::vector<session_info> found;
+    for (const auto& record : state_->list(kind, client)) found.push_back(describe(record));
     for (const auto& [key, kept] : sessions_) {
+      if (state_->is_shared()) break;
       if (key.first == client && !kept->history.empty()) found.push_back(describe(*kept));
     }
     std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) {
@@ -10907,6 +11836,13 @@ class session_store {
   /// One of them; asking for it counts as use.
   std::optional<session_info> get(const std::string& client, const std::string& id) {
     state_->require();
+    if (state_->is_shared()) {
+      auto stored = state_->fetch(kind, client, id);
+      if (!stored || stored->items.empty()) return std::nullopt;
+      stored->size = stored->items.size();
+      stored->used_ms = now_ms();
+      return describe(*stored);
+    }
     const std::lock_guard<std::mutex> lock(mutex_);
     sweep();
     const auto found = sessions_.find({client, id});
@@ -10918,12 +11854,13 @@ class session_store {
   /// False when there is none. A request that is using it ends as if nothing had happened.
   bool remove(const std::string& client, const std::string& id) {
     state_->require();
+    const bool removed = state_->is_shared() && state_->remove(kind, client, id);
     const std::lock_guard<std::mutex> lock(mutex_);
     sweep();
     const auto found = sessions_.find({client, id});
-    if (found == sessions_.end() || found->second->history.empty()) return false;
-    forget(found);
-    return true;
+    const bool is_kept = found != sessions_.end() && !found->second->history.empty();
+    if (is_kept) forget(found);
+    return state_->is_shared() ? removed : is_kept;
   }
 
  private:
@@ -10938,6 +11875,7 @@ class session_store {
     std::string system;
     std::vector<message> history;
     std::size_t stored = 0;  ///< messages of it that the store holds
+    std::string revision;    ///< in a shared store; empty: not there yet, or unknown
     system_time created;
     system_time last_accessed;
     steady_time last_used;    ///< the same by a clock that does not jump: this one decides
@@ -10960,8 +11898,17 @@ class session_store {
             kept.history.size()};
   }
 
+  /// What is said of a shared store's record.
+  session_info describe(const stored_record& kept) const {
+    const auto used =
+        std::chrono::system_clock::time_point(std::chrono::milliseconds(kept.used_ms));
+    return {kept.id, past_time(kept.head, "created_ms"), used, used + settings_.session_ttl,
+            kept.size};
+  }
+
+  /// Of a shared store's session only the copy.
   sessions::iterator forget(sessions::iterator gone) {
-    state_->remove(kind, gone->first.first, gone->first.second);
+    if (!state_->is_shared()) state_->remove(kind, gone->first.first, gone->first.second);
     return sessions_.erase(gone);
   }
 
@@ -10985,7 +11932,9 @@ class session_store {
           sessions_.begin(), sessions_.end(),
           [&](const auto& left, const auto& right) { return order(left) < order(right); });
       if (last->second->busy) return;
-      settings_.log.warning("a session was forgotten: there are too many, or they are too long");
+      if (!state_->is_shared()) {
+        settings_.log.warning("a session was forgotten: there are too many, or they are too long");
+      }
       held.remove(client, last->second->bytes);
       forget(last);
     }
@@ -10999,8 +11948,8 @@ class session_store {
   }
 
   /// Adds what the store does not hold yet, or no longer holds so. Where that fails, the next turn
-  /// tries it again.
-  void save(session& kept, std::size_t unchanged) {
+  /// tries it again, but for a shared store, where it throws: the turn has failed.
+  void save(session& kept, std::size_t unchanged, const std::string& lease = {}) {
     const auto first = std::min(kept.stored, unchanged);
     stored_record record{kept.client, kept.id,
                          json::object({{"system", kept.system},
@@ -11009,7 +11958,27 @@ class session_store {
     for (auto at = first; at < kept.history.size(); ++at) {
       record.items.push_back(encode(kept.history[at]));
     }
+    if (state_->is_shared()) {
+      record.revision = text::random_id("", 22);
+      const write_condition condition{lease, std::exchange(kept.revision, {})};
+      state_->write(kind, record, first, condition);
+      kept.revision = record.revision;
+      kept.stored = kept.history.size();
+      return;
+    }
     kept.stored = state_->write(kind, record, first) ? kept.history.size() : first;
+  }
+
+  /// Brings a copy up to what the shared store holds. Needs the lease, and no lock.
+  void refresh(session& kept) {
+    auto stored = state_->fetch(kind, kept.client, kept.id, kept.revision);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (stored && stored->revision == kept.revision) return;
+    const auto expected = kept.tokens - anthropic_messages::estimate_tokens(kept.history);
+    fill(kept, stored.value_or(stored_record{}));
+    if (!stored) kept.created = std::chrono::system_clock::now();
+    kept.tokens += expected;
+    kept.touch();
   }
 
   static constexpr const char* kind = "session";
@@ -11021,23 +11990,30 @@ class session_store {
     return found != sessions_.end() && found->second == asked;
   }
 
+  /// All that a record tells.
+  static void fill(session& kept, const stored_record& record) {
+    kept.revision = record.revision;
+    kept.system = string_of(record.head, "system");
+    kept.created = past_time(record.head, "created_ms");
+    kept.last_accessed = past_time(record.head, "last_accessed_ms");
+    kept.history.clear();
+    for (const auto& entry : record.items) {
+      if (auto decoded = decode_message(entry)) kept.history.push_back(std::move(*decoded));
+    }
+    kept.stored = kept.history.size() == record.items.size() ? record.items.size() : 0;
+    kept.bytes = bytes_of(kept.history);
+    kept.tokens = anthropic_messages::estimate_tokens(kept.history);
+  }
+
   /// Null for a record that is no session.
   std::shared_ptr<session> load(stored_record record) {
     const auto kept = std::make_shared<session>();
     kept->client = std::move(record.client);
     kept->id = std::move(record.id);
-    kept->system = string_of(record.head, "system");
-    kept->created = past_time(record.head, "created_ms");
-    kept->last_accessed = past_time(record.head, "last_accessed_ms");
+    fill(*kept, record);
     const auto age = std::chrono::system_clock::now() - kept->last_accessed;
     kept->last_used = std::chrono::steady_clock::now() -
                       std::max(age, std::chrono::system_clock::duration::zero());
-    for (const auto& entry : record.items) {
-      if (auto decoded = decode_message(entry)) kept->history.push_back(std::move(*decoded));
-    }
-    kept->stored = kept->history.size() == record.items.size() ? record.items.size() : 0;
-    kept->bytes = bytes_of(kept->history);
-    kept->tokens = anthropic_messages::estimate_tokens(kept->history);
     if (kept->id.empty() || kept->history.empty()) return nullptr;
     return sessions_[{kept->client, kept->id}] = kept;
   }
@@ -11128,6 +12104,7 @@ class session_store::session_lock {
   session_lock& operator=(const session_lock&) = delete;
 
   ~session_lock() {
+    if (asked_) store_.state_->release(kind, session_->client, session_->id, lease_);
     const std::lock_guard<std::mutex> lock(store_.mutex_);
     auto& waiting = session_->waiting;
     session_->tokens -= tokens_;
@@ -11139,22 +12116,24 @@ class session_store::session_lock {
     session_->busy = false;
     if (!waiting.empty()) {
       waiting.front()->raise();
-    } else if (session_->history.empty() && store_.is_kept(session_)) {
-      store_.sessions_.erase({session_->client, session_->id});  // a failed first turn
+      return;
     }
+    const bool is_copy = !session_->revision.empty() || !store_.state_->is_shared();
+    if (session_->history.empty() || !is_copy) drop();  // a failed first turn, or an unknown one
   }
 
   /// Readable when `try_enter` may succeed.
   int fd() const { return entered_ ? -1 : wake_.fd(); }
 
-  /// True once the session is this request's alone.
+  /// True once the session is this request's alone, and as it is stored. Of a shared store ask
+  /// again and again: others who use it do not raise a signal here.
   bool try_enter() {
-    if (entered_) return true;
-    const std::lock_guard<std::mutex> lock(store_.mutex_);
-    if (session_->busy || session_->waiting.front() != &wake_) return false;
-    session_->waiting.pop_front();
-    session_->busy = true;
-    entered_ = true;
+    if (!entered_) enter();
+    if (!entered_ || leased_ || !store_.state_->is_shared()) return entered_;
+    asked_ = true;
+    if (!store_.state_->try_lease(kind, session_->client, session_->id, lease_)) return false;
+    store_.refresh(*session_);
+    leased_ = true;
     return true;
   }
 
@@ -11165,8 +12144,9 @@ class session_store::session_lock {
   std::int64_t history_tokens() const { return history_tokens_; }
 
   /// The session as it is after a turn that went well. One that was deleted meanwhile stays so.
+  /// Throws a 503 when a shared store does not take it: then the session is as it was.
   void commit(std::string system, std::vector<message> history) {
-    const std::lock_guard<std::mutex> lock(store_.mutex_);
+    std::unique_lock<std::mutex> lock(store_.mutex_);
     const auto& before = session_->history;
     const auto changed =
         std::mismatch(before.begin(), before.end(), history.begin(), history.end()).first;
@@ -11177,16 +12157,34 @@ class session_store::session_lock {
     session_->tokens += anthropic_messages::estimate_tokens(session_->history);
     session_->bytes = bytes_of(session_->history);
     session_->touch();
-    if (store_.is_kept(session_)) store_.save(*session_, unchanged);
+    if (!store_.is_kept(session_)) return;
+    if (store_.state_->is_shared()) lock.unlock();  // the session is this request's alone
+    store_.save(*session_, unchanged, lease_);
   }
 
  private:
+  void enter() {
+    const std::lock_guard<std::mutex> lock(store_.mutex_);
+    if (session_->busy || session_->waiting.front() != &wake_) return;
+    session_->waiting.pop_front();
+    session_->busy = true;
+    entered_ = true;
+  }
+
+  /// Needs the lock.
+  void drop() {
+    if (store_.is_kept(session_)) store_.sessions_.erase({session_->client, session_->id});
+  }
+
   session_store& store_;
   std::int64_t tokens_;
   std::int64_t history_tokens_ = 0;
   std::shared_ptr<session> session_;
   wake_signal wake_;
   bool entered_ = false;
+  const std::string lease_ = text::random_id("", 22);  ///< of a shared store's session
+  bool asked_ = false;                                 ///< for the lease
+  bool leased_ = false;
 };
 
 //================================================================================================
@@ -11196,7 +12194,8 @@ class session_store::session_lock {
 
 /// Keeps responses by client and id, in memory and those that have ended in a store, the latest
 /// thousand and for as long as sessions: so that `previous_response_id` and items by their id can
-/// be answered for.
+/// be answered for. With a shared store, memory has only those under way, and what could not be
+/// stored.
 class response_store {
  public:
   /// A response under way, until it is kept or given up.
@@ -11210,12 +12209,12 @@ class response_store {
     for (auto& record : state_->read(kind)) {
       const client_and_id key{record.client, record.id};
       kept_[key] = decode(std::move(record));
-      newest_first.emplace(kept_[key].since, key);
+      newest_first.emplace(kept_[key]->since, key);
     }
     for (const auto& [since, key] : newest_first) {
-      const auto before = kept_.find({key.first, kept_[key].previous});
+      const auto before = kept_.find({key.first, kept_[key]->previous});
       if (before == kept_.end()) continue;
-      before->second.since = std::max(before->second.since, kept_[key].since);
+      before->second->since = std::max(before->second->since, kept_[key]->since);
     }
   }
   response_store(const response_store&) = delete;
@@ -11254,8 +12253,8 @@ class response_store {
     const std::lock_guard<std::mutex> lock(mutex_);
     sweep();
     const auto found = find(client, id);
-    if (found == kept_.end()) return std::nullopt;
-    return found->second.response;
+    if (!found) return std::nullopt;
+    return found->response;
   }
 
   /// What the client sent for it, without what it referred to.
@@ -11263,37 +12262,38 @@ class response_store {
     const std::lock_guard<std::mutex> lock(mutex_);
     sweep();
     const auto found = find(client, id);
-    if (found == kept_.end()) return std::nullopt;
-    return found->second.input;
+    if (!found) return std::nullopt;
+    return found->input;
   }
 
   bool remove(const std::string& client, const std::string& id) {
     const std::lock_guard<std::mutex> lock(mutex_);
     sweep();
-    const auto found = find(client, id);
-    if (found == kept_.end()) return false;
-    forget(found);
+    if (!find(client, id)) return false;
+    if (state_->is_shared()) state_->remove(kind, client, id);
+    if (const auto found = kept_.find({client, id}); found != kept_.end()) forget(found);
     return true;
   }
 
   /// Forgets the responses of these clients.
   void forget(const std::set<std::string>& clients) {
+    state_->forget(kind, clients);
     const std::lock_guard<std::mutex> lock(mutex_);
     for (auto kept = kept_.begin(); kept != kept_.end();) {
       kept = clients.count(kept->first.first) > 0 ? forget(kept) : std::next(kept);
     }
   }
 
-  /// Ends the answer if it is still under way; one that has ended stays as it is.
+  /// Ends the answer if it is still under way, in this proxy; one that has ended stays as it is.
   std::optional<json> cancel(const std::string& client, const std::string& id) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto found = find(client, id);
-    if (found == kept_.end()) return std::nullopt;
-    if (const auto signal = found->second.cancel.lock()) {
+    if (!found) return std::nullopt;
+    if (const auto signal = found->cancel.lock()) {
       signal->raise();
-      found->second.response["status"] = "cancelled";
+      found->response["status"] = "cancelled";
     }
-    return found->second.response;
+    return found->response;
   }
 
  private:
@@ -11326,67 +12326,86 @@ class response_store {
     }
   };
 
-  using responses = std::map<client_and_id, kept_response>;
+  using shared_response = std::shared_ptr<kept_response>;
+  using responses = std::map<client_and_id, shared_response>;
 
   // All below needs the lock.
 
-  static kept_response decode(stored_record record) {
-    kept_response kept;
-    for (auto& item : record.items) kept.input.push_back(std::move(item));
-    kept.response = member_of(record.head, "response");
-    kept.previous = string_of(record.head, "previous");
-    kept.bytes = memory_of(kept.input) + memory_of(kept.response);
+  static shared_response decode(stored_record record) {
+    auto kept = std::make_shared<kept_response>();
+    for (auto& item : record.items) kept->input.push_back(std::move(item));
+    kept->response = member_of(record.head, "response");
+    kept->previous = string_of(record.head, "previous");
+    kept->bytes = memory_of(kept->input) + memory_of(kept->response);
     const auto age = std::max<std::int64_t>(0, now_ms() - integer_of(record.head, "used_ms"));
-    kept.since = clock::now() - std::chrono::milliseconds(age);
+    kept->since = clock::now() - std::chrono::milliseconds(age);
     return kept;
   }
 
-  /// Of a response that has ended.
-  void save(const client_and_id& key, const kept_response& kept) {
-    state_->write(kind, {key.first,
-                         key.second,
-                         json::object({{"response", kept.response},
-                                       {"previous", kept.previous},
-                                       {"used_ms", now_ms()}}),
-                         {kept.input.begin(), kept.input.end()}});
+  /// Of a response that has ended. In a shared store it lies from then on; that may take a second.
+  void save(const client_and_id& key, std::unique_lock<std::mutex>& lock) {
+    const auto kept = kept_.at(key);
+    stored_record record{
+        key.first,
+        key.second,
+        json::object(
+            {{"response", kept->response}, {"previous", kept->previous}, {"used_ms", now_ms()}}),
+        {kept->input.begin(), kept->input.end()}};
+    if (!state_->is_shared()) {
+      state_->write(kind, record);
+      return;
+    }
+    for (const json* items : {&std::as_const(kept->input), &member_of(kept->response, "output")}) {
+      for (const auto& item : *items) {
+        if (const auto id = string_of(item, "id"); !id.empty()) record.names.push_back(id);
+      }
+    }
+    lock.unlock();
+    const bool stored = state_->write(kind, record);
+    lock.lock();
+    if (stored) kept_.erase(key);
   }
 
+  /// Of a shared store's response only what is here.
   responses::iterator forget(responses::iterator gone) {
-    state_->remove(kind, gone->first.first, gone->first.second);
+    if (!state_->is_shared()) state_->remove(kind, gone->first.first, gone->first.second);
     return kept_.erase(gone);
   }
 
-  /// Throws when there is none here, and the store, where it may be, cannot be used.
-  responses::iterator find(const std::string& client, const std::string& id) {
+  /// Null for none. Throws when there is none here, and the store, where it may be, cannot be used.
+  shared_response find(const std::string& client, const std::string& id) {
     const auto found = kept_.find({client, id});
-    if (found == kept_.end()) state_->require();
-    return found;
+    if (found != kept_.end()) return found->second;
+    state_->require();
+    auto stored = state_->fetch(kind, client, id);
+    if (!stored || !member_of(stored->head, "response").is_object()) return nullptr;
+    return decode(std::move(*stored));
   }
 
   void sweep() {
     const auto oldest = clock::now() - settings_.session_ttl;
     shared_store held(max_kept, max_kept_bytes);
     for (auto one = kept_.begin(); one != kept_.end();) {
-      const bool expired = one->second.since < oldest && one->second.cancel.expired();
-      if (!expired) held.add(one->first.first, one->second.bytes);
+      const bool expired = one->second->since < oldest && one->second->cancel.expired();
+      if (!expired) held.add(one->first.first, one->second->bytes);
       one = expired ? forget(one) : std::next(one);
     }
     while (held.is_full()) {
       const auto& client = held.largest_client();
       const auto order = [&](const auto& entry) {
-        return std::make_tuple(entry.first.first != client, entry.second.since);
+        return std::make_tuple(entry.first.first != client, entry.second->since);
       };
       const auto first =
           std::min_element(kept_.begin(), kept_.end(),
                            [&](const auto& a, const auto& b) { return order(a) < order(b); });
-      held.remove(client, first->second.bytes);
+      held.remove(client, first->second->bytes);
       forget(first);
     }
   }
 
-  kept_response& require(const std::string& client, const std::string& id) {
-    const auto found = find(client, id);
-    if (found != kept_.end()) return found->second;
+  shared_response require(const std::string& client, const std::string& id) {
+    auto found = find(client, id);
+    if (found) return found;
     api_error error(error_kind::not_found,
                     "Previous response with id '" + text::repair_utf8(id) +
                         "' not found; this server keeps the latest ones, for " +
@@ -11398,10 +12417,10 @@ class response_store {
 
   /// A conversation that goes on does not expire, nor does its beginning.
   void add_history(const std::string& client, const std::string& id, json& input) {
-    std::vector<kept_response*> chain;
+    std::vector<shared_response> chain;
     references left;
     for (auto next = id; !next.empty(); next = chain.back()->previous) {
-      chain.push_back(&require(client, next));
+      chain.push_back(require(client, next));
       chain.back()->since = clock::now();
       left.take(chain.back()->bytes);
     }
@@ -11417,27 +12436,40 @@ class response_store {
     return item.size() == 1 || string_of(item, "type") == "item_reference";
   }
 
-  /// Fills in the client's kept items that have these ids; the first one of each.
-  void find_items(const std::string& client, std::map<std::string, const json*>& wanted) const {
-    const auto look_at = [&](const json& item) {
-      const auto found = wanted.find(string_of(item, "id"));
-      if (found != wanted.end() && found->second == nullptr) found->second = &item;
+  /// Fills in the client's kept items that have these ids; the first one of each. Returns what
+  /// they are parts of.
+  std::vector<shared_response> find_items(const std::string& client,
+                                          std::map<std::string, const json*>& wanted) {
+    std::vector<shared_response> searched;
+    const auto look_into = [&](const shared_response& kept) {
+      for (const json* items :
+           {&std::as_const(kept->input), &member_of(kept->response, "output")}) {
+        for (const auto& item : *items) {
+          const auto found = wanted.find(string_of(item, "id"));
+          if (found != wanted.end() && found->second == nullptr) found->second = &item;
+        }
+      }
+      searched.push_back(kept);
     };
     for (const auto& [key, kept] : kept_) {
-      if (key.first != client) continue;
-      for (const auto& item : kept.input) look_at(item);
-      for (const auto& item : member_of(kept.response, "output")) look_at(item);
+      if (key.first == client) look_into(kept);
     }
+    for (const auto& [id, item] : wanted) {
+      const auto whole = item == nullptr ? state_->find_part(kind, client, id) : std::string();
+      if (const auto kept = whole.empty() ? nullptr : find(client, whole)) look_into(kept);
+    }
+    return searched;
   }
 
   /// The items, with those that are kept in place of the references to them. What is not kept
   /// stays: parsing refuses it.
-  json resolve(const std::string& client, const json& items) const {
+  json resolve(const std::string& client, const json& items) {
     std::map<std::string, const json*> known;
     for (const auto& item : items) {
       if (is_reference(item)) known.emplace(string_of(item, "id"), nullptr);
     }
-    if (!known.empty()) find_items(client, known);
+    std::vector<shared_response> searched;
+    if (!known.empty()) searched = find_items(client, known);
     references left;
     json resolved = json::array();
     for (const auto& item : items) {
@@ -11466,12 +12498,15 @@ class response_store::running {
   running(const running&) = delete;
   running& operator=(const running&) = delete;
   ~running() {
-    const std::lock_guard<std::mutex> lock(store_.mutex_);
+    std::unique_lock<std::mutex> lock(store_.mutex_);
     const auto found = store_.kept_.find(key_);
     if (ended_ || found == store_.kept_.end()) return;
-    found->second.response["status"] = "cancelled";
-    if (is_id_known_) store_.save(key_, found->second);
-    if (!is_id_known_) store_.kept_.erase(found);
+    found->second->response["status"] = "cancelled";
+    if (!is_id_known_) {
+      store_.kept_.erase(found);
+    } else {
+      store_.save(key_, lock);
+    }
   }
 
   /// The request was refused: there is no response.
@@ -11482,14 +12517,14 @@ class response_store::running {
 
   /// Takes the finished response. One that was deleted meanwhile stays so.
   void keep(const json& response) {
-    const std::lock_guard<std::mutex> lock(store_.mutex_);
+    std::unique_lock<std::mutex> lock(store_.mutex_);
     const auto found = store_.kept_.find(key_);
     ended_ = true;
     if (found == store_.kept_.end()) return;
-    found->second.response = response;
-    found->second.bytes += memory_of(response);
-    found->second.cancel.reset();
-    store_.save(key_, found->second);
+    found->second->response = response;
+    found->second->bytes += memory_of(response);
+    found->second->cancel.reset();
+    store_.save(key_, lock);
   }
 
  private:
@@ -11521,21 +12556,21 @@ inline std::shared_ptr<response_store::running> response_store::begin(const std:
   const auto id = string_of(response, "id");
   const auto under_way =
       std::make_shared<running>(*this, client_and_id{client, id}, boolean_of(body, "stream"));
-  kept_response fresh;
+  auto fresh = std::make_shared<kept_response>();
   const auto& input = member_of(body, "input");
   if (input.is_string()) {
-    fresh.input.push_back(make_kept_item(json::object({{"role", "user"}, {"content", input}})));
+    fresh->input.push_back(make_kept_item(json::object({{"role", "user"}, {"content", input}})));
   } else if (input.is_array()) {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (auto& item : resolve(client, input)) {
-      fresh.input.push_back(make_kept_item(std::move(item)));
+      fresh->input.push_back(make_kept_item(std::move(item)));
     }
   }
-  fresh.response = std::move(response);
-  fresh.previous = string_of(body, "previous_response_id");
-  fresh.since = clock::now();
-  fresh.cancel = under_way->cancelled();
-  fresh.bytes = memory_of(fresh.input);
+  fresh->response = std::move(response);
+  fresh->previous = string_of(body, "previous_response_id");
+  fresh->since = clock::now();
+  fresh->cancel = under_way->cancelled();
+  fresh->bytes = memory_of(fresh->input);
   const std::lock_guard<std::mutex> lock(mutex_);
   kept_[{client, id}] = std::move(fresh);
   return under_way;
@@ -11934,8 +12969,9 @@ class turn {
     return true;
   }
 
-  /// Remembers the answer, and at its end lets session and process go on with it.
-  void note(const event& what) {
+  /// Remembers the answer, and at its end lets session and process go on with it. A turn that
+  /// cannot be stored has failed.
+  void note(event& what) {
     silent_ = false;
     const auto* failed = std::get_if<turn_failed>(&what);
     if (lease_) {
@@ -11945,7 +12981,11 @@ class turn {
     if (lease_ && failed && failed->error.kind == error_kind::rate_limited) note_all_windows();
     if (!failed) answer_.add(what);
     if (!ends_turn(what)) return;
-    if (!failed) commit();
+    try {
+      if (!failed) commit();
+    } catch (const api_error& failure) {
+      what = turn_failed{failure};
+    }
     end();
   }
 
@@ -12898,6 +13938,7 @@ class agent_registry {
 
   /// Forgets all that these clients have set.
   void forget(const std::set<std::string>& clients) {
+    state_->forget(kind, clients);
     const std::lock_guard<std::mutex> lock(mutex_);
     for (const auto& client : clients) {
       servers_.erase(client);
@@ -12937,6 +13978,7 @@ class agent_registry {
   std::size_t session_configurations(const std::string& client) {
     const std::lock_guard<std::mutex> lock(mutex_);
     configuration_of(client, {});
+    if (state_->is_shared()) return state_->list(kind, client).size();
     return configurations_[client].size() - 1;
   }
 
@@ -13152,6 +14194,7 @@ class agent_registry {
     state_->require();  // else a client's agents might get what it has ruled out
     sweep();
     auto& own = configurations_[client];
+    if (state_->is_shared()) own = shared_configurations(client, session);
     auto found = own.find(session);
     if (found == own.end()) {
       found = own.try_emplace(std::string(), default_configuration()).first;
@@ -13172,8 +14215,18 @@ class agent_registry {
 
   using configurations = std::map<std::string, tool_configuration>;
 
+  /// Those of the session and of the client that a shared store has.
+  configurations shared_configurations(const std::string& client, const std::string& session) {
+    configurations found;
+    for (const auto& id : std::set<std::string>{session, {}}) {
+      const auto stored = state_->fetch(kind, client, id);
+      if (stored && stored->head.is_object()) found[id] = decode_configuration(stored->head);
+    }
+    return found;
+  }
+
   configurations::iterator forget(const std::string& client, configurations::iterator gone) {
-    state_->remove(kind, client, gone->first);
+    if (!state_->is_shared()) state_->remove(kind, client, gone->first);
     return configurations_[client].erase(gone);
   }
 
@@ -14160,7 +15213,8 @@ inline std::string network_of(const std::string& address) {
 }
 
 /// Counts requests in fixed windows of a minute, what keys have used in a minute and in a day, and
-/// wrong keys. In memory alone, but for a day's use of a key.
+/// wrong keys. In memory alone, but for a day's use of a key. A shared store counts for all who
+/// share it; while it is gone, each counts for itself.
 class limiter {
  public:
   explicit limiter(std::shared_ptr<state_store> state = std::make_shared<state_store>())
@@ -14188,10 +15242,15 @@ class limiter {
 
   /// Counts a request by its client: an address, or the name of a key's holder.
   standing count(endpoint_group group, const std::string& who, const rate_limits& limits) {
+    const int limit = limit_of(group, limits);
+    const auto name = std::to_string(static_cast<int>(group)) + ":" + network_of(who);
+    if (const auto shared = state_->count(name, limit)) {
+      const auto left = std::max<std::int64_t>(0, limit - shared->count);
+      return {limit, static_cast<int>(left), shared->reset, shared->counted};
+    }
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto reset = enter_minute();
     auto& counted = counter(requests_, {group, network_of(who)}, {group, "others"});
-    const int limit = limit_of(group, limits);
     const bool allowed = counted < limit;
     if (allowed) ++counted;
     return {limit, limit - counted, reset, allowed};
@@ -14200,7 +15259,15 @@ class limiter {
   /// Counts the requests and reserves what they may use, roughly, until `charge`, which must
   /// follow. Throws a 429 when the client has used up what a key may use, or when others of its
   /// requests may still use up the rest: one alone may go over a budget, many at once may not.
-  void reserve(const std::string& client, const budget& wanted, const options& settings) {
+  /// Returns the id of a reservation in a shared store; empty: it was made here.
+  std::string reserve(const std::string& client, const budget& wanted, const options& settings) {
+    const auto id = text::random_id("", 22);
+    if (const auto use = state_->reserve(client, id, wanted, settings)) {
+      if (use->reserved) return id;
+      refuse_spent(use->minute, use->held, wanted, settings.minute_budget, "minute",
+                   use->minute_left);
+      refuse_spent(use->day, use->held, wanted, settings.day_budget, "day", use->day_left);
+    }
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto minute_left = enter_minute();
     const auto day_left = enter_day();
@@ -14212,10 +15279,18 @@ class limiter {
     in_minute.requests += wanted.requests;
     in_day.requests += wanted.requests;
     add_up(held, wanted, 1);
+    return {};
   }
 
   /// Charges what the requests have used in place of what was reserved for them.
-  void charge(const std::string& client, const budget& reserved, const token_usage& used) {
+  void charge(const std::string& client, const budget& reserved, const token_usage& used,
+              const std::string& reservation = {}) {
+    const budget sum{0, used.prompt() + used.output, used.charge_usd};
+    if (state_->charge(client, reservation, sum) && !reservation.empty()) return;
+    if (state_->is_shared()) {
+      add_use(client, reservation.empty() ? reserved : budget{}, used);
+      return;
+    }
     // Writes stay in order, and a slow disk holds up no request that begins.
     const std::lock_guard<std::mutex> writing(write_mutex_);
     state_->write(kind, {client, "day", add_use(client, reserved, used)});
@@ -14251,9 +15326,11 @@ class limiter {
   /// a guess.
   std::chrono::milliseconds wrong_key_delay(const std::string& address) {
     constexpr std::chrono::milliseconds longest{2'000};
+    const auto shared = state_->count("wrong:" + network_of(address), max_wrong_keys);
     const std::lock_guard<std::mutex> lock(mutex_);
     enter_minute();
-    const int wrong = counter(wrong_keys_, network_of(address), "others");
+    auto& wrong = counter(wrong_keys_, network_of(address), "others");
+    if (shared) wrong = std::max(wrong, static_cast<int>(shared->count));
     return std::min(longest, std::chrono::milliseconds(25 << std::clamp(wrong - 1, 0, 9)));
   }
 
@@ -14449,6 +15526,7 @@ struct request_figures {
 struct request_record : request_figures {
   std::string client_id;  ///< see `client_names`
   budget reserved;        ///< see `limiter::reserve`
+  std::string reservation;
   bool upstream_failed = false;
   int upstream_status = 0;
   std::string claude_required;  ///< the API wants this Claude Code for the model
@@ -18051,7 +19129,7 @@ inline void finish(proxy_parts& proxy, const logger& log, request_record& record
   const bool ours = !record.facts.on_fallback;  // whose model may have another name
   if (known && ours) proxy.status.note_required(record.model, record.claude_required);
   if (record.reserved.requests > 0) {
-    proxy.limits.charge(record.client_id, record.reserved, record.usage);
+    proxy.limits.charge(record.client_id, record.reserved, record.usage, record.reservation);
   }
   call_back(log, proxy.on_answer, record);
   if (!log.wants(log_level::info)) return;
@@ -18082,7 +19160,7 @@ inline reply_context make_context(const request_context& now) {
 }
 
 inline void reserve(request_context& now, const budget& wanted) {
-  now.proxy.limits.reserve(now.client_id(), wanted, *now.settings);
+  now.record->reservation = now.proxy.limits.reserve(now.client_id(), wanted, *now.settings);
   now.record->reserved = wanted;
 }
 
@@ -19131,12 +20209,16 @@ inline void add_secret_paths(options& settings) {
   const auto home = value_or(settings.environment, "HOME", "/root");
   const auto folder = value_or(settings.environment, "CLAUDE_CONFIG_DIR", home + "/.claude");
   auto& paths = settings.secret_paths;
+  auto store = is_redis(settings) ? std::string() : settings.store;
+#ifdef CLAUDE_OPENAI_REDIS
+  const auto server = is_redis(settings) ? parse_redis_address(settings.store) : redis_address{};
+  if (server.port.empty()) store += server.host;  // its socket
+#endif
   for (const auto& path :
-       {settings.tls_key, settings.mcp_config, settings.session_directory, settings.store,
-        settings.store + (settings.store.empty() ? "" : "-wal"),
-        settings.store + (settings.store.empty() ? "" : ".salt"), settings.unix_socket,
-        std::string("/proc"), home + "/.claude.json", folder + "/.credentials.json",
-        folder + "/settings.json", folder + "/projects"}) {
+       {settings.tls_key, settings.mcp_config, settings.session_directory, store,
+        store + (store.empty() ? "" : "-wal"), store + (store.empty() ? "" : ".salt"),
+        settings.unix_socket, std::string("/proc"), home + "/.claude.json",
+        folder + "/.credentials.json", folder + "/settings.json", folder + "/projects"}) {
     if (!path.empty()) paths.push_back(path);
   }
   std::set<std::string> folders;
@@ -19176,17 +20258,31 @@ class hidden_files {
   std::vector<std::string> absent_;
 };
 
+/// Without OpenSSL clients have no names that hold: those are an HMAC of their keys.
+inline void add_store_problems([[maybe_unused]] const options& settings,
+                               [[maybe_unused]] std::vector<std::string>& problems) {
+#if !defined(CPPHTTPLIB_OPENSSL_SUPPORT) || !defined(CLAUDE_OPENAI_REDIS)
+  if (is_redis(settings)) {
+    problems.emplace_back(
+        "--store redis:// needs a build with hiredis (CLAUDE_OPENAI_REDIS) and OpenSSL "
+        "(CPPHTTPLIB_OPENSSL_SUPPORT)");
+  }
+#endif
+#if !defined(CPPHTTPLIB_OPENSSL_SUPPORT) || !defined(CLAUDE_OPENAI_SQLITE)
+  if (!store_path(settings).empty()) {
+    problems.emplace_back(
+        "--store FILE and --session-dir need a build with SQLite (CLAUDE_OPENAI_SQLITE) and "
+        "OpenSSL "
+        "(CPPHTTPLIB_OPENSSL_SUPPORT)");
+  }
+#endif
+}
+
 /// Fills in what is derived from the options and the machine. Throws `std::invalid_argument` for
 /// options that cannot be run with.
 inline options complete(options settings, std::optional<temporary_directory>& scratch) {
   auto problems = validate(settings);
-#if !defined(CPPHTTPLIB_OPENSSL_SUPPORT) || !defined(CLAUDE_OPENAI_SQLITE)
-  if (!store_path(settings).empty()) {
-    problems.emplace_back(
-        "--store and --session-dir need a build with SQLite (CLAUDE_OPENAI_SQLITE) and OpenSSL "
-        "(CPPHTTPLIB_OPENSSL_SUPPORT), which names clients by an HMAC of their keys");
-  }
-#endif
+  add_store_problems(settings, problems);
   if (settings.fallback) {
     if (resolve_auth(settings) != auth_method::cli) {
       problems.emplace_back("--fallback needs --auth-method cli: only a login has a plan");
@@ -19207,7 +20303,8 @@ inline options complete(options settings, std::optional<temporary_directory>& sc
   scratch.emplace(real_path(value_or(variables, "TMPDIR", "/tmp")));
   if (settings.working_directory.empty()) settings.working_directory = scratch->path();
   for (auto* place : {&settings.working_directory, &settings.session_directory, &settings.store}) {
-    if (!place->empty()) *place = real_path(*place);
+    const bool is_url = place == &settings.store && is_redis(settings);
+    if (!place->empty() && !is_url) *place = real_path(*place);
   }
   for (auto& directory : settings.agent_directories) directory = real_path(directory);
   variables["TMPDIR"] = scratch->path();  // sockets and files of `claude` go with us
@@ -19919,6 +21016,7 @@ class doctor {
 
   /// Only looks: a proxy may be using the store, and the trial below stores nothing.
   void check_store() {
+    if (is_redis(settings_)) check_redis();
     const auto path = store_path(settings_);
     if (path.empty()) return;
     try {
@@ -19939,6 +21037,20 @@ class doctor {
     }
     settings_.store.clear();
     settings_.session_directory.clear();
+  }
+
+  void check_redis() {
+#ifdef CLAUDE_OPENAI_REDIS
+    const auto address = parse_redis_address(settings_.store);
+    try {
+      redis_connection::connect(address);
+      tell({"store", true, address.name(), {}});
+    } catch (const std::exception& failure) {
+      tell({"store", false, address.name() + " cannot be used: " + failure.what(),
+            "start Redis there, or see --store"});
+    }
+#endif
+    settings_.store.clear();
   }
 
   void check_transport() {

@@ -421,11 +421,14 @@ std::string about_this_build() {
 #else
   const std::string tls = "none, so no --tls-cert; a build from source has it";
 #endif
-#if defined(CPPHTTPLIB_OPENSSL_SUPPORT) && defined(CLAUDE_OPENAI_SQLITE)
-  const std::string store = "SQLite " SQLITE_VERSION;
-#else
-  const std::string store =
+  std::string store =
       "none, so no --store and no --session-dir; a build with SQLite and OpenSSL has it";
+#if defined(CPPHTTPLIB_OPENSSL_SUPPORT) && defined(CLAUDE_OPENAI_SQLITE)
+  store = "SQLite " SQLITE_VERSION;
+#endif
+#if defined(CPPHTTPLIB_OPENSSL_SUPPORT) && defined(CLAUDE_OPENAI_REDIS)
+  store += ", Redis by hiredis " + std::to_string(HIREDIS_MAJOR) + "." +
+           std::to_string(HIREDIS_MINOR) + "." + std::to_string(HIREDIS_PATCH);
 #endif
   const auto& [major, minor, patch] = proxy::oldest_cli;
   const auto oldest =
@@ -735,10 +738,11 @@ struct command_line {
     add_duration("--session-ttl", settings.session_ttl, "How long an unused session is kept",
                  "CLAUDE_SESSION_TTL");
     app.add_option("--store", settings.store,
-                   "File where sessions, responses, budgets and usage survive a restart "
+                   "Where sessions, responses, budgets and usage survive a restart: a file, or "
+                   "redis://[user:password@]host:port/db for several proxies "
                    "(default: memory alone)")
         ->envname("CLAUDE_STORE")
-        ->type_name("FILE");
+        ->type_name("FILE|URL");
     app.add_option("--session-dir", settings.session_directory,
                    "The same as --store DIR/claude-openai.sqlite")
         ->envname("CLAUDE_SESSION_DIR")
@@ -1284,7 +1288,8 @@ void print_configuration(const command_line& line, const proxy::options& setting
     if (option->count() > 0) value = CLI::detail::join(option->reduced_results(), ",");
     if (option->count() == 0 && value.empty()) value = derived_default(name, settings);
     if (value.empty() && option->get_expected_max() == 0) value = "false";
-    if (name == "api-key" && !value.empty()) value = "***";
+    const bool has_password = name == "store" && value.find('@') != std::string::npos;
+    if ((name == "api-key" && !value.empty()) || has_password) value = "***";
     const auto known = sources.find(name);
     const auto source = known != sources.end() ? known->second
                         : option->count() > 0  ? std::string("file")
@@ -2106,10 +2111,12 @@ void hide_keys(int argc, char** argv) {
     const std::string_view word = argv[i];
     const auto equals = word.find('=');
     const auto flag = word.substr(0, equals);
-    if (flag != "--api-key" && flag != "--key") continue;
+    if (flag != "--api-key" && flag != "--key" && flag != "--store") continue;
     char* const next = i + 1 < argc ? argv[i + 1] : nullptr;
     char* const secret = equals == std::string_view::npos ? next : argv[i] + equals + 1;
-    if (secret != nullptr) std::memset(secret, '*', std::strlen(secret));
+    const bool is_file =
+        flag == "--store" && secret != nullptr && std::strchr(secret, '@') == nullptr;
+    if (secret != nullptr && !is_file) std::memset(secret, '*', std::strlen(secret));
   }
 }
 

@@ -42,8 +42,10 @@ async function pkg_config(what) {
     const { code, out } = await run('pkg-config', [what, name]);
     if (code === 0) found.push(...words(out));
   }
-  const { code, out } = await run('pkg-config', [what, 'sqlite3']);
-  if (code === 0) found.push(...words(out), ...(what === '--cflags' ? ['-DCLAUDE_OPENAI_SQLITE'] : []));
+  for (const [name, macro] of [['sqlite3', 'SQLITE'], ['hiredis', 'REDIS']]) {
+    const { code, out } = await run('pkg-config', [what, name]);
+    if (code === 0) found.push(...words(out), ...(what === '--cflags' ? [`-DCLAUDE_OPENAI_${macro}`] : []));
+  }
   return found;
 }
 
@@ -191,18 +193,20 @@ check('no warning from g++ without OpenSSL, where clients have names at random a
   return compile('g++', ['-std=c++17', '-fsyntax-only', ...warnings, ...without, ...include, consumer]);
 });
 
-check('without SQLite nothing needs a symbol of its, --version says what is missing, and --store and --session-dir are refused', async () => {
-  const without = cflags.filter((flag) => flag !== '-DCLAUDE_OPENAI_SQLITE');
+check('without SQLite and hiredis nothing needs a symbol of theirs, --version says what is missing, and --store and --session-dir are refused', async () => {
+  const without = cflags.filter((flag) => !/^-DCLAUDE_OPENAI_(SQLITE|REDIS)$/.test(flag));
   const program = join(scratch, 'without_sqlite');
-  const linked = libs.filter((flag) => flag !== '-lsqlite3');
+  const linked = libs.filter((flag) => flag !== '-lsqlite3' && flag !== '-lhiredis');
   const args = ['-std=c++17', '-O0', ...warnings, ...without, ...include, join(root, 'main.cpp'), '-o', program, ...linked];
   await compile(cxx, args);
   const symbols = await run('nm', ['-C', program]);
-  none(symbols.out.split('\n').filter((line) => /sqlite/.test(line)), 'a symbol');
+  none(symbols.out.split('\n').filter((line) => /sqlite|redis[A-Z]/.test(line)), 'a symbol');
   is((await done(program, ['--version'])).split('\n')[2], 'Store: none, so no --store and no --session-dir; a build with SQLite and OpenSSL has it');
-  for (const flag of ['--store', '--session-dir']) {
-    const { code, out, err } = await run(program, [flag, join(scratch, 'state'), '--port', '0', '--no-prompt']);
-    if (code !== 2 || !/need a build with SQLite/.test(out + err)) throw new Error(`${flag}: ${code} ${out}${err}`);
+  const state = join(scratch, 'state');
+  for (const [flag, value, needs] of [['--store', state, 'SQLite'], ['--session-dir', state, 'SQLite'], ['--store', 'redis://:secret@h', 'hiredis']]) {
+    const { code, out, err } = await run(program, [flag, value, '--port', '0', '--no-prompt']);
+    const text = out + err;
+    if (code !== 2 || !new RegExp(`needs? a build with ${needs}`).test(text) || text.includes('secret')) throw new Error(`${flag}: ${code} ${text}`);
   }
 });
 
@@ -562,11 +566,11 @@ check('no tab and no space at a line end', () => {
 // Lines of each section, some three in a hundred above what it had on 30 November 2026. Growth shall be noticed: whoever raises
 // one has looked for what can go first.
 const BUDGETS = {
-  text: 250, errors: 100, json_access: 240, log: 190, options: 340, conversation: 490, fields: 600, events: 160, sse: 80,
+  text: 260, errors: 100, json_access: 240, log: 190, options: 340, conversation: 490, fields: 600, events: 160, sse: 80,
   openai_chat: 770, anthropic_messages: 760, openai_responses: 850, openai_completions: 210, catalog: 330, ollama: 430,
-  cli_protocol: 1_650, cli_command: 500, process: 600, claude_process: 660, pool: 1_120, store: 430, sessions: 570,
-  responses: 390, engine: 630, agents: 1_010, demo: 760, guard: 210, limits: 300, metrics: 430, status: 260, http_head: 240,
-  transport: 430, page: 1_670, connection: 380, routes: 1_260, http: 160, server: 650, doctor: 340,
+  cli_protocol: 1_650, cli_command: 500, process: 600, claude_process: 660, pool: 1_120, store: 1_330, sessions: 630,
+  responses: 420, engine: 630, agents: 1_020, demo: 760, guard: 210, limits: 330, metrics: 430, status: 260, http_head: 240,
+  transport: 430, page: 1_670, connection: 380, routes: 1_260, http: 160, server: 660, doctor: 350,
 };
 check('each section of the header is within its budget', () => {
   none(sections.filter(({ name }) => !BUDGETS[name]).map(({ name }) => name), 'without a budget');
@@ -574,8 +578,8 @@ check('each section of the header is within its budget', () => {
   none(sections.filter((one) => length(one) > BUDGETS[one.name]).map((one) => `${one.name}: ${length(one)} lines`), 'over');
 });
 
-check('the header is under 20,150 lines', () => {
-  if (lines.length >= 20_150) throw new Error(`${lines.length} lines`);
+check('the header is under 21,250 lines', () => {
+  if (lines.length >= 21_250) throw new Error(`${lines.length} lines`);
 });
 
 let functions;

@@ -41,6 +41,7 @@ import { plan } from './plan.test.mjs';
 import { python } from './python.test.mjs';
 import { STAND_IN } from './raw_client.mjs';
 import { readme } from './readme.test.mjs';
+import { redis } from './redis.test.mjs';
 import { reference } from './reference.test.mjs';
 import { security } from './security.test.mjs';
 import { server } from './server.test.mjs';
@@ -160,6 +161,7 @@ const suites = [
   { name: 'plan', version: newest, tests: plan.tests },
   { name: 'money', version: newest, tests: money.tests },
   { name: 'store', version: newest, tests: store.tests },
+  { name: 'redis', version: newest, tests: redis.tests, skip: redis.skip },
   { name: 'transport', version: newest, tests: transport.tests },
   { name: 'observe', version: newest, tests: observe.tests },
   ...versions.map((version) => ({

@@ -129,7 +129,8 @@ options folder_of_old(const scratch_folder& folder) {
 
 /// Notes what is written, in place of a file; says no while it is full.
 struct noted_writes : state_store {
-  bool write(const char* /*kind*/, const stored_record& record, std::size_t first) override {
+  bool write(const char* /*kind*/, const stored_record& record, std::size_t first,
+             const std::optional<write_condition>& /*condition*/) override {
     writes.emplace_back(first, record.items.size());
     return !is_full;
   }
