@@ -9,6 +9,7 @@ import { CLI_VERSIONS, claudePath } from './claude_cli.mjs';
 import * as agent from './agents.test.mjs';
 import { answerFields } from './answer_fields.test.mjs';
 import { authority } from './authority.test.mjs';
+import { balancers } from './balancers.test.mjs';
 import { chat, furnishHome } from './chat.test.mjs';
 import { clients } from './clients.test.mjs';
 import { codingAgents } from './coding_agents.test.mjs';
@@ -43,6 +44,7 @@ import { STAND_IN } from './raw_client.mjs';
 import { readme } from './readme.test.mjs';
 import { redis } from './redis.test.mjs';
 import { reference } from './reference.test.mjs';
+import { replicas } from './replicas.test.mjs';
 import { security } from './security.test.mjs';
 import { server } from './server.test.mjs';
 import { settings } from './settings.test.mjs';
@@ -162,6 +164,8 @@ const suites = [
   { name: 'money', version: newest, tests: money.tests },
   { name: 'store', version: newest, tests: store.tests },
   { name: 'redis', version: newest, tests: redis.tests, skip: redis.skip },
+  { name: 'balancers', version: newest, tests: balancers.tests },
+  { name: 'replicas', version: newest, tests: replicas.tests },
   { name: 'transport', version: newest, tests: transport.tests },
   { name: 'observe', version: newest, tests: observe.tests },
   ...versions.map((version) => ({
