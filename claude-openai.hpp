@@ -66,7 +66,7 @@
 //
 // Threads: one accepts, one per connection serves (it polls the child's pipes and the client's
 // socket itself: pull, not push), one inspector looks at the CLI, and the janitor starts spares,
-// reads the processes that no request has, and reaps.
+// reads the processes that no request has, and reaps. With Redis, one keeps the connection to it.
 #ifndef CLAUDE_OPENAI_HPP
 #define CLAUDE_OPENAI_HPP
 
