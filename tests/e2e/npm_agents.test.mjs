@@ -115,8 +115,10 @@ test('pi', 'npm_large', {
   },
 });
 
+// It reads a command's output until that exits, so that on a busy machine the last lines are lost of one that exits at once.
 test('Qwen Code', 'npm_large', {
   shell: 'run_shell_command',
+  input: { command: `${COMMAND}; sleep 1`, description: 'Makes the file' },
   system: /You are Qwen Code/,
   begin: (setting) => {
     const qwen = `${recipe(setting, 'qwen')} --yolo`;
