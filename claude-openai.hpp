@@ -10864,7 +10864,8 @@ class redis_connection {
   /// refusal.
   redis_reply run(const std::vector<std::string>& words, patience wait) {
     const auto until = std::chrono::steady_clock::now() + max_step;
-    std::unique_lock<std::timed_mutex> lock(mutex_, until);
+    // By the wall's clock: the thread sanitizer knows no other wait for a mutex.
+    std::unique_lock<std::timed_mutex> lock(mutex_, std::chrono::system_clock::now() + max_step);
     if (!lock) throw redis_outage("Redis is too slow");
     for (;;) {
       const auto known = [&] { return context_ || (gone_ && wait != patience::gone); };
