@@ -145,7 +145,7 @@ endif
 # ---- testing -------------------------------------------------------------------------------------
 
 test: ## build and run every test; the last line counts them
-	@.ci/deps build test node browser sandbox clients portable
+	@.ci/deps build test node browser sandbox clients replicas portable
 	@$(MAKE) --no-print-directory -j$(JOBS) programs e2e-modules client-libraries
 	@tests/run unit golden protocol build e2e portable
 
@@ -155,7 +155,7 @@ unit protocol golden: ## build and run one suite
 	@tests/run $@
 
 e2e: build/claude-openai stand-in e2e-modules client-libraries ## run the real server, the real CLI and real clients
-	@.ci/deps browser sandbox
+	@.ci/deps browser sandbox replicas
 	@tests/run e2e
 
 # The large clients are installed by this command alone: `make test` skips and counts their tests.

@@ -9,6 +9,7 @@ import { CLI_VERSIONS, claudePath } from './claude_cli.mjs';
 import * as agent from './agents.test.mjs';
 import { answerFields } from './answer_fields.test.mjs';
 import { authority } from './authority.test.mjs';
+import { balancers } from './balancers.test.mjs';
 import { chat, furnishHome } from './chat.test.mjs';
 import { clients } from './clients.test.mjs';
 import { codingAgents } from './coding_agents.test.mjs';
@@ -162,6 +163,7 @@ const suites = [
   { name: 'money', version: newest, tests: money.tests },
   { name: 'store', version: newest, tests: store.tests },
   { name: 'redis', version: newest, tests: redis.tests, skip: redis.skip },
+  { name: 'balancers', version: newest, tests: balancers.tests },
   { name: 'transport', version: newest, tests: transport.tests },
   { name: 'observe', version: newest, tests: observe.tests },
   ...versions.map((version) => ({

@@ -1,0 +1,172 @@
+// The load balancers of packaging/ before replicas: who gets a request, what happens when one fails or leaves, streams.
+
+import assert from 'node:assert/strict';
+import path from 'node:path';
+import { PACKAGING, checkConfiguration, missing, nginxConfiguration, startHaproxy, startNginx } from './balancers.mjs';
+import { eventually, freePort, suite } from './harness.mjs';
+import { NO_CLI, ask, logLines, scrape, scratchFolder, standIn } from './operate.mjs';
+
+export const balancers = suite();
+const { test } = balancers;
+
+const KEYS = Array.from({ length: 12 }, (_, i) => `client-key-number-${i}`);
+const bearer = (key) => ({ authorization: `Bearer ${key}` });
+const one = bearer(KEYS[0]);
+const ENV = { API_KEYS: KEYS.join(',') };
+const TRUST = ['--trusted-proxy', '127.0.0.1'];
+
+/** Replicas whose stand-in answers with the replica's name. */
+async function startReplicas(t, count = 3) {
+  const names = Array.from({ length: count }, (_, i) => `replica${i + 1}`);
+  return Promise.all(names.map((name) => t.start({ cli: standIn(t, `answer text n=1 say=${name}`), env: ENV, args: TRUST })));
+}
+
+const portsOf = (replicas) => replicas.map(({ port }) => port);
+const answerOf = ({ status, json, text }) => {
+  assert.equal(status, 200, text);
+  return json.choices[0].message.content;
+};
+
+for (const [name, start] of [['haproxy', startHaproxy], ['nginx', startNginx]]) {
+  const skip = missing(name);
+  const balanced = (rule, options, body = options) =>
+    test(`${name}: ${rule}`, { ...(body === options ? {} : options), skip }, body);
+
+  balanced('its own check finds no fault in the configuration', async (t) => {
+    const args = name === 'haproxy' ? ['-c', '-f', path.join(PACKAGING, 'haproxy.cfg')] : ['-t', '-e', 'stderr', '-c', nginxConfiguration(scratchFolder(t))];
+    const { ok, text } = checkConfiguration(name, ...args);
+    assert.ok(ok, text);
+    assert.doesNotMatch(text, /warn|alert|emerg/i);
+  });
+
+  balanced('a session stays with one replica, else a key does, and all replicas get some', async (t) => {
+    const proxy = await start(t, portsOf(await startReplicas(t)));
+    const served = async (headers) => answerOf(await t.send({ proxy, headers, body: ask('Well?') }).done);
+    const inTurn = async (requests) => {
+      const got = [];
+      for (const headers of requests) got.push(await served(headers));
+      return new Set(got);
+    };
+    const session = (id) => ({ 'x-session-id': `s${id}`, 'x-session-affinity': 'x' });
+    assert.equal((await inTurn(KEYS.map((key) => ({ ...bearer(key), ...session(1) })))).size, 1, 'a session, whatever the key');
+    assert.equal((await inTurn(Array.from({ length: 30 }, (_, i) => ({ ...one, ...session(i) })))).size, 3, 'sessions spread');
+    assert.equal((await inTurn(KEYS.map(() => one))).size, 1, 'a key');
+    assert.equal((await inTurn(KEYS.map(() => ({ 'x-api-key': KEYS[1] })))).size, 1, 'a key by its other name');
+    assert.ok((await inTurn(KEYS.map(bearer))).size > 1, 'keys spread');
+  });
+
+  balanced('passes on whose address it is', async (t) => {
+    const [replica] = await startReplicas(t, 1);
+    const proxy = await start(t, [replica.port, await freePort(), await freePort()]);
+    const headers = { ...one, 'x-forwarded-for': '203.0.113.7' };
+    answerOf(await t.send({ proxy, headers, body: ask('Well?') }).done);
+    await eventually('the log has it', () => logLines(replica).some((line) => line.includes('203.0.113.7')));
+  });
+
+  balanced('passes on each piece of a stream, and a client that leaves ends its request', async (t) => {
+    const replica = await t.start({ cli: t.cli, env: ENV, args: TRUST });
+    // The other two refuse connections: that is no matter to anybody.
+    const proxy = await start(t, [await freePort(), replica.port, await freePort()]);
+    for (const stream of [true, false]) {
+      const text = t.text(stream ? 'hang after=2 text="one two three four" deltas=4' : 'hang after=-1', `stream ${stream}`);
+      const exchange = t.send({ proxy, headers: one, body: ask(text, { stream }) });
+      const call = await t.api.waitFor((request) => request.raw?.includes(`${t.token} stream ${stream}`));
+      const pieces = () => exchange.chunks.map((chunk) => chunk.text.match(/"delta":\{"content":"/g)?.length ?? 0);
+      if (stream) await eventually('two pieces are there', () => pieces().reduce((sum, some) => sum + some, 0) === 2);
+      exchange.abort();
+      await eventually('the API sees that the client left', () => call.clientLeft);
+    }
+    assert.equal(t.calls().length, 2, 'nothing was sent twice');
+  });
+
+  balanced('a replica that is gone costs no new request; what it had begun is a 502 and is not sent again', async (t) => {
+    const replicas = await startReplicas(t);
+    const proxy = await start(t, portsOf(replicas));
+    const sessions = Array.from({ length: 12 }, (_, i) => ({ ...one, 'x-session-id': `s${i}`, 'x-session-affinity': 'x' }));
+    const place = async (headers) => answerOf(await t.send({ proxy, headers, body: ask('Well?') }).done);
+    const places = [];
+    for (const headers of sessions) places.push(await place(headers));
+    const doomed = places[0];
+    const begun = t.send({ proxy, headers: sessions[0], body: ask('[[hang]]') });
+    const victim = replicas[Number(doomed.at(-1)) - 1];
+    await eventually('it is under way', () => t.busyProcesses({ proxy: victim, headers: one }));
+    await victim.stop('SIGKILL');
+    victim.stopped = true;
+    const { status, json, headers } = await begun.done;
+    assert.deepEqual([status, json.error.code, json.type], [502, 'replica_failed', 'error']);
+    assert.ok(Number(headers['retry-after']) > 0);
+    const others = replicas.filter((replica) => replica !== victim);
+    for (const other of others) assert.equal(await t.busyProcesses({ proxy: other, headers: one }), 0, 'nobody else got it');
+    for (const [i, headers] of sessions.entries()) {
+      const now = await place(headers);
+      if (places[i] === doomed) assert.notEqual(now, doomed);
+      else assert.equal(now, places[i], 'the others stay where they are');
+    }
+  });
+
+  balanced('a replica that drains finishes its streams, and no request fails', async (t) => {
+    const replicas = await startReplicas(t);
+    const proxy = await start(t, portsOf(replicas));
+    const held = { ...one, 'x-session-id': 'held', 'x-session-affinity': 'x' };
+    const where = answerOf(await t.send({ proxy, headers: held, body: ask('Well?') }).done);
+    const leaving = replicas[Number(where.at(-1)) - 1];
+    const stream = t.send({ proxy, headers: held, body: ask('[[text n=100 delay_ms=30]]', { stream: true }) });
+    await eventually('it streams', () => stream.chunks.length);
+    let asked = 0;
+    const talk = async (last) => {
+      for (let before = 0; before < 5; before += last.now) {
+        const headers = { ...one, 'x-session-id': `s${asked++ % 20}`, 'x-session-affinity': 'x' };
+        answerOf(await t.send({ proxy, headers, body: ask('Well?') }).done);
+      }
+    };
+    const drains = { now: false };
+    const talks = Array.from({ length: 4 }, () => talk(drains));
+    await eventually('there is some load', () => asked > 10);
+    leaving.kill();
+    await eventually('it drains', () => leaving.exit || /stopping; what still runs/.test(leaving.output));
+    drains.now = true;
+    await Promise.all(talks);
+    const { data, error } = await stream.done;
+    assert.deepEqual([error, data.at(-1)], [undefined, '[DONE]']);
+  });
+}
+
+const skip = missing('haproxy');
+
+test('haproxy: one key’s requests at once are shared by the replicas', { skip }, async (t) => {
+  const replicas = await startReplicas(t);
+  const proxy = await startHaproxy(t, portsOf(replicas));
+  const all = Array.from({ length: 12 }, () => t.send({ proxy, headers: one, body: ask('[[text n=5 delay_ms=100]]') }).done);
+  (await Promise.all(all)).forEach(answerOf);
+  const counts = await Promise.all(replicas.map(async (replica) => (await scrape(t, { proxy: replica, headers: one }))('requests_total', { dialect: 'openai_chat' })));
+  assert.ok(counts.filter(Boolean).length > 1, `${counts}`);
+});
+
+test('haproxy: out is a replica whose claude does not work, not one that lacks its store', { skip }, async (t) => {
+  const healthy = (await startReplicas(t, 1))[0];
+  const without = await t.start({ cli: NO_CLI, env: ENV, args: TRUST });
+  const store = path.join(scratchFolder(t), 'state.sqlite');
+  await t.start({ cli: standIn(t), env: ENV, args: ['--store', store] });
+  const storeless = await t.start({ cli: standIn(t, 'answer text n=1 say=storeless'), env: ENV, args: [...TRUST, '--store', store] });
+  assert.deepEqual((await t.get('/health', { proxy: storeless })).json.code, 'store_unavailable');
+  const proxy = await startHaproxy(t, portsOf([healthy, without, storeless]));
+  await eventually('the one without claude is out', () => /replica2 is DOWN/.test(proxy.output), 60_000);
+  const checks = async () => (await scrape(t, { proxy: storeless, headers: one }))('requests_total', { route: '/health' });
+  const before = await checks();
+  await eventually('the one without its store was asked again, twice', async () => (await checks()) >= before + 2, 60_000);
+  assert.doesNotMatch(proxy.output, /replica[13] is DOWN/);
+  const served = new Set();
+  for (let i = 0; i < 20; i++) {
+    served.add(answerOf(await t.send({ proxy, headers: { ...one, 'x-session-id': `s${i}`, 'x-session-affinity': 'x' }, body: ask('Well?') }).done));
+  }
+  assert.deepEqual([...served].sort(), ['replica1', 'storeless']);
+});
+
+test('haproxy: without any replica clients get a 503 that both dialects’ clients read', { skip }, async (t) => {
+  const proxy = await startHaproxy(t, [await freePort(), await freePort(), await freePort()]);
+  const refused = async () => {
+    const { status, json } = await t.send({ proxy, body: ask('Well?') }).done;
+    assert.deepEqual([status, json.type, json.error.code], [503, 'error', 'no_replica']);
+  };
+  await refused();
+});
