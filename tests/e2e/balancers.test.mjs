@@ -1,9 +1,11 @@
-// The load balancers of packaging/ before replicas: who gets a request, what happens when one fails or leaves, streams.
+// packaging/ of replicas: the load balancers (who gets a request, what happens when one fails or leaves, streams), and Kubernetes.
 
 import assert from 'node:assert/strict';
+import { execFileSync, spawnSync } from 'node:child_process';
+import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import { PACKAGING, checkConfiguration, missing, nginxConfiguration, startHaproxy, startNginx } from './balancers.mjs';
-import { eventually, freePort, suite } from './harness.mjs';
+import { PROXY, eventually, freePort, suite } from './harness.mjs';
 import { NO_CLI, ask, logLines, scrape, scratchFolder, standIn } from './operate.mjs';
 
 export const balancers = suite();
@@ -169,4 +171,68 @@ test('haproxy: without any replica clients get a 503 that both dialects’ clien
     assert.deepEqual([status, json.type, json.error.code], [503, 'error', 'no_replica']);
   };
   await refused();
+});
+
+// ---- Kubernetes ----------------------------------------------------------------------------------
+
+const READ_YAML = 'import json, sys, yaml; print(json.dumps(list(yaml.safe_load_all(open(sys.argv[1])))))';
+const noYaml = spawnSync('python3', ['-c', 'import yaml']).status === 0 ? undefined : 'no python3-yaml here';
+
+/** The objects of packaging/kubernetes.yaml by kind and name. */
+function kubernetesObjects() {
+  const all = JSON.parse(execFileSync('python3', ['-c', READ_YAML, path.join(PACKAGING, 'kubernetes.yaml')], { encoding: 'utf8' }));
+  return new Map(all.map((object) => [`${object.kind} ${object.metadata.name}`, object]));
+}
+
+test('kubernetes: its objects fit together, and run nothing as root', { skip: noYaml }, async () => {
+  const objects = kubernetesObjects();
+  const names = ['Deployment claude-openai', 'Service claude-openai', 'PodDisruptionBudget claude-openai', 'StatefulSet claude-openai-redis', 'Service claude-openai-redis'];
+  assert.deepEqual([...objects.keys()], names);
+  const [deployment, service, budget, redis, redisService] = names.map((name) => objects.get(name));
+  for (const { spec } of [deployment, redis]) {
+    const { metadata, spec: pod } = spec.template;
+    assert.deepEqual(spec.selector.matchLabels, metadata.labels);
+    assert.deepEqual([pod.securityContext.runAsNonRoot, pod.automountServiceAccountToken], [true, false]);
+    const [container] = pod.containers;
+    const { allowPrivilegeEscalation, readOnlyRootFilesystem, capabilities } = container.securityContext;
+    assert.deepEqual([allowPrivilegeEscalation, readOnlyRootFilesystem, capabilities.drop], [false, true, ['ALL']]);
+    assert.ok(container.resources.requests && container.resources.limits.memory);
+    const volumes = [...(pod.volumes ?? []), ...(spec.volumeClaimTemplates ?? []).map((claim) => claim.metadata)];
+    assert.deepEqual(container.volumeMounts.map((mount) => mount.name).sort(), volumes.map((volume) => volume.name).sort());
+  }
+  for (const [front, behind] of [[service, deployment], [redisService, redis]]) {
+    assert.deepEqual(front.spec.selector, behind.spec.template.metadata.labels);
+    const ports = behind.spec.template.spec.containers[0].ports.map((port) => port.name);
+    for (const { targetPort } of front.spec.ports) assert.ok(ports.includes(targetPort));
+  }
+  assert.deepEqual(budget.spec.selector, deployment.spec.selector);
+  assert.equal(redis.spec.serviceName, redisService.metadata.name);
+
+  const pod = deployment.spec.template.spec;
+  const [proxy] = pod.containers;
+  assert.ok(deployment.spec.replicas >= 3);
+  for (const probe of ['startupProbe', 'readinessProbe', 'livenessProbe']) assert.deepEqual(proxy[probe].httpGet, { path: '/health', port: 'http' });
+  const dockerfile = readFileSync(path.join(PACKAGING, 'Dockerfile'), 'utf8');
+  const [, user] = /useradd --create-home --uid (\d+) claude/.exec(dockerfile);
+  assert.equal(pod.securityContext.runAsUser, Number(user));
+  assert.deepEqual(proxy.volumeMounts.map((mount) => mount.mountPath).sort(), ['/home/claude', '/tmp'], 'all that is written to');
+  const drain = Number.parseInt(proxy.env.find((variable) => variable.name === 'CLAUDE_DRAIN_TIMEOUT').value, 10);
+  const pause = Number(proxy.lifecycle.preStop.exec.command[1]);
+  assert.ok(pod.terminationGracePeriodSeconds > pause + drain, 'a drain is not cut');
+});
+
+test('kubernetes: the program takes each variable for the setting that it names', { skip: noYaml }, async () => {
+  const { spec } = kubernetesObjects().get('Deployment claude-openai').spec.template;
+  const { env } = spec.containers[0];
+  const help = execFileSync(PROXY, ['--help'], { encoding: 'utf8' });
+  const settings = new Set([...help.matchAll(/\[([A-Z_]+(?:,\s+[A-Z_]+)*)\]/g)].flatMap(([, names]) => names.split(/,\s+/)));
+  const others = ['ANTHROPIC_API_KEY', 'REDIS_PASSWORD']; // the CLI's own, and a part of another
+  for (const { name, valueFrom } of env) {
+    assert.ok(settings.has(name) || others.includes(name), `${name} is a setting`);
+    if (valueFrom) assert.deepEqual(valueFrom.secretKeyRef, { name: 'claude-openai', key: name });
+  }
+  const values = Object.fromEntries(env.map(({ name, value }) => [name, (value ?? 'a-secret-of-24-characters').replaceAll('$(REDIS_PASSWORD)', 'secret')]));
+  const options = { encoding: 'utf8', env: { PATH: process.env.PATH, ...values } };
+  const printed = execFileSync(PROXY, ['--host', '0.0.0.0', '--env-file', '/dev/null', '--print-config'], options);
+  for (const name of Object.keys(values).filter((one) => settings.has(one))) assert.match(printed, new RegExp(`# environment, ${name}$`, "m"));
 });
