@@ -6,7 +6,7 @@
 //                                            make a batch, TURNS=1000 how many requests what is paid is counted over;
 //                                            BEFORE=PROXY is another one to compare with
 //
-// Parts: oneoffs batches changed turns fresh later tools cold bursts chats proxy sessions store streams money; all of them when
+// Parts: oneoffs batches changed turns fresh later tools cold bursts chats proxy sessions store replicas streams money; all of them when
 // none is named.
 
 import assert from 'node:assert/strict';
@@ -21,6 +21,7 @@ import { oneOffBatches, oneOffs, toolRoundTrip } from './chats.mjs';
 import { cpuOf, failures, heading, median, memoryOf, note, verdict } from './figures.mjs';
 import { manySessions, manyStreams, storedTurns } from './growth.mjs';
 import { promptCache } from './money.mjs';
+import { replicasAtOnce, withRedis } from './replicas.mjs';
 import { quiet, withProxy } from './ways.mjs';
 
 const ROUNDS = Number(process.env.ROUNDS ?? 11);
@@ -123,7 +124,8 @@ const parts = {
   chats: () => chatsAtOnce({ api, cli, count: 16, turns: 3 }),
   proxy: proxyItself,
   sessions: () => manySessions({ standIn, counts: [1, 10, 100, 1000] }),
-  store: () => storedTurns({ standIn, history: 1000, turns: 60 }),
+  store: () => withRedis((redis) => storedTurns({ standIn, history: 1000, turns: 60, redis })),
+  replicas: () => replicasAtOnce({ api, cli, standIn }),
   streams: () => manyStreams({ standIn, counts: [1, 16, 64, 256] }),
   money: () => promptCache({ api, cli, turns: TURNS }),
 };
