@@ -44,6 +44,7 @@ import { STAND_IN } from './raw_client.mjs';
 import { readme } from './readme.test.mjs';
 import { redis } from './redis.test.mjs';
 import { reference } from './reference.test.mjs';
+import { replicas } from './replicas.test.mjs';
 import { security } from './security.test.mjs';
 import { server } from './server.test.mjs';
 import { settings } from './settings.test.mjs';
@@ -164,6 +165,7 @@ const suites = [
   { name: 'store', version: newest, tests: store.tests },
   { name: 'redis', version: newest, tests: redis.tests, skip: redis.skip },
   { name: 'balancers', version: newest, tests: balancers.tests },
+  { name: 'replicas', version: newest, tests: replicas.tests },
   { name: 'transport', version: newest, tests: transport.tests },
   { name: 'observe', version: newest, tests: observe.tests },
   ...versions.map((version) => ({
