@@ -15210,7 +15210,8 @@ inline std::string network_of(const std::string& address) {
 
 /// Counts requests in fixed windows of a minute, what keys have used in a minute and in a day, and
 /// wrong keys. In memory alone, but for a day's use of a key. A shared store counts for all who
-/// share it; while it is gone, each counts for itself.
+/// share it; while it is gone, each counts for itself. So it does the looks at its health: those
+/// who check several proxies would use up one limit, and the checks would wait for the store.
 class limiter {
  public:
   explicit limiter(std::shared_ptr<state_store> state = std::make_shared<state_store>())
@@ -15240,7 +15241,8 @@ class limiter {
   standing count(endpoint_group group, const std::string& who, const rate_limits& limits) {
     const int limit = limit_of(group, limits);
     const auto name = std::to_string(static_cast<int>(group)) + ":" + network_of(who);
-    if (const auto shared = state_->count(name, limit)) {
+    const bool own = group == endpoint_group::health;
+    if (const auto shared = own ? std::nullopt : state_->count(name, limit)) {
       const auto left = std::max<std::int64_t>(0, limit - shared->count);
       return {limit, static_cast<int>(left), shared->reset, shared->counted};
     }

@@ -181,3 +181,10 @@ test('without Redis HAProxy takes no replica out: what needs no state is answere
   });
   assert.equal(whole(back), 5, 'with all that was before');
 });
+
+test('each replica counts the looks at its /health for itself, or their checks would use up each other’s limit', { skip }, async (t) => {
+  const { all } = await startAll(t, { cli: standIn(t), args: ['--rate-limit', '--rate-limit-health', '5'] });
+  for (const proxy of all) {
+    for (let i = 0; i < 5; i++) assert.equal((await t.get('/health', { proxy })).status, 200);
+  }
+});
