@@ -2,8 +2,9 @@
 
 import assert from 'node:assert/strict';
 import { cpus } from 'node:os';
-import { findProgram, startHaproxy, startRedis } from '../e2e/balancers.mjs';
+import { findProgram, startHaproxy } from '../e2e/balancers.mjs';
 import { send, startProxy } from '../e2e/harness.mjs';
+import { Redis, noRedis } from '../e2e/redis_server.mjs';
 import { heading, median, notJudged, note, row, verdict } from './figures.mjs';
 
 const PROCESSES = 4; // of a replica
@@ -21,9 +22,8 @@ async function withCleanups(body) {
   }
 }
 
-/** With the address of a Redis that keeps each change on the disk; undefined where there is none. */
-export const withRedis = (body) =>
-  findProgram('redis-server') ? withCleanups(async (t) => body((await startRedis(t)).url)) : body(undefined);
+/** With the address of a Redis that keeps changes on the disk; undefined where there is none. */
+export const withRedis = (body) => (noRedis ? body(undefined) : withCleanups(async (t) => body((await Redis.start(t)).url)));
 
 /** Answers a second. */
 async function rate(target, count, content) {

@@ -1,11 +1,11 @@
-// Load balancers with the configurations of packaging/, and Redis: real programs on free ports of loopback.
+// Load balancers with the configurations of packaging/: real programs on free ports of loopback.
 
 import { spawn, spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import net from 'node:net';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { eventually, freePort, sleep } from './harness.mjs';
+import { eventually, freePort } from './harness.mjs';
 import { scratchFolder } from './operate.mjs';
 
 export const PACKAGING = fileURLToPath(new URL('../../packaging/', import.meta.url));
@@ -120,26 +120,4 @@ export async function startNginx(t, ports) {
 export function checkConfiguration(name, ...args) {
   const { status, stdout, stderr } = spawnSync(findProgram(name), args, { encoding: 'utf8' });
   return { ok: status === 0, text: stdout + stderr };
-}
-
-// ---- Redis ---------------------------------------------------------------------------------------
-
-/** Redis that keeps each change in a file; `restart` ends it and starts it again at the same port. */
-export async function startRedis(t) {
-  const port = await freePort();
-  const folder = path.join(scratchFolder(t), 'redis');
-  mkdirSync(folder);
-  const args = ['--port', String(port), '--bind', '127.0.0.1', '--dir', folder, '--save', '', '--appendonly', 'yes', '--appendfsync', 'always'];
-  const redis = { port, url: `redis://127.0.0.1:${port}/0` };
-  redis.start = async () => {
-    redis.program = await startProgram(t, 'redis-server', port, args);
-  };
-  redis.stop = (signal) => redis.program.kill(signal);
-  redis.restart = async (pause = 0) => {
-    await redis.stop();
-    await sleep(pause);
-    await redis.start();
-  };
-  await redis.start();
-  return redis;
 }

@@ -3,11 +3,12 @@
 
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
-import { missing, startHaproxy, startRedis } from './balancers.mjs';
+import { missing, startHaproxy } from './balancers.mjs';
 import { DEFAULT_MODEL } from './claude_cli.mjs';
 import { PROXY, eventually, freePort, send, sleep, suite } from './harness.mjs';
 import { directive, textOf } from './messages_api.mjs';
 import { ask, standIn } from './operate.mjs';
+import { Redis } from './redis_server.mjs';
 import { randomFrom } from '../soak/figures.mjs';
 
 export const replicas = suite();
@@ -21,7 +22,7 @@ const times = (count, make) => Array.from({ length: count }, (_, i) => make(i));
 
 /** Three replicas over one Redis behind HAProxy; `begin(i)` starts one again at its port. */
 async function startAll(t, { cli = t.cli, args = [] } = {}) {
-  const redis = await startRedis(t);
+  const redis = await Redis.start(t);
   const ports = await Promise.all(times(3, freePort));
   const all = [];
   const begin = async (i) => {
@@ -97,7 +98,8 @@ test(
       await reach(0.35);
       await begin(1);
       await reach(0.5);
-      await redis.restart();
+      await redis.stop();
+      await redis.start();
       await reach(0.75);
       await balancer.reload();
     };
