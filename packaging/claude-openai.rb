@@ -14,6 +14,7 @@ class ClaudeOpenai < Formula
   depends_on "nlohmann-json" => :build
   depends_on "pkgconf" => :build
   depends_on "brotli"
+  depends_on "hiredis"
   depends_on "openssl@3"
   depends_on "sqlite"
 

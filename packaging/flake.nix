@@ -27,6 +27,7 @@
           buildInputs = with pkgs; [
             brotli
             cli11
+            hiredis
             httplib
             nlohmann_json
             openssl

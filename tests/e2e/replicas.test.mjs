@@ -7,7 +7,7 @@ import { missing, startHaproxy } from './balancers.mjs';
 import { DEFAULT_MODEL } from './claude_cli.mjs';
 import { PROXY, eventually, freePort, send, sleep, suite } from './harness.mjs';
 import { directive, textOf } from './messages_api.mjs';
-import { ask, standIn } from './operate.mjs';
+import { ask, scrape, standIn } from './operate.mjs';
 import { Redis } from './redis_server.mjs';
 import { randomFrom } from '../soak/figures.mjs';
 
@@ -110,6 +110,10 @@ test(
     await Promise.all([faults(), ...words.map(converse)]);
     console.log(`     ${counts.failed} requests failed and were tried again; ${counts.late} turns of these were stored`);
 
+    for (const proxy of all) {
+      const figures = await scrape(t, { proxy, headers: bearer });
+      assert.ok(figures('requests_total', { dialect: 'openai_chat', status: '200' }) > 0, 'each replica has answered');
+    }
     for (const word of words) {
       assert.equal((await stored(word)).messages, 2 * TURNS, word);
       const sent = t.calls().filter(({ raw }) => raw.includes(word)).map(({ body }) => body.messages.map(({ role, content }) => [role, textOf(content)]));
