@@ -18545,7 +18545,7 @@ inline bool is_coded(std::string coding) {
 /// No `override`: the virtual functions differ between the versions of httplib.
 class connection final : public httplib::Stream {
  public:
-  /// Once `stop` is raised nothing more is read than what has arrived.
+  /// Once `stop` is raised nothing more is read than what has arrived, but for the first request.
   connection(unique_fd socket, std::shared_ptr<const tls_context> tls, const wake_signal& stop)
       : stop_(stop),
         tls_(std::move(tls)),
@@ -18563,7 +18563,10 @@ class connection final : public httplib::Stream {
   bool read_request() {
     waiting_since_ = ticks_now();
     write_deadline_ = steady_time::max();
-    if (buffer_.empty() && !fill(keep_alive_ms)) return false;
+    // Who has just connected is about to send; on a connection that waits nothing is under way.
+    const bool is_first = std::exchange(is_fresh_, false);
+    const auto has_more = [&] { return fill(keep_alive_ms) || (is_first && fill(fresh_ms, -1)); };
+    if (buffer_.empty() && !has_more()) return false;
     deadline_ = std::chrono::steady_clock::now() + std::chrono::milliseconds(head_ms);
     std::size_t end = 0;
     std::size_t searched = 0;
@@ -18687,6 +18690,7 @@ class connection final : public httplib::Stream {
 
  private:
   static constexpr int keep_alive_ms = 75'000;
+  static constexpr int fresh_ms = 250;  ///< for the first request, once `stop` is raised
   static constexpr int head_ms = 30'000;
   static constexpr int body_ms = 30'000;  ///< of silence; and in all, beside the time for its bytes
   static constexpr std::size_t slowest_bytes_per_ms = 16;
@@ -18761,6 +18765,7 @@ class connection final : public httplib::Stream {
   std::string shown_;     ///< the head that httplib reads
   std::size_t next_ = 0;  ///< what of it httplib has not read yet
   bool closing_ = false;
+  bool is_fresh_ = true;  ///< no request was read yet
   steady_time deadline_{};
   steady_time write_deadline_ = steady_time::max();
   std::atomic<std::int64_t> waiting_since_{ticks_now()};
@@ -20755,10 +20760,22 @@ class server {
       cli_inspector(settings_, live_, *guard_, pool_, status_).run(signals_.closing, on_inspected);
     });
     const auto stops = accept_connections();
+    accept_waiting();
     close_listeners();
     signals_.closing.raise();
     connections_.drain(stops > 1, signals_.stop, signals_.cut);
     inspector.join();
+  }
+
+  /// Accepts who has connected already: their requests would be lost with the listeners.
+  void accept_waiting() {
+    constexpr int max_waiting = 1'000;
+    for (const auto& listener : listening_.sockets) {
+      pollfd entry{listener.get(), POLLIN, 0};
+      for (int count = 0; count < max_waiting && ::poll(&entry, 1, 0) > 0; ++count) {
+        connections_.accept(listener.get(), signals_.closing);
+      }
+    }
   }
 
   /// What clients left whose keys are no longer valid ends.

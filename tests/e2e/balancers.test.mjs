@@ -6,6 +6,7 @@ import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import { PACKAGING, checkConfiguration, missing, nginxConfiguration, startHaproxy, startNginx } from './balancers.mjs';
 import { PROXY, eventually, freePort, suite } from './harness.mjs';
+import { connectRaw, post } from './raw_client.mjs';
 import { NO_CLI, ask, logLines, scrape, scratchFolder, standIn } from './operate.mjs';
 
 export const balancers = suite();
@@ -49,6 +50,18 @@ const answerOf = ({ status, json, text }) => {
   assert.equal(status, 200, text);
   return json.choices[0].message.content;
 };
+
+test('who has connected when a proxy is told to stop is answered', async (t) => {
+  const [proxy] = await startReplicas(t, 1);
+  await proxy.inspected();
+  proxy.kill('SIGSTOP'); // so that both are there at once
+  const client = connectRaw(t, proxy);
+  await client.write(post('/v1/chat/completions', JSON.stringify(ask('Well?')), `Authorization: ${one.authorization}`));
+  proxy.kill('SIGTERM');
+  proxy.kill('SIGCONT');
+  const [{ status, text }] = await client.answers(1);
+  assert.deepEqual([status, JSON.parse(text).choices[0].message.content], [200, 'replica1']);
+});
 
 for (const [name, start] of [['haproxy', startHaproxy], ['nginx', startNginx]]) {
   const skip = missing(name);
@@ -141,12 +154,13 @@ for (const [name, start] of [['haproxy', startHaproxy], ['nginx', startNginx]]) 
       }
     };
     const drains = { now: false };
-    const talks = Array.from({ length: 4 }, () => talk(drains));
+    const talks = Promise.all(Array.from({ length: 4 }, () => talk(drains)));
+    talks.catch(() => {}); // it is told below
     await eventually('there is some load', () => asked > 10);
     leaving.kill();
     await eventually('it drains', () => leaving.exit || /stopping; what still runs/.test(leaving.output));
     drains.now = true;
-    await Promise.all(talks);
+    await talks;
     const { data, error } = await stream.done;
     assert.deepEqual([error, data.at(-1)], [undefined, '[DONE]']);
   });
