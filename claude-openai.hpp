@@ -18564,7 +18564,7 @@ class connection final : public httplib::Stream {
     waiting_since_ = ticks_now();
     write_deadline_ = steady_time::max();
     // Who has just connected is about to send; on a connection that waits nothing is under way.
-    const bool is_first = std::exchange(is_fresh_, false);
+    const bool is_first = shown_.empty();
     const auto has_more = [&] { return fill(keep_alive_ms) || (is_first && fill(fresh_ms, -1)); };
     if (buffer_.empty() && !has_more()) return false;
     deadline_ = std::chrono::steady_clock::now() + std::chrono::milliseconds(head_ms);
@@ -18765,7 +18765,6 @@ class connection final : public httplib::Stream {
   std::string shown_;     ///< the head that httplib reads
   std::size_t next_ = 0;  ///< what of it httplib has not read yet
   bool closing_ = false;
-  bool is_fresh_ = true;  ///< no request was read yet
   steady_time deadline_{};
   steady_time write_deadline_ = steady_time::max();
   std::atomic<std::int64_t> waiting_since_{ticks_now()};
@@ -20772,7 +20771,7 @@ class server {
     constexpr int max_waiting = 1'000;
     for (const auto& listener : listening_.sockets) {
       pollfd entry{listener.get(), POLLIN, 0};
-      for (int count = 0; count < max_waiting && ::poll(&entry, 1, 0) > 0; ++count) {
+      for (int count = 0; count<max_waiting&& ::poll(&entry, 1, 0)> 0; ++count) {
         connections_.accept(listener.get(), signals_.closing);
       }
     }
