@@ -20768,10 +20768,9 @@ class server {
 
   /// Accepts who has connected already: their requests would be lost with the listeners.
   void accept_waiting() {
-    constexpr int max_waiting = 1'000;
     for (const auto& listener : listening_.sockets) {
       pollfd entry{listener.get(), POLLIN, 0};
-      for (int count = 0; count<max_waiting&& ::poll(&entry, 1, 0)> 0; ++count) {
+      for (int left = 1'000; left > 0 && ::poll(&entry, 1, 0) > 0; --left) {
         connections_.accept(listener.get(), signals_.closing);
       }
     }
