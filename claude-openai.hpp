@@ -5061,8 +5061,8 @@ constexpr dialect_functions fim_dialect{"openai_completions", parse_fim, openai_
 /// One row of the model list.
 struct model_entry {
   std::string id;
-  std::int64_t created = 0;     ///< unix seconds; from the date in the id, else 0
-  std::string claude_required;  ///< the API wants a newer Claude Code for it: which
+  std::int64_t created = 0;          ///< unix seconds; from the date in the id, else 0
+  std::string claude_required = {};  ///< the API wants a newer Claude Code for it: which
 };
 
 /// Ids that the reference wrapper's README names; clients are configured with them.
@@ -5114,7 +5114,7 @@ inline std::vector<model_entry> make_catalog(const options& settings,
   for (const auto& id : ids) {
     const auto same = [&](const model_entry& entry) { return entry.id == id; };
     if (std::none_of(catalog.begin(), catalog.end(), same)) {
-      catalog.push_back({id, release_time(id), {}});
+      catalog.push_back({id, release_time(id)});
     }
   }
   return catalog;
@@ -20773,10 +20773,9 @@ class server {
 
   /// Accepts who has connected already: their requests would be lost with the listeners.
   void accept_waiting() {
-    constexpr int max_waiting = 1'000;
     for (const auto& listener : listening_.sockets) {
       pollfd entry{listener.get(), POLLIN, 0};
-      for (int count = 0; count<max_waiting&& ::poll(&entry, 1, 0)> 0; ++count) {
+      for (int left = 1'000; left > 0 && ::poll(&entry, 1, 0) > 0; --left) {
         connections_.accept(listener.get(), signals_.closing);
       }
     }
