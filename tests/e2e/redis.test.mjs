@@ -208,7 +208,7 @@ test('a rate limit lets through what it says, over all proxies', async (t) => {
 
 test('while Redis is gone a proxy counts for itself', async (t) => {
   const { server, start } = await shared(t);
-  const proxy = await start({ args: ['--rate-limit', '--rate-limit-chat', '3'] });
+  const proxy = await start({ args: ['--rate-limit', '--rate-limit-chat', '3', '--rate-limit-health', '10000'] });
   await server.stop('SIGKILL');
   await eventually('health tells it', () => trouble(t, proxy));
   const requests = Array.from({ length: 12 }, () => t.send({ proxy, body: ask('[[text]]') }).done);
