@@ -363,7 +363,7 @@ const POSIX_SECTIONS = ['process', 'transport', 'connection'];
 // Elsewhere, with the reason.
 const POSIX_EXCEPTIONS = {
   pool: ['poll'],             // the janitor waits for its spares and for its wake-up
-  store: ['open'],            // the file that SQLite gets is made for this user alone
+  store: ['open', 'fcntl'],   // the file that SQLite gets is made for this user alone; no child inherits the socket to Redis
   sessions: ['open', 'unlink'],  // the salt; a session's file of an older version
   engine: ['poll'],           // a turn waits for the process and the client's socket at once
   status: ['poll'],           // the probe waits for the first answer of a CLI
