@@ -833,7 +833,7 @@ test('playground and live: where there are two accounts the page says which one 
   assert.match(await text(view, '#tiles'), /since the start$/);
   plan.ends = 0;
   assert.match(await paid('Beyond the plan.'), / · plan used up, paid by api_key/);
-  await is(view, '#tiles', '1 by the fallback$');
+  await is(view, '#tiles', '1 by the fallback');
 });
 
 test('live: the figures are those of this server', async (t) => {
@@ -913,7 +913,10 @@ test('usage: with a store, what answers have used in a time, summed up as chosen
     return rows;
   };
   const usd = async (query) => `$${(await t.get(`/v1/usage?${query}`, { proxy, headers: { 'x-api-key': 'one' } })).json.total.cost_usd.toPrecision(2)}`;
-  const [all] = await shows('30 days', 'Model', [MODEL]);
+  const [all] = await eventually('all three', async () => {
+    const rows = await shows('30 days', 'Model', [MODEL]); // today's table has the same names
+    return rows[0][1] === '3' && rows;
+  });
   assert.deepEqual(all.slice(1, 7), ['3', '3K', '600', '9K', '3K', '60%']);
   assert.equal(all[7], await usd('by=model'));
   const tiles = () => view.locator('#usage-tiles dd').allTextContents();
