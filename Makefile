@@ -158,7 +158,9 @@ e2e: build/claude-openai stand-in e2e-modules client-libraries ## run the real s
 	@.ci/deps browser sandbox replicas
 	@tests/run e2e
 
-e2e-clients: build/claude-openai stand-in e2e-modules client-libraries ## run coding agents and clients of npm, Python, Go, Rust and Java
+# The large clients are installed by this command alone: `make test` skips and counts their tests.
+large_clients := npm_large open_webui
+e2e-clients: build/claude-openai stand-in e2e-modules client-libraries $(large_clients:%=build/clients/%/installed) ## run coding agents and clients of npm, Python, Go, Rust and Java
 	@cd tests/e2e && node run.mjs --suite coding_agents,npm,python,languages,open_webui
 
 header: stand-in ## check the header itself (linkage, macros, warnings, sections, shape)
@@ -240,7 +242,7 @@ tests/e2e/node_modules/.package-lock.json: tests/e2e/package-lock.json
 # The long command is run by `exec`, so that `timeout` ends it and not only its shell.
 CLIENT_TIMEOUT ?= 1800
 python_clients := $(patsubst tests/e2e/python/%.txt,%,$(wildcard tests/e2e/python/*.txt))
-client-libraries: $(foreach client,$(python_clients) npm npm_large go rust java,build/clients/$(client)/installed) ; @:
+client-libraries: $(foreach client,$(filter-out $(large_clients),$(python_clients)) npm go rust java,build/clients/$(client)/installed) ; @:
 install_client = rm -f $@ && mkdir -p $(@D) && { timeout --foreground $(CLIENT_TIMEOUT) sh -ec '$1' && touch $@; } || \
                  echo "Not installed: $(@D). Tests that need it are SKIPPED." >&2
 

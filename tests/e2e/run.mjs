@@ -55,7 +55,7 @@ import { Conversation, endProxies, runTest, startProxy } from './harness.mjs';
 import * as searches from './web.test.mjs';
 import { startMessagesApi } from './messages_api.mjs';
 
-const LANES = 3; // suites that run at a time, each beside a proxy of its own: most tests wait for something
+const LANES = 2; // suites that run at a time, each beside a proxy of its own: most tests wait for something
 const TOGETHER = 2; // tests of a suite that run at a time; each takes a process or two
 
 function option(name) {
