@@ -37,6 +37,8 @@ const NOT_RUN = [
   [/^(pi|copilot|qwen|kilo|cline|droid)( |$)/, 'npm_agents.test.mjs runs these clients with their settings'],
   [/^aider( |$)/, 'python.test.mjs runs it with its settings'],
   [/^open-webui /, 'open_webui.test.mjs runs it with these settings'],
+  [/^redis-server /, 'redis.test.mjs and replicas.test.mjs start one of their own'],
+  [/^claude-openai$/, 'redis.test.mjs starts it with such an address'],
   [/^grok( |$)/, 'a client that the tests do not run; tried by hand'],
 ];
 

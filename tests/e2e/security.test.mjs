@@ -542,10 +542,12 @@ for (const form of [['--api-key', SECRET_KEY], [`--api-key=${SECRET_KEY}`]]) {
       headers: { 'x-api-key': SECRET_KEY },
       body: chatBody(`${SAID} [[hang after=1]]`, { stream: true }),
     });
-    await eventually('the spare and the busy one', () => proxy.claudes().length >= 2);
     const secrets = [SECRET_KEY, 'sk-second-31337', ...Object.values(ENVIRONMENT), API_KEY_OF_CLAUDE, SAID];
-    const processes = processesMarked(proxy.scratch);
-    assert.ok(processes.length >= 4, 'the proxy, its guard and two');
+    let processes = [];
+    await eventually('the proxy, its guard, the spare and the busy one', () => {
+      processes = processesMarked(proxy.scratch);
+      return proxy.claudes().length >= 2 && processes.length >= 4;
+    });
     const faults = [];
     for (const { pid, argv } of processes)
       for (const secret of secrets)
