@@ -38,6 +38,7 @@ const NOT_RUN = [
   [/^aider( |$)/, 'python.test.mjs runs it with its settings'],
   [/^open-webui /, 'open_webui.test.mjs runs it with these settings'],
   [/^redis-server /, 'redis.test.mjs and replicas.test.mjs start one of their own'],
+  [/^haproxy /, 'balancers.test.mjs starts it with this file'],
   [/^claude-openai$/, 'redis.test.mjs starts it with such an address'],
   [/^grok( |$)/, 'a client that the tests do not run; tried by hand'],
 ];
