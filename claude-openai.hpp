@@ -1486,6 +1486,14 @@ struct agent_request {
   bool show_activity = false;  ///< tell the client what the tools were asked and have answered
 };
 
+/// What a model's API refuses.
+struct model_traits {
+  bool always_thinks = false;     ///< thinking cannot be turned off
+  bool one_sampling_knob = true;  ///< temperature and top_p only one at a time
+  bool never_thinks = false;      ///< the CLI does not ask it to
+  int efforts = 3;                ///< none; up to `high`; `max` too; all
+};
+
 /// What a client asks for. Messages alternate between user and assistant, and the user speaks
 /// first and last: `normalize` sees to it.
 struct turn_request {
@@ -1516,8 +1524,9 @@ struct turn_request {
   std::optional<agent_request> agent;  ///< unset: the model has no tools but the client's
   /// How long the API keeps what it caches of the prompt: `5m` or `1h`; empty: the CLI's default.
   std::string cache_ttl;
-  std::string cache_field;   ///< where the client asked for it
-  bool on_fallback = false;  ///< by the account that answers while the plan is used up
+  std::string cache_field;       ///< where the client asked for it
+  bool on_fallback = false;      ///< by the account that answers while the plan is used up
+  model_traits fallback_traits;  ///< of the model that it answers with
   bool stream = false;
   bool strict = false;                      ///< what is not honoured is an error
   std::vector<std::string> ignored_params;  ///< known fields that are not honoured, by name
@@ -5120,14 +5129,6 @@ inline std::vector<model_entry> make_catalog(const options& settings,
   return catalog;
 }
 
-/// What a model's API refuses.
-struct model_traits {
-  bool always_thinks = false;     ///< thinking cannot be turned off
-  bool one_sampling_knob = true;  ///< temperature and top_p only one at a time
-  bool never_thinks = false;      ///< the CLI does not ask it to
-  int efforts = 3;                ///< none; up to `high`; `max` too; all
-};
-
 /// The first two numbers of a model's id that are no date: `claude-opus-4-6` is 4 and 6, and so are
 /// `us.anthropic.claude-opus-4-6-v1:0`, `claude-opus-4-6@20260101` and `claude-opus-4-6[1m]`.
 inline std::pair<int, int> model_generation(std::string id) {
@@ -6102,30 +6103,42 @@ inline answer_shape make_answer_shape(const turn_request& request) {
 
 /// One limit of a subscription: how much of it is used, and when it begins anew.
 struct usage_window {
-  std::string name;                   ///< `five_hour`, `seven_day`, ...
+  std::string name;                   ///< `five_hour`, `seven_day`, `seven_day_opus`, ...
   std::string status;                 ///< `allowed`, `allowed_warning` or `rejected`
   std::optional<double> utilization;  ///< 0 to 1
   std::int64_t resets_at = 0;         ///< Unix seconds; 0: unknown
   bool extra_usage = false;           ///< the plan's part is used up: answers are billed beyond it
+  std::int64_t noted_at = 0;          ///< Unix seconds, see `limit_board`
 };
 
-/// Reads a `rate_limit_event`; nullopt for any other line. The share used is at three places, and
-/// in percent, as the version is; there may be none.
-inline std::optional<usage_window> decode_usage_window(const json& line) {
-  if (string_of(line, "type") != "rate_limit_event") return std::nullopt;
-  const auto& limit = member_of(line, "rate_limit_info");
-  usage_window window{string_of(limit, "rateLimitType"), string_of(limit, "status"), {}, 0};
-  if (window.name.empty()) return std::nullopt;
+inline usage_window decode_usage_window(std::string name, const json& limit) {
+  usage_window window{std::move(name), string_of(limit, "status"), {}, 0};
   window.resets_at = integer_of(limit, "resetsAt");
-  window.extra_usage = boolean_of(limit, "isUsingOverage");
-  const auto& windows = member_of(limit, "unifiedWindows");
-  for (const auto* holder : {&limit, &member_of(windows, window.name.c_str())}) {
-    const auto& share = member_of(*holder, "utilization");
-    if (!share.is_number()) continue;
-    const auto value = share.get<double>();
-    window.utilization = value > 1.5 ? value / 100 : value;
-  }
+  // The second says so where the API does not refuse the plan's part in so many words.
+  window.extra_usage = boolean_of(limit, "isUsingOverage") || boolean_of(limit, "overageInUse");
+  const auto& share = member_of(limit, "utilization");
+  if (!share.is_number()) return window;
+  const auto value = share.get<double>();
+  window.utilization = value > 1.5 ? value / 100 : value;  // in percent, as the version is
   return window;
+}
+
+/// The limits of which a line tells: a `rate_limit_event`, or the words of an answer that they
+/// refuse. The one that counts comes last; newer versions tell the others' use beside it.
+inline std::vector<usage_window> decode_usage_windows(const json& line) {
+  const auto& failure = member_of(line, "api_error_params");
+  const auto& limit = member_of(failure.is_object() ? failure : line, "rate_limit_info");
+  const auto name = string_of(limit, "rateLimitType");
+  if (name.empty()) return {};
+  auto window = decode_usage_window(name, limit);
+  std::vector<usage_window> windows;
+  for (const auto& [other, told] : member_of(limit, "unifiedWindows").items()) {
+    auto beside = decode_usage_window(other, told);
+    if (other == name) window.utilization = beside.utilization;
+    if (other != name) windows.push_back(std::move(beside));
+  }
+  windows.push_back(std::move(window));
+  return windows;
 }
 
 /// What one turn has used and what it is charged, in tokens and USD. The API gives the output
@@ -8785,9 +8798,6 @@ class claude_process {
   /// The subscription's limits that the CLI reported in this turn: those that have changed.
   const std::vector<usage_window>& windows() const { return turn_.windows; }
 
-  /// The limits by name, each as it was reported last, in this turn or before.
-  const std::map<std::string, usage_window>& known_windows() const { return windows_; }
-
   /// It has served so many turns, or grown so much, that another serves better.
   bool is_worn() const {
     constexpr int max_service = 500;  // turns
@@ -9021,10 +9031,7 @@ class claude_process {
     if (type == "control_response") return read_control_response(member_of(line, "response"));
     if (type == "control_request") answer_request(line);
     if (type == "result") read_result(line);
-    if (const auto window = decode_usage_window(line)) {
-      turn_.windows.push_back(*window);
-      windows_[window->name] = *window;
-    }
+    for (auto& window : decode_usage_windows(line)) turn_.windows.push_back(std::move(window));
     const bool begins = string_of(member_of(line, "event"), "type") == "message_start";
     switch (state_) {
       case state::starting:
@@ -9109,7 +9116,6 @@ class claude_process {
   steady_time waits_since_ = service_.started;  ///< for its start, or for a step back
   json initialize_response_;
   client_tools tools_;
-  std::map<std::string, usage_window> windows_;
   turn_settings sent_settings_;  ///< that it got last
   bool runs_ = false;            ///< its `result` is still to come
   conversation_cursor cursor_;
@@ -10283,6 +10289,7 @@ struct usage_row {
   std::string key;        ///< `key-1` is the first key's holder; of a sum, what it is the sum of
   std::string model;
   std::string dialect;
+  std::string account;  ///< who has paid, see `auth_method`
   std::int64_t answers = 0;
   std::array<std::int64_t, 4> tokens{};  ///< see `token_kinds`
   double usd = 0;
@@ -10577,14 +10584,14 @@ class sqlite_store final : public state_store {
       if (std::exchange(usage_hour_, row.hour) != row.hour) {
         run("DELETE FROM usage WHERE hour < ?", {row.hour - 90 * 24});
       }
-      run("INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
-          "ON CONFLICT (hour, key, model, dialect) DO UPDATE SET"
+      run("INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+          "ON CONFLICT (hour, key, model, dialect, account) DO UPDATE SET"
           " answers = answers + excluded.answers,"
           " input = input + excluded.input, output = output + excluded.output,"
           " cache_read = cache_read + excluded.cache_read,"
           " cache_write = cache_write + excluded.cache_write, usd = usd + excluded.usd",
-          {row.hour, row.key, row.model, row.dialect, row.answers, row.tokens[0], row.tokens[1],
-           row.tokens[2], row.tokens[3], row.usd});
+          {row.hour, row.key, row.model, row.dialect, row.account, row.answers, row.tokens[0],
+           row.tokens[1], row.tokens[2], row.tokens[3], row.usd});
     });
   }
 
@@ -10599,6 +10606,7 @@ class sqlite_store final : public state_store {
             const auto at = [&](int column) { return ::sqlite3_column_int64(row, column); };
             sums.push_back({0,
                             text_of(row, 0),
+                            "",
                             "",
                             "",
                             at(1),
@@ -10641,6 +10649,13 @@ class sqlite_store final : public state_store {
         "CREATE TABLE usage (hour INTEGER, key TEXT, model TEXT, dialect TEXT, answers INTEGER,"
         " input INTEGER, output INTEGER, cache_read INTEGER, cache_write INTEGER, usd REAL,"
         " PRIMARY KEY (hour, key, model, dialect)) WITHOUT ROWID;",
+        "ALTER TABLE usage RENAME TO old_usage;"
+        "CREATE TABLE usage (hour INTEGER, key TEXT, model TEXT, dialect TEXT, account TEXT,"
+        " answers INTEGER, input INTEGER, output INTEGER, cache_read INTEGER, cache_write INTEGER,"
+        " usd REAL, PRIMARY KEY (hour, key, model, dialect, account)) WITHOUT ROWID;"
+        "INSERT INTO usage SELECT hour, key, model, dialect, 'unknown', answers, input, output,"
+        " cache_read, cache_write, usd FROM old_usage;"
+        "DROP TABLE old_usage;",
     };
     return steps;
   }
@@ -11488,15 +11503,15 @@ class redis_store final : public state_store {
       const auto field = parse(hour->element[at]);
       const auto amount = decimal(hour->element[at + 1]);
       const auto is_text = [](const json& part) { return part.is_string(); };
-      if (!field.is_array() || field.size() != 4 ||
+      if (!field.is_array() || field.size() != 5 ||
           !std::all_of(field.begin(), field.end(), is_text)) {
         continue;
       }
-      const auto column = by == "key" ? 0U : by == "model" ? 1U : 2U;
+      const auto column = by == "key" ? 0U : by == "model" ? 1U : by == "dialect" ? 2U : 3U;
       const auto name = by == "day" ? day : field[column].get<std::string>();
       auto& sum = sums[name];
       sum.key = name;
-      const auto what = field[3].get<std::string>();
+      const auto what = field[4].get<std::string>();
       if (what == "usd") sum.usd += amount;
       if (what == "answers") sum.answers += static_cast<std::int64_t>(amount);
       for (std::size_t i = 0; i < token_kinds.size(); ++i) {
@@ -11509,7 +11524,7 @@ class redis_store final : public state_store {
   void send_usage(const usage_row& row, patience wait) {
     std::vector<std::string> fields{std::to_string((row.hour + 90 * 24 + 1) * ms_per_hour)};
     const auto add = [&](const char* what, const json& amount) {
-      fields.push_back(dump(json::array({row.key, row.model, row.dialect, what})));
+      fields.push_back(dump(json::array({row.key, row.model, row.dialect, row.account, what})));
       fields.push_back(amount.dump());
     };
     add("answers", row.answers);
@@ -12608,13 +12623,20 @@ inline json render_items(const json& items, bool newest_first, const std::string
 //       cli_command, process, claude_process, pool, sessions | thread-safe
 //================================================================================================
 
-/// Until a limit of the subscription begins anew; 0 or less: it has.
-inline std::chrono::seconds time_to(std::int64_t resets_at) {
-  using namespace std::chrono;
-  constexpr seconds max_wait{7 * 24 * 3600};  // the longest window there is
-  return std::min(
-      seconds(resets_at) - duration_cast<seconds>(system_clock::now().time_since_epoch()),
-      max_wait);
+/// Until a limit of the subscription begins anew; 0 or less: it has. One that does not say when is
+/// believed for five minutes.
+inline std::chrono::seconds time_to_reset(const usage_window& window) {
+  constexpr std::int64_t believed = 300;
+  constexpr std::int64_t longest = 7 * 24 * 3600;
+  const auto reset = window.resets_at > 0 ? window.resets_at : window.noted_at + believed;
+  return std::chrono::seconds(std::min(reset - now_ms() / 1000, longest));
+}
+
+/// `seven_day_opus` limits the models of that family; what names no family limits all.
+inline bool limits_model(const usage_window& window, const std::string& model) {
+  const auto limited = price_of(window.name).family;
+  const auto asked = price_of(model).family;
+  return limited.empty() || asked.empty() || limited == asked;
 }
 
 /// The subscription's limits, each as the CLI reported it last. Thread-safe.
@@ -12622,9 +12644,14 @@ class limit_board {
  public:
   explicit limit_board(const logger& log) : log_(log) {}
 
-  void note(const usage_window& window) {
+  void note(usage_window window) {
     const std::lock_guard<std::mutex> lock(mutex_);
     auto& known = windows_[window.name];
+    if (window.resets_at == known.resets_at) {  // what is not told anew still holds
+      if (!window.utilization) window.utilization = known.utilization;
+      if (window.status.empty()) window.extra_usage = known.extra_usage;
+      if (window.status.empty()) window.status = known.status;
+    }
     if (window.extra_usage && !known.extra_usage) {
       log_.warning(
           "the plan's limit " + window.name +
@@ -12632,17 +12659,24 @@ class limit_board {
     } else if (window.status == "rejected" && known.status != "rejected") {
       log_.warning("the plan's limit " + window.name + " is used up");
     }
-    known = window;
+    window.noted_at = now_ms() / 1000;
+    known = std::move(window);
   }
 
-  /// A limit refuses, or did in the last seconds. `extra_usage`: not by what is billed beyond it.
-  bool is_spent(bool extra_usage, std::chrono::seconds last = {}) const {
+  /// The limit that lets the model not answer, of several the one that lasts longest.
+  /// `extra_usage`: what is billed beyond a limit is wanted.
+  std::optional<usage_window> find_spent(const std::string& model, bool extra_usage) const {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return std::any_of(windows_.begin(), windows_.end(), [&](const auto& entry) {
+    std::optional<usage_window> found;
+    std::chrono::seconds longest{0};
+    for (const auto& entry : windows_) {
       const usage_window& window = entry.second;
-      const bool refuses = window.status == "rejected" && !(window.extra_usage && extra_usage);
-      return refuses && time_to(window.resets_at) + last > std::chrono::seconds(0);
-    });
+      const bool refuses = window.extra_usage ? !extra_usage : window.status == "rejected";
+      if (!refuses || time_to_reset(window) <= longest || !limits_model(window, model)) continue;
+      longest = time_to_reset(window);
+      found = window;
+    }
+    return found;
   }
 
   std::vector<usage_window> all() const {
@@ -12752,6 +12786,7 @@ inline bool lacks_thoughts(const turn_request& request) {
 inline void use_fallback(turn_request& request, const options& settings) {
   request.on_fallback = true;
   if (!settings.fallback_model.empty()) request.model = settings.fallback_model;
+  apply_model_limits(request, request.fallback_traits);
 }
 
 /// How an answer came about; for figures and the log.
@@ -12762,7 +12797,8 @@ struct turn_facts {
   std::chrono::milliseconds queued{0};  ///< the wait for a process
   int retries = 0;                      ///< of the CLI at the API
   bool on_fallback = false;             ///< see `options::fallback`
-  std::vector<usage_window> windows;
+  std::string model;                    ///< that was asked for in the end; empty: none yet
+  std::chrono::seconds refused_for{0};  ///< the plan has refused it, and will for so long
 };
 
 /// One turn under way. It is pulled: the caller that wants its next event lends the thread that
@@ -12782,7 +12818,7 @@ class turn {
     while (!ended()) {
       auto known = known_event();
       if (!known) return std::nullopt;
-      if (try_again(*known) || fall_back(*known)) continue;
+      if (begins_again(*known)) continue;
       note(*known);
       return known;
     }
@@ -12897,6 +12933,8 @@ class turn {
     facts_.rewound = how.rewound;
     facts_.replayed = how.replayed;
     facts_.on_fallback = request_.on_fallback;
+    facts_.model = request_.model;
+    windows_noted_ = 0;
     facts_.queued = std::chrono::duration_cast<std::chrono::milliseconds>(
         std::chrono::steady_clock::now() - queued_since_);
     if (how.replayed > 0 && lacks_thoughts(request_)) drop_thinking();
@@ -12930,44 +12968,52 @@ class turn {
     queued_since_ = std::chrono::steady_clock::now();
   }
 
+  /// True when another process takes the request. One that finds no place has failed.
+  bool begins_again(event& what) {
+    const auto* failed = std::get_if<turn_failed>(&what);
+    if (!failed || !silent_ || !lease_) return false;
+    note_windows();
+    try {
+      return try_again(failed->error) || fall_back(failed->error);
+    } catch (const api_error& failure) {
+      what = turn_failed{failure};
+      return false;
+    }
+  }
+
   /// A reused process may fail before it reads the request: retries once with an empty one. A
   /// program that does not work may have several, and another takes its place.
-  bool try_again(const event& what) {
-    const auto* failed = std::get_if<turn_failed>(&what);
-    const bool lost = failed && silent_ && lease_ && lease_->process().failed_before_first_event();
-    if (!lost) return false;
-    const auto& program = lease_->process().program();
-    if (pool_.programs().reject(program, failed->error.message)) return queue_again(true);
-    if (retried_ || facts_.origin == process_origin::started) return false;
-    retried_ = true;
-    return queue_again(true);
+  bool try_again(const api_error& error) {
+    if (!lease_->process().failed_before_first_event()) return false;
+    const bool replaced = pool_.programs().reject(lease_->process().program(), error.message);
+    if (!replaced && (retried_ || facts_.origin == process_origin::started)) return false;
+    if (!replaced) retried_ = true;
+    queue_again(true);
+    return true;
   }
 
   /// The plan is used up: the operator's other account answers. Nothing of an answer was sent, and
   /// the plan's process keeps the conversation before this request.
-  bool fall_back(const event& what) {
-    const auto* failed = std::get_if<turn_failed>(&what);
-    const bool refused =
-        failed && failed->error.kind == error_kind::rate_limited && silent_ && lease_;
-    if (!refused || !settings_.fallback || request_.on_fallback) return false;
-    note_windows();
-    const auto since = std::chrono::steady_clock::now() - queued_since_;
-    if (!limits_.is_spent(true, std::chrono::ceil<std::chrono::seconds>(since))) return false;
+  bool fall_back(const api_error& error) {
+    if (error.kind != error_kind::rate_limited) return false;
+    const auto& told = lease_->process().windows();
+    const auto limit = limits_.find_spent(request_.model, true);
+    const bool by_plan =
+        limit || std::any_of(told.begin(), told.end(), [](const usage_window& window) {
+          return window.status == "rejected";
+        });
+    if (limit) facts_.refused_for = time_to_reset(*limit);
+    if (!by_plan || !settings_.fallback || request_.on_fallback) return false;
     use_fallback(request_, settings_);
-    return queue_again(false);
+    refuse_ignored(request_);
+    queue_again(false);
+    return true;
   }
 
-  /// False when the queue is full: then the failure is reported.
-  bool queue_again(bool fresh) {
+  void queue_again(bool fresh) {
     lease_.reset();
     trace_ = make_trace(request_);
-    try {
-      queue(fresh);
-    } catch (const api_error&) {
-      state_ = state::done;
-      return false;
-    }
-    return true;
+    queue(fresh);
   }
 
   /// Remembers the answer, and at its end lets session and process go on with it. A turn that
@@ -12979,7 +13025,6 @@ class turn {
       facts_.retries = lease_->process().retries();
       note_windows();
     }
-    if (lease_ && failed && failed->error.kind == error_kind::rate_limited) note_all_windows();
     if (!failed) answer_.add(what);
     if (!ends_turn(what)) return;
     try {
@@ -12992,17 +13037,7 @@ class turn {
 
   void note_windows() {
     const auto& windows = lease_->process().windows();
-    for (auto known = facts_.windows.size(); known < windows.size(); ++known) {
-      limits_.note(facts_.windows.emplace_back(windows[known]));
-    }
-  }
-
-  /// The limit that refuses may have been reported in an earlier turn.
-  void note_all_windows() {
-    facts_.windows.clear();
-    for (const auto& [name, window] : lease_->process().known_windows()) {
-      facts_.windows.push_back(window);
-    }
+    while (windows_noted_ < windows.size()) limits_.note(windows[windows_noted_++]);
   }
 
   void commit() {
@@ -13034,6 +13069,7 @@ class turn {
   std::optional<lease> lease_;  ///< of a process that reads the request
   steady_time queued_since_{};
   turn_facts facts_;
+  std::size_t windows_noted_ = 0;  ///< of those that the process has reported for it
   token_usage usage_;
   collector answer_;
   bool silent_ = true;  ///< the client has seen nothing of the answer
@@ -13109,7 +13145,8 @@ class answer {
       sum.retries += more.retries;
       sum.rewound += more.rewound;
       sum.replayed += more.replayed;
-      sum.windows.insert(sum.windows.end(), more.windows.begin(), more.windows.end());
+      sum.on_fallback = sum.on_fallback || more.on_fallback;
+      sum.refused_for = std::max(sum.refused_for, more.refused_for);
     }
     return sum;
   }
@@ -15512,7 +15549,8 @@ struct request_figures {
   std::string path;
   std::string route;    ///< as the table of routes has it; empty: none
   std::string dialect;  ///< empty: the model was not asked
-  std::string model;    ///< as the client calls it
+  std::string model;
+  std::string account;  ///< that pays for the answer, see `auth_method`
   std::string client;   ///< `key-1` is the first key's holder; empty without a key
   std::string address;
   int status = 0;
@@ -15567,6 +15605,7 @@ inline std::string render_log_line(const request_figures& record) {
   if (record.ending != nullptr) line += std::string(", stream ") + record.ending;
   if (!record.failure.empty()) line += ", " + record.failure;
   if (!record.model.empty()) line += ", model " + record.model;
+  if (record.facts.on_fallback) line += ", billed to " + record.account;
   if (record.first_token) line += ", first token " + ms(*record.first_token);
   if (record.usage.total() > 0) {
     line += ", tokens " + std::to_string(record.usage.prompt()) + " in " +
@@ -15597,8 +15636,8 @@ inline json render_log_fields(const request_figures& record) {
   add("error", record.failure);
   add("stream", record.ending == nullptr ? "" : record.ending);
   add("process", std::string(name_of(record.facts.origin)));
-  if (record.facts.on_fallback) add("account", "fallback");
   if (record.dialect.empty()) return fields;
+  add("account", record.account);
   if (record.first_token) {
     fields["first_token_seconds"] = seconds_between(record.started, *record.first_token);
   }
@@ -15737,7 +15776,7 @@ class metrics {
     add_figures(record, model);
     const auto& used = record.usage;
     if (used.total() == 0) return;
-    usage_row row{now_ms() / ms_per_hour, record.client, model, record.dialect, 1};
+    usage_row row{now_ms() / ms_per_hour, record.client, model, record.dialect, record.account, 1};
     row.tokens = {used.input, used.output, used.cache_read, used.cache_write};
     row.usd = used.charge_usd;
     for (std::size_t i = 0; i < token_kinds.size(); ++i) {
@@ -15894,6 +15933,11 @@ class metrics {
   }
 
   static void render_windows(exposition& out, const std::vector<usage_window>& windows) {
+    out.begin("subscription_limit", "gauge", "1 for each limit of a subscription, by its state.");
+    for (const auto& window : windows) {
+      const auto* state = window.extra_usage ? "extra_usage" : window.status.c_str();
+      out.add({{"window", window.name}, {"state", state}}, 1);
+    }
     out.begin("subscription_utilization_ratio", "gauge", "Used share of a subscription's limit.");
     for (const auto& window : windows) {
       if (window.utilization) out.add({{"window", window.name}}, *window.utilization);
@@ -16029,6 +16073,21 @@ inline std::string credential_source(const options& settings) {
   return first_of({"CLAUDE_CODE_OAUTH_TOKEN"}, "the login of `claude`");
 }
 
+/// Whose account pays for the answers of the chosen method, in words.
+inline std::string payer_of(const options& settings) {
+  switch (resolve_auth(settings)) {
+    case auth_method::api_key:
+      return "an Anthropic API account, not a Claude subscription (for that: --auth-method cli)";
+    case auth_method::bedrock: return "an AWS account";
+    case auth_method::vertex:
+      return "the Google Cloud project " +
+             value_or(settings.environment, "ANTHROPIC_VERTEX_PROJECT_ID");
+    case auth_method::cli:
+    case auth_method::detect: break;
+  }
+  return "the account of the login: a subscription, or an API account";
+}
+
 /// Asks `claude --version`.
 inline void inspect_version(const options& settings, const child_guard& guard,
                             const wake_signal& stop, cli_facts& facts) {
@@ -16122,9 +16181,11 @@ inline json render_auth_status(const options& settings, const cli_facts& facts) 
       json::object({{"method", method},
                     {"valid", errors.empty() && facts.logged_in.value_or(true)},
                     {"errors", errors},
+                    {"billed_to", payer_of(settings)},
                     {"config", json::object({{"claude_path", settings.claude_path},
                                              {"claude_version", facts.version},
                                              {"credentials", credential_source(settings)}})}});
+  if (settings.fallback) status["fallback"] = name_of(*settings.fallback);
   if (!facts.warning.empty()) status["config"]["warning"] = facts.warning;
   const json auth =
       json::object({{"method", method}, {"status", status}, {"environment_variables", names}});
@@ -17265,7 +17326,8 @@ one.</p>
 <div class="pair"><label>Time <select id="usage-days">
 <option>today<option>7 days<option>30 days<option>90 days
 </select></label>
-<label>By <select id="usage-by"><option>Model<option>Day<option>Key<option>Dialect</select></label>
+<label>By <select id="usage-by">
+<option>Model<option>Day<option>Key<option>Dialect<option>Account</select></label>
 </div>
 <dl class="tiles card" id="usage-tiles"></dl>
 <div class="card" id="usage-table"></div>
@@ -18134,6 +18196,15 @@ const modelTiles = (rows) => [...new Set(rows.map(({ labels }) => labels.model))
   return [model, cachedOf(own), `${taken} in, ${given} out`];
 });
 
+/** How much of each limit of the plan is used, where that is told, and until when. */
+const planTiles = (figures) => (figures.subscription_limit ?? []).map(({ labels }) => {
+  const of = (rows) => (rows ?? []).find((row) => row.labels.window === labels.window)?.value;
+  const used = of(figures.subscription_utilization_ratio);
+  const reset = of(figures.subscription_reset_timestamp_seconds);
+  return [labels.window, used === undefined ? 'unknown' : `${percent(used)} used`,
+    reset ? `until ${new Date(1000 * reset).toLocaleString()}` : ''];
+});
+
 function showFigures(figures) {
   const now = sampleOf(figures);
   if (now.answers < samples.at(-1)?.answers) samples.length = 0; // a restart
@@ -18156,6 +18227,7 @@ function showFigures(figures) {
     ...modelTiles(tokens),
     ['Cost', dollars(sum(figures.cost_usd_total)),
       other ? `${other} by the fallback` : 'since the start'],
+    ...planTiles(figures),
   ]);
   const counts = figures.processes.map(({ labels, value }) => [labels.state, value]);
   showProcesses(Object.fromEntries(counts), sum(figures.processes_max));
@@ -18228,7 +18300,9 @@ async function showUsage() {
     ['Tokens in', short(input + reads + writes), `${percent(cached)} cached`],
     ['Tokens out', short(output), ''],
     ['Cost', dollars(cost), 'at the list price'],
-    ...(plan ? [['Plan', dollars(plan.cost_usd), `${dollars(plan.usd_per_month)} a month`]] : []),
+    ...(plan ? [[
+      'Plan', dollars(plan.cost_usd), `for ${dollars(plan.list_price_usd)} of answers`,
+    ]] : []),
   ]);
   const now = JSON.stringify([by, data]);
   if (known.usage === now) return; // a table that is scrolled stays so
@@ -19091,15 +19165,6 @@ inline json read_json(request_context& now) {
   return parse_body(bytes);
 }
 
-/// Until the limits begin anew that have refused the request; else 0.
-inline std::chrono::milliseconds time_to_reset(const std::vector<usage_window>& windows) {
-  std::chrono::seconds longest{0};
-  for (const auto& window : windows) {
-    if (window.status == "rejected") longest = std::max(longest, time_to(window.resets_at));
-  }
-  return longest;
-}
-
 inline const dialect_functions& dialect_of(const request_context& now) {
   if (is_ollama(now.path)) return ollama::chat_dialect;
   return speaks_anthropic(now) ? anthropic_messages::dialect : openai_chat::dialect;
@@ -19115,7 +19180,7 @@ inline void answer_error(request_context& now, const api_error& error) {
   if (status == 429 || status == 503) {
     using namespace std::chrono;
     const auto usual = error.retry_after.value_or(seconds(error.retry_is_futile ? 30 : 1));
-    const auto wait = std::max(usual, time_to_reset(now.record->facts.windows));
+    const auto wait = std::max(usual, milliseconds(now.record->facts.refused_for));
     now.response.set("Retry-After", std::to_string(ceil<seconds>(wait).count()));
     now.response.set("retry-after-ms", std::to_string(wait.count()));
   }
@@ -19221,25 +19286,34 @@ inline std::string take_alias(request_context& now, std::string name) {
 
 /// Where the operator wants no bill beyond the plan, a limit that is used up refuses until it
 /// begins anew.
-inline void refuse_extra_usage(const request_context& now) {
-  if (now.settings->extra_usage || now.settings->fallback) return;
-  for (const auto& window : now.proxy.windows.all()) {
-    const auto left = time_to(window.resets_at);
-    if (!window.extra_usage || left.count() <= 0) continue;
-    api_error error(error_kind::rate_limited,
-                    "the plan's limit " + window.name + " is used up for another " +
-                        std::to_string(left.count()) +
-                        " s, and this proxy takes no extra usage (--no-extra-usage)");
-    error.code = "extra_usage_refused";
-    error.retry_after = left;
-    error.retry_is_futile = true;
-    throw error;
-  }
+[[noreturn]] inline void refuse_extra_usage(const usage_window& limit) {
+  const auto left = time_to_reset(limit);
+  api_error error(error_kind::rate_limited,
+                  "the plan's limit " + limit.name + " is used up for another " +
+                      std::to_string(left.count()) +
+                      " s, and this proxy takes no extra usage (--no-extra-usage)");
+  error.code = "extra_usage_refused";
+  error.retry_after = left;
+  error.retry_is_futile = true;
+  throw error;
+}
+
+/// The model's limits; and what the plan's do to the request, as far as they are known.
+inline void apply_limits(request_context& now, turn_request& turn) {
+  const auto& settings = *now.settings;
+  const auto traits = [known = now.proxy.status.get().always_thinking](const std::string& model) {
+    return traits_of(model, known);
+  };
+  const auto& other = settings.fallback_model;
+  turn.fallback_traits = traits(other.empty() ? turn.model : other);
+  const auto spent = now.proxy.windows.find_spent(turn.model, settings.extra_usage);
+  if (spent && settings.fallback) return use_fallback(turn, settings);
+  if (spent && spent->extra_usage) refuse_extra_usage(*spent);
+  apply_model_limits(turn, traits(turn.model));
 }
 
 /// Puts in what is not in the body: who asks, in which session, and what the model takes.
 inline void complete_request(request_context& now, turn_request& turn) {
-  refuse_extra_usage(now);
   turn.client = now.client_id();
   // A page that may only chat shares no process with the programs of this user.
   if (now.who.key.empty() && !now.who.page_refusal.empty())
@@ -19258,12 +19332,9 @@ inline void complete_request(request_context& now, turn_request& turn) {
   }
   if (!turn.session.empty()) check_rights(now, access::own);
   apply_headers(now, turn);
-  const auto facts = now.proxy.status.get();
-  if (!turn.cache_ttl.empty() && !facts.has_cache_ttl) name_ignored(turn, turn.cache_field);
-  if (now.settings->fallback && now.proxy.windows.is_spent(now.settings->extra_usage)) {
-    use_fallback(turn, *now.settings);
-  }
-  apply_model_limits(turn, traits_of(turn.model, facts.always_thinking));
+  const bool ttl = now.proxy.status.get().has_cache_ttl;
+  if (!turn.cache_ttl.empty() && !ttl) name_ignored(turn, turn.cache_field);
+  apply_limits(now, turn);
 }
 
 inline void tell_ignored(request_context& now, const std::vector<std::string>& names) {
@@ -19271,9 +19342,12 @@ inline void tell_ignored(request_context& now, const std::vector<std::string>& n
   now.response.set("x-ignored-params", text::join(names, ", "));
 }
 
-inline void note_use(request_record& record, answer& running) {
+inline void note_use(request_record& record, answer& running, const options& settings) {
   record.facts = running.facts();
   record.usage = running.usage();
+  if (!record.facts.model.empty()) record.model = text::repair_utf8(record.facts.model);
+  const bool other = record.facts.on_fallback && settings.fallback;
+  record.account = name_of(other ? *settings.fallback : resolve_auth(settings));
 }
 
 /// The next event, before anything of the answer is written. A client that sends no more is sent
@@ -19287,12 +19361,12 @@ inline answer::pulled pull(request_context& now, answer& running, answer::choice
   }
 }
 
-/// Which account answers, where there are two; and how much of the subscription is used, as far as
-/// it is known.
-inline void tell_windows(request_context& now) {
-  if (const auto& other = now.settings->fallback) {
-    const auto account = now.record->facts.on_fallback ? *other : resolve_auth(*now.settings);
-    now.response.set("x-claude-account", std::string(name_of(account)));
+/// Which account answers, where there are two and it is known; and how much of the subscription is
+/// used, as far as that is known.
+inline void tell_windows(request_context& now, bool answers) {
+  const auto& record = *now.record;
+  if (now.settings->fallback && (answers || record.facts.on_fallback)) {
+    now.response.set("x-claude-account", record.account);
   }
   for (const auto& window : now.proxy.windows.all()) {
     auto& headers = now.response.headers;
@@ -19304,7 +19378,7 @@ inline void tell_windows(request_context& now) {
       now.response.set(name, printable(value));
     };
     if (!http_head::is_token(window.name)) continue;
-    tell("status", window.status);
+    if (!window.status.empty()) tell("status", window.status);
     if (window.extra_usage) tell("extra-usage", "true");
     if (window.utilization) tell("utilization", exposition::number(*window.utilization));
     if (window.resets_at > 0) tell("reset", std::to_string(window.resets_at));
@@ -19353,7 +19427,7 @@ class open_stream {
     auto running = std::move(running_);  // once, also where something throws
     if (!running) return;
     record_->ending = ending;
-    note_use(*record_, *running);
+    note_use(*record_, *running, *settings_);
     running.reset();
     finish(proxy_, settings_->log, *record_);
   }
@@ -19399,7 +19473,7 @@ inline void answer_stream(request_context& now, std::unique_ptr<answer> running,
   answer::choice_event next;
   const auto patience = std::chrono::steady_clock::now() + now.settings->keep_alive_interval;
   const auto got = pull(now, *running, next, patience);
-  note_use(*now.record, *running);
+  note_use(*now.record, *running, *now.settings);
   if (got == answer::pulled::client_left) return abandon(now);
   if (got == answer::pulled::arrived) {
     now.record->note(next.what);
@@ -19407,7 +19481,7 @@ inline void answer_stream(request_context& now, std::unique_ptr<answer> running,
     first = std::move(next);
   }
   tell_ignored(now, running->ignored_params());
-  tell_windows(now);
+  tell_windows(now, first.has_value());
   now.response.set("Cache-Control", "no-cache, no-store");
   now.response.set("X-Accel-Buffering", "no");
   now.client.write_until(running->deadline());
@@ -19423,7 +19497,7 @@ inline void answer_whole(request_context& now, answer& running, const reply& wri
     answer::choice_event next;
     const auto got = pull(now, running, next, steady_time::max());
     const bool left = got == answer::pulled::client_left;
-    if (left || ends_turn(next.what)) note_use(*now.record, running);
+    if (left || ends_turn(next.what)) note_use(*now.record, running, *now.settings);
     if (left) return abandon(now);
     now.record->note(next.what);
     gathered.at(next.choice).add(next.what);
@@ -19431,7 +19505,7 @@ inline void answer_whole(request_context& now, answer& running, const reply& wri
   std::vector<turn_result> results;
   for (const auto& one : gathered) results.push_back(one.result());
   tell_ignored(now, running.ignored_params());
-  tell_windows(now);
+  tell_windows(now, true);
   auto body = writer.render(results);
   if (now.settings->log_bodies) now.settings->log.debug(now.id() + " answer: " + mask_fields(body));
   now.response.set_body(std::move(body), json_type);
@@ -19752,8 +19826,9 @@ inline void handle_usage(request_context& now) {
   }
   const auto given = now.parameter("by");
   const auto by = given.empty() ? std::string("day") : given;
-  if (by != "key" && by != "model" && by != "dialect" && by != "day") {
-    throw bad_field("by", "must be key, model, dialect or day");
+  constexpr std::array<const char*, 5> kinds = {"day", "key", "model", "dialect", "account"};
+  if (std::find(kinds.begin(), kinds.end(), by) == kinds.end()) {
+    throw bad_field("by", "must be day, key, model, dialect or account");
   }
   const auto day = now.parameter("from");
   const auto from = day.empty() ? now_ms() / ms_per_hour - 90 * 24 : try_day(day);
@@ -19762,7 +19837,12 @@ inline void handle_usage(request_context& now) {
   if (const double price = now.settings->plan_price; price > 0) {
     const auto hours = static_cast<double>(now_ms()) / ms_per_hour - static_cast<double>(*from);
     const auto cost = price * 12 / (365 * 24) * std::max(hours, 0.0);
-    usage["plan"] = json::object({{"usd_per_month", price}, {"cost_usd", cost}});
+    double list_price = 0;
+    for (const auto& row : now.proxy.state.sum_usage("account", *from)) {
+      if (row.key == name_of(auth_method::cli)) list_price = row.usd;
+    }
+    usage["plan"] = json::object(
+        {{"usd_per_month", price}, {"cost_usd", cost}, {"list_price_usd", list_price}});
   }
   answer_json(now, std::move(usage));
 }
@@ -20997,7 +21077,7 @@ class doctor {
     if (!check_cli()) return false;
     check_login();
     if (!check_spare()) return false;
-    check_answer();
+    check_answers();
     cli_facts facts;
     inspect_account(settings_, *processes_, stop_, facts);
     const auto* lifetime = facts.has_cache_ttl
@@ -21145,7 +21225,8 @@ class doctor {
     const auto as = string_of(answer, "authMethod");
     tell({"login", logged_in && missing.empty(),
           method + ", by " + credential_source(settings_) + (as.empty() ? "" : " (" + as + ")") +
-              (missing.empty() ? "" : ": " + text::join(missing, "; ")),
+              (missing.empty() ? "" : ": " + text::join(missing, "; ")) + "; billed to " +
+              payer_of(settings_),
           method == "cli" ? "run `claude auth login` as this user, or set ANTHROPIC_API_KEY"
                           : "set what is missing, or choose another --auth-method"});
   }
@@ -21171,10 +21252,11 @@ class doctor {
     return good;
   }
 
-  void check_answer() {
+  /// How it was answered.
+  turn_facts ask(const char* text, turn_result& result, std::string& first) {
     turn_request question;
     question.model = settings_.default_model;
-    question.messages.push_back({role::user, {text_part{"Say OK and nothing else."}}});
+    question.messages.push_back({role::user, {text_part{text}}});
     session_store sessions(settings_);
     limit_board limits(settings_.log);
     engine turns(settings_, *processes_, sessions, limits);
@@ -21183,20 +21265,35 @@ class doctor {
     const auto begun = std::chrono::steady_clock::now();
     const auto running = turns.start(std::move(requests), -1);
     collector gathered;
+    answer::choice_event next;
+    while (!running->ended() &&
+           running->next(next, steady_time::max()) == answer::pulled::arrived) {
+      if (first.empty() && std::holds_alternative<block_delta>(next.what)) first = in_ms(begun);
+      gathered.add(next.what);
+    }
+    result = gathered.result();
+    return running->facts();
+  }
+
+  /// Asks a question, and one that has nothing to do with it.
+  void check_answers() {
+    turn_result result;
     std::string first;
+    const auto begun = std::chrono::steady_clock::now();
     try {
-      answer::choice_event next;
-      while (!running->ended() &&
-             running->next(next, steady_time::max()) == answer::pulled::arrived) {
-        if (first.empty() && std::holds_alternative<block_delta>(next.what)) first = in_ms(begun);
-        gathered.add(next.what);
-      }
-      const auto& usage = gathered.result().usage;
+      ask("Say OK and nothing else.", result, first);
       tell({"an answer",
             true,
-            "from " + gathered.result().model + ", first token in " + first + ", complete in " +
-                in_ms(begun) + ", " + std::to_string(usage.prompt()) + " tokens in, " +
-                std::to_string(usage.output) + " out",
+            "from " + result.model + ", first token in " + first + ", complete in " + in_ms(begun) +
+                ", " + std::to_string(result.usage.prompt()) + " tokens in, " +
+                std::to_string(result.usage.output) + " out",
+            {}});
+      const bool same = ask("Say YES and nothing else.", result, first).rewound > 0;
+      tell({"another question",
+            true,
+            same ? "by the same process, which took back the first"
+                 : "by another process: this claude cannot take messages back, so that each new "
+                   "conversation takes one",
             {}});
     } catch (const api_error& failure) {
       tell({"an answer", false, failure.message,

@@ -526,8 +526,8 @@ struct command_line {
     add_proxy_flags(*connect, "The proxy's address (default: this machine's)");
     usage = app.add_subcommand("usage", "Print what the answers of a running proxy have used");
     usage->fallthrough();
-    usage->add_option("--by", usage_by, "A line for each key, model, dialect or day")
-        ->check(CLI::IsMember({"key", "model", "dialect", "day"}))
+    usage->add_option("--by", usage_by, "A line for each day, key, model, dialect or account")
+        ->check(CLI::IsMember({"day", "key", "model", "dialect", "account"}))
         ->capture_default_str();
     usage->add_option("--from", usage_from, "First day, as 2026-11-30 (default: all, 90 days)")
         ->type_name("DAY");
@@ -1449,21 +1449,13 @@ void print_account(const proxy::options& settings) {
     return without_secrets(proxy::value_or(settings.environment, name));
   };
   std::string api = "https://api.anthropic.com";
-  std::string payer = "the account of the login: a subscription, or an API account";
-  if (method == auth_method::api_key) {
-    payer = "an Anthropic API account, not a Claude subscription (for that: --auth-method cli)";
-  } else if (method == auth_method::bedrock) {
-    api = "Amazon Bedrock " + value("AWS_REGION");
-    payer = "an AWS account";
-  } else if (method == auth_method::vertex) {
-    api = "Google Vertex AI " + value("CLOUD_ML_REGION");
-    payer = "the Google Cloud project " + value("ANTHROPIC_VERTEX_PROJECT_ID");
-  }
+  if (method == auth_method::bedrock) api = "Amazon Bedrock " + value("AWS_REGION");
+  if (method == auth_method::vertex) api = "Google Vertex AI " + value("CLOUD_ML_REGION");
   const auto address = value(proxy::address_variable(method));
   std::cout << "  API                " << (address.empty() ? api : address) << "\n"
             << "  auth method        " << proxy::name_of(method) << ", by "
             << proxy::credential_source(settings) << "\n"
-            << "  billed to          " << payer << "\n"
+            << "  billed to          " << proxy::payer_of(settings) << "\n"
             << (settings.fallback
                     ? "  fallback           " + std::string(name_of(*settings.fallback)) +
                           ", while the plan is used up\n"
@@ -2090,7 +2082,9 @@ int print_usage(const command_line& line) {
   print_usage_row("total", proxy::member_of(usage, "total"));
   if (const auto& plan = proxy::member_of(usage, "plan"); plan.is_object()) {
     std::cout << "The plan costs " << number_of(plan, "cost_usd") << " USD in that time, at "
-              << std::setprecision(2) << number_of(plan, "usd_per_month") << " USD a month.\n";
+              << std::setprecision(2) << number_of(plan, "usd_per_month")
+              << " USD a month; its answers cost " << std::setprecision(4)
+              << number_of(plan, "list_price_usd") << " USD at the list price.\n";
   }
   return 0;
 }

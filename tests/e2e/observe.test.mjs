@@ -74,6 +74,7 @@ const NAMES = {
   fallback_answers_total: 'counter',
   rejected_total: 'counter',
   sessions: 'gauge',
+  subscription_limit: 'gauge',
   subscription_utilization_ratio: 'gauge',
   subscription_reset_timestamp_seconds: 'gauge',
 };

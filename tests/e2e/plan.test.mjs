@@ -24,6 +24,10 @@ function limitHeaders(seconds, more) {
   return Object.fromEntries(unified.map(([name, value]) => [`anthropic-ratelimit-unified-${name}`, value]));
 }
 const EXTRA = { status: 'rejected', 'overage-status': 'allowed', 'overage-in-use': 'true' };
+/** Of one family of models alone; the windows' names in the headers are shorter than the CLI's. */
+const SONNET_ENDS = { status: 'rejected', 'representative-claim': 'seven_day_sonnet' };
+const HAIKU = 'claude-haiku-4-5-20251001';
+const MAIN_VERSIONS = CLI_VERSIONS.slice(1);
 
 test('--no-extra-usage: what a subscription bills beyond its plan is refused until the limit begins anew; else it is answered, and said', async (t) => {
   const start = (...args) => t.start({ cli: t.cli, env: SUBSCRIBED, args: ['--spares', '0', ...args] });
@@ -53,6 +57,20 @@ test('--no-extra-usage: what a subscription bills beyond its plan is refused unt
   const proxy = await start('--no-extra-usage');
   assert.equal((await ask(proxy, 'Beyond.', limitHeaders(2, EXTRA))).status, 200);
   await eventually('the limit begins anew', async () => (await ask(proxy, 'Later.', {})).status === 200);
+});
+
+test('--no-extra-usage: whichever word of the API says that answers are billed beyond the plan', async (t) => {
+  const words = [{ ...EXTRA, status: 'allowed' }, { status: 'rejected', 'overage-status': 'allowed' }];
+  for (const version of MAIN_VERSIONS) {
+    for (const [i, headers] of words.entries()) {
+      const proxy = await t.start({ cli: claudePath(version), env: SUBSCRIBED, args: ['--spares', '0', '--no-extra-usage'] });
+      const ask = (text) => t.chat({ messages: t.messages(directive('plain', { headers: limitHeaders(3600, headers) })).map((one) => ({ ...one, content: `${one.content} ${text}` })) }, { proxy });
+      assert.equal((await ask('Beyond.')).status, 200, 'nobody could know');
+      const unasked = `Refused, ${version}, ${i}.`;
+      assert.equal((await ask(unasked)).json.error?.code, 'extra_usage_refused');
+      assert.ok(!t.calls().some(({ raw }) => raw.includes(unasked)));
+    }
+  }
 });
 
 test('a model that needs a newer Claude Code is a 400 with the command that updates it, and is not tried again', async (t) => {
@@ -114,8 +132,11 @@ test('what a Claude Code can is asked of it: its version number says nothing abo
 /** The account that pays for a call: its key, or the login of a subscription. */
 const accountOf = ({ headers }) => (headers['x-api-key'] ? 'api_key' : 'cli');
 
+/** The words of a call, the account that was asked, and for which model. */
+const callsOf = (api, text) => api.requests.filter(({ body, raw }) => body?.messages && raw.includes(text)).map((one) => [accountOf(one), one.body.model]);
+
 /** A proxy whose login's plan the returned API can end, for so many seconds; its other account never ends. */
-export async function startWithFallback(t, args = []) {
+export async function startWithFallback(t, args = [], { cli = t.cli } = {}) {
   const api = await startMessagesApi();
   const plan = { ends: undefined, calls: 0 };
   api.script(({ headers }) => {
@@ -124,7 +145,7 @@ export async function startWithFallback(t, args = []) {
   });
   t.defer(() => api.close());
   const env = { ...SUBSCRIBED, ANTHROPIC_API_KEY: API_KEY_OF_CLAUDE };
-  const proxy = await t.start({ url: api.url, cli: t.cli, env, args: ['--auth-method', 'cli', '--fallback', 'api_key', '--spares', '1', ...args] });
+  const proxy = await t.start({ url: api.url, cli, env, args: ['--auth-method', 'cli', '--fallback', 'api_key', '--spares', '1', ...args] });
   return { api, plan, proxy };
 }
 
@@ -155,7 +176,9 @@ test('--fallback: a limit of a minute is not the plan, and the plan answers agai
   const { api, plan, proxy } = await startWithFallback(t);
   const ask = (text) => t.chat({ model: MODEL, messages: [{ role: 'user', content: text }] }, { proxy });
   api.script(({ headers }) => (headers['x-api-key'] ? 'plain' : { name: 'error', status: 429, retry_after: 1, should_retry: false }));
-  assertRefused(await ask('In a minute.'), 429, /./);
+  const refusedForAMinute = await ask('In a minute.');
+  assertRefused(refusedForAMinute, 429, /./);
+  assert.equal(refusedForAMinute.headers['retry-after'], '60');
   assert.equal(api.requests.filter((one) => accountOf(one) === 'api_key').length, 0);
   let refused = 0;
   api.script(({ headers }) => (headers['x-api-key'] || refused++ ? 'plain' : { name: 'error', status: 429, headers: limitHeaders(2, { status: 'rejected' }) }));
@@ -165,12 +188,14 @@ test('--fallback: a limit of a minute is not the plan, and the plan answers agai
 });
 
 test('--fallback: a refusal that comes when its limit has begun anew is answered by the other account, too', async (t) => {
-  const { api, proxy } = await startWithFallback(t);
-  const late = () => ({ name: 'error', status: 429, ttft: 2500, headers: limitHeaders(1, { status: 'rejected' }) });
-  api.script(({ headers }) => (headers['x-api-key'] ? 'plain' : late()));
-  const result = await t.chat({ model: MODEL, messages: [{ role: 'user', content: 'Late.' }] }, { proxy });
-  assert.deepEqual([result.status, result.headers['x-claude-account']], [200, 'api_key'], result.text);
-  assert.deepEqual(api.requests.filter(({ body, raw }) => body?.messages && raw.includes('Late.')).map(accountOf), ['cli', 'api_key']);
+  for (const version of MAIN_VERSIONS) {
+    const { api, proxy } = await startWithFallback(t, [], { cli: claudePath(version) });
+    const late = () => ({ name: 'error', status: 429, ttft: 2500, headers: limitHeaders(1, { status: 'rejected' }) });
+    api.script(({ headers }) => (headers['x-api-key'] ? 'plain' : late()));
+    const result = await t.chat({ model: MODEL, messages: [{ role: 'user', content: 'Late.' }] }, { proxy });
+    assert.deepEqual([result.status, result.headers['x-claude-account']], [200, 'api_key'], result.text);
+    assert.deepEqual(callsOf(api, 'Late.').map(([account]) => account), ['cli', 'api_key']);
+  }
 });
 
 // At random moments; SOAK=1 ends the plan a hundred times, SOAK_SEED=n repeats one.
@@ -204,6 +229,118 @@ test('--fallback: conversations go on where the plan ends at any moment, no answ
     await eventually('the plan begins anew', async () => (await t.chat({ model: MODEL, messages: [{ role: 'user', content: 'Well?' }] }, { proxy })).headers['x-claude-account'] === 'cli');
   }
   assert.deepEqual([...accounts].sort(), ['api_key', 'cli']);
+});
+
+test('a limit of one family of models does not count for the others', async (t) => {
+  for (const version of MAIN_VERSIONS) {
+    const { api, proxy } = await startWithFallback(t, [], { cli: claudePath(version) });
+    const strict = await t.start({ url: api.url, cli: claudePath(version), env: SUBSCRIBED, args: ['--spares', '0', '--no-extra-usage'] });
+    const ask = (model, text, to = proxy) => t.chat({ model, messages: [{ role: 'user', content: text }] }, { proxy: to });
+    const ends = limitHeaders(3600, SONNET_ENDS);
+    api.script(({ headers, body }) => (headers['x-api-key'] || !body.model.includes('sonnet') ? 'plain' : { name: 'error', status: 429, headers: ends }));
+    assert.equal((await ask(MODEL, 'Refused.')).headers['x-claude-account'], 'api_key');
+    assert.equal((await ask(MODEL, 'Known to be refused.')).headers['x-claude-account'], 'api_key');
+    assert.equal((await ask(HAIKU, 'Another family.')).headers['x-claude-account'], 'cli');
+    assert.deepEqual(callsOf(api, 'Known to be refused.'), [['api_key', MODEL]]);
+    assert.deepEqual(callsOf(api, 'Another family.'), [['cli', HAIKU]]);
+
+    api.script(({ body }) => (body.model.includes('sonnet') ? { name: 'plain', headers: { ...ends, ...limitHeaders(3600, { ...SONNET_ENDS, ...EXTRA }) } } : 'plain'));
+    assert.equal((await ask(MODEL, 'Beyond.', strict)).status, 200);
+    assert.equal((await ask(MODEL, 'Refused here.', strict)).status, 429);
+    assert.equal((await ask(HAIKU, 'Another family here.', strict)).status, 200);
+  }
+});
+
+test('--fallback: a refusal that does not say until when goes on with the other account, too', async (t) => {
+  for (const version of MAIN_VERSIONS) {
+    const { api, proxy } = await startWithFallback(t, [], { cli: claudePath(version) });
+    const headers = { 'anthropic-ratelimit-unified-status': 'rejected', 'anthropic-ratelimit-unified-representative-claim': 'five_hour' };
+    api.script((call) => (call.headers['x-api-key'] ? 'plain' : { name: 'error', status: 429, headers }));
+    const result = await t.chat({ model: MODEL, messages: [{ role: 'user', content: 'No reset.' }] }, { proxy });
+    assert.deepEqual([result.status, result.headers['x-claude-account']], [200, 'api_key'], result.text);
+    assert.deepEqual(callsOf(api, 'No reset.').map(([account]) => account), ['cli', 'api_key']);
+  }
+});
+
+test('--fallback with --no-extra-usage: what the plan would bill beyond it is paid by the other account', async (t) => {
+  for (const words of [EXTRA, { ...EXTRA, status: 'allowed' }]) {
+    const { api, proxy } = await startWithFallback(t, ['--no-extra-usage']);
+    const ask = (text) => t.chat({ model: MODEL, messages: [{ role: 'user', content: text }] }, { proxy });
+    const headers = limitHeaders(3600, words);
+    api.script((call) => (call.headers['x-api-key'] ? 'plain' : { name: 'plain', headers }));
+    assert.equal((await ask('Nobody could know.')).headers['x-claude-account'], 'cli');
+    assert.equal((await ask('From now on.')).headers['x-claude-account'], 'api_key');
+    assert.deepEqual(callsOf(api, 'From now on.').map(([account]) => account), ['api_key']);
+  }
+});
+
+test('--fallback without --no-extra-usage: extra usage answers, and the other account is not asked', async (t) => {
+  const { api, proxy } = await startWithFallback(t);
+  const headers = limitHeaders(3600, EXTRA);
+  api.script(() => ({ name: 'plain', headers }));
+  for (const text of ['Beyond.', 'Still beyond.']) {
+    const result = await t.chat({ model: MODEL, messages: [{ role: 'user', content: text }] }, { proxy });
+    assert.equal(result.headers['x-claude-account'], 'cli');
+    assert.deepEqual(callsOf(api, text).map(([account]) => account), ['cli']);
+  }
+});
+
+test('--fallback-model: the other account answers with it, as far as it can what is asked, and log, usage and figures name both', async (t) => {
+  const other = 'claude-opus-4-8';
+  const store = path.join(scratchFolder(t), 'state.db');
+  const { api, plan, proxy } = await startWithFallback(t, ['--fallback-model', other, '--store', store, '--plan-price', '73']);
+  const ask = (text, more) => t.chat({ model: MODEL, temperature: 0.5, messages: [{ role: 'user', content: text }], ...more }, { proxy });
+  await ask('Within the plan.');
+  plan.ends = 0;
+  for (const text of ['The first one beyond.', 'Another one beyond.']) {
+    const { status, headers, json } = await ask(text);
+    assert.deepEqual([status, headers['x-claude-account'], json.model], [200, 'api_key', other]);
+    assert.equal(headers['x-ignored-params'], 'temperature', 'this model takes none');
+    assert.deepEqual(callsOf(api, text).at(-1), ['api_key', other]);
+    await eventually('its line in the log', () => new RegExp(`200 .*model ${other}, billed to api_key`).test(proxy.output));
+  }
+  const metrics = (await t.get('/metrics', { proxy })).text;
+  assert.match(metrics, new RegExp(`requests_total\\{.*model="${other}".*\\} 2$`, 'm'));
+  const usage = async (by) => (await t.get(`/v1/usage?by=${by}`, { proxy })).json;
+  const { data, plan: price } = await usage('account');
+  assert.deepEqual(data.map(({ account, answers }) => [account, answers]), [['api_key', 2], ['cli', 1]]);
+  assert.equal(price.list_price_usd, data[1].cost_usd, 'the plan is held against its own answers');
+  assert.deepEqual((await usage('model')).data.map(({ model, answers }) => [model, answers]), [[other, 2], [MODEL, 1]]);
+});
+
+test('--fallback: an answer that has not begun names no account in its headers', async (t) => {
+  const { api, proxy } = await startWithFallback(t);
+  const silence = 15_000; // for so long the proxy waits before it begins a stream
+  api.script(({ headers }) => (headers['x-api-key'] ? 'plain' : { name: 'error', status: 429, ttft: silence + 2000, headers: limitHeaders(3600, { status: 'rejected' }) }));
+  const result = await t.chat({ model: MODEL, stream: true, messages: [{ role: 'user', content: 'Slowly refused.' }] }, { proxy });
+  assert.deepEqual([result.status, result.headers['x-claude-account']], [200, undefined], result.text);
+  assert.ok(result.text.includes('[DONE]'));
+  assert.deepEqual(callsOf(api, 'Slowly refused.').map(([account]) => account), ['cli', 'api_key']);
+  await eventually('its line in the log', () => /billed to api_key/.test(proxy.output));
+});
+
+test('who pays is told by the banner, by /v1/auth/status and by doctor', async (t) => {
+  const { proxy } = await startWithFallback(t);
+  assert.match(proxy.output, /billed to +the account of the login: .*\n +fallback +api_key/);
+  const { status } = (await t.get('/v1/auth/status', { proxy })).json.claude_code_auth;
+  assert.match(status.billed_to, /^the account of the login/);
+  assert.equal(status.fallback, 'api_key');
+  const doctor = async (env) => (await startAndExpectExit({ cli: t.cli, url: t.api.url, env, args: ['doctor'] })).output;
+  assert.match(await doctor(SUBSCRIBED), /login: .*billed to the account of the login/);
+  assert.match(await doctor({}), /login: .*billed to an Anthropic API account/);
+});
+
+test('how full a limit is, is told of each that is reported; where it is not, it is not told as 0', async (t) => {
+  for (const version of MAIN_VERSIONS) {
+    const proxy = await t.start({ cli: claudePath(version), env: SUBSCRIBED, args: ['--spares', '0'] });
+    const headers = { ...limitHeaders(3600, { status: 'allowed', '5h-utilization': '0.3', '7d-utilization': '0.5' }), 'anthropic-ratelimit-unified-7d-reset': String(Math.floor(Date.now() / 1000) + 9e4) };
+    await t.chat({ messages: t.messages(directive('plain', { headers })) }, { proxy });
+    const { text } = await t.get('/metrics', { proxy });
+    const shares = [...text.matchAll(/subscription_utilization_ratio\{window="(\w+)"\} (\S+)/g)].map(([, name, share]) => [name, Number(share)]);
+    assert.match(text, /subscription_limit\{window="five_hour",state="allowed"\} 1/);
+    const told = version === '2.1.197' ? [] : [['five_hour', 0.3], ['seven_day', 0.5]];
+    assert.deepEqual(shares, told);
+  }
 });
 
 test('--fallback: what cannot be is a word at the start', async (t) => {

@@ -182,7 +182,7 @@ test('what the plan costs stands beside the list price, for the same time, where
   assert.ok(Math.abs(cost_usd - 2.4 * days) < 0.1, `${cost_usd} USD for ${days} days`);
   assert.equal((await plan(`from=${day(-2)}`)).cost_usd, 0);
   const table = execFileSync(PROXY, ['usage', '--from', since, '--url', proxy.url], { encoding: 'utf8', env: { PATH: process.env.PATH } });
-  assert.match(table, /^The plan costs 2[1-4]\.\d{4} USD in that time, at 73\.00 USD a month\.$/m);
+  assert.match(table, /^The plan costs 2[1-4]\.\d{4} USD in that time, at 73\.00 USD a month; its answers cost \d+\.\d{4} USD at the list price\.$/m);
 });
 
 test('without --store usage is a 404 that says so', async (t) => {

@@ -149,9 +149,9 @@ TEST_CASE("backends: usage is added up by the hour, and forgotten after 90 days"
     const auto store = here.open();
     const auto now = now_ms() / ms_per_hour;
     for (const auto hour : {now - 90 * 24 - 1, now - 90 * 24, now, now}) {
-      store->add_usage({hour, "key-1", "m", "d", 1, {1, 2, 3, 4}, 0.5});
+      store->add_usage({hour, "key-1", "m", "d", "cli", 1, {1, 2, 3, 4}, 0.5});
     }
-    store->add_usage({now, "key-2", "m", "e", 1, {1, 1, 1, 1}, 0.25});
+    store->add_usage({now, "key-2", "m", "e", "api_key", 1, {1, 1, 1, 1}, 0.25});
     const auto all = store->sum_usage("model", 0);
     REQUIRE(all.size() == 1);
     CHECK(all[0].answers == 4);
@@ -160,6 +160,10 @@ TEST_CASE("backends: usage is added up by the hour, and forgotten after 90 days"
     CHECK(store->sum_usage("model", now).at(0).answers == 3);
     CHECK(store->sum_usage("key", 0).at(1).key == "key-2");
     CHECK(store->sum_usage("dialect", 0).size() == 2);
+    const auto paid = store->sum_usage("account", 0);
+    REQUIRE(paid.size() == 2);
+    CHECK(paid[0].key == "api_key");
+    CHECK(paid[1].answers == 3);
     CHECK(store->sum_usage("day", 0).size() == 2);
   });
 }

@@ -198,6 +198,10 @@ TEST_CASE("metrics: a subscription's limits are shown as they were reported last
       1'800'000'000);
   CHECK(board.all().size() == 1);
   for (int i = 0; i < 2; ++i) board.note({"five_hour", "rejected", {}, 1'800'000'000, true});
+  CHECK(board.all().at(0).utilization == 0.5);  // it is the same limit
+  board.note({"five_hour", "", 0.6, 1'800'000'000});
+  CHECK(board.all().at(0).status == "rejected");
+  CHECK(board.all().at(0).extra_usage);
   REQUIRE(lines.size() == 1);
   CHECK(lines[0].find("the plan's limit five_hour is used up") != std::string::npos);
 }
@@ -208,18 +212,24 @@ TEST_CASE(
   const auto now = std::chrono::duration_cast<std::chrono::seconds>(
                        std::chrono::system_clock::now().time_since_epoch())
                        .count();
-  const auto spent = [&](const claude_openai::usage_window& window, bool extra_usage) {
+  const auto spent = [&](const claude_openai::usage_window& window, bool extra_usage,
+                         const char* model = "claude-sonnet-4-5") {
     const claude_openai::logger log;
     claude_openai::limit_board board(log);
     board.note({"seven_day", "allowed_warning", 0.9, now + 500});
     board.note(window);
-    return board.is_spent(extra_usage);
+    return board.find_spent(model, extra_usage).has_value();
   };
   for (const bool extra : {false, true}) {
     CHECK_FALSE(spent({"five_hour", "allowed", 1.0, now + 100}, extra));
     CHECK_FALSE(spent({"five_hour", "rejected", {}, now - 1}, extra));
-    CHECK_FALSE(spent({"five_hour", "rejected", {}, 0}, extra));
+    CHECK(spent({"five_hour", "rejected", {}, 0}, extra));  // for five minutes
     CHECK(spent({"five_hour", "rejected", {}, now + 100}, extra));
+    CHECK(spent({"five_hour", "allowed", {}, now + 100, true}, extra) == !extra);
+    const claude_openai::usage_window opus{"seven_day_opus", "rejected", {}, now + 100};
+    for (const char* model : {"claude-opus-4-8", "opus", "default"})
+      CHECK(spent(opus, extra, model));
+    for (const char* model : {"claude-sonnet-4-5", "haiku"}) CHECK_FALSE(spent(opus, extra, model));
     CHECK(spent({"five_hour", "rejected", {}, now + 100, true}, extra) == !extra);
   }
 }
@@ -297,24 +307,38 @@ TEST_CASE("log fields: the same for programs") {
   CHECK_FALSE(fields.contains("error"));
 }
 
-TEST_CASE("usage windows: a rate_limit_event in either way of telling the share") {
-  using claude_openai::decode_usage_window;
+TEST_CASE("usage windows: what a rate_limit_event and the words of a refusal tell of the limits") {
   const auto read = [](const char* text) {
-    return decode_usage_window(claude_openai::json::parse(text));
+    return claude_openai::decode_usage_windows(claude_openai::json::parse(text));
   };
   const auto share = read(
       R"({"type":"rate_limit_event","rate_limit_info":{"status":"allowed","resetsAt":1800000000,
           "rateLimitType":"five_hour","utilization":0.42}})");
-  REQUIRE(share);
-  CHECK(share->name == "five_hour");
-  CHECK(share->status == "allowed");
-  CHECK(share->resets_at == 1'800'000'000);
-  CHECK(share->utilization == doctest::Approx(0.42));
+  REQUIRE(share.size() == 1);
+  CHECK(share[0].name == "five_hour");
+  CHECK(share[0].status == "allowed");
+  CHECK(share[0].resets_at == 1'800'000'000);
+  CHECK(share[0].utilization == doctest::Approx(0.42));
+  CHECK_FALSE(share[0].extra_usage);
   const auto percent = read(
       R"({"type":"rate_limit_event","rate_limit_info":{"rateLimitType":"seven_day","utilization":42}})");
-  REQUIRE(percent);
-  CHECK(percent->utilization == doctest::Approx(0.42));
-  CHECK_FALSE(read(R"({"type":"rate_limit_event","rate_limit_info":{}})"));
-  CHECK_FALSE(read(R"({"type":"rate_limit_event"})"));
-  CHECK_FALSE(read(R"({"type":"result"})"));
+  REQUIRE(percent.size() == 1);
+  CHECK(percent[0].utilization == doctest::Approx(0.42));
+  const auto both = read(
+      R"({"type":"rate_limit_event","rate_limit_info":{"status":"allowed","rateLimitType":"five_hour",
+          "overageInUse":true,"unifiedWindows":{"five_hour":{"utilization":1},
+          "seven_day":{"utilization":0.5,"resetsAt":1800000001}}}})");
+  REQUIRE(both.size() == 2);
+  CHECK(both[0].name == "seven_day");
+  CHECK(both[0].resets_at == 1'800'000'001);
+  CHECK(both[1].utilization == doctest::Approx(1));
+  CHECK(both[1].extra_usage);
+  const auto refused = read(
+      R"({"type":"assistant","api_error":"usage_limit_reached","api_error_params":{"rate_limit_info":
+          {"status":"rejected","rateLimitType":"five_hour"}}})");
+  REQUIRE(refused.size() == 1);
+  CHECK(refused[0].status == "rejected");
+  CHECK(read(R"({"type":"rate_limit_event","rate_limit_info":{}})").empty());
+  CHECK(read(R"({"type":"rate_limit_event"})").empty());
+  CHECK(read(R"({"type":"result"})").empty());
 }

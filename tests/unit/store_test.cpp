@@ -233,9 +233,29 @@ TEST_CASE("store: a file of the first version gets what later ones have, and kee
       "INSERT INTO records VALUES ('kind', 'a', '1', '{}')");
   const auto store = here.open();
   CHECK(store->problem().empty());
-  store->add_usage({now_ms() / ms_per_hour, "key-1", "m", "d", 1, {1, 2, 3, 4}, 0.5});
+  store->add_usage({now_ms() / ms_per_hour, "key-1", "m", "d", "cli", 1, {1, 2, 3, 4}, 0.5});
   CHECK(store->sum_usage("key", 0).size() == 1);
   CHECK(all_of(*store) == strings{"a/1 {} []"});
+}
+
+TEST_CASE("store: usage of the second version is kept, by an account that nobody knows") {
+  const fixture here;
+  { const auto store = here.open(); }
+  here.change(
+      "DROP TABLE usage;"
+      "CREATE TABLE usage (hour INTEGER, key TEXT, model TEXT, dialect TEXT, answers INTEGER,"
+      " input INTEGER, output INTEGER, cache_read INTEGER, cache_write INTEGER, usd REAL,"
+      " PRIMARY KEY (hour, key, model, dialect)) WITHOUT ROWID;"
+      "INSERT INTO usage VALUES (strftime('%s') / 3600, 'key-1', 'm', 'd', 2, 1, 2, 3, 4, 0.5);"
+      "PRAGMA user_version = 2;");
+  const auto store = here.open();
+  store->add_usage({now_ms() / ms_per_hour, "key-1", "m", "d", "cli", 1, {1, 2, 3, 4}, 0.5});
+  const auto paid = store->sum_usage("account", 0);
+  REQUIRE(paid.size() == 2);
+  CHECK(paid[0].key == "cli");
+  CHECK(paid[1].key == "unknown");
+  CHECK(paid[1].answers == 2);
+  CHECK(paid[1].tokens == std::array<std::int64_t, 4>{1, 2, 3, 4});
 }
 
 TEST_CASE("store: usage is added up by the hour, and forgotten after 90 days") {
@@ -243,7 +263,7 @@ TEST_CASE("store: usage is added up by the hour, and forgotten after 90 days") {
   const auto store = here.open();
   const auto now = now_ms() / ms_per_hour;
   for (const auto hour : {now - 90 * 24 - 1, now - 90 * 24, now, now}) {
-    store->add_usage({hour, "key-1", "m", "d", 1, {1, 2, 3, 4}, 0.5});
+    store->add_usage({hour, "key-1", "m", "d", "cli", 1, {1, 2, 3, 4}, 0.5});
   }
   const auto all = store->sum_usage("model", 0);
   REQUIRE(all.size() == 1);
