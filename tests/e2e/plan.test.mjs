@@ -7,6 +7,7 @@ import path from 'node:path';
 import { promisify } from 'node:util';
 import { CLI_VERSIONS, DEFAULT_MODEL as MODEL, claudePath } from './claude_cli.mjs';
 import { API_KEY_OF_CLAUDE, PROXY, eventually, startAndExpectExit, suite } from './harness.mjs';
+import { startCloudApi } from './cloud_api.mjs';
 import { directive, startMessagesApi } from './messages_api.mjs';
 import { randomOf } from './money.test.mjs';
 import { scratchFolder } from './operate.mjs';
@@ -306,6 +307,30 @@ test('--fallback-model: the other account answers with it, as far as it can what
   assert.deepEqual(data.map(({ account, answers }) => [account, answers]), [['api_key', 2], ['cli', 1]]);
   assert.equal(price.list_price_usd, data[1].cost_usd, 'the plan is held against its own answers');
   assert.deepEqual((await usage('model')).data.map(({ model, answers }) => [model, answers]), [[other, 2], [MODEL, 1]]);
+});
+
+test('--fallback: an account of Bedrock or of Vertex answers, with its own names for models', async (t) => {
+  const clouds = {
+    bedrock: [{ AWS_REGION: 'us-east-1', CLAUDE_CODE_SKIP_BEDROCK_AUTH: '1' }, 'us.anthropic.claude-sonnet-4-5-20250929-v1:0'],
+    vertex: [{ CLOUD_ML_REGION: 'us-east5', ANTHROPIC_VERTEX_PROJECT_ID: 'my-project', CLAUDE_CODE_SKIP_VERTEX_AUTH: '1' }, 'claude-sonnet-4-5@20250929'],
+  };
+  for (const [cloud, [variables, model]] of Object.entries(clouds)) {
+    const api = await startMessagesApi();
+    const behind = await startCloudApi(cloud, api.url);
+    t.defer(async () => void (await Promise.all([api.close(), behind.close()])));
+    const headers = limitHeaders(3600, { status: 'rejected' });
+    api.script((call) => (call.headers['x-api-key'] === cloud ? 'plain' : { name: 'error', status: 429, headers }));
+    const env = { ...SUBSCRIBED, ...variables, [`ANTHROPIC_${cloud.toUpperCase()}_BASE_URL`]: behind.url };
+    const proxy = await t.start({ url: api.url, cli: t.cli, env, args: ['--auth-method', 'cli', '--fallback', cloud, '--fallback-model', model, '--spares', '0'] });
+    for (const stream of [false, true]) {
+      const result = await t.chat({ model: MODEL, stream, messages: [{ role: 'user', content: `In the ${cloud}, ${stream}.` }] }, { proxy });
+      assert.deepEqual([result.status, result.headers['x-claude-account']], [200, cloud], result.text);
+      assert.ok(result.text.includes(SPOKEN.slice(0, 5)), result.text);
+    }
+    assert.deepEqual([...new Set(behind.calls.map((call) => call.model))], [model]);
+    assert.equal(behind.calls.length, 2, 'each is asked once');
+    assert.equal(api.requests.filter(({ headers: sent, body }) => body?.messages && sent['x-api-key'] !== cloud).length, 1);
+  }
 });
 
 test('--fallback: an answer that has not begun names no account in its headers', async (t) => {
