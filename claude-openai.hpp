@@ -9781,13 +9781,18 @@ class pool {
     janitor_ = std::thread([this] { run_janitor(); });
   }
 
-  /// Starts to keep spares; this model has priority.
+  /// Starts to keep spares; this model has priority, and then that of the fallback: a request that
+  /// the plan has refused shall not wait for a start, too.
   void keep_spares(const std::string& model) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       spares_.keep(settings_.spares);
       support_.reset();
       spares_.remember({model, std::nullopt}, {}, settings_.spare_hold);
+      const auto& other = settings_.fallback_model.empty() ? model : settings_.fallback_model;
+      if (settings_.fallback) {
+        spares_.remember({other, std::nullopt, true}, {}, settings_.spare_hold);
+      }
     }
     wake_.raise();
   }

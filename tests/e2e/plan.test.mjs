@@ -28,7 +28,8 @@ const EXTRA = { status: 'rejected', 'overage-status': 'allowed', 'overage-in-use
 /** Of one family of models alone; the windows' names in the headers are shorter than the CLI's. */
 const SONNET_ENDS = { status: 'rejected', 'representative-claim': 'seven_day_sonnet' };
 const HAIKU = 'claude-haiku-4-5-20251001';
-const MAIN_VERSIONS = CLI_VERSIONS.slice(1);
+/** An older CLI, which tells less of the limits, and the newest that is tried. */
+const mainClis = (t) => [claudePath('2.1.197'), t.cli];
 
 test('--no-extra-usage: what a subscription bills beyond its plan is refused until the limit begins anew; else it is answered, and said', async (t) => {
   const start = (...args) => t.start({ cli: t.cli, env: SUBSCRIBED, args: ['--spares', '0', ...args] });
@@ -62,12 +63,12 @@ test('--no-extra-usage: what a subscription bills beyond its plan is refused unt
 
 test('--no-extra-usage: whichever word of the API says that answers are billed beyond the plan', async (t) => {
   const words = [{ ...EXTRA, status: 'allowed' }, { status: 'rejected', 'overage-status': 'allowed' }];
-  for (const version of MAIN_VERSIONS) {
+  for (const cli of mainClis(t)) {
     for (const [i, headers] of words.entries()) {
-      const proxy = await t.start({ cli: claudePath(version), env: SUBSCRIBED, args: ['--spares', '0', '--no-extra-usage'] });
+      const proxy = await t.start({ cli, env: SUBSCRIBED, args: ['--spares', '0', '--no-extra-usage'] });
       const ask = (text) => t.chat({ messages: t.messages(directive('plain', { headers: limitHeaders(3600, headers) })).map((one) => ({ ...one, content: `${one.content} ${text}` })) }, { proxy });
       assert.equal((await ask('Beyond.')).status, 200, 'nobody could know');
-      const unasked = `Refused, ${version}, ${i}.`;
+      const unasked = `Refused, ${proxy.port}, ${i}.`;
       assert.equal((await ask(unasked)).json.error?.code, 'extra_usage_refused');
       assert.ok(!t.calls().some(({ raw }) => raw.includes(unasked)));
     }
@@ -114,13 +115,14 @@ test('which models need a newer Claude Code is told by the list and by doctor, t
 
 test('what a Claude Code can is asked of it: its version number says nothing about the lifetime of a cached prompt', async (t) => {
   const ttl = (text) => [...JSON.stringify(t.calls().find(({ raw }) => raw.includes(text)).body).matchAll(/"cache_control":\{"type":"ephemeral"(?:,"ttl":"(\w+)")?/g)].map(([, time]) => time);
-  for (const [version, named, sent] of [['2.1.197', 'prompt_cache_retention', undefined], ['2.1.330', undefined, '1h']]) {
+  const [old, newest] = mainClis(t);
+  for (const [program, named, sent] of [[old, 'prompt_cache_retention', undefined], [newest, undefined, '1h']]) {
     const cli = path.join(scratchFolder(t), 'claude');
     const untrue = named ? '2.1.999' : '2.1.130';
-    writeFileSync(cli, `#!/bin/sh\ncase "$*" in *--version*) echo "${untrue} (Claude Code)"; exit;; esac\nexec ${claudePath(version)} "$@"\n`, { mode: 0o755 });
+    writeFileSync(cli, `#!/bin/sh\ncase "$*" in *--version*) echo "${untrue} (Claude Code)"; exit;; esac\nexec ${program} "$@"\n`, { mode: 0o755 });
     const proxy = await t.start({ cli, args: ['--spares', '0'] });
     await proxy.inspected();
-    const text = `Kept by ${version}.`;
+    const text = `Kept by ${path.basename(path.dirname(cli))}.`;
     const { status, headers } = await t.chat({ prompt_cache_retention: '24h', messages: t.messages('plain').map((one) => ({ ...one, content: `${one.content} ${text}` })) }, { proxy });
     assert.deepEqual([status, headers['x-ignored-params']], [200, named]);
     assert.deepEqual(new Set(ttl(text)), new Set([sent]));
@@ -140,8 +142,9 @@ const callsOf = (api, text) => api.requests.filter(({ body, raw }) => body?.mess
 export async function startWithFallback(t, args = [], { cli = t.cli } = {}) {
   const api = await startMessagesApi();
   const plan = { ends: undefined, calls: 0 };
-  api.script(({ headers }) => {
-    if (headers['x-api-key'] || !(++plan.calls >= plan.ends)) return 'plain';
+  api.script(({ headers, body }) => {
+    const looks = body.tools?.length && !body.messages.at(-1).content.some?.(({ type }) => type === 'tool_result');
+    if (headers['x-api-key'] || !(++plan.calls >= plan.ends)) return looks ? 'tool_use' : 'plain';
     return { name: 'error', status: 429, headers: limitHeaders(plan.seconds ?? 3600, { status: 'rejected' }) };
   });
   t.defer(() => api.close());
@@ -173,6 +176,16 @@ test('--fallback: while the plan is used up the other account answers, in each d
   assert.match(metrics.text, /^claude_openai_fallback_answers_total 9$/m);
 });
 
+test('--fallback: a process of the other account is kept ready, which answers the first request that the plan refuses', async (t) => {
+  const { plan, proxy } = await startWithFallback(t, ['--spares', '2', '--fallback-model', HAIKU]);
+  await eventually('both are ready', async () => /processes\{state="spare"\} 2$/m.test((await t.get('/metrics', { proxy })).text));
+  const keyed = proxy.claudes().filter(({ environment }) => environment.ANTHROPIC_API_KEY);
+  assert.deepEqual([proxy.claudes().length, keyed.length], [2, 1]);
+  plan.ends = 0;
+  assert.equal((await t.chat({ model: MODEL, messages: [{ role: 'user', content: 'Refused.' }] }, { proxy })).headers['x-claude-account'], 'api_key');
+  assert.match((await t.get('/metrics', { proxy })).text, /turns_total\{process="spare"\} 1$/m);
+});
+
 test('--fallback: a limit of a minute is not the plan, and the plan answers again when it begins anew', async (t) => {
   const { api, plan, proxy } = await startWithFallback(t);
   const ask = (text) => t.chat({ model: MODEL, messages: [{ role: 'user', content: text }] }, { proxy });
@@ -189,8 +202,8 @@ test('--fallback: a limit of a minute is not the plan, and the plan answers agai
 });
 
 test('--fallback: a refusal that comes when its limit has begun anew is answered by the other account, too', async (t) => {
-  for (const version of MAIN_VERSIONS) {
-    const { api, proxy } = await startWithFallback(t, [], { cli: claudePath(version) });
+  for (const cli of mainClis(t)) {
+    const { api, proxy } = await startWithFallback(t, [], { cli });
     const late = () => ({ name: 'error', status: 429, ttft: 2500, headers: limitHeaders(1, { status: 'rejected' }) });
     api.script(({ headers }) => (headers['x-api-key'] ? 'plain' : late()));
     const result = await t.chat({ model: MODEL, messages: [{ role: 'user', content: 'Late.' }] }, { proxy });
@@ -199,43 +212,91 @@ test('--fallback: a refusal that comes when its limit has begun anew is answered
   }
 });
 
+/** Two dialects, each plainly and with a call of the client's tool: how a turn is asked for, and what its answer holds. */
+const LOOK = { description: 'Looks.', parameters: { type: 'object', properties: {} } };
+const TALKS = {
+  '/v1/chat/completions': {
+    tools: [{ type: 'function', function: { name: 'look', ...LOOK } }],
+    read: ({ json, data }) => (json ? json.choices[0].message : { content: data.map((one) => one.choices?.[0]?.delta.content ?? '').join('') }),
+    wordsOf: (message) => message.content,
+    callOf: (message) => message.tool_calls?.[0].id,
+    assistant: (message) => ({ role: 'assistant', content: message.content, tool_calls: message.tool_calls }),
+    found: (id, content) => ({ role: 'tool', tool_call_id: id, content }),
+  },
+  '/v1/messages': {
+    tools: [{ name: 'look', description: LOOK.description, input_schema: LOOK.parameters }],
+    read: ({ json, data }) => json ?? { content: [{ type: 'text', text: data.map((one) => one.delta?.text ?? '').join('') }] },
+    wordsOf: (message) => message.content.find(({ type }) => type === 'text')?.text,
+    callOf: (message) => message.content.find(({ type }) => type === 'tool_use')?.id,
+    assistant: ({ content }) => ({ role: 'assistant', content }),
+    found: (id, content) => ({ role: 'user', content: [{ type: 'tool_result', tool_use_id: id, content }] }),
+  },
+};
+
+/** One conversation of a kind; every third looks with a tool before it answers, every other one is streamed. */
+function conversation(t, { api, proxy, accounts, delays }, name, at) {
+  const where = Object.keys(TALKS)[at % 2];
+  const talk = TALKS[where];
+  const tools = at % 3 === 0 ? talk.tools : undefined;
+  const messages = [];
+  let turns = 0;
+  const ask = async (text) => {
+    const calls = api.requests.length;
+    const body = { model: MODEL, max_tokens: 900, stream: !tools && at % 4 > 1, messages, tools };
+    const exchange = t.send({ proxy, path: where, body });
+    const result = await exchange.done;
+    assert.equal(result.status, 200, result.text);
+    accounts.add(result.headers['x-claude-account']);
+    const own = api.requests.slice(calls).filter((call) => call.body?.messages && JSON.stringify(call.body.messages.at(-1)).includes(text));
+    const paid = own.filter(({ status }) => status === 200);
+    assert.equal(paid.length, 1, `${text}: ${paid.length} answers`);
+    assert.equal(paid[0].body.messages.filter(({ role }) => role === 'assistant').length, messages.filter(({ role }) => role === 'assistant').length, 'with its history');
+    const refused = own.find(({ status }) => status === 429);
+    if (refused) delays.push(exchange.chunks[0].at - refused.at);
+    const message = talk.read(result);
+    messages.push(talk.assistant(message));
+    return message;
+  };
+  return async () => {
+    const text = `${name}, turn ${++turns}.`;
+    messages.push({ role: 'user', content: text });
+    let answered = await ask(text);
+    if (tools) {
+      messages.push(talk.found(talk.callOf(answered), `Found in ${text}`));
+      answered = await ask(`Found in ${text}`);
+    }
+    assert.equal(talk.wordsOf(answered), SPOKEN);
+  };
+}
+
 // At random moments; SOAK=1 ends the plan a hundred times, SOAK_SEED=n repeats one.
 const ENDS = process.env.SOAK ? 100 : 3;
 test('--fallback: conversations go on where the plan ends at any moment, no answer is lost and none is paid twice', { deadline: ENDS * 100_000 }, async (t) => {
-  const { api, plan, proxy } = await startWithFallback(t);
-  const chats = Array.from({ length: 10 }, (_, i) => ({ name: `round 0 chat ${i}`, messages: [] }));
-  const accounts = new Set();
-  const go = async (chat, turns, stream) => {
-    for (let turn = 0; turn < turns; ++turn) {
-      const text = `${chat.name}, turn ${turn}, ${chat.messages.length}.`;
-      chat.messages.push({ role: 'user', content: text });
-      const result = await t.chat({ model: MODEL, stream, messages: chat.messages }, { proxy });
-      assert.equal(result.status, 200, result.text);
-      assert.ok(!stream || result.text.includes('[DONE]'), result.text);
-      accounts.add(result.headers['x-claude-account']);
-      chat.messages.push({ role: 'assistant', content: SPOKEN });
-      const paid = api.requests.filter(({ body, raw, status }) => status === 200 && body?.messages && body.messages.at(-1).role === 'user' && JSON.stringify(body.messages.at(-1)).includes(text));
-      assert.equal(paid.length, 1, `${text}: ${paid.length} answers`);
-      assert.equal(paid[0].body.messages.filter(({ role }) => role === 'assistant').length, chat.messages.length / 2 - 1, 'with its history');
-    }
-  };
+  const run = await startWithFallback(t, ['--max-processes', '32']);
+  const { plan, proxy } = run;
+  Object.assign(run, { accounts: new Set(), delays: [] });
   const seed = Number(process.env.SOAK_SEED ?? Date.now() % 1e6);
   console.log(`     (SOAK_SEED=${seed})`);
   const random = randomOf(seed);
+  let chats = [];
   for (let round = 0; round < ENDS; round++) {
-    for (const [i, chat] of chats.entries()) if (chat.messages.length > 20) Object.assign(chat, { name: `round ${round} chat ${i}`, messages: [] });
-    Object.assign(plan, { calls: 0, ends: 1 + Math.floor(random() * 24), seconds: 2 });
-    await Promise.all(chats.map((chat, i) => go(chat, 3, (i + round) % 2 === 1)));
+    if (round % 3 === 0) chats = Array.from({ length: 12 }, (_, i) => conversation(t, run, `Round ${round}, chat ${i}`, i));
+    Object.assign(plan, { calls: 0, ends: 1 + Math.floor(random() * 40), seconds: 2 });
+    await Promise.all(chats.map(async (turn) => {
+      for (let i = 0; i < 3; i++) await turn();
+    }));
     plan.ends = undefined;
     await eventually('the plan begins anew', async () => (await t.chat({ model: MODEL, messages: [{ role: 'user', content: 'Well?' }] }, { proxy })).headers['x-claude-account'] === 'cli');
   }
-  assert.deepEqual([...accounts].sort(), ['api_key', 'cli']);
+  const delays = run.delays.sort((one, other) => one - other).map(Math.round);
+  console.log(`     (${delays.length} refusals; until the first byte of the other account's answer ${delays[delays.length >> 1]} ms, at most ${delays.at(-1)} ms)`);
+  assert.deepEqual([...run.accounts].sort(), ['api_key', 'cli']);
 });
 
 test('a limit of one family of models does not count for the others', async (t) => {
-  for (const version of MAIN_VERSIONS) {
-    const { api, proxy } = await startWithFallback(t, [], { cli: claudePath(version) });
-    const strict = await t.start({ url: api.url, cli: claudePath(version), env: SUBSCRIBED, args: ['--spares', '0', '--no-extra-usage'] });
+  for (const cli of mainClis(t)) {
+    const { api, proxy } = await startWithFallback(t, [], { cli });
+    const strict = await t.start({ url: api.url, cli, env: SUBSCRIBED, args: ['--spares', '0', '--no-extra-usage'] });
     const ask = (model, text, to = proxy) => t.chat({ model, messages: [{ role: 'user', content: text }] }, { proxy: to });
     const ends = limitHeaders(3600, SONNET_ENDS);
     api.script(({ headers, body }) => (headers['x-api-key'] || !body.model.includes('sonnet') ? 'plain' : { name: 'error', status: 429, headers: ends }));
@@ -253,8 +314,8 @@ test('a limit of one family of models does not count for the others', async (t) 
 });
 
 test('--fallback: a refusal that does not say until when goes on with the other account, too', async (t) => {
-  for (const version of MAIN_VERSIONS) {
-    const { api, proxy } = await startWithFallback(t, [], { cli: claudePath(version) });
+  for (const cli of mainClis(t)) {
+    const { api, proxy } = await startWithFallback(t, [], { cli });
     const headers = { 'anthropic-ratelimit-unified-status': 'rejected', 'anthropic-ratelimit-unified-representative-claim': 'five_hour' };
     api.script((call) => (call.headers['x-api-key'] ? 'plain' : { name: 'error', status: 429, headers }));
     const result = await t.chat({ model: MODEL, messages: [{ role: 'user', content: 'No reset.' }] }, { proxy });
@@ -356,14 +417,14 @@ test('who pays is told by the banner, by /v1/auth/status and by doctor', async (
 });
 
 test('how full a limit is, is told of each that is reported; where it is not, it is not told as 0', async (t) => {
-  for (const version of MAIN_VERSIONS) {
-    const proxy = await t.start({ cli: claudePath(version), env: SUBSCRIBED, args: ['--spares', '0'] });
+  for (const cli of mainClis(t)) {
+    const proxy = await t.start({ cli, env: SUBSCRIBED, args: ['--spares', '0'] });
     const headers = { ...limitHeaders(3600, { status: 'allowed', '5h-utilization': '0.3', '7d-utilization': '0.5' }), 'anthropic-ratelimit-unified-7d-reset': String(Math.floor(Date.now() / 1000) + 9e4) };
     await t.chat({ messages: t.messages(directive('plain', { headers })) }, { proxy });
     const { text } = await t.get('/metrics', { proxy });
     const shares = [...text.matchAll(/subscription_utilization_ratio\{window="(\w+)"\} (\S+)/g)].map(([, name, share]) => [name, Number(share)]);
     assert.match(text, /subscription_limit\{window="five_hour",state="allowed"\} 1/);
-    const told = version === '2.1.197' ? [] : [['five_hour', 0.3], ['seven_day', 0.5]];
+    const told = cli !== t.cli ? [] : [['five_hour', 0.3], ['seven_day', 0.5]];
     assert.deepEqual(shares, told);
   }
 });
