@@ -12668,8 +12668,8 @@ class limit_board {
     known = std::move(window);
   }
 
-  /// The limit that lets the model not answer, of several the one that lasts longest.
-  /// `extra_usage`: what is billed beyond a limit is wanted.
+  /// The limit that keeps a model from answering, of several the one that lasts longest.
+  /// `extra_usage`: answers that are billed beyond the plan are wanted.
   std::optional<usage_window> find_spent(const std::string& model, bool extra_usage) const {
     const std::lock_guard<std::mutex> lock(mutex_);
     std::optional<usage_window> found;
@@ -13000,7 +13000,7 @@ class turn {
   /// The plan is used up: the operator's other account answers. Nothing of an answer was sent, and
   /// the plan's process keeps the conversation before this request.
   bool fall_back(const api_error& error) {
-    if (error.kind != error_kind::rate_limited) return false;
+    if (error.kind != error_kind::rate_limited || request_.on_fallback) return false;
     const auto& told = lease_->process().windows();
     const auto limit = limits_.find_spent(request_.model, true);
     const bool by_plan =
@@ -13008,7 +13008,7 @@ class turn {
           return window.status == "rejected";
         });
     if (limit) facts_.refused_for = time_to_reset(*limit);
-    if (!by_plan || !settings_.fallback || request_.on_fallback) return false;
+    if (!by_plan || !settings_.fallback) return false;
     use_fallback(request_, settings_);
     refuse_ignored(request_);
     queue_again(false);
@@ -19289,8 +19289,7 @@ inline std::string take_alias(request_context& now, std::string name) {
   return alias->model;
 }
 
-/// Where the operator wants no bill beyond the plan, a limit that is used up refuses until it
-/// begins anew.
+/// The operator wants no bill beyond the plan.
 [[noreturn]] inline void refuse_extra_usage(const usage_window& limit) {
   const auto left = time_to_reset(limit);
   api_error error(error_kind::rate_limited,
@@ -19303,7 +19302,8 @@ inline std::string take_alias(request_context& now, std::string name) {
   throw error;
 }
 
-/// The model's limits; and what the plan's do to the request, as far as they are known.
+/// What the model that answers does not take is left out. Which one that is, and who pays, depends
+/// on the limits of the plan that are known to be used up.
 inline void apply_limits(request_context& now, turn_request& turn) {
   const auto& settings = *now.settings;
   const auto traits = [known = now.proxy.status.get().always_thinking](const std::string& model) {

@@ -201,6 +201,18 @@ test('--fallback: a limit of a minute is not the plan, and the plan answers agai
   assert.equal(plan.calls, 0);
 });
 
+test('--fallback: a refusal of the other account has its own Retry-After, not that of the plan', async (t) => {
+  const { api, proxy } = await startWithFallback(t);
+  const refusals = { api_key: { retry_after: 1, should_retry: false }, cli: { headers: limitHeaders(3600, { status: 'rejected' }) } };
+  api.script((call) => ({ name: 'error', status: 429, ...refusals[accountOf(call)] }));
+  for (const text of ['Refused by both.', 'Refused by the other.']) {
+    const result = await t.chat({ model: MODEL, messages: [{ role: 'user', content: text }] }, { proxy });
+    assertRefused(result, 429, /./);
+    assert.ok(Number(result.headers['retry-after']) <= 60, result.headers['retry-after']);
+  }
+  assert.deepEqual(callsOf(api, 'Refused by the other.').map(([account]) => account), ['api_key']);
+});
+
 test('--fallback: a refusal that comes when its limit has begun anew is answered by the other account, too', async (t) => {
   for (const cli of mainClis(t)) {
     const { api, proxy } = await startWithFallback(t, [], { cli });
