@@ -13007,7 +13007,7 @@ class turn {
         limit || std::any_of(told.begin(), told.end(), [](const usage_window& window) {
           return window.status == "rejected";
         });
-    if (limit) facts_.refused_for = time_to_reset(*limit);
+    if (limit && !settings_.fallback) facts_.refused_for = time_to_reset(*limit);
     if (!by_plan || !settings_.fallback) return false;
     use_fallback(request_, settings_);
     refuse_ignored(request_);
