@@ -18941,23 +18941,44 @@ inline std::optional<std::int64_t> count_by_api(const options& settings, const j
 //       page, connection | thread-safe
 //================================================================================================
 
-/// What the routes need. Owned by `server`, which outlives every connection.
+/// The parts of the proxy that the routes use. Owned by `server`, and outlives every connection.
 struct proxy_parts {
-  const live_options& settings;
-  pool& processes;
-  engine& turns;
-  session_store& sessions;
-  response_store& responses;
-  agent_registry& agents;
-  status_board& status;
-  limiter& limits;
-  limit_board& windows;
-  metrics& figures;
-  state_store& state;
-  const wake_signal& stop;
-  const std::function<void(const request_figures&)>& on_answer;
-  client_names names;
+  using answer_callback = std::function<void(const request_figures&)>;
+
+  proxy_parts(const options& start, temporary_directory& scratch, const wake_signal& closing,
+              const wake_signal& cut, const answer_callback& answered)
+      : settings(start),
+        store(open_store(start)),
+        guard(std::make_shared<child_guard>(&scratch)),
+        windows(start.log),
+        processes(start, guard),
+        sessions(start, store),
+        turns(start, processes, sessions, windows, &cut),
+        responses(start, store),
+        agents(start, scratch.path(), *guard, store),
+        bodies(std::max(max_body_memory, 2 * start.max_body_bytes)),
+        stop(closing),
+        on_answer(answered) {}
+
+  static constexpr std::size_t max_body_memory = 40 * 1024 * 1024;
+
+  live_options settings;
+  const std::shared_ptr<state_store> store;
+  state_store& state = *store;
+  const std::shared_ptr<const child_guard> guard;
+  status_board status;
+  limiter limits{store};
+  limit_board windows;
+  metrics figures{store};
+  pool processes;
+  session_store sessions;
+  engine turns;
+  response_store responses;
+  agent_registry agents;
+  client_names names{sessions.salt()};
   body_budget bodies;
+  const wake_signal& stop;
+  const answer_callback& on_answer;
 };
 
 /// What is answered to a request.
@@ -20462,9 +20483,7 @@ inline std::shared_ptr<const tls_context> make_tls(const options& settings) {
 /// account, and when its program has changed.
 class cli_inspector {
  public:
-  cli_inspector(const options& settings, const live_options& live, const child_guard& guard,
-                pool& processes, status_board& status)
-      : settings_(settings), live_(live), guard_(guard), pool_(processes), status_(status) {}
+  cli_inspector(const options& settings, proxy_parts& parts) : settings_(settings), parts_(parts) {}
 
   /// Until `closing` is raised. `on_news` gets the facts at first and when they have changed.
   void run(const wake_signal& closing, const std::function<void(const cli_facts&)>& on_news) {
@@ -20472,14 +20491,14 @@ class cli_inspector {
     program_file seen;
     steady_time again{};
     for (bool first = true;; first = false) {
-      const auto now = pool_.programs().current().file;
-      const auto before = status_.get();
+      const auto now = parts_.processes.programs().current().file;
+      const auto before = parts_.status.get();
       const bool done = before.problem.empty() && before.logged_in;
       const bool due = !done && std::chrono::steady_clock::now() >= again;
-      const bool rejected = pool_.programs().warning() != before.warning;
+      const bool rejected = parts_.processes.programs().warning() != before.warning;
       if (first || due || rejected || now != seen) {
         const auto facts = inspect(closing);
-        status_.set(facts);
+        parts_.status.set(facts);
         const bool news = first || facts.problem != before.problem ||
                           facts.warning != before.warning || facts.version != before.version ||
                           facts.logged_in != before.logged_in;
@@ -20498,7 +20517,7 @@ class cli_inspector {
 
  private:
   cli_facts inspect(const wake_signal& closing) {
-    auto& programs = pool_.programs();
+    auto& programs = parts_.processes.programs();
     for (auto own = settings_;;) {
       const auto program = programs.current();
       own.claude_path = program.path;
@@ -20513,13 +20532,13 @@ class cli_inspector {
   cli_facts inspect(const options& settings, const wake_signal& closing) {
     cli_facts facts;
     try {
-      inspect_version(settings, guard_, closing, facts);
+      inspect_version(settings, *parts_.guard, closing, facts);
       if (!facts.problem.empty()) return facts;
-      const auto now = live_.get();
-      pool_.keep_spares(now->default_model);
-      inspect_account(*now, pool_, closing, facts);
+      const auto now = parts_.settings.get();
+      parts_.processes.keep_spares(now->default_model);
+      inspect_account(*now, parts_.processes, closing, facts);
       const bool none = facts.logged_in == false && resolve_auth(settings) == auth_method::cli;
-      if (none && boolean_of(ask_login(settings, guard_, closing), "loggedIn")) {
+      if (none && boolean_of(ask_login(settings, *parts_.guard, closing), "loggedIn")) {
         facts.problem = login_unread;
       }
     } catch (const api_error& failure) {  // busy processes are no problem of the CLI's
@@ -20533,10 +20552,7 @@ class cli_inspector {
   }
 
   const options& settings_;
-  const live_options& live_;
-  const child_guard& guard_;
-  pool& pool_;
-  status_board& status_;
+  proxy_parts& parts_;
 };
 
 /// The connections that are served, each in a thread of its own.
@@ -20685,30 +20701,9 @@ class server {
   /// directory cannot be made.
   explicit server(options settings)
       : settings_(prepare(std::move(settings), scratch_)),
-        live_(settings_),
-        guard_(std::make_shared<child_guard>(&*scratch_)),
-        pool_(settings_, guard_),
-        sessions_(settings_, state_),
-        engine_(settings_, pool_, sessions_, limit_board_, &signals_.cut),
-        responses_(settings_, state_),
-        agents_(settings_, scratch_->path(), *guard_, state_),
-        parts_{live_,
-               pool_,
-               engine_,
-               sessions_,
-               responses_,
-               agents_,
-               status_,
-               limiter_,
-               limit_board_,
-               figures_,
-               *state_,
-               signals_.closing,
-               on_answer,
-               client_names(sessions_.salt()),
-               body_budget(std::max(max_body_memory, 2 * settings_.max_body_bytes))},
+        parts_(settings_, *scratch_, signals_.closing, signals_.cut, on_answer),
         http_(parts_),
-        connections_(settings_, http_, figures_) {}
+        connections_(settings_, http_, parts_.figures) {}
   server(const server&) = delete;
   server& operator=(const server&) = delete;
   /// Stops what `start` began, and waits for it.
@@ -20756,8 +20751,10 @@ class server {
   const options& settings() const { return settings_; }
 
   /// What Claude Code's tools can reach here, in a line. The first call may take some 20 ms.
-  std::string confinement() { return describe_confinement(settings_, agents_.sandbox_problem()); }
-  cli_facts facts() const { return status_.get(); }
+  std::string confinement() {
+    return describe_confinement(settings_, parts_.agents.sandbox_problem());
+  }
+  cli_facts facts() const { return parts_.status.get(); }
 
   /// Called in a thread of `run` when `claude` was looked at, and when its problem has changed.
   std::function<void(const cli_facts&)> on_inspected;
@@ -20778,19 +20775,20 @@ class server {
     next.tcp = settings_.tcp;
     const auto problems = validate(next);
     if (!problems.empty()) throw std::invalid_argument(text::join(problems, "; "));
-    const bool had_key = !live_.get()->api_keys.empty() || !is_private(settings_);
+    const bool had_key = !parts_.settings.get()->api_keys.empty() || !is_private(settings_);
     if (fresh.api_keys.empty() && had_key) {
       throw std::invalid_argument(
           "without a client key the proxy would be open; restart it if that is meant");
     }
     auto tls = make_tls(settings_);
     std::set<std::string> revoked;
-    for (const auto& key : live_.get()->api_keys) revoked.insert(parts_.names.name_of(key));
+    for (const auto& key : parts_.settings.get()->api_keys)
+      revoked.insert(parts_.names.name_of(key));
     for (const auto& key : fresh.api_keys) revoked.erase(parts_.names.name_of(key));
-    live_.take(fresh);
+    parts_.settings.take(fresh);
     if (!revoked.empty()) forget(revoked);
-    if (status_.get().logged_in) pool_.keep_spares(fresh.default_model);
-    pool_.share_between(fresh.api_keys.size());
+    if (parts_.status.get().logged_in) parts_.processes.keep_spares(fresh.default_model);
+    parts_.processes.share_between(fresh.api_keys.size());
     connections_.set_tls(std::move(tls));
   }
 
@@ -20819,8 +20817,6 @@ class server {
   void request_reload() noexcept { signals_.reload.raise(); }
 
  private:
-  static constexpr std::size_t max_body_memory = 40 * 1024 * 1024;
-
   /// Another program may have the address: Ollama itself, or this proxy already.
   void listen_for_ollama() {
     const std::string place = "127.0.0.1:" + std::to_string(ollama::port);
@@ -20844,10 +20840,9 @@ class server {
   }
 
   void serve() {
-    pool_.start();
-    std::thread inspector([this] {
-      cli_inspector(settings_, live_, *guard_, pool_, status_).run(signals_.closing, on_inspected);
-    });
+    parts_.processes.start();
+    std::thread inspector(
+        [this] { cli_inspector(settings_, parts_).run(signals_.closing, on_inspected); });
     const auto stops = accept_connections();
     accept_waiting();
     close_listeners();
@@ -20868,10 +20863,10 @@ class server {
 
   /// What clients left whose keys are no longer valid ends.
   void forget(const std::set<std::string>& clients) {
-    pool_.forget(clients);
-    sessions_.forget(clients);
-    responses_.forget(clients);
-    agents_.forget(clients);
+    parts_.processes.forget(clients);
+    parts_.sessions.forget(clients);
+    parts_.responses.forget(clients);
+    parts_.agents.forget(clients);
   }
 
   /// The file goes first, and only once: the next proxy may have one of that name at any time.
@@ -20898,9 +20893,9 @@ class server {
       const int ready =
           ::poll(entries.data(), static_cast<nfds_t>(entries.size()), poll_timeout(expiry));
       if (std::chrono::steady_clock::now() >= expiry) {
-        sessions_.expire();
-        responses_.expire();
-        agents_.expire();
+        parts_.sessions.expire();
+        parts_.responses.expire();
+        parts_.agents.expire();
         expiry = std::chrono::steady_clock::now() + expiry_interval;
       }
       if (ready <= 0) continue;
@@ -20929,19 +20924,7 @@ class server {
   std::optional<temporary_directory> scratch_;
   const options settings_;
   const hidden_files hidden_{settings_.secret_paths};
-  const std::shared_ptr<state_store> state_{open_store(settings_)};
-  live_options live_;
-  std::shared_ptr<const child_guard> guard_;
   server_signals signals_;
-  status_board status_;
-  limiter limiter_{state_};
-  limit_board limit_board_{settings_.log};
-  metrics figures_{state_};
-  pool pool_;
-  session_store sessions_;
-  engine engine_;
-  response_store responses_;
-  agent_registry agents_;
   proxy_parts parts_;
   http_server http_;
   connection_set connections_;
