@@ -15683,6 +15683,21 @@ class exposition {
     text_ += (named.empty() ? " " : "} ") + number(value) + "\n";
   }
 
+  /// A figure that has one value; a counter if its name ends in `_total`.
+  template <typename Number>
+  void one(std::string_view name, std::string_view help, Number value) {
+    begin(name, text::ends_with(name, "_total") ? "counter" : "gauge", help);
+    add({}, static_cast<double>(value));
+  }
+
+  /// The same with a value for each value of a label.
+  template <typename Pairs>
+  void each(std::string_view name, std::string_view help, std::string_view label,
+            const Pairs& values) {
+    begin(name, text::ends_with(name, "_total") ? "counter" : "gauge", help);
+    for (const auto& [key, value] : values) add({{label, key}}, value);
+  }
+
   const std::string& text() const { return text_; }
 
   static std::string number(double value) {
@@ -15804,14 +15819,13 @@ class metrics {
     render_use(out);
     render_processes(out, now);
     render_windows(out, now.windows);
-    out.begin("sessions", "gauge", "Sessions that are kept.");
-    out.add({}, static_cast<double>(now.sessions));
+    out.one("sessions", "Sessions that are kept.", now.sessions);
     if (now.store_usable) {
-      out.begin("store_usable", "gauge", "Whether state is stored: 1, or 0 when it is lost.");
-      out.add({}, *now.store_usable ? 1 : 0);
+      out.one("store_usable", "Whether state is stored: 1, or 0 when it is lost.",
+              *now.store_usable);
     }
-    out.begin("uptime_seconds", "gauge", "Time since the proxy began.");
-    out.add({}, std::floor(seconds_between(begun_, std::chrono::steady_clock::now())));
+    out.one("uptime_seconds", "Time since the proxy began.",
+            std::floor(seconds_between(begun_, std::chrono::steady_clock::now())));
     out.begin("build_info", "gauge", "Versions of the proxy and of claude.");
     out.add({{"version", CLAUDE_OPENAI_VERSION}, {"cli_version", now.cli_version}}, 1);
     return out.text();
@@ -15868,10 +15882,6 @@ class metrics {
     return model;
   }
 
-  static void render_counts(exposition& out, std::string_view label, const tally& all) {
-    for (const auto& [name, count] : all) out.add({{label, name}}, count);
-  }
-
   void render_requests(exposition& out) const {
     out.begin("requests_total", "counter", "Requests that were answered.");
     for (const auto& [key, count] : requests_) {
@@ -15879,10 +15889,8 @@ class metrics {
       out.add({{"route", route}, {"dialect", dialect}, {"model", model}, {"status", status}},
               count);
     }
-    out.begin("requests_in_flight", "gauge", "Requests that are being answered.");
-    out.add({}, in_flight_);
-    out.begin("rejected_total", "counter", "Requests that were refused, by reason.");
-    render_counts(out, "reason", rejected_);
+    out.one("requests_in_flight", "Requests that are being answered.", in_flight_.load());
+    out.each("rejected_total", "Requests that were refused, by reason.", "reason", rejected_);
     out.begin("time_to_first_token_seconds", "histogram", "Time to an answer's first token.");
     for (const auto& [dialect, times] : first_tokens_) times.render(out, {{"dialect", dialect}});
     out.begin("request_duration_seconds", "histogram", "Time to an answer's end.");
@@ -15894,29 +15902,23 @@ class metrics {
     for (const auto& [key, count] : tokens_) {
       out.add({{"model", key.first}, {"kind", key.second}}, count);
     }
-    out.begin("cost_usd_total", "counter",
-              "What the answers cost: as the CLI tells it, or by the list price.");
-    out.add({}, sums_.cost_usd);
-    out.begin("upstream_errors_total", "counter", "Answers that failed behind the proxy.");
-    render_counts(out, "status", upstream_errors_);
-    out.begin("upstream_retries_total", "counter", "Times that the CLI asked the API again.");
-    out.add({}, sums_.retries);
-    out.begin("fallback_answers_total", "counter",
-              "Answers of the other account, while the plan was used up.");
-    out.add({}, sums_.fallbacks);
-    out.begin("turns_total", "counter", "Answers, by the process that gave them.");
-    render_counts(out, "process", turns_);
-    out.begin("messages_rewound_total", "counter",
-              "Users' messages that a process took back to serve another conversation.");
-    out.add({}, sums_.rewound);
-    out.begin("messages_replayed_total", "counter",
-              "Messages of a history that a process was given.");
-    out.add({}, sums_.replayed);
+    out.one("cost_usd_total", "What the answers cost: as the CLI tells it, or by the list price.",
+            sums_.cost_usd);
+    out.each("upstream_errors_total", "Answers that failed behind the proxy.", "status",
+             upstream_errors_);
+    out.one("upstream_retries_total", "Times that the CLI asked the API again.", sums_.retries);
+    out.one("fallback_answers_total", "Answers of the other account, while the plan was used up.",
+            sums_.fallbacks);
+    out.each("turns_total", "Answers, by the process that gave them.", "process", turns_);
+    out.one("messages_rewound_total",
+            "Users' messages that a process took back to serve another conversation.",
+            sums_.rewound);
+    out.one("messages_replayed_total", "Messages of a history that a process was given.",
+            sums_.replayed);
   }
 
   void render_processes(exposition& out, const gauges& now) const {
     const auto& counts = now.processes;
-    out.begin("processes", "gauge", "Processes of claude, by state.");
     const std::array<std::pair<const char*, int>, 7> states = {{
         {"starting", counts.spare - counts.warm},
         {"spare", counts.warm},
@@ -15926,13 +15928,10 @@ class metrics {
         {"idle", counts.idle - counts.parked - counts.rewinding},
         {"stopping", counts.stopping},
     }};
-    for (const auto& [state, count] : states) out.add({{"state", state}}, count);
-    out.begin("processes_max", "gauge", "The most processes at once.");
-    out.add({}, counts.maximum);
-    out.begin("processes_started_total", "counter", "Processes of claude that were started.");
-    out.add({}, static_cast<double>(counts.started));
-    out.begin("queue_depth", "gauge", "Requests that wait for a process.");
-    out.add({}, counts.queued);
+    out.each("processes", "Processes of claude, by state.", "state", states);
+    out.one("processes_max", "The most processes at once.", counts.maximum);
+    out.one("processes_started_total", "Processes of claude that were started.", counts.started);
+    out.one("queue_depth", "Requests that wait for a process.", counts.queued);
     out.begin("queue_wait_seconds", "histogram", "Waits for a process.");
     queue_waits_.render(out, {});
   }
