@@ -6952,10 +6952,21 @@ class turn_decoder {
   std::vector<std::string> results_;  ///< of the agent's tools, to be sent after this message
 };
 
-inline std::string encode_control_request(const std::string& id, const json& request) {
+inline std::string encode_control_request(const std::string& id, const char* subtype,
+                                          const json& more = json::object()) {
+  json request = json::object({{"subtype", subtype}});
+  request.update(more);
   return dump(json::object(
              {{"type", "control_request"}, {"request_id", id}, {"request", request}})) +
          '\n';
+}
+
+/// The answer to a request of the process's.
+inline std::string encode_control_response(const json& asked, const char* subtype, const char* key,
+                                           const json& value) {
+  const auto response = json::object(
+      {{"subtype", subtype}, {"request_id", string_of(asked, "request_id")}, {key, value}});
+  return dump(json::object({{"type", "control_response"}, {"response", response}})) + '\n';
 }
 
 /// The in-process server by which a process knows the client's tools.
@@ -7138,7 +7149,7 @@ inline json encode_schema(const json& schema, bool for_api = false) {
 /// Gives a fresh process what its conversation is about: the system prompt, in place of Claude
 /// Code's own or after it, the client's tools and the schema of the answers.
 inline std::string encode_initialize(const std::string& id, const turn_request& request) {
-  json wanted = json::object({{"subtype", "initialize"}});
+  json wanted = json::object();
   if (!request.agent) {
     wanted["systemPrompt"] = json::array({request.system});
   } else if (!request.system.empty()) {
@@ -7146,7 +7157,7 @@ inline std::string encode_initialize(const std::string& id, const turn_request& 
   }
   if (!request.tools.empty()) wanted["sdkMcpServers"] = json::array({tool_server});
   if (request.schema) wanted["jsonSchema"] = encode_schema(*request.schema);
-  return encode_control_request(id, wanted);
+  return encode_control_request(id, "initialize", wanted);
 }
 
 /// The client's choice of tools as the API takes it; null when it has none.
@@ -7222,8 +7233,7 @@ inline json encode_body(const turn_request& request, const tool_names& names) {
 
 /// Without settings it changes nothing, and the answer proves that the process is up.
 inline std::string encode_probe(const std::string& id, const json& settings = json::object()) {
-  return encode_control_request(
-      id, json::object({{"subtype", "apply_flag_settings"}, {"settings", settings}}));
+  return encode_control_request(id, "apply_flag_settings", json::object({{"settings", settings}}));
 }
 
 /// Gives a process the wishes of its next turn, in place of the last one's.
@@ -7242,8 +7252,8 @@ inline std::string encode_settings(const std::string& id, const turn_request& re
 }
 
 inline std::string encode_thinking(const std::string& id, std::int64_t tokens) {
-  return encode_control_request(
-      id, json::object({{"subtype", "set_max_thinking_tokens"}, {"max_thinking_tokens", tokens}}));
+  return encode_control_request(id, "set_max_thinking_tokens",
+                                json::object({{"max_thinking_tokens", tokens}}));
 }
 
 /// Bytes of a tool's result that the CLI passes on whole; of larger ones it keeps the text in a
@@ -7305,34 +7315,24 @@ inline std::string encode_mcp_reply(const json& asked, const json& result) {
       json::object({{"jsonrpc", "2.0"},
                     {"id", member_of(message, "id").is_null() ? json(0) : member_of(message, "id")},
                     {"result", result}});
-  return dump(json::object(
-             {{"type", "control_response"},
-              {"response",
-               json::object({{"subtype", "success"},
-                             {"request_id", string_of(asked, "request_id")},
-                             {"response", json::object({{"mcp_response", reply}})}})}})) +
-         '\n';
+  return encode_control_response(asked, "success", "response",
+                                 json::object({{"mcp_response", reply}}));
 }
 
 inline std::string encode_refusal(const json& asked) {
-  return dump(json::object(
-             {{"type", "control_response"},
-              {"response", json::object({{"subtype", "error"},
-                                         {"request_id", string_of(asked, "request_id")},
-                                         {"error", "not supported"}})}})) +
-         '\n';
+  return encode_control_response(asked, "error", "error", "not supported");
 }
 
 /// Ends the answer under way; `claude` then tells its `result`.
 inline std::string encode_interrupt(const std::string& id) {
-  return encode_control_request(id, json::object({{"subtype", "interrupt"}}));
+  return encode_control_request(id, "interrupt");
 }
 
 /// Takes the conversation back to before the last of the user's messages, which that must be; the
 /// answer says whether it was `rewound`. Seen from 2.1.260 on; 2.1.197 refuses it for the first.
 inline std::string encode_rewind(const std::string& id, const std::string& uuid) {
-  return encode_control_request(
-      id, json::object({{"subtype", "rewind_conversation"}, {"target_message_uuid", uuid}}));
+  return encode_control_request(id, "rewind_conversation",
+                                json::object({{"target_message_uuid", uuid}}));
 }
 
 /// A content block as the API is to see it: with names that it takes.
@@ -8866,7 +8866,7 @@ class claude_process {
     nothing.system = "-";
     connection_.send(encode_initialize(opening_id, nothing) +
                      encode_probe(probe_id, json::object({{"promptCacheTtl", "?"}})) +
-                     encode_control_request(question_id, json::object({{"subtype", question_id}})));
+                     encode_control_request(question_id, question_id));
     state_ = state::answering;
   }
 
