@@ -179,6 +179,18 @@ inline std::string_view trim(std::string_view value) {
   return value.substr(first, value.find_last_not_of(blanks) - first + 1);
 }
 
+inline bool is_control(char c) { return static_cast<unsigned char>(c) < ' ' || c == '\x7f'; }
+
+/// A letter or digit of ASCII, or one of `marks`.
+inline bool is_alphanumeric(char c, std::string_view marks = {}) {
+  return std::isalnum(static_cast<unsigned char>(c)) != 0 || marks.find(c) != marks.npos;
+}
+
+/// True when every character is; also for an empty value.
+inline bool is_alphanumeric(std::string_view value, std::string_view marks) {
+  return std::all_of(value.begin(), value.end(), [&](char c) { return is_alphanumeric(c, marks); });
+}
+
 inline std::size_t count_characters(std::string_view utf8) {
   const auto begins = [](char c) { return (static_cast<unsigned char>(c) & 0xC0U) != 0x80U; };
   return static_cast<std::size_t>(std::count_if(utf8.begin(), utf8.end(), begins));
@@ -288,11 +300,8 @@ inline bool is_blank(std::string_view value) {
 /// True for standard base64 of at least one byte (RFC 4648), with or without its padding.
 inline bool is_base64(std::string_view value) {
   const auto data = value.substr(0, value.find_last_not_of('=') + 1);
-  const auto in_alphabet = [](char c) {
-    return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '+' || c == '/';
-  };
   return !data.empty() && value.size() - data.size() <= 2 && data.size() % 4 != 1 &&
-         std::all_of(data.begin(), data.end(), in_alphabet);
+         is_alphanumeric(data, "+/");
 }
 
 /// Standard base64 with padding (RFC 4648).
@@ -760,14 +769,11 @@ inline bool ends_in_escape(std::string_view content) {
 
 /// The line with whatever looks like a credential masked.
 inline std::string redact(std::string_view line) {
-  constexpr std::string_view token_punctuation = "-_./+=~";
-  const auto in_word = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0; };
-  const auto in_token = [&](char c) {
-    return in_word(c) || token_punctuation.find(c) != std::string_view::npos;
-  };
+  const auto in_token = [](char c) { return text::is_alphanumeric(c, "-_./+=~"); };
   std::string safe;
   while (!line.empty()) {
-    const bool word_begins = safe.empty() || !in_word(safe.back()) || ends_in_escape(safe);
+    const bool word_begins =
+        safe.empty() || !text::is_alphanumeric(safe.back()) || ends_in_escape(safe);
     const auto mark = word_begins ? credential_mark_length(line) : 0;
     const auto shown = std::max<std::size_t>(mark, 1);
     safe += line.substr(0, shown);
@@ -979,6 +985,13 @@ struct budget {
   std::int64_t requests = 0;
   std::int64_t tokens = 0;  ///< input and output together
   double usd = 0;
+
+  /// Takes away with -1.
+  void add(const budget& more, int sign = 1) {
+    requests += sign * more.requests;
+    tokens += sign * more.tokens;
+    usd += sign * more.usd;
+  }
 };
 
 /// A model under a client's name for it, a pattern of the shell's: `gpt-*`.
@@ -1091,17 +1104,11 @@ inline bool is_private(const options& settings) {
 inline bool is_rule(std::string_view rule) {
   const auto open = std::min(rule.find('('), rule.size());
   const auto name = rule.substr(0, open);
-  const auto text = rule.substr(open);
-  const auto is_plain = [](char c) {
-    return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == '-' || c == '*';
-  };
-  const auto is_control = [](char c) { return static_cast<unsigned char>(c) < ' ' || c == '\x7f'; };
-  if (name.empty() || name.front() == '-' || !std::all_of(name.begin(), name.end(), is_plain)) {
-    return false;
-  }
-  return text.empty() ||
-         (text.size() > 2 && text.find_last_of('(') == 0 && text.find(')') == text.size() - 1 &&
-          text[text.size() - 2] != '\\' && std::none_of(text.begin(), text.end(), is_control));
+  const auto inner = rule.substr(open);
+  if (name.empty() || name.front() == '-' || !text::is_alphanumeric(name, "_-*")) return false;
+  return inner.empty() || (inner.size() > 2 && inner.find_last_of('(') == 0 &&
+                           inner.find(')') == inner.size() - 1 && inner[inner.size() - 2] != '\\' &&
+                           std::none_of(inner.begin(), inner.end(), text::is_control));
 }
 
 /// What `validate` asks of those options that say who may do what.
@@ -1613,8 +1620,7 @@ class call_id_giver {
   std::string give(const std::string& own) {
     std::string clean = own.empty() ? "call" : own;
     for (char& c : clean) {
-      const bool plain = std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == '-';
-      if (!plain) c = '_';
+      if (!text::is_alphanumeric(c, "-")) c = '_';
     }
     auto id = clean;
     for (int& more = more_[clean]; is_taken(id);) id = clean + "-" + std::to_string(++more + 1);
@@ -1729,10 +1735,9 @@ inline bool is_trace_of(const conversation_trace& trace, const std::string& clie
 /// Ids of sessions are free text: up to 256 characters, none of them a control character.
 inline std::string parse_session_id(const reader& field) {
   const auto& id = field.string();
-  const auto is_control = [](char c) { return static_cast<unsigned char>(c) < ' ' || c == '\x7f'; };
   const auto characters = text::count_characters(id);
   if (characters < 1 || characters > 256) field.fail("must be 1 to 256 characters long");
-  if (std::any_of(id.begin(), id.end(), is_control)) field.fail("holds a control character");
+  if (std::any_of(id.begin(), id.end(), text::is_control)) field.fail("holds a control character");
   return id;
 }
 
@@ -1805,12 +1810,14 @@ inline void check_media(const reader& field, media_part& media) {
   }
 }
 
+inline bool is_http_url(const std::string& url) {
+  const auto scheme = text::to_lower(std::string_view(url).substr(0, 8));
+  return text::starts_with(scheme, "http://") || scheme == "https://";
+}
+
 /// An address that the API fetches.
 inline const std::string& parse_address(const reader& field) {
-  const auto scheme = text::to_lower(std::string_view(field.string()).substr(0, 8));
-  if (!text::starts_with(scheme, "http://") && scheme != "https://") {
-    field.fail("must be an http or https URL");
-  }
+  if (!is_http_url(field.string())) field.fail("must be an http or https URL");
   return field.string();
 }
 
@@ -1836,9 +1843,7 @@ inline void name_ignored_kind(turn_request& request, std::string_view place,
   constexpr std::size_t max_names = 32;
   if (request.ignored_params.size() >= max_names) return;
   auto name = std::string(place) + (place.empty() ? "" : ".");
-  for (const char c : kind.substr(0, 64)) {
-    name += std::isalnum(static_cast<unsigned char>(c)) != 0 ? c : '_';
-  }
+  for (const char c : kind.substr(0, 64)) name += text::is_alphanumeric(c) ? c : '_';
   name_ignored(request, name);
 }
 
@@ -2910,8 +2915,7 @@ inline media_part parse_image(const reader& url, const std::optional<reader>& de
     if (!text::starts_with(media->media_type, "image/")) url.fail("is not an image");
     return *media;
   }
-  const auto scheme = text::to_lower(std::string_view(url.string()).substr(0, 8));
-  if (!text::starts_with(scheme, "http://") && scheme != "https://") {
+  if (!is_http_url(url.string())) {
     url.fail("must be a data:image/…;base64 URI or an http or https URL");
   }
   media_part media;
@@ -6011,8 +6015,7 @@ class tool_names {
   static std::string clean(std::string_view name) {
     std::string wire(name.substr(0, longest));
     for (char& c : wire) {
-      const bool plain = std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == '-';
-      if (!plain) c = '_';
+      if (!text::is_alphanumeric(c, "-")) c = '_';
     }
     return wire.empty() || is_reserved(wire) ? "tool_" + wire.substr(0, longest - 5) : wire;
   }
@@ -7588,10 +7591,7 @@ inline bool is_file_tool(std::string_view name) {
 /// escaped, so a sign that may be special there becomes one that matches any character.
 inline std::string path_rule(const char* tool, std::string_view path, const char* below) {
   std::string pattern(path);
-  const auto is_special = [](char c) {
-    return std::isalnum(static_cast<unsigned char>(c)) == 0 && c != '/' && c != '.' && c != '_' &&
-           c != '-';
-  };
+  const auto is_special = [](char c) { return !text::is_alphanumeric(c, "/._-"); };
   std::replace_if(pattern.begin(), pattern.end(), is_special, '?');
   return std::string(tool) + "(/" + pattern + below + ")";
 }
@@ -13159,12 +13159,7 @@ class answer {
   /// What all its choices may use, roughly, before they have begun.
   budget likely_use() const {
     budget sum;
-    for (const auto& one : turns_) {
-      const auto more = one->likely_use();
-      sum.requests += more.requests;
-      sum.tokens += more.tokens;
-      sum.usd += more.usd;
-    }
+    for (const auto& one : turns_) sum.add(one->likely_use());
     return sum;
   }
 
@@ -13416,25 +13411,18 @@ inline std::optional<std::vector<std::string>> parse_names(const std::optional<r
 
 /// A name that a shell can export.
 inline bool is_variable_name(std::string_view name) {
-  const auto is_plain = [](char c) {
-    return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_';
-  };
   return !name.empty() && std::isdigit(static_cast<unsigned char>(name.front())) == 0 &&
-         std::all_of(name.begin(), name.end(), is_plain);
+         text::is_alphanumeric(name, "_");
 }
 
 /// `{name, command, args, env, description, enabled}`, as the reference wrapper takes it.
 inline mcp_server parse_mcp_server(const reader& root) {
   const auto name = root.require("name");
-  const auto plain = [](char c) {
-    return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '-' || c == '_' || c == '.';
-  };
   mcp_server server;
   server.name = name.string();
   if (server.name.empty() || server.name.size() > 100 ||
-      server.name.find("__") != std::string::npos ||
-      std::isalnum(static_cast<unsigned char>(server.name.front())) == 0 ||
-      !std::all_of(server.name.begin(), server.name.end(), plain)) {
+      server.name.find("__") != std::string::npos || !text::is_alphanumeric(server.name.front()) ||
+      !text::is_alphanumeric(server.name, "-_.")) {
     name.fail(
         "must be 1 to 100 letters, digits, '-', '_' or '.', the first a letter or digit, without "
         "'__'");
@@ -15323,7 +15311,7 @@ class limiter {
     refuse_spent(in_day, held, wanted, settings.day_budget, "day", day_left);
     in_minute.requests += wanted.requests;
     in_day.requests += wanted.requests;
-    add_up(held, wanted, 1);
+    held.add(wanted);
     return {};
   }
 
@@ -15398,7 +15386,7 @@ class limiter {
       // Less than nothing where more was charged ahead than the CLI tells at last.
       spent->usd = std::max(0.0, spent->usd + used.charge_usd);
     }
-    add_up(reserved_[client], reserved, -1);
+    reserved_[client].add(reserved, -1);
     if (reserved_[client].requests <= 0) reserved_.erase(client);
     const auto& today = day_use_[client];
     return json::object({{"day", day_},
@@ -15440,12 +15428,6 @@ class limiter {
     return counts[counts.size() < max_kept_names ? name : others];
   }
 
-  static void add_up(budget& sum, const budget& more, int sign) {
-    sum.requests += sign * more.requests;
-    sum.tokens += sign * more.tokens;
-    sum.usd += sign * more.usd;
-  }
-
   /// Which amount would be over its limit; nullptr for none. What is not wanted does not count.
   static const char* find_exceeded(const budget& used, const budget& wanted, const budget& most) {
     const auto exceeds = [](auto in_all, auto more, auto limit) {
@@ -15461,11 +15443,11 @@ class limiter {
     // Requests count when they come. Of the rest some must be left, however little: an answer's use
     // is known at its end.
     budget used = spent;
-    add_up(used, {wanted.requests, 1, least_usd}, 1);
+    used.add({wanted.requests, 1, least_usd});
     const char* what = find_exceeded(used, wanted, most);
     const char* end = " is used up.";
     if (what == nullptr && held.requests > 0) {
-      add_up(used, {0, held.tokens + wanted.tokens, held.usd + wanted.usd}, 1);
+      used.add({0, held.tokens + wanted.tokens, held.usd + wanted.usd});
       what = find_exceeded(used, wanted, most);
       end = " may be used up by its requests under way.";
       left = std::min<std::chrono::milliseconds>(left, std::chrono::seconds(5));
@@ -16274,10 +16256,7 @@ inline api_error broken(const std::string& what) {
 }
 
 inline bool is_token(std::string_view word) {
-  constexpr std::string_view marks = "!#$%&'*+-.^_`|~";
-  return !word.empty() && std::all_of(word.begin(), word.end(), [&](char c) {
-    return std::isalnum(static_cast<unsigned char>(c)) != 0 || marks.find(c) != marks.npos;
-  });
+  return !word.empty() && text::is_alphanumeric(word, "!#$%&'*+-.^_`|~");
 }
 
 /// False when this is the beginning of no request: of TLS, for one, which would wait for an answer.
@@ -20066,11 +20045,7 @@ inline const route* find_route(std::string_view method, std::string_view path) {
 /// The client's id if it is harmless to repeat, else a new one.
 inline std::string request_id(const request_context& now) {
   const auto given = now.header("X-Request-Id");
-  const auto harmless = [](char c) {
-    return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '-' || c == '_' || c == '.';
-  };
-  const bool keep =
-      !given.empty() && given.size() <= 128 && std::all_of(given.begin(), given.end(), harmless);
+  const bool keep = !given.empty() && given.size() <= 128 && text::is_alphanumeric(given, "-_.");
   return keep ? given : text::random_id("req_", 24);
 }
 
