@@ -472,9 +472,10 @@ inline int http_status(error_kind kind) { return names_of(kind).status; }
 /// the backend is the cause.
 class api_error : public std::exception {
  public:
-  api_error(error_kind what_kind, std::string text)
+  api_error(error_kind what_kind, std::string text, std::string word = {})
       : kind(what_kind),
         message(std::move(text)),
+        code(std::move(word)),
         is_upstream(what_kind == error_kind::bad_gateway) {}
 
   const char* what() const noexcept override { return message.c_str(); }
@@ -5915,8 +5916,7 @@ inline std::string required_claude(std::string_view message) {
 
 inline api_error upstream_error(std::int64_t status, std::string_view description) {
   if (description.find("/login") != std::string_view::npos && status == 0) {
-    api_error error(error_kind::unavailable, not_logged_in);
-    error.code = "not_logged_in";
+    api_error error(error_kind::unavailable, not_logged_in, "not_logged_in");
     error.retry_is_futile = true;
     error.is_upstream = true;
     return error;
@@ -10234,8 +10234,8 @@ class pool::ticket {
                                                   : "no claude process is ready yet";
     api_error error(
         error_kind::rate_limited,
-        who + " and " + how + "; try again, or start the proxy with a larger --max-processes");
-    error.code = "processes_busy";
+        who + " and " + how + "; try again, or start the proxy with a larger --max-processes",
+        "processes_busy");
     error.retry_after = std::chrono::seconds(1);
     return error;
   }
@@ -12430,9 +12430,9 @@ class response_store {
     api_error error(error_kind::not_found,
                     "Previous response with id '" + text::repair_utf8(id) +
                         "' not found; this server keeps the latest ones, for " +
-                        std::to_string(settings_.session_ttl.count() / 1000) + " s");
+                        std::to_string(settings_.session_ttl.count() / 1000) + " s",
+                    "previous_response_not_found");
     error.param = "previous_response_id";
-    error.code = "previous_response_not_found";
     throw error;
   }
 
@@ -13122,9 +13122,7 @@ class answer {
         return pulled::arrived;
       }
       if (cancelled_ && cancelled_->is_raised()) {
-        api_error error(error_kind::invalid_request, "the answer was cancelled");
-        error.code = "cancelled";
-        out = fail(std::move(error));
+        out = fail(api_error(error_kind::invalid_request, "the answer was cancelled", "cancelled"));
         return pulled::arrived;
       }
       if (now >= stop_at) return pulled::silence;
@@ -15456,8 +15454,8 @@ class limiter {
     api_error error(
         error_kind::too_many_requests,
         "This key's budget of " + std::string(what) + " for one " + span + end + " Try again in " +
-            std::to_string(std::chrono::ceil<std::chrono::seconds>(left).count()) + " seconds.");
-    error.code = "budget_exceeded";
+            std::to_string(std::chrono::ceil<std::chrono::seconds>(left).count()) + " seconds.",
+        "budget_exceeded");
     error.retry_after = left;
     throw error;
   }
@@ -19824,9 +19822,7 @@ inline std::optional<std::int64_t> try_day(const std::string& text) {
 inline void handle_usage(request_context& now) {
   now.proxy.state.require();
   if (!now.proxy.state.keeps_usage()) {
-    api_error error(error_kind::not_found, "usage is kept with --store only");
-    error.code = "no_store";
-    throw error;
+    throw api_error(error_kind::not_found, "usage is kept with --store only", "no_store");
   }
   const auto given = now.parameter("by");
   const auto by = given.empty() ? std::string("day") : given;
