@@ -1112,7 +1112,6 @@ inline bool is_rule(std::string_view rule) {
                            std::none_of(inner.begin(), inner.end(), text::is_control));
 }
 
-/// What `validate` asks of those options that say who may do what.
 template <class Require>
 void require_access(const options& settings, Require require) {
   for (const auto& origin : settings.cors_origins) {
@@ -1135,7 +1134,6 @@ void require_access(const options& settings, Require require) {
   }
 }
 
-/// What it asks of amounts and times.
 template <class Require>
 void require_amounts(const options& settings, Require require) {
   const auto& limits = settings.limits;
@@ -1275,14 +1273,12 @@ struct media_part {
   json more = json::object();
 };
 
-/// The model asked for a tool of the client's.
 struct tool_call_part {
   std::string id;
   std::string name;
   json input;
 };
 
-/// The client's answer to a tool call.
 struct tool_result_part {
   std::string call_id;
   std::vector<std::variant<text_part, media_part>> content;
@@ -1548,7 +1544,6 @@ constexpr std::string_view continue_prompt = "Please continue.";
 /// Messages API wants the user first.
 constexpr std::string_view opening_prompt = "Hello.";
 
-/// The ids of a message's tool calls.
 inline std::vector<std::string> call_ids(const message& entry) {
   std::vector<std::string> ids;
   for (const auto& part : entry.parts) {
@@ -2025,7 +2020,6 @@ inline void take_instructions(const reader& content, turn_request& request) {
 /// More tools than the API takes, and few enough for checks of each against each.
 constexpr std::size_t max_tools = 1024;
 
-/// The request has a tool of that name.
 inline bool has_tool(const turn_request& request, std::string_view name) {
   const auto is_it = [&](const tool_definition& tool) { return tool.name == name; };
   const auto is_web = [&](const json& tool) { return string_of(tool, "name") == name; };
@@ -3162,7 +3156,6 @@ inline void parse_sampling(const reader& root, turn_request& request) {
   if (const auto effort = root.find("reasoning_effort")) parse_reasoning_effort(*effort, request);
 }
 
-/// How the answer is to be written.
 inline void parse_style(const reader& root, turn_request& request, reply_style& style) {
   if (const auto n = root.find("n")) style.choices = static_cast<std::size_t>(n->integer(1, 8));
   if (style.choices > 1 && !request.session.empty()) {
@@ -5072,7 +5065,6 @@ constexpr dialect_functions fim_dialect{"openai_completions", parse_fim, openai_
 // uses: text, json_access, options, conversation, fields, events | pure
 //================================================================================================
 
-/// One row of the model list.
 struct model_entry {
   std::string id;
   std::int64_t created = 0;          ///< unix seconds; from the date in the id, else 0
@@ -5226,7 +5218,6 @@ inline double estimate_cost(const std::string& model, const token_usage& used) {
          static_cast<double>(searches) * of_search;
 }
 
-/// Whether, and how much, the model will think.
 inline void limit_thinking(turn_request& request, const model_traits& model) {
   const bool by_effort = request.effort != reasoning_effort::none && !request.no_thinking;
   if (!request.thinking_tokens && by_effort) {
@@ -5868,7 +5859,6 @@ inline std::string upstream_message(std::string_view message) {
   return std::string(message);
 }
 
-/// The API's status to the kind that tells it to a client.
 inline error_kind kind_of_upstream_status(std::int64_t status) {
   switch (status) {
     case 400:
@@ -6173,7 +6163,6 @@ class usage_meter {
     return sum;
   }
 
-  /// A message has begun and is not complete.
   bool message_open() const { return open_; }
 
   /// `streamed_before`: the message before was streamed; if it is open, the API broke it off.
@@ -6309,7 +6298,6 @@ class block_writer {
     separate_ = separate;
   }
 
-  /// An attempt at the message begins, the first or another.
   void begin_attempt() {
     next_ = first_;
     incoming_.reset();
@@ -6563,7 +6551,6 @@ class turn_decoder {
   explicit turn_decoder(double cost_before = 0, answer_shape shape = {}, double charged_before = 0)
       : shape_(std::move(shape)), meter_(cost_before, charged_before), blocks_(shape_.cut_at) {}
 
-  /// What the turn has used so far, whether it has ended or not.
   const usage_meter& meter() const { return meter_; }
 
   /// True once the turn has ended; later lines mean nothing.
@@ -7372,7 +7359,6 @@ inline bool is_blank(const content_part& part) {
   return plain != nullptr && text::trim(plain->text).empty();
 }
 
-/// How a message is written to a process.
 struct message_line {
   bool ask = true;     ///< the model answers; others are only remembered: a `result` acknowledges
   std::string uuid;    ///< of a user's, by which it can be taken back; a process's own
@@ -7380,7 +7366,6 @@ struct message_line {
   std::string model;   ///< the API's id of the process's: `claude` drops the thoughts of any other
 };
 
-/// One message of the conversation.
 inline std::string encode_message(const message& entry, const tool_names& names,
                                   const message_line& how) {
   json content = json::array();
@@ -7426,7 +7411,6 @@ struct launch_profile {
   }
 };
 
-/// What to execute.
 struct command {
   std::vector<std::string> arguments;  ///< the program's path first
   environment_map environment;
@@ -7596,7 +7580,6 @@ inline std::string path_rule(const char* tool, std::string_view path, const char
   return std::string(tool) + "(/" + pattern + below + ")";
 }
 
-/// The directories that an agent works in.
 inline std::vector<std::string> directories_of(const options& settings,
                                                const agent_request& agent) {
   auto directories = settings.agent_directories;
@@ -7659,7 +7642,6 @@ done
 eval "exec $CLAUDE_OPENAI_CONFINE" '"$1"'
 )sh";
 
-/// Where that file is.
 inline std::string confining_script_path(const options& settings) {
   return value_or(settings.environment, "TMPDIR", "/tmp") + "/confine";
 }
@@ -7821,7 +7803,6 @@ inline void set_agent_environment(auth_method method, const agent_request& agent
   variables["CLAUDE_CODE_DISABLE_BACKGROUND_TASKS"] = "1";
 }
 
-/// The program and these arguments.
 inline std::vector<std::string> claude_words(const options& settings,
                                              const std::vector<std::string>& arguments) {
   std::vector<std::string> words{settings.claude_path};
@@ -8397,7 +8378,6 @@ class write_buffer {
 
 constexpr std::size_t max_command_output = 8 * 1024 * 1024;
 
-/// The output of a short command.
 struct command_output {
   bool finished = false;  ///< false: it was killed, at the deadline or since it printed too much
   std::string ending;
@@ -8786,7 +8766,6 @@ class claude_process {
   /// Where it is in which conversation.
   const conversation_cursor& cursor() const { return cursor_; }
 
-  /// What this turn has used so far.
   token_usage usage() const { return decoder_.meter().usage(); }
 
   /// See `turn_decoder`.
@@ -9368,7 +9347,6 @@ class fair_queue {
 
   int max_processes() const { return max_processes_; }
 
-  /// Processes that serve requests.
   int busy() const { return busy_; }
   bool empty() const { return requests_.empty(); }
   std::size_t size() const { return requests_.size(); }
@@ -9506,7 +9484,6 @@ class spare_plan {
     if (known->asked - oldest->asked >= hold) std::swap(*oldest, *known);
   }
 
-  /// Removes the profiles of these clients' agents.
   void forget(const std::set<std::string>& clients) {
     profiles_.erase(
         std::remove_if(profiles_.begin(), profiles_.end(),
@@ -9571,7 +9548,6 @@ class spare_plan {
     return profiles_.insert(profiles_.end(), asked_profile{profile, client, {}});
   }
 
-  /// The number of profiles for an unknown one.
   std::ptrdiff_t place_of(const launch_profile& profile) const {
     const auto known = std::find_if(profiles_.begin(), profiles_.end(),
                                     [&](const auto& asked) { return asked.profile == profile; });
@@ -9885,7 +9861,6 @@ class pool {
     return found;
   }
 
-  /// Gives those that wait what there is.
   void serve_queue() {
     const waiting_request* before = nullptr;
     for (auto* request : queue_.in_line()) {
@@ -11588,7 +11563,6 @@ inline std::shared_ptr<state_store> open_store([[maybe_unused]] const options& s
 //       process, store | thread-safe
 //================================================================================================
 
-/// What is shown of a session.
 struct session_info {
   std::string id;
   std::chrono::system_clock::time_point created;
@@ -11816,13 +11790,11 @@ class session_store {
                              "client keys: restore it, or remove it");
   }
 
-  /// Forgets the sessions that nobody has used for too long.
   void expire() {
     const std::lock_guard<std::mutex> lock(mutex_);
     sweep();
   }
 
-  /// Forgets the sessions of these clients.
   void forget(const std::set<std::string>& clients) {
     state_->forget(kind, clients);
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -12241,7 +12213,6 @@ class response_store {
   response_store(const response_store&) = delete;
   response_store& operator=(const response_store&) = delete;
 
-  /// Forgets the responses that nobody has referred to for too long.
   void expire() {
     const std::lock_guard<std::mutex> lock(mutex_);
     sweep();
@@ -12296,7 +12267,6 @@ class response_store {
     return true;
   }
 
-  /// Forgets the responses of these clients.
   void forget(const std::set<std::string>& clients) {
     state_->forget(kind, clients);
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -13959,13 +13929,11 @@ class agent_registry {
     return sandbox_problem_;
   }
 
-  /// Forgets what sessions have set that nobody has used for too long.
   void expire() {
     const std::lock_guard<std::mutex> lock(mutex_);
     sweep();
   }
 
-  /// Forgets all that these clients have set.
   void forget(const std::set<std::string>& clients) {
     state_->forget(kind, clients);
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -16847,7 +16815,6 @@ class channel {
     return judge(::send(socket_.get(), bytes, size, 0), count);
   }
 
-  /// Nothing more will be sent.
   void shut_down() {
     if (session_) session_->shut_down();
     ::shutdown(socket_.get(), SHUT_WR);
@@ -18957,7 +18924,6 @@ struct proxy_parts {
   const answer_callback& on_answer;
 };
 
-/// What is answered to a request.
 struct http_response {
   /// False when the client has left.
   using write_bytes = std::function<bool(std::string_view)>;
@@ -20622,7 +20588,6 @@ class connection_set {
     return true;
   }
 
-  /// The whole life of a connection's thread.
   void serve(client_list::iterator client) {
     try {
       http_.serve_connection(**client);
