@@ -7676,8 +7676,8 @@ inline std::string shell_line(const std::vector<std::string>& words) {
 /// neither changed nor made: a `.env` would be the settings of the next start.
 inline void hide_secrets(const options& settings, const std::vector<std::string>& directories,
                          std::vector<std::string>& words) {
-  auto seen = directories;
-  seen.insert(seen.end(), {"/usr", "/opt", "/nix"});
+  auto visible = directories;
+  visible.insert(visible.end(), {"/usr", "/opt", "/nix"});
   const auto is_within = [](const std::string& path, const std::vector<std::string>& all) {
     return std::any_of(all.begin(), all.end(), [&](const auto& directory) {
       return directory == "/" || text::starts_with(path, directory + "/");
@@ -7688,7 +7688,7 @@ inline void hide_secrets(const options& settings, const std::vector<std::string>
     if (is_within(folder, directories)) words.insert(words.end(), {"--bind", folder, folder});
   }
   for (const auto& path : settings.secret_paths) {
-    if (path == "/proc" || !is_within(path, seen)) continue;
+    if (path == "/proc" || !is_within(path, visible)) continue;
     const bool is_directory =
         path == settings.session_directory || path.find("/projects", path.size() - 9) != path.npos;
     if (is_directory) words.insert(words.end(), {"--tmpfs", path});
@@ -9154,7 +9154,7 @@ struct way {
   std::size_t rewound = 0;    ///< the user's messages that are taken back
   std::size_t replayed = 0;   ///< messages of the history that the process gets
   std::size_t discarded = 0;  ///< messages of another conversation, to be replayed when it goes on
-  bool parked = false;        ///< another conversation's calls are given up for it
+  bool abandons_calls = false;  ///< another conversation's calls get no results then
 };
 
 /// What ways cost, in milliseconds, as measured on the real CLI.
@@ -9165,7 +9165,7 @@ struct way_costs {
   static constexpr double start = 450;
   /// A process that awaits results is taken for another conversation only where there is nothing
   /// else: the model's thoughts would be lost.
-  static constexpr double parked = 10'000;
+  static constexpr double abandoned_calls = 10'000;
 };
 
 /// What a way costs in milliseconds, with the replays that it causes for other conversations.
@@ -9175,7 +9175,7 @@ inline double cost_of(const way& one) {
   const bool fresh = one.origin == process_origin::spare || one.origin == process_origin::started;
   if (fresh) cost += way_costs::initialize;
   if (one.origin == process_origin::started) cost += way_costs::start;
-  if (one.parked) cost += way_costs::parked;
+  if (one.abandons_calls) cost += way_costs::abandoned_calls;
   return cost;
 }
 
@@ -9188,20 +9188,20 @@ class rewind_support {
  public:
   explicit rewind_support(const options& settings) : settings_(settings) { reset(); }
 
-  rewind_reach now() const { return now_; }
+  rewind_reach reach() const { return reach_; }
 
   /// The program may have become another.
   void reset() {
-    now_ = settings_.reuse_processes ? rewind_reach::anywhere : rewind_reach::nowhere;
+    reach_ = settings_.reuse_processes ? rewind_reach::anywhere : rewind_reach::nowhere;
   }
 
   /// Learns from a process that would not take a message back.
   void learn(const claude_process& process) {
     using refusal = claude_process::refusal;
-    if (process.refused() == refusal::none || now_ == rewind_reach::nowhere) return;
+    if (process.refused() == refusal::none || reach_ == rewind_reach::nowhere) return;
     const bool first = process.refused() == refusal::first_message;
-    if (first && now_ == rewind_reach::to_an_answer) return;
-    now_ = first ? rewind_reach::to_an_answer : rewind_reach::nowhere;
+    if (first && reach_ == rewind_reach::to_an_answer) return;
+    reach_ = first ? rewind_reach::to_an_answer : rewind_reach::nowhere;
     settings_.log.info(first
                            ? "this claude does not take back the first message of a conversation: "
                              "each conversation has a process of its own"
@@ -9211,7 +9211,7 @@ class rewind_support {
 
  private:
   const options& settings_;
-  std::atomic<rewind_reach> now_{rewind_reach::nowhere};
+  std::atomic<rewind_reach> reach_{rewind_reach::nowhere};
 };
 
 /// What a request wants of the pool. Owned by the request's turn.
@@ -9235,10 +9235,15 @@ inline std::optional<way> find_way(const conversation_cursor& cursor, bool parke
   const auto common = std::min(count_common(held, *demand.trace), history);
   const bool whole = common == held.ends.size();
   if (whole && common > 0 && (!parked || (demand.brings_results && common == history))) {
-    return way{process_origin::continued, common, 0, history - common, 0, false};
+    way on{process_origin::continued};
+    on.keep = common;
+    on.replayed = history - common;
+    return on;
   }
-  way back{process_origin::rewound, 0, 0, history, held.ends.size() - common,
-           parked && common == 0};
+  way back{process_origin::rewound};
+  back.replayed = history;
+  back.discarded = held.ends.size() - common;
+  back.abandons_calls = parked && common == 0;
   if (held.ends.empty()) return back;
   const auto first = std::find_if(cursor.marks.rbegin(), cursor.marks.rend(),
                                   [&](const turn_mark& mark) { return mark.message <= common; });
@@ -9280,24 +9285,26 @@ struct kept_process {
 
   launch_profile profile;
   std::unique_ptr<claude_process> process;
-  state now;                                             ///< as it was when it was last read
+  state last_state;                                      ///< as it was when it was last read
   steady_time since = std::chrono::steady_clock::now();  ///< it is in this state
   bool read = false;  ///< the janitor reads what it says: nobody else may take it
   bool ends = false;  ///< and ends it then
 
-  bool is_unused() const { return now == state::starting || now == state::ready; }
-  bool is_changing() const { return now == state::starting || now == state::rewinding; }
+  bool is_unused() const { return last_state == state::starting || last_state == state::ready; }
+  bool is_changing() const {
+    return last_state == state::starting || last_state == state::rewinding;
+  }
 
   /// A start of over 5 s counts as hung: another may begin in its place.
   bool is_starting() const {
     constexpr std::chrono::seconds slow_start{5};  // usual: 0.5 s
-    return now == state::starting && std::chrono::steady_clock::now() - since < slow_start;
+    return last_state == state::starting && std::chrono::steady_clock::now() - since < slow_start;
   }
 
   /// On its way to where it may serve others; one that takes longer than a start is not waited for.
   bool returns_soon() const {
     constexpr std::chrono::milliseconds max_return{500};
-    return now == state::rewinding && std::chrono::steady_clock::now() - since < max_return;
+    return last_state == state::rewinding && std::chrono::steady_clock::now() - since < max_return;
   }
 };
 
@@ -9313,10 +9320,14 @@ inline std::optional<way> way_of(const kept_process& kept, const process_demand&
                                  rewind_reach reach) {
   using state = claude_process::state;
   const auto& process = *kept.process;
-  const bool parked = kept.now == state::awaiting_tool_results;
+  const bool parked = kept.last_state == state::awaiting_tool_results;
   if (kept.ends || !(kept.profile == demand.profile)) return std::nullopt;
-  if (kept.now == state::ready) return way{process_origin::spare, 0, 0, demand.history(), 0, false};
-  const bool holds = kept.now == state::idle || parked;
+  if (kept.last_state == state::ready) {
+    way spare{process_origin::spare};
+    spare.replayed = demand.history();
+    return spare;
+  }
+  const bool holds = kept.last_state == state::idle || parked;
   if (!holds || demand.fresh || demand.trace == nullptr) return std::nullopt;
   if (process.cursor().held.identity != demand.trace->identity) return std::nullopt;
   // What an agent did to files is not taken back, nor the day that the prompt names.
@@ -9384,7 +9395,6 @@ class fair_queue {
     request.wake.raise();
   }
 
-  /// A request of the client's has a process.
   void note_taken(const std::string& client) {
     last_moved_ = std::chrono::steady_clock::now();
     if (requests_.empty()) served_.clear();
@@ -9393,7 +9403,6 @@ class fair_queue {
     ++busy_;
   }
 
-  /// It has given the process back.
   void note_returned(const std::string& client) {
     --busy_;
     if (--busy_of_[client] == 0) busy_of_.erase(client);
@@ -9702,7 +9711,6 @@ class cli_programs {
   }
 
  private:
-  /// The one that worked.
   bool is_there() const {
     return !worked_.path.empty() && find_program_file(worked_.path, {}) == worked_.file;
   }
@@ -9773,7 +9781,6 @@ class pool {
     wake_.raise();
   }
 
-  /// See `fair_queue`.
   void share_between(std::size_t keys) {
     const std::lock_guard<std::mutex> lock(mutex_);
     queue_.share_between(keys);
@@ -9800,21 +9807,21 @@ class pool {
   process_counts counts() const {
     using state = claude_process::state;
     const std::lock_guard<std::mutex> lock(mutex_);
-    process_counts now;
+    process_counts sum;
     for (const auto& kept : kept_) {
-      ++(kept.is_unused() ? now.spare : now.idle);
-      now.warm += kept.now == state::ready ? 1 : 0;
-      now.parked += kept.now == state::awaiting_tool_results ? 1 : 0;
-      now.rewinding += kept.now == state::rewinding ? 1 : 0;
+      ++(kept.is_unused() ? sum.spare : sum.idle);
+      sum.warm += kept.last_state == state::ready ? 1 : 0;
+      sum.parked += kept.last_state == state::awaiting_tool_results ? 1 : 0;
+      sum.rewinding += kept.last_state == state::rewinding ? 1 : 0;
     }
-    now.spare += starts_.under_way;
-    now.busy = queue_.busy();
-    now.stopping = static_cast<int>(stopping_.size());
-    now.maximum = queue_.max_processes();
-    now.queued = static_cast<int>(queue_.size());
-    now.started = starts_.total;
-    now.stalled = queue_.stalled();
-    return now;
+    sum.spare += starts_.under_way;
+    sum.busy = queue_.busy();
+    sum.stopping = static_cast<int>(stopping_.size());
+    sum.maximum = queue_.max_processes();
+    sum.queued = static_cast<int>(queue_.size());
+    sum.started = starts_.total;
+    sum.stalled = queue_.stalled();
+    return sum;
   }
 
  private:
@@ -9826,25 +9833,25 @@ class pool {
 
   // ---- the choice: needs the lock, as all below to the janitor's part ---------------------------
 
-  bool is_full() const {
+  bool is_at_cap() const {
     const auto kept = static_cast<int>(kept_.size() + stopping_.size());
     return queue_.busy() + starts_.under_way + kept >= queue_.max_processes();
   }
 
   /// A process for the request, by the cheapest way; nullopt where that is to start or to wait.
-  /// `before`: the first of those that wait longer, and for whom there was none.
-  std::optional<grant> try_grant(const process_demand& demand, const waiting_request* before) {
+  /// `first` is first in line of those that wait longer, and for whom there was none.
+  std::optional<grant> try_grant(const process_demand& demand, const waiting_request* first) {
     if (queue_.is_capped(demand.client)) return std::nullopt;
     // At the cap a free process goes to the first in line. Others may go on with their own
     // conversations, until the first in line has waited for 3 s.
-    const bool at_cap = before != nullptr && is_full();
-    if (at_cap && before->is_overtaken()) return std::nullopt;
-    const bool own_only = at_cap && before->demand->client != demand.client;
+    const bool first_has_priority = first != nullptr && is_at_cap();
+    if (first_has_priority && first->is_overtaken()) return std::nullopt;
+    const bool own_only = first_has_priority && first->demand->client != demand.client;
     double least = cost_of_start(demand);
     auto best = kept_.end();
     grant found;
     for (auto kept = kept_.begin(); kept != kept_.end(); ++kept) {
-      const auto one = way_of(*kept, demand, support_.now());
+      const auto one = way_of(*kept, demand, support_.reach());
       if (!one || cost_of(*one) >= least || (own_only && one->origin != process_origin::continued))
         continue;
       if (!kept->read && !kept->process->alive()) continue;
@@ -9862,12 +9869,12 @@ class pool {
   }
 
   void serve_queue() {
-    const waiting_request* before = nullptr;
+    const waiting_request* first_in_line = nullptr;
     for (auto* request : queue_.in_line()) {
-      if (auto granted = try_grant(*request->demand, before)) {
+      if (auto granted = try_grant(*request->demand, first_in_line)) {
         queue_.serve(*request, std::move(*granted));
-      } else if (before == nullptr) {
-        before = request;
+      } else if (first_in_line == nullptr) {
+        first_in_line = request;
       }
     }
   }
@@ -9875,7 +9882,7 @@ class pool {
   void give_back(const process_demand& demand, std::unique_ptr<claude_process> process) {
     using state = claude_process::state;
     programs_.note_use(*process);
-    process->release(support_.now() != rewind_reach::nowhere);
+    process->release(support_.reach() != rewind_reach::nowhere);
     const bool worn = process->now() == state::idle && process->is_worn();
     const std::lock_guard<std::mutex> lock(mutex_);
     queue_.note_returned(demand.client);
@@ -9926,10 +9933,10 @@ class pool {
     constexpr int never = 4;
     const auto rank = [&](const kept_process& kept) {
       if (kept.read || kept.ends || kept.is_starting() || kept.returns_soon()) return never;
-      if (kept.now == state::ready) return 3;
-      if (kept.now == state::awaiting_tool_results) return 2;
+      if (kept.last_state == state::ready) return 3;
+      if (kept.last_state == state::awaiting_tool_results) return 2;
       const bool awaited = std::any_of(waiting.begin(), waiting.end(), [&](const auto* request) {
-        return way_of(kept, *request->demand, support_.now()).has_value();
+        return way_of(kept, *request->demand, support_.reach()).has_value();
       });
       return awaited ? 1 : 0;
     };
@@ -9947,10 +9954,10 @@ class pool {
   double cost_of_start(const process_demand& demand) {
     way start;
     start.replayed = demand.history();
-    const auto ended = is_full() ? least_useful() : kept_.end();
+    const auto ended = is_at_cap() ? least_useful() : kept_.end();
     if (ended == kept_.end()) return cost_of(start);
     start.discarded = ended->process->cursor().held.ends.size();
-    start.parked = ended->now == claude_process::state::awaiting_tool_results;
+    start.abandons_calls = ended->last_state == claude_process::state::awaiting_tool_results;
     return cost_of(start);
   }
 
@@ -9960,7 +9967,7 @@ class pool {
   /// the latest conversation stays.
   std::optional<launch_profile> missing_spare() const {
     const auto unused = count_kept([](const kept_process& kept) { return kept.is_unused(); });
-    if (is_full() && (unused > 0 || kept_.size() < 2)) return std::nullopt;
+    if (is_at_cap() && (unused > 0 || kept_.size() < 2)) return std::nullopt;
     return spares_.missing([&](const launch_profile& profile) { return count_spares(profile); });
   }
 
@@ -10008,12 +10015,12 @@ class pool {
   void note_states() {
     using state = claude_process::state;
     for (auto& kept : kept_) {
-      const auto before = std::exchange(kept.now, kept.process->now());
-      if (kept.now == before) continue;
+      const auto before = std::exchange(kept.last_state, kept.process->now());
+      if (kept.last_state == before) continue;
       kept.since = std::chrono::steady_clock::now();
-      if (kept.now == state::ready) spares_.note_ready();
-      if (kept.now == state::idle && kept.process->is_worn()) kept.ends = true;
-      if (kept.now != state::dead) continue;
+      if (kept.last_state == state::ready) spares_.note_ready();
+      if (kept.last_state == state::idle && kept.process->is_worn()) kept.ends = true;
+      if (kept.last_state != state::dead) continue;
       support_.learn(*kept.process);
       if (before != state::starting && before != state::ready) continue;
       while (const auto happened = kept.process->pop()) {
@@ -10033,12 +10040,12 @@ class pool {
 
   bool is_unwanted(const kept_process& kept, steady_time oldest) const {
     using state = claude_process::state;
-    switch (kept.now) {
+    switch (kept.last_state) {
       case state::starting:
         return queue_.empty() && count_spares(kept.profile) > spares_.share_of(kept.profile);
       case state::ready: {
         const auto ready = count_kept([&](const kept_process& other) {
-          return other.now == state::ready && other.profile == kept.profile;
+          return other.last_state == state::ready && other.profile == kept.profile;
         });
         return ready > spares_.share_of(kept.profile) || !kept.process->is_of_today();
       }
@@ -10068,13 +10075,13 @@ class pool {
       if (profile && now < spares_.due()) return std::min(spares_.due(), next);
     }
     if (!profile) return next;
-    if (!is_full()) {
+    if (!is_at_cap()) {
       launch(*profile, lock);
       return now;
     }
     // A slow start is no reason to end a conversation for a second one.
     const auto starts = [&](const kept_process& kept) {
-      return kept.now == claude_process::state::starting && kept.profile == *profile;
+      return kept.last_state == claude_process::state::starting && kept.profile == *profile;
     };
     const bool waits = stopping_.size() > 0 || count_kept(starts) > 0;
     const auto ended = waits ? kept_.end() : least_useful();
@@ -10177,8 +10184,7 @@ class pool::ticket {
   /// The process, once there is one. Throws a 429 when the wait was too long, and a 503 when
   /// `claude` cannot be started.
   std::optional<lease> try_take() {
-    if (waiting_ && !claim()) return std::nullopt;
-    if (!granted_) return std::nullopt;
+    if ((waiting_ && !claim()) || !granted_) return std::nullopt;
     grant mine = std::move(*granted_);
     granted_.reset();
     if (mine.failure) throw api_error(*mine.failure);
@@ -20424,15 +20430,15 @@ class cli_inspector {
   /// Until `closing` is raised. `on_news` gets the facts at first and when they have changed.
   void run(const wake_signal& closing, const std::function<void(const cli_facts&)>& on_news) {
     constexpr std::chrono::seconds pause{30};
-    program_file seen;
+    program_file inspected;
     steady_time again{};
     for (bool first = true;; first = false) {
-      const auto now = parts_.processes.programs().current().file;
+      const auto current = parts_.processes.programs().current().file;
       const auto before = parts_.status.get();
       const bool done = before.problem.empty() && before.logged_in;
       const bool due = !done && std::chrono::steady_clock::now() >= again;
       const bool rejected = parts_.processes.programs().warning() != before.warning;
-      if (first || due || rejected || now != seen) {
+      if (first || due || rejected || current != inspected) {
         const auto facts = inspect(closing);
         parts_.status.set(facts);
         const bool news = first || facts.problem != before.problem ||
@@ -20445,7 +20451,7 @@ class cli_inspector {
         const std::chrono::seconds soon{facts.problem.empty() ? 10 : 2};
         again = std::chrono::steady_clock::now() + (unlucky ? soon : pause);
       }
-      seen = now;
+      inspected = current;
       pollfd entry{closing.fd(), POLLIN, 0};
       if (::poll(&entry, 1, 2'000) > 0) return;
     }

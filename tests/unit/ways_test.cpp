@@ -47,7 +47,7 @@ std::string told_of(const given& one) {
   if (!found) return "none";
   const auto asked = trace_of(one.asked);  // its last message is what is asked, no history
   const auto common = std::min(count_common(trace_of(one.held), asked), asked.ends.size() - 1);
-  CHECK(found->parked == (one.parked && common == 0));  // its own client gives up the calls
+  CHECK(found->abandons_calls == (one.parked && common == 0));  // its own client gives up the calls
   std::ostringstream words;
   words << (found->origin == process_origin::continued ? "on" : "back") << ' ' << found->keep << ' '
         << found->rewound << ' ' << found->replayed << ' ' << found->discarded;
