@@ -1364,11 +1364,6 @@ inline void append_json(std::string& words, const json& value) {
   }
 }
 
-inline void append_call(std::string& words, const tool_call_part& call) {
-  append_field(words, 'n', call.name);
-  append_json(words, call.input);
-}
-
 /// The place of a call among those of a message; their number when it is none of them.
 inline std::size_t place_of_call(const message& entry, const std::string& id) {
   std::size_t place = 0;
@@ -1393,7 +1388,10 @@ inline void append_message(conversation_trace& trace, const message& entry, cons
       },
       [&](const media_part& part) { append_media(trace.words, part); },
       [&](const thinking_part& part) { thoughts += part.signature + part.redacted; },
-      [&](const tool_call_part& part) { append_call(trace.words, part); },
+      [&](const tool_call_part& part) {
+        append_field(trace.words, 'n', part.name);
+        append_json(trace.words, part.input);
+      },
       [&](const tool_result_part& part) {
         append_result(trace.words, part, place_of_call(before, part.call_id));
       },
@@ -7309,10 +7307,6 @@ inline std::string encode_mcp_reply(const json& asked, const json& result) {
                                  json::object({{"mcp_response", reply}}));
 }
 
-inline std::string encode_refusal(const json& asked) {
-  return encode_control_response(asked, "error", "error", "not supported");
-}
-
 /// Ends the answer under way; `claude` then tells its `result`.
 inline std::string encode_interrupt(const std::string& id) {
   return encode_control_request(id, "interrupt");
@@ -8609,7 +8603,9 @@ class client_tools {
   std::string take_request(const json& asked, Name name) {
     const auto& message = member_of(member_of(asked, "request"), "message");
     const auto method = string_of(message, "method");
-    if (!message.is_object()) return encode_refusal(asked);
+    if (!message.is_object()) {
+      return encode_control_response(asked, "error", "error", "not supported");
+    }
     if (method == "tools/list") return encode_mcp_reply(asked, listed_);
     const auto& params = member_of(message, "params");
     if (method == "initialize") {
@@ -9269,7 +9265,6 @@ class lease {
 
   claude_process& process() const { return *process_; }
 
-  /// How the process is brought to the request.
   const way& taken() const { return way_; }
 
  private:
@@ -9322,11 +9317,9 @@ inline std::optional<way> way_of(const kept_process& kept, const process_demand&
   const auto& process = *kept.process;
   const bool parked = kept.last_state == state::awaiting_tool_results;
   if (kept.ends || !(kept.profile == demand.profile)) return std::nullopt;
-  if (kept.last_state == state::ready) {
-    way spare{process_origin::spare};
-    spare.replayed = demand.history();
-    return spare;
-  }
+  way spare{process_origin::spare};
+  spare.replayed = demand.history();
+  if (kept.last_state == state::ready) return spare;
   const bool holds = kept.last_state == state::idle || parked;
   if (!holds || demand.fresh || demand.trace == nullptr) return std::nullopt;
   if (process.cursor().held.identity != demand.trace->identity) return std::nullopt;
@@ -9357,7 +9350,6 @@ class fair_queue {
   explicit fair_queue(int max_processes) : max_processes_(max_processes) {}
 
   int max_processes() const { return max_processes_; }
-
   int busy() const { return busy_; }
   bool empty() const { return requests_.empty(); }
   std::size_t size() const { return requests_.size(); }
@@ -10185,8 +10177,7 @@ class pool::ticket {
   /// `claude` cannot be started.
   std::optional<lease> try_take() {
     if ((waiting_ && !claim()) || !granted_) return std::nullopt;
-    grant mine = std::move(*granted_);
-    granted_.reset();
+    grant mine = *std::exchange(granted_, std::nullopt);
     if (mine.failure) throw api_error(*mine.failure);
     return lease(pool_, demand_, std::move(mine.process), mine.taken);
   }
