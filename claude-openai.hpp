@@ -43,6 +43,18 @@
 // A tool of the client's is served to the process as an MCP server within this program; the model's
 // call of it ends the answer, and stays unanswered until the request that brings its result.
 //
+// Where is it:
+//
+//   a field          a dialect's parse -> `turn_request` (conversation) -> `apply_model_limits`
+//                    (catalog) -> `encode_body`, `encode_settings` (cli_protocol)
+//   an error         `api_error` (errors); the API's: `upstream_error` (cli_protocol); within an
+//                    answer `turn_failed` (events) -> `answer_request` (routes) -> `render_error`
+//   a time limit     options; the queue's in `pool::ticket`, an answer's in `answer` (engine), an
+//                    idle process's in `pool`, a slow reader's in `connection`
+//   the client left  `answer::pulled` (engine) -> `abandon`, `open_stream` (routes)
+//   who pays         `resolve_auth` (cli_command); how much: `usage_meter` (cli_protocol) ->
+//                    `limiter` (limits), `metrics`, `state_store` (store)
+//
 // Words:
 //
 //   dialect         one of the APIs that clients speak; parses requests, writes answers
