@@ -32,8 +32,9 @@ pkg_config = $(foreach p,cpp-httplib nlohmann_json CLI11,$(shell pkg-config $1 $
 cflags     = $(if $(HTTPLIB_INCLUDE),-isystem "$(HTTPLIB_INCLUDE)",$(call pkg_config,--cflags)) $(call sqlite,--cflags) $(call redis,--cflags)
 # Without libsqlite3 the program is built without --store.
 sqlite     = $(if $(shell pkg-config --libs sqlite3 2>/dev/null),$(shell pkg-config $1 sqlite3) $(if $(filter --cflags,$1),-DCLAUDE_OPENAI_SQLITE))
-# Without libhiredis it is built without --store redis://.
-redis      = $(if $(shell pkg-config --libs hiredis 2>/dev/null),$(shell pkg-config $1 hiredis) $(if $(filter --cflags,$1),-DCLAUDE_OPENAI_REDIS))
+# Without libhiredis it is built without --store redis://, without its part for TLS (1.0 or newer has one) without rediss://.
+redis      = $(if $(shell pkg-config --libs hiredis 2>/dev/null),$(shell pkg-config $1 $(redis_tls) hiredis) $(if $(filter --cflags,$1),-DCLAUDE_OPENAI_REDIS))
+redis_tls  = $(shell pkg-config --exists hiredis_ssl 2>/dev/null && echo hiredis_ssl)
 tls        = $(if $(findstring OPENSSL_SUPPORT,$(cflags) $(CPPFLAGS) $(CXXFLAGS)),-lssl -lcrypto)
 libs       = $(if $(HTTPLIB_INCLUDE),,$(call pkg_config,--libs)) $(tls) $(call sqlite,--libs) $(call redis,--libs) $(LDLIBS)
 compile    = $(CXX) -std=c++17 $(flags_$(CONFIG)) -Wall -Wextra -Wpedantic -Wconversion -Wshadow \
@@ -146,7 +147,7 @@ endif
 
 test: ## build and run every test; the last line counts them
 	@.ci/deps build test node browser sandbox clients replicas portable
-	@$(MAKE) --no-print-directory -j$(JOBS) programs e2e-modules client-libraries
+	@$(MAKE) --no-print-directory -j$(JOBS) programs redis-tls e2e-modules client-libraries
 	@tests/run unit golden protocol build e2e portable
 
 unit protocol golden: ## build and run one suite
@@ -154,7 +155,7 @@ unit protocol golden: ## build and run one suite
 	@$(MAKE) --no-print-directory -j$(JOBS) programs
 	@tests/run $@
 
-e2e: build/claude-openai stand-in e2e-modules client-libraries ## run the real server, the real CLI and real clients
+e2e: build/claude-openai redis-tls stand-in e2e-modules client-libraries ## run the real server, the real CLI and real clients
 	@.ci/deps browser sandbox replicas
 	@tests/run e2e
 
@@ -229,6 +230,21 @@ soak: build/claude-openai stand-in e2e-modules ## run 50 conversations at once, 
 
 programs: $(programs) $(if $(filter plain,$(CONFIG)),build/claude-openai stand-in) ; @:
 stand-in: $(if $(wildcard $(stand_in)),build/tests/stand-in) ; @:
+
+# The program for tests of `--store rediss://` where the system's hiredis has no TLS.
+redis-tls: $(if $(redis_tls),,build/tests/redis-tls) ; @:
+build/tests/redis-tls: build/tests/redis-tls.o build/obj/commit.o
+	@[ ! -e $< ] || $(CXX) -pthread $(CXXFLAGS) $(LDFLAGS) -o $@ $^ build/hiredis/libhiredis.a $(filter-out -lhiredis,$(libs))
+build/tests/redis-tls.o: private flags_plain = -O0
+build/tests/redis-tls.o: main.cpp claude-openai.hpp .ci/hiredis .ci/sources build/flags | need-build
+	@mkdir -p $(@D)
+	@if .ci/hiredis; then \
+	  echo "c++  $< with TLS to Redis (takes about a minute)"; \
+	  $(subst -I. ,-Werror -isystem build/hiredis/include -I. ,$(compile)) -c -o $@ $<; \
+	else \
+	  rm -f $@ build/tests/redis-tls; \
+	  echo "No hiredis with TLS can be had here. Tests that need it are SKIPPED." >&2; \
+	fi
 
 e2e-modules: $(if $(wildcard tests/e2e/package-lock.json),tests/e2e/node_modules/.package-lock.json) ; @:
 # Not `npm ci`: it wants packages of other platforms in the lock file that a registry may not have.
@@ -332,5 +348,5 @@ help: ## say this
 FORCE:
 .DELETE_ON_ERROR:
 .PHONY: all run doctor login dev compat dist test-packages version test fuzz fuzz-merge unit protocol golden e2e e2e-clients header asan tsan bench soak portable programs \
-        stand-in e2e-modules client-libraries format format-check tidy install uninstall clean deps need-build need-test \
+        stand-in redis-tls e2e-modules client-libraries format format-check tidy install uninstall clean deps need-build need-test \
         need-clients help FORCE

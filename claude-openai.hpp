@@ -160,8 +160,15 @@
 #endif
 
 #ifdef CPPHTTPLIB_OPENSSL_SUPPORT
+#include <openssl/err.h>
 #include <openssl/evp.h>
 #include <openssl/hmac.h>
+#include <openssl/ssl.h>
+#include <openssl/x509v3.h>
+#if defined(CLAUDE_OPENAI_REDIS) && __has_include(<hiredis/hiredis_ssl.h>)
+#include <hiredis/hiredis_ssl.h>
+#define CLAUDE_OPENAI_REDIS_TLS  // hiredis 1.0 or newer, and its hiredis_ssl
+#endif
 #endif
 
 extern "C" char** environ;  // POSIX lets no header declare it
@@ -10780,28 +10787,37 @@ struct redis_address {
   std::string user;
   std::string password;
   std::string database = "0";
+  bool tls = false;
+  std::string issuers_file = {};       ///< of certificates that TLS accepts; empty: the system's
+  std::string issuers_directory = {};  ///< likewise
 
   /// Without what is secret.
   std::string name() const {
-    return port.empty() ? "unix://" + host + "?db=" + database
-                        : "redis://" + host + ":" + port + "/" + database;
+    if (port.empty()) return "unix://" + host + "?db=" + database;
+    return (tls ? "rediss://" : "redis://") + host + ":" + port + "/" + database;
   }
 };
 
-/// Takes apart `redis://[user:password@]host[:port][/db]` and `unix://[user:password@]path[?db=N]`.
+/// Takes apart `redis://[user:password@]host[:port][/db]`, `rediss://` likewise for TLS, and
+/// `unix://[user:password@]path[?db=N]`.
 /// Throws `std::invalid_argument`, which tells nothing of user and password.
 inline redis_address parse_redis_address(const std::string& url) {
   static const std::regex server(
-      R"(redis://(?:([^:@]*):([^@]*)@)?(\[[^\]]+\]|[^:/@]+)(?::(\d{1,5}))?(?:/(\d{0,5}))?)");
+      R"(rediss?://(?:([^:@]*):([^@]*)@)?(\[[^\]]+\]|[^:/@]+)(?::(\d{1,5}))?(?:/(\d{0,5}))?)");
   static const std::regex socket(R"(unix://(?:([^:@/]*):([^@/]*)@)?(/[^?]*)()(?:\?db=(\d{1,5}))?)");
+#ifndef CLAUDE_OPENAI_REDIS_TLS
   if (text::starts_with(url, "rediss://")) {
-    throw std::invalid_argument("--store: this build has no TLS to Redis; use redis://");
+    throw std::invalid_argument(
+        "--store: this build has no TLS to Redis, which needs hiredis 1.0 or newer with "
+        "hiredis_ssl, and OpenSSL");
   }
+#endif
   std::smatch parts;
   if (!std::regex_match(url, parts, server) && !std::regex_match(url, parts, socket)) {
     throw std::invalid_argument(
-        "--store: this is no address of Redis; write redis://[user:password@]host:port/db or "
-        "unix://[user:password@]/path?db=N, with %XX for :, / and @ in a password");
+        "--store: this is no address of Redis; write redis://[user:password@]host:port/db, "
+        "rediss:// for TLS, or unix://[user:password@]/path?db=N, with %XX for :, / and @ in a "
+        "password");
   }
   const auto part = [&](std::size_t at, const char* usual = "") {
     return parts[at].length() == 0 ? std::string(usual) : parts[at].str();
@@ -10809,6 +10825,15 @@ inline redis_address parse_redis_address(const std::string& url) {
   redis_address found{part(3), part(4, text::starts_with(url, "unix") ? "" : "6379"),
                       text::decode_percent(part(1)), text::decode_percent(part(2)), part(5, "0")};
   if (found.host.front() == '[') found.host = found.host.substr(1, found.host.size() - 2);
+  found.tls = text::starts_with(url, "rediss://");
+  return found;
+}
+
+/// That of the options. Throws as above.
+inline redis_address redis_address_of(const options& settings) {
+  auto found = parse_redis_address(settings.store);
+  found.issuers_file = value_or(settings.environment, "SSL_CERT_FILE");
+  found.issuers_directory = value_or(settings.environment, "SSL_CERT_DIR");
   return found;
 }
 
@@ -10824,6 +10849,86 @@ inline std::string text_of(const redisReply* reply) {
   return {reply->str, static_cast<std::size_t>(reply->len)};
 }
 
+#ifdef CLAUDE_OPENAI_REDIS_TLS
+
+using redis_tls = std::unique_ptr<SSL, void (*)(SSL*)>;
+
+/// The client's end of TLS, which accepts only a valid certificate of the address's host. Throws
+/// `std::runtime_error`.
+inline redis_tls make_redis_tls(const redis_address& where) {
+  const std::unique_ptr<SSL_CTX, void (*)(SSL_CTX*)> context(::SSL_CTX_new(::TLS_client_method()),
+                                                             ::SSL_CTX_free);
+  if (!context) throw std::bad_alloc();
+  auto* raw = context.get();
+  ::SSL_CTX_set_min_proto_version(raw, TLS1_2_VERSION);
+  ::SSL_CTX_set_verify(raw, SSL_VERIFY_PEER, nullptr);
+  const auto& file = where.issuers_file;
+  const auto& directory = where.issuers_directory;
+  if (file.empty()) {
+    ::SSL_CTX_set_default_verify_file(raw);
+  } else if (::SSL_CTX_load_verify_locations(raw, file.c_str(), nullptr) != 1) {
+    throw std::runtime_error("SSL_CERT_FILE: no certificate in " + file);
+  }
+  if (directory.empty()) {
+    ::SSL_CTX_set_default_verify_dir(raw);
+  } else {
+    ::SSL_CTX_load_verify_locations(raw, nullptr, directory.c_str());
+  }
+  redis_tls made(::SSL_new(raw), ::SSL_free);
+  if (!made) throw std::bad_alloc();
+  auto host = where.host;
+  if (::X509_VERIFY_PARAM_set1_ip_asc(::SSL_get0_param(made.get()), host.c_str()) == 1) return made;
+  // The macro `SSL_set_tlsext_host_name` has a cast of C's.
+  const int name = TLSEXT_NAMETYPE_host_name;
+  if (::SSL_set1_host(made.get(), host.c_str()) != 1 ||
+      ::SSL_ctrl(made.get(), SSL_CTRL_SET_TLSEXT_HOSTNAME, name, host.data()) != 1) {
+    throw std::runtime_error("TLS cannot be set up for this host");
+  }
+  return made;
+}
+
+/// Why the last call failed: by the certificate, by TLS, or else `otherwise`.
+inline std::string redis_tls_failure(const SSL* session, const std::string& otherwise) {
+  const auto verdict = ::SSL_get_verify_result(session);
+  if (verdict != X509_V_OK) {
+    return std::string("its certificate is refused: ") + ::X509_verify_cert_error_string(verdict);
+  }
+  const auto* reason = ::ERR_reason_error_string(::ERR_peek_last_error());
+  return reason == nullptr ? otherwise : "no TLS: " + std::string(reason);
+}
+
+/// Shakes hands. Does not block meanwhile: else a limit would hold for each byte, not for all.
+/// Throws `std::runtime_error`.
+inline void start_redis_tls(redisContext& connection, const redis_address& where,
+                            steady_time until) {
+  ::ERR_clear_error();
+  auto session = make_redis_tls(where);
+  auto* raw = session.get();
+  set_nonblocking(connection.fd);
+  connection.flags &= ~REDIS_BLOCK;
+  if (::redisInitiateSSL(&connection, raw) != REDIS_OK) {
+    throw std::runtime_error(redis_tls_failure(raw, connection.errstr));
+  }
+  static_cast<void>(session.release());  // it belongs to the connection now
+  for (;;) {
+    const int done = ::SSL_do_handshake(raw);
+    if (done == 1) break;
+    const int reason = ::SSL_get_error(raw, done);
+    if (reason != SSL_ERROR_WANT_READ && reason != SSL_ERROR_WANT_WRITE) {
+      throw std::runtime_error(redis_tls_failure(raw, "no TLS: it closed the connection"));
+    }
+    const short wanted = reason == SSL_ERROR_WANT_READ ? POLLIN : POLLOUT;
+    pollfd entry{connection.fd, wanted, 0};
+    if (::poll(&entry, 1, poll_timeout(until)) == 0) {
+      throw std::runtime_error("no TLS: it does not answer");
+    }
+  }
+  ::fcntl(connection.fd, F_SETFL, ::fcntl(connection.fd, F_GETFL) & ~O_NONBLOCK);
+  connection.flags |= REDIS_BLOCK;
+}
+
+#endif
+
 /// Redis cannot be reached now, or takes nothing.
 struct redis_outage : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -10835,10 +10940,10 @@ class redis_connection {
   /// When a command waits for Redis to come back: never, when it was lost under way, or always.
   enum class patience { none, lost, gone };
 
-  /// Throws `std::invalid_argument` for a wrong address, `std::runtime_error` when no Redis is
-  /// there or it wants another password. A thread of its own calls `tick` every few seconds.
-  redis_connection(const std::string& url, const logger& log, std::function<void()> tick)
-      : address_(parse_redis_address(url)), log_(log), tick_(std::move(tick)) {
+  /// Throws `std::runtime_error` when no Redis is there or it wants another password. A thread of
+  /// its own calls `tick` every few seconds.
+  redis_connection(redis_address address, const logger& log, std::function<void()> tick)
+      : address_(std::move(address)), log_(log), tick_(std::move(tick)) {
     try {
       context_ = connect(address_);
     } catch (const std::runtime_error& failure) {
@@ -10888,7 +10993,7 @@ class redis_connection {
 
   /// Connects, logs in, and tries to write. Throws `std::runtime_error`.
   static redis_context connect(const redis_address& where) {
-    const auto until = std::chrono::steady_clock::now() + max_connect;
+    auto until = std::chrono::steady_clock::now() + max_step;
     timeval limit{};
     limit.tv_usec = 500'000;
     redis_context first(
@@ -10900,6 +11005,12 @@ class redis_connection {
     // No child inherits this one.
     redis_context made(::redisConnectFd(::fcntl(first->fd, F_DUPFD_CLOEXEC, 0)));
     if (!made) throw std::bad_alloc();
+#ifdef CLAUDE_OPENAI_REDIS_TLS
+    if (where.tls) {
+      start_redis_tls(*made, where, until);
+      until = std::chrono::steady_clock::now() + max_step;
+    }
+#endif
     std::vector<std::string> login{"AUTH"};
     if (!where.user.empty()) login.push_back(where.user);
     login.push_back(where.password);
@@ -10908,11 +11019,8 @@ class redis_connection {
     steps.push_back({"SELECT", where.database});
     steps.push_back({"SET", "claude-openai:v1:trial", "", "PX", "1000"});
     for (const auto& step : steps) {
-      const auto reply = call(made.get(), step, until + max_connect);
-      if (!reply) {
-        const bool is_late = made->err == REDIS_ERR_IO && errno == EAGAIN;
-        throw std::runtime_error(is_late ? "it does not answer" : made->errstr);
-      }
+      const auto reply = call(made.get(), step, until);
+      if (!reply) throw std::runtime_error(why_lost(*made, where.tls && &step == &steps.front()));
       if (reply->type == REDIS_REPLY_ERROR) throw std::runtime_error(text_of(reply.get()));
     }
     return made;
@@ -10920,9 +11028,20 @@ class redis_connection {
 
  private:
   static constexpr std::chrono::milliseconds max_step{1'000};
-  static constexpr std::chrono::milliseconds max_connect{500};
   static constexpr std::chrono::milliseconds max_pause{2'000};  ///< between two attempts
   static constexpr std::chrono::milliseconds tick_every{3'000};
+
+  /// Right after a call that returned null; `greeted`: only TLS has gone well before.
+  static std::string why_lost(const redisContext& context, bool greeted) {
+    if (context.err == REDIS_ERR_IO && errno == EAGAIN) return "it does not answer";
+    std::string why = context.errstr;
+#ifdef CLAUDE_OPENAI_REDIS_TLS
+    const auto* reason = ::ERR_reason_error_string(::ERR_peek_last_error());
+    if (reason != nullptr) why = reason;
+#endif
+    if (greeted) why += "; if it wants certificates of clients, set its tls-auth-clients to no";
+    return why;
+  }
 
   /// Null, with `errstr` set, when the connection is lost.
   static redis_reply call(redisContext* context, const std::vector<std::string>& words,
@@ -10939,6 +11058,10 @@ class redis_connection {
       bytes.push_back(word.data());
       sizes.push_back(word.size());
     }
+#ifdef CLAUDE_OPENAI_REDIS_TLS
+    ::ERR_clear_error();
+#endif
+    errno = 0;  // hiredis tries again for ever where TLS has failed and an older EINTR is left
     return redis_reply(static_cast<redisReply*>(
         ::redisCommandArgv(context, static_cast<int>(words.size()), bytes.data(), sizes.data())));
   }
@@ -11225,11 +11348,11 @@ return hours
 /// State that several proxies share, in Redis or Valkey.
 class redis_store final : public state_store {
  public:
-  /// Throws as `redis_connection` does.
+  /// Throws as `redis_address_of` and `redis_connection` do.
   explicit redis_store(const options& settings)
       : ttl_(std::to_string(settings.session_ttl.count())),
         log_(settings.log),
-        redis_(settings.store, settings.log, [this] { tick(); }) {}
+        redis_(redis_address_of(settings), settings.log, [this] { tick(); }) {}
 
   bool is_shared() const override { return true; }
   std::string problem() const override { return redis_.outage(); }
@@ -21071,7 +21194,7 @@ class doctor {
 
   void check_redis() {
 #ifdef CLAUDE_OPENAI_REDIS
-    const auto address = parse_redis_address(settings_.store);
+    const auto address = redis_address_of(settings_);
     try {
       redis_connection::connect(address);
       tell({"store", true, address.name(), {}});

@@ -429,6 +429,11 @@ std::string about_this_build() {
 #if defined(CPPHTTPLIB_OPENSSL_SUPPORT) && defined(CLAUDE_OPENAI_REDIS)
   store += ", Redis by hiredis " + std::to_string(HIREDIS_MAJOR) + "." +
            std::to_string(HIREDIS_MINOR) + "." + std::to_string(HIREDIS_PATCH);
+#ifdef CLAUDE_OPENAI_REDIS_TLS
+  store += " with TLS";
+#else
+  store += " without TLS";
+#endif
 #endif
   const auto& [major, minor, patch] = proxy::oldest_cli;
   const auto oldest =
@@ -739,7 +744,7 @@ struct command_line {
                  "CLAUDE_SESSION_TTL");
     app.add_option("--store", settings.store,
                    "Where sessions, responses, budgets and usage survive a restart: a file, or "
-                   "redis://[user:password@]host:port/db for several proxies "
+                   "redis://[user:password@]host:port/db for several proxies, rediss:// with TLS "
                    "(default: memory alone)")
         ->envname("CLAUDE_STORE")
         ->type_name("FILE|URL");

@@ -42,9 +42,9 @@ async function pkg_config(what) {
     const { code, out } = await run('pkg-config', [what, name]);
     if (code === 0) found.push(...words(out));
   }
-  for (const [name, macro] of [['sqlite3', 'SQLITE'], ['hiredis', 'REDIS']]) {
+  for (const [name, ...macro] of [['sqlite3', 'SQLITE'], ['hiredis_ssl'], ['hiredis', 'REDIS']]) {
     const { code, out } = await run('pkg-config', [what, name]);
-    if (code === 0) found.push(...words(out), ...(what === '--cflags' ? [`-DCLAUDE_OPENAI_${macro}`] : []));
+    if (code === 0) found.push(...words(out), ...(what === '--cflags' ? macro.map((one) => `-DCLAUDE_OPENAI_${one}`) : []));
   }
   return found;
 }
@@ -196,7 +196,7 @@ check('no warning from g++ without OpenSSL, where clients have names at random a
 check('without SQLite and hiredis nothing needs a symbol of theirs, --version says what is missing, and --store and --session-dir are refused', async () => {
   const without = cflags.filter((flag) => !/^-DCLAUDE_OPENAI_(SQLITE|REDIS)$/.test(flag));
   const program = join(scratch, 'without_sqlite');
-  const linked = libs.filter((flag) => flag !== '-lsqlite3' && flag !== '-lhiredis');
+  const linked = libs.filter((flag) => flag !== '-lsqlite3' && !flag.startsWith('-lhiredis'));
   const args = ['-std=c++17', '-O0', ...warnings, ...without, ...include, join(root, 'main.cpp'), '-o', program, ...linked];
   await compile(cxx, args);
   const symbols = await run('nm', ['-C', program]);
@@ -363,7 +363,7 @@ const POSIX_SECTIONS = ['process', 'transport', 'connection'];
 // Elsewhere, with the reason.
 const POSIX_EXCEPTIONS = {
   pool: ['poll'],             // the janitor waits for its spares and for its wake-up
-  store: ['open', 'fcntl'],   // the file that SQLite gets is made for this user alone; no child inherits the socket to Redis
+  store: ['open', 'fcntl', 'poll'],   // the file that SQLite gets is made for this user alone; no child inherits the socket to Redis, and TLS does not block it
   sessions: ['open', 'unlink'],  // the salt; a session's file of an older version
   engine: ['poll'],           // a turn waits for the process and the client's socket at once
   status: ['poll'],           // the probe waits for the first answer of a CLI

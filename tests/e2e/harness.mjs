@@ -105,9 +105,9 @@ export const endProxies = () => running.forEach(({ child }) => child.kill('SIGKI
 class Proxy {
   /**
    * `url` of the API; `cli` the path of a claude; `env` over the clean environment, undefined removes; `terminal`: it runs in one of
-   * its own, whose keyboard is `keys`; `ownPort`: that of its default, instead of any.
+   * its own, whose keyboard is `keys`; `ownPort`: that of its default, instead of any; `binary`: another than the one under test.
    */
-  constructor({ url, cli, args = [], env = {}, terminal = false, ownPort = false }) {
+  constructor({ url, cli, args = [], env = {}, terminal = false, ownPort = false, binary = PROXY }) {
     this.terminal = terminal;
     this.scratch = mkdtempSync(path.join(tmpdir(), 'claude-openai-e2e-'));
     this.home = path.join(this.scratch, 'home');
@@ -128,7 +128,7 @@ class Proxy {
     };
     Object.keys(environment).forEach((name) => environment[name] === undefined && delete environment[name]);
     this.command = [
-      PROXY,
+      binary,
       ...(ownPort || args.some((arg) => arg === '--port' || /^\d{4,}$/.test(arg)) ? [] : ['--port', '0']),
       ...(cli ? ['--claude-path', cli] : []),
       ...args,

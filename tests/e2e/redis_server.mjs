@@ -2,6 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
+import { writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { eventually, freePort } from './harness.mjs';
 import { scratchFolder } from './operate.mjs';
@@ -13,21 +14,33 @@ export const PASSWORD = 'open@sesame/1';
 
 /** Started; `url` is for --store. What was written outlives a kill. */
 export class Redis {
-  constructor(folder, port) {
+  /** `tls`: a pair {certificate, key} in PEM files, and the issuer's certificate `ca`. `more` are further settings. */
+  constructor(folder, port, { tls, ...more } = {}) {
     this.folder = folder;
     this.port = port;
-    this.url = `redis://:${encodeURIComponent(PASSWORD)}@127.0.0.1:${port}/2`;
+    this.tls = tls;
+    this.more = more;
+    this.url = this.urlAt(port);
     this.socket = path.join(folder, 'redis.sock');
   }
 
-  static async start(t) {
-    const redis = new Redis(scratchFolder(t), await freePort());
+  urlAt(port, host = '127.0.0.1') {
+    return `${this.tls ? 'rediss' : 'redis'}://:${encodeURIComponent(PASSWORD)}@${host}:${port}/2`;
+  }
+
+  static async start(t, options) {
+    const redis = new Redis(scratchFolder(t), await freePort(), options);
     t.defer(async () => redis.stop('SIGKILL'));
     return redis.start();
   }
 
   async start() {
-    const settings = { port: this.port, bind: '127.0.0.1', dir: this.folder, unixsocket: this.socket, requirepass: PASSWORD, appendonly: 'yes', save: '' };
+    const { certificate, key, ca } = this.tls ?? {};
+    const tls = { port: 0, 'tls-port': this.port, 'tls-cert-file': certificate, 'tls-key-file': key, 'tls-ca-cert-file': ca, 'tls-auth-clients': 'no' };
+    const settings = {
+      bind: '127.0.0.1', dir: this.folder, unixsocket: this.socket, requirepass: PASSWORD, appendonly: 'yes', save: '',
+      ...(this.tls ? tls : { port: this.port }), ...this.more,
+    };
     const words = Object.entries(settings).flatMap(([name, value]) => [`--${name}`, String(value)]);
     this.child = spawn('redis-server', words, { stdio: 'ignore' });
     this.ended = new Promise((resolve) => {
@@ -57,13 +70,37 @@ export class Redis {
 
   /** What a command answers, without the last line's end. */
   cli(...words) {
-    const login = ['-p', String(this.port), '-n', '2', '--no-auth-warning', '-a', PASSWORD];
+    const login = ['-s', this.socket, '-n', '2', '--no-auth-warning', '-a', PASSWORD];
     return execFileSync('redis-cli', [...login, ...words], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }).replace(/\n$/, '');
   }
 
   keys(pattern) {
     return this.cli('KEYS', `claude-openai:v1:${pattern}`).split('\n').filter(Boolean);
   }
+}
+
+/**
+ * An issuer of certificates in a folder of the test's own: its own one is the file `ca`; `issue(NAME)` makes a pair for a name such as
+ * `DNS:localhost`, valid for `days`.
+ */
+export function makeIssuer(t) {
+  const folder = scratchFolder(t);
+  const file = (name) => path.join(folder, name);
+  const openssl = (...words) => execFileSync('openssl', words, { stdio: 'pipe' });
+  const request = (name, ...more) =>
+    openssl('req', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-subj', `/CN=${name}`, '-keyout', file(`${name}.key`), ...more);
+  const ca = file('ca.pem');
+  request('ca', '-x509', '-days', '2', '-out', ca);
+  let count = 0;
+  const issue = (subject, days = 2) => {
+    const name = `pair-${++count}`;
+    request(name, '-out', file(`${name}.csr`));
+    writeFileSync(file(`${name}.ext`), `subjectAltName=${subject}\n`);
+    openssl('x509', '-req', '-in', file(`${name}.csr`), '-CA', ca, '-CAkey', file('ca.key'), '-CAcreateserial', '-days', String(days),
+      '-extfile', file(`${name}.ext`), '-out', file(`${name}.pem`));
+    return { certificate: file(`${name}.pem`), key: file(`${name}.key`), ca };
+  };
+  return { ca, issue };
 }
 
 /** The key of a client's name that is in the store: without a client key it is empty. */

@@ -358,12 +358,20 @@ TEST_CASE("Redis: addresses are taken apart, and wrong ones are refused without 
   CHECK(tcp.password == "p@ss/");
   CHECK(tcp.name() == "redis://::1:7000/3");
   CHECK(parse_redis_address("redis://host").name() == "redis://host:6379/0");
+  CHECK_FALSE(tcp.tls);
+#ifdef CLAUDE_OPENAI_REDIS_TLS
+  const auto tls = parse_redis_address("rediss://:pw@[::1]/3");
+  CHECK(tls.tls);
+  CHECK(tls.name() == "rediss://::1:6379/3");
+#else
+  CHECK_THROWS_AS(parse_redis_address("rediss://:pw@host"), std::invalid_argument);
+#endif
   const auto socket = parse_redis_address("unix://:pw@/run/redis.sock?db=2");
   CHECK(socket.password == "pw");
   CHECK(socket.name() == "unix:///run/redis.sock?db=2");
   for (const auto* wrong :
        {"redis://", "redis://:secret@", "redis://:secret@h:x", "redis://secret@h",
-        "redis://:secret@h/db", "unix://secret", "unix://:secret@/p?db=", "rediss://:secret@h"}) {
+        "redis://:secret@h/db", "unix://secret", "unix://:secret@/p?db=", "rediss://:secret@h:x"}) {
     CAPTURE(wrong);
     try {
       parse_redis_address(wrong);
