@@ -802,6 +802,9 @@ async function release_folder() {
   put(`${libraries}/zlib/zlib.h`, '#define ZLIB_VERSION "1.2.13"\n#define ZLIB_VERNUM 0x12d0\n');
   put(`${libraries}/sqlite/sqlite3.h`, '#define SQLITE_VERSION        "3.40.1"\n#define SQLITE_VERSION_NUMBER 3040001\n');
   for (const path of ['openssl/LICENSE.txt', 'zlib/LICENSE', 'sqlite/LICENSE.md']) put(`${libraries}/${path}`, `${path}\n`);
+  const hiredis = libraries.replace('libraries-', 'hiredis-');
+  put(`${hiredis}/include/hiredis/hiredis.h`, '#define HIREDIS_MAJOR 1\n#define HIREDIS_MINOR 2\n#define HIREDIS_PATCH 0\n#define HIREDIS_SONAME 1.1.0\n');
+  put(`${hiredis}/source/COPYING`, 'source/COPYING\n');
   const identity = ['-c', 'user.name=n', '-c', 'user.email=e@x', '-c', 'commit.gpgsign=false'];
   for (const command of [['init', '-q'], ['add', '.'], [...identity, 'commit', '-qm', 'all']]) await done('git', command, { cwd: folder });
   return folder;
@@ -884,7 +887,7 @@ check('each package has the program for its machine, the manual, completions and
 
     const bill = JSON.parse(readFileSync(join(made, `${name}.spdx.json`), 'utf8'));
     const parts = bill.packages.map(({ name, versionInfo }) => `${name} ${versionInfo}`);
-    const wanted = [`claude-openai ${version}`, 'cpp-httplib 0.18.7', 'nlohmann-json 3.11.2', 'CLI11 2.4.1', 'OpenSSL 3.0.22', 'zlib 1.2.13', 'SQLite 3.40.1', 'musl-of-zig', 'libcxx-of-zig', 'libunwind-of-zig'];
+    const wanted = [`claude-openai ${version}`, 'cpp-httplib 0.18.7', 'nlohmann-json 3.11.2', 'CLI11 2.4.1', 'OpenSSL 3.0.22', 'zlib 1.2.13', 'SQLite 3.40.1', 'hiredis 1.2.0', 'musl-of-zig', 'libcxx-of-zig', 'libunwind-of-zig'];
     none(wanted.filter((part) => !parts.some((one) => one.startsWith(part))), `not in ${parts}`);
     is(bill.packages.find(({ name }) => name === 'SQLite').licenseDeclared, 'blessing');
     if (bill.spdxVersion !== 'SPDX-2.3' || bill.relationships.length !== bill.packages.length) throw new Error(JSON.stringify(bill));
@@ -897,7 +900,7 @@ check('each package has the program for its machine, the manual, completions and
   const license = await done('tar', ['-xOf', npm, 'package/LICENSE']);
   is(license, text_of('LICENSE'));
   const of_others = await done('tar', ['-xOf', npm, 'package/LICENSES-OF-OTHERS']);
-  none(['openssl/LICENSE.txt', 'zlib/LICENSE', 'sqlite/LICENSE.md'].filter((text) => !of_others.includes(`/${text}\n\n${text}\n`)), 'licenses that are missing');
+  none(['openssl/LICENSE.txt', 'zlib/LICENSE', 'sqlite/LICENSE.md', 'source/COPYING'].filter((text) => !of_others.includes(`/${text}\n\n${text}\n`)), 'licenses that are missing');
 });
 
 check('npm installs the package without a network, and its command starts the program for this machine', async () => {

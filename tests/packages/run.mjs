@@ -128,7 +128,7 @@ test('the program speaks TLS, and takes compressed requests', async () => {
 
 test('a session in the program’s store goes on after a restart', async () => {
   const program = join(await unpack(`claude-openai-${version}-linux-${machine}`), 'claude-openai');
-  assert.match(await done(program, ['--version'], { env: user_environment }), /^Store: SQLite 3\./m);
+  assert.match(await done(program, ['--version'], { env: user_environment }), /^Store: SQLite 3\.\S+, Redis by hiredis 1\.\S+ with TLS$/m);
   const messages = [];
   const ask = async (url) => {
     const asked = await ask_in_clear(url, { session_id: 'kept' });
