@@ -10937,6 +10937,8 @@ struct redis_outage : std::runtime_error {
 /// A connection that threads share, and that comes back by itself. No step takes over a second.
 class redis_connection {
  public:
+  static constexpr std::chrono::milliseconds max_step{1'000};
+
   /// When a command waits for Redis to come back: never, when it was lost under way, or always.
   enum class patience { none, lost, gone };
 
@@ -11017,19 +11019,30 @@ class redis_connection {
     std::vector<std::vector<std::string>> steps;
     if (!where.password.empty()) steps.push_back(login);
     steps.push_back({"SELECT", where.database});
-    steps.push_back({"SET", "claude-openai:v1:trial", "", "PX", "1000"});
+    // Two keys: in a cluster no script may have them.
+    steps.push_back({"EVAL",
+                     "redis.call('TIME') redis.call('SET', KEYS[1], '', 'PX', 1000) "
+                     "return redis.call('TYPE', KEYS[2])",
+                     "2", "claude-openai:v1:trial", "claude-openai:v1:trial:2"});
     for (const auto& step : steps) {
       const auto reply = call(made.get(), step, until);
       if (!reply) throw std::runtime_error(why_lost(*made, where.tls && &step == &steps.front()));
-      if (reply->type == REDIS_REPLY_ERROR) throw std::runtime_error(text_of(reply.get()));
+      if (reply->type == REDIS_REPLY_ERROR) throw std::runtime_error(refusal_of(*reply));
     }
     return made;
   }
 
  private:
-  static constexpr std::chrono::milliseconds max_step{1'000};
   static constexpr std::chrono::milliseconds max_pause{2'000};  ///< between two attempts
   static constexpr std::chrono::milliseconds tick_every{3'000};
+
+  static std::string refusal_of(const redisReply& reply) {
+    const auto error = text_of(&reply);
+    for (const auto* code : {"CROSSSLOT", "MOVED", "CLUSTERDOWN"}) {
+      if (text::starts_with(error, code)) return "it is of a cluster, not a Redis of its own";
+    }
+    return error;
+  }
 
   /// Right after a call that returned null; `greeted`: only TLS has gone well before.
   static std::string why_lost(const redisContext& context, bool greeted) {
@@ -11072,8 +11085,9 @@ class redis_connection {
     if (reply.type != REDIS_REPLY_ERROR) return false;
     const auto error = text_of(&reply);
     const auto names = [&](const char* code) { return error.find(code) != error.npos; };
-    constexpr std::array<const char*, 8> codes = {"LOADING ", "READONLY ", "MASTERDOWN ", "OOM ",
-                                                  "MISCONF ", "NOAUTH ",   "NOREPLICAS ", "BUSY "};
+    constexpr std::array<const char*, 9> codes = {"LOADING ", "READONLY ",   "MASTERDOWN ",
+                                                  "OOM ",     "MISCONF ",    "NOAUTH ",
+                                                  "NOPERM ",  "NOREPLICAS ", "BUSY "};
     return std::any_of(codes.begin(), codes.end(), names);
   }
 
@@ -11167,12 +11181,14 @@ return redis.call('LRANGE', KEYS[1], 0, -1)
 )lua";
 
 /// KEYS: record, index, lease. ARGV: new revision, condition's lease and revision, head, first
-/// position, time to live, id, most records, prefix of records, how many names, their keys, items.
+/// position, time to live, id, most records, prefix of records, how many names, when it is too late
+/// for a condition, the names' keys, items. Returns the time when it is too late.
 constexpr const char* write = R"lua(
 local record, index = own(KEYS[1], 'list'), own(KEYS[2], 'zset')
 local known = redis.call('LINDEX', record, 0) or ''
 if known == ARGV[1] then return 'done' end
 if ARGV[2] ~= '' then
+  if now > tonumber(ARGV[11]) then return now end
   local holder = redis.call('GET', own(KEYS[3], 'string'))
   if holder and holder ~= ARGV[2] then return 'lost' end
   if known ~= ARGV[3] then return known == '' and 'gone' or 'lost' end
@@ -11186,8 +11202,8 @@ else
   redis.call('LTRIM', record, 0, ARGV[5] + 1)
 end
 local names = tonumber(ARGV[10])
-for at = 11 + names, #ARGV do redis.call('RPUSH', record, ARGV[at]) end
-for at = 11, 10 + names do redis.call('SET', ARGV[at], ARGV[7], 'PX', ARGV[6]) end
+for at = 12 + names, #ARGV do redis.call('RPUSH', record, ARGV[at]) end
+for at = 12, 11 + names do redis.call('SET', ARGV[at], ARGV[7], 'PX', ARGV[6]) end
 if ARGV[7] == '' then return 'done' end
 redis.call('PEXPIRE', record, ARGV[6])
 redis.call('ZADD', index, now, ARGV[7])
@@ -11242,7 +11258,7 @@ end
 redis.call('SET', lease, ARGV[1], 'PX', ARGV[2])
 redis.call('ZREM', queue, ARGV[1])
 redis.call('ZREM', asked, ARGV[1])
-return 1
+return now
 )lua";
 
 /// KEYS and ARGV[1] as above.
@@ -11259,6 +11275,7 @@ for at, lease in ipairs(KEYS) do
     redis.call('PEXPIRE', lease, ARGV[1])
   end
 end
+return now
 )lua";
 
 /// KEYS: count. ARGV: limit. How many, whether this one was counted, milliseconds of the minute.
@@ -11330,8 +11347,10 @@ for _, length in ipairs({60000, 86400000}) do
 end
 )lua";
 
-/// KEYS: the hour's use. ARGV: when that is forgotten, the fields and what is added to each.
+/// KEYS: the hour's use, a mark that it was added. ARGV: when the use is forgotten, the fields and
+/// what is added to each.
 constexpr const char* add_usage = R"lua(
+if not redis.call('SET', KEYS[2], '', 'NX', 'PX', 3600000) then return end
 own(KEYS[1], 'hash')
 for at = 2, #ARGV, 2 do redis.call('HINCRBYFLOAT', KEYS[1], ARGV[at], ARGV[at + 1]) end
 redis.call('PEXPIREAT', KEYS[1], ARGV[1])
@@ -11414,17 +11433,17 @@ class redis_store final : public state_store {
                                        record.id,
                                        std::to_string(max_records),
                                        key("record", kind, record.client, {}),
-                                       std::to_string(record.names.size())};
+                                       std::to_string(record.names.size()),
+                                       {}};
     for (const auto& name : record.names) {
       arguments.push_back(key("part", kind, record.client, name));
     }
     for (const auto& item : record.items) arguments.push_back(dump(item));
+    const std::vector<std::string> keys{key("record", kind, record.client, record.id),
+                                        key("index", kind, record.client),
+                                        key("lease", kind, record.client, record.id)};
     try {
-      const auto reply =
-          eval(redis_scripts::write,
-               {key("record", kind, record.client, record.id), key("index", kind, record.client),
-                key("lease", kind, record.client, record.id)},
-               arguments, patience::gone);
+      const auto reply = eval_in_time(redis_scripts::write, keys, arguments, 10);
       if (text_of(reply.get()) != "lost") return true;
     } catch (const api_error& failure) {
       log_.error(std::string(kind) + " not stored: " + failure.message);
@@ -11447,8 +11466,10 @@ class redis_store final : public state_store {
   bool try_lease(const char* kind, const std::string& client, const std::string& id,
                  const std::string& lease) override {
     const auto keys = lease_keys(kind, client, id);
+    const auto asked = steady_ms();
     const auto reply = eval(redis_scripts::lease, keys, {lease, lease_ttl, max_silence});
     if (reply->integer == 0) return false;
+    ahead_ms_ = reply->integer - asked;
     const std::lock_guard<std::mutex> lock(mutex_);
     leases_[keys.front()] = lease;
     return true;
@@ -11517,7 +11538,19 @@ class redis_store final : public state_store {
 
   bool keeps_usage() const override { return true; }
 
-  void add_usage(const usage_row& row) override { send_usage(row, patience::lost); }
+  void add_usage(const usage_row& row) override {
+    usage_step step{{usage_key(row.hour), prefix + ("added:" + text::random_id("", 22))},
+                    {std::to_string((row.hour + 90 * 24 + 1) * ms_per_hour)}};
+    const auto add = [&](const char* what, const json& amount) {
+      step.arguments.push_back(
+          dump(json::array({row.key, row.model, row.dialect, row.account, what})));
+      step.arguments.push_back(amount.dump());
+    };
+    add("answers", row.answers);
+    for (std::size_t i = 0; i < token_kinds.size(); ++i) add(token_kinds[i], row.tokens[i]);
+    add("usd", row.usd);
+    send_usage(std::move(step), patience::lost);
+  }
 
   std::vector<usage_row> sum_usage(const std::string& by, std::int64_t from) override {
     constexpr std::int64_t at_once = 240;
@@ -11596,6 +11629,25 @@ class redis_store final : public state_store {
     return run(words, wait);
   }
 
+  static std::int64_t steady_ms() {
+    using namespace std::chrono;
+    return duration_cast<milliseconds>(steady_clock::now().time_since_epoch()).count();
+  }
+
+  /// `arguments[deadline]` becomes the time, by Redis's clock, when nobody waits for the reply any
+  /// more: a Redis that stood still does not do later what its client was told has failed.
+  redis_reply eval_in_time(const char* script, const std::vector<std::string>& keys,
+                           std::vector<std::string>& arguments, std::size_t deadline) {
+    for (bool again = false;; again = true) {
+      const auto asked = steady_ms();
+      arguments[deadline] = std::to_string(asked + ahead_ms_ + redis_connection::max_step.count());
+      auto reply = eval(script, keys, arguments, patience::gone);
+      if (reply->type != REDIS_REPLY_INTEGER) return reply;
+      ahead_ms_ = reply->integer - asked;  // it is in time, so Redis's clock was set
+      if (again) throw unavailable("Redis's clock is unsteady");
+    }
+  }
+
   /// What the work returns; nullopt when Redis is gone.
   template <class Work>
   static auto attempt(Work work) -> std::optional<decltype(work())> {
@@ -11632,22 +11684,20 @@ class redis_store final : public state_store {
     }
   }
 
+  /// What is added to an hour's use. The mark is its own, so that it is not added twice.
+  struct usage_step {
+    std::vector<std::string> keys;
+    std::vector<std::string> arguments;
+  };
+
   /// What cannot be sent now is sent later.
-  void send_usage(const usage_row& row, patience wait) {
-    std::vector<std::string> fields{std::to_string((row.hour + 90 * 24 + 1) * ms_per_hour)};
-    const auto add = [&](const char* what, const json& amount) {
-      fields.push_back(dump(json::array({row.key, row.model, row.dialect, row.account, what})));
-      fields.push_back(amount.dump());
-    };
-    add("answers", row.answers);
-    for (std::size_t i = 0; i < token_kinds.size(); ++i) add(token_kinds[i], row.tokens[i]);
-    add("usd", row.usd);
+  void send_usage(usage_step step, patience wait) {
     const auto done = attempt([&] {
-      eval(redis_scripts::add_usage, {usage_key(row.hour)}, fields, wait);
+      eval(redis_scripts::add_usage, step.keys, step.arguments, wait);
       return true;
     });
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (!done && unsent_.size() < max_records) unsent_.push_back(row);
+    if (!done && unsent_.size() < max_records) unsent_.push_back(std::move(step));
   }
 
   /// Learns whether Redis is still there, renews the leases that are held, and adds what was used
@@ -11655,7 +11705,7 @@ class redis_store final : public state_store {
   void tick() {
     std::vector<std::string> keys;
     std::vector<std::string> arguments{lease_ttl};
-    std::vector<usage_row> unsent;
+    std::vector<usage_step> unsent;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       for (const auto& [name, holder] : leases_) {
@@ -11664,16 +11714,21 @@ class redis_store final : public state_store {
       }
       unsent.swap(unsent_);
     }
-    for (const auto& row : unsent) send_usage(row, patience::none);
-    attempt([&] { return eval(redis_scripts::renew, keys, arguments, patience::none) != nullptr; });
+    for (auto& step : unsent) send_usage(std::move(step), patience::none);
+    attempt([&] {
+      const auto asked = steady_ms();
+      ahead_ms_ = eval(redis_scripts::renew, keys, arguments, patience::none)->integer - asked;
+      return true;
+    });
   }
 
   const std::string ttl_;
   const logger log_;
   std::mutex mutex_;
   std::map<std::string, std::string> leases_;  ///< of this proxy: who has each
-  std::vector<usage_row> unsent_;
-  redis_connection redis_;  ///< its thread uses all above
+  std::vector<usage_step> unsent_;
+  std::atomic<std::int64_t> ahead_ms_{0};  ///< its clock of the steady one, at most
+  redis_connection redis_;                 ///< its thread uses all above
 };
 
 #endif

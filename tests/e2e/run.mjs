@@ -43,6 +43,7 @@ import { python } from './python.test.mjs';
 import { STAND_IN } from './raw_client.mjs';
 import { readme } from './readme.test.mjs';
 import { redis } from './redis.test.mjs';
+import { redisFaults } from './redis_faults.test.mjs';
 import { redisTls } from './redis_tls.test.mjs';
 import { reference } from './reference.test.mjs';
 import { replicas } from './replicas.test.mjs';
@@ -164,7 +165,7 @@ const suites = [
   { name: 'plan', version: newest, tests: plan.tests },
   { name: 'money', version: newest, tests: money.tests },
   { name: 'store', version: newest, tests: store.tests },
-  { name: 'redis', version: newest, tests: redis.tests, skip: redis.skip },
+  { name: 'redis', version: newest, tests: [...redis.tests, ...redisFaults.tests], skip: redis.skip },
   { name: 'redis_tls', version: newest, program: STAND_IN, tests: redisTls.tests, skip: redisTls.skip },
   { name: 'balancers', version: newest, tests: balancers.tests },
   { name: 'replicas', version: newest, tests: replicas.tests },
