@@ -243,7 +243,7 @@ export async function startProxy(options) {
 }
 
 /** A proxy that is expected to refuse to start. Resolves to {exit, output}; `exit` is null when it stays. */
-export async function startAndExpectExit(options, ms = 30_000) {
+export async function startAndExpectExit(options, ms = 60_000) {
   const proxy = new Proxy(options);
   options.prepare?.(proxy);
   proxy.start();
