@@ -224,8 +224,8 @@ test-packages: ## try what `make dist` has built: unpacked, installed by npm, an
 	@tests/run packages
 
 # SOAK_SEED=n repeats a load, SOAK_CLI=stand-in, claude or demo takes one of them alone.
-soak: build/claude-openai stand-in e2e-modules ## run 50 conversations at once, end a plan 100 times, then a mixed load with faults for SOAK_TIME=300 s
-	@SOAK=1 node tests/e2e/run.mjs --only 'never mix|the plan ends at any moment'
+soak: build/claude-openai stand-in e2e-modules ## run 50 conversations at once, end a plan 100 times, kill a proxy with a store 200 times, then a mixed load with faults for SOAK_TIME=300 s
+	@SOAK=1 node tests/e2e/run.mjs --only 'never mix|the plan ends at any moment|kills under load'
 	@SOAK_TIME=$(or $(SOAK_TIME),300) node tests/soak/soak.mjs
 
 programs: $(programs) $(if $(filter plain,$(CONFIG)),build/claude-openai stand-in) ; @:

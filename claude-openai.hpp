@@ -1547,6 +1547,7 @@ struct turn_request {
   std::string cache_ttl;
   std::string cache_field;       ///< where the client asked for it
   bool on_fallback = false;      ///< by the account that answers while the plan is used up
+  bool extra_usage = true;       ///< see `options::extra_usage`
   model_traits fallback_traits;  ///< of the model that it answers with
   bool stream = false;
   bool strict = false;                      ///< what is not honoured is an error
@@ -10476,11 +10477,10 @@ inline std::vector<std::string> list(const std::string& directory) {
 }
 }  // namespace session_files
 
-/// `--store` names a server of Redis's protocol, not a file.
+/// `--store` names a server of Redis's protocol, not a file. A scheme that nobody knows ends the
+/// start: it is no folder's name.
 inline bool is_redis(const options& settings) {
-  const auto& url = settings.store;
-  return text::starts_with(url, "redis://") || text::starts_with(url, "rediss://") ||
-         text::starts_with(url, "unix://");
+  return settings.store.find("://") != std::string::npos;
 }
 
 /// The file of `--store`, or the one in the directory for sessions; empty for neither.
@@ -11278,11 +11278,13 @@ end
 return now
 )lua";
 
-/// KEYS: count. ARGV: limit. How many, whether this one was counted, milliseconds of the minute.
+/// KEYS: count, a mark that it was counted. ARGV: limit. How many, whether this one was counted, milliseconds of the minute.
 constexpr const char* count = R"lua(
 local key = own(KEYS[1] .. ':' .. math.floor(now / 60000), 'string')
 local before, left = tonumber(redis.call('GET', key)) or 0, 60000 - now % 60000
+if redis.call('EXISTS', KEYS[2]) == 1 then return {before, 1, left} end
 if before >= tonumber(ARGV[1]) then return {before, 0, left} end
+redis.call('SET', KEYS[2], '', 'PX', 60000)
 redis.call('SET', key, before + 1, 'PX', left)
 return {before + 1, 1, left}
 )lua";
@@ -11293,6 +11295,7 @@ return {before + 1, 1, left}
 /// The rule is that of `limiter::refuse_spent`.
 constexpr const char* reserve = R"lua(
 local held, others = {0, 0, 0}, redis.call('HGETALL', own(KEYS[2], 'hash'))
+local again = redis.call('HEXISTS', KEYS[2], ARGV[1]) == 1
 for at = 1, #others, 2 do
   local ends, requests, tokens, usd = string.match(others[at + 1], '^(%S+) (%S+) (%S+) (%S+)$')
   if not ends or (tonumber(ends) or 0) < now then
@@ -11316,9 +11319,10 @@ for span, length in ipairs({60000, 86400000}) do
     result[#result + 1] = string.format('%.17g', used)
   end
 end
+fits = fits or again
 for n = 1, 3 do result[#result + 1] = string.format('%.17g', held[n]) end
 for _, length in ipairs({60000, 86400000}) do
-  if fits then
+  if fits and not again then
     local key = KEYS[1] .. ':' .. length .. ':' .. math.floor(now / length)
     redis.call('HINCRBY', key, 'requests', ARGV[3])
     redis.call('PEXPIRE', key, length)
@@ -11335,8 +11339,9 @@ result[1] = tostring(result[1])
 return result
 )lua";
 
-/// KEYS as above. ARGV: id of the reservation, tokens, USD.
+/// KEYS: use, reservations, a mark that it was charged. ARGV: id of the reservation, tokens, USD.
 constexpr const char* charge = R"lua(
+if not redis.call('SET', KEYS[3], '', 'NX', 'PX', 3600000) then return end
 redis.call('HDEL', own(KEYS[2], 'hash'), ARGV[1])
 for _, length in ipairs({60000, 86400000}) do
   local key = own(KEYS[1] .. ':' .. length .. ':' .. math.floor(now / length), 'hash')
@@ -11497,7 +11502,7 @@ class redis_store final : public state_store {
   std::optional<shared_count> count(const std::string& name, std::int64_t limit) override {
     return attempt([&] {
       const auto reply =
-          eval(redis_scripts::count, {prefix + ("count:" + name)}, {std::to_string(limit)});
+          eval(redis_scripts::count, {prefix + ("count:" + name), mark()}, {std::to_string(limit)});
       const auto rows = elements(reply.get());
       return shared_count{rows.at(0)->integer, rows.at(1)->integer > 0,
                           std::chrono::milliseconds(rows.at(2)->integer)};
@@ -11528,9 +11533,10 @@ class redis_store final : public state_store {
   }
 
   bool charge(const std::string& client, const std::string& id, const budget& used) override {
+    auto keys = budget_keys(client);
+    keys.push_back(mark());
     const auto done = attempt([&] {
-      eval(redis_scripts::charge, budget_keys(client),
-           {id, std::to_string(used.tokens), json(used.usd).dump()});
+      eval(redis_scripts::charge, keys, {id, std::to_string(used.tokens), json(used.usd).dump()});
       return true;
     });
     return done.has_value();
@@ -11539,7 +11545,7 @@ class redis_store final : public state_store {
   bool keeps_usage() const override { return true; }
 
   void add_usage(const usage_row& row) override {
-    usage_step step{{usage_key(row.hour), prefix + ("added:" + text::random_id("", 22))},
+    usage_step step{{usage_key(row.hour), mark()},
                     {std::to_string((row.hour + 90 * 24 + 1) * ms_per_hour)}};
     const auto add = [&](const char* what, const json& amount) {
       step.arguments.push_back(
@@ -11590,6 +11596,9 @@ class redis_store final : public state_store {
     return {key("lease", kind, client, id), key("queue", kind, client, id),
             key("asked", kind, client, id)};
   }
+  /// A key of one addition alone: where its reply was lost, it is sent again, and counts once.
+  static std::string mark() { return prefix + ("added:" + text::random_id("", 22)); }
+
   static std::vector<std::string> budget_keys(const std::string& client) {
     return {key("budget", "use", client), key("budget", "held", client)};
   }
@@ -12949,6 +12958,28 @@ inline void use_fallback(turn_request& request, const options& settings) {
   request.on_fallback = true;
   if (!settings.fallback_model.empty()) request.model = settings.fallback_model;
   apply_model_limits(request, request.fallback_traits);
+  refuse_ignored(request);
+}
+
+/// What the plan's limits that are known do to a request: the other account answers, which is
+/// true, or extra usage is refused by a throw.
+inline bool apply_plan(turn_request& request, const limit_board& limits, const options& settings) {
+  if (request.on_fallback) return false;
+  const auto spent = limits.find_spent(request.model, request.extra_usage);
+  if (spent && settings.fallback) {
+    use_fallback(request, settings);
+    return true;
+  }
+  if (!spent || !spent->extra_usage) return false;
+  const auto left = time_to_reset(*spent);
+  api_error error(error_kind::rate_limited,
+                  "the plan's limit " + spent->name + " is used up for another " +
+                      std::to_string(left.count()) +
+                      " s, and this proxy takes no extra usage (--no-extra-usage)",
+                  "extra_usage_refused");
+  error.retry_after = left;
+  error.retry_is_futile = true;
+  throw error;
 }
 
 /// How an answer came about; for figures and the log.
@@ -13064,13 +13095,25 @@ class turn {
         queue(false);
         [[fallthrough]];
       case state::queued:
-        if (auto taken = ticket_->try_take()) begin(std::move(*taken));
-        if (state_ == state::queued) return std::nullopt;
+        if (!take_place()) return std::nullopt;
         [[fallthrough]];
       case state::running: return lease_->process().pop();
       case state::done: break;
     }
     return std::nullopt;
+  }
+
+  /// False while there is no process for it.
+  bool take_place() {
+    auto taken = ticket_->try_take();
+    if (!taken) return false;
+    if (apply_plan(request_, limits_, settings_)) {  // as was learned while it waited
+      taken.reset();
+      queue_again(false);
+      return take_place();
+    }
+    begin(std::move(*taken));
+    return true;
   }
 
   void queue(bool fresh) {
@@ -13162,12 +13205,10 @@ class turn {
     const auto limit = limits_.find_spent(request_.model, true);
     const bool by_plan =
         limit || std::any_of(told.begin(), told.end(), [](const usage_window& window) {
-          return window.status == "rejected";
+          return window.status == "rejected" && !window.extra_usage;
         });
-    if (limit && !settings_.fallback) facts_.refused_for = time_to_reset(*limit);
     if (!by_plan || !settings_.fallback) return false;
     use_fallback(request_, settings_);
-    refuse_ignored(request_);
     queue_again(false);
     return true;
   }
@@ -13186,6 +13227,7 @@ class turn {
     if (lease_) {
       facts_.retries = lease_->process().retries();
       note_windows();
+      if (failed && failed->error.kind == error_kind::rate_limited) note_refusal();
     }
     if (!failed) answer_.add(what);
     if (!ends_turn(what)) return;
@@ -13195,6 +13237,12 @@ class turn {
       what = turn_failed{failure};
     }
     end();
+  }
+
+  /// Where the other account would answer at once, it is worth a try.
+  void note_refusal() {
+    const auto limit = limits_.find_spent(request_.model, true);
+    if (limit && !settings_.fallback) facts_.refused_for = time_to_reset(*limit);
   }
 
   void note_windows() {
@@ -19439,19 +19487,6 @@ inline std::string take_alias(request_context& now, std::string name) {
   return alias->model;
 }
 
-/// The operator wants no bill beyond the plan.
-[[noreturn]] inline void refuse_extra_usage(const usage_window& limit) {
-  const auto left = time_to_reset(limit);
-  api_error error(error_kind::rate_limited,
-                  "the plan's limit " + limit.name + " is used up for another " +
-                      std::to_string(left.count()) +
-                      " s, and this proxy takes no extra usage (--no-extra-usage)");
-  error.code = "extra_usage_refused";
-  error.retry_after = left;
-  error.retry_is_futile = true;
-  throw error;
-}
-
 /// What the model that answers does not take is left out. Which one that is, and who pays, depends
 /// on the limits of the plan that are known to be used up.
 inline void apply_limits(request_context& now, turn_request& turn) {
@@ -19461,10 +19496,10 @@ inline void apply_limits(request_context& now, turn_request& turn) {
   };
   const auto& other = settings.fallback_model;
   turn.fallback_traits = traits(other.empty() ? turn.model : other);
-  const auto spent = now.proxy.windows.find_spent(turn.model, settings.extra_usage);
-  if (spent && settings.fallback) return use_fallback(turn, settings);
-  if (spent && spent->extra_usage) refuse_extra_usage(*spent);
-  apply_model_limits(turn, traits(turn.model));
+  turn.extra_usage = settings.extra_usage;
+  if (!apply_plan(turn, now.proxy.windows, settings)) {
+    apply_model_limits(turn, traits(turn.model));
+  }
 }
 
 /// Puts in what is not in the body: who asks, in which session, and what the model takes.

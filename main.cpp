@@ -1491,6 +1491,9 @@ void print_start(const proxy::server& server, const std::string& key_path,
   std::cout << "  claude             " << settings.claude_path << "\n"
             << "  working directory  " << settings.working_directory << "\n"
             << "  spares             " << settings.spares << "\n";
+  if (!settings.store.empty()) {
+    std::cout << "  state              " << without_secrets(settings.store) << "\n";
+  }
   print_access(settings, key_path, kept_in);
   print_example(server, key_path);
 }

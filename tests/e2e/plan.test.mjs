@@ -75,6 +75,28 @@ test('--no-extra-usage: whichever word of the API says that answers are billed b
   }
 });
 
+test('what waits while the plan is used up is neither billed beyond it nor asked in vain: it is refused, or the other account answers', async (t) => {
+  const headers = limitHeaders(3600, EXTRA);
+  const script = (call) => (call.headers['x-api-key'] ? 'plain' : { name: 'plain', ttft: 400, headers });
+  for (const args of [['--max-processes', '1'], ['--max-processes', '4']]) {
+    for (const [kind, expected] of [['refused', [200, 429, 429]], ['other', ['api_key', 'api_key', 'cli']]]) {
+      const env = { ...SUBSCRIBED, ...(kind === 'other' && { ANTHROPIC_API_KEY: API_KEY_OF_CLAUDE }) };
+      const api = await startMessagesApi();
+      t.defer(() => api.close());
+      api.script(script);
+      const fallback = kind === 'other' ? ['--fallback', 'api_key'] : [];
+      const proxy = await t.start({ url: api.url, cli: t.cli, env, args: ['--auth-method', 'cli', '--no-extra-usage', '--spares', '0', ...args, ...fallback] });
+      // With places for all they wait for their session, else for a process.
+      const session = args[1] === '1' ? {} : { 'x-session-id': 'one' };
+      const results = await Promise.all([1, 2, 3].map((i) => t.send({ proxy, headers: session, body: { model: MODEL, messages: [{ role: 'user', content: `At once ${i}.` }] } }).done));
+      const outcomes = results.map(({ status, headers: got }) => (kind === 'other' ? got['x-claude-account'] : status)).sort();
+      assert.deepEqual(outcomes, expected, results.map(({ text }) => text).join('\n'));
+      assert.equal(api.requests.filter((call) => call.body?.messages && accountOf(call) === 'cli').length, 1, 'the plan is asked once');
+      assert.equal(await t.busyProcesses({ proxy }), 0);
+    }
+  }
+});
+
 test('a model that needs a newer Claude Code is a 400 with the command that updates it, and is not tried again', async (t) => {
   const message = 'Claude Code 2.1.330 does not support this model; version 2.1.400 or newer is required';
   for (const stream of [false, true]) {

@@ -262,6 +262,7 @@ test('a wrong address, password, user or database ends the start with a line tha
     [`redis://:${secret}@${where}/two`]: /--store \(environment, CLAUDE_STORE\): this is no address of Redis/,
     [`redis://:${secret}@127.0.0.1:1/2`]: /cannot be used: Connection refused/,
     [`redis://:${secret}@127.0.0.1:x/2`]: /--store \(environment, CLAUDE_STORE\): this is no address of Redis/,
+    [`valkey://:${secret}@${where}/2`]: /--store \(environment, CLAUDE_STORE\): this is no address of Redis/,
     [`rediss://:${secret}@${where}/2`]: /--store.*: (this build has no TLS to Redis|rediss:\S+ cannot be used: no TLS: it does not answer)/,
     [`unix://:${secret}@${server.folder}/none.sock`]: /cannot be used: No such file/,
   };

@@ -3,6 +3,7 @@
 
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
+import net from 'node:net';
 import { eventually, startAndExpectExit, suite } from './harness.mjs';
 import { ask, standIn } from './operate.mjs';
 import { PASSWORD, Redis, assertAnswered, keyOf } from './redis_server.mjs';
@@ -39,6 +40,42 @@ for (const stream of [false, true]) {
     await Promise.all([well(t, one), well(t, two)]);
     assert.deepEqual(seen(await chat(t, two, 'secret-3')).secrets, ['secret-1', 'secret-3']);
     assert.deepEqual(seen(await chat(t, one, 'secret-4')).secrets, ['secret-1', 'secret-3', 'secret-4']);
+  });
+}
+
+/** Passes bytes on to Redis, but for one reply to what holds the word, after so many of them: then the connection ends. */
+async function losesOneReply(t, target, word, after) {
+  let found = 0;
+  const server = net.createServer((client) => {
+    let lost = false;
+    const onward = net.connect(target, '127.0.0.1').on('error', () => client.destroy());
+    client.on('error', () => onward.destroy()).on('close', () => onward.destroy());
+    client.on('data', (data) => {
+      lost ||= data.includes(word) && found++ === after;
+      onward.write(data);
+    });
+    onward.on('data', (data) => (lost ? client.destroy() : client.write(data)));
+    onward.on('close', () => client.destroy());
+  });
+  await new Promise((ready) => server.listen(0, '127.0.0.1', ready));
+  t.defer(async () => server.close());
+  return { port: server.address().port, lost: () => found > after };
+}
+
+for (const [what, word, after] of [['a request is counted', ':count:', 0], ['it is reserved', ':budget:', 0], ['it is charged', ':budget:', 1]]) {
+  test(`a lost reply counts nothing twice: ${what}`, async (t) => {
+    const { server, start } = await shared(t);
+    const wire = await losesOneReply(t, server.port, word, after);
+    const limits = ['--rate-limit', '--rate-limit-chat', '100', '--budget', 'requests=100/day', '--budget', 'tokens=5000/day'];
+    const proxy = await start({ args: ['--store', server.urlAt(wire.port), ...limits] });
+    const { usage } = assertAnswered(await t.send({ proxy, body: ask('[[text]]', { max_tokens: 500 }) }).done).json;
+    await eventually('the reply is lost', () => wire.lost());
+    const keys = (pattern) => server.cli('KEYS', pattern).split('\n').filter(Boolean).sort();
+    await eventually('it is charged', () => keys('*:budget:use:*').every((key) => server.cli('HGET', key, 'tokens')));
+    const [key] = keys('*:budget:use:*');
+    assert.deepEqual([server.cli('HGET', key, 'requests'), Number(server.cli('HGET', key, 'tokens'))], ['1', usage.total_tokens]);
+    assert.equal(keys('*:budget:held:*').length, 0, 'nothing stays reserved');
+    assert.deepEqual(keys('*:count:*').map((one) => server.cli('GET', one)), ['1']);
   });
 }
 
