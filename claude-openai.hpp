@@ -8692,6 +8692,91 @@ struct rewind_state {
   std::string id() const { return "rewind-" + std::to_string(steps); }
 };
 
+/// Until a limit of the subscription begins anew; 0 or less: it has. One that does not say when is
+/// believed for five minutes.
+inline std::chrono::seconds time_to_reset(const usage_window& window) {
+  constexpr std::int64_t believed = 300;
+  constexpr std::int64_t longest = 7 * 24 * 3600;
+  const auto reset = window.resets_at > 0 ? window.resets_at : window.noted_at + believed;
+  return std::chrono::seconds(std::min(reset - std::time(nullptr), longest));
+}
+
+/// `seven_day_opus` limits the models of that family; what names no family limits all.
+inline bool limits_model(const usage_window& window, const std::string& model) {
+  const auto limited = price_of(window.name).family;
+  const auto asked = price_of(model).family;
+  return limited.empty() || asked.empty() || limited == asked;
+}
+
+/// The subscription's limits, each as the CLI reported it last. Thread-safe.
+class limit_board {
+ public:
+  explicit limit_board(const logger& log) : log_(log) {}
+
+  /// `asked_at`: when the API was asked that told of it, in Unix seconds. A limit that was found to
+  /// be used up after that still is: answers of one moment arrive in any order.
+  void note(usage_window window, std::int64_t asked_at) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    auto& known = windows_[window.name];
+    if (window.resets_at == 0 && time_to_reset(known).count() > 0) {
+      window.resets_at = known.resets_at;
+    }
+    if (window.resets_at == known.resets_at) {  // what is not told anew still holds
+      if (!window.utilization) window.utilization = known.utilization;
+      const bool older = asked_at <= known.noted_at && how_spent(window) < how_spent(known);
+      if (older || window.status.empty()) {
+        window.extra_usage = known.extra_usage;
+        window.status = known.status;
+      }
+    }
+    const int spent = how_spent(window);
+    if (spent > 0 && spent != how_spent(known)) {
+      log_.warning("the plan's limit " + window.name + " is used up" +
+                   (spent == 1
+                        ? ": answers are billed as extra usage (--no-extra-usage refuses them)"
+                        : ""));
+    }
+    window.noted_at = std::time(nullptr);
+    known = std::move(window);
+  }
+
+  /// The limit that keeps a model from answering: of several the one that lasts longest, and first
+  /// of all one that would bill. `extra_usage`: answers that are billed beyond the plan are wanted.
+  std::optional<usage_window> find_spent(const std::string& model, bool extra_usage) const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto order = [](const usage_window& window) {
+      return std::make_pair(window.extra_usage, time_to_reset(window));
+    };
+    std::optional<usage_window> found;
+    for (const auto& entry : windows_) {
+      const usage_window& window = entry.second;
+      const int spent = how_spent(window);
+      const bool answers = spent == 0 || (spent == 1 && extra_usage);
+      if (answers || time_to_reset(window).count() <= 0 || !limits_model(window, model)) continue;
+      if (!found || order(window) > order(*found)) found = window;
+    }
+    return found;
+  }
+
+  std::vector<usage_window> all() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::vector<usage_window> windows;
+    for (const auto& entry : windows_) windows.push_back(entry.second);
+    return windows;
+  }
+
+ private:
+  /// 1: answers are billed beyond the plan, 2: there are none.
+  static int how_spent(const usage_window& window) {
+    if (window.extra_usage) return 1;
+    return window.status == "rejected" ? 2 : 0;
+  }
+
+  const logger& log_;
+  mutable std::mutex mutex_;
+  std::map<std::string, usage_window> windows_;
+};
+
 /// What a process does for one request.
 struct process_turn {
   const turn_request* request = nullptr;  ///< null when nobody waits for the turn's end
@@ -8699,7 +8784,8 @@ struct process_turn {
   bool agent = false;
   tool_names names;
   int retries = 0;
-  std::vector<usage_window> windows;
+  std::int64_t asked_at = std::time(nullptr);  ///< Unix seconds
+  bool refused_by_plan = false;
   std::deque<event> events;
   bool event_delivered = false;
   bool failed_before_first_event = false;
@@ -8757,9 +8843,11 @@ class claude_process {
   /// The rewind that this CLI has refused. Older ones refuse some.
   enum class refusal { none, first_message, any_message };
 
-  /// Throws `std::system_error` when the program cannot be started.
-  claude_process(const command& what, const child_guard& guard, program_file program = {})
-      : connection_(what, guard), service_{std::move(program)} {
+  /// `limits` learns what it reports of the subscription; null where it uses none. Throws
+  /// `std::system_error` when the program cannot be started.
+  claude_process(const command& what, const child_guard& guard, limit_board* limits = nullptr,
+                 program_file program = {})
+      : connection_(what, guard), limits_(limits), service_{std::move(program)} {
     connection_.send(encode_probe(probe_id));
   }
 
@@ -8790,8 +8878,8 @@ class claude_process {
   /// How often the CLI has asked the API again in this turn.
   int retries() const { return turn_.retries; }
 
-  /// The subscription's limits that the CLI reported in this turn: those that have changed.
-  const std::vector<usage_window>& windows() const { return turn_.windows; }
+  /// A limit of the subscription has refused this turn.
+  bool refused_by_plan() const { return turn_.refused_by_plan; }
 
   /// It has served so many turns, or grown so much, that another serves better.
   bool is_worn() const {
@@ -9026,7 +9114,7 @@ class claude_process {
     if (type == "control_response") return read_control_response(member_of(line, "response"));
     if (type == "control_request") answer_request(line);
     if (type == "result") read_result(line);
-    for (auto& window : decode_usage_windows(line)) turn_.windows.push_back(std::move(window));
+    note_limits(line);
     const bool begins = string_of(member_of(line, "event"), "type") == "message_start";
     switch (state_) {
       case state::starting:
@@ -9041,6 +9129,15 @@ class claude_process {
       case state::rewinding:
         if (begins && !runs_) return fail("claude went on by itself");
         if (type == "result") rewind_step();
+    }
+  }
+
+  /// Also of a turn for which nobody waits any more: the CLI tells of a limit when it changes.
+  void note_limits(const json& line) {
+    if (limits_ == nullptr) return;
+    for (auto& window : decode_usage_windows(line)) {
+      if (window.status == "rejected" && !window.extra_usage) turn_.refused_by_plan = true;
+      limits_->note(std::move(window), turn_.asked_at);
     }
   }
 
@@ -9106,6 +9203,7 @@ class claude_process {
   }
 
   cli_connection connection_;
+  limit_board* limits_;
   service_record service_;
   state state_ = state::starting;
   steady_time waits_since_ = service_.started;  ///< for its start, or for a step back
@@ -9649,7 +9747,13 @@ inline api_error explain_start(const std::system_error& failure, const options& 
 class cli_programs {
  public:
   cli_programs(const options& settings, std::shared_ptr<const child_guard> guard)
-      : settings_(settings), guard_(std::move(guard)), latest_{settings.claude_path} {}
+      : settings_(settings),
+        guard_(std::move(guard)),
+        limits_(settings.log),
+        latest_{settings.claude_path} {}
+
+  /// What the processes have reported of the subscription.
+  const limit_board& limits() const { return limits_; }
 
   cli_program current() {
     const auto& path = settings_.claude_path;
@@ -9681,7 +9785,8 @@ class cli_programs {
     try {
       const bool bare = is_bare(settings, profile);
       what = make_command(settings, profile, bare ? std::string() : login_flag_of(program));
-      made.process = std::make_unique<claude_process>(what, *guard_, program.file);
+      made.process = std::make_unique<claude_process>(
+          what, *guard_, profile.fallback ? nullptr : &limits_, program.file);
       return made;
     } catch (const std::system_error& why) {
       made.failure = explain_start(why, settings, what.working_directory);
@@ -9739,6 +9844,7 @@ class cli_programs {
 
   const options& settings_;
   std::shared_ptr<const child_guard> guard_;
+  limit_board limits_;
   mutable std::mutex mutex_;  ///< guards all below
   cli_program latest_;        ///< the operator's
   cli_program worked_;        ///< by the path of its file
@@ -11278,7 +11384,8 @@ end
 return now
 )lua";
 
-/// KEYS: count, a mark that it was counted. ARGV: limit. How many, whether this one was counted, milliseconds of the minute.
+/// KEYS: count, a mark that it was counted. ARGV: limit. How many, whether this one was counted,
+/// milliseconds of the minute.
 constexpr const char* count = R"lua(
 local key = own(KEYS[1] .. ':' .. math.floor(now / 60000), 'string')
 local before, left = tonumber(redis.call('GET', key)) or 0, 60000 - now % 60000
@@ -12794,75 +12901,6 @@ inline json render_items(const json& items, bool newest_first, const std::string
 //       cli_command, process, claude_process, pool, sessions | thread-safe
 //================================================================================================
 
-/// Until a limit of the subscription begins anew; 0 or less: it has. One that does not say when is
-/// believed for five minutes.
-inline std::chrono::seconds time_to_reset(const usage_window& window) {
-  constexpr std::int64_t believed = 300;
-  constexpr std::int64_t longest = 7 * 24 * 3600;
-  const auto reset = window.resets_at > 0 ? window.resets_at : window.noted_at + believed;
-  return std::chrono::seconds(std::min(reset - now_ms() / 1000, longest));
-}
-
-/// `seven_day_opus` limits the models of that family; what names no family limits all.
-inline bool limits_model(const usage_window& window, const std::string& model) {
-  const auto limited = price_of(window.name).family;
-  const auto asked = price_of(model).family;
-  return limited.empty() || asked.empty() || limited == asked;
-}
-
-/// The subscription's limits, each as the CLI reported it last. Thread-safe.
-class limit_board {
- public:
-  explicit limit_board(const logger& log) : log_(log) {}
-
-  void note(usage_window window) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    auto& known = windows_[window.name];
-    if (window.resets_at == known.resets_at) {  // what is not told anew still holds
-      if (!window.utilization) window.utilization = known.utilization;
-      if (window.status.empty()) window.extra_usage = known.extra_usage;
-      if (window.status.empty()) window.status = known.status;
-    }
-    if (window.extra_usage && !known.extra_usage) {
-      log_.warning(
-          "the plan's limit " + window.name +
-          " is used up: answers are billed as extra usage (--no-extra-usage refuses them)");
-    } else if (window.status == "rejected" && known.status != "rejected") {
-      log_.warning("the plan's limit " + window.name + " is used up");
-    }
-    window.noted_at = now_ms() / 1000;
-    known = std::move(window);
-  }
-
-  /// The limit that keeps a model from answering, of several the one that lasts longest.
-  /// `extra_usage`: answers that are billed beyond the plan are wanted.
-  std::optional<usage_window> find_spent(const std::string& model, bool extra_usage) const {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    std::optional<usage_window> found;
-    std::chrono::seconds longest{0};
-    for (const auto& entry : windows_) {
-      const usage_window& window = entry.second;
-      const bool refuses = window.extra_usage ? !extra_usage : window.status == "rejected";
-      if (!refuses || time_to_reset(window) <= longest || !limits_model(window, model)) continue;
-      longest = time_to_reset(window);
-      found = window;
-    }
-    return found;
-  }
-
-  std::vector<usage_window> all() const {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    std::vector<usage_window> windows;
-    for (const auto& entry : windows_) windows.push_back(entry.second);
-    return windows;
-  }
-
- private:
-  const logger& log_;
-  mutable std::mutex mutex_;
-  std::map<std::string, usage_window> windows_;
-};
-
 /// What a client without a system prompt gets, in place of Claude Code's persona.
 constexpr std::string_view neutral_system_prompt = "You are a helpful assistant.";
 
@@ -12972,10 +13010,11 @@ inline bool apply_plan(turn_request& request, const limit_board& limits, const o
   }
   if (!spent || !spent->extra_usage) return false;
   const auto left = time_to_reset(*spent);
+  const auto until = spent->resets_at > 0 ? " for another " + std::to_string(left.count()) + " s"
+                                          : std::string(", claude does not say until when");
   api_error error(error_kind::rate_limited,
-                  "the plan's limit " + spent->name + " is used up for another " +
-                      std::to_string(left.count()) +
-                      " s, and this proxy takes no extra usage (--no-extra-usage)",
+                  "the plan's limit " + spent->name + " is used up" + until +
+                      ", and this proxy takes no extra usage (--no-extra-usage)",
                   "extra_usage_refused");
   error.retry_after = left;
   error.retry_is_futile = true;
@@ -12998,9 +13037,8 @@ struct turn_facts {
 /// moves the process's bytes, so that a slow client slows the process.
 class turn {
  public:
-  turn(pool& processes, session_store& sessions, limit_board& limits, turn_request request,
-       const options& settings)
-      : pool_(processes), limits_(limits), settings_(settings), request_(std::move(request)) {
+  turn(pool& processes, session_store& sessions, turn_request request, const options& settings)
+      : pool_(processes), settings_(settings), request_(std::move(request)) {
     if (request_.session.empty()) return;
     const auto usual = likely_usage();
     session_.emplace(sessions, request_.client, request_.session, usual.prompt() + usual.output);
@@ -13027,7 +13065,11 @@ class turn {
     auto likely = likely_usage();
     const bool adds_history = session_ && !holds_replies(request_.messages);
     if (adds_history) likely.input += session_->history_tokens();
-    return {1, likely.input + likely.output, estimate_cost(request_.model, likely)};
+    auto usd = estimate_cost(request_.model, likely);
+    if (settings_.fallback && !settings_.fallback_model.empty()) {
+      usd = std::max(usd, estimate_cost(settings_.fallback_model, likely));
+    }
+    return {1, likely.input + likely.output, usd};
   }
 
   /// What it has used so far, whether it has ended or not. One that is given up after the API was
@@ -13107,7 +13149,8 @@ class turn {
   bool take_place() {
     auto taken = ticket_->try_take();
     if (!taken) return false;
-    if (apply_plan(request_, limits_, settings_)) {  // as was learned while it waited
+    if (apply_plan(request_, pool_.programs().limits(),
+                   settings_)) {  // as was learned while it waited
       taken.reset();
       queue_again(false);
       return take_place();
@@ -13139,7 +13182,6 @@ class turn {
     facts_.replayed = how.replayed;
     facts_.on_fallback = request_.on_fallback;
     facts_.model = request_.model;
-    windows_noted_ = 0;
     facts_.queued = std::chrono::duration_cast<std::chrono::milliseconds>(
         std::chrono::steady_clock::now() - queued_since_);
     if (how.replayed > 0 && lacks_thoughts(request_)) drop_thinking();
@@ -13177,7 +13219,6 @@ class turn {
   bool begins_again(event& what) {
     const auto* failed = std::get_if<turn_failed>(&what);
     if (!failed || !silent_ || !lease_) return false;
-    note_windows();
     try {
       return try_again(failed->error) || fall_back(failed->error);
     } catch (const api_error& failure) {
@@ -13201,12 +13242,8 @@ class turn {
   /// the plan's process keeps the conversation before this request.
   bool fall_back(const api_error& error) {
     if (error.kind != error_kind::rate_limited || request_.on_fallback) return false;
-    const auto& told = lease_->process().windows();
-    const auto limit = limits_.find_spent(request_.model, true);
-    const bool by_plan =
-        limit || std::any_of(told.begin(), told.end(), [](const usage_window& window) {
-          return window.status == "rejected" && !window.extra_usage;
-        });
+    const bool by_plan = lease_->process().refused_by_plan() ||
+                         pool_.programs().limits().find_spent(request_.model, true).has_value();
     if (!by_plan || !settings_.fallback) return false;
     use_fallback(request_, settings_);
     queue_again(false);
@@ -13226,7 +13263,6 @@ class turn {
     const auto* failed = std::get_if<turn_failed>(&what);
     if (lease_) {
       facts_.retries = lease_->process().retries();
-      note_windows();
       if (failed && failed->error.kind == error_kind::rate_limited) note_refusal();
     }
     if (!failed) answer_.add(what);
@@ -13241,13 +13277,8 @@ class turn {
 
   /// Where the other account would answer at once, it is worth a try.
   void note_refusal() {
-    const auto limit = limits_.find_spent(request_.model, true);
+    const auto limit = pool_.programs().limits().find_spent(request_.model, true);
     if (limit && !settings_.fallback) facts_.refused_for = time_to_reset(*limit);
-  }
-
-  void note_windows() {
-    const auto& windows = lease_->process().windows();
-    while (windows_noted_ < windows.size()) limits_.note(windows[windows_noted_++]);
   }
 
   void commit() {
@@ -13268,7 +13299,6 @@ class turn {
   }
 
   pool& pool_;
-  limit_board& limits_;
   const options& settings_;
   turn_request request_;
   std::string given_system_;  ///< the client's own, for the session
@@ -13279,7 +13309,6 @@ class turn {
   std::optional<lease> lease_;  ///< of a process that reads the request
   steady_time queued_since_{};
   turn_facts facts_;
-  std::size_t windows_noted_ = 0;  ///< of those that the process has reported for it
   token_usage usage_;
   collector answer_;
   bool silent_ = true;  ///< the client has seen nothing of the answer
@@ -13441,9 +13470,9 @@ class answer {
 class engine {
  public:
   /// `cut` ends all answers when it is raised; null for none.
-  engine(const options& settings, pool& processes, session_store& sessions, limit_board& limits,
+  engine(const options& settings, pool& processes, session_store& sessions,
          const wake_signal* cut = nullptr)
-      : settings_(settings), pool_(processes), sessions_(sessions), limits_(limits), cut_(cut) {}
+      : settings_(settings), pool_(processes), sessions_(sessions), cut_(cut) {}
 
   /// Nothing can fail before the answer is pulled. `client_fd` is the client's socket, watched for
   /// its end; -1 for none.
@@ -13451,8 +13480,7 @@ class engine {
                                 std::shared_ptr<const wake_signal> cancelled = nullptr) {
     std::vector<std::unique_ptr<turn>> turns;
     for (auto& request : requests) {
-      turns.push_back(
-          std::make_unique<turn>(pool_, sessions_, limits_, std::move(request), settings_));
+      turns.push_back(std::make_unique<turn>(pool_, sessions_, std::move(request), settings_));
     }
     return std::make_unique<answer>(std::move(turns), settings_.timeout, client_fd,
                                     std::move(cancelled), cut_);
@@ -13462,7 +13490,6 @@ class engine {
   const options& settings_;
   pool& pool_;
   session_store& sessions_;
-  limit_board& limits_;
   const wake_signal* cut_;
 };
 
@@ -16027,7 +16054,9 @@ class metrics {
     sums_.charged_usd += record.usage.charge_usd;
     sums_.cost_usd = std::max(sums_.cost_usd, sums_.charged_usd);  // a counter never falls
     sums_.retries += record.facts.retries;
-    sums_.fallbacks += record.facts.on_fallback ? 1 : 0;
+    const double other = record.facts.on_fallback ? 1 : 0;
+    sums_.fallbacks += other;
+    sums_.fallback_usd += other * record.usage.charge_usd;
     sums_.rewound += static_cast<double>(record.facts.rewound);
     sums_.replayed += static_cast<double>(record.facts.replayed);
     if (record.failure == "processes_busy") ++rejected_["queue_full"];
@@ -16045,6 +16074,7 @@ class metrics {
     double cost_usd = 0;
     double retries = 0;
     double fallbacks = 0;
+    double fallback_usd = 0;
     double rewound = 0;
     double replayed = 0;
   };
@@ -16092,6 +16122,7 @@ class metrics {
     out.one("upstream_retries_total", "Times that the CLI asked the API again.", sums_.retries);
     out.one("fallback_answers_total", "Answers of the other account, while the plan was used up.",
             sums_.fallbacks);
+    out.one("fallback_cost_usd_total", "What these cost.", sums_.fallback_usd);
     out.each("turns_total", "Answers, by the process that gave them.", "process", turns_);
     out.one("messages_rewound_total",
             "Users' messages that a process took back to serve another conversation.",
@@ -19128,10 +19159,9 @@ struct proxy_parts {
       : settings(start),
         store(open_store(start)),
         guard(std::make_shared<child_guard>(&scratch)),
-        windows(start.log),
         processes(start, guard),
         sessions(start, store),
-        turns(start, processes, sessions, windows, &cut),
+        turns(start, processes, sessions, &cut),
         responses(start, store),
         agents(start, scratch.path(), *guard, store),
         bodies(std::max(max_body_memory, 2 * start.max_body_bytes)),
@@ -19146,7 +19176,6 @@ struct proxy_parts {
   const std::shared_ptr<const child_guard> guard;
   status_board status;
   limiter limits{store};
-  limit_board windows;
   metrics figures{store};
   pool processes;
   session_store sessions;
@@ -19497,7 +19526,7 @@ inline void apply_limits(request_context& now, turn_request& turn) {
   const auto& other = settings.fallback_model;
   turn.fallback_traits = traits(other.empty() ? turn.model : other);
   turn.extra_usage = settings.extra_usage;
-  if (!apply_plan(turn, now.proxy.windows, settings)) {
+  if (!apply_plan(turn, now.proxy.processes.programs().limits(), settings)) {
     apply_model_limits(turn, traits(turn.model));
   }
 }
@@ -19558,7 +19587,7 @@ inline void tell_windows(request_context& now, bool answers) {
   if (now.settings->fallback && (answers || record.facts.on_fallback)) {
     now.response.set("x-claude-account", record.account);
   }
-  for (const auto& window : now.proxy.windows.all()) {
+  for (const auto& window : now.proxy.processes.programs().limits().all()) {
     auto& headers = now.response.headers;
     const auto tell = [&](const char* what, const std::string& value) {
       const auto name = "x-claude-ratelimit-" + window.name + "-" + what;
@@ -19993,7 +20022,7 @@ inline void handle_health(request_context& now) {
 
 inline void handle_metrics(request_context& now) {
   gauges state{now.proxy.processes.counts(), now.proxy.sessions.size(),
-               now.proxy.status.get().version, now.proxy.windows.all()};
+               now.proxy.status.get().version, now.proxy.processes.programs().limits().all()};
   if (const auto trouble = now.proxy.state.trouble()) state.store_usable = trouble->empty();
   now.response.set_body(now.proxy.figures.render(state),
                         "text/plain; version=0.0.4; charset=utf-8");
@@ -21223,6 +21252,7 @@ class doctor {
     check_login();
     if (!check_spare()) return false;
     check_answers();
+    if (settings_.fallback) check_fallback();
     cli_facts facts;
     inspect_account(settings_, *processes_, stop_, facts);
     const auto* lifetime = facts.has_cache_ttl
@@ -21371,7 +21401,10 @@ class doctor {
     tell({"login", logged_in && missing.empty(),
           method + ", by " + credential_source(settings_) + (as.empty() ? "" : " (" + as + ")") +
               (missing.empty() ? "" : ": " + text::join(missing, "; ")) + "; billed to " +
-              payer_of(settings_),
+              payer_of(settings_) +
+              (settings_.fallback
+                   ? ", and while the plan is used up to " + payer_of(with_fallback(settings_))
+                   : ""),
           method == "cli" ? "run `claude auth login` as this user, or set ANTHROPIC_API_KEY"
                           : "set what is missing, or choose another --auth-method"});
   }
@@ -21398,13 +21431,14 @@ class doctor {
   }
 
   /// How it was answered.
-  turn_facts ask(const char* text, turn_result& result, std::string& first) {
+  turn_facts ask(const char* text, turn_result& result, std::string& first,
+                 bool by_fallback = false) {
     turn_request question;
     question.model = settings_.default_model;
+    if (by_fallback) use_fallback(question, settings_);
     question.messages.push_back({role::user, {text_part{text}}});
     session_store sessions(settings_);
-    limit_board limits(settings_.log);
-    engine turns(settings_, *processes_, sessions, limits);
+    engine turns(settings_, *processes_, sessions);
     std::vector<turn_request> requests;
     requests.push_back(std::move(question));
     const auto begun = std::chrono::steady_clock::now();
@@ -21443,6 +21477,21 @@ class doctor {
     } catch (const api_error& failure) {
       tell({"an answer", false, failure.message,
             "see the message; with --log-level debug the proxy tells more"});
+    }
+  }
+
+  void check_fallback() {
+    turn_result result;
+    std::string first;
+    try {
+      ask("Say OK and nothing else.", result, first, true);
+      tell({"an answer of the fallback",
+            true,
+            "from " + result.model + ", first token in " + first,
+            {}});
+    } catch (const api_error& failure) {
+      tell({"an answer of the fallback", false, failure.message,
+            "see --fallback-model, and the variables of that account"});
     }
   }
 

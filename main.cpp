@@ -1463,7 +1463,8 @@ void print_account(const proxy::options& settings) {
             << "  billed to          " << proxy::payer_of(settings) << "\n"
             << (settings.fallback
                     ? "  fallback           " + std::string(name_of(*settings.fallback)) +
-                          ", while the plan is used up\n"
+                          (settings.fallback_model.empty() ? "" : " with ") +
+                          settings.fallback_model + ", while the plan is used up\n"
                     : "")
             << (settings.web ? "  web search         on (--web): the API bills each search\n" : "");
 }

@@ -568,9 +568,9 @@ check('no tab and no space at a line end', () => {
 const BUDGETS = {
   text: 260, errors: 100, json_access: 240, log: 190, options: 330, conversation: 490, fields: 600, events: 150, sse: 80,
   openai_chat: 760, anthropic_messages: 750, openai_responses: 830, openai_completions: 200, catalog: 310, ollama: 410,
-  cli_protocol: 1_610, cli_command: 490, process: 610, claude_process: 640, pool: 1_120, store: 1_530, sessions: 630,
-  responses: 420, engine: 690, agents: 1_010, demo: 740, guard: 200, limits: 320, metrics: 430, status: 280, http_head: 230,
-  transport: 420, page: 1_680, connection: 370, routes: 1_220, http: 160, server: 630, doctor: 370,
+  cli_protocol: 1_610, cli_command: 490, process: 610, claude_process: 740, pool: 1_140, store: 1_530, sessions: 630,
+  responses: 420, engine: 620, agents: 1_010, demo: 740, guard: 200, limits: 320, metrics: 440, status: 280, http_head: 230,
+  transport: 420, page: 1_680, connection: 370, routes: 1_220, http: 160, server: 630, doctor: 395,
 };
 check('each section of the header is within its budget', () => {
   none(sections.filter(({ name }) => !BUDGETS[name]).map(({ name }) => name), 'without a budget');
@@ -578,8 +578,8 @@ check('each section of the header is within its budget', () => {
   none(sections.filter((one) => length(one) > BUDGETS[one.name]).map((one) => `${one.name}: ${length(one)} lines`), 'over');
 });
 
-check('the header is under 21,480 lines', () => {
-  if (lines.length >= 21_480) throw new Error(`${lines.length} lines`);
+check('the header is under 21,520 lines', () => {
+  if (lines.length >= 21_520) throw new Error(`${lines.length} lines`);
 });
 
 let functions;

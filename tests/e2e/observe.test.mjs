@@ -72,6 +72,7 @@ const NAMES = {
   upstream_errors_total: 'counter',
   upstream_retries_total: 'counter',
   fallback_answers_total: 'counter',
+  fallback_cost_usd_total: 'counter',
   rejected_total: 'counter',
   sessions: 'gauge',
   subscription_limit: 'gauge',

@@ -196,6 +196,8 @@ test('--fallback: while the plan is used up the other account answers, in each d
   }
   const metrics = await t.send({ proxy, method: 'GET', path: '/metrics' }).done;
   assert.match(metrics.text, /^claude_openai_fallback_answers_total 9$/m);
+  const usdOf = (name) => Number(metrics.text.match(new RegExp(`^claude_openai_${name} (\\S+)$`, 'm'))[1]);
+  assert.ok(usdOf('fallback_cost_usd_total') > 0 && usdOf('fallback_cost_usd_total') < usdOf('cost_usd_total'));
 });
 
 test('--fallback: a process of the other account is kept ready, which answers the first request that the plan refuses', async (t) => {
@@ -448,6 +450,12 @@ test('who pays is told by the banner, by /v1/auth/status and by doctor', async (
   const doctor = async (env) => (await startAndExpectExit({ cli: t.cli, url: t.api.url, env, args: ['doctor'] })).output;
   assert.match(await doctor(SUBSCRIBED), /login: .*billed to the account of the login/);
   assert.match(await doctor({}), /login: .*billed to an Anthropic API account/);
+  t.api.requests.length = 0;
+  const whole = await doctor({ ...SUBSCRIBED, ANTHROPIC_API_KEY: API_KEY_OF_CLAUDE, CLAUDE_AUTH_METHOD: 'cli', CLAUDE_FALLBACK: 'api_key', CLAUDE_FALLBACK_MODEL: HAIKU });
+  assert.match(whole, /login: .*billed to the account of the login.*, and while the plan is used up to an Anthropic API account/);
+  assert.match(whole, new RegExp(`an answer of the fallback: from ${HAIKU}`));
+  const keyed = t.api.requests.filter(({ body, headers }) => body?.messages && headers['x-api-key']);
+  assert.deepEqual([keyed.length, keyed.at(-1)?.body.model], [1, HAIKU]);
 });
 
 test('how full a limit is, is told of each that is reported; where it is not, it is not told as 0', async (t) => {

@@ -184,6 +184,14 @@ TEST_CASE("claude_process: a retry that is far away is left to the client at onc
   CHECK(elapsed_since(start) < 10s * patience);
 }
 
+TEST_CASE("claude_process: a limit of the plan is known, though nobody reads the answer") {
+  driven_process process;
+  process.begin(asking("rate_limit status=rejected"));
+  REQUIRE(process.pump_until([&] { return !process.limits().all().empty(); }));
+  CHECK(process.limits().all()[0].status == "rejected");
+  CHECK(process->refused_by_plan());
+}
+
 TEST_CASE("claude_process: an account that is not logged in is told what to do") {
   check_failed(run("not_logged_in"), error_kind::unavailable, "claude auth login");
 }

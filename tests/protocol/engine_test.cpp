@@ -17,8 +17,7 @@ struct running_engine {
       : settings(std::move(chosen)),
         processes(settings, std::make_shared<child_guard>()),
         sessions(settings),
-        limits(settings.log),
-        turns(settings, processes, sessions, limits) {
+        turns(settings, processes, sessions) {
     processes.start();
     if (settings.spares > 0) {
       processes.keep_spares(settings.default_model);
@@ -28,7 +27,6 @@ struct running_engine {
   options settings;
   pool processes;
   claude_openai::session_store sessions;
-  claude_openai::limit_board limits;
   engine turns;
 };
 

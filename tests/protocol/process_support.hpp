@@ -23,10 +23,12 @@ class driven_process {
  public:
   explicit driven_process(const std::string& configuration = "")
       : program_(configuration),
-        process_(claude_openai::make_command(options_for(program_), {"claude-test"}), guard_) {}
+        process_(claude_openai::make_command(options_for(program_), {"claude-test"}), guard_,
+                 &limits_) {}
 
   claude_openai::claude_process* operator->() { return &process_; }
   const stand_in& program() const { return program_; }
+  const claude_openai::limit_board& limits() const { return limits_; }
 
   /// Begins a turn, with the first `keep` of the messages that the process holds.
   void begin(claude_openai::turn_request request, std::size_t keep = 0) {
@@ -108,6 +110,8 @@ class driven_process {
  private:
   stand_in program_;
   claude_openai::child_guard guard_;
+  claude_openai::logger log_;
+  claude_openai::limit_board limits_{log_};
   claude_openai::turn_request request_;
   claude_openai::conversation_trace trace_;
   claude_openai::collector said_;

@@ -187,8 +187,8 @@ TEST_CASE("metrics: a subscription's limits are shown as they were reported last
       claude_openai::log_level::info,
       [&](claude_openai::log_level, std::string_view line) { lines.emplace_back(line); });
   claude_openai::limit_board board(log);
-  board.note({"five_hour", "allowed", 0.25, 1'800'000'000});
-  board.note({"five_hour", "allowed", 0.5, 1'800'000'000});
+  board.note({"five_hour", "allowed", 0.25, 1'800'000'000}, 0);
+  board.note({"five_hour", "allowed", 0.5, 1'800'000'000}, 0);
   CHECK(lines.empty());
   const auto text = metrics().render(gauges{{}, 0, {}, board.all()});
   CHECK(value_of(text, R"(claude_openai_subscription_utilization_ratio{window="five_hour"})") ==
@@ -197,9 +197,9 @@ TEST_CASE("metrics: a subscription's limits are shown as they were reported last
       value_of(text, R"(claude_openai_subscription_reset_timestamp_seconds{window="five_hour"})") ==
       1'800'000'000);
   CHECK(board.all().size() == 1);
-  for (int i = 0; i < 2; ++i) board.note({"five_hour", "rejected", {}, 1'800'000'000, true});
+  for (int i = 0; i < 2; ++i) board.note({"five_hour", "rejected", {}, 1'800'000'000, true}, 0);
   CHECK(board.all().at(0).utilization == 0.5);  // it is the same limit
-  board.note({"five_hour", "", 0.6, 1'800'000'000});
+  board.note({"five_hour", "", 0.6, 1'800'000'000}, 0);
   CHECK(board.all().at(0).status == "rejected");
   CHECK(board.all().at(0).extra_usage);
   REQUIRE(lines.size() == 1);
@@ -216,8 +216,8 @@ TEST_CASE(
                          const char* model = "claude-sonnet-4-5") {
     const claude_openai::logger log;
     claude_openai::limit_board board(log);
-    board.note({"seven_day", "allowed_warning", 0.9, now + 500});
-    board.note(window);
+    board.note({"seven_day", "allowed_warning", 0.9, now + 500}, now);
+    board.note(window, now);
     return board.find_spent(model, extra_usage).has_value();
   };
   for (const bool extra : {false, true}) {
@@ -232,6 +232,46 @@ TEST_CASE(
     for (const char* model : {"claude-sonnet-4-5", "haiku"}) CHECK_FALSE(spent(opus, extra, model));
     CHECK(spent({"five_hour", "rejected", {}, now + 100, true}, extra) == !extra);
   }
+}
+
+TEST_CASE(
+    "limits of a plan: what was asked before one was used up does not lift it, what was asked "
+    "later does") {
+  const auto now = claude_openai::now_ms() / 1000;
+  const claude_openai::logger log;
+  const claude_openai::usage_window allowed{"five_hour", "allowed", 0.9, now + 100};
+  for (const bool extra : {false, true}) {
+    claude_openai::limit_board board(log);
+    board.note({"five_hour", extra ? "allowed" : "rejected", {}, now + 100, extra}, now);
+    board.note(allowed, now - 1);
+    CHECK(board.find_spent("sonnet", false).has_value());
+    CHECK(board.all().at(0).utilization == 0.9);
+    board.note(allowed, now + 2);
+    CHECK_FALSE(board.find_spent("sonnet", false).has_value());
+  }
+  claude_openai::limit_board board(log);
+  board.note({"five_hour", "allowed", {}, now + 100, true}, now);
+  board.note({"five_hour", "rejected", {}, now + 100}, now - 1);  // extra usage is used up, too
+  CHECK(board.find_spent("sonnet", true).has_value());
+}
+
+TEST_CASE("limits of a plan: one that would bill is found beside one that refuses for longer") {
+  const auto now = claude_openai::now_ms() / 1000;
+  const claude_openai::logger log;
+  claude_openai::limit_board board(log);
+  board.note({"five_hour", "allowed", {}, now + 100, true}, now);
+  board.note({"seven_day", "rejected", {}, now + 500}, now);
+  CHECK(board.find_spent("sonnet", false)->name == "five_hour");
+  CHECK(board.find_spent("sonnet", true)->name == "seven_day");
+}
+
+TEST_CASE("limits of a plan: a refusal that names no reset lasts until the one that is known") {
+  const auto now = claude_openai::now_ms() / 1000;
+  const claude_openai::logger log;
+  claude_openai::limit_board board(log);
+  board.note({"five_hour", "allowed", {}, now + 10'000}, now);
+  board.note({"five_hour", "rejected", {}, 0}, now);
+  CHECK(board.find_spent("sonnet", true)->resets_at == now + 10'000);
 }
 
 TEST_CASE("metrics: whether state is stored is told where there is a store") {
