@@ -248,38 +248,54 @@ test('--fallback: a refusal that comes when its limit has begun anew is answered
   }
 });
 
-/** Two dialects, each plainly and with a call of the client's tool: how a turn is asked for, and what its answer holds. */
+/** How a turn is asked for, and what its answer holds: with the whole history, after a stored response, in a session. */
 const LOOK = { description: 'Looks.', parameters: { type: 'object', properties: {} } };
-const TALKS = {
-  '/v1/chat/completions': {
-    tools: [{ type: 'function', function: { name: 'look', ...LOOK } }],
-    read: ({ json, data }) => (json ? json.choices[0].message : { content: data.map((one) => one.choices?.[0]?.delta.content ?? '').join('') }),
-    wordsOf: (message) => message.content,
-    callOf: (message) => message.tool_calls?.[0].id,
-    assistant: (message) => ({ role: 'assistant', content: message.content, tool_calls: message.tool_calls }),
-    found: (id, content) => ({ role: 'tool', tool_call_id: id, content }),
-  },
-  '/v1/messages': {
+const CHAT = {
+  where: '/v1/chat/completions',
+  tools: [{ type: 'function', function: { name: 'look', ...LOOK } }],
+  asked: (messages) => ({ messages }),
+  read: ({ json, data }) => (json ? json.choices[0].message : { content: data.map((one) => one.choices?.[0]?.delta.content ?? '').join('') }),
+  wordsOf: (message) => message.content,
+  callOf: (message) => message.tool_calls?.[0].id,
+  assistant: (message) => ({ role: 'assistant', content: message.content, tool_calls: message.tool_calls }),
+  found: (id, content) => ({ role: 'tool', tool_call_id: id, content }),
+};
+const TALKS = [
+  CHAT,
+  {
+    where: '/v1/messages',
     tools: [{ name: 'look', description: LOOK.description, input_schema: LOOK.parameters }],
+    asked: (messages) => ({ messages, max_tokens: 900 }),
     read: ({ json, data }) => json ?? { content: [{ type: 'text', text: data.map((one) => one.delta?.text ?? '').join('') }] },
     wordsOf: (message) => message.content.find(({ type }) => type === 'text')?.text,
     callOf: (message) => message.content.find(({ type }) => type === 'tool_use')?.id,
     assistant: ({ content }) => ({ role: 'assistant', content }),
     found: (id, content) => ({ role: 'user', content: [{ type: 'tool_result', tool_use_id: id, content }] }),
   },
-};
+  {
+    where: '/v1/responses',
+    tools: [{ type: 'function', name: 'look', ...LOOK }],
+    asked: (messages) => ({ input: [messages.at(-1)], previous_response_id: messages.at(-2)?.id }),
+    read: ({ json, data }) => json ?? data.find(({ type }) => type === 'response.completed').response,
+    wordsOf: ({ output }) => output.find(({ type }) => type === 'message')?.content[0].text,
+    callOf: ({ output }) => output.find(({ type }) => type === 'function_call')?.call_id,
+    assistant: ({ id }) => ({ role: 'assistant', id }),
+    found: (id, output) => ({ type: 'function_call_output', call_id: id, output }),
+  },
+  { ...CHAT, asked: (messages) => ({ messages: [messages.at(-1)] }), inSession: true },
+];
 
-/** One conversation of a kind; every third looks with a tool before it answers, every other one is streamed. */
+/** One conversation of a kind; every third looks with a tool before it answers, of the others some are streamed. */
 function conversation(t, { api, proxy, accounts, delays }, name, at) {
-  const where = Object.keys(TALKS)[at % 2];
-  const talk = TALKS[where];
+  const talk = TALKS[at % TALKS.length];
   const tools = at % 3 === 0 ? talk.tools : undefined;
+  const stream = !tools && Math.floor(at / TALKS.length) === 1;
+  const headers = talk.inSession ? { 'X-Session-Id': name.replace(/\W+/g, '-') } : {};
   const messages = [];
   let turns = 0;
   const ask = async (text) => {
     const calls = api.requests.length;
-    const body = { model: MODEL, max_tokens: 900, stream: !tools && at % 4 > 1, messages, tools };
-    const exchange = t.send({ proxy, path: where, body });
+    const exchange = t.send({ proxy, path: talk.where, headers, body: { model: MODEL, stream, tools, ...talk.asked(messages) } });
     const result = await exchange.done;
     assert.equal(result.status, 200, result.text);
     accounts.add(result.headers['x-claude-account']);
@@ -304,6 +320,31 @@ function conversation(t, { api, proxy, accounts, delays }, name, at) {
     assert.equal(talk.wordsOf(answered), SPOKEN);
   };
 }
+
+test("--fallback: a conversation goes on in the plan's process when the limit has begun anew, and an agent is moved before it has used a tool", async (t) => {
+  const { api, plan, proxy } = await startWithFallback(t);
+  const messages = [];
+  const say = async (text, more = {}) => {
+    messages.push({ role: 'user', content: text });
+    const { json, headers, status } = await t.chat({ model: MODEL, messages, ...more }, { proxy });
+    assert.equal(status, 200, JSON.stringify(json));
+    messages.push({ role: 'assistant', content: json.choices[0].message.content });
+    return headers['x-claude-account'];
+  };
+  for (const more of [{}, { enable_tools: true }]) {
+    messages.length = 0;
+    api.script(({ headers }) => (!headers['x-api-key'] && plan.refuses ? { name: 'error', status: 429, headers: limitHeaders(2, { status: 'rejected' }) } : 'plain'));
+    assert.equal(await say('Within.', more), 'cli');
+    plan.refuses = true;
+    assert.equal(await say('Beyond.', more), 'api_key');
+    assert.deepEqual(callsOf(api, 'Beyond.').map(([one]) => one).slice(-2), ['cli', 'api_key']);
+    plan.refuses = false;
+    await eventually('the plan answers', async () => (await say('Again.', more)) === 'cli');
+    if (!more.enable_tools) assert.match(proxy.output.split('\n').filter((line) => line.includes('/v1/chat/completions')).at(-1), /\b(continued|rewound)\b/, 'the process that has the beginning');
+    const last = api.requests.filter(({ body, raw }) => body?.messages && raw.includes('Again.')).at(-1);
+    assert.equal(last.body.messages.filter(({ role }) => role === 'assistant').length, messages.filter(({ role }) => role === 'assistant').length - 1);
+  }
+});
 
 // At random moments; SOAK=1 ends the plan a hundred times, SOAK_SEED=n repeats one.
 const ENDS = process.env.SOAK ? 100 : 3;
