@@ -6,8 +6,8 @@
 //                                            make a batch, TURNS=1000 how many requests what is paid is counted over;
 //                                            BEFORE=PROXY is another one to compare with
 //
-// Parts: oneoffs batches changed turns fresh later tools cold bursts chats proxy sessions store replicas streams money; all of them when
-// none is named.
+// Parts: oneoffs batches changed turns fresh later tools cold bursts chats fallback proxy sessions store replicas streams money; all of
+// them when none is named.
 
 import assert from 'node:assert/strict';
 import net from 'node:net';
@@ -18,6 +18,7 @@ import { send, startProxy } from '../e2e/harness.mjs';
 import { startMessagesApi } from '../e2e/messages_api.mjs';
 import { bursts, changedChats, chatsAtOnce, chatsInTurn, coldHistory, freshRequests, laterTurns } from './chats.mjs';
 import { oneOffBatches, oneOffs, toolRoundTrip } from './chats.mjs';
+import { planEnds } from './fallback.mjs';
 import { cpuOf, failures, heading, median, memoryOf, note, verdict } from './figures.mjs';
 import { manySessions, manyStreams, storedTurns } from './growth.mjs';
 import { promptCache } from './money.mjs';
@@ -122,6 +123,7 @@ const parts = {
   cold: () => withSpare((proxy) => coldHistory({ api, proxy, rounds: Math.ceil(ROUNDS / 2) })),
   bursts: () => bursts({ api, cli, sizes: [4, 16], rounds: Math.min(3, ROUNDS) }),
   chats: () => chatsAtOnce({ api, cli, count: 16, turns: 3 }),
+  fallback: () => planEnds({ api, cli, rounds: Math.ceil(ROUNDS / 2) }),
   proxy: proxyItself,
   sessions: () => manySessions({ standIn, counts: [1, 10, 100, 1000] }),
   store: () => withRedis((redis) => storedTurns({ standIn, history: 1000, turns: 60, redis })),

@@ -19,7 +19,7 @@ const { test } = plan;
 const SUBSCRIBED = { ANTHROPIC_API_KEY: undefined, CLAUDE_CODE_OAUTH_TOKEN: 'sk-ant-oat01-test' };
 
 /** The headers by which the API tells a subscription's limits; they begin anew in so many seconds. */
-function limitHeaders(seconds, more) {
+export function limitHeaders(seconds, more) {
   const reset = String(Math.floor(Date.now() / 1000) + seconds);
   const unified = Object.entries({ reset, 'representative-claim': 'five_hour', '5h-reset': reset, ...more });
   return Object.fromEntries(unified.map(([name, value]) => [`anthropic-ratelimit-unified-${name}`, value]));
