@@ -10,7 +10,7 @@ import { API_KEY_OF_CLAUDE, PROXY, eventually, startAndExpectExit, suite } from 
 import { startCloudApi } from './cloud_api.mjs';
 import { directive, startMessagesApi } from './messages_api.mjs';
 import { randomOf } from './money.test.mjs';
-import { scratchFolder } from './operate.mjs';
+import { reload, scratchFolder } from './operate.mjs';
 import { QUESTIONS, SPOKEN, assertRefused } from './questions.mjs';
 
 export const plan = suite();
@@ -29,7 +29,8 @@ const EXTRA = { status: 'rejected', 'overage-status': 'allowed', 'overage-in-use
 const SONNET_ENDS = { status: 'rejected', 'representative-claim': 'seven_day_sonnet' };
 const HAIKU = 'claude-haiku-4-5-20251001';
 /** An older CLI, which tells less of the limits, and the newest that is tried. */
-const mainClis = (t) => [claudePath('2.1.197'), t.cli];
+const OLDER = claudePath('2.1.197');
+const mainClis = (t) => [OLDER, t.cli === OLDER ? claudePath(CLI_VERSIONS.at(-1)) : t.cli];
 
 test('--no-extra-usage: what a subscription bills beyond its plan is refused until the limit begins anew; else it is answered, and said', async (t) => {
   const start = (...args) => t.start({ cli: t.cli, env: SUBSCRIBED, args: ['--spares', '0', ...args] });
@@ -298,7 +299,9 @@ function conversation(t, { api, proxy, accounts, delays }, name, at) {
     const exchange = t.send({ proxy, path: talk.where, headers, body: { model: MODEL, stream, tools, ...talk.asked(messages) } });
     const result = await exchange.done;
     assert.equal(result.status, 200, result.text);
-    accounts.add(result.headers['x-claude-account']);
+    const account = result.headers['x-claude-account'];
+    if (account) accounts.add(account);
+    else assert.ok(exchange.chunks[0].at - exchange.sentAt > 14_000, 'only a stream that has begun while it waited names none');
     const own = api.requests.slice(calls).filter((call) => call.body?.messages && JSON.stringify(call.body.messages.at(-1)).includes(text));
     const paid = own.filter(({ status }) => status === 200);
     assert.equal(paid.length, 1, `${text}: ${paid.length} answers`);
@@ -482,6 +485,27 @@ test('--fallback: an answer that has not begun names no account in its headers',
   await eventually('its line in the log', () => /billed to api_key/.test(proxy.output));
 });
 
+test('--no-extra-usage by SIGHUP holds for what comes next, and its end too; extra usage that is used up as well is a refusal', async (t) => {
+  const folder = scratchFolder(t);
+  const file = path.join(folder, 'config.toml');
+  const configure = (refuse) => writeFileSync(file, `no-extra-usage=${refuse}\n`);
+  configure(false);
+  const proxy = await t.start({ cli: t.cli, env: SUBSCRIBED, args: ['--spares', '0', '--config', file] });
+  const ask = (headers, more = {}) => t.chat({ messages: t.messages(directive('plain', { headers, ...more })) }, { proxy });
+  assert.equal((await ask(limitHeaders(3600, EXTRA))).status, 200);
+  for (const refuse of [true, false]) {
+    configure(refuse);
+    assert.match(await reload(proxy), /loaded anew/);
+    assert.equal((await ask(limitHeaders(3600, EXTRA))).status, refuse ? 429 : 200);
+  }
+  const calls = t.calls().length;
+  const spent = limitHeaders(3600, { status: 'rejected', 'overage-status': 'rejected', 'overage-disabled-reason': 'out_of_credits' });
+  const result = await t.chat({ messages: t.messages(directive('error', { status: 429, headers: spent })) }, { proxy });
+  assertRefused(result, 429, /./);
+  assert.ok(Number(result.headers['retry-after']) > 3400, result.headers['retry-after']);
+  assert.equal(t.calls().length, calls + 1);
+});
+
 test('who pays is told by the banner, by /v1/auth/status and by doctor', async (t) => {
   const { proxy } = await startWithFallback(t);
   assert.match(proxy.output, /billed to +the account of the login: .*\n +fallback +api_key/);
@@ -507,7 +531,7 @@ test('how full a limit is, is told of each that is reported; where it is not, it
     const { text } = await t.get('/metrics', { proxy });
     const shares = [...text.matchAll(/subscription_utilization_ratio\{window="(\w+)"\} (\S+)/g)].map(([, name, share]) => [name, Number(share)]);
     assert.match(text, /subscription_limit\{window="five_hour",state="allowed"\} 1/);
-    const told = cli !== t.cli ? [] : [['five_hour', 0.3], ['seven_day', 0.5]];
+    const told = cli === OLDER ? [] : [['five_hour', 0.3], ['seven_day', 0.5]];
     assert.deepEqual(shares, told);
   }
 });
