@@ -210,6 +210,13 @@ check('without SQLite and hiredis nothing needs a symbol of theirs, --version sa
   }
 });
 
+for (const [with_, flag, library] of [['SQLite alone', 'REDIS', 'hiredis'], ['hiredis alone', 'SQLITE', 'sqlite3']])
+  check(`no warning from g++ with ${with_} of the stores`, async () => {
+    const without = cflags.filter((one) => one !== `-DCLAUDE_OPENAI_${flag}`);
+    if (without.length === cflags.length) skip(`${library} is not here`);
+    await compile('g++', ['-std=c++17', '-fsyntax-only', ...warnings, ...without, ...include, consumer]);
+  });
+
 check('main.cpp compiles with a header-only cpp-httplib', async () => {
   const folder = process.env.HTTPLIB_INCLUDE;
   if (!folder) skip('HTTPLIB_INCLUDE is not set');

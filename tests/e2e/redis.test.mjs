@@ -4,8 +4,9 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
-import { CLI_VERSIONS, claudePath } from './claude_cli.mjs';
+import { CLI_VERSIONS, DEFAULT_MODEL, claudePath } from './claude_cli.mjs';
 import { PROXY, eventually, startAndExpectExit, suite } from './harness.mjs';
+import { directive } from './messages_api.mjs';
 import { ask, scrape, standIn } from './operate.mjs';
 import { PASSWORD, Redis, assertAnswered, keyOf, noRedis } from './redis_server.mjs';
 
@@ -239,15 +240,59 @@ test('a budget of a key holds over all proxies, and after they were killed', asy
   assert.equal(await status(two, 'two'), 200);
 });
 
-test('usage is added up over all proxies', async (t) => {
-  const { start } = await shared(t);
-  const [one, two] = [await start(), await start()];
-  for (const proxy of [one, two, one]) assertAnswered(await t.send({ proxy, body: ask('[[text]]') }).done);
-  const total = async (proxy, by) => (await t.get(`/v1/usage?by=${by}`, { proxy })).json.total;
-  for (const by of ['key', 'model', 'dialect', 'day']) {
-    await eventually('all are counted', async () => (await total(one, by)).answers === 3);
-    assert.deepEqual(await total(one, by), await total(two, by));
-  }
+for (const [unit, cap, used] of [
+  ['tokens', 1500, ({ input_tokens: input, output_tokens: output }) => input + output],
+  ['usd', 0.02, ({ cost_usd: usd }) => usd],
+])
+  test(`a budget in ${unit} is used up, and passed by no more than the last answer, however many proxies are asked at once`, async (t) => {
+    const { start } = await shared(t);
+    const begin = () => start({ args: ['--budget', `${unit}=${cap}/day`], env: { API_KEYS: 'one,two' } });
+    const proxies = [await begin(), await begin(), await begin()];
+    const headers = bearer('one');
+    const send = async (i) => {
+      const { status, text } = await t.send({ proxy: proxies[i % 3], headers, body: ask('[[text in=60 out=40 text="Well."]]', { model: DEFAULT_MODEL, max_tokens: 100 }) }).done;
+      assert.ok([200, 429].includes(status), text);
+      return status === 200;
+    };
+    const charged = async () => (await t.get('/v1/usage', { proxy: proxies[0], headers })).json.total;
+    let answers = 0;
+    let passed;
+    do {
+      const results = await Promise.all(Array.from({ length: 30 }, (_, i) => send(i)));
+      passed = results.filter(Boolean).length;
+      assert.ok(passed < 30, 'the budget does not hold so many at once');
+      answers += passed;
+      await eventually('all are counted', async () => (await charged()).answers === answers);
+    } while (passed > 0);
+    const each = used(await charged()) / answers;
+    assert.ok(used(await charged()) >= cap, JSON.stringify(await charged()));
+    assert.ok(used(await charged()) < cap + each, 'at most the last one went beyond it');
+    assert.equal((await t.send({ proxy: proxies[1], headers: bearer('two'), body: ask('[[text]]') }).done).status, 200);
+  });
+
+test('the sums of /v1/usage over all proxies are what the API counted, by each way to sum up', { slow: true }, async (t) => {
+  const { server } = await shared(t);
+  const begin = () => t.start({ cli: newest, args: ['--spares', '0', '--store', server.url], env: { API_KEYS: 'one,two' } });
+  const proxies = [await begin(), await begin()];
+  let turn = 0;
+  for (const key of ['one', 'two', 'one'])
+    for (const proxy of proxies) {
+      const usage = { input: 100 + ++turn, output: 20 + turn, cache_creation: 30 * turn, ephemeral_1h: 0, cache_read: 7 * turn };
+      assertAnswered(await t.send({ proxy, headers: bearer(key), body: ask(t.text(directive('plain', usage)), { model: DEFAULT_MODEL }) }).done);
+    }
+  const sums = ['input_tokens', 'output_tokens', 'cache_read_input_tokens', 'cache_creation_input_tokens'].map((name) => t.calls().reduce((all, { usage }) => all + usage[name], 0));
+  const rows = { key: ['key-1', 'key-2'], account: ['api_key'], model: [DEFAULT_MODEL], dialect: ['openai_chat'], day: undefined };
+  for (const [by, names] of Object.entries(rows))
+    for (const proxy of proxies) {
+      const got = async () => {
+        const { json } = await t.get(`/v1/usage?by=${by}`, { proxy, headers: bearer('one') });
+        return json.total.answers === 6 && json;
+      };
+      const { data, total } = await eventually('all are counted', got);
+      if (names) assert.deepEqual(data.map((row) => row[by]), names); // a test may run at midnight
+      for (const read of [(name) => total[name], (name) => data.reduce((all, row) => all + row[name], 0)])
+        assert.deepEqual(['input_tokens', 'output_tokens', 'cache_read_tokens', 'cache_write_tokens'].map(read), sums, `by ${by}`);
+    }
 });
 
 test('a wrong address, password, user or database ends the start with a line that tells no password', async (t) => {

@@ -306,6 +306,7 @@ test(`${KILLS} kills under load lose at most the turn under way, and never half 
     await eventually('some turns were answered', () => answers >= most);
     await stop(proxy, 'SIGKILL');
     await Promise.all(talks);
+    assert.deepEqual(queryStore(file, 'PRAGMA integrity_check'), [['ok']], `after kill ${kill + 1}`);
     t.exchanges.length = 0;
   }
   const last = await start({ cli });

@@ -122,6 +122,14 @@ std::string code_of(const std::function<void()>& act) {
 
 }  // namespace
 
+#ifdef CLAUDE_OPENAI_REDIS
+TEST_CASE("backends: Redis is among them" * doctest::skip(!has_redis())) {
+  std::vector<std::string> kinds;
+  for_each_backend(false, [&](backend& here) { kinds.push_back(here.kind()); });
+  CHECK(std::count(kinds.begin(), kinds.end(), "Redis") == 1);
+}
+#endif
+
 TEST_CASE("backends: records are there when the store is opened again, their items in order") {
   for_each_backend(true, [](backend& here) {
     const std::string odd("\0'\n\xC3\xBC:", 6);
