@@ -159,10 +159,9 @@ e2e: build/claude-openai redis-tls stand-in e2e-modules client-libraries ## run 
 	@.ci/deps browser sandbox replicas
 	@tests/run e2e
 
-# The large clients are installed by this command alone: `make test` skips and counts their tests.
-large_clients := npm_large open_webui
-e2e-clients: build/claude-openai stand-in e2e-modules client-libraries $(large_clients:%=build/clients/%/installed) ## run coding agents and clients of npm, Python, Go, Rust and Java
-	@cd tests/e2e && node run.mjs --suite coding_agents,npm,python,languages,open_webui
+e2e-clients: build/claude-openai stand-in e2e-modules client-libraries ## run coding agents and clients of npm, Python, Go, Rust and Java
+	@.ci/deps browser
+	@cd tests/e2e && node run.mjs --suite coding_agents,npm,npm_agents,python,languages,open_webui
 
 header: stand-in ## check the header itself (linkage, macros, warnings, sections, shape)
 	@.ci/deps build test node
@@ -257,8 +256,10 @@ tests/e2e/node_modules/.package-lock.json: tests/e2e/package-lock.json
 # cannot be installed here, or not in CLIENT_TIMEOUT seconds, is no error: the tests that need it are skipped, and counted so.
 # The long command is run by `exec`, so that `timeout` ends it and not only its shell.
 CLIENT_TIMEOUT ?= 1800
+# 4 GB. `make test LARGE_CLIENTS=` does without, and skips and counts their tests.
+LARGE_CLIENTS  ?= npm_large open_webui
 python_clients := $(patsubst tests/e2e/python/%.txt,%,$(wildcard tests/e2e/python/*.txt))
-client-libraries: $(foreach client,$(filter-out $(large_clients),$(python_clients)) npm go rust java,build/clients/$(client)/installed) ; @:
+client-libraries: $(foreach client,$(filter-out open_webui,$(python_clients)) npm go rust java $(LARGE_CLIENTS),build/clients/$(client)/installed) ; @:
 install_client = rm -f $@ && mkdir -p $(@D) && { timeout --foreground $(CLIENT_TIMEOUT) sh -ec '$1' && touch $@; } || \
                  echo "Not installed: $(@D). Tests that need it are SKIPPED." >&2
 

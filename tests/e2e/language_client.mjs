@@ -31,7 +31,7 @@ const OFF = {
 };
 
 /** Why tests that need what `make` installs cannot run, if it is not there. */
-export const missing = (name) => (existsSync(path.join(CLIENTS, name, 'installed')) ? undefined : `${name} is not installed: run make e2e-clients`);
+export const missing = (name) => (existsSync(path.join(CLIENTS, name, 'installed')) ? undefined : `${name} is not installed`);
 
 /** An HTTP proxy that refuses all, with the first lines of what it was asked. */
 async function startGate(t) {

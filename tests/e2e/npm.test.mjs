@@ -1,5 +1,4 @@
-// Libraries from npm, unmodified, a program each in npm/; make installs those of the lock file in npm/, and for `make e2e-clients` those
-// in npm_large/.
+// Libraries from npm, unmodified, a program each in npm/; make installs those of the lock files in npm/ and npm_large/.
 
 import assert from 'node:assert/strict';
 import path from 'node:path';

@@ -1,5 +1,5 @@
 // Open WebUI, unmodified, in Chromium: a login, a chat with a tool, its title, a second turn. make installs it by the lock file in
-// python/, for `make e2e-clients` alone; without torch, which only its models for documents and speech need.
+// python/; without torch, which only its models for documents and speech need.
 
 import assert from 'node:assert/strict';
 import path from 'node:path';

@@ -79,7 +79,7 @@ function count(failure, name) {
  * Runs the tests beside one proxy, which `prepare` gives what they need; or tells why they are skipped. Where it
  * reuses processes, tests that run at once share them, and no test can tell by which one it was served.
  */
-async function runSuite({ version, tests, prepare = furnishHome, program, args = [], options, reuse = version === newest, skip }, label) {
+async function runSuite({ version, tests, prepare = furnishHome, program, args = [], options, reuse = version === newest, skip, calm }, label) {
   const named = tests.filter(({ name }) => only.test(name));
   const wanted = named.filter((one) => !skip && !one.skip);
   for (const one of named.filter((each) => skip || each.skip)) console.log(`SKIP ${label}${one.name} (${skip ?? one.skip})`);
@@ -117,7 +117,7 @@ async function runSuite({ version, tests, prepare = furnishHome, program, args =
     const next = async () => {
       while (crowd.length) await runOne(crowd.shift());
     };
-    await Promise.all(Array.from({ length: TOGETHER }, next));
+    await Promise.all(Array.from({ length: calm ? 1 : TOGETHER }, next));
     for (const one of wanted.filter(({ alone }) => alone)) await runOne(one);
     const ended = await runTest(
       {
@@ -144,8 +144,7 @@ const suites = [
   { name: 'coding_agents', version: newest, tests: codingAgents.tests },
   { name: 'python', version: newest, args: ['--api-key', KEY], tests: [...python.tests, ...gateway.tests] },
   { name: 'languages', version: newest, args: ['--api-key', KEY], tests: languages.tests },
-  { name: 'npm', version: newest, args: ['--api-key', KEY], tests: [...npm.tests, ...npmAgents.tests] },
-  { name: 'open_webui', version: newest, tests: openWebui.tests },
+  { name: 'npm', version: newest, args: ['--api-key', KEY], tests: npm.tests },
   { name: 'page', version: newest, tests: page.tests, skip: page.skip },
   // The older ones are there for what lies between us and the CLI; `--cli` runs all with one of them.
   ...versions.map((version) => ({
@@ -214,6 +213,9 @@ const suites = [
     })),
   { name: 'ollama', version: newest, tests: ollama.tests },
   { name: 'demo', version: 'without a CLI', options: DEMO, tests: demo.tests },
+  // Large programs with time limits of their own: when the others have ended, one at a time.
+  { name: 'npm_agents', version: newest, args: ['--api-key', KEY], tests: npmAgents.tests, calm: true },
+  { name: 'open_webui', version: newest, tests: openWebui.tests, calm: true },
 ];
 const begin = performance.now();
 const names = option('--suite')?.split(',');
@@ -228,13 +230,15 @@ process.once('SIGTERM', () => {
   console.log(`${counts.passed} passed, ${counts.failed + 1} failed, ${counts.skipped} skipped`);
   process.exit(1);
 });
-const lane = async () => {
-  for (let one = chosen.shift(); one; one = chosen.shift()) {
+const lane = async (waiting) => {
+  for (let one = waiting.shift(); one; one = waiting.shift()) {
     await runSuite(one, labelOf(one));
     unfinished.delete(one);
   }
 };
-await Promise.all(Array.from({ length: LANES }, lane));
+const crowd = chosen.filter(({ calm }) => !calm);
+await Promise.all(Array.from({ length: LANES }, () => lane(crowd)));
+await lane(chosen.filter(({ calm }) => calm));
 console.log(`${Math.round((performance.now() - begin) / 1000)} s`);
 failures.forEach((name) => console.log(`failed: ${name}`));
 // The suites that run with several versions have tests that run with the newest alone.
