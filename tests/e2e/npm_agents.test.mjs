@@ -25,28 +25,29 @@ function put({ home }, name, settings) {
   return file;
 }
 
-/** What a terminal shows of a program, and what its user types there. It ends with the test. */
-function startTerminal({ t, home, work, gate }, command, environment) {
-  const env = { HOME: home, TMPDIR: home, SHELL: '/bin/sh', TERM: 'xterm-256color', HTTP_PROXY: gate, HTTPS_PROXY: gate, NO_PROXY: '127.0.0.1', ...environment };
-  const child = spawn('script', ['-qefc', command, '/dev/null'], { cwd: work, detached: true, env });
+/** A program that is spoken to while it runs, and what it has said. It ends with the test. */
+function startProgram({ t, home, work, gate }, program, args, environment) {
+  const env = { HOME: home, TMPDIR: home, SHELL: '/bin/sh', HTTP_PROXY: gate, HTTPS_PROXY: gate, NO_PROXY: '127.0.0.1', ...environment };
+  const child = spawn(program, args, { cwd: work, detached: true, env });
   const ended = new Promise((resolve) => {
     child.once('close', resolve);
   });
   t.defer(async () => {
-    child.kill(); // its terminal goes, and the program with it
+    child.kill(); // of a terminal, and the program in it goes with it
     await ended;
   });
-  let shown = '';
-  child.stdout.setEncoding('utf8').on('data', (text) => {
-    shown += text;
-  });
+  let output = '';
+  for (const stream of [child.stdout, child.stderr])
+    stream.setEncoding('utf8').on('data', (text) => {
+      output += text;
+    });
   child.stdin.on('error', () => {});
-  return { type: (text) => child.stdin.write(text), shown: () => shown };
+  return { write: (text) => child.stdin.write(text), output: () => output };
 }
 
 /**
  * A test of an agent. `shell`: the tool by which it runs commands, `input` what that gets. `begin(setting)` has the command lines of a
- * first turn and of one that goes on with it, without what the user says; in place of the second a function that makes the turn.
+ * first turn and of one that goes on with it, without what the user says; in place of each a function that makes the turn.
  * `system`: what its own system prompt says; its helpers, which name a session or remember it, have others.
  */
 function test(name, needs, { shell, input = { command: COMMAND, description: 'Makes the file' }, system, environment = {}, begin }) {
@@ -58,8 +59,8 @@ function test(name, needs, { shell, input = { command: COMMAND, description: 'Ma
     const turns = () => turnsOf(setting).filter(isOwn);
     const env = { PATH: `${path.join(CLIENTS, needs, 'node_modules', '.bin')}:${process.env.PATH}`, CI: '1', ...environment };
     const say = (command, text) => run(setting, 'sh', ['-c', `${command} '${text}'`], env);
-    const [first, again] = begin(setting);
-    const made = await say(first, PROMPT);
+    const [first, again] = begin(setting, env);
+    const made = await (typeof first === 'function' ? first(PROMPT) : say(first, PROMPT));
     assertMade(setting, made, system, turns());
     assert.match(made.output, /All done\./);
     if (!again) return;
@@ -135,15 +136,35 @@ test('Copilot CLI', 'npm_large', {
   },
 });
 
-// Its second turn ends with status 1 where nothing but loopback is there.
-test('Droid', 'npm_large', {
-  shell: 'Execute',
-  input: { command: COMMAND, summary: 'Makes the wanted file' },
-  system: /You are Droid/,
-  begin: (setting) => {
-    const model = { model: MODEL, displayName: 'Sonnet', baseUrl: setting.proxy.url, apiKey: KEY, provider: 'anthropic', maxOutputTokens: 16000 };
-    put(setting, '.factory/settings.json', { customModels: [model] });
-    return ['droid exec --skip-permissions-unsafe -m custom:Sonnet-0'];
+/** Gives Droid its model. */
+const setUpDroid = (setting) => {
+  const model = { model: MODEL, displayName: 'Sonnet', baseUrl: setting.proxy.url, apiKey: KEY, provider: 'anthropic', maxOutputTokens: 16000 };
+  put(setting, '.factory/settings.json', { customModels: [model] });
+  return 'custom:Sonnet-0';
+};
+const DROID = { shell: 'Execute', input: { command: COMMAND, summary: 'Makes the wanted file' }, system: /You are Droid/ };
+
+// `droid exec --session-id` asks its maker's server for the session.
+test('Droid', 'npm_large', { ...DROID, begin: (setting) => [`droid exec --skip-permissions-unsafe -m ${setUpDroid(setting)}`] });
+
+test('Droid as its editor extensions drive it', 'npm_large', {
+  ...DROID,
+  input: { ...DROID.input, riskLevelReason: 'It makes a file.', riskLevel: 'low' },
+  begin: (setting, env) => {
+    const modelId = setUpDroid(setting);
+    const droid = startProgram(setting, 'droid', ['exec', '--input-format', 'stream-jsonrpc', '--output-format', 'stream-jsonrpc'], env);
+    let id = 0;
+    const request = (method, params) => droid.write(`${JSON.stringify({ jsonrpc: '2.0', factoryApiVersion: '1.0.0', type: 'request', id: `${++id}`, method, params })}\n`);
+    request('droid.initialize_session', { machineId: 'a-test', cwd: setting.work, modelId, autonomyLevel: 'high' });
+    let answered = 0;
+    const say = async (text) => {
+      await eventually('it listens', () => droid.output().includes('"session":'));
+      request('droid.add_user_message', { text });
+      answered++;
+      await eventually('the turn is over', () => droid.output().split('"agent_turn_completed"').length > answered);
+      return { code: 0, output: droid.output() };
+    };
+    return [say, () => say('And now?')];
   },
 });
 
@@ -170,12 +191,14 @@ test('Cline', 'npm_large', {
     async ({ env, turns }) => {
       const { output } = await run(setting, 'cline', ['history', '--json'], env);
       setting.t.defer(async () => processesMarked(`HOME=${setting.home}`).forEach(({ pid }) => process.kill(pid, 'SIGKILL')));
-      const { type, shown } = startTerminal(setting, `cline --id ${/"sessionId":"([^"]+)"/.exec(output)[1]}`, env);
-      await eventually('the session is shown', () => shown().includes('done.'));
-      type('And now?');
-      await eventually('the line is shown', () => shown().includes('now?'));
-      type('\r');
-      await eventually('the answer is shown', () => turns().length > 2 && shown().includes('more.'));
+      const command = `cline --id ${/"sessionId":"([^"]+)"/.exec(output)[1]}`;
+      const terminal = startProgram(setting, 'script', ['-qefc', command, '/dev/null'], { TERM: 'xterm-256color', ...env });
+      const shows = (text) => terminal.output().includes(text);
+      await eventually('the session is shown', () => shows('done.'));
+      terminal.write('And now?');
+      await eventually('the line is shown', () => shows('now?'));
+      terminal.write('\r');
+      await eventually('the answer is shown', () => turns().length > 2 && shows('more.'));
     },
   ],
 });
