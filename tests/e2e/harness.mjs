@@ -466,12 +466,12 @@ export class Conversation {
 
 /**
  * A list of tests and the function that adds one. Options: `deadline` in ms if it works for long; `alone`: measures time, so nothing else may run;
- * `slow`: begins early, since it waits more than it works; `skip`: why it cannot run here.
+ * `slow`: begins early, since it waits more than it works; `skip`: why it cannot run here. `deadline`: of tests that name none.
  */
-export function suite() {
+export function suite(deadline = 300_000) {
   const tests = [];
   const test = (name, options, body = options) => {
-    tests.push({ name, deadline: 300_000, ...(body === options ? {} : options), body });
+    tests.push({ name, deadline, ...(body === options ? {} : options), body });
   };
   return { tests, test };
 }

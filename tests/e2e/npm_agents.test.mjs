@@ -11,7 +11,7 @@ import { assertMade, COMMAND, connect, KEY, playing, prepare, PROMPT, run, turns
 import { eventually, processesMarked, PROXY, suite } from './harness.mjs';
 import { CLIENTS, missing } from './language_client.mjs';
 
-export const npmAgents = suite();
+export const npmAgents = suite(900_000);
 
 /** What `connect` prints for a client: the beginning of a command line. */
 const recipe = ({ proxy, home }, client) =>
@@ -25,13 +25,14 @@ function put({ home }, name, settings) {
   return file;
 }
 
-/** A program that is spoken to while it runs, and what it has said. It ends with the test. */
+/** A program that is spoken to while it runs, and what it has said; `until` waits as long as it lives. It ends with the test. */
 function startProgram({ t, home, work, gate }, program, args, environment) {
   const env = { HOME: home, TMPDIR: home, SHELL: '/bin/sh', HTTP_PROXY: gate, HTTPS_PROXY: gate, NO_PROXY: '127.0.0.1', ...environment };
   const child = spawn(program, args, { cwd: work, detached: true, env });
+  let over = false;
   const ended = new Promise((resolve) => {
     child.once('close', resolve);
-  });
+  }).then(() => (over = true));
   t.defer(async () => {
     child.kill(); // of a terminal, and the program in it goes with it
     await ended;
@@ -42,7 +43,8 @@ function startProgram({ t, home, work, gate }, program, args, environment) {
       output += text;
     });
   child.stdin.on('error', () => {});
-  return { write: (text) => child.stdin.write(text), output: () => output };
+  const until = (what, holds) => eventually(what, () => holds() || assert.ok(!over, `it ended before ${what}: ${output.slice(-4000)}`), 600_000);
+  return { write: (text) => child.stdin.write(text), output: () => output, until };
 }
 
 /**
@@ -116,10 +118,15 @@ test('pi', 'npm_large', {
   },
 });
 
+/** Ends when all that was written to standard output, which is a socket, has been read (TIOCOUTQ is SIOCOUTQ there). */
+const ALL_READ = `python3 -c "
+import fcntl, struct, termios, time
+while struct.unpack('i', fcntl.ioctl(1, termios.TIOCOUTQ, bytes(4)))[0]: time.sleep(0.01)"`;
+
 // It reads a command's output until that exits, so that on a busy machine the last lines are lost of one that exits at once.
 test('Qwen Code', 'npm_large', {
   shell: 'run_shell_command',
-  input: { command: `${COMMAND}; sleep 1`, description: 'Makes the file' },
+  input: { command: `${COMMAND}; ${ALL_READ}`, description: 'Makes the file' },
   system: /You are Qwen Code/,
   begin: (setting) => {
     const qwen = `${recipe(setting, 'qwen')} --yolo`;
@@ -158,10 +165,10 @@ test('Droid as its editor extensions drive it', 'npm_large', {
     request('droid.initialize_session', { machineId: 'a-test', cwd: setting.work, modelId, autonomyLevel: 'high' });
     let answered = 0;
     const say = async (text) => {
-      await eventually('it listens', () => droid.output().includes('"session":'));
+      await droid.until('it listens', () => droid.output().includes('"session":'));
       request('droid.add_user_message', { text });
       answered++;
-      await eventually('the turn is over', () => droid.output().split('"agent_turn_completed"').length > answered);
+      await droid.until('the turn is over', () => droid.output().split('"agent_turn_completed"').length > answered);
       return { code: 0, output: droid.output() };
     };
     return [say, () => say('And now?')];
@@ -194,11 +201,11 @@ test('Cline', 'npm_large', {
       const command = `cline --id ${/"sessionId":"([^"]+)"/.exec(output)[1]}`;
       const terminal = startProgram(setting, 'script', ['-qefc', command, '/dev/null'], { TERM: 'xterm-256color', ...env });
       const shows = (text) => terminal.output().includes(text);
-      await eventually('the session is shown', () => shows('done.'));
+      await terminal.until('the session is shown', () => shows('done.'));
       terminal.write('And now?');
-      await eventually('the line is shown', () => shows('now?'));
+      await terminal.until('the line is shown', () => shows('now?'));
       terminal.write('\r');
-      await eventually('the answer is shown', () => turns().length > 2 && shows('more.'));
+      await terminal.until('the answer is shown', () => turns().length > 2 && shows('more.'));
     },
   ],
 });

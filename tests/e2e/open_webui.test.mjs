@@ -10,7 +10,7 @@ import { eventually, freePort, suite } from './harness.mjs';
 import { CLIENTS, missing, startProgram } from './language_client.mjs';
 import { browser } from './page.test.mjs';
 
-export const openWebui = suite(480_000);
+export const openWebui = suite(900_000);
 
 const USER = { name: 'Ada', email: 'ada@example.com', password: 'a-password-of-ada' };
 const SETTINGS = {
@@ -65,7 +65,7 @@ openWebui.test('python, Open WebUI: a login, a chat with a tool, its title, a se
   const chromium = await browser.chromium.launch({ executablePath: browser.executablePath, args: ['--no-sandbox'] });
   t.defer(() => chromium.close());
   const tab = await chromium.newContext({ viewport: { width: 1280, height: 900 } });
-  tab.setDefaultTimeout(120_000);
+  tab.setDefaultTimeout(300_000);
   const foreign = [];
   tab.on('request', (request) => request.url().startsWith(url) || /^(data|blob):/.test(request.url()) || foreign.push(request.url()));
   const view = await tab.newPage();
