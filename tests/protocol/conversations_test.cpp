@@ -279,6 +279,11 @@ TEST_CASE("conversations: what a client leaves in mid-answer is taken back, and 
   const auto pid = chat.who()["pid"].get<pid_t>();
   stateless_chat bystander(proxy, "Be another.");
   const auto other = bystander.who()["pid"];
+  const auto at_rest = [&] {
+    const auto processes = proxy.get("/health").parsed()["processes"];
+    return processes["idle"] == 2 && processes["busy"] == 0;
+  };
+  REQUIRE(eventually(at_rest));
   {
     connection client(proxy.port());
     auto messages = chat.messages;
@@ -287,7 +292,7 @@ TEST_CASE("conversations: what a client leaves in mid-answer is taken back, and 
                 json{{"model", "claude-test"}, {"stream", true}, {"messages", messages}}.dump());
     REQUIRE(client.wait_for("w1"));
   }
-  REQUIRE(eventually([&] { return proxy.get("/health").parsed()["processes"]["idle"] == 2; }));
+  REQUIRE(eventually(at_rest));
   const auto known = chat.who();
   CHECK(known["pid"] == pid);
   CHECK(known["messages"] == 3);
@@ -437,7 +442,7 @@ TEST_CASE("queue: whoever waits too long, or finds it full, is told when to come
   const stand_in program;
   auto settings = living(program, 1);
   settings.max_queue = 1;
-  settings.queue_timeout = 400ms * slowness;
+  settings.queue_timeout = 2s * slowness;
   const running_proxy proxy(settings);
   connection holder(proxy.port());
   holder.post("/v1/chat/completions", chat_asking("hang after=1", true).dump());
@@ -661,14 +666,14 @@ TEST_CASE("sessions: they survive a restart, privately, and torn files do no har
 TEST_CASE("sessions: one that nobody uses expires, of the store too") {
   const stand_in program;
   auto settings = living(program);
-  settings.session_ttl = 300ms * slowness;
+  settings.session_ttl = 2s * slowness;
   settings.session_directory = program.folder() + "/sessions";
   {
     const running_proxy proxy(settings);
     const session_chat chat{&proxy, "one"};
     chat.who("secret-1");
     CHECK(get(proxy, "/v1/sessions")["total"] == 1);
-    std::this_thread::sleep_for(400ms * slowness);
+    std::this_thread::sleep_for(2100ms * slowness);
     CHECK(get(proxy, "/v1/sessions")["total"] == 0);
   }
   settings.session_ttl = 1h;

@@ -331,11 +331,12 @@ TEST_CASE("response store: one that has ended stays as it is when it is cancelle
 // ---- limits ------------------------------------------------------------------------------------
 
 TEST_CASE("response store: responses expire with the time, but not while they are under way") {
-  fixture kept(30ms);
+  fixture kept;
   kept.answer("r1", input(item("a", "in_1")));
   const auto running = kept.store.begin("me", parsed(input(item("b"))), begun("r2"));
   CHECK(kept.knows("r1"));
-  std::this_thread::sleep_for(60ms);
+  kept.settings.session_ttl = 10ms;
+  std::this_thread::sleep_for(20ms);
   CHECK_FALSE(kept.knows("r1"));
   CHECK_FALSE(kept.store.input_items("me", "r1"));
   CHECK_FALSE(kept.store.remove("me", "r1"));
@@ -346,10 +347,10 @@ TEST_CASE("response store: responses expire with the time, but not while they ar
 }
 
 TEST_CASE("response store: a conversation that goes on does not expire") {
-  fixture kept(200ms);
+  fixture kept(1500ms);
   kept.answer("r0", input(item("0")));
   for (int i = 1; i <= 5; ++i) {
-    std::this_thread::sleep_for(80ms);
+    std::this_thread::sleep_for(400ms);
     const auto body = input(item(std::to_string(i)), "r" + std::to_string(i - 1));
     REQUIRE_NOTHROW(kept.expanded(body));
     kept.answer("r" + std::to_string(i), body);
@@ -402,10 +403,10 @@ TEST_CASE("response store: whoever keeps most gives up his own, not another clie
 }
 
 TEST_CASE("response store: what has expired pushes nothing out") {
-  fixture kept(100ms);
+  fixture kept(3s);
   const std::string large(40 * 1024 * 1024, 'x');
   kept.answer("old", input(item(large)));
-  std::this_thread::sleep_for(120ms);
+  std::this_thread::sleep_for(3100ms);
   kept.answer("new", input(item(large)));
   CHECK(kept.knows("new"));
   CHECK_FALSE(kept.knows("old"));
